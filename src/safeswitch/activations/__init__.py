@@ -1,0 +1,1 @@
+"""Recording hidden states at chosen layers and positions. Knows nothing of labels."""

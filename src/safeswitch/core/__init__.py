@@ -1,0 +1,1 @@
+"""Shared frozen vocabulary, error tree, registry and artefact format. Knows nothing of torch models."""

@@ -1,0 +1,75 @@
+"""Every error that SafeSwitch raises on purpose.
+
+    SafeSwitchError
+    ├── DataError            a row, file or label that cannot be used
+    ├── ModelError           a model that lacks what is needed (head, blocks, chat template, layer)
+    │   └── ContextLengthError   a prompt that does not fit the context
+    ├── FitError             training data or settings from which nothing can be learned
+    │   └── NotFittedError       score or save before fit
+    ├── ActivationError      recorded states that are not finite, or missing
+    ├── GateError            a prober that could not run while the gate was failing closed
+    ├── ArtifactError        a bundle or store that is damaged, truncated or of an unknown format
+    │   └── FingerprintError     a bundle fitted on another model
+    └── SettingError         an option outside its allowed values
+
+Each message says what was wrong, where, and what is allowed.
+"""
+
+from __future__ import annotations
+
+
+class SafeSwitchError(Exception):
+    """Base class: catch this to catch every deliberate error of the library."""
+
+
+class DataError(SafeSwitchError):
+    """A row, file or label that cannot be used."""
+
+
+class ModelError(SafeSwitchError):
+    """A model that lacks what is needed."""
+
+
+class ContextLengthError(ModelError):
+    """A prompt that does not fit into the model's context."""
+
+
+class FitError(SafeSwitchError):
+    """Data or settings from which nothing can be learned."""
+
+
+class NotFittedError(FitError):
+    """``score`` or ``save`` was called before ``fit``."""
+
+
+class ActivationError(SafeSwitchError):
+    """Recorded states that are missing or not finite."""
+
+
+class GateError(SafeSwitchError):
+    """A prober could not run and the gate was told to raise."""
+
+
+class ArtifactError(SafeSwitchError):
+    """A bundle or store that is damaged, truncated or of an unknown format."""
+
+
+class FingerprintError(ArtifactError):
+    """A bundle that was fitted on another model."""
+
+
+class SettingError(SafeSwitchError):
+    """An option outside its allowed values."""
+
+
+def check_choice(owner: str, name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise :class:`SettingError` naming parameter, owner, allowed values and the value got."""
+    if value not in allowed:
+        options = ", ".join(repr(a) for a in allowed)
+        raise SettingError(f"{owner}: {name} must be one of {options}; got {value!r}")
+
+
+def check_range(owner: str, name: str, value: float, low: float, high: float) -> None:
+    """Raise :class:`SettingError` unless ``low <= value <= high`` (NaN is refused)."""
+    if not low <= value <= high:
+        raise SettingError(f"{owner}: {name} must lie in [{low}, {high}]; got {value!r}")

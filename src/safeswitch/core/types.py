@@ -1,0 +1,221 @@
+"""Frozen vocabulary shared by every folder: messages, examples, read points, decisions.
+
+Knows nothing of torch, tokenizers or files.
+
+Layer numbers follow ``output_hidden_states`` of transformers: 0 is the embedding, ``i`` the output of block
+``i``, and ``num_layers`` (or -1) the state *after* the final norm, which is the input of the LM head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from safeswitch.core.errors import DataError, SettingError, check_choice
+
+Role = Literal["system", "user", "assistant"]
+Label = Literal["safe", "unsafe"]
+PositionKind = Literal["prompt_end", "pilot", "window"]
+
+ROLES: tuple[str, ...] = ("system", "user", "assistant")
+LABELS: tuple[str, ...] = ("safe", "unsafe")
+POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "window")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise DataError(f"message role must be one of {', '.join(ROLES)}; got {self.role!r}")
+        if not isinstance(self.content, str):
+            raise DataError(f"message content must be text; got {type(self.content).__name__}")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One request with what is known about it.
+
+    Args:
+        id: Unique within its data set.
+        messages: The conversation; the last turn is the user's.
+        label: What the request deserves (``unsafe``: should not be fulfilled), not what a model replied.
+        category: Harm category or task name.
+        source: Data set or generator; what leave-one-source-out leaves out.
+        group: Examples with the same group stay on one side of every split.
+        wrapper: Name of the jailbreak wrapper, empty when there is none.
+        reply: A target reply (a refusal for head training, an answer for tasks).
+        answers: Accepted answers of a checkable task.
+        meta: Anything else, as flat text.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    label: Label
+    category: str = ""
+    source: str = ""
+    group: str = ""
+    wrapper: str = ""
+    reply: str | None = None
+    answers: tuple[str, ...] = ()
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.label not in LABELS:
+            raise DataError(f"example {self.id!r}: label must be one of {', '.join(LABELS)}; got {self.label!r}")
+        if not self.messages:
+            raise DataError(f"example {self.id!r}: has no messages")
+        if self.messages[-1].role != "user":
+            raise DataError(f"example {self.id!r}: the last message must be the user's")
+        if not self.messages[-1].content.strip():
+            raise DataError(f"example {self.id!r}: the user's message is empty")
+
+    @property
+    def prompt(self) -> str:
+        """The last user turn."""
+        return self.messages[-1].content
+
+    @property
+    def unsafe(self) -> bool:
+        return self.label == "unsafe"
+
+
+Prompt = str | Sequence[Message] | Sequence[Mapping[str, str]] | Example
+
+
+def as_messages(prompt: Prompt) -> tuple[Message, ...]:
+    """Turn any accepted form of a prompt into messages; a plain string is one user turn.
+
+    Raises:
+        DataError: an empty prompt, or a turn without role and content.
+    """
+    if isinstance(prompt, Example):
+        return prompt.messages
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise DataError("the prompt is empty; give at least one character that is not white space")
+        return (Message("user", prompt),)
+    messages: list[Message] = []
+    for i, turn in enumerate(prompt):
+        if isinstance(turn, Message):
+            messages.append(turn)
+        elif isinstance(turn, Mapping) and "role" in turn and "content" in turn:
+            messages.append(Message(turn["role"], turn["content"]))  # type: ignore[arg-type]
+        else:
+            raise DataError(f"turn {i} of the prompt needs 'role' and 'content'; got {turn!r}")
+    if not messages:
+        raise DataError("the prompt has no messages")
+    if messages[-1].role == "user" and not messages[-1].content.strip():
+        raise DataError("the last user message is empty")
+    return tuple(messages)
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """Where in a sequence a state is read.
+
+    Args:
+        kind: ``prompt_end`` is the last prompt token (its state predicts the first reply token); ``pilot`` the
+            state after ``index`` reply tokens have been fed (``index`` 0 equals ``prompt_end``); ``window`` the
+            last ``index`` prompt tokens, each on its own (0: all of them).
+        index: Pilot token count k, or window length in tokens.
+    """
+
+    kind: PositionKind
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("Position", "kind", self.kind, POSITION_KINDS)
+        if self.index < 0:
+            raise SettingError(f"Position: index must be 0 or more; got {self.index}")
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "prompt_end" else f"{self.kind}:{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """Read the form that ``str`` writes: ``prompt_end``, ``pilot:3``, ``window:16``."""
+        kind, _, index = text.partition(":")
+        if index and not index.isdigit():
+            raise SettingError(f"Position: index must be a whole number; got {text!r}")
+        return cls(kind, int(index or 0))  # type: ignore[arg-type]
+
+
+PROMPT_END = Position("prompt_end")
+
+
+@dataclass(frozen=True, order=True)
+class ReadPoint:
+    """A layer at a position. ``layer`` is resolved (0..num_layers); see the module text for the numbering."""
+
+    layer: int
+    position: Position = PROMPT_END
+
+    def __str__(self) -> str:
+        return f"{self.layer}@{self.position}"
+
+    @classmethod
+    def parse(cls, text: str) -> ReadPoint:
+        """Read the form that ``str`` writes: ``4@pilot:3``."""
+        layer, _, position = text.partition("@")
+        if not layer.isdigit():
+            raise SettingError(f"ReadPoint: expected 'layer@position'; got {text!r}")
+        return cls(int(layer), Position.parse(position or "prompt_end"))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate decided on one request, and on what grounds.
+
+    Args:
+        fired: Whether the actuator took over.
+        stage: The stage that decided: ``none`` (no gate), ``always``, ``stage1``, ``stage2``, ``watch``, ``error``.
+        scores: Score in [0, 1] by stage name, for the stages that ran.
+        thresholds: Threshold in force by stage name (``product`` under the product rule).
+        rule: Gate rule in force.
+        token_index: Reply tokens that had been decoded when the decision fell (0: at the prompt's end).
+        actuator: Name of the action in force for the request; ``none`` when nothing was changed.
+        latency_s: Wall seconds that reading and scoring took, shared evenly by the rows of the batch.
+        error: Why a prober could not run, when it could not.
+    """
+
+    fired: bool
+    stage: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    rule: str = "and"
+    token_index: int = 0
+    actuator: str = "none"
+    latency_s: float = 0.0
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        row = asdict(self)
+        row["scores"] = dict(self.scores)
+        row["thresholds"] = dict(self.thresholds)
+        return row
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One generated reply.
+
+    Args:
+        text: What the user may see: never pilot text of a switched request.
+        token_ids: The reply's tokens, end-of-sequence token included when it was produced.
+        finish_reason: ``stop`` (end token or stop string) or ``length``.
+        decision: The gate's record.
+        prompt_tokens: Length of the templated prompt.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+    decision: Decision
+    prompt_tokens: int

@@ -1,0 +1,1 @@
+"""Prompt schema, readers, splits, leakage checks. Knows nothing of models."""

@@ -1,0 +1,1 @@
+"""Loading models, finding their parts, chat templates. Knows nothing of what is read from them."""

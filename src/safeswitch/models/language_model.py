@@ -1,0 +1,184 @@
+"""A loaded model with its tokenizer: the one object that everything else is given.
+
+Knows loading, chat templates, layer numbers and what the architecture can do (traits). Knows nothing of probers,
+switches or decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from safeswitch.core.errors import ContextLengthError, ModelError, SettingError
+from safeswitch.core.types import Prompt, as_messages
+from safeswitch.models.fingerprint import fingerprint
+from safeswitch.models.locate import Parts, locate
+from safeswitch.models.traits import Traits, find_traits
+
+
+class LanguageModel:
+    """A decoder-only language model and its tokenizer.
+
+    Args:
+        model: A loaded ``transformers`` causal LM; it is put into eval mode.
+        tokenizer: Its tokenizer.
+        model_id: Folder or hub id, for the record.
+        revision: Hub revision, for the record.
+        chat_template: A Jinja template to use instead of the tokenizer's; ``"plain"`` joins the turns' text with line
+            breaks, for base models.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        model_id: str = "",
+        revision: str | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.model_id = model_id or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.revision = revision
+        self.chat_template = chat_template
+        self.parts: Parts = locate(model)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | None = None,
+        chat_template: str | None = None,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> LanguageModel:
+        """Load a hub id or a local folder; ``kwargs`` (``dtype``, ``device_map``, ``quantization_config``, ...) go to
+        ``AutoModelForCausalLM.from_pretrained``.
+
+        Raises:
+            ModelError: nothing loadable there.
+        """
+        shared = {
+            "revision": revision, "token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code,
+        }
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(str(model), **shared, **kwargs)
+            tokenizer = AutoTokenizer.from_pretrained(str(model), **shared)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"cannot load a causal language model from {str(model)!r}: {error}") from error
+        return cls(loaded, tokenizer, model_id=str(model), revision=revision, chat_template=chat_template)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks; layer number ``num_layers`` is the state after the final norm."""
+        return len(self.parts.blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d of the LM head's input."""
+        head: nn.Module = self.parts.head
+        size = getattr(head, "in_features", None)
+        return int(size) if size is not None else int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the LM head."""
+        size = getattr(self.parts.head, "out_features", None)
+        return int(size) if size is not None else int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where input tokens go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def context_length(self) -> int | None:
+        """Largest number of tokens the model takes, or None when its config sets no limit."""
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the weights, see :func:`safeswitch.models.fingerprint.fingerprint`."""
+        return fingerprint(self.model)
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What the architecture can do, found by running a few tokens through it."""
+        return find_traits(self.model)
+
+    def layer(self, index: int) -> int:
+        """Resolve a layer number, counting from the end when negative.
+
+        Raises:
+            SettingError: outside ``-(num_layers + 1) .. num_layers``.
+        """
+        count = self.num_layers + 1
+        if not -count <= index < count:
+            raise SettingError(f"layer {index} does not exist: {self.model_id} has layers 0..{count - 1} (or -1..-{count})")
+        return index % count
+
+    def encode(self, prompts: Sequence[Prompt], *, room: int = 0) -> list[list[int]]:
+        """Token ids of each prompt through the chat template, ready for the reply's first token.
+
+        Args:
+            prompts: Text, messages or examples.
+            room: Reply tokens that must still fit into the context.
+
+        Raises:
+            ModelError: no chat template.
+            ContextLengthError: a prompt that does not fit.
+        """
+        rows = [self._encode_one(prompt) for prompt in prompts]
+        limit = self.context_length
+        for i, row in enumerate(rows):
+            if limit is not None and len(row) + room > limit:
+                raise ContextLengthError(
+                    f"prompt {i} has {len(row)} tokens and {room} reply tokens are asked for, but {self.model_id} "
+                    f"takes {limit} in all; shorten the prompt or ask for at most {max(0, limit - len(row))} new tokens"
+                )
+        return rows
+
+    def _encode_one(self, prompt: Prompt) -> list[int]:
+        messages = as_messages(prompt)
+        if self.chat_template == "plain":
+            return list(self.tokenizer("\n".join(m.content for m in messages))["input_ids"])
+        if not (self.chat_template or self.tokenizer.chat_template):
+            raise ModelError(
+                f"{self.model_id} has no chat template; give one with chat_template=..., or chat_template='plain' to "
+                "send the bare text of a base model"
+            )
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        encoded = self.tokenizer.apply_chat_template(
+            turns, chat_template=self.chat_template, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return list(encoded["input_ids"])
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Left-pad token rows to one batch: ids ``[n, t]`` and attention mask ``[n, t]``, on the model's device."""
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.pad_token_id, dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+            mask[i, width - len(row) :] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    @property
+    def pad_token_id(self) -> int:
+        """The tokenizer's pad token, else its end token, else 0: padding is always masked."""
+        for token_id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token_id is not None:
+                return int(token_id)
+        return 0

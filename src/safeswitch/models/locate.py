@@ -1,0 +1,50 @@
+"""Find the parts of a decoder-only model by their shape, not by their family.
+
+Backbone: the module that maps tokens to final-norm states. Blocks: the list of its transformer layers. Head: the output
+embedding. Knows nothing of tokenizers or of what is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from safeswitch.core.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The places where states are read and logits changed."""
+
+    backbone: nn.Module
+    blocks: nn.ModuleList
+    head: nn.Module
+    tied: bool
+
+
+def locate(model: PreTrainedModel) -> Parts:
+    """Find backbone, blocks and LM head of ``model``.
+
+    Raises:
+        ModelError: an encoder-decoder, a model without LM head, or one whose block list cannot be told.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} is an encoder-decoder; only decoder-only models are supported")
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{name} has no LM head (get_output_embeddings() is None); load it as AutoModelForCausalLM")
+    backbone = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    if backbone is None or backbone is model:
+        backbone = model.base_model
+    if backbone is model:
+        raise ModelError(f"{name}: cannot tell the backbone from the model")
+    depth = model.config.get_text_config().num_hidden_layers
+    lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not lists:
+        raise ModelError(f"{name}: found no list of {depth} blocks below {type(backbone).__name__}")
+    embedding = model.get_input_embeddings()
+    tied = embedding is not None and getattr(head, "weight", None) is getattr(embedding, "weight", object())
+    return Parts(backbone, lists[0], head, tied)

@@ -1,0 +1,85 @@
+"""The contract of every prober, and the table they are registered in.
+
+Knows nothing of models, gates or files on disk (only of tensors and a plain-JSON config).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import FitError
+from safeswitch.core.registry import Registry
+from safeswitch.core.types import ReadPoint
+
+PROBERS: Registry[type[Prober]] = Registry("prober")
+
+
+class Prober(ABC):
+    """Reads states at ``points`` and says how likely a request is of the positive class.
+
+    The constructor stores, ``fit`` checks and learns (learned names end in ``_``) and returns self; a fitted prober is
+    never changed by ``score``. ``fit`` with the same data and seed gives the same prober.
+    """
+
+    kind: ClassVar[str]
+    points: tuple[ReadPoint, ...]
+
+    @abstractmethod
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: tuple[Activations, Tensor] | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Learn from ``acts`` (n requests) and ``labels`` ``[n]`` bool.
+
+        Raises:
+            FitError: labels of one class only, of another length, or no data.
+            ActivationError: states that are missing or not finite.
+        """
+
+    @abstractmethod
+    def score(self, acts: Activations) -> Tensor:
+        """Probability of the positive class, float32 ``[n]`` on the states' device.
+
+        NaN in a row's states must give NaN in its score: the gate decides what that means.
+
+        Raises:
+            NotFittedError: before ``fit``.
+        """
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """``(config, tensors)``: plain JSON and tensors from which :meth:`from_state` rebuilds the prober."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`."""
+
+
+def check_labels(acts: Activations, labels: Tensor, owner: str) -> Tensor:
+    """Return ``labels`` as bool ``[n]`` after the checks that every ``fit`` makes."""
+    flat = torch.as_tensor(labels).flatten().bool().cpu()
+    if len(flat) != len(acts):
+        raise FitError(f"{owner}: {len(acts)} requests but {len(flat)} labels")
+    positives = int(flat.sum())
+    if positives == 0 or positives == len(flat):
+        raise FitError(
+            f"{owner}: needs both classes; got {positives} positive and {len(flat) - positives} negative labels"
+        )
+    acts.check_finite()
+    return flat
+
+
+def prober_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prober:
+    """Rebuild whatever prober wrote ``config`` (its ``kind`` names the class)."""
+    return PROBERS[str(config.get("kind"))].from_state(config, tensors)
