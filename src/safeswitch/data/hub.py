@@ -1,0 +1,39 @@
+"""Rows of a data set on the hub. ``datasets`` is optional and imported on first use.
+
+Knows nothing of the schema.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from safeswitch.core.errors import DataError
+
+
+def hub_rows(
+    name: str, *, split: str = "train", config: str | None = None, revision: str | None = None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Numbered rows (from 1) of ``split`` of the hub data set ``name``.
+
+    Args:
+        name: ``owner/name``.
+        split: Split to read.
+        config: Configuration (subset) name, for data sets with several.
+        revision: Commit or tag.
+
+    Raises:
+        DataError: ``datasets`` is not installed, or it cannot load the data set.
+    """
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise DataError(
+            f"reading {name!r} from the hub needs the package 'datasets': pip install 'safeswitch[eval]'"
+        ) from error
+    try:
+        rows = datasets.load_dataset(name, config, split=split, revision=revision)
+    except Exception as error:  # the hub client raises many kinds; all mean "cannot be read"
+        raise DataError(f"cannot load split {split!r} of hub data set {name!r}: {error}") from error
+    yield from enumerate(rows, 1)

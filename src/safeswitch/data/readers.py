@@ -1,0 +1,138 @@
+"""Examples from JSONL and CSV files and from the hub, with every fault of a source reported at once.
+
+Knows files. The schema is in :mod:`safeswitch.data.rows`; knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safeswitch.core.errors import DataError, SettingError, check_choice
+from safeswitch.core.types import LABELS, Example
+from safeswitch.data.hub import hub_rows
+from safeswitch.data.rows import CONTEXT_ROLES, ContextRole, to_example
+
+_SUFFIXES = (".jsonl", ".ndjson", ".csv")
+_SHOWN_FAULTS = 20
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+Row = tuple[int, Mapping[str, Any] | str]
+
+
+def read_examples(
+    source: str | Path,
+    *,
+    label: str | None = None,
+    limit: int | None = None,
+    prompt_field: str = "prompt",
+    context: ContextRole = "auto",
+    category: str | None = None,
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+) -> list[Example]:
+    """Read a ``.jsonl`` or ``.csv`` file, or a hub data set ``owner/name``.
+
+    Args:
+        source: File, or hub id. What exists on disk, or ends in a known suffix, is a file.
+        label: ``safe`` or ``unsafe`` for rows that carry no label.
+        limit: Read only the first so many rows.
+        prompt_field: Field that holds the prompt (``goal`` in AdvBench's CSV, for one).
+        context: Where a row's ``context`` goes: ``prompt`` (in front of it), ``system`` (as system message), or
+            ``auto``: system for prompt-injection rows, prompt for all others.
+        category: Category of rows that carry none.
+        split, config, revision: For hub data sets.
+
+    Returns:
+        The examples, in file order.
+
+    Raises:
+        DataError: no such file, unknown suffix, nothing in it, or unusable rows: all of them in one message (the first
+            20 spelled out), each with file, line, field and what is allowed.
+        SettingError: an argument outside its allowed values.
+    """
+    check_choice("read_examples", "context", context, CONTEXT_ROLES)
+    if label is not None:
+        check_choice("read_examples", "label", label, LABELS)
+    if limit is not None and limit < 1:
+        raise SettingError(f"read_examples: limit must be 1 or more; got {limit}")
+    rows, origin = _open(source, split, config, revision)
+    examples: list[Example] = []
+    faults: list[str] = []
+    seen: dict[str, int] = {}
+    for number, row in rows:
+        if limit is not None and len(examples) + len(faults) >= limit:
+            break
+        try:
+            if isinstance(row, str):
+                raise DataError(row)
+            example = to_example(
+                row, number=number, origin=origin, label=label, prompt_field=prompt_field, context=context
+            )
+            if example.id in seen:
+                raise DataError(f"field 'id': {example.id!r} was used on line {seen[example.id]} already")
+        except DataError as error:
+            faults.append(f"{source}, line {number}: {error}")
+            continue
+        seen[example.id] = number
+        examples.append(example if example.category or not category else replace(example, category=category))
+    if faults:
+        raise DataError(_report(faults))
+    if not examples:
+        raise DataError(f"{source} holds no rows")
+    return examples
+
+
+def _report(faults: list[str]) -> str:
+    more = len(faults) - _SHOWN_FAULTS
+    head = f"{len(faults)} unusable row{'s' if len(faults) > 1 else ''}:\n  "
+    return head + "\n  ".join(faults[:_SHOWN_FAULTS]) + (f"\n  and {more} more" if more > 0 else "")
+
+
+def _open(source: str | Path, split: str, config: str | None, revision: str | None) -> tuple[Iterator[Row], str]:
+    path = Path(source)
+    if not path.exists() and path.suffix not in _SUFFIXES and _HUB_ID.fullmatch(str(source)):
+        return hub_rows(str(source), split=split, config=config, revision=revision), str(source)
+    if not path.is_file():
+        raise DataError(f"{source} is not a file; give a {', '.join(_SUFFIXES)} file or a hub id 'owner/name'")
+    if path.suffix not in _SUFFIXES:
+        raise DataError(f"{source}: unknown file type {path.suffix!r}; known: {', '.join(_SUFFIXES)}")
+    return (_csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path)), path.stem
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    """Line number and object; a line that is no object comes as the text of its fault."""
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                try:
+                    value = json.loads(line)
+                except json.JSONDecodeError as error:
+                    yield number, f"not valid JSON: {error}"
+                    continue
+                yield number, value if isinstance(value, dict) else f"must be an object; got {type(value).__name__}"
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} as UTF-8 text: {error}") from error
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """Line number at which the row ends and its fields; rows with too many cells come as the text of their fault."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            for row in reader:
+                extra: Any = row.pop(None, None)
+                if extra:
+                    yield reader.line_num, f"has {len(extra)} cells more than the header has names"
+                    continue
+                yield reader.line_num, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path} as CSV in UTF-8: {error}") from error

@@ -1,0 +1,179 @@
+"""Reading and writing examples: the schema, the defaults, and faults reported together."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from safeswitch.core.errors import DataError, SettingError
+from safeswitch.core.types import Example, Message
+from safeswitch.data.readers import read_examples
+from safeswitch.data.writers import data_hash, write_examples
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared benchmark prompts are not on this machine")
+
+
+def lines(path: Path, *rows: Any) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+def test_a_full_row_is_read_field_by_field(tmp_path: Path) -> None:
+    row = {
+        "id": "a", "prompt": "hi", "label": "safe", "category": "c", "source": "s", "group": "g", "wrapper": "w",
+        "reply": "yes", "answers": ["1", 2], "lang": "en", "variant": "v", "reference": "r",
+    }
+    (example,) = read_examples(lines(tmp_path / "x.jsonl", row))
+    assert example == Example(
+        "a", (Message("user", "hi"),), "safe", "c", "s", "g", "w", "yes", ("1", "2"),
+        {"lang": "en", "variant": "v", "reference": "r"},
+    )
+
+
+def test_defaults_fill_label_id_source_and_category(tmp_path: Path) -> None:
+    path = lines(tmp_path / "mine.jsonl", {"prompt": "hi"}, "", {"prompt": "ho", "category": "k"})
+    first, second = read_examples(path, label="unsafe", category="all")
+    assert (first.label, first.id, first.source, first.category) == ("unsafe", "mine-1", "mine", "all")
+    assert (second.id, second.category) == ("mine-3", "k")
+
+
+def test_context_goes_in_front_of_the_prompt(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", {"prompt": "Sum it up.", "context": "A text.", "label": "safe"})
+    assert read_examples(path)[0].prompt == "A text.\n\n---\n\nSum it up."
+    assert read_examples(path, context="system")[0].messages[0] == Message("system", "A text.")
+
+
+def test_context_of_a_prompt_injection_is_the_system_message(tmp_path: Path) -> None:
+    row = {"prompt": "Forget it.", "context": "Guard it.", "label": "unsafe", "source": "X prompt_injection"}
+    (example,) = read_examples(lines(tmp_path / "x.jsonl", row))
+    assert [m.role for m in example.messages] == ["system", "user"]
+    assert read_examples(tmp_path / "x.jsonl", context="prompt")[0].prompt.startswith("Guard it.")
+
+
+def test_messages_are_read_and_a_list_reference_becomes_answers(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    path = lines(tmp_path / "x.jsonl", {"messages": turns, "label": "safe", "reference": ["p", "q"]})
+    (example,) = read_examples(path)
+    assert (example.prompt, example.answers, dict(example.meta)) == ("c", ("p", "q"), {})
+
+
+def test_csv_is_read_with_its_own_prompt_column(tmp_path: Path) -> None:
+    path = tmp_path / "adv.csv"
+    path.write_text('goal,target\n"one, two",x\n"line\nbreak",\n', encoding="utf-8")
+    first, second = read_examples(path, label="unsafe", prompt_field="goal")
+    assert (first.prompt, dict(first.meta)) == ("one, two", {"target": "x"})
+    assert (second.prompt, dict(second.meta)) == ("line\nbreak", {})
+
+
+def test_all_faults_are_reported_together_with_file_line_and_field(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "x.jsonl", {"prompt": "ok", "label": "safe", "id": "a"}, "{broken", {"label": "safe"},
+        {"prompt": "p", "label": "bad"}, {"prompt": "p", "label": "safe", "id": "a"}, "[1]", {"prompt": "p"},
+        {"prompt": " ", "label": "safe"}, {"messages": [{"role": "user"}], "label": "safe"},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "label": "safe"},
+    )
+    with pytest.raises(DataError) as caught:
+        read_examples(path)
+    text = str(caught.value)
+    assert text.startswith("9 unusable rows")
+    for expected in (
+        "x.jsonl, line 2: not valid JSON", "line 3: no prompt", "line 6: must be an object; got list",
+        "line 4: field 'label' must be safe or unsafe; got 'bad'",
+        "line 5: field 'id': 'a' was used on line 1", "line 7: field 'label' is missing",
+        "line 8: field 'prompt' is only white", "line 9: field 'messages': turn 0", "line 10: example 'x-10': the last",
+    ):
+        assert expected in text
+
+
+def test_only_the_first_twenty_faults_are_spelled_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="and 5 more"):
+        read_examples(lines(tmp_path / "x.jsonl", *[{"id": i} for i in range(25)]))
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "empty.jsonl", "header.csv", "odd.txt", "latin.jsonl", "long.csv"])
+def test_unusable_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "header.csv").write_text("prompt,label\n")
+    (tmp_path / "odd.txt").write_text("x")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}\n')
+    (tmp_path / "long.csv").write_text("prompt,label\na,safe,b\n")
+    with pytest.raises(DataError, match=name):
+        read_examples(tmp_path / name)
+
+
+def test_arguments_are_checked(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", {"prompt": "a"})
+    for wrong in ({"label": "bad"}, {"limit": 0}, {"context": "below"}):
+        with pytest.raises(SettingError, match="read_examples"):
+            read_examples(path, **wrong)  # type: ignore[arg-type]
+
+
+def test_limit_reads_only_the_first_rows(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", {"prompt": "a", "label": "safe"}, {"prompt": "b", "label": "safe"}, "{broken")
+    assert [e.prompt for e in read_examples(path, limit=2)] == ["a", "b"]
+
+
+def test_written_examples_read_back_equal(tmp_path: Path) -> None:
+    turns = (Message("system", "s"), Message("user", "naïve 日本"))
+    examples = [
+        Example("1", turns, "unsafe", "c", "s", "g", "w", "no", ("x",), {"lang": "ja", "id": "7"}),
+        Example("2", (Message("user", "plain"),), "safe", source="t"),
+    ]
+    write_examples(examples, tmp_path / "out.jsonl")
+    assert read_examples(tmp_path / "out.jsonl") == examples
+
+
+def test_the_hash_ignores_order_and_sees_every_field() -> None:
+    a, b = Example("1", (Message("user", "a"),), "safe"), Example("2", (Message("user", "b"),), "safe")
+    assert data_hash([a, b]) == data_hash([b, a])
+    assert len({data_hash([a, b]), data_hash([a]), data_hash([a, Example("2", b.messages, "unsafe")])}) == 3
+
+
+def test_hub_data_sets_go_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(*args: Any, **kwargs: Any) -> list[dict[str, str]]:
+        asked.append((args, kwargs))
+        return [{"goal": "x", "note": "n"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    (example,) = read_examples("owner/set", label="unsafe", prompt_field="goal", split="test", config="c", revision="r")
+    assert asked == [(("owner/set", "c"), {"split": "test", "revision": "r"})]
+    assert (example.id, example.source, dict(example.meta)) == ("owner/set-1", "owner/set", {"note": "n"})
+
+
+def test_a_missing_datasets_package_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'safeswitch\[eval\]'"):
+        read_examples("owner/set", label="safe")
+
+
+def test_a_failing_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("offline")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(DataError, match=r"'owner/set': offline"):
+        read_examples("owner/set", label="safe")
+
+
+@needs_shared
+def test_every_shared_benchmark_file_is_read() -> None:
+    for path in sorted(SHARED.glob("*.jsonl")):
+        examples = read_examples(path)
+        assert len(examples) == path.read_bytes().count(b"\n")
+
+
+@needs_shared
+def test_shared_context_rows_follow_their_benchmark() -> None:
+    injections = read_examples(SHARED / "cyberseceval_prompt_injection.jsonl")
+    assert all(e.messages[0].role == "system" and len(e.messages) == 2 for e in injections)
+    behaviours = read_examples(SHARED / "harmbench.jsonl")
+    assert sum("\n\n---\n\n" in e.prompt for e in behaviours) == 40
+    assert all(len(e.messages) == 1 for e in behaviours)
