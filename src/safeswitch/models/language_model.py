@@ -6,6 +6,7 @@ switches or decoding.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,8 @@ class LanguageModel:
         self.revision = revision
         self.chat_template = chat_template
         self.parts: Parts = locate(model)
+        self.lock = threading.RLock()
+        """Held by whoever has hooks on the model."""
 
     @classmethod
     def load(

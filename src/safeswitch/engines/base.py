@@ -1,0 +1,27 @@
+"""What every engine offers: prompts and a switch in, replies with decisions out.
+
+Knows nothing of how a back end computes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from safeswitch.core.types import Prompt, Reply
+from safeswitch.switch.switch import Switch
+
+
+class Engine(ABC):
+    """Runs prompts through a model under a switch."""
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Any) -> list[Reply]:
+        """One reply per prompt, in order; without a switch the untouched model answers.
+
+        Args:
+            prompts: Texts, message lists or examples.
+            switch: What to read, how to decide, what to do.
+            options: ``max_new_tokens``, ``do_sample``, ``temperature``, ``seed`` and what else the back end takes.
+        """

@@ -1,0 +1,146 @@
+"""The decoding loop: a whole batch in lockstep, rows taken back to the end of their prompt when they switch late.
+
+``transformers`` prepares everything (processors, criteria, cache) and calls this loop through ``custom_generate``, so every
+decoding option means what it means there. A row that switches after t reply tokens has those t cached positions masked out
+and its position counter set back; its tokens are shifted right, so that processors and stopping criteria, which are called
+on the columns from ``offset`` on, see the row exactly as if it had been run alone.
+
+Letters: b rows, T padded prompt length, V vocabulary. Knows nothing of probers or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+
+from safeswitch.engines.rows import Rows
+
+
+class Listener(Protocol):
+    """Is told of every step, so that decided text can be shown early."""
+
+    def step(self, tokens: Tensor, turned: Tensor) -> None:
+        """``tokens`` ``[b]`` just chosen (real where ``rows.valid``); ``turned``: rows just taken back."""
+
+
+class Loop:
+    """One batch through the decoding loop.
+
+    Args:
+        rows: The gate at work on the batch.
+        seeds: One sampling seed per row, or None to draw from torch's global generator.
+        listener: Told of every step.
+    """
+
+    def __init__(self, rows: Rows, seeds: Sequence[int] | None = None, listener: Listener | None = None) -> None:
+        self.rows, self.seeds, self.listener = rows, seeds, listener
+        self.generators: list[torch.Generator] = []
+        self.offset = torch.zeros(0, dtype=torch.long)
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> list[list[int]]:
+        """Decode; returns the reply tokens of each row, end token included, padding removed."""
+        b, width = input_ids.shape
+        device = input_ids.device
+        if self.seeds is not None:
+            self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in self.seeds]
+        pad = generation_config._pad_token_tensor
+        pad_id = int(pad) if pad is not None else 0
+        alive = torch.ones(b, dtype=torch.bool, device=device)
+        self.offset = torch.zeros(b, dtype=torch.long)
+        ends = torch.full((b,), -1, dtype=torch.long)
+        rows = self.rows
+        first = True
+        while first or bool(alive.any()) or rows.owing:
+            inputs = model.prepare_inputs_for_generation(
+                input_ids, next_sequence_length=None if first else 1, is_first_iteration=first, **model_kwargs
+            )
+            outputs = model(**inputs, return_dict=True)
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=device)
+            del outputs
+            first = False
+            turned = self._turn_back(input_ids, width, alive, ends, pad_id, model_kwargs)
+            scores = self._per_offset(input_ids, alive, lambda ids, at: logits_processor(ids, logits[at]), logits)
+            tokens = self._choose(scores, generation_config.do_sample)
+            tokens = torch.where(alive, tokens, pad_id)
+            input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
+            rows.valid = alive.cpu()
+            rows.fed += 1
+            done = self._per_offset(input_ids, alive, lambda ids, at: stopping_criteria(ids, None), ~alive) & alive
+            ends[done.cpu()] = input_ids.shape[1]
+            alive = alive & ~done
+            rows.alive = alive.cpu()
+            if self.listener is not None:
+                self.listener.step(tokens, turned)
+        return self._replies(input_ids, width, ends)
+
+    def _turn_back(
+        self, input_ids: Tensor, width: int, alive: Tensor, ends: Tensor, pad_id: int, model_kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Take rows that have just fired back to the end of their prompt; ``input_ids`` is changed in place."""
+        rows = self.rows
+        turned = rows.turned
+        if not len(turned):
+            return turned
+        if not rows.in_place:
+            alive[turned.to(alive.device)] = False
+            ends[turned] = 0
+            return turned
+        at = turned.to(input_ids.device)
+        fed = input_ids.shape[1] - width
+        if model_kwargs.get("attention_mask") is None:
+            model_kwargs["attention_mask"] = torch.ones_like(input_ids)
+        model_kwargs["attention_mask"][at, width : width + fed] = 0
+        if model_kwargs.get("position_ids") is not None:
+            lengths = torch.tensor([rows.lengths[int(row)] for row in turned], device=input_ids.device)
+            model_kwargs["position_ids"][..., at, -1] = lengths - 1
+        prompts = input_ids[at, :width].clone()
+        input_ids[at, fed:] = prompts
+        input_ids[at, :fed] = pad_id
+        self.offset[turned] = fed
+        ends[turned] = -1
+        alive[at] = True
+        for row in turned.tolist() if self.generators else ():
+            assert self.seeds is not None
+            self.generators[row].manual_seed(self.seeds[row])
+        return turned
+
+    def _per_offset(
+        self, input_ids: Tensor, alive: Tensor, call: Callable[[Tensor, Any], Tensor], out: Tensor
+    ) -> Tensor:
+        """Call on groups of rows of equal offset, each as wide as if it had never been taken back."""
+        if not bool(self.offset.any()):
+            return call(input_ids, slice(None))
+        result = out.clone()
+        for offset in self.offset.unique().tolist():
+            at = (self.offset == offset).nonzero().flatten().to(input_ids.device)
+            result[at] = call(input_ids[at, offset:], at)
+        return result
+
+    def _choose(self, scores: Tensor, do_sample: bool) -> Tensor:
+        if not do_sample:
+            return scores.argmax(-1)
+        probabilities = torch.softmax(scores, -1)
+        if not self.generators:
+            return torch.multinomial(probabilities, 1).squeeze(1)
+        draws = [
+            torch.multinomial(probabilities[i : i + 1], 1, generator=generator)
+            for i, generator in enumerate(self.generators)
+        ]
+        return torch.cat(draws).squeeze(1)
+
+    def _replies(self, input_ids: Tensor, width: int, ends: Tensor) -> list[list[int]]:
+        tokens = input_ids.tolist()
+        return [tokens[i][width + int(self.offset[i]) : int(ends[i])] if ends[i] > 0 else [] for i in range(len(tokens))]

@@ -1,0 +1,234 @@
+"""The switch at work on one batch: reads states, asks the gate, changes the logits of the rows that have fired.
+
+Everything happens inside one forward hook on the LM head, so that whatever a model does to its raw logits afterwards
+(soft caps, scaling) is done alike to both heads, and rows that have not fired are never touched. When stage 2 fires after
+k pilot tokens, the row's logits are computed from the state kept from its prompt's end: the refusal starts in the same
+forward pass, with no second prefill.
+
+Letters: b rows, d hidden size, V vocabulary, t reply tokens fed. Knows nothing of caches, masks or sampling.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from safeswitch.activations.record import Reader
+from safeswitch.activations.states import Activations
+from safeswitch.core.types import Decision, ReadPoint
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.switch.actuators import Actuator, HeadActuator
+from safeswitch.switch.gate import Gate, Verdict
+
+
+class Rows:
+    """State of the gate for each of b rows.
+
+    Args:
+        lm: The model.
+        gate: What decides.
+        actuator: What is done to rows that fire; a ``prompt`` or ``body`` actuator is left to the caller, who finds the
+            rows in ``fired``.
+        lengths: Prompt tokens of each row.
+        texts: Plain text of each request, for readers of text.
+        in_place: Whether a row that fires late may be taken back inside this batch; else it only stops here.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        gate: Gate,
+        actuator: Actuator,
+        lengths: Sequence[int],
+        texts: Sequence[str],
+        *,
+        in_place: bool,
+    ) -> None:
+        self.gate, self.actuator = gate, actuator
+        self.head = actuator if isinstance(actuator, HeadActuator) else None
+        self.in_place = in_place and self.head is not None
+        self.lengths, self.texts = lengths, tuple(texts)
+        n = len(lengths)
+        self.fired = torch.zeros(n, dtype=torch.bool)
+        self.pending = torch.zeros(n, dtype=torch.bool)
+        self.decisions = [Decision(False, "none", thresholds=gate.thresholds(), rule=gate.rule) for _ in range(n)]
+        self.fed = 0
+        self.valid = torch.ones(n, dtype=torch.bool)
+        self.alive = torch.ones(n, dtype=torch.bool)
+        self.turned: Tensor = torch.zeros(0, dtype=torch.long)
+        self._lm = lm
+        self._top = lm.num_layers
+        self._stage1 = torch.zeros(n)
+        self._last: dict[int, Tensor] = {}
+        self._pilot: dict[ReadPoint, Tensor] = {}
+        self._prompt: Activations | None = None
+        self._prompt_head_input: Tensor | None = None
+        self._handle: Any = None
+        inner = [layer for layer in gate.layers if layer != self._top]
+        self._windows: dict[int, int] = {}
+        for point in gate.prompt_points:
+            if point.position.kind == "window":
+                width = point.position.index or max(lengths)
+                self._windows[point.layer] = max(width, self._windows.get(point.layer, 0))
+        layers = sorted({*inner, *([self._top] if self._top in self._windows else [])})
+        self._reader = Reader(lm, layers, self._keep) if layers else None
+
+    def __enter__(self) -> Rows:
+        if self._reader is not None:
+            self._reader.__enter__()
+        try:
+            self._handle = self._lm.parts.head.register_forward_hook(self._on_head)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        if self._reader is not None:
+            self._reader.__exit__(None, None, None)
+
+    @property
+    def owing(self) -> bool:
+        """Whether a finished row still waits for a verdict, so that the loop must feed one more token."""
+        return bool(self.pending.any()) or bool((self._watched & ~self.alive).any())
+
+    @property
+    def _watched(self) -> Tensor:
+        """``[b]`` bool: rows whose newest token the watch may judge."""
+        if self.gate.watch is None:
+            return torch.zeros_like(self.fired)
+        return ~self.fired & ~self.pending & self.valid
+
+    def _keep(self, layer: int, hidden: Tensor) -> Tensor:
+        """What is kept of one layer's output ``[b, t, d]``: its prompt window, or its last token ``[b, 1, d]``."""
+        if self.fed == 0 and layer in self._windows:
+            return hidden[:, -self._windows[layer] :]
+        return hidden[:, -1:]
+
+    def _on_head(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        hidden, logits = args[0][:, -1], output[:, -1]
+        before = self.fired.clone()
+        self.turned = torch.zeros(0, dtype=torch.long)
+        if self.fed == 0:
+            self._judge_prompt(hidden)
+        elif self._listening:
+            self._judge_reply(hidden)
+        self._act(head, hidden, logits, before)
+        return output
+
+    @property
+    def _listening(self) -> bool:
+        return bool(self.pending.any()) or bool(self._watched.any())
+
+    def _act(self, head: nn.Module, hidden: Tensor, logits: Tensor, before: Tensor) -> None:
+        """Write the second head's logits into the rows that have fired."""
+        new = (self.fired & ~before).nonzero().flatten()
+        if self.actuator.place == "none":
+            return
+        if self.fed > 0 or self.head is None:
+            self.turned = new
+        if self.head is None or not bool(self.fired.any()):
+            return
+        if self.fed > 0 and len(new) and self.in_place:
+            assert self._prompt_head_input is not None
+            kept = self._prompt_head_input[new.to(hidden.device)]
+            logits[new.to(logits.device)] = self.head.apply(head.forward(kept), kept)
+        rows = (before if self.fed > 0 else self.fired).nonzero().flatten().to(logits.device)
+        if len(rows):
+            logits[rows] = self.head.apply(logits[rows], hidden[rows.to(hidden.device)])
+
+    def _state(self, layer: int, hidden: Tensor) -> Tensor:
+        """The newest token's state at ``layer``, ``[b, d]``."""
+        if layer == self._top:
+            return hidden
+        assert self._reader is not None
+        return self._reader.taken[layer][:, -1]
+
+    def _judge_prompt(self, hidden: Tensor) -> None:
+        start = time.perf_counter()
+        states: dict[ReadPoint, Tensor] = {}
+        masks: dict[ReadPoint, Tensor] = {}
+        for point in self.gate.prompt_points:
+            if point.position.kind == "prompt_end":
+                states[point] = self._state(point.layer, hidden)
+            else:
+                states[point], masks[point] = self._window(point, hidden)
+        self._prompt = Activations(states, masks, self.texts)
+        self._record("stage1", self.gate.at_prompt(self._prompt), torch.ones_like(self.fired), start)
+        if bool(self.pending.any()) or self.gate.watch is not None:
+            self._prompt_head_input = hidden.clone()
+        for point in self.gate.pilot_points:
+            self._last[point.layer] = self._state(point.layer, hidden).clone()
+        self._take_pilot()
+        if self.gate.pilot == 0 and bool(self.pending.any()):
+            self._judge_pilot(start)
+
+    def _window(self, point: ReadPoint, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """States ``[b, w, d]`` of the last w prompt tokens, zero where a row is shorter, and their mask ``[b, w]``."""
+        assert self._reader is not None
+        taken = self._reader.taken[point.layer][:, -point.position.index :]
+        width = taken.shape[1]
+        lengths = torch.tensor(self.lengths, device=taken.device)
+        mask = torch.arange(width, device=taken.device)[None] >= (width - lengths)[:, None]
+        return torch.where(mask[..., None], taken, taken.new_zeros(())), mask
+
+    def _judge_reply(self, hidden: Tensor) -> None:
+        """After ``fed`` reply tokens: keep pilot states; ask stage 2 when it is due, and the watch."""
+        start = time.perf_counter()
+        if bool(self.pending.any()):
+            valid = self.valid.to(hidden.device)[:, None]
+            for layer, kept in self._last.items():
+                self._last[layer] = torch.where(valid.to(kept.device), self._state(layer, hidden), kept)
+            self._take_pilot()
+            if self.fed == self.gate.pilot:
+                self._judge_pilot(start)
+        watched = self._watched
+        if self.fed % self.gate.watch_every:
+            watched = watched & ~self.alive
+        if self.gate.watch is not None and bool(watched.any()):
+            rows = watched.nonzero().flatten()
+            points = self.gate.watch.prober.points
+            acts = Activations({p: self._state(p.layer, hidden) for p in points}, {}, self.texts)
+            self._record("watch", self.gate.at_watch(acts.select(rows)), watched, start)
+
+    def _take_pilot(self) -> None:
+        for point in self.gate.pilot_points:
+            if point.position.index == self.fed:
+                self._pilot[point] = self._last[point.layer].clone()
+
+    def _judge_pilot(self, start: float) -> None:
+        assert self._prompt is not None
+        everything = Activations({**self._prompt.states, **self._pilot}, self._prompt.masks, self.texts)
+        due = self.pending.clone()
+        rows = due.nonzero().flatten()
+        verdict = self.gate.at_pilot(everything.select(rows), self._stage1[rows])
+        self._record("stage2", verdict, due, start)
+
+    def _record(self, stage: str, verdict: Verdict, judged: Tensor, start: float) -> None:
+        """Write a verdict on the ``judged`` rows into flags and decisions."""
+        rows = judged.nonzero().flatten()
+        self.fired[rows] = verdict.fired
+        self.pending[rows] = verdict.pending
+        if stage == "stage1":
+            self._stage1 = verdict.scores
+        asked = not (stage == "stage1" and self.gate.stage1 is None)
+        share = (time.perf_counter() - start) / max(1, len(rows))
+        for place, row in enumerate(rows.tolist()):
+            old, error = self.decisions[row], verdict.errors[place]
+            fired = bool(verdict.fired[place])
+            name = "error" if error else "always" if self.gate.always else stage if asked else "none"
+            scores = {**old.scores, stage: float(verdict.scores[place])} if asked and not error else dict(old.scores)
+            self.decisions[row] = replace(
+                old, fired=fired, stage=name if asked or self.gate.always else old.stage, scores=scores,
+                token_index=self.fed, actuator=self.actuator.kind if fired else "none",
+                latency_s=old.latency_s + share, error=error or old.error,
+            )
+
+

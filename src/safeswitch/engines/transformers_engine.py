@@ -1,0 +1,278 @@
+"""The transformers engine: whole batches, one prefill, rows that switch are taken back inside the batch.
+
+What cannot be taken back exactly (recurrent state, a sliding window that the reply outgrows, an edited prompt, steered
+states) is run again from its prompt: slower, and correct. Knows nothing of labels or methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from safeswitch.core.errors import SettingError
+from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
+from safeswitch.engines.base import Engine
+from safeswitch.engines.decode import Listener, Loop
+from safeswitch.engines.rows import Rows
+from safeswitch.engines.steer import steered
+from safeswitch.engines.streaming import Release, Stream, TokenSink
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.switch.actuators import Actuator, HeadActuator, NoAction, Steering, SystemPrompt
+from safeswitch.switch.gate import Gate
+from safeswitch.switch.switch import Switch
+
+_REFUSED = {
+    "num_beams": "beam search has no single running text that could be held back",
+    "num_return_sequences": "repeat the prompt instead",
+    "assistant_model": "assisted decoding proposes tokens past the gate",
+    "prompt_lookup_num_tokens": "assisted decoding proposes tokens past the gate",
+    "guidance_scale": "classifier-free guidance runs a second forward pass per token",
+    "cache_implementation": "only the dynamic cache can take a row back",
+    "penalty_alpha": "contrastive search looks ahead past the gate",
+    "past_key_values": "the engine owns the cache",
+    "custom_generate": "the engine uses it itself",
+    "output_scores": "scores are in the Decision",
+    "return_dict_in_generate": "replies carry tokens and the Decision",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt on its way through the engine."""
+
+    index: int
+    messages: tuple[Message, ...]
+    ids: list[int]
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that shapes decoding, the same on both sides of the switch."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    generate: dict[str, Any]
+
+
+class TransformersEngine(Engine):
+    """Runs switches on a ``transformers`` model.
+
+    Args:
+        lm: The loaded model.
+        batch_size: Largest number of rows decoded together.
+        allow_other_model: Accept switches fitted on other weights.
+    """
+
+    def __init__(self, lm: LanguageModel, *, batch_size: int = 32, allow_other_model: bool = False) -> None:
+        if batch_size < 1:
+            raise SettingError(f"TransformersEngine: batch_size must be 1 or more; got {batch_size}")
+        self.lm, self.batch_size, self.allow_other_model = lm, batch_size, allow_other_model
+        self._heads: WeakKeyDictionary[Actuator, HeadActuator] = WeakKeyDictionary()
+
+    @classmethod
+    def load(cls, model: str | Path, *, batch_size: int = 32, **kwargs: Any) -> TransformersEngine:
+        """Load a model folder or hub id (see :meth:`LanguageModel.load`) and wrap it."""
+        return cls(LanguageModel.load(model, **kwargs), batch_size=batch_size)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        *,
+        max_new_tokens: int = 256,
+        seed: int | Sequence[int] | None = None,
+        stop_strings: str | Sequence[str] = (),
+        streamer: BaseStreamer | None = None,
+        progress: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> list[Reply]:
+        """One reply per prompt, in order. ``options`` are those of ``transformers``' ``generate``.
+
+        Args:
+            prompts: Texts, message lists or examples.
+            switch: What to read, decide and do; None runs the untouched model.
+            max_new_tokens: Longest reply, on both sides of the switch.
+            seed: Sampling seed, one for prompt i = ``seed + i``, or one per prompt; a row then draws the same tokens in
+                any batch. None draws from torch's global generator.
+            stop_strings: Strings that end a reply.
+            streamer: A ``transformers`` streamer for a single prompt; is given decided tokens only.
+            progress: Called with the number of replies finished since the last call.
+
+        Raises:
+            DataError: an empty prompt.
+            ContextLengthError: a prompt that leaves no room for the reply.
+            SettingError: an option that cannot be honoured on both sides of the switch.
+            FingerprintError: a switch of another model.
+        """
+        if streamer is not None and len(prompts) != 1:
+            raise SettingError(f"generate: a streamer takes one prompt; got {len(prompts)}")
+        chosen = self._options(max_new_tokens, stop_strings, options)
+        switch = switch or Switch(Gate(), NoAction())
+        with self.lm.lock, torch.no_grad():
+            requests = self._requests(prompts, switch, chosen, seed)
+            sink = TokenSink(streamer, requests[0].ids) if streamer is not None else None
+            replies: dict[int, Reply] = {}
+            for batch in self._batches(requests):
+                for request, reply in zip(batch, self._run(batch, switch, chosen, sink), strict=True):
+                    replies[request.index] = reply
+                if progress is not None:
+                    progress(len(batch))
+        if sink is not None:
+            sink.end()
+        return [replies[i] for i in range(len(prompts))]
+
+    def stream(self, prompt: Prompt, switch: Switch | None = None, **options: Any) -> Stream:
+        """Decided text as it becomes decided: iterate with ``for`` or ``async for``; ``.reply`` holds the whole reply.
+
+        Takes the options of :meth:`generate`. Closing the stream early stops the model.
+        """
+        return Stream(lambda sink, stop: self._stream(prompt, switch, sink, stop, options))
+
+    def _stream(
+        self, prompt: Prompt, switch: Switch | None, emit: Callable[[str], None], stop: Any, options: dict[str, Any]
+    ) -> Reply:
+        criteria = StoppingCriteriaList([*options.pop("stopping_criteria", []), stop])
+        release = Release(self.lm.tokenizer, emit)
+        reply = self.generate([prompt], switch, streamer=release, stopping_criteria=criteria, **options)[0]
+        return replace(reply, text=release.text)
+
+    def _options(self, max_new_tokens: int, stop: str | Sequence[str], options: dict[str, Any]) -> Options:
+        if max_new_tokens < 1:
+            raise SettingError(f"generate: max_new_tokens must be 1 or more; got {max_new_tokens}")
+        for name, reason in _REFUSED.items():
+            value = options.get(name)
+            if value is not None and not (name in ("num_beams", "num_return_sequences") and value == 1):
+                raise SettingError(f"generate: {name}={value!r} is not supported: {reason}")
+        known = set(GenerationConfig().to_dict()) | {"logits_processor", "stopping_criteria", "generation_config"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise SettingError(f"generate: unknown options {', '.join(unknown)}")
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        return Options(max_new_tokens, tuple(s for s in stops if s), options)
+
+    def _requests(
+        self, prompts: Sequence[Prompt], switch: Switch, options: Options, seed: int | Sequence[int] | None
+    ) -> list[Request]:
+        switch.check(self.lm, allow_other_model=self.allow_other_model)
+        if seed is not None and not isinstance(seed, int) and len(seed) != len(prompts):
+            raise SettingError(f"generate: {len(prompts)} prompts but {len(seed)} seeds")
+        conversations = [as_messages(p) for p in prompts]
+        room = max(options.max_new_tokens, switch.gate.pilot + 1)
+        rows = self.lm.encode(conversations, room=room)
+        seeds: Iterable[int | None]
+        if seed is None:
+            seeds = [None] * len(rows)
+        else:
+            seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else seed
+        return [Request(i, m, ids, s) for i, (m, ids, s) in enumerate(zip(conversations, rows, seeds, strict=True))]
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        """Requests of like length together; of equal length where the model cannot bear padding."""
+        ordered = sorted(requests, key=lambda r: len(r.ids))
+        batch: list[Request] = []
+        for request in ordered:
+            differs = bool(batch) and len(batch[0].ids) != len(request.ids)
+            if len(batch) == self.batch_size or (differs and not self.lm.traits.pads_left):
+                yield batch
+                batch = []
+            batch.append(request)
+        if batch:
+            yield batch
+
+    def _run(
+        self, batch: list[Request], switch: Switch, options: Options, sink: TokenSink | None
+    ) -> list[Reply]:
+        """A batch under the gate; rows that must be read anew follow as a batch of their own."""
+        place = switch.actuator.place
+        if switch.gate.always and place in ("prompt", "body"):
+            decision = Decision(True, "always", actuator=switch.actuator.kind)
+            return self._run_acted(batch, switch, options, [decision] * len(batch), sink)
+        rows = self._rows(batch, switch, options)
+        replies = self._decode(batch, rows, options, sink)
+        again = [i for i in range(len(batch)) if rows.decisions[i].fired and not replies[i].token_ids]
+        if again and place != "none":
+            acted = self._run_acted([batch[i] for i in again], switch, options, [rows.decisions[i] for i in again], sink)
+            for i, reply in zip(again, acted, strict=True):
+                replies[i] = reply
+        return replies
+
+    def _run_acted(
+        self, batch: list[Request], switch: Switch, options: Options, decisions: Sequence[Decision], sink: TokenSink | None
+    ) -> list[Reply]:
+        """Run requests from their prompt with the actuator in force from the first token."""
+        actuator = switch.actuator
+        around: AbstractContextManager[object] = nullcontext()
+        if isinstance(actuator, SystemPrompt):
+            edited = [actuator.edit(r.messages) for r in batch]
+            rows = self.lm.encode(edited, room=options.max_new_tokens)
+            batch = [replace(r, messages=m, ids=ids) for r, m, ids in zip(batch, edited, rows, strict=True)]
+        elif isinstance(actuator, Steering):
+            around = steered(self.lm, actuator)
+        inner = Switch(Gate(always=True), actuator) if isinstance(actuator, HeadActuator) else Switch(Gate(), NoAction())
+        done: dict[int, Reply] = {}
+        decided = {r.index: d for r, d in zip(batch, decisions, strict=True)}
+        with around:
+            for part in self._batches(batch):
+                replies = self._decode(part, self._rows(part, inner, options), options, sink)
+                for request, reply in zip(part, replies, strict=True):
+                    done[request.index] = replace(reply, decision=decided[request.index])
+        return [done[r.index] for r in batch]
+
+    def _rows(self, batch: Sequence[Request], switch: Switch, options: Options) -> Rows:
+        gate, actuator = switch.gate, switch.actuator
+        lengths = [len(r.ids) for r in batch]
+        late = gate.watch is not None or gate.pilot > 0
+        texts = ["\n".join(m.content for m in r.messages if m.role == "user") for r in batch]
+        in_place = late and self._can_turn_back(max(lengths), gate, options)
+        return Rows(self.lm, gate, self._placed(actuator), lengths, texts, in_place=in_place)
+
+    def _can_turn_back(self, width: int, gate: Gate, options: Options) -> bool:
+        traits = self.lm.traits
+        wasted = options.max_new_tokens if gate.watch is not None else gate.pilot
+        return traits.masks_back and (traits.window is None or width + wasted + options.max_new_tokens <= traits.window)
+
+    def _placed(self, actuator: Actuator) -> Actuator:
+        """The actuator with its head where the model's head is; kept for the next call."""
+        if not isinstance(actuator, HeadActuator):
+            return actuator
+        if actuator not in self._heads:
+            weight = next(self.lm.parts.head.parameters())
+            dtype = weight.dtype if weight.is_floating_point() else self.lm.model.dtype
+            self._heads[actuator] = actuator.to(weight.device, dtype)
+        return self._heads[actuator]
+
+    def _decode(self, batch: Sequence[Request], rows: Rows, options: Options, sink: TokenSink | None) -> list[Reply]:
+        ids, mask = self.lm.pad([r.ids for r in batch])
+        seeds = None if batch[0].seed is None else [r.seed for r in batch if r.seed is not None]
+        listener: Listener | None = sink.follow(rows) if sink is not None else None
+        kwargs = dict(options.generate)
+        criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
+        if options.stop:
+            criteria.append(StopStringCriteria(self.lm.tokenizer, list(options.stop)))
+        config = kwargs.get("generation_config") or self.lm.model.generation_config
+        if config.pad_token_id is None and "pad_token_id" not in kwargs:
+            kwargs["pad_token_id"] = self.lm.pad_token_id
+        loop = Loop(rows, seeds, listener)
+        with rows:
+            tokens: Any = self.lm.model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=options.max_new_tokens,
+                stopping_criteria=criteria, custom_generate=loop, **kwargs,
+            )
+        return [self._reply(r, t, d, options) for r, t, d in zip(batch, tokens, rows.decisions, strict=True)]
+
+    def _reply(self, request: Request, tokens: list[int], decision: Decision, options: Options) -> Reply:
+        text = str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
+        ends = options.generate.get("eos_token_id", self.lm.model.generation_config.eos_token_id)
+        end_ids = set(ends) if isinstance(ends, list | tuple) else {ends}
+        cut = len(tokens) >= options.max_new_tokens and tokens[-1] not in end_ids
+        cut = cut and not any(s in text for s in options.stop)
+        return Reply(text, tuple(tokens), "length" if cut else "stop", decision, len(request.ids))

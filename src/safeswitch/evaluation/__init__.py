@@ -1,0 +1,1 @@
+"""Measuring: judges, intervals, paired tests, tables and pictures. Knows nothing of servers."""

@@ -1,0 +1,194 @@
+"""Actuators: what happens to a request on which the gate has fired. Frozen specs, run by the engines.
+
+Three places of action: ``logits`` (a second head, switched per row and per step), ``prompt`` (the request is edited and
+read anew) and ``body`` (states inside the model are moved). Only the first needs no second reading of the prompt.
+
+Letters: n rows, d hidden size, V vocabulary, r rank. Knows nothing of gates or models.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from safeswitch.core.errors import ArtifactError, SettingError, check_range
+from safeswitch.core.registry import Registry
+from safeswitch.core.types import Message
+
+Place = Literal["none", "logits", "prompt", "body"]
+ACTUATORS: Registry[type[Actuator]] = Registry("actuator")
+
+
+@dataclass(frozen=True, eq=False)
+class Actuator(ABC):
+    """Base of all actions; ``kind`` names the class in files and decisions."""
+
+    kind: ClassVar[str]
+    place: ClassVar[Place]
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Plain-JSON config and tensors from which :func:`actuator_from_state` rebuilds the actuator."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+        return {"kind": self.kind, **{n: v for n, v in fields.items() if n not in tensors}}, tensors
+
+
+def actuator_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Actuator:
+    """Rebuild an actuator.
+
+    Raises:
+        SettingError: unknown kind.
+        ArtifactError: fields that do not fit the kind.
+    """
+    fields = {name: value for name, value in config.items() if name != "kind"}
+    try:
+        return ACTUATORS[str(config.get("kind"))](**fields, **tensors)
+    except TypeError as error:
+        raise ArtifactError(f"actuator {config.get('kind')!r} cannot be rebuilt: {error}") from error
+
+
+@ACTUATORS.add("none")
+@dataclass(frozen=True, eq=False)
+class NoAction(Actuator):
+    """Leave the request alone (the untouched model, or a gate that only observes)."""
+
+    kind: ClassVar[str] = "none"
+    place: ClassVar[Place] = "none"
+
+
+class HeadActuator(Actuator):
+    """A second LM head for the rows on which the gate fired."""
+
+    place: ClassVar[Place] = "logits"
+
+    def apply(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        """New raw logits ``[n, V]`` from the base head's raw ``logits`` ``[n, V]`` and its input ``hidden`` ``[n, d]``."""
+        raise NotImplementedError
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """The same head with its tensors on ``device`` in ``dtype``, as ``apply`` wants them."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved = {n: t.to(device=device, dtype=dtype) for n, t in fields.items() if isinstance(t, Tensor)}
+        return replace(self, **moved)
+
+    def check(self, hidden_size: int, vocab_size: int) -> None:
+        """Raise :class:`SettingError` unless the head fits a model of that width and vocabulary."""
+        raise NotImplementedError
+
+
+@ACTUATORS.add("low_rank_head")
+@dataclass(frozen=True, eq=False)
+class LowRankHead(HeadActuator):
+    """Refusal head as a low-rank difference: ``W + beta * up @ down``; the base head is never written to.
+
+    Args:
+        down: ``[r, d]``.
+        up: ``[V, r]``.
+        beta: Share of the difference that is added, in [0, 1]; 1 is the whole refusal head.
+    """
+
+    down: Tensor
+    up: Tensor
+    beta: float = 1.0
+    kind: ClassVar[str] = "low_rank_head"
+
+    def __post_init__(self) -> None:
+        check_range("LowRankHead", "beta", self.beta, 0.0, 1.0)
+        if self.down.ndim != 2 or self.up.ndim != 2 or self.down.shape[0] != self.up.shape[1]:
+            raise SettingError(
+                f"LowRankHead: down [r, d] and up [V, r] do not fit: {tuple(self.down.shape)}, {tuple(self.up.shape)}"
+            )
+
+    @property
+    def rank(self) -> int:
+        return int(self.down.shape[0])
+
+    def apply(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        return logits + self.beta * ((hidden @ self.down.T) @ self.up.T)
+
+    def check(self, hidden_size: int, vocab_size: int) -> None:
+        _check_width("LowRankHead", self.down.shape[1], self.up.shape[0], hidden_size, vocab_size)
+
+
+@ACTUATORS.add("full_head")
+@dataclass(frozen=True, eq=False)
+class FullHead(HeadActuator):
+    """Refusal head as a full matrix, the paper's form: ``(1 - beta) * W h + beta * (W_ref h + b_ref)``.
+
+    Args:
+        weight: ``[V, d]``.
+        bias: ``[V]``, zeros for heads without bias.
+        beta: Interpolation between base head (0) and refusal head (1).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    beta: float = 1.0
+    kind: ClassVar[str] = "full_head"
+
+    def __post_init__(self) -> None:
+        check_range("FullHead", "beta", self.beta, 0.0, 1.0)
+        if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
+            raise SettingError(
+                f"FullHead: weight [V, d] and bias [V] do not fit: {tuple(self.weight.shape)}, {tuple(self.bias.shape)}"
+            )
+
+    def apply(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        refusal = hidden @ self.weight.T + self.bias
+        return refusal if self.beta == 1.0 else torch.lerp(logits, refusal, self.beta)
+
+    def check(self, hidden_size: int, vocab_size: int) -> None:
+        _check_width("FullHead", self.weight.shape[1], self.weight.shape[0], hidden_size, vocab_size)
+
+
+@ACTUATORS.add("system_prompt")
+@dataclass(frozen=True, eq=False)
+class SystemPrompt(Actuator):
+    """Prompt edit: put ``text`` in front as, or joined to, the system message."""
+
+    text: str
+    kind: ClassVar[str] = "system_prompt"
+    place: ClassVar[Place] = "prompt"
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise SettingError("SystemPrompt: text is empty")
+
+    def edit(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The conversation with the system text in front."""
+        if messages and messages[0].role == "system":
+            return (Message("system", f"{self.text}\n{messages[0].content}"), *messages[1:])
+        return (Message("system", self.text), *messages)
+
+
+@ACTUATORS.add("steering")
+@dataclass(frozen=True, eq=False)
+class Steering(Actuator):
+    """Add ``strength * vectors[i]`` to the output of block ``layers[i]`` at every position.
+
+    Args:
+        layers: Layer numbers 1..num_layers - 1 (outputs of blocks).
+        vectors: ``[len(layers), d]``.
+        strength: Multiplier, in units of the vectors' own length.
+    """
+
+    layers: tuple[int, ...]
+    vectors: Tensor
+    strength: float = 1.0
+    kind: ClassVar[str] = "steering"
+    place: ClassVar[Place] = "body"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
+        if self.vectors.ndim != 2 or len(self.layers) != self.vectors.shape[0]:
+            raise SettingError(f"Steering: {len(self.layers)} layers but vectors of shape {tuple(self.vectors.shape)}")
+
+
+def _check_width(owner: str, d: int, vocab: int, hidden_size: int, vocab_size: int) -> None:
+    if (d, vocab) != (hidden_size, vocab_size):
+        raise SettingError(f"{owner}: made for [V={vocab}, d={d}], but the model has [V={vocab_size}, d={hidden_size}]")

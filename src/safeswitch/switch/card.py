@@ -1,0 +1,48 @@
+"""The model card of a bundle, written from the bundle itself. Knows nothing of files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from safeswitch.switch.switch import Switch
+
+
+def model_card(switch: Switch) -> str:
+    """Markdown with the hub's front matter: base model, what is read, thresholds, measured figures, limits."""
+    base, gate = switch.base, switch.gate
+    lines = ["---", "library_name: safeswitch", "tags: [safety, refusal, probing, safeswitch]"]
+    if base is not None and "/" in base.model_id and not base.model_id.startswith(("/", ".")):
+        lines.append(f"base_model: {base.model_id}")
+    lines += ["---", "", "# SafeSwitch bundle", ""]
+    if base is not None:
+        lines.append(f"Fitted on `{base.model_id}` (fingerprint `{base.fingerprint}`); refused on any other weights.")
+    lines += ["", "| part | what |", "|---|---|", f"| rule | {gate.rule}, fails {gate.fail} |"]
+    for name, stage in (("stage1", gate.stage1), ("stage2", gate.stage2), ("watch", gate.watch)):
+        if stage is not None:
+            points = ", ".join(str(p) for p in stage.prober.points) or "text"
+            lines.append(f"| {name} | {stage.prober.kind}, reads {points}, threshold {stage.threshold:.4f} |")
+    if gate.rule == "product":
+        lines.append(f"| product threshold | {gate.product_threshold:.4f} |")
+    lines.append(f"| actuator | {switch.actuator.kind} |")
+    lines += _measured(switch)
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "A prober is a tripwire against black-box requests, not a wall: whoever can optimise against the model's own "
+        "activations can evade it. Thresholds hold for traffic like the calibration data; watch for drift.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _measured(switch: Switch) -> list[str]:
+    metrics = switch.record.get("metrics") or {}
+    if not metrics:
+        return []
+    lines = ["", "## Measured", "", "| figure | value | 95 % interval |", "|---|---|---|"]
+    for name, entry in metrics.items():
+        if isinstance(entry, dict) and {"value", "low", "high"} <= set(entry):
+            lines.append(f"| {name} | {entry['value']:.3f} | {entry['low']:.3f} – {entry['high']:.3f} |")
+    return lines

@@ -1,0 +1,181 @@
+"""The gate: which scores are asked for when, and what they decide.
+
+Pure decisions over scores; the engines bring the states. Two rules (SafeSwitch, arXiv 2502.01042): the reference code
+fires when both stages pass their own threshold (``and``); the paper's text multiplies the two probabilities and compares
+the product with one threshold (``product``). With stage 1 alone, or stage 2 alone (a direct prober), both rules agree.
+
+Shapes: n requests. Knows nothing of models, tokens or actuators.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import SettingError, check_choice, check_range
+from safeswitch.core.types import ReadPoint
+from safeswitch.probers.base import Prober
+
+Rule = Literal["and", "product"]
+Fail = Literal["closed", "open"]
+RULES: tuple[str, ...] = ("and", "product")
+FAILS: tuple[str, ...] = ("closed", "open")
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A prober with the score above which it says yes.
+
+    Args:
+        prober: Fitted prober.
+        threshold: Score in [0, 1]; the stage passes when ``score > threshold``.
+    """
+
+    prober: Prober
+    threshold: float
+
+    def __post_init__(self) -> None:
+        check_range("Stage", "threshold", self.threshold, 0.0, 1.0)
+
+    @property
+    def pilot(self) -> int:
+        """Reply tokens that must have been fed before this stage can be scored."""
+        return max((p.position.index for p in self.prober.points if p.position.kind == "pilot"), default=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """When to switch.
+
+    Args:
+        stage1: Is the request unsafe? Read at the prompt's end.
+        stage2: Is the model about to comply? Read after ``stage2.pilot`` reply tokens.
+        watch: Read every ``watch_every`` reply tokens after stage 2, on requests that have not fired.
+        rule: How stage 1 and stage 2 combine.
+        product_threshold: Threshold of the product rule, in [0, 1].
+        watch_every: Reply tokens between two readings of ``watch``.
+        always: Fire on every request without reading anything (an always-on baseline).
+        fail: ``closed`` fires when a prober cannot run (exception, NaN); ``open`` lets the request pass.
+    """
+
+    stage1: Stage | None = None
+    stage2: Stage | None = None
+    watch: Stage | None = None
+    rule: Rule = "and"
+    product_threshold: float = 0.5
+    watch_every: int = 8
+    always: bool = False
+    fail: Fail = "closed"
+
+    def __post_init__(self) -> None:
+        check_choice("Gate", "rule", self.rule, RULES)
+        check_choice("Gate", "fail", self.fail, FAILS)
+        check_range("Gate", "product_threshold", self.product_threshold, 0.0, 1.0)
+        if self.watch_every < 1:
+            raise SettingError(f"Gate: watch_every must be 1 or more tokens; got {self.watch_every}")
+        if self.stage1 is not None and self.stage1.pilot:
+            raise SettingError("Gate: stage1 must read the prompt only; its prober reads pilot tokens")
+        if self.rule == "product" and (self.stage1 is None) != (self.stage2 is None):
+            raise SettingError("Gate: the product rule needs stage1 and stage2")
+
+    @property
+    def pilot(self) -> int:
+        """Reply tokens after which every request without a watch is decided."""
+        return self.stage2.pilot if self.stage2 is not None else 0
+
+    @property
+    def prompt_points(self) -> tuple[ReadPoint, ...]:
+        """What must be read at the prompt's end."""
+        points = [p for s in (self.stage1, self.stage2) if s for p in s.prober.points if p.position.kind != "pilot"]
+        return tuple(dict.fromkeys(points))
+
+    @property
+    def pilot_points(self) -> tuple[ReadPoint, ...]:
+        """What must be read at pilot tokens for stage 2."""
+        points = self.stage2.prober.points if self.stage2 is not None else ()
+        return tuple(p for p in points if p.position.kind == "pilot")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Every layer that any stage reads."""
+        stages = [s for s in (self.stage1, self.stage2, self.watch) if s is not None]
+        return tuple(sorted({p.layer for s in stages for p in s.prober.points}))
+
+    def at_prompt(self, acts: Activations) -> Verdict:
+        """Judge n requests at the prompt's end; ``pending`` rows need stage 2."""
+        n = len(acts)
+        if self.always:
+            return Verdict(torch.zeros(n), torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool), (None,) * n)
+        if self.stage1 is None:
+            pending = torch.full((n,), self.stage2 is not None)
+            return Verdict(torch.zeros(n), torch.zeros(n, dtype=torch.bool), pending, (None,) * n)
+        scores, errors = _score(self.stage1, acts)
+        bar = self.product_threshold if self.rule == "product" else self.stage1.threshold
+        passed = self._passed(scores, bar)
+        if self.stage2 is None:
+            return Verdict(scores, passed, torch.zeros_like(passed), errors)
+        failed = torch.tensor([e is not None for e in errors])
+        closed = failed & (self.fail == "closed")
+        return Verdict(scores, closed, passed & ~closed, errors)
+
+    def at_pilot(self, acts: Activations, stage1_scores: Tensor) -> Verdict:
+        """Judge pending requests once their pilot tokens have been fed."""
+        assert self.stage2 is not None
+        scores, errors = _score(self.stage2, acts)
+        if self.rule == "product":
+            fired = self._passed(scores * stage1_scores, self.product_threshold)
+        else:
+            fired = self._passed(scores, self.stage2.threshold)
+        return Verdict(scores, fired, torch.zeros_like(fired), errors)
+
+    def at_watch(self, acts: Activations) -> Verdict:
+        """Judge running replies."""
+        assert self.watch is not None
+        scores, errors = _score(self.watch, acts)
+        fired = self._passed(scores, self.watch.threshold)
+        return Verdict(scores, fired, torch.zeros_like(fired), errors)
+
+    def thresholds(self) -> dict[str, float]:
+        """Threshold in force by stage name."""
+        if self.rule == "product":
+            found = {"product": self.product_threshold}
+        else:
+            found = {n: s.threshold for n, s in (("stage1", self.stage1), ("stage2", self.stage2)) if s is not None}
+        return found | ({"watch": self.watch.threshold} if self.watch is not None else {})
+
+    def _passed(self, scores: Tensor, bar: float) -> Tensor:
+        """``scores > bar``; NaN fires when failing closed and not otherwise."""
+        return torch.where(scores.isnan(), torch.tensor(self.fail == "closed"), scores > bar)
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What one reading of n requests said.
+
+    Args:
+        scores: ``[n]`` on the host, NaN where the prober could not run.
+        fired: ``[n]`` bool.
+        pending: ``[n]`` bool: undecided until the next stage.
+        errors: Why a row could not be scored, None for the others.
+    """
+
+    scores: Tensor
+    fired: Tensor
+    pending: Tensor
+    errors: tuple[str | None, ...]
+
+
+def _score(stage: Stage, acts: Activations) -> tuple[Tensor, tuple[str | None, ...]]:
+    """Scores ``[n]`` on the host; any failure of the prober becomes NaN with its reason."""
+    try:
+        scores = stage.prober.score(acts).detach().float().cpu()
+        if scores.shape != (len(acts),):
+            raise ValueError(f"expected scores of shape ({len(acts)},), got {tuple(scores.shape)}")
+    except Exception as error:  # a guard decides on every failure, whatever it is
+        reason = f"{type(error).__name__}: {error}"
+        return torch.full((len(acts),), float("nan")), (reason,) * len(acts)
+    return scores, tuple("the score is not finite" if bad else None for bad in scores.isnan().tolist())

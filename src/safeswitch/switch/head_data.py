@@ -1,0 +1,87 @@
+"""States and targets for training a refusal head: one teacher-forced pass, the reply's positions only.
+
+The body is frozen, so the head's inputs never change: they are recorded once and every training step afterwards touches
+nothing but two small matrices. Letters: m reply tokens in all, d hidden size. Knows nothing of losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.record import Reader
+from safeswitch.core.errors import DataError
+from safeswitch.core.types import Prompt
+from safeswitch.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True, eq=False)
+class ReplyStates:
+    """Head inputs and next tokens at every position of n replies.
+
+    Args:
+        hidden: ``[m, d]`` on the host: inputs of the LM head.
+        targets: ``[m]``: the token each position should predict.
+        rows: ``[m]``: which reply each position belongs to.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return int(self.targets.shape[0])
+
+
+def reply_tokens(lm: LanguageModel, reply: str) -> list[int]:
+    """Token ids of a reply followed by the end token."""
+    ids = list(lm.tokenizer(reply, add_special_tokens=False)["input_ids"])
+    end = lm.tokenizer.eos_token_id
+    return [*ids, int(end)] if end is not None else ids
+
+
+@torch.no_grad()
+def reply_states(
+    lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str], *, batch_size: int = 32
+) -> ReplyStates:
+    """Record the head's input at each position that predicts a reply token (prompt tokens carry no loss).
+
+    Raises:
+        DataError: an empty reply, or as many replies as prompts not given.
+        ContextLengthError: prompt and reply do not fit.
+    """
+    if len(prompts) != len(replies) or not replies:
+        raise DataError(f"head data: {len(prompts)} prompts but {len(replies)} replies; need as many, and at least one")
+    targets = [reply_tokens(lm, reply) for reply in replies]
+    for i, (reply, tokens) in enumerate(zip(replies, targets, strict=True)):
+        if not reply.strip() or not tokens:
+            raise DataError(f"head data: reply {i} is empty")
+    rows = lm.encode(prompts, room=max(map(len, targets)))
+    sequences = [[*row, *tokens[:-1]] for row, tokens in zip(rows, targets, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: len(sequences[i]))
+    hidden: dict[int, Tensor] = {}
+    for batch in _batches(order, sequences, batch_size, lm.traits.pads_left):
+        ids, mask = lm.pad([sequences[i] for i in batch])
+        with lm.lock, Reader(lm, [lm.num_layers]) as reader:
+            lm.parts.backbone(input_ids=ids, attention_mask=mask, use_cache=False)
+            states = reader.taken[lm.num_layers]
+        for place, i in enumerate(batch):
+            hidden[i] = states[place, -len(targets[i]) :].to("cpu", torch.float32, copy=True)
+    owners = torch.cat([torch.full((len(t),), i) for i, t in enumerate(targets)])
+    return ReplyStates(
+        torch.cat([hidden[i] for i in range(len(rows))]), torch.tensor([t for row in targets for t in row]), owners
+    )
+
+
+def _batches(order: list[int], sequences: list[list[int]], size: int, pads: bool) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for i in order:
+        fits = batches and len(batches[-1]) < size and (pads or len(sequences[batches[-1][0]]) == len(sequences[i]))
+        if fits:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

@@ -1,0 +1,178 @@
+"""A switch: what to read, how to decide, what to do; and the folder it is kept in.
+
+Folder: ``config.json`` (format version, base model, gate, actuator, how it was fitted), ``probers.safetensors``,
+``refusal_head.safetensors`` and ``README.md`` (model card). Never pickle. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from torch import Tensor
+
+from safeswitch._version import __version__
+from safeswitch.core.artifact import read_json, read_tensors, write_json, write_tensors, write_text
+from safeswitch.core.errors import ArtifactError, FingerprintError, SafeSwitchError
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.probers.base import prober_from_state
+from safeswitch.switch.actuators import Actuator, HeadActuator, actuator_from_state
+from safeswitch.switch.card import model_card
+from safeswitch.switch.gate import Gate, Stage
+
+FORMAT_VERSION = 1
+_CONFIG, _PROBERS, _HEAD = "config.json", "probers.safetensors", "refusal_head.safetensors"
+_STAGES = ("stage1", "stage2", "watch")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that a switch was fitted on."""
+
+    model_id: str
+    revision: str | None
+    fingerprint: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, lm: LanguageModel) -> BaseModel:
+        return cls(lm.model_id, lm.revision, lm.fingerprint, lm.num_layers, lm.hidden_size, lm.vocab_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Switch:
+    """Gate and actuator, bound to a base model.
+
+    Args:
+        gate: When to act.
+        actuator: What to do then.
+        base: The model it was fitted on; None for a switch without learned parts.
+        record: How it was made: settings, calibration, metrics, data hash (plain JSON).
+    """
+
+    gate: Gate
+    actuator: Actuator
+    base: BaseModel | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, lm: LanguageModel, *, allow_other_model: bool = False) -> None:
+        """Refuse a model that this switch was not fitted on.
+
+        Raises:
+            FingerprintError: other weights (both fingerprints are in the message).
+            SettingError: a head of another width or vocabulary.
+        """
+        if self.base is not None and not allow_other_model and self.base.fingerprint != lm.fingerprint:
+            raise FingerprintError(
+                f"this switch was fitted on {self.base.model_id} (fingerprint {self.base.fingerprint}), but the model "
+                f"is {lm.model_id} (fingerprint {lm.fingerprint}); fit a switch on that model, or pass "
+                "allow_other_model=True if you know that the weights are equivalent"
+            )
+        if isinstance(self.actuator, HeadActuator):
+            self.actuator.check(lm.hidden_size, lm.vocab_size)
+        for layer in self.gate.layers:
+            lm.layer(layer)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the bundle; ``config.json`` is written last, so a folder without it is no bundle."""
+        folder = Path(folder)
+        tensors: dict[str, Tensor] = {}
+        stages: dict[str, Any] = {}
+        for name in _STAGES:
+            stage: Stage | None = getattr(self.gate, name)
+            if stage is None:
+                continue
+            config, learned = stage.prober.state()
+            stages[name] = {"threshold": stage.threshold, "prober": config}
+            tensors |= {f"{name}.{key}": value for key, value in learned.items()}
+        action, head = self.actuator.state()
+        gate = {n: getattr(self.gate, n) for n in ("rule", "product_threshold", "watch_every", "always", "fail")}
+        (folder / _CONFIG).unlink(missing_ok=True)
+        write_tensors(folder / _PROBERS, tensors)
+        write_tensors(folder / _HEAD, head)
+        write_text(folder / "README.md", model_card(self))
+        write_json(
+            folder / _CONFIG,
+            {
+                "format_version": FORMAT_VERSION,
+                "library_version": __version__,
+                "base_model": asdict(self.base) if self.base is not None else None,
+                "gate": {**gate, "stages": stages},
+                "actuator": action,
+                "record": dict(self.record),
+            },
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Switch:
+        """Load a bundle from a folder or a hub repository.
+
+        Raises:
+            ArtifactError: no bundle there, or a damaged one, or a newer format.
+        """
+        folder = _folder(name, revision, token, cache_dir)
+        config = read_json(folder / _CONFIG)
+        if config.get("format_version") != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{folder / _CONFIG}: format version {config.get('format_version')!r} is not supported; "
+                f"this library ({__version__}) reads {FORMAT_VERSION}"
+            )
+        learned, head = read_tensors(folder / _PROBERS), read_tensors(folder / _HEAD)
+        try:
+            gate = dict(config["gate"])
+            stages = {
+                stage: Stage(prober_from_state(entry["prober"], _below(learned, stage)), float(entry["threshold"]))
+                for stage, entry in gate.pop("stages").items()
+            }
+            base = BaseModel(**config["base_model"]) if config["base_model"] is not None else None
+            return cls(Gate(**stages, **gate), actuator_from_state(config["actuator"], head), base, config["record"])
+        except (KeyError, TypeError, ValueError, SafeSwitchError) as error:
+            raise ArtifactError(f"{folder} is not a complete bundle: {type(error).__name__}: {error}") from error
+
+    def push_to_hub(
+        self, repo: str, *, private: bool = False, token: str | None = None, folder: str | Path | None = None
+    ) -> str:
+        """Upload the bundle to the Hugging Face hub; returns the address.
+
+        Args:
+            repo: ``user/name``.
+            private: Create the repository as private.
+            token: Hub token.
+            folder: Where the bundle is saved first; a temporary folder by default.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            local = Path(folder) if folder is not None else Path(temporary)
+            self.save_pretrained(local)
+            api = HfApi(token=token)
+            api.create_repo(repo, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo, folder_path=str(local), commit_message="Upload SafeSwitch bundle"))
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+
+
+def _folder(name: str | Path, revision: str | None, token: str | None, cache_dir: str | Path | None) -> Path:
+    local = Path(name)
+    if local.is_dir():
+        return local
+    if local.is_absolute() or str(name).count("/") != 1:
+        raise ArtifactError(f"{name} is neither a folder nor a hub id (user/name)")
+    try:
+        return Path(snapshot_download(str(name), revision=revision, token=token, cache_dir=cache_dir))
+    except (RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ArtifactError(f"cannot download {name} from the hub: {error}") from error
