@@ -16,7 +16,7 @@ from safeswitch.data.leakage import check_leakage, leaks
 from safeswitch.data.splits import grouped_split
 from safeswitch.data.text import normalise
 
-WORDS = ["river", "lamp", "stone", "cloud", "apple", "engine", "paper", "garden", "window", "bridge", "copper", "violin"]
+WORDS = ["river", "lamp", "stone", "cloud", "apple", "engine", "paper", "garden", "window", "bridge", "copper"]
 
 
 def example(i: int, prompt: str | None = None, *, group: str = "", label: str = "safe", source: str = "s") -> Example:

@@ -1,0 +1,230 @@
+"""Recording states at read points: one forward pass of the backbone for each padded batch, no logits.
+
+Shapes: n requests, b rows of a batch, t tokens, d hidden size, w window tokens. Only the asked rows ever leave the
+layer that computed them. Knows nothing of labels or files.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.reader import Keep, Reader
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import ActivationError, ContextLengthError, SettingError
+from safeswitch.core.types import Position, Prompt, ReadPoint, as_messages
+from safeswitch.models.language_model import LanguageModel
+
+Progress = Callable[[int, int], None]
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The plain text of a prompt, all turns joined by line breaks: what readers of text are given."""
+    return "\n".join(message.content for message in as_messages(prompt))
+
+
+def prompt_sequences(
+    lm: LanguageModel, prompts: Sequence[Prompt]
+) -> tuple[list[list[int]], list[int], tuple[str, ...]]:
+    """What :func:`record` takes, for prompts without replies: token rows, prompt lengths in tokens, plain texts.
+
+    Raises:
+        ModelError: no chat template.
+        ContextLengthError: a prompt that does not fit.
+    """
+    sequences = lm.encode(prompts)
+    return sequences, [len(row) for row in sequences], tuple(prompt_text(p) for p in prompts)
+
+
+@torch.no_grad()
+def record(
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
+    points: Sequence[ReadPoint],
+    *,
+    texts: Sequence[str] = (),
+    batch_tokens: int = 16384,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Activations:
+    """Record the states of n sequences at ``points``.
+
+    ``prompt_end`` is the state of the prompt's last token, ``pilot:k`` the state after k reply tokens (teacher-forced
+    from ``sequences``), ``window:w`` the states of the last w prompt tokens, left-padded with zeros; ``window:0`` takes
+    whole prompts, padded to the longest. A reply of fewer than k tokens gives the state of its last token, as a run
+    that has come to its end keeps its last state.
+
+    Args:
+        lm: The model.
+        sequences: Token ids: a prompt, and after it, where ``pilot`` points are asked, its reply's tokens.
+        prompt_lengths: Tokens of each sequence that are the prompt's, at least 1.
+        points: What to read; layers are resolved numbers.
+        texts: The requests' plain texts, to be carried along.
+        batch_tokens: Most tokens in a batch, padding included; a longer sequence runs alone.
+        dtype: Of the states returned; None keeps the model's.
+        device: Where the states are gathered.
+        progress: Called with (sequences done, n) after each batch.
+
+    Returns:
+        The states ``[n, d]`` (windows ``[n, w, d]`` with masks ``[n, w]``), in the order of ``sequences``.
+
+    Raises:
+        SettingError: no points, a layer that does not exist, or numbers that do not fit together.
+        ActivationError: a pilot point of a sequence without a reply; states that are NaN or infinite, naming point
+            and row.
+        ContextLengthError: a sequence that the model cannot take.
+    """
+    _check(lm, sequences, prompt_lengths, points, texts, batch_tokens)
+    rows = [list(row[: _needed(length, points)]) for row, length in zip(sequences, prompt_lengths, strict=True)]
+    gather = _Gather(points, prompt_lengths, torch.device(device), dtype)
+    takes_positions = "position_ids" in inspect.signature(lm.parts.backbone.forward).parameters
+    exact, done = not lm.traits.pads_left, 0
+    with Reader(lm, [point.layer for point in points]) as reader:
+        for batch in _batches([len(row) for row in rows], batch_tokens, exact=exact):
+            ids, mask = lm.pad([rows[i] for i in batch])
+            extra: dict[str, Any] = {}
+            if takes_positions:
+                extra["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+            reader.keep = gather.plan(batch, [len(rows[i]) for i in batch])
+            lm.parts.backbone(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
+            gather.take(batch, reader.states)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(rows))
+    states = {point: gather.states[point] for point in points}
+    return Activations(states, {p: gather.masks[p] for p in states if p in gather.masks}, tuple(texts))
+
+
+def _check(
+    lm: LanguageModel, sequences: Sequence[Sequence[int]], lengths: Sequence[int], points: Sequence[ReadPoint],
+    texts: Sequence[str], batch_tokens: int,
+) -> None:
+    if not sequences or not points:
+        raise SettingError(f"record: sequences and points must not be empty; got {len(sequences)} and {len(points)}")
+    if len(lengths) != len(sequences) or (texts and len(texts) != len(sequences)):
+        raise SettingError(
+            f"record: one prompt length and one text a sequence, please; got {len(sequences)} sequences, "
+            f"{len(lengths)} lengths, {len(texts)} texts"
+        )
+    if batch_tokens < 1:
+        raise SettingError(f"record: batch_tokens must be 1 or more; got {batch_tokens}")
+    for point in points:
+        if point.layer != lm.layer(point.layer):
+            raise SettingError(f"record: read point {point} needs a resolved layer in 0..{lm.num_layers}")
+    pilots = any(p.position.kind == "pilot" and p.position.index for p in points)
+    limit = lm.context_length
+    for i, (row, length) in enumerate(zip(sequences, lengths, strict=True)):
+        if not 1 <= length <= len(row):
+            raise SettingError(f"record: prompt length of sequence {i} must lie in 1..{len(row)}; got {length}")
+        if pilots and length == len(row):
+            raise ActivationError(f"sequence {i} has no reply token, but a pilot point is asked for; generate first")
+        if limit is not None and len(row) > limit:
+            raise ContextLengthError(f"sequence {i} has {len(row)} tokens; {lm.model_id} takes {limit}")
+
+
+def _needed(prompt_length: int, points: Sequence[ReadPoint]) -> int:
+    """Tokens after which nothing is read any more."""
+    return prompt_length + max(p.position.index if p.position.kind == "pilot" else 0 for p in points)
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int, *, exact: bool) -> Iterator[list[int]]:
+    """Row numbers by falling length, as many together as fit; of one length only when ``exact``."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch:
+            longest = lengths[batch[0]]
+            if (len(batch) + 1) * longest > batch_tokens or (exact and lengths[i] != longest):
+                yield batch
+                batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@dataclass
+class _Gather:
+    """Which columns of a batch are read at which point, and the tensors they are written to."""
+
+    points: Sequence[ReadPoint]
+    prompt_lengths: Sequence[int]
+    device: torch.device
+    dtype: torch.dtype | None
+    states: dict[ReadPoint, Tensor] = field(default_factory=dict)
+    masks: dict[ReadPoint, Tensor] = field(default_factory=dict)
+    _columns: dict[Position, Tensor] = field(default_factory=dict)
+    _valid: dict[Position, Tensor] = field(default_factory=dict)
+
+    def plan(self, batch: Sequence[int], lengths: Sequence[int]) -> dict[int, Keep]:
+        """Work out the columns ``[b, w]`` of every position in the left-padded batch; what to keep of each layer."""
+        width = max(lengths)
+        size = torch.tensor(lengths)
+        start = width - size
+        prompt = torch.tensor([self.prompt_lengths[i] for i in batch])
+        for position in {point.position for point in self.points}:
+            if position.kind == "window":
+                steps = torch.arange(self._window(position) - 1, -1, -1)
+                columns = (start + prompt - 1)[:, None] - steps
+            else:
+                after = position.index if position.kind == "pilot" else 0
+                columns = (start + torch.minimum(prompt - 1 + after, size - 1))[:, None]
+            self._valid[position] = columns >= start[:, None]
+            self._columns[position] = columns.clamp_min(0)
+        return {layer: self._keep(layer) for layer in {point.layer for point in self.points}}
+
+    def _window(self, position: Position) -> int:
+        return position.index or max(self.prompt_lengths)
+
+    def _at(self, layer: int) -> list[ReadPoint]:
+        return [point for point in dict.fromkeys(self.points) if point.layer == layer]
+
+    def _keep(self, layer: int) -> Keep:
+        columns = torch.cat([self._columns[point.position] for point in self._at(layer)], 1)
+
+        def keep(hidden: Tensor) -> Tensor:
+            where = columns.to(hidden.device)
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device)[:, None], where]
+
+        return keep
+
+    def take(self, batch: Sequence[int], states: dict[int, Tensor]) -> None:
+        """Sort what was kept, ``[b, all columns, d]`` by layer, into the rows ``batch`` of the results."""
+        rows = torch.tensor(batch, device=self.device)
+        for layer, kept in states.items():
+            points = self._at(layer)
+            widths = [self._columns[p.position].shape[1] for p in points]
+            parts = torch.split(kept.to(self.device, self.dtype), widths, dim=1)
+            for point, part in zip(points, parts, strict=True):
+                valid = self._valid[point.position].to(self.device)
+                part = part.masked_fill(~valid[:, :, None], 0)
+                self._check_finite(point, part, batch)
+                if point not in self.states:
+                    self._allocate(point, part)
+                if point in self.masks:
+                    self.masks[point][rows] = valid
+                    self.states[point][rows] = part
+                else:
+                    self.states[point][rows] = part[:, 0]
+
+    def _allocate(self, point: ReadPoint, part: Tensor) -> None:
+        n, shape = len(self.prompt_lengths), part.shape[1:]
+        if point.position.kind == "window":
+            self.masks[point] = torch.zeros((n, shape[0]), dtype=torch.bool, device=self.device)
+        else:
+            shape = shape[1:]
+        self.states[point] = torch.empty((n, *shape), dtype=part.dtype, device=self.device)
+
+    def _check_finite(self, point: ReadPoint, part: Tensor, batch: Sequence[int]) -> None:
+        bad = ~torch.isfinite(part).flatten(1).all(1)
+        if bad.any():
+            row = min(batch[int(i)] for i in bad.nonzero())
+            raise ActivationError(
+                f"states at {point} are not finite (row {row} of {len(self.prompt_lengths)}, as {part.dtype}); "
+                "a wider dtype may hold them"
+            )
