@@ -101,11 +101,11 @@ class Loop:
         at = turned.to(input_ids.device)
         fed = input_ids.shape[1] - width
         if model_kwargs.get("attention_mask") is None:
-            model_kwargs["attention_mask"] = torch.ones_like(input_ids)
+            model_kwargs["attention_mask"] = input_ids.new_ones(input_ids.shape[0], width + fed + 1)
         model_kwargs["attention_mask"][at, width : width + fed] = 0
         if model_kwargs.get("position_ids") is not None:
             lengths = torch.tensor([rows.lengths[int(row)] for row in turned], device=input_ids.device)
-            model_kwargs["position_ids"][..., at, -1] = lengths - 1
+            model_kwargs["position_ids"][..., at, -1] = lengths
         prompts = input_ids[at, :width].clone()
         input_ids[at, fed:] = prompts
         input_ids[at, :fed] = pad_id

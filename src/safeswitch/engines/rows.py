@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safeswitch.activations.record import Reader
+from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import Decision, ReadPoint
 from safeswitch.models.language_model import LanguageModel

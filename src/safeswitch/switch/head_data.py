@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from safeswitch.activations.record import Reader
+from safeswitch.activations.reader import Reader
 from safeswitch.core.errors import DataError
 from safeswitch.core.types import Prompt
 from safeswitch.models.language_model import LanguageModel
