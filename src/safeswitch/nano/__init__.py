@@ -1,0 +1,10 @@
+"""Nano, the embedded patient: a tiny chat model for offline studies, its corpus, suites and judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def weights_path() -> Path:
+    """Folder of the shipped weights, ready for ``AutoModelForCausalLM.from_pretrained``."""
+    return Path(__file__).parent / "weights"

@@ -1,0 +1,89 @@
+"""Builds the patient from nothing: corpus, tokenizer, training, weights and loss log.
+
+    python -m safeswitch.nano.build OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from safeswitch.nano.corpus import conversations
+from safeswitch.nano.tokenizer import train_tokenizer
+from safeswitch.nano.train import Recipe, train
+
+RECIPE = Recipe()
+TOKENIZER_CONVERSATIONS = 20_000
+
+
+def make_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on the first conversations of the corpus."""
+    texts = (m.content for turns in islice(conversations(seed), TOKENIZER_CONVERSATIONS) for m in turns)
+    return train_tokenizer(texts)
+
+
+def first_losses(count: int = 5, seed: int = 0) -> list[float]:
+    """The losses of the recipe's first steps, the same on every machine up to rounding."""
+    return train(replace(RECIPE, seed=seed), make_tokenizer(seed), stop=count)[1]
+
+
+def build(
+    out: str | Path, *, seed: int = 0, resume: bool = True, progress: bool = True, steps: int | None = None
+) -> Path:
+    """Write corpus-trained weights, tokenizer and ``losses.json`` to a folder.
+
+    Args:
+        out: Folder to write; made when missing. ``checkpoint.pt`` in it is the state of an unfinished run.
+        seed: Seed of corpus, batches and weights.
+        resume: Go on from ``checkpoint.pt``; otherwise it is removed first.
+        progress: Print the loss every 50 steps.
+        steps: Optimiser steps, when not the recipe's.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    recipe = replace(RECIPE, seed=seed, steps=steps or RECIPE.steps)
+    tokenizer = make_tokenizer(seed)
+    started = time.time()
+    model, losses = train(recipe, tokenizer, checkpoint, progress)
+    model.to(torch.bfloat16)  # type: ignore[arg-type]
+    model.save_pretrained(folder)
+    _run_in_fp32(folder / "config.json")
+    tokenizer.save_pretrained(folder)
+    log = {"recipe": asdict(recipe), "seconds": round(time.time() - started), "losses": [round(x, 5) for x in losses]}
+    (folder / "losses.json").write_text(json.dumps(log) + "\n", encoding="utf-8")
+    checkpoint.unlink(missing_ok=True)
+    return folder
+
+
+def _run_in_fp32(path: Path) -> None:
+    """The file holds bf16 (all that training used); inference is to run in fp32."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Command line of the module."""
+    parser = argparse.ArgumentParser(description="Train the nano patient from nothing.")
+    parser.add_argument("out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    build(args.out, seed=args.seed, steps=args.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Word tables of the synthetic corpus: plain Python data, no behaviour."""
