@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ class Rows:
                 width = point.position.index or max(lengths)
                 self._windows[point.layer] = max(width, self._windows.get(point.layer, 0))
         layers = sorted({*inner, *([self._top] if self._top in self._windows else [])})
-        self._reader = Reader(lm, layers, self._keep) if layers else None
+        keep = {layer: partial(self._keep, layer) for layer in layers}
+        self._reader = Reader(lm, layers, keep) if layers else None
 
     def __enter__(self) -> Rows:
         if self._reader is not None:
@@ -149,7 +151,7 @@ class Rows:
         if layer == self._top:
             return hidden
         assert self._reader is not None
-        return self._reader.taken[layer][:, -1]
+        return self._reader.states[layer][:, -1]
 
     def _judge_prompt(self, hidden: Tensor) -> None:
         start = time.perf_counter()
@@ -173,7 +175,7 @@ class Rows:
     def _window(self, point: ReadPoint, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """States ``[b, w, d]`` of the last w prompt tokens, zero where a row is shorter, and their mask ``[b, w]``."""
         assert self._reader is not None
-        taken = self._reader.taken[point.layer][:, -point.position.index :]
+        taken = self._reader.states[point.layer][:, -point.position.index :]
         width = taken.shape[1]
         lengths = torch.tensor(self.lengths, device=taken.device)
         mask = torch.arange(width, device=taken.device)[None] >= (width - lengths)[:, None]

@@ -17,6 +17,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from safeswitch.activations.record import prompt_text
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
 from safeswitch.engines.base import Engine
@@ -231,7 +232,7 @@ class TransformersEngine(Engine):
         gate, actuator = switch.gate, switch.actuator
         lengths = [len(r.ids) for r in batch]
         late = gate.watch is not None or gate.pilot > 0
-        texts = ["\n".join(m.content for m in r.messages if m.role == "user") for r in batch]
+        texts = [prompt_text(r.messages) for r in batch]
         in_place = late and self._can_turn_back(max(lengths), gate, options)
         return Rows(self.lm, gate, self._placed(actuator), lengths, texts, in_place=in_place)
 

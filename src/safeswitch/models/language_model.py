@@ -6,6 +6,7 @@ switches or decoding.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Sequence
 from functools import cached_property
@@ -177,6 +178,16 @@ class LanguageModel:
             ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
             mask[i, width - len(row) :] = 1
         return ids.to(self.device), mask.to(self.device)
+
+    def run_backbone(self, ids: Tensor, mask: Tensor) -> None:
+        """One forward pass of the backbone over a left-padded batch ``[n, t]``, without cache and without logits.
+
+        Whatever is to be seen of it is read by hooks.
+        """
+        extra: dict[str, Tensor] = {}
+        if "position_ids" in inspect.signature(self.parts.backbone.forward).parameters:
+            extra["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+        self.parts.backbone(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
 
     @property
     def pad_token_id(self) -> int:

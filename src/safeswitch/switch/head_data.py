@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,15 +66,20 @@ def reply_states(
     hidden: dict[int, Tensor] = {}
     for batch in _batches(order, sequences, batch_size, lm.traits.pads_left):
         ids, mask = lm.pad([sequences[i] for i in batch])
-        with lm.lock, Reader(lm, [lm.num_layers]) as reader:
-            lm.parts.backbone(input_ids=ids, attention_mask=mask, use_cache=False)
-            states = reader.taken[lm.num_layers]
+        longest = max(len(targets[i]) for i in batch)
+        with lm.lock, Reader(lm, [lm.num_layers], partial(_last, longest)) as reader:
+            lm.run_backbone(ids, mask)
+            states = reader.states[lm.num_layers]
         for place, i in enumerate(batch):
             hidden[i] = states[place, -len(targets[i]) :].to("cpu", torch.float32, copy=True)
     owners = torch.cat([torch.full((len(t),), i) for i, t in enumerate(targets)])
     return ReplyStates(
         torch.cat([hidden[i] for i in range(len(rows))]), torch.tensor([t for row in targets for t in row]), owners
     )
+
+
+def _last(count: int, hidden: Tensor) -> Tensor:
+    return hidden[:, -count:]
 
 
 def _batches(order: list[int], sequences: list[list[int]], size: int, pads: bool) -> list[list[int]]:
