@@ -81,7 +81,7 @@ def record(
             and row.
         ContextLengthError: a sequence that the model cannot take.
     """
-    _check(lm, sequences, prompt_lengths, points, texts, batch_tokens)
+    check_request(lm, sequences, prompt_lengths, points, texts, batch_tokens)
     rows = [list(row[: _needed(length, points)]) for row, length in zip(sequences, prompt_lengths, strict=True)]
     gather = _Gather(points, prompt_lengths, torch.device(device), dtype)
     takes_positions = "position_ids" in inspect.signature(lm.parts.backbone.forward).parameters
@@ -102,10 +102,11 @@ def record(
     return Activations(states, {p: gather.masks[p] for p in states if p in gather.masks}, tuple(texts))
 
 
-def _check(
+def check_request(
     lm: LanguageModel, sequences: Sequence[Sequence[int]], lengths: Sequence[int], points: Sequence[ReadPoint],
     texts: Sequence[str], batch_tokens: int,
 ) -> None:
+    """Refuse what :func:`record` cannot do, before anything is run; arguments and errors are its own."""
     if not sequences or not points:
         raise SettingError(f"record: sequences and points must not be empty; got {len(sequences)} and {len(points)}")
     if len(lengths) != len(sequences) or (texts and len(texts) != len(sequences)):
