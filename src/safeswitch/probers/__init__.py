@@ -1,1 +1,8 @@
-"""Probers: fit on hidden states and labels, score in [0, 1]. Know nothing of where states come from."""
+"""Probers: fit on hidden states and labels, score in [0, 1]. Know nothing of where states come from.
+
+Importing the package registers every kind, so that ``prober_from_state`` finds it.
+"""
+
+from safeswitch.probers import fusion, linear, mean_difference, mlp, multilayer, text, window
+
+__all__ = ["fusion", "linear", "mean_difference", "mlp", "multilayer", "text", "window"]

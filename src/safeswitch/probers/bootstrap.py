@@ -1,0 +1,81 @@
+"""Scores of many resampled test sets at once.
+
+Each resample draws as many positives and as many negatives as there are, with replacement, so a resample is a row of
+counts and every statistic a product with counts. Shapes: B resamples, n rows, n+ positives, n- negatives.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Resamples(NamedTuple):
+    """Sorted scores of each class, and how often each was drawn, ``[B, n+]`` and ``[B, n-]`` (row 0: once each)."""
+
+    positives: Floats
+    negatives: Floats
+    positive_counts: Floats
+    negative_counts: Floats
+
+    @classmethod
+    def draw(cls, scores: Floats, labels: NDArray[np.bool_], n_boot: int, seed: int) -> Resamples:
+        """The data themselves and ``n_boot`` stratified resamples of them."""
+        rng = np.random.default_rng(seed)
+        positives, negatives = np.sort(scores[labels]), np.sort(scores[~labels])
+        return cls(positives, negatives, _counts(len(positives), n_boot, rng), _counts(len(negatives), n_boot, rng))
+
+
+def _counts(n: int, n_boot: int, rng: np.random.Generator) -> Floats:
+    drawn = rng.integers(0, n, size=(n_boot, n)) + np.arange(n_boot)[:, None] * n
+    counts = np.bincount(drawn.ravel(), minlength=n_boot * n).reshape(n_boot, n)
+    return np.vstack([np.ones((1, n)), counts])
+
+
+def _cumulative(counts: Floats) -> Floats:
+    """``[B, n + 1]``: how many of the first i."""
+    return np.concatenate([np.zeros((len(counts), 1)), np.cumsum(counts, 1)], 1)
+
+
+def auroc(r: Resamples) -> Floats:
+    """Share of (positive, negative) pairs in the right order, a tie counting half (Mann-Whitney), ``[B]``."""
+    below = _cumulative(r.negative_counts)
+    under = below[:, np.searchsorted(r.negatives, r.positives, "left")]
+    upto = below[:, np.searchsorted(r.negatives, r.positives, "right")]
+    pairs = 2.0 * len(r.positives) * len(r.negatives)
+    return np.asarray((r.positive_counts * (under + upto)).sum(1) / pairs)
+
+
+def tpr_at_fpr(r: Resamples, fpr: float) -> Floats:
+    """Share of positives above the lowest threshold that at most ``floor(fpr * n-)`` negatives exceed, ``[B]``."""
+    allowed = int(np.floor(fpr * len(r.negatives) + 1e-9))
+    values, last = np.unique(r.negatives[::-1], return_index=True)
+    last = len(r.negatives) - last  # negatives at or below each value
+    exceeding = len(r.negatives) - _cumulative(r.negative_counts)[:, last]
+    chosen = np.argmax(exceeding <= allowed, axis=1)
+    beyond = np.searchsorted(r.positives, values, "right")[chosen]
+    caught = _cumulative(r.positive_counts)[np.arange(len(chosen)), beyond]
+    return np.asarray(1.0 - caught / len(r.positives))
+
+
+def f1_and_accuracy(r: Resamples, threshold: float) -> tuple[Floats, Floats]:
+    """F1 of the positive class (0 when nothing fires) and accuracy, firing on ``score > threshold``, ``[B]`` each."""
+    hits = r.positive_counts @ (r.positives > threshold).astype(np.float64)
+    false = r.negative_counts @ (r.negatives > threshold).astype(np.float64)
+    f1 = 2 * hits / (hits + false + len(r.positives))
+    return f1, (hits + len(r.negatives) - false) / (len(r.positives) + len(r.negatives))
+
+
+def calibration_error(r: Resamples, bins: int) -> Floats:
+    """Expected calibration error over ``bins`` bins of equal width, ``[B]``."""
+    gap: Any = 0.0
+    for values, counts, label in ((r.positives, r.positive_counts, 1.0), (r.negatives, r.negative_counts, 0.0)):
+        index = np.clip((values * bins).astype(np.int64), 0, bins - 1)
+        share = np.zeros((len(values), bins))
+        share[np.arange(len(values)), index] = label - values
+        gap = gap + counts @ share
+    return np.asarray(np.abs(gap).sum(1) / (len(r.positives) + len(r.negatives)))

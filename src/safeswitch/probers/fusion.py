@@ -1,0 +1,126 @@
+"""Several readers, one score: log-odds fusion. Knows nothing of how the readers learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import ArtifactError, NotFittedError, SettingError, check_choice
+from safeswitch.core.types import ReadPoint
+from safeswitch.probers.base import PROBERS, Prober, check_labels
+from safeswitch.probers.calibrate import log_odds, platt_targets
+from safeswitch.probers.logistic import fit_logistic
+from safeswitch.probers.nested import nest, unnest
+from safeswitch.probers.points import Labelled
+from safeswitch.probers.split import balanced_weights, stratified_split
+
+WEIGHTS = ("equal", "fitted")
+STACK_FRACTION = 0.2
+STACK_L2 = 1.0
+
+
+@PROBERS.add("fusion")
+class FusionProber(Prober):
+    """``sigmoid(sum_i weight_i * log_odds(score_i) + bias)`` over readers of any kind.
+
+    Readings that fail differently correct one another; Constitutional Classifiers++ (arXiv 2601.04603) ships a fixed
+    0.55 / 0.45 mixture of probe and classifier. ``equal``: every weight is 1 / R, bias 0, readers fitted on all rows.
+    ``fitted``: readers are fitted on the fit rows, then weights of 0 or more are stacked by logistic regression on
+    rows the readers never saw (``validation``, else a part held out), pulled towards 1 / R so that separable rows do
+    not send them to infinity.
+
+    Args:
+        readers: The inner probers; ``fit`` fits them.
+        weights: ``equal`` or ``fitted``.
+
+    Attributes:
+        weights_: ``[R]``, 0 or more.
+        bias_: ``[1]``.
+    """
+
+    kind = "fusion"
+
+    def __init__(self, readers: Sequence[Prober], *, weights: str = "equal") -> None:
+        self.readers = tuple(readers)
+        self.weights = weights
+
+    @property
+    def points(self) -> tuple[ReadPoint, ...]:  # type: ignore[override]
+        """All points that some reader reads, in order, each once."""
+        return tuple(dict.fromkeys(point for reader in self.readers for point in reader.points))
+
+    def check_settings(self) -> None:
+        """Raise :class:`SettingError` without readers, with one reader twice, or with an unknown kind of weights."""
+        check_choice("fusion prober", "weights", self.weights, WEIGHTS)
+        if not self.readers or len({id(r) for r in self.readers}) != len(self.readers):
+            raise SettingError(f"fusion prober: readers must be one or more different probers; got {len(self.readers)}")
+
+    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+        """See :meth:`Prober.fit`."""
+        self.check_settings()
+        truth = check_labels(acts, labels, f"{self.kind} prober")
+        count = len(self.readers)
+        if self.weights == "equal":
+            for reader in self.readers:
+                reader.fit(acts, truth, validation=validation, seed=seed)
+            self.weights_, self.bias_ = torch.full((count,), 1.0 / count), torch.zeros(1)
+            return self
+        if validation is None:
+            fit_rows, held_rows = stratified_split(truth, STACK_FRACTION, seed)
+            validation = acts.select(held_rows), truth[held_rows]
+            acts, truth = acts.select(fit_rows), truth[fit_rows]
+        held_truth = check_labels(*validation, owner=f"{self.kind} prober (validation)")
+        for reader in self.readers:
+            reader.fit(acts, truth, seed=seed)
+        odds = torch.stack([log_odds(r.score(validation[0])).cpu() for r in self.readers], 1).numpy()
+        self.weights_, self.bias_ = stack(odds, held_truth)
+        return self
+
+    def score(self, acts: Activations) -> Tensor:
+        """See :meth:`Prober.score`; NaN from any reader is NaN here."""
+        if not hasattr(self, "weights_"):
+            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+        odds = torch.stack([log_odds(r.score(acts)) for r in self.readers], 1)
+        logits = odds @ self.weights_.to(odds) + self.bias_.to(odds)
+        return torch.sigmoid(logits).float()
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """``(config, tensors)`` with the readers' own, prefixed by their place."""
+        if not hasattr(self, "weights_"):
+            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+        configs, tensors = nest(self.readers)
+        own = {"weights": self.weights_.clone(), "bias": self.bias_.clone()}
+        return {"kind": self.kind, "weights": self.weights, "readers": configs}, {**tensors, **own}
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`."""
+        prober = cls(unnest(config, "readers", tensors), weights=str(config.get("weights", "equal")))
+        prober.check_settings()
+        for name in ("weights", "bias"):
+            if name not in tensors:
+                raise ArtifactError(f"fusion prober: tensor {name!r} is missing; stored: {', '.join(sorted(tensors))}")
+        if len(tensors["weights"]) != len(prober.readers):
+            raise ArtifactError(f"fusion prober: {len(tensors['weights'])} weights for {len(prober.readers)} readers")
+        prober.weights_, prober.bias_ = tensors["weights"].clone(), tensors["bias"].clone()
+        return prober
+
+
+def stack(odds: np.ndarray[Any, np.dtype[np.float64]], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Non-negative weights ``[R]`` and bias ``[1]`` from log-odds ``[n, R]`` and labels ``[n]`` bool."""
+    count = odds.shape[1]
+    theta = fit_logistic(
+        odds,
+        platt_targets(labels.numpy()),
+        balanced_weights(labels).double().numpy(),
+        l2=STACK_L2,
+        centre=np.full(count, 1.0 / count),
+        nonnegative=True,
+    )
+    found = torch.from_numpy(theta).float()
+    return found[:-1].clone(), found[-1:].clone()

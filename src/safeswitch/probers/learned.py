@@ -1,0 +1,112 @@
+"""What every prober that learns a handful of tensors shares: settings, state, device, unreadable rows.
+
+Knows nothing of how anything is learned. Shapes: n requests, d hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import ActivationError, ArtifactError, NotFittedError, SettingError
+from safeswitch.core.types import ReadPoint
+from safeswitch.probers.base import Prober
+from safeswitch.probers.settings import Limit, setting_faults
+
+
+class LearnedProber(Prober):
+    """A prober that is its settings plus named tensors.
+
+    ``SETTINGS`` names the constructor's plain arguments with their limits, ``LEARNED`` the attributes that ``fit``
+    sets. A member that reads one point takes it as its first argument, ``point``.
+    """
+
+    SETTINGS: ClassVar[Mapping[str, Limit]] = {}
+    LEARNED: ClassVar[tuple[str, ...]] = ()
+    TAKES_POINT: ClassVar[bool] = True
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's plain arguments."""
+        return {name: getattr(self, name) for name in self.SETTINGS}
+
+    def setting_faults(self) -> list[str]:
+        """A message for each setting outside its limits."""
+        return setting_faults(f"{self.kind} prober", self.settings(), self.SETTINGS)
+
+    def check_settings(self) -> None:
+        """Raise :class:`SettingError` with all faults."""
+        faults = self.setting_faults()
+        if faults:
+            raise SettingError("; ".join(faults))
+
+    def learned(self, device: torch.device | None = None) -> dict[str, Tensor]:
+        """The learned tensors by attribute name, on ``device`` (default: where they lie).
+
+        Raises:
+            NotFittedError: before ``fit``.
+        """
+        if not all(hasattr(self, name) for name in self.LEARNED):
+            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+        tensors = {name: getattr(self, name) for name in self.LEARNED}
+        return tensors if device is None else {name: t.to(device) for name, t in tensors.items()}
+
+    def read(self, acts: Activations) -> tuple[Tensor, dict[str, Tensor]]:
+        """States ``[n, d]`` at the prober's point and the learned tensors on their device (``mean_`` gives d)."""
+        width = len(self.learned()["mean_"])
+        rows = rows_at(acts, self.points[0], f"{self.kind} prober", width=width)
+        return rows, self.learned(rows.device)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """``(config, tensors)``; see :meth:`Prober.state`."""
+        tensors = {name.rstrip("_"): t.detach().cpu().clone() for name, t in self.learned().items()}
+        place = {"point": str(self.points[0])} if self.points else {}
+        return {"kind": self.kind, **place, **self.settings()}, tensors
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`.
+
+        Raises:
+            ArtifactError: a learned tensor is missing.
+            SettingError: a setting outside its limits.
+        """
+        arguments = {name: config[name] for name in cls.SETTINGS if name in config}
+        if "point" in config:
+            arguments["point"] = ReadPoint.parse(str(config["point"]))
+        prober = cls(**arguments)
+        prober.check_settings()
+        for name in cls.LEARNED:
+            if name.rstrip("_") not in tensors:
+                have = ", ".join(sorted(tensors)) or "none"
+                raise ArtifactError(f"{cls.kind} prober: tensor {name.rstrip('_')!r} is missing; stored: {have}")
+            setattr(prober, name, tensors[name.rstrip("_")].clone())
+        return prober
+
+
+def rows_at(acts: Activations, point: ReadPoint, owner: str, width: int | None = None) -> Tensor:
+    """States at ``point`` as float32 ``[n, d]``, without gradient.
+
+    Raises:
+        ActivationError: not recorded, not one state a request, or not ``width`` wide.
+    """
+    rows = acts.at(point)
+    if rows.dim() != 2:
+        raise ActivationError(f"{owner}: needs one state a request at {point}, [n, d]; got {list(rows.shape)}")
+    check_width(rows, width, point, owner)
+    return rows.detach().to(torch.float32)
+
+
+def check_width(states: Tensor, width: int | None, point: ReadPoint, owner: str) -> None:
+    """Raise :class:`ActivationError` unless the last dimension of ``states`` is ``width``."""
+    if width is not None and states.shape[-1] != width:
+        raise ActivationError(f"{owner}: fitted on states {width} wide at {point}; got {states.shape[-1]}")
+
+
+def mark_unreadable(scores: Tensor, states: Tensor) -> Tensor:
+    """Scores ``[n]`` as float32, NaN where the row of ``states`` ``[n, ...]`` holds anything that is not finite."""
+    readable = torch.isfinite(states).flatten(1).all(1)
+    return scores.to(torch.float32).masked_fill(~readable, float("nan"))

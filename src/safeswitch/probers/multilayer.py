@@ -1,0 +1,88 @@
+"""One prober per read point, averaged. Knows nothing of how the inner probers learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import NotFittedError, SettingError
+from safeswitch.core.types import ReadPoint
+from safeswitch.probers.base import PROBERS, Prober, check_labels
+from safeswitch.probers.calibrate import log_odds
+from safeswitch.probers.learned import LearnedProber
+from safeswitch.probers.nested import nest, unnest
+from safeswitch.probers.points import Labelled
+
+
+@PROBERS.add("layer_average")
+class LayerAverageProber(Prober):
+    """Mean of the log-odds of one inner prober per point; averaging layers buys precision (methods 1.2, ALTSTEER).
+
+    Args:
+        points: Where to read; one inner prober each.
+        inner: Kind of the inner probers; a kind that reads one point.
+        settings: Arguments of each inner prober.
+
+    Attributes:
+        probers_: The fitted inner probers, in the order of ``points``.
+    """
+
+    kind = "layer_average"
+
+    def __init__(
+        self, points: Sequence[ReadPoint], inner: str = "mlp", settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self.points = tuple(points)
+        self.inner = inner
+        self.inner_settings = dict(settings or {})
+
+    def check_settings(self) -> None:
+        """Raise :class:`SettingError` unless there are points, all different, and ``inner`` reads one point."""
+        if not self.points or len(set(self.points)) != len(self.points):
+            have = ", ".join(map(str, self.points)) or "none"
+            raise SettingError(f"layer_average prober: points must be one or more, all different; got {have}")
+        member = PROBERS[self.inner]
+        if not (issubclass(member, LearnedProber) and member.TAKES_POINT):
+            raise SettingError(f"layer_average prober: inner must be a kind that reads one point; got {self.inner!r}")
+        faults = [name for name in self.inner_settings if name not in member.SETTINGS]
+        if faults:
+            raise SettingError(f"layer_average prober: {self.inner} has no setting {', '.join(map(repr, faults))}")
+
+    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+        """See :meth:`Prober.fit`; every inner prober is fitted on the same rows with the same seed."""
+        self.check_settings()
+        truth = check_labels(acts, labels, f"{self.kind} prober")
+        make: Any = PROBERS[self.inner]
+        fresh = [make(point, **self.inner_settings) for point in self.points]
+        self.probers_ = tuple(p.fit(acts, truth, validation=validation, seed=seed) for p in fresh)
+        return self
+
+    def fitted(self) -> tuple[Prober, ...]:
+        """The inner probers; raises :class:`NotFittedError` before ``fit``."""
+        if not hasattr(self, "probers_"):
+            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+        return self.probers_
+
+    def score(self, acts: Activations) -> Tensor:
+        """See :meth:`Prober.score`."""
+        odds = torch.stack([log_odds(p.score(acts)) for p in self.fitted()])
+        return torch.sigmoid(odds.mean(0)).float()
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """``(config, tensors)`` with the inner probers' own, prefixed by their place."""
+        configs, tensors = nest(self.fitted())
+        config = {"kind": self.kind, "points": [str(p) for p in self.points], "inner": self.inner}
+        return {**config, "settings": dict(self.inner_settings), "probers": configs}, tensors
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`."""
+        inner = unnest(config, "probers", tensors)
+        prober = cls([point for p in inner for point in p.points], config["inner"], config.get("settings"))
+        prober.check_settings()
+        prober.probers_ = inner
+        return prober

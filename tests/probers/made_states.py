@@ -1,0 +1,29 @@
+"""States of made-up requests whose classes differ along a known direction, at every kind of read point."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.types import ReadPoint
+
+D, W = 12, 8
+LAST = ReadPoint(4)
+EARLY = ReadPoint(2)
+PILOT = ReadPoint(4, ReadPoint.parse("4@pilot:3").position)
+WINDOW = ReadPoint.parse("4@window:8")
+
+
+def make_acts(n: int = 120, seed: int = 0, gap: float = 3.0) -> tuple[Activations, Tensor]:
+    """n requests, half of them positive, in mixed order."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 2 == 0
+    shift = torch.where(labels, gap / 2, -gap / 2)[:, None] * torch.eye(D)[0]
+    scale = torch.linspace(0.1, 20.0, D)
+    flat = {p: (torch.randn(n, D, generator=g) + shift) * scale + 5.0 for p in (EARLY, LAST, PILOT)}
+    lengths = torch.randint(2, W + 1, (n,), generator=g)
+    mask = torch.arange(W)[None] >= W - lengths[:, None]
+    tokens = (torch.randn(n, W, D, generator=g) + shift[:, None]) * scale
+    texts = tuple(f"please {'break' if y else 'paint'} thing number {i}" for i, y in enumerate(labels.tolist()))
+    return Activations({**flat, WINDOW: tokens * mask[..., None]}, {WINDOW: mask}, texts), labels
