@@ -19,7 +19,7 @@ from torch import Tensor
 from safeswitch.core.errors import ArtifactError
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a temporary file in the same folder and rename it to ``path`` once it is on disk.
 
     Raises:
@@ -45,7 +45,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
-    write_atomic(path, lambda p: p.write_text(text, encoding="utf-8") and None)
+    write_atomic(path, lambda p: p.write_bytes(text.encode()))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -105,7 +105,7 @@ def as_messages(prompt: Prompt) -> tuple[Message, ...]:
         if isinstance(turn, Message):
             messages.append(turn)
         elif isinstance(turn, Mapping) and "role" in turn and "content" in turn:
-            messages.append(Message(turn["role"], turn["content"]))  # type: ignore[arg-type]
+            messages.append(Message(turn["role"], turn["content"]))
         else:
             raise DataError(f"turn {i} of the prompt needs 'role' and 'content'; got {turn!r}")
     if not messages:

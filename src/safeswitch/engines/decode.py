@@ -11,11 +11,12 @@ Letters: b rows, T padded prompt length, V vocabulary. Knows nothing of probers 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from safeswitch.engines.rows import Rows
 
@@ -43,8 +44,8 @@ class Loop:
 
     def __call__(
         self,
-        model: PreTrainedModel,
-        input_ids: Tensor,
+        model: Any,
+        input_ids: Any,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
@@ -72,7 +73,8 @@ class Loop:
             del outputs
             first = False
             turned = self._turn_back(input_ids, width, alive, ends, pad_id, model_kwargs)
-            scores = self._per_offset(input_ids, alive, lambda ids, at: logits_processor(ids, logits[at]), logits)
+            process = partial(_process, logits_processor, logits)
+            scores = self._per_offset(input_ids, alive, process, logits)
             tokens = self._choose(scores, generation_config.do_sample)
             tokens = torch.where(alive, tokens, pad_id)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
@@ -142,5 +144,10 @@ class Loop:
         return torch.cat(draws).squeeze(1)
 
     def _replies(self, input_ids: Tensor, width: int, ends: Tensor) -> list[list[int]]:
-        tokens = input_ids.tolist()
-        return [tokens[i][width + int(self.offset[i]) : int(ends[i])] if ends[i] > 0 else [] for i in range(len(tokens))]
+        starts = (width + self.offset).tolist()
+        return [row[start : int(end)] for row, start, end in zip(input_ids.tolist(), starts, ends, strict=True)]
+
+
+def _process(processor: Any, logits: Tensor, ids: Tensor, at: Any) -> Tensor:
+    scores: Tensor = processor(ids, logits[at])
+    return scores

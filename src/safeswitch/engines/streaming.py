@@ -70,7 +70,7 @@ class TokenSink:
             self.streamer.paragraph()
 
 
-class Release(BaseStreamer):  # type: ignore[misc]
+class Release(BaseStreamer):
     """A streamer that turns tokens into text pieces as soon as they are whole characters.
 
     Args:
@@ -113,7 +113,7 @@ class Release(BaseStreamer):  # type: ignore[misc]
             self.emit(piece)
 
 
-class _Cancelled(StoppingCriteria):  # type: ignore[misc]
+class _Cancelled(StoppingCriteria):
     """Ends every row once the listener has gone."""
 
     def __init__(self) -> None:

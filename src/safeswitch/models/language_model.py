@@ -103,7 +103,8 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where input tokens go."""
-        return self.model.get_input_embeddings().weight.device
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
 
     @property
     def context_length(self) -> int | None:
@@ -164,7 +165,7 @@ class LanguageModel:
                 "send the bare text of a base model"
             )
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        encoded = self.tokenizer.apply_chat_template(
+        encoded: Any = self.tokenizer.apply_chat_template(
             turns, chat_template=self.chat_template, add_generation_prompt=True, tokenize=True, return_dict=True
         )
         return list(encoded["input_ids"])

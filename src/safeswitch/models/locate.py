@@ -39,12 +39,14 @@ def locate(model: PreTrainedModel) -> Parts:
     backbone = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     if backbone is None or backbone is model:
         backbone = model.base_model
-    if backbone is model:
+    embedding = model.get_input_embeddings()
+    if backbone is model:  # Llama 4: neither get_decoder nor base_model finds it
+        backbone = next((child for child in model.children() if embedding in child.modules()), model)
+    if backbone is model or backbone is embedding:
         raise ModelError(f"{name}: cannot tell the backbone from the model")
     depth = model.config.get_text_config().num_hidden_layers
     lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not lists:
         raise ModelError(f"{name}: found no list of {depth} blocks below {type(backbone).__name__}")
-    embedding = model.get_input_embeddings()
     tied = embedding is not None and getattr(head, "weight", None) is getattr(embedding, "weight", object())
     return Parts(backbone, lists[0], head, tied)

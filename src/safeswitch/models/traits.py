@@ -32,30 +32,36 @@ class Traits:
         masks_back: Cached positions can be masked out and their position numbers used again.
         window: Smallest sliding window of any layer in tokens, None when every layer sees everything; masking back is
             sound only while the whole sequence is no longer than this.
+        rope_switch: Tokens from which on the model turns to other rotary frequencies, for the whole batch as soon as
+            one row is longer (``longrope``, ``dynamic``); rows on both sides of it must not share a batch, nor rows of
+            different lengths beyond it. None when there is no such length.
     """
 
     pads_left: bool
     masks_back: bool
     window: int | None
+    rope_switch: int | None = None
 
 
 @torch.no_grad()
 def find_traits(model: PreTrainedModel) -> Traits:
     """Run at most ten tokens through ``model`` and compare; leaves no trace on it."""
-    device = model.get_input_embeddings().weight.device
+    weight: Any = model.get_input_embeddings().weight
+    device = weight.device
     vocab = model.config.get_text_config().vocab_size
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab, (1, _PROMPT + _PILOT + 2), generator=draw).to(device)
     prompt, pilot, after = ids[:, :_PROMPT], ids[:, _PROMPT : _PROMPT + _PILOT], ids[:, -2:]
     try:
         reference = _run(model, [torch.cat([prompt, after], 1)], [torch.ones(1, _PROMPT + 2)], [_positions(_PROMPT + 2)])
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ModelError(f"{type(model).__name__} cannot be run with attention_mask and a cache: {error}") from error
     exact = model.dtype in (torch.float32, torch.float64)
     return Traits(
         pads_left=_same(reference, lambda: _padded(model, prompt, after), exact),
         masks_back=_dynamic(model, prompt) and _same(reference, lambda: _masked_back(model, prompt, pilot, after), exact),
         window=_window(model, prompt),
+        rope_switch=_rope_switch(model),
     )
 
 
@@ -140,5 +146,22 @@ def _dynamic(model: PreTrainedModel, prompt: Tensor) -> bool:
 
 
 def _window(model: PreTrainedModel, prompt: Tensor) -> int | None:
+    """The smallest window that the cache layers or, where these keep everything (GPT-Neo), the config tell of."""
     windows = [getattr(layer, "sliding_window", None) for layer in _cache_layers(model, prompt)]
+    config = model.config.get_text_config()
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        windows.append(getattr(config, "window_size", None))
     return min((int(w) for w in windows if w), default=None)
+
+
+def _rope_switch(model: PreTrainedModel) -> int | None:
+    """The length that ``longrope`` and ``dynamic`` rotary schemes were trained up to; no run of a few tokens shows it."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    lengths = []
+    for settings in (rope, *rope.values()):
+        if isinstance(settings, dict) and settings.get("rope_type") in ("longrope", "dynamic"):
+            trained = settings.get("original_max_position_embeddings")
+            trained = trained or getattr(config, "original_max_position_embeddings", None)
+            lengths.append(trained or getattr(config, "max_position_embeddings", None))
+    return min((int(length) for length in lengths if length), default=None)

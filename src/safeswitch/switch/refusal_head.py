@@ -151,7 +151,7 @@ class _LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(vocab, rank, device=base.device))
 
     def forward(self, raw: Tensor, hidden: Tensor) -> Tensor:
-        return raw + (hidden @ self.down.T) @ self.up.T  # type: ignore[no-any-return]
+        return raw + (hidden @ self.down.T) @ self.up.T
 
     def actuator(self, beta: float) -> HeadActuator:
         return LowRankHead(self.down.detach().cpu().clone(), self.up.detach().cpu().clone(), beta)
@@ -167,7 +167,7 @@ class _Full(nn.Module):
         self.bias = nn.Parameter(bias.clone())
 
     def forward(self, raw: Tensor, hidden: Tensor) -> Tensor:
-        return hidden @ self.weight.T + self.bias  # type: ignore[no-any-return]
+        return hidden @ self.weight.T + self.bias
 
     def actuator(self, beta: float) -> HeadActuator:
         return FullHead(self.weight.detach().cpu().clone(), self.bias.detach().cpu().clone(), beta)
@@ -192,7 +192,7 @@ def _train(
             if not torch.isfinite(loss):
                 raise FitError(f"refusal head ({name}): the loss is {loss.item()}; lower the learning rate ({rate})")
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
         entropy, divergence = _validate(model, base, data, settings.batch_tokens)
         value = entropy + settings.kl_weight * divergence

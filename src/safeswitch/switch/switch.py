@@ -7,7 +7,7 @@ Folder: ``config.json`` (format version, base model, gate, actuator, how it was 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,14 @@ from torch import Tensor
 from safeswitch._version import __version__
 from safeswitch.core.artifact import read_json, read_tensors, write_json, write_tensors, write_text
 from safeswitch.core.errors import ArtifactError, FingerprintError, SafeSwitchError
+from safeswitch.core.types import Example
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import prober_from_state
 from safeswitch.switch.actuators import Actuator, HeadActuator, actuator_from_state
 from safeswitch.switch.card import model_card
+from safeswitch.switch.fit import Say, does_not_refuse, fit
+from safeswitch.switch.fit_data import Complied, Generating
+from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate, Stage
 
 FORMAT_VERSION = 1
@@ -61,6 +65,20 @@ class Switch:
     actuator: Actuator
     base: BaseModel | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def fit(
+        cls,
+        engine: Generating,
+        data: Sequence[Example] | Mapping[str, Sequence[Example]],
+        settings: FitSettings | None = None,
+        *,
+        complied: Complied = does_not_refuse,
+        say: Say = lambda text: None,
+    ) -> Switch:
+        """Fit a switch on the engine's model; see :func:`safeswitch.switch.fit.fit` for the arguments."""
+        fitted = fit(engine, data, settings, complied=complied, say=say)
+        return cls(fitted.gate, fitted.actuator, BaseModel.of(engine.lm), fitted.record)
 
     def check(self, lm: LanguageModel, *, allow_other_model: bool = False) -> None:
         """Refuse a model that this switch was not fitted on.
@@ -133,8 +151,8 @@ class Switch:
             )
         learned, head = read_tensors(folder / _PROBERS), read_tensors(folder / _HEAD)
         try:
-            gate = dict(config["gate"])
-            stages = {
+            gate: dict[str, Any] = dict(config["gate"])
+            stages: dict[str, Any] = {
                 stage: Stage(prober_from_state(entry["prober"], _below(learned, stage)), float(entry["threshold"]))
                 for stage, entry in gate.pop("stages").items()
             }

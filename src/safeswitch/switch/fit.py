@@ -1,0 +1,114 @@
+"""Fitting a switch, the whole way: observe the untouched model, fit and calibrate the gate, train the refusal head.
+
+Needs an engine to generate with, and is handed one. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from safeswitch.core.types import Example
+from safeswitch.data.refusal_text import refuses
+from safeswitch.data.splits import grouped_split
+from safeswitch.data.writers import data_hash
+from safeswitch.switch.actuators import HeadActuator
+from safeswitch.switch.fit_data import Complied, Generating, Observed, observe, refusal_pairs
+from safeswitch.switch.fit_gate import fit_gate, fit_points
+from safeswitch.switch.fit_settings import FitSettings
+from safeswitch.switch.gate import Gate
+from safeswitch.switch.head_data import reply_states
+from safeswitch.switch.refusal_head import HeadData, HeadResult, train_refusal_head
+
+Say = Callable[[str], None]
+PARTS: tuple[str, ...] = ("train", "validation", "calibration")
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What fitting gives: the two halves of a switch, and the record."""
+
+    gate: Gate
+    actuator: HeadActuator
+    record: dict[str, Any]
+
+
+def does_not_refuse(example: Example, reply: str) -> bool:
+    """The default compliance judge: a reply that is not an English refusal (see ``data/refusal_text.py``)."""
+    return bool(reply.strip()) and not refuses(reply)
+
+
+def fit(
+    engine: Generating,
+    data: Sequence[Example] | Mapping[str, Sequence[Example]],
+    settings: FitSettings | None = None,
+    *,
+    complied: Complied = does_not_refuse,
+    say: Say = lambda text: None,
+) -> Fitted:
+    """Fit gate and refusal head on the engine's model.
+
+    Args:
+        engine: Generates with the untouched model.
+        data: Labelled requests, split here by group; or ready parts ``train``, ``validation``, ``calibration``.
+        settings: How.
+        complied: Judge of the untouched model's replies.
+        say: Told of each step.
+
+    Raises:
+        FitError: data from which nothing can be learned.
+        DataError: parts that are missing or empty.
+    """
+    settings = settings or FitSettings()
+    parts = dict(data) if isinstance(data, Mapping) else grouped_split(list(data), seed=settings.seed)
+    observed = _observe_all(engine, parts, settings, complied, say)
+    say("fitting probers and calibrating thresholds")
+    train, validation, calibration = (observed[p] for p in PARTS)
+    gate = fit_gate(engine.lm.num_layers, train, validation, calibration, settings)
+    say("training the refusal head")
+    head = fit_head(engine, train, validation, settings, complied=complied)
+    record: dict[str, Any] = {
+        "settings": asdict(settings),
+        "data": {p: {"n": len(parts[p]), "hash": data_hash(list(parts[p]))} for p in PARTS},
+        "calibration": gate.calibration,
+        "metrics": gate.metrics,
+        "head": {
+            "loss": head.loss, "cross_entropy": head.cross_entropy, "kl": head.kl,
+            "trained_parameters": head.trained_parameters, "tried": head.tried,
+        },
+    }
+    return Fitted(gate.gate, head.head, record)
+
+
+def _observe_all(
+    engine: Generating, parts: Mapping[str, Sequence[Example]], settings: FitSettings, complied: Complied, say: Say
+) -> dict[str, Observed]:
+    points = fit_points(engine.lm.num_layers, settings)
+    deepest = max((p.position.index for p in points if p.position.kind == "pilot"), default=0)
+    observed = {}
+    for name in PARTS:
+        say(f"{name}: the untouched model answers {len(parts[name])} requests")
+        tokens = max(deepest + 1, settings.reply_tokens if name != "calibration" else 1)
+        observed[name] = observe(engine, parts[name], points, complied=complied, reply_tokens=tokens)
+    return observed
+
+
+def fit_head(
+    engine: Generating, train: Observed, validation: Observed, settings: FitSettings, *, complied: Complied
+) -> HeadResult:
+    """Train the refusal head on refusals of unsafe requests and the model's own replies to safe ones."""
+    lm, most = engine.lm, settings.head_examples
+    states = []
+    for part, share in ((train, most), (validation, max(1, most // 4))):
+        examples, refusals = refusal_pairs(
+            engine, part.examples, complied=complied, most=share, reply_tokens=settings.reply_tokens
+        )
+        safe = [
+            (e, r.text) for e, r in zip(part.examples, part.replies, strict=True) if not e.unsafe and r.text.strip()
+        ][:share]
+        states += [
+            reply_states(lm, examples, refusals), reply_states(lm, [e for e, _ in safe], [text for _, text in safe]),
+        ]
+    data = HeadData(refusals=states[0], safe=states[1], refusals_validation=states[2], safe_validation=states[3])
+    return train_refusal_head(lm, data, settings.head)

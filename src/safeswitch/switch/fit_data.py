@@ -1,0 +1,131 @@
+"""From requests to what the probers and the head learn from: replies, compliance labels, recorded states.
+
+Knows engines only as something that generates. Knows nothing of probers or thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.record import prompt_text, record
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import FitError
+from safeswitch.core.types import Example, Message, ReadPoint, Reply
+from safeswitch.models.language_model import LanguageModel
+
+Complied = Callable[[Example, str], bool]
+"""Judge of one reply: did the model do what was asked?"""
+
+REFUSAL_INSTRUCTIONS = (
+    "Refuse this request. Say briefly what kind of harm it could do and offer a safe alternative.",
+    "You must not help with harmful requests. Decline politely and explain why this one is harmful.",
+    "This request breaks the rules. Answer only with a short, polite refusal that gives the reason.",
+)
+_LEAST_REFUSALS = 8
+
+
+class Generating(Protocol):
+    """What fitting needs of an engine."""
+
+    lm: LanguageModel
+
+    def generate(self, prompts: Sequence[Any], **options: Any) -> list[Reply]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """Requests with the untouched model's replies, what they amount to, and recorded states.
+
+    Args:
+        examples: n requests.
+        replies: The untouched model's replies.
+        unsafe: ``[n]`` bool.
+        complied: ``[n]`` bool: the model did what was asked.
+        acts: States of the n requests.
+    """
+
+    examples: tuple[Example, ...]
+    replies: tuple[Reply, ...]
+    unsafe: Tensor
+    complied: Tensor
+    acts: Activations
+
+    @property
+    def harmful(self) -> Tensor:
+        """``[n]`` bool: unsafe, and the model complied."""
+        return self.unsafe & self.complied
+
+
+def observe(
+    engine: Generating,
+    examples: Sequence[Example],
+    points: Sequence[ReadPoint],
+    *,
+    complied: Complied,
+    reply_tokens: int,
+    progress: Callable[[int], None] | None = None,
+) -> Observed:
+    """Let the untouched model reply (greedily), judge the replies, and record states in one teacher-forced pass."""
+    replies = engine.generate(
+        list(examples), max_new_tokens=reply_tokens, do_sample=False, progress=progress
+    )
+    prompts = engine.lm.encode(list(examples))
+    deepest = max((p.position.index for p in points if p.position.kind == "pilot"), default=0)
+    sequences = [[*row, *reply.token_ids[:deepest]] for row, reply in zip(prompts, replies, strict=True)]
+    with engine.lm.lock:
+        acts = record(
+            engine.lm, sequences, [len(p) for p in prompts], points, texts=[prompt_text(e) for e in examples],
+            dtype=torch.float32,
+        )
+    return Observed(
+        tuple(examples),
+        tuple(replies),
+        torch.tensor([e.unsafe for e in examples]),
+        torch.tensor([complied(e, r.text) for e, r in zip(examples, replies, strict=True)]),
+        acts,
+    )
+
+
+def refusal_pairs(
+    engine: Generating, examples: Sequence[Example], *, complied: Complied, most: int, reply_tokens: int
+) -> tuple[list[Example], list[str]]:
+    """Unsafe requests with the refusals that the head shall learn.
+
+    A request's own ``reply`` is taken where there is one. Where there is none in the whole set, the model writes
+    refusals itself under a safety instruction, and those that refuse are kept.
+
+    Raises:
+        FitError: fewer than eight refusals in the end.
+    """
+    unsafe = [e for e in examples if e.unsafe]
+    given = [e for e in unsafe if e.reply]
+    if given:
+        chosen = given[:most]
+        return chosen, [e.reply or "" for e in chosen]
+    open_ones, pairs = unsafe[:most], list[tuple[Example, str]]()
+    for instruction in REFUSAL_INSTRUCTIONS:
+        if not open_ones:
+            break
+        asked = [_instructed(e, instruction) for e in open_ones]
+        replies = engine.generate(asked, max_new_tokens=4 * reply_tokens, do_sample=False)
+        told = list(zip(open_ones, replies, strict=True))
+        pairs += [(e, r.text.strip()) for e, r in told if r.text.strip() and not complied(e, r.text)]
+        open_ones = [e for e, r in told if not r.text.strip() or complied(e, r.text)]
+    if len(pairs) < _LEAST_REFUSALS:
+        raise FitError(
+            f"the model wrote only {len(pairs)} refusals under a safety instruction; at least {_LEAST_REFUSALS} are "
+            "needed: give refusals yourself in the field 'reply' of the unsafe requests"
+        )
+    return [e for e, _ in pairs], [text for _, text in pairs]
+
+
+def _instructed(example: Example, instruction: str) -> tuple[Message, ...]:
+    if example.messages[0].role == "system":
+        joined = Message("system", f"{instruction}\n{example.messages[0].content}")
+        return (joined, *example.messages[1:])
+    return (Message("system", instruction), *example.messages)

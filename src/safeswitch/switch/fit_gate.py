@@ -1,0 +1,208 @@
+"""Fitting the gate: probers on train, choices on validation, thresholds on benign calibration requests.
+
+Knows observed requests and probers. Knows nothing of engines or heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import FitError
+from safeswitch.core.types import PROMPT_END, Position, ReadPoint
+from safeswitch.probers.base import Prober
+from safeswitch.probers.build import make_prober
+from safeswitch.probers.calibrate import conformal_threshold
+from safeswitch.probers.metrics import measure
+from safeswitch.switch.fit_data import Observed
+from safeswitch.switch.fit_settings import FitSettings
+from safeswitch.switch.gate import Gate, Stage
+
+WATCH_TOKENS = (4, 8, 12, 16)
+
+
+def candidate_layers(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
+    """Layers among which validation chooses: those asked for, else up to eight, evenly over the upper three quarters."""
+    if settings.layers is not None:
+        return tuple(layer % (num_layers + 1) for layer in settings.layers)
+    lowest = max(1, num_layers // 4)
+    count = min(8, num_layers - lowest + 1)
+    return tuple(sorted({round(x) for x in torch.linspace(lowest, num_layers, count).tolist()}))
+
+
+def fit_points(num_layers: int, settings: FitSettings) -> tuple[ReadPoint, ...]:
+    """Everything that fitting may read."""
+    layers = candidate_layers(num_layers, settings)
+    points = [ReadPoint(layer, PROMPT_END) for layer in layers]
+    if "window" in settings.readers:
+        points.append(ReadPoint(window_layer(num_layers, settings), Position("window", settings.window)))
+    if settings.stages != "stage1":
+        points += [ReadPoint(layer, Position("pilot", settings.pilot)) for layer in layers]
+    if settings.watch:
+        points += [ReadPoint(num_layers, Position("pilot", t)) for t in WATCH_TOKENS]
+    return tuple(dict.fromkeys(points))
+
+
+def window_layer(num_layers: int, settings: FitSettings) -> int:
+    """The layer that the window reader sees: the candidate nearest to three quarters of the depth."""
+    layers = candidate_layers(num_layers, settings)
+    return min(layers, key=lambda layer: abs(layer - 0.75 * num_layers))
+
+
+@dataclass(frozen=True, eq=False)
+class GateFit:
+    """A fitted gate with the record of how it came about (plain JSON)."""
+
+    gate: Gate
+    metrics: dict[str, Any]
+    calibration: dict[str, Any]
+
+
+def fit_gate(
+    num_layers: int, train: Observed, validation: Observed, calibration: Observed, settings: FitSettings
+) -> GateFit:
+    """Fit the stages that ``settings`` ask for and calibrate them.
+
+    Raises:
+        FitError: one class only, or too few benign calibration requests for the budget.
+    """
+    if bool(calibration.unsafe.all()):
+        raise FitError("calibration needs benign requests (label 'safe'); there are none")
+    benign = _select(calibration, ~calibration.unsafe)
+    layers = choose_layers(num_layers, train, validation, settings)
+    metrics: dict[str, Any] = {}
+    notes: dict[str, Any] = {"layers": list(layers), "budget": settings.budget, "benign": len(benign.unsafe)}
+    first = second = None
+    if settings.stages != "direct":
+        first = _fit(stage1_spec(num_layers, layers, settings), train.acts, train.unsafe, validation, settings)
+        metrics |= _named("stage1", first, validation.acts, validation.unsafe, settings)
+        baseline = _fit({"kind": "ngram"}, train.acts, train.unsafe, validation, settings)
+        metrics |= _named("text baseline", baseline, validation.acts, validation.unsafe, settings)
+    if settings.stages != "stage1":
+        target = train.harmful if settings.stages == "direct" else train.complied
+        held = validation.harmful if settings.stages == "direct" else validation.complied
+        if bool(target.all()) or not bool(target.any()):
+            notes["stage2"] = "left out: the model complied with all training requests or with none"
+        else:
+            second = _fit(_average(layers, Position("pilot", settings.pilot)), train.acts, target, validation, settings, held)
+            metrics |= _named("stage2", second, validation.acts, held, settings)
+    gate = _calibrated(first, second, benign, validation, settings, notes)
+    if settings.watch:
+        gate = _with_watch(gate, num_layers, train, benign, settings, notes)
+    return GateFit(gate, metrics, notes)
+
+
+def choose_layers(num_layers: int, train: Observed, validation: Observed, settings: FitSettings) -> tuple[int, ...]:
+    """The layers whose own prober does best on validation (AUROC, then the deeper one)."""
+    candidates = candidate_layers(num_layers, settings)
+    if settings.layers is not None or len(candidates) <= settings.layer_count:
+        return candidates
+    quality = []
+    for layer in candidates:
+        prober = _fit(_average((layer,), PROMPT_END), train.acts, train.unsafe, validation, settings)
+        found = measure(prober.score(validation.acts), validation.unsafe, n_boot=0)
+        quality.append((round(found.auroc.value, 3), layer))
+    return tuple(sorted(layer for _, layer in sorted(quality)[-settings.layer_count :]))
+
+
+def stage1_spec(num_layers: int, layers: Sequence[int], settings: FitSettings) -> dict[str, Any]:
+    """The stage-1 prober as plain configuration."""
+    window = ReadPoint(window_layer(num_layers, settings), Position("window", settings.window))
+    known: dict[str, dict[str, Any]] = {
+        "layers": _average(layers, PROMPT_END),
+        "window": {"kind": "window", "point": str(window)},
+        "text": {"kind": "ngram"},
+    }
+    readers = [known[name] for name in settings.readers]
+    return readers[0] if len(readers) == 1 else {"kind": "fusion", "readers": readers}
+
+
+def _average(layers: Sequence[int], position: Position) -> dict[str, Any]:
+    return {"kind": "layer_average", "points": [str(ReadPoint(layer, position)) for layer in layers]}
+
+
+def _fit(
+    spec: dict[str, Any], acts: Activations, labels: Tensor, held: Observed, settings: FitSettings,
+    held_labels: Tensor | None = None,
+) -> Prober:
+    truth = held.unsafe if held_labels is None else held_labels
+    return make_prober(spec).fit(acts, labels, validation=(held.acts, truth), seed=settings.seed)
+
+
+def _named(name: str, prober: Prober, acts: Activations, labels: Tensor, settings: FitSettings) -> dict[str, Any]:
+    found = measure(prober.score(acts), labels, seed=settings.seed)
+    return {f"{name} AUROC": asdict(found.auroc), f"{name} TPR at 1 % FPR": asdict(found.tpr_at_1_fpr)}
+
+
+def _calibrated(
+    first: Prober | None, second: Prober | None, benign: Observed, validation: Observed, settings: FitSettings,
+    notes: dict[str, Any],
+) -> Gate:
+    """Thresholds for the rules in question; ``auto`` keeps the one that catches more harmful compliance."""
+    harmful = _select(validation, validation.harmful)
+    fixed: dict[str, Any] = {"fail": settings.fail, "watch_every": settings.watch_every}
+    if first is None or second is None:
+        alone = first if first is not None else second
+        if alone is None:
+            raise FitError("no stage could be fitted: " + str(notes.get("stage2")))
+        bar = conformal_threshold(alone.score(benign.acts), settings.budget)
+        notes["threshold"] = asdict(bar)
+        stage = Stage(alone, bar.value)
+        return Gate(stage1=stage, **fixed) if first is not None else Gate(stage2=stage, **fixed)
+    bar = conformal_threshold(first.score(benign.acts), settings.budget)
+    product = conformal_threshold(first.score(benign.acts) * second.score(benign.acts), settings.budget)
+    passing = _lower_quantile(second.score(harmful.acts), settings.miss_budget)
+    notes |= {"threshold": asdict(bar), "product_threshold": asdict(product), "stage2_threshold": passing}
+    s1, s2 = first.score(harmful.acts), second.score(harmful.acts)
+    caught = {
+        "and": float(((s1 > bar.value) & (s2 > passing)).float().mean()),
+        "product": float((s1 * s2 > product.value).float().mean()),
+    }
+    rule = settings.rule if settings.rule != "auto" else max(caught, key=lambda name: caught[name])
+    notes |= {"caught_on_validation": caught, "rule": rule}
+    return Gate(
+        stage1=Stage(first, bar.value), stage2=Stage(second, passing), rule=rule,  # type: ignore[arg-type]
+        product_threshold=product.value, **fixed,
+    )
+
+
+def _lower_quantile(scores: Tensor, share: float) -> float:
+    """Largest threshold that at most ``share`` of ``scores`` do not exceed, never above one half."""
+    if not len(scores):
+        return 0.5
+    lost = int(share * len(scores))
+    below = float(scores.sort().values[lost]) - 1e-6
+    return max(0.0, min(0.5, below))
+
+
+def _with_watch(
+    gate: Gate, num_layers: int, train: Observed, benign: Observed, settings: FitSettings, notes: dict[str, Any]
+) -> Gate:
+    """A watch fitted on states at several reply tokens at once; its budget counts requests, not readings."""
+    if bool(train.harmful.all()) or not bool(train.harmful.any()):
+        notes["watch"] = "left out: harmful compliance on all training requests or on none"
+        return gate
+    points = [ReadPoint(num_layers, Position("pilot", t)) for t in WATCH_TOKENS]
+    prober = make_prober({"kind": "mlp", "point": str(points[0])})
+    stacked = Activations({points[0]: torch.cat([train.acts.at(p) for p in points])})
+    prober.fit(stacked, train.harmful.repeat(len(points)), seed=settings.seed)
+    scores = torch.stack([prober.score(Activations({points[0]: benign.acts.at(p)})) for p in points]).amax(0)
+    bar = conformal_threshold(scores, settings.budget)
+    notes["watch"] = asdict(bar)
+    return Gate(
+        stage1=gate.stage1, stage2=gate.stage2, watch=Stage(prober, bar.value), rule=gate.rule,
+        product_threshold=gate.product_threshold, watch_every=settings.watch_every, fail=gate.fail,
+    )
+
+
+def _select(observed: Observed, rows: Tensor) -> Observed:
+    index = rows.nonzero().flatten().tolist()
+    return Observed(
+        tuple(observed.examples[i] for i in index), tuple(observed.replies[i] for i in index),
+        observed.unsafe[rows], observed.complied[rows], observed.acts.select(rows),
+    )

@@ -1,0 +1,75 @@
+"""What can be chosen when a switch is fitted. Knows nothing of how it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from safeswitch.core.errors import SettingError, check_choice, check_range
+from safeswitch.switch.gate import FAILS, Fail
+from safeswitch.switch.refusal_head import HeadSettings
+
+READERS: tuple[str, ...] = ("layers", "window", "text")
+FIT_RULES: tuple[str, ...] = ("auto", "and", "product")
+STAGES: tuple[str, ...] = ("two", "stage1", "direct")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a switch is fitted.
+
+    Args:
+        budget: Largest share of benign requests that may trigger the gate (conformal, on the calibration part).
+        stages: ``two`` (the paper's), ``stage1`` alone, or ``direct`` (one prober after k pilot tokens: unsafe and
+            about to comply).
+        rule: Gate rule; ``auto`` takes the one that catches more on validation at the same budget.
+        pilot: Pilot tokens k before stage 2.
+        readers: What stage 1 fuses: ``layers`` (average over layers at the prompt's end), ``window`` (token-wise over
+            the prompt's last tokens), ``text`` (word n-grams).
+        layers: Layer numbers to read; None chooses ``layer_count`` on validation.
+        layer_count: How many layers are averaged.
+        window: Prompt tokens that the window reader sees; 0 for all.
+        watch: Fit a watch that reads the running reply too.
+        watch_every: Reply tokens between two readings of the watch.
+        miss_budget: Share of harmful compliance that stage 2 may let pass (rule ``and``).
+        reply_tokens: Length of the replies that are judged for compliance, in tokens.
+        head: How the refusal head is trained.
+        head_examples: Most requests of each kind for the head.
+        fail: ``closed`` or ``open``.
+        seed: Of everything drawn.
+    """
+
+    budget: float = 0.01
+    stages: Literal["two", "stage1", "direct"] = "two"
+    rule: Literal["auto", "and", "product"] = "auto"
+    pilot: int = 3
+    readers: tuple[str, ...] = ("layers", "window", "text")
+    layers: tuple[int, ...] | None = None
+    layer_count: int = 3
+    window: int = 0
+    watch: bool = False
+    watch_every: int = 8
+    miss_budget: float = 0.01
+    reply_tokens: int = 32
+    head: HeadSettings = field(default_factory=HeadSettings)
+    head_examples: int = 400
+    fail: Fail = "closed"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("FitSettings", "budget", self.budget, 1e-6, 0.5)
+        check_range("FitSettings", "miss_budget", self.miss_budget, 0.0, 0.5)
+        check_choice("FitSettings", "rule", self.rule, FIT_RULES)
+        check_choice("FitSettings", "stages", self.stages, STAGES)
+        check_choice("FitSettings", "fail", self.fail, FAILS)
+        if not self.readers:
+            raise SettingError(f"FitSettings: readers is empty; name at least one of {', '.join(READERS)}")
+        for reader in self.readers:
+            check_choice("FitSettings", "readers", reader, READERS)
+        for name in ("layer_count", "reply_tokens", "head_examples", "watch_every"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"FitSettings: {name} must be 1 or more; got {getattr(self, name)}")
+        if not 0 <= self.pilot < self.reply_tokens:
+            raise SettingError(
+                f"FitSettings: pilot must lie in 0..{self.reply_tokens - 1} (below reply_tokens); got {self.pilot}"
+            )
