@@ -61,27 +61,46 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         **_DECODER, "conv_L_cache": 3, "layer_types": ["conv", "full_attention", "conv"],
         "block_auto_adjust_ff_dim": False,
     }),
+    "bloom": ("Bloom", {**_COMMON, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
+    "mpt": ("Mpt", {**_COMMON, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 512}),
+    "gpt_neo": ("GPTNeo", {
+        **_COMMON, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 16,
+        "attention_types": [[["global", "local"], 1]],
+    }),
+    "llama4_text": ("Llama4Text", {
+        **_DECODER, "num_hidden_layers": 4, "attention_chunk_size": 16, "num_local_experts": 2,
+        "intermediate_size_mlp": 48,
+    }),
+    "phi3_longrope": ("Phi3", {
+        **{k: v for k, v in _DECODER.items() if k != "head_dim"}, "original_max_position_embeddings": 24,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0] * 4,
+            "long_factor": [2.0, 3.0, 4.0, 5.0], "original_max_position_embeddings": 24,
+        },
+    }),
 }
 
 TRANSFORMERS: tuple[str, ...] = (
     "llama", "llama_tied", "qwen2", "qwen3", "mistral_sliding", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox",
     "opt", "mixtral",
 )
-RECURRENT: tuple[str, ...] = tuple(name for name in _CONFIGS if name not in TRANSFORMERS)
-NAMES: tuple[str, ...] = tuple(_CONFIGS)
+RECURRENT: tuple[str, ...] = ("mamba", "bamba", "falcon_h1", "lfm2")
+NAMES: tuple[str, ...] = TRANSFORMERS + RECURRENT
+ODD: tuple[str, ...] = ("bloom", "mpt", "gpt_neo", "llama4_text", "phi3_longrope")
+"""Further architectures with a peculiarity each: alibi, local attention without a window in the cache, chunked attention,
+rotary frequencies that change with the length."""
 
 
 def tiny_model(name: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A random float32 causal LM of architecture ``name`` (one of ``NAMES``); ``overrides`` go to its config."""
+    """A random float32 causal LM of architecture ``name`` (``NAMES`` or ``ODD``); ``overrides`` go to its config."""
     family, settings = _CONFIGS[name]
     config = getattr(transformers, f"{family}Config")(**{**settings, **overrides})
-    model_class = "Gemma3ForCausalLM" if family == "Gemma3Text" else None
     quiet = logging.getLogger("transformers")
     level, _ = quiet.level, quiet.setLevel(logging.ERROR)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            built = getattr(transformers, model_class or _causal_class(family))(config)
+            built = getattr(transformers, _causal_class(family))(config)
     finally:
         quiet.setLevel(level)
     model: PreTrainedModel = built.float().eval()
@@ -90,7 +109,7 @@ def tiny_model(name: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel
 
 
 def _causal_class(family: str) -> str:
-    return "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
+    return "GPT2LMHeadModel" if family == "GPT2" else f"{family.removesuffix('Text')}ForCausalLM"
 
 
 @torch.no_grad()

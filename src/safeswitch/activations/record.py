@@ -6,10 +6,8 @@ layer that computed them. Knows nothing of labels or files.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,16 +82,11 @@ def record(
     check_request(lm, sequences, prompt_lengths, points, texts, batch_tokens)
     rows = [list(row[: _needed(length, points)]) for row, length in zip(sequences, prompt_lengths, strict=True)]
     gather = _Gather(points, prompt_lengths, torch.device(device), dtype)
-    takes_positions = "position_ids" in inspect.signature(lm.parts.backbone.forward).parameters
-    exact, done = not lm.traits.pads_left, 0
-    with Reader(lm, [point.layer for point in points]) as reader:
-        for batch in _batches([len(row) for row in rows], batch_tokens, exact=exact):
-            ids, mask = lm.pad([rows[i] for i in batch])
-            extra: dict[str, Any] = {}
-            if takes_positions:
-                extra["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+    mixed, done = (lm.traits.rope_switch if lm.traits.pads_left else 0), 0
+    with lm.lock, Reader(lm, [point.layer for point in points]) as reader:
+        for batch in _batches([len(row) for row in rows], batch_tokens, mixed):
             reader.keep = gather.plan(batch, [len(rows[i]) for i in batch])
-            lm.parts.backbone(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
+            lm.run_backbone(*lm.pad([rows[i] for i in batch]))
             gather.take(batch, reader.states)
             done += len(batch)
             if progress is not None:
@@ -135,13 +128,15 @@ def _needed(prompt_length: int, points: Sequence[ReadPoint]) -> int:
     return prompt_length + max(p.position.index if p.position.kind == "pilot" else 0 for p in points)
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int, *, exact: bool) -> Iterator[list[int]]:
-    """Row numbers by falling length, as many together as fit; of one length only when ``exact``."""
+def _batches(lengths: Sequence[int], batch_tokens: int, mixed: int | None = None) -> Iterator[list[int]]:
+    """Row numbers by falling length, as many together as fit; rows longer than ``mixed`` only with rows of their length
+    (None: any rows may be padded to one batch)."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch:
             longest = lengths[batch[0]]
-            if (len(batch) + 1) * longest > batch_tokens or (exact and lengths[i] != longest):
+            alone = mixed is not None and longest > mixed and lengths[i] != longest
+            if alone or (len(batch) + 1) * longest > batch_tokens:
                 yield batch
                 batch = []
         batch.append(i)

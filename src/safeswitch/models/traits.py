@@ -1,8 +1,8 @@
 """What an architecture can do, found by experiment instead of by a list of names.
 
-Two questions decide how a batch may be run. Left padding: does a padded row give what the row alone gives? Masking back:
-may cached positions be masked out and generation resume as if they had never been? Models with recurrent state, and
-positional schemes that ignore the mask, answer no and are run the slow, correct way.
+Two questions decide how a batch may be run. Left padding: does a padded row give what the row alone gives? Masking
+back: may cached positions be masked out and generation resume as if they had never been? Models with recurrent state,
+and positional schemes that ignore the mask, answer no and are run the slow, correct way.
 
 Knows nothing of prompts, probers or switches.
 """
@@ -53,13 +53,15 @@ def find_traits(model: PreTrainedModel) -> Traits:
     ids = torch.randint(0, vocab, (1, _PROMPT + _PILOT + 2), generator=draw).to(device)
     prompt, pilot, after = ids[:, :_PROMPT], ids[:, _PROMPT : _PROMPT + _PILOT], ids[:, -2:]
     try:
-        reference = _run(model, [torch.cat([prompt, after], 1)], [torch.ones(1, _PROMPT + 2)], [_positions(_PROMPT + 2)])
+        length = _PROMPT + 2
+        reference = _run(model, [torch.cat([prompt, after], 1)], [torch.ones(1, length)], [_positions(length)])
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ModelError(f"{type(model).__name__} cannot be run with attention_mask and a cache: {error}") from error
     exact = model.dtype in (torch.float32, torch.float64)
     return Traits(
         pads_left=_same(reference, lambda: _padded(model, prompt, after), exact),
-        masks_back=_dynamic(model, prompt) and _same(reference, lambda: _masked_back(model, prompt, pilot, after), exact),
+        masks_back=_dynamic(model, prompt)
+        and _same(reference, lambda: _masked_back(model, prompt, pilot, after), exact),
         window=_window(model, prompt),
         rope_switch=_rope_switch(model),
     )
@@ -142,7 +144,7 @@ def _cache_layers(model: PreTrainedModel, prompt: Tensor) -> list[Any]:
 
 def _dynamic(model: PreTrainedModel, prompt: Tensor) -> bool:
     layers = _cache_layers(model, prompt)
-    return bool(layers) and all(isinstance(layer, DynamicLayer) and not hasattr(layer, "conv_states") for layer in layers)
+    return bool(layers) and all(isinstance(x, DynamicLayer) and not hasattr(x, "conv_states") for x in layers)
 
 
 def _window(model: PreTrainedModel, prompt: Tensor) -> int | None:
@@ -155,7 +157,7 @@ def _window(model: PreTrainedModel, prompt: Tensor) -> int | None:
 
 
 def _rope_switch(model: PreTrainedModel) -> int | None:
-    """The length that ``longrope`` and ``dynamic`` rotary schemes were trained up to; no run of a few tokens shows it."""
+    """The length that ``longrope`` and ``dynamic`` rotary schemes were trained up to; a short run does not show it."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     lengths = []
