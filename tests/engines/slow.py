@@ -57,7 +57,7 @@ def random_head(lm: LanguageModel, rank: int = 2, scale: float = 1.0, seed: int 
 def states_alone(lm: LanguageModel, ids: Sequence[int]) -> tuple[Tensor, ...]:
     """``output_hidden_states`` of one row, each ``[t, d]``; the last is after the final norm."""
     output = lm.parts.backbone(input_ids=torch.tensor([list(ids)]), output_hidden_states=True, use_cache=False)
-    return tuple(h[0] for h in output.hidden_states[:-1]) + (output.last_hidden_state[0],)
+    return (*(h[0] for h in output.hidden_states[:-1]), output.last_hidden_state[0])
 
 
 @torch.no_grad()

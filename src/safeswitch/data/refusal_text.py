@@ -18,7 +18,9 @@ _UNWILLING = re.compile(
     re.IGNORECASE,
 )
 _SORRY = re.compile(r"\b(?:i'm|i\s+am|we're|we\s+are)?\s*(?:so\s+|very\s+)?(?:sorry|apologi[sz]e|afraid)\b", re.IGNORECASE)
-_POLICY = re.compile(r"\b(?:as an ai|against my (?:guidelines|policy|programming)|not appropriate|cannot assist)\b", re.IGNORECASE)
+_POLICY = re.compile(
+    r"\b(?:as an ai|against my (?:guidelines|policy|programming)|not appropriate|cannot assist)\b", re.IGNORECASE
+)
 _HEAD_CHARACTERS = 160
 
 

@@ -134,19 +134,20 @@ class LanguageModel:
             raise SettingError(f"layer {index} does not exist: {self.model_id} has layers 0..{count - 1} (or -1..-{count})")
         return index % count
 
-    def encode(self, prompts: Sequence[Prompt], *, room: int = 0) -> list[list[int]]:
+    def encode(self, prompts: Sequence[Prompt], *, room: int = 0, check: bool = True) -> list[list[int]]:
         """Token ids of each prompt through the chat template, ready for the reply's first token.
 
         Args:
             prompts: Text, messages or examples.
             room: Reply tokens that must still fit into the context.
+            check: Whether prompts that do not fit are refused.
 
         Raises:
             ModelError: no chat template.
             ContextLengthError: a prompt that does not fit.
         """
         rows = [self._encode_one(prompt) for prompt in prompts]
-        limit = self.context_length
+        limit = self.context_length if check else None
         for i, row in enumerate(rows):
             if limit is not None and len(row) + room > limit:
                 raise ContextLengthError(

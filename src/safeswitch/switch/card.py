@@ -26,6 +26,7 @@ def model_card(switch: Switch) -> str:
         lines.append(f"| product threshold | {gate.product_threshold:.4f} |")
     lines.append(f"| actuator | {switch.actuator.kind} |")
     lines += _measured(switch)
+    lines += _left_out(switch)
     lines += [
         "",
         "## Limits",
@@ -45,4 +46,24 @@ def _measured(switch: Switch) -> list[str]:
     for name, entry in metrics.items():
         if isinstance(entry, dict) and {"value", "low", "high"} <= set(entry):
             lines.append(f"| {name} | {entry['value']:.3f} | {entry['low']:.3f} – {entry['high']:.3f} |")
+    return lines
+
+
+def _left_out(switch: Switch) -> list[str]:
+    """Stage 1 on each source while that source was left out of fitting, beside the text baseline."""
+    report = switch.record.get("leave_one_source_out") or {}
+    if not report:
+        return []
+    lines = [
+        "", "## Stage 1 on sources it was not fitted on", "",
+        "AUROC with 95 % interval; each source was left out of the fit that it tests.", "",
+        "| source | unsafe / safe | stage 1 | TPR at 1 % FPR | text baseline |", "|---|---|---|---|---|",
+    ]
+    for source, found in report["stage1"].items():
+        text = report["text baseline"][source]["auroc"]["value"]
+        auroc = found["auroc"]
+        lines.append(
+            f"| {source} | {found['positives']} / {found['negatives']} | {auroc['value']:.3f} "
+            f"({auroc['low']:.3f}–{auroc['high']:.3f}) | {found['tpr_at_1_fpr']['value']:.3f} | {text:.3f} |"
+        )
     return lines

@@ -89,7 +89,8 @@ def fit_gate(
         if bool(target.all()) or not bool(target.any()):
             notes["stage2"] = "left out: the model complied with all training requests or with none"
         else:
-            second = _fit(_average(layers, Position("pilot", settings.pilot)), train.acts, target, validation, settings, held)
+            spec = _average(layers, Position("pilot", settings.pilot))
+            second = _fit(spec, train.acts, target, validation, settings, held)
             metrics |= _named("stage2", second, validation.acts, held, settings)
     gate = _calibrated(first, second, benign, validation, settings, notes)
     if settings.watch:

@@ -46,7 +46,7 @@ class FitSettings:
     readers: tuple[str, ...] = ("layers", "window", "text")
     layers: tuple[int, ...] | None = None
     layer_count: int = 3
-    window: int = 0
+    window: int = 64
     watch: bool = False
     watch_every: int = 8
     miss_budget: float = 0.01

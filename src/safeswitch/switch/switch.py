@@ -6,6 +6,8 @@ Folder: ``config.json`` (format version, base model, gate, actuator, how it was 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -98,9 +100,32 @@ class Switch:
         for layer in self.gate.layers:
             lm.layer(layer)
 
+    def describe(self) -> dict[str, Any]:
+        """The whole switch but its tensors, as plain JSON: what ``config.json`` holds."""
+        return self._state()[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (first 16 hex digits) over configuration and tensors: the identity of this switch."""
+        config, tensors, head = self._state()
+        digest = hashlib.sha256(json.dumps({**config, "record": {}}, sort_keys=True).encode())
+        for name, tensor in sorted({**tensors, **{f"head.{n}": t for n, t in head.items()}}.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the bundle; ``config.json`` is written last, so a folder without it is no bundle."""
         folder = Path(folder)
+        config, tensors, head = self._state()
+        (folder / _CONFIG).unlink(missing_ok=True)
+        write_tensors(folder / _PROBERS, tensors)
+        write_tensors(folder / _HEAD, head)
+        write_text(folder / "README.md", model_card(self))
+        write_json(folder / _CONFIG, config)
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        """Configuration, prober tensors, head tensors."""
         tensors: dict[str, Tensor] = {}
         stages: dict[str, Any] = {}
         for name in _STAGES:
@@ -112,12 +137,7 @@ class Switch:
             tensors |= {f"{name}.{key}": value for key, value in learned.items()}
         action, head = self.actuator.state()
         gate = {n: getattr(self.gate, n) for n in ("rule", "product_threshold", "watch_every", "always", "fail")}
-        (folder / _CONFIG).unlink(missing_ok=True)
-        write_tensors(folder / _PROBERS, tensors)
-        write_tensors(folder / _HEAD, head)
-        write_text(folder / "README.md", model_card(self))
-        write_json(
-            folder / _CONFIG,
+        return (
             {
                 "format_version": FORMAT_VERSION,
                 "library_version": __version__,
@@ -126,6 +146,8 @@ class Switch:
                 "actuator": action,
                 "record": dict(self.record),
             },
+            tensors,
+            head,
         )
 
     @classmethod

@@ -1,0 +1,285 @@
+"""``safeswitch``: one verb per step. Parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from safeswitch._version import __version__
+from safeswitch.core.errors import SafeSwitchError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Guard a language model with its own activations: probers decide, a refusal head acts, only when needed.",
+)
+nano_app = typer.Typer(no_args_is_help=True, help="The embedded tiny model: rebuild, measure, study.")
+app.add_typer(nano_app, name="nano")
+console = Console(stderr=True)
+
+ModelOption = Annotated[str, typer.Option("--model", help="Model folder or hub id; 'nano' is the embedded model.")]
+SwitchOption = Annotated[str | None, typer.Option("--switch", help="Switch folder or hub id; none: the untouched model.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Revision of the model on the hub.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DeviceMapOption = Annotated[str | None, typer.Option(help="Where the model goes, as in transformers: auto, cuda, cpu.")]
+TemplateOption = Annotated[
+    str | None, typer.Option(help="Jinja chat template file, or 'plain' for base models; default: the tokenizer's.")
+]
+TokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest reply in tokens.")]
+SampleOption = Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")]
+TemperatureOption = Annotated[float | None, typer.Option(help="Sampling temperature.")]
+TopPOption = Annotated[float | None, typer.Option(help="Nucleus sampling mass.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything drawn.")]
+OtherModelOption = Annotated[
+    bool, typer.Option("--allow-other-model", help="Accept a switch that was fitted on other weights.")
+]
+
+
+def main() -> None:
+    """Entry point: deliberate errors end in one line and exit code 2, an interrupt in 130."""
+    try:
+        app()
+    except SafeSwitchError as error:
+        console.print(f"[bold red]error:[/] {type(error).__name__}: {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("interrupted; what was finished is kept")
+        sys.exit(130)
+
+
+def _engine(
+    model: str, revision: str | None, dtype: str, device_map: str | None, template: str | None, batch_size: int = 32,
+    allow_other_model: bool = False,
+) -> Any:
+    from safeswitch.engines.transformers_engine import TransformersEngine
+    from safeswitch.models.language_model import LanguageModel
+    from safeswitch.nano import weights_path
+
+    path = template and Path(template)
+    text = path.read_text(encoding="utf-8") if path and path.is_file() else template
+    extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    where = weights_path() if model == "nano" else model
+    lm = LanguageModel.load(where, revision=revision, chat_template=text, dtype=dtype, **extra)
+    return TransformersEngine(lm, batch_size=batch_size, allow_other_model=allow_other_model)
+
+
+def _switch(name: str | None) -> Any:
+    from safeswitch.switch.switch import Switch
+
+    return Switch.from_pretrained(name) if name else None
+
+
+def _sampling(sample: bool, temperature: float | None, top_p: float | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"do_sample": sample}
+    if sample:
+        options |= {k: v for k, v in (("temperature", temperature), ("top_p", top_p)) if v is not None}
+    return options
+
+
+@contextmanager
+def _bar(total: int, text: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error that vanishes where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+@app.command()
+def fit(
+    model: ModelOption,
+    data: Annotated[list[str], typer.Option("--data", help="JSONL or CSV file, or hub data set; repeat for more.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the switch.")],
+    label: Annotated[str | None, typer.Option(help="Label of rows that have none: safe or unsafe.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most rows of each source, spread evenly.")] = None,
+    budget: Annotated[float, typer.Option(help="Share of benign requests that may trigger the gate.")] = 0.01,
+    stages: Annotated[str, typer.Option(help="two, stage1 or direct.")] = "two",
+    rule: Annotated[str, typer.Option(help="auto, and, product.")] = "auto",
+    pilot: Annotated[int, typer.Option(min=0, help="Pilot tokens before stage 2.")] = 3,
+    readers: Annotated[
+        str, typer.Option(help="What stage 1 fuses, joined by commas: layers, window, text.")
+    ] = "layers,window,text",
+    watch: Annotated[bool, typer.Option("--watch", help="Also watch the running reply.")] = False,
+    head: Annotated[str, typer.Option(help="Refusal head: low_rank or full.")] = "low_rank",
+    beta: Annotated[float, typer.Option(help="Share of the head's difference in force, 0 to 1.")] = 1.0,
+    fail: Annotated[str, typer.Option(help="closed: a prober that cannot run fires; open: it lets pass.")] = "closed",
+    leave_out: Annotated[bool, typer.Option(help="Report every source with its leave-one-out figure.")] = True,
+    seed: SeedOption = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    device_map: DeviceMapOption = None,
+    chat_template: TemplateOption = None,
+) -> None:
+    """Fit a switch on labelled requests and write it to a folder."""
+    from safeswitch.switch.fit_settings import FitSettings
+    from safeswitch.switch.refusal_head import HeadSettings
+    from safeswitch.switch.run_fit import fit_files
+
+    settings = FitSettings(
+        budget=budget, stages=stages, rule=rule, pilot=pilot, readers=tuple(readers.split(",")), watch=watch,  # type: ignore[arg-type]
+        fail=fail, seed=seed, head=HeadSettings(kind=head, beta=beta, seed=seed),  # type: ignore[arg-type]
+    )
+    engine = _engine(model, revision, dtype, device_map, chat_template, batch_size)
+    switch = fit_files(
+        engine, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=lambda text: console.print(text)
+    )
+    _show(switch)
+    console.print(f"written to {out}")
+
+
+@app.command()
+def inspect(
+    switch: Annotated[str, typer.Argument(help="Switch folder or hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole configuration as JSON.")] = False,
+) -> None:
+    """Show what a switch reads, its thresholds, its head and the figures it was fitted with."""
+    loaded = _switch(switch)
+    if as_json:
+        print(json.dumps(loaded.describe(), indent=2, ensure_ascii=False))
+    else:
+        _show(loaded)
+
+
+def _show(switch: Any) -> None:
+    from safeswitch.switch.card import model_card
+
+    Console().print(Markdown(model_card(switch).split("---", 2)[2]))
+
+
+@app.command()
+def generate(
+    model: ModelOption,
+    source: Annotated[str, typer.Option("--in", help="JSONL or CSV file of requests, or hub data set.")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL file of replies; an unfinished one is gone on with.")],
+    switch: SwitchOption = None,
+    label: Annotated[str | None, typer.Option(help="Label of rows that have none: safe or unsafe.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many requests.")] = None,
+    max_new_tokens: TokensOption = 256,
+    sample: SampleOption = False,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    allow_other_model: OtherModelOption = False,
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    device_map: DeviceMapOption = None,
+    chat_template: TemplateOption = None,
+) -> None:
+    """Answer a file of requests, resumable."""
+    from safeswitch.data.readers import read_examples
+    from safeswitch.engines.jsonl import generate_file
+
+    examples = read_examples(source, label=label, limit=limit)
+    engine = _engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
+    loaded = _switch(switch)
+    identity = {"model": engine.lm.fingerprint, "switch": loaded.fingerprint if loaded is not None else "none"}
+    with _bar(len(examples), "answering") as advance:
+        new = generate_file(
+            engine, examples, out, loaded, identity=identity, chunk=2 * batch_size, progress=advance,
+            seed=seed if sample else None, max_new_tokens=max_new_tokens, **_sampling(sample, temperature, top_p),
+        )
+    console.print(f"{new} new replies, {len(examples)} in all, in {out}")
+
+
+@app.command()
+def chat(
+    model: ModelOption,
+    switch: SwitchOption = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_new_tokens: TokensOption = 256,
+    sample: SampleOption = False,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = 0,
+    allow_other_model: OtherModelOption = False,
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    device_map: DeviceMapOption = None,
+    chat_template: TemplateOption = None,
+) -> None:
+    """Talk to the guarded model; shows the gate's decision after each reply. An empty line or end of input leaves."""
+    from safeswitch.cli.chat import converse
+
+    engine = _engine(model, revision, dtype, device_map, chat_template, 1, allow_other_model)
+    converse(
+        engine, _switch(switch), system=system, max_new_tokens=max_new_tokens,
+        seed=seed if sample else None, **_sampling(sample, temperature, top_p),
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for results.json, table.md and picture.png.")
+    ] = Path("build/demo"),
+    n: Annotated[int, typer.Option(min=10, help="Requests a suite.")] = 120,
+    seed: SeedOption = 0,
+) -> None:
+    """The whole job on the embedded model: fit, compare, one table and one picture."""
+    from safeswitch.nano.study import demo_settings, run_demo
+
+    data, settings = demo_settings(seed)
+    run_demo(out, n=n, data=data, settings=settings, seed=seed, say=lambda text: console.print(text))
+    seconds = json.loads((out / "results.json").read_text(encoding="utf-8"))["seconds"]
+    Console().print(Markdown((out / "table.md").read_text(encoding="utf-8")))
+    spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds["stages"].items())
+    print(f"seconds: {seconds['total']:.1f} in all ({spent})")
+    print(f"picture: {out / 'picture.png'}")
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of the library and of what it stands on."""
+    import torch
+    import transformers
+
+    print(f"safeswitch {__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
+
+
+@nano_app.command()
+def build(
+    out: Annotated[Path, typer.Option("--out", help="Folder for weights and tokenizer.")],
+    seed: SeedOption = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, when not the recipe's.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from an unfinished run in the folder.")] = True,
+) -> None:
+    """Rebuild the embedded model from nothing (resumable)."""
+    from safeswitch.nano.build import build as run
+
+    run(out, seed=seed, resume=resume, steps=steps)
+
+
+@nano_app.command()
+def table(model: ModelOption = "nano", n: Annotated[int, typer.Option(min=10, help="Requests a suite.")] = 300) -> None:
+    """How the untouched model behaves on every suite."""
+    from safeswitch.nano.evaluate import patient_table
+
+    engine = _engine(model, None, "auto", None, None)
+    patient_table(engine.lm.model, engine.lm.tokenizer, n)
+
+
+@nano_app.command()
+def study(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the study.")] = Path("build/study"),
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of fitting.")] = 3,
+    n: Annotated[int, typer.Option(min=10, help="Requests a suite.")] = 300,
+) -> None:
+    """The effect of the switch over several seeds, against the goals, with paired tests."""
+    from safeswitch.nano.effect import run_study
+
+    run_study(out, seeds=seeds, n=n, say=lambda text: console.print(text))
+    Console().print(Markdown((out / "study.md").read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()

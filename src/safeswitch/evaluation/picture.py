@@ -1,0 +1,60 @@
+"""One picture of several methods on several suites: rates with intervals, small multiples.
+
+Needs matplotlib (``pip install "safeswitch[eval]"``). Knows nothing of how the figures came about.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from safeswitch.core.artifact import write_atomic
+from safeswitch.core.errors import SafeSwitchError
+from safeswitch.evaluation.suites import Result
+
+# Okabe and Ito's colours, told apart with any colour vision, with hatching as a second sign.
+_COLOURS = ("#7f7f7f", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
+_HATCHES = ("", "//", "..", "", "xx", "++")
+_GOOD = {"harmful compliance": "lower is better", "refusal": "lower is better", "accuracy": "higher is better"}
+
+
+def draw_rates(
+    results: Mapping[str, Mapping[str, Result]], path: Path, *, titles: Mapping[str, str] | None = None, columns: int = 4
+) -> None:
+    """Write a PNG with one panel a suite and one bar a method.
+
+    Raises:
+        SafeSwitchError: matplotlib is not installed.
+        ArtifactError: the file cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SafeSwitchError('pictures need matplotlib: pip install "safeswitch[eval]"') from error
+    names = titles or {}
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.3 * rows), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes[len(results) :]:
+        axis.set_visible(False)
+    for axis, (suite, row) in zip(axes, results.items(), strict=False):
+        for i, (method, result) in enumerate(row.items()):
+            rate = result.rate
+            value, low, high = 100 * rate.rate, 100 * rate.low, 100 * rate.high
+            spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
+            axis.bar(i, value, 0.72, color=_COLOURS[i % 6], hatch=_HATCHES[i % 6], edgecolor="white", label=method)
+            axis.errorbar(i, value, yerr=spread, color="black", capsize=3, linewidth=1)
+            axis.text(i, min(high + 2, 103), f"{value:.0f}", ha="center", va="bottom", fontsize=9)
+        metric = next(iter(row.values())).suite.metric
+        axis.set_title(f"{names.get(suite, suite)}\n{metric} – {_GOOD[metric]}", fontsize=10)
+        axis.set_ylim(0, 112)
+        axis.set_yticks([0, 25, 50, 75, 100])
+        axis.set_ylabel("%" if axis in axes[::columns] else "")
+        axis.set_xticks(range(len(row)), [names.get(m, m) for m in row], rotation=20, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    write_atomic(path, lambda p: p.write_bytes(image.getvalue()))

@@ -1,0 +1,1 @@
+"""Published methods, one small file each: from a model and data to a Switch. They never reach for an engine."""

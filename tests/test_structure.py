@@ -1,0 +1,125 @@
+"""The shape of the house: import order, no cycles, the public names, the README's tree, versions in step."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import safeswitch
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "safeswitch"
+ORDER = (
+    "core", "data", "models", "activations", "probers", "switch", "methods", "engines", "evaluation", "nano", "serving",
+    "cli",
+)
+# methods hand switches to engines and never import one; nothing between them may either.
+MODULES = sorted(p for p in SRC.rglob("*.py") if p.name != "__init__.py" or p.parent != SRC)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SRC.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of this package that ``path`` imports when it runs (type-checking blocks left out)."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    names = {module_name(p) for p in MODULES}
+    return {name for name in found if name in names or name == "safeswitch"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SRC)))
+def test_a_module_imports_only_from_its_own_folder_or_from_those_above(path: Path) -> None:
+    own = path.relative_to(SRC).parts[0]
+    if own == "_version.py":
+        return
+    for name in imports_of(path) - {"safeswitch._version"}:
+        assert name != "safeswitch", "import from the module that defines the name"
+        folder = name.split(".")[1]
+        assert ORDER.index(folder) <= ORDER.index(own), f"{own} must not import {folder}"
+
+
+def test_methods_never_import_an_engine() -> None:
+    for path in (SRC / "methods").glob("*.py"):
+        assert not any(name.startswith("safeswitch.engines") for name in imports_of(path))
+
+
+def test_there_are_no_import_cycles() -> None:
+    graph = {module_name(p): imports_of(p) - {module_name(p)} for p in MODULES}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail, name))
+        if name in done:
+            return
+        for other in graph.get(name, ()):
+            if not name.startswith(f"{other}."):
+                visit(other, (*trail, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_all_lists_exactly_the_public_names_and_each_can_be_imported() -> None:
+    assert safeswitch.__all__ == sorted(safeswitch.__all__)
+    assert set(safeswitch.__all__) == set(safeswitch._HOMES) | {"__version__"}
+    for name in safeswitch.__all__:
+        assert getattr(safeswitch, name) is not None
+
+
+def test_every_module_says_what_it_is() -> None:
+    for path in MODULES:
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_the_tree_in_the_readme_matches_the_disk() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split("<!-- tree -->")[1].split("<!-- /tree -->")[0]
+    told = {m.group(1).rstrip("/") for m in re.finditer(r"^\s*([\w.-]+/?)\s{2,}", block, re.MULTILINE)}
+    folders = {p.name for p in SRC.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    top = {"src", "tests", "benchmarks", "design", "dev"}
+    assert told == folders | top
+
+
+def test_the_changelog_knows_the_version() -> None:
+    assert f"## {safeswitch.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {safeswitch.__version__}" in citation
+
+
+def test_the_package_declares_what_it_imports() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    names = {re.split(r"[<>=\[]", d)[0].replace("-", "_") for d in declared} | {"scikit_learn"}
+    known = {"sklearn": "scikit_learn", "matplotlib": "", "datasets": ""}
+    stdlib = __import__("sys").stdlib_module_names
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            roots = []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                roots = [node.module]
+            elif isinstance(node, ast.Import):
+                roots = [alias.name for alias in node.names]
+            for root in (r.split(".")[0] for r in roots):
+                if root not in stdlib and root != "safeswitch":
+                    assert known.get(root, root) in names | {""}, f"{path} imports {root}, which is not declared"
