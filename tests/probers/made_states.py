@@ -15,12 +15,12 @@ PILOT = ReadPoint(4, ReadPoint.parse("4@pilot:3").position)
 WINDOW = ReadPoint.parse("4@window:8")
 
 
-def make_acts(n: int = 120, seed: int = 0, gap: float = 3.0) -> tuple[Activations, Tensor]:
+def make_acts(n: int = 120, seed: int = 0, gap: float = 5.0) -> tuple[Activations, Tensor]:
     """n requests, half of them positive, in mixed order."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 2 == 0
     shift = torch.where(labels, gap / 2, -gap / 2)[:, None] * torch.eye(D)[0]
-    scale = torch.linspace(0.1, 20.0, D)
+    scale = torch.linspace(1.0, 4.0, D)
     flat = {p: (torch.randn(n, D, generator=g) + shift) * scale + 5.0 for p in (EARLY, LAST, PILOT)}
     lengths = torch.randint(2, W + 1, (n,), generator=g)
     mask = torch.arange(W)[None] >= W - lengths[:, None]

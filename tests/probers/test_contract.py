@@ -127,9 +127,7 @@ def test_missing_states_are_an_activation_error(name: str, fitted: Fitted) -> No
 
 
 @every
-def test_scores_are_float32_probabilities_one_a_row(
-    name: str, fitted: Fitted, data: tuple[Activations, Tensor]
-) -> None:
+def test_scores_are_float32_probabilities_one_a_row(name: str, fitted: Fitted, data: tuple[Activations, Tensor]) -> None:
     scores = fitted(name).score(data[0])
     assert scores.dtype == torch.float32
     assert scores.shape == (len(data[1]),)

@@ -70,24 +70,33 @@ def gradients(x: Tensor, labels: Tensor, row_weights: Tensor, weights: Weights, 
     hidden = torch.relu_(torch.baddbmm(weights.b1, x, weights.w1))
     if keep is not None:
         hidden *= keep
-    outputs = torch.baddbmm(weights.b2, hidden, weights.w2)
-    slope = row_weights / len(labels)
-    if outputs.shape[-1] == 2:
-        sign = 2 * labels - 1
-        signed = torch.tanh((outputs[..., 1] - outputs[..., 0]) / 2) * sign
-        error = torch.sigmoid(-signed) * (signed.square() - 1) * (0.5 * sign * slope)
-        delta = torch.stack((-error, error), -1)
-    else:
-        delta = ((torch.sigmoid(outputs[..., 0]) - labels) * slope).unsqueeze(-1)
-    back = torch.bmm(delta, weights.w2.transpose(1, 2))
+    w1, b1, w2, b2 = (t.grad for t in weights)
+    row = weights.w2.transpose(1, 2)
+    if row.shape[1] == 2:
+        delta = _output_slope(torch.baddbmm(weights.b2, hidden, weights.w2), labels, row_weights)
+        back = torch.bmm(delta, row)
+        torch.bmm(hidden.transpose(1, 2), delta, out=w2)
+    else:  # products with one column: broadcasting is faster than many tiny matrix products
+        delta = _output_slope((hidden * row).sum(2, keepdim=True) + weights.b2, labels, row_weights)
+        back = delta * row
+        torch.sum((hidden * delta).transpose(1, 2), 2, keepdim=True, out=w2)
     if keep is not None:
         back *= keep
     back *= hidden.sign()  # what ReLU or dropout silenced passes nothing back
-    w1, b1, w2, b2 = (t.grad for t in weights)
     torch.bmm(x.transpose(1, 2), back, out=w1)
     torch.sum(back, 1, keepdim=True, out=b1)
-    torch.bmm(hidden.transpose(1, 2), delta, out=w2)
     torch.sum(delta, 1, keepdim=True, out=b2)
+
+
+def _output_slope(outputs: Tensor, labels: Tensor, row_weights: Tensor) -> Tensor:
+    """Derivative of :func:`losses` by ``outputs``, both ``[P, b, o]``."""
+    slope = row_weights / len(labels)
+    if outputs.shape[-1] == 1:
+        return ((torch.sigmoid(outputs[..., 0]) - labels) * slope).unsqueeze(-1)
+    sign = 2 * labels - 1
+    signed = torch.tanh((outputs[..., 1] - outputs[..., 0]) / 2) * sign
+    error = torch.sigmoid(-signed) * (signed.square() - 1) * (0.5 * sign * slope)
+    return torch.stack((-error, error), -1)
 
 
 class Part(NamedTuple):

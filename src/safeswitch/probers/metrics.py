@@ -8,6 +8,7 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from safeswitch.core.errors import DataError
@@ -77,8 +78,9 @@ def measure(
         raise DataError(
             f"measure: scores must lie in [0, 1]; {int(np.isnan(s).sum())} are NaN, and others may be outside"
         )
+    line = float(torch.tensor(threshold, dtype=scores.dtype))  # as ``scores > threshold`` rounds it
     drawn = bootstrap.Resamples.draw(s, y, n_boot, seed)
-    f1, accuracy = bootstrap.f1_and_accuracy(drawn, threshold)
+    f1, accuracy = bootstrap.f1_and_accuracy(drawn, line)
     values = {
         "auroc": bootstrap.auroc(drawn),
         "f1": f1,

@@ -45,7 +45,7 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "default": Recipe(1e-3, 1e-2, 64, 60, 8, 0.1, True, True, False),
+        "default": Recipe(2e-3, 1e-2, 32, 100, 12, 0.3, True, True, False),
         "paper": Recipe(1e-5, 1e-5, 8, 20, 0, 0.0, False, False, True),
     }
 )

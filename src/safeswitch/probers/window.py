@@ -25,7 +25,7 @@ from safeswitch.probers.settings import Limit, Number
 from safeswitch.probers.split import balanced_weights, stratified_split
 from safeswitch.probers.standardise import fit_standardiser
 
-BATCH, PATIENCE, LONGEST_SMOOTH = 64, 8, 16
+BATCH, PATIENCE, LONGEST_SMOOTH = 32, 12, 16
 
 
 class _Tokens(NamedTuple):
@@ -46,7 +46,7 @@ class WindowProber(LearnedProber):
 
     Args:
         point: A ``window`` read point.
-        smooth: Tokens averaged (M of the paper, 16 there). None: a quarter of the median request's tokens, at most 16.
+        smooth: Tokens averaged (M of the paper, 16 there). None: half of the median request's tokens, at most 16.
         tau: Temperature of the pooling, in logits.
         hidden: Hidden units of the token probe; 0 is linear.
         lr, weight_decay, epochs: AdamW and the most passes over the data; stops early on ``validation`` or a held part.
@@ -78,9 +78,9 @@ class WindowProber(LearnedProber):
         smooth: int | None = None,
         tau: float = 1.0,
         hidden: int = 0,
-        lr: float = 5e-3,
+        lr: float = 1e-2,
         weight_decay: float = 1e-2,
-        epochs: int = 60,
+        epochs: int = 100,
     ) -> None:
         self.points = (point,)
         self.smooth = smooth
@@ -105,8 +105,8 @@ class WindowProber(LearnedProber):
             if not part.mask.any(1).all():
                 raise ActivationError(f"{self.kind} prober: a request without any token at {self.points[0]}")
         self.mean_, self.scale_ = fit_standardiser(fit.states[fit.mask])
-        quarter = int(fit.mask.sum(1).median()) // 4
-        smooth = self.smooth or min(LONGEST_SMOOTH, max(1, quarter))
+        half = int(fit.mask.sum(1).median()) // 2
+        smooth = self.smooth or min(LONGEST_SMOOTH, max(1, half))
         self.smooth_ = torch.tensor([smooth], device=fit.states.device)
         self._train(fit, held, seed)
         return self

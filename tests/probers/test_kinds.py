@@ -1,0 +1,184 @@
+"""What each kind computes, against independent expectations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import ActivationError, SettingError
+from safeswitch.probers.build import make_prober
+from safeswitch.probers.fusion import FusionProber, stack
+from safeswitch.probers.linear import LinearProber
+from safeswitch.probers.mean_difference import MeanDifferenceProber
+from safeswitch.probers.multilayer import LayerAverageProber
+from safeswitch.probers.pooling import pool_tokens, sliding_mean
+from safeswitch.probers.standardise import fit_standardiser
+from safeswitch.probers.text import NgramProber
+from safeswitch.probers.window import WindowProber
+from tests.probers.made_states import EARLY, LAST, WINDOW, D, W, make_acts
+
+
+def test_standardised_rows_have_mean_zero_and_deviation_one() -> None:
+    rows = make_acts()[0].at(LAST)
+    scaled = fit_standardiser(rows).apply(rows)
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(D), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaled.std(0, correction=0), torch.ones(D))
+
+
+def test_a_constant_column_does_not_explode() -> None:
+    rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    rows[:, 2] = 7.0
+    assert float(fit_standardiser(rows).apply(torch.full((1, 4), 7.1)).abs().max()) < 1e3
+    assert torch.equal(fit_standardiser(torch.full((5, 2), 3.0)).scale, torch.ones(2))
+
+
+@pytest.mark.parametrize("l2", [1.0, 100.0])
+def test_linear_is_sklearns_balanced_logistic_regression(l2: float) -> None:
+    acts, labels = make_acts(150, gap=1.0)
+    keep = torch.arange(150) % 6 != 0  # leaves more negatives than positives
+    acts, labels = acts.select(keep), labels[keep]
+    scaler = StandardScaler().fit(acts.at(LAST).double().numpy())
+    x = scaler.transform(acts.at(LAST).double().numpy())
+    theirs = LogisticRegression(C=1 / l2, class_weight="balanced", tol=1e-10, max_iter=5000).fit(x, labels.numpy())
+    mine = LinearProber(LAST, l2=l2).fit(acts, labels)
+    torch.testing.assert_close(mine.weight_, torch.from_numpy(theirs.coef_[0]).float(), atol=1e-4, rtol=0)
+    expected = torch.from_numpy(theirs.predict_proba(x)[:, 1]).float()
+    torch.testing.assert_close(mine.score(acts), expected, atol=1e-4, rtol=0)
+
+
+def test_mean_difference_is_one_half_midway_and_rises_towards_the_positives() -> None:
+    acts, labels = make_acts(400)
+    p = MeanDifferenceProber(LAST).fit(acts, labels, validation=make_acts(100, seed=1))
+    rows = acts.at(LAST)
+    low, high = rows[~labels].mean(0), rows[labels].mean(0)
+    path = torch.stack([low, (low + high) / 2, high])
+    scores = p.score(Activations({LAST: path}))
+    assert float(scores[1]) == pytest.approx(0.5, abs=1e-4)
+    assert float(scores[0]) < 0.1 < 0.9 < float(scores[2])
+    assert float(p.direction_.norm()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_layer_average_is_the_mean_of_the_log_odds() -> None:
+    acts, labels = make_acts(gap=1.0)
+    average = LayerAverageProber((EARLY, LAST), "linear", {"l2": 1.0}).fit(acts, labels)
+    alone = [LinearProber(p, l2=1.0).fit(acts, labels).score(acts) for p in (EARLY, LAST)]
+    expected = torch.sigmoid(torch.stack([torch.logit(s) for s in alone]).mean(0))
+    torch.testing.assert_close(average.score(acts), expected, atol=1e-5, rtol=0)
+
+
+def test_equal_fusion_of_one_reader_is_that_reader() -> None:
+    acts, labels = make_acts(gap=1.0)
+    alone = LinearProber(LAST, l2=10.0).fit(acts, labels).score(acts)
+    fused = FusionProber([LinearProber(LAST, l2=10.0)]).fit(acts, labels).score(acts)
+    torch.testing.assert_close(fused, alone, atol=1e-6, rtol=0)
+
+
+def test_stacking_trusts_the_informative_reader_and_never_weighs_below_zero() -> None:
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2 == 0
+    sign = labels.double() * 2 - 1
+    odds = torch.stack([sign + torch.randn(200, generator=g), torch.randn(200, generator=g), -sign], 1)
+    weights, _ = stack(odds.double().numpy(), labels)
+    assert float(weights[0]) > float(weights[1])
+    assert float(weights[2]) == 0.0
+    assert bool((weights >= 0).all())
+
+
+def test_fusion_reads_every_point_of_its_readers_once() -> None:
+    fused = FusionProber([LinearProber(LAST), LayerAverageProber((EARLY, LAST)), NgramProber()])
+    assert fused.points == (LAST, EARLY)
+
+
+def test_ngrams_need_texts() -> None:
+    acts, labels = make_acts(20)
+    with pytest.raises(ActivationError, match="one text a request"):
+        NgramProber().fit(Activations(acts.states, acts.masks), labels)
+
+
+def test_ngrams_read_text_alone() -> None:
+    acts, labels = make_acts(40)
+    p = NgramProber(buckets=512).fit(Activations({}, {}, acts.texts), labels)
+    scores = p.score(Activations({}, {}, ("Break that", "paint that", "")))
+    assert float(scores[0]) > 0.6 > 0.4 > float(scores[1])
+
+
+def test_sliding_mean_and_pooling_are_the_formulas_written_out() -> None:
+    z = torch.tensor([1.0, 4.0, -2.0, 3.0])
+    means = torch.tensor([2.5, 1.0, 0.5])
+    expected = (torch.softmax(means / 0.7, 0) * means).sum()
+    got = pool_tokens(z[None], torch.ones(1, 4, dtype=torch.bool), 2, 0.7)
+    torch.testing.assert_close(got, expected[None])
+
+
+def test_a_row_shorter_than_the_window_has_one_mean_of_all_its_tokens() -> None:
+    mask = torch.tensor([[False, True, True]])
+    means, there = sliding_mean(torch.tensor([[0.0, 1.0, 3.0]]), mask, 16)
+    assert there.tolist() == [[False, False, True]]
+    assert float(means[0, 2]) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("smooth", [1, 3, 16])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_row_scores_as_it_does_alone(smooth: int, side: str) -> None:
+    acts, labels = make_acts(60)
+    p = WindowProber(WINDOW, smooth=smooth, epochs=5).fit(acts, labels)
+    real = acts.masks[WINDOW][3]
+    tokens = acts.at(WINDOW)[3][real]
+    pad, n = torch.full((W, D), torch.nan), len(tokens)
+    padded = torch.cat([pad, tokens] if side == "left" else [tokens, pad])
+    mask = (torch.arange(W + n) >= W) if side == "left" else (torch.arange(W + n) < n)
+    one = p.score(Activations({WINDOW: tokens[None]}, {WINDOW: torch.ones(1, n, dtype=torch.bool)}))
+    two = p.score(Activations({WINDOW: padded[None]}, {WINDOW: mask[None]}))
+    torch.testing.assert_close(two, one, atol=1e-6, rtol=0)
+    torch.testing.assert_close(one, p.score(acts)[3:4], atol=1e-6, rtol=0)
+
+
+def test_a_request_without_tokens_is_unreadable_and_cannot_be_fitted_on() -> None:
+    acts, labels = make_acts(40)
+    p = WindowProber(WINDOW, epochs=2).fit(acts, labels)
+    mask = acts.masks[WINDOW].clone()
+    mask[5] = False
+    empty = Activations(acts.states, {WINDOW: mask}, acts.texts)
+    assert torch.isnan(p.score(empty)).nonzero().flatten().tolist() == [5]
+    with pytest.raises(ActivationError, match="without any token"):
+        WindowProber(WINDOW).fit(empty, labels)
+
+
+def test_window_states_need_their_mask() -> None:
+    acts, labels = make_acts(20)
+    with pytest.raises(ActivationError, match="mask"):
+        WindowProber(WINDOW).fit(Activations(acts.states), labels)
+
+
+def test_states_of_another_width_are_refused() -> None:
+    p = LinearProber(LAST, l2=1.0).fit(*make_acts(20))
+    with pytest.raises(ActivationError, match="12 wide"):
+        p.score(Activations({LAST: torch.zeros(2, 13)}))
+
+
+def test_a_configuration_reports_all_its_faults_at_once() -> None:
+    spec = {
+        "kind": "fusion",
+        "weights": "best",
+        "readers": [
+            {"kind": "mlp", "point": "x@y", "recipe": "mine", "hidden": 0},
+            {"kind": "svm"},
+            {"kind": "layer_average", "points": [], "inner": "ngram"},
+            {"kind": "ngram", "depth": 3},
+            {"kind": "linear"},
+        ],
+    }
+    with pytest.raises(SettingError) as caught:
+        make_prober(spec)
+    text = str(caught.value)
+    parts = ("weights", "readers[0].point", "recipe", "hidden", "readers[1]: kind", "readers[2].points",
+             "'depth'", "readers[4].point")  # fmt: skip
+    assert all(part in text for part in parts), text
+
+
+def test_a_setting_outside_its_limits_is_refused_by_fit() -> None:
+    with pytest.raises(SettingError, match="hidden must be a whole number"):
+        make_prober({"kind": "mlp", "point": "4", "hidden": 4}).__class__(LAST, hidden=0).fit(*make_acts(20))
