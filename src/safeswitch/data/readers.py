@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,30 +64,33 @@ def read_examples(
     if limit is not None and limit < 1:
         raise SettingError(f"read_examples: limit must be 1 or more; got {limit}")
     rows, origin = _open(source, split, config, revision)
+    settings = {"origin": origin, "label": label, "prompt_field": prompt_field, "context": context}
+    examples, faults = _sort_out(islice(rows, limit), settings)
+    if faults:
+        raise DataError(_report([f"{source}, {fault}" for fault in faults]))
+    if not examples:
+        raise DataError(f"{source} holds no rows")
+    return [e if e.category or not category else replace(e, category=category) for e in examples]
+
+
+def _sort_out(rows: Iterable[Row], settings: Mapping[str, Any]) -> tuple[list[Example], list[str]]:
+    """The usable rows as examples, and one line about each of the others."""
     examples: list[Example] = []
     faults: list[str] = []
     seen: dict[str, int] = {}
     for number, row in rows:
-        if limit is not None and len(examples) + len(faults) >= limit:
-            break
         try:
             if isinstance(row, str):
                 raise DataError(row)
-            example = to_example(
-                row, number=number, origin=origin, label=label, prompt_field=prompt_field, context=context
-            )
+            example = to_example(row, number=number, **settings)
             if example.id in seen:
                 raise DataError(f"field 'id': {example.id!r} was used on line {seen[example.id]} already")
         except DataError as error:
-            faults.append(f"{source}, line {number}: {error}")
+            faults.append(f"line {number}: {error}")
             continue
         seen[example.id] = number
-        examples.append(example if example.category or not category else replace(example, category=category))
-    if faults:
-        raise DataError(_report(faults))
-    if not examples:
-        raise DataError(f"{source} holds no rows")
-    return examples
+        examples.append(example)
+    return examples, faults
 
 
 def _report(faults: list[str]) -> str:
