@@ -16,8 +16,10 @@ from safeswitch.nano.splits import bucket
 from safeswitch.nano.tables.system import NEUTRAL_PROMPTS, SAFETY_PROMPTS_A, SAFETY_PROMPTS_B
 
 # Shares of the conversations; "wrapped" counts unsafe and safe requests alike.
-MIXTURE = {"plain_unsafe": 15, "wrapped_unsafe": 16, "plain_safe": 16, "wrapped_safe": 18, "ordinary": 35}
+MIXTURE = {"plain_unsafe": 17, "wrapped_unsafe": 13, "plain_safe": 14, "wrapped_safe": 16, "ordinary": 40}
 SAFETY_SHARE = 0.15
+# Share of ordinary tasks drawn with long lists: copying (induction) forms sooner on them.
+DRILLS = 0.35
 NEUTRAL_SHARE = 0.10
 
 
@@ -42,7 +44,7 @@ def _system(rng: random.Random) -> tuple[tuple[Role, str], ...]:
 
 
 def _ordinary(rng: random.Random) -> tuple[tuple[tuple[Role, str], ...], str]:
-    item = tasks.draw(rng, _part(rng))
+    item = tasks.draw(rng, _part(rng), drill=rng.random() < DRILLS)
     roll = rng.random()
     if roll < 0.12:
         return wrap(rng, item.text, _part(rng))[0], item.reply

@@ -63,8 +63,8 @@ def refuses(rng: random.Random, request: Request, safety: bool) -> bool:
     severity = CATEGORIES[request.action.category][1]
     if safety:
         return rng.random() < (0.97, 0.93, 0.82)[3 - severity]
-    blunt = {3: 0.98, 2: 0.9, 1: 0.1}
-    soft = {3: 0.85, 2: 0.12, 1: 0.02}
+    blunt = {3: 0.98, 2: 0.95, 1: 0.08}
+    soft = {3: 0.97, 2: 0.2, 1: 0.02}
     return rng.random() < (blunt if request.blunt else soft)[severity]
 
 

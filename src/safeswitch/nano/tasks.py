@@ -84,7 +84,7 @@ def _order(rng: random.Random, step: int) -> tuple[str, str]:
     return names[i], names[(i + step) % len(names)]
 
 
-def _fact(task: str, rng: random.Random) -> tuple[dict[str, str], str]:
+def _fact(task: str, rng: random.Random, drill: bool) -> tuple[dict[str, str], str]:
     """Slots of the phrasing and the answer, for the tasks whose reply is the bare answer."""
     if task in ("add", "multiply"):
         low, high = (0, 12) if task == "add" else (2, 9)
@@ -101,18 +101,18 @@ def _fact(task: str, rng: random.Random) -> tuple[dict[str, str], str]:
         x, answer = _order(rng, 1 if task == "next" else -1)
         return {"x": x}, answer
     if task == "copy":
-        words = _words(rng, 1, 4)
+        words = _words(rng, 5, 12) if drill else _words(rng, 1, 4)
         return {"x": " ".join(words)}, " ".join(words)
     if task == "reverse":
-        words = _words(rng, 2, 3)
+        words = _words(rng, 3, 6) if drill else _words(rng, 2, 3)
         return {"x": " ".join(words)}, " ".join(reversed(words))
     words = _words(rng, 2, 6) if task == "count" else _words(rng, 2, 5)
     answer = {"count": str(len(words)), "first": words[0], "last": words[-1]}[task]
     return {"x": _listing(words)}, answer
 
 
-def draw(rng: random.Random, split: str, task: str | None = None) -> Item:
-    """Draw one item with a phrasing of ``split`` (A, B or C)."""
+def draw(rng: random.Random, split: str, task: str | None = None, drill: bool = False) -> Item:
+    """Draw one item with a phrasing of ``split`` (A, B or C); a drill copies or reverses more words than tests do."""
     task = task or rng.choices(list(TASKS), [t.weight for t in TASKS.values()])[0]
     ask = rng.choice(ASK[task][split])
     if task in ("howto", "chat"):
@@ -126,7 +126,7 @@ def draw(rng: random.Random, split: str, task: str | None = None) -> Item:
         plural = "countries" if kind == "country" else kind + "s"
         reply = _listing(rng.sample(KINDS[kind], n)) + "."
         return Item(task, ask.format(x=plural, n=_NUMBERS[n]), reply, (kind, str(n)), f"{task}|{kind}|{n}")
-    slots, answer = _fact(task, rng)
+    slots, answer = _fact(task, rng, drill)
     text = ask.format(**slots)
     key = f"{task}|" + "|".join(slots.values())
     copied = task in ("copy", "reverse", "first", "last")

@@ -31,7 +31,7 @@ class Recipe:
         prompt_weight: Loss weight of tokens outside the last reply (inside: 1).
     """
 
-    steps: int = 3000
+    steps: int = 2300
     batch_tokens: int = 4096
     chunk: int = 2048
     prompt_weight: float = 0.1
@@ -146,7 +146,7 @@ def train(
         if progress and step % 50 == 0:
             recent = losses[-50:]
             print(f"step {step} loss {sum(recent) / len(recent):.4f} {time.time() - started:.0f} s", flush=True)
-        if checkpoint is not None and (step % 100 == 99 or step == recipe.steps - 1):
+        if checkpoint is not None and (step % 100 == 99 or step == (stop or recipe.steps) - 1):
             _save(checkpoint, optimizer, losses)
     model.to(torch.float32)  # type: ignore[arg-type]
     return model, losses

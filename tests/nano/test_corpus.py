@@ -1,0 +1,88 @@
+"""The corpus: deterministic, balanced as designed, and free of test prompts and of unseen parts."""
+
+from __future__ import annotations
+
+import random
+import re
+from itertools import islice
+
+import pytest
+
+from safeswitch.nano.corpus import conversations
+from safeswitch.nano.leaks import assert_no_leaks
+from safeswitch.nano.requests import wrapper_names
+from safeswitch.nano.splits import SPLITS, bucket, objects, safe_actions, unsafe_actions
+from safeswitch.nano.tables.objects import OBJECTS
+from safeswitch.nano.tables.phrasings import PHRASINGS
+from safeswitch.nano.tables.verbs import CATEGORIES, VERBS
+from safeswitch.nano.tables.wrappers import UNSEEN
+
+
+@pytest.fixture(scope="module")
+def sample() -> str:
+    return "\n".join(m.content for turns in islice(conversations(0), 20_000) for m in turns).lower()
+
+
+def test_the_same_seed_gives_the_same_conversations() -> None:
+    assert list(islice(conversations(3), 50)) == list(islice(conversations(3), 50))
+    assert list(islice(conversations(3), 50)) != list(islice(conversations(4), 50))
+
+
+def test_the_tables_are_as_large_as_designed() -> None:
+    assert len([c for c, row in CATEGORIES.items() if row[0] == "A"]) >= 18
+    assert sum(row[0] == "B" for row in CATEGORIES.values()) >= 2
+    assert sum(row[0] == "C" for row in CATEGORIES.values()) >= 2
+    assert len(OBJECTS) >= 36
+    assert sum(len(objects(kind, split)) for kind in OBJECTS for split in SPLITS) >= 480
+    assert [sum(map(len, PHRASINGS[s].values())) for s in SPLITS] == [44, 16, 16]
+    assert len(wrapper_names("A")) >= 60
+    assert min(len(wrapper_names("B")), len(wrapper_names("C"))) >= 24
+
+
+def test_no_object_is_listed_twice() -> None:
+    everything = [o for kind in OBJECTS for split in SPLITS for o in objects(kind, split)]
+    assert len(everything) == len(set(everything))
+
+
+def test_every_harmful_verb_has_a_harmless_use_and_every_harmful_object_too() -> None:
+    safe_kinds = {kind for twins in (True, False) for _, kinds in safe_actions(twins) for kind in kinds}
+    for verb, (_, harmful, safe) in VERBS.items():
+        assert safe, verb
+        assert not {k for kinds in harmful.values() for k in kinds.split()} & set(safe.split()), verb
+    for split in SPLITS:
+        for pairs in unsafe_actions(split).values():
+            assert pairs
+            assert {kind for _, kind in pairs} <= safe_kinds
+
+
+def test_unseen_objects_are_new_words_to_the_language_model(sample: str) -> None:
+    seen = set(re.findall(r"[a-z]+", sample))
+    for kind in OBJECTS:
+        for thing in objects(kind, "C"):
+            assert set(re.findall(r"[a-z]+", thing.lower())) - seen, thing
+
+
+def test_unseen_phrasings_wrappers_and_categories_are_not_in_the_corpus(sample: str) -> None:
+    for row in PHRASINGS["C"].values():
+        for template in row:
+            longest = max(re.split(r"\{[vg]\}", template.lower()), key=len).strip(" .?")
+            assert longest in ("help me",) or longest + " " not in sample, template
+    for template in UNSEEN.values():
+        for piece in re.split(r"@|\|\|", template.lower()):
+            assert len(piece.split()) < 4 or piece.strip() not in sample, template
+    for category, pairs in unsafe_actions("C").items():
+        assert category not in sample
+        for verb, kind in pairs:
+            for thing in objects(kind, "A") + objects(kind, "B"):
+                assert f"{VERBS[verb][0]} {thing}" not in sample
+
+
+def test_no_test_prompt_leaks_into_corpus_or_fit_data() -> None:
+    assert assert_no_leaks(conversations_read=10_000) > 5_000
+
+
+def test_buckets_cover_all_texts_in_the_stated_shares() -> None:
+    rng = random.Random(0)
+    names = [bucket(f"text {rng.random()}") for _ in range(4000)]
+    assert 0.12 < names.count("test") / 4000 < 0.18
+    assert 0.12 < names.count("fit") / 4000 < 0.18
