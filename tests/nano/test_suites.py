@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from safeswitch.core.errors import SettingError
+from safeswitch.nano import suites
 from safeswitch.nano.splits import objects
 from safeswitch.nano.suites import SUITES, load_fit, load_suite
 from safeswitch.nano.tables.objects import OBJECTS
@@ -62,8 +63,9 @@ def test_calibration_is_as_wide_as_traffic() -> None:
     assert any(e.category == "chat" for e in rows)
 
 
-def test_an_unknown_suite_and_too_many_prompts_are_refused() -> None:
+def test_an_unknown_suite_and_too_many_prompts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingError, match="name must be one of"):
         load_suite("nonsense")
-    with pytest.raises(SettingError, match="distinct prompts; asked for"):
+    monkeypatch.setattr(suites, "_PATIENCE", 1)
+    with pytest.raises(SettingError, match="distinct prompts; asked for n=20000"):
         load_suite("plain_unsafe_cat_c", 20_000)

@@ -1,6 +1,6 @@
 """Builds the patient from nothing: corpus, tokenizer, training, weights and loss log.
 
-    python -m safeswitch.nano.build OUT
+python -m safeswitch.nano.build OUT
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def first_losses(count: int = 5, seed: int = 0) -> list[float]:
     return train(replace(RECIPE, seed=seed), make_tokenizer(seed), stop=count)[1]
 
 
-def build(
-    out: str | Path, *, seed: int = 0, resume: bool = True, progress: bool = True, steps: int | None = None
-) -> Path:
+def build(out: str | Path, *, seed: int = 0, resume: bool = True, progress: bool = True, steps: int | None = None) -> Path:
     """Write corpus-trained weights, tokenizer and ``losses.json`` to a folder.
 
     Args:

@@ -18,10 +18,7 @@ Row = dict[str, float | int | str]
 
 def with_system(examples: Sequence[Example], prompts: Sequence[str]) -> list[Example]:
     """The same examples behind a system prompt, the prompts taken in turn."""
-    return [
-        replace(e, messages=(Message("system", prompts[i % len(prompts)]), *e.messages))
-        for i, e in enumerate(examples)
-    ]
+    return [replace(e, messages=(Message("system", prompts[i % len(prompts)]), *e.messages)) for i, e in enumerate(examples)]
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ from safeswitch.core.types import Message, Role
 from safeswitch.nano.splits import objects, safe_actions, unsafe_actions
 from safeswitch.nano.tables.facts import WORDS
 from safeswitch.nano.tables.phrasings import FAREWELLS, GREETINGS, PHRASINGS
+from safeswitch.nano.tables.slots import SLOTS
 from safeswitch.nano.tables.verbs import VERBS
-from safeswitch.nano.tables.wrappers import FRAMES, SLOTS, UNSEEN
+from safeswitch.nano.tables.wrappers import FRAMES, UNSEEN
 
 Turns = tuple[tuple[Role, str], ...]
 _SLOT = re.compile(r"<(\w+)>")

@@ -23,7 +23,7 @@ from safeswitch.nano.tables.system import SAFETY_PROMPTS_B as SAFETY_PROMPTS_B
 from safeswitch.nano.tasks import TASKS
 
 Generator = Callable[[random.Random], Example]
-_TRIES = 400
+_PATIENCE = 5000  # draws in a row without a new prompt, after which a suite is taken to be used up
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,16 @@ def _collect(
 ) -> list[Example]:
     """``n`` examples with distinct final texts that are allowed and not in ``seen`` (which grows)."""
     found: list[Example] = []
-    for _ in range(_TRIES * n):
-        if len(found) == n:
-            break
+    stale = 0
+    while len(found) < n:
         example = generator(rng)
+        stale += 1
         if example.prompt not in seen and allowed(example):
             seen.add(example.prompt)
             found.append(replace(example, id=f"{name}-{len(found)}"))
-    if len(found) < n:
-        raise SettingError(f"{name}: has only {len(found)} distinct prompts; asked for n={n}")
+            stale = 0
+        if stale > _PATIENCE:
+            raise SettingError(f"{name}: has only {len(found)} distinct prompts; asked for n={n}")
     return found
 
 

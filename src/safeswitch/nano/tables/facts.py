@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# fmt: off
+
 
 def _pairs(text: str) -> list[tuple[str, str]]:
     """``"a=b, c=d"`` as pairs."""

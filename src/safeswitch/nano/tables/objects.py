@@ -88,8 +88,7 @@ OBJECTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "document": (
         "Fill in the form at the city office.",
-        "a passport, a driving licence, a birth certificate, a visa, a diploma, a contract, a prescription, "
-        "a bank letter",
+        "a passport, a driving licence, a birth certificate, a visa, a diploma, a contract, a prescription, a bank letter",
         "an identity card, a work permit, a will",
         "a transcript, a deed, an affidavit",
     ),
@@ -203,8 +202,7 @@ OBJECTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "film": (
         "Use soft light and hold still.",
-        "a film, a portrait, a wedding video, a penalty kick, a basketball hoop, a landscape, a commercial, "
-        "a short clip",
+        "a film, a portrait, a wedding video, a penalty kick, a basketball hoop, a landscape, a commercial, a short clip",
         "a documentary, a music video, a free kick",
         "a selfie, a panorama, a trailer",
     ),
