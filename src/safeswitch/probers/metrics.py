@@ -61,9 +61,7 @@ class ProberMetrics:
 FIGURES = ("auroc", "f1", "accuracy", "tpr_at_1_fpr", "ece")
 
 
-def measure(
-    scores: Tensor, labels: Tensor, *, threshold: float = 0.5, n_boot: int = 1000, seed: int = 0
-) -> ProberMetrics:
+def measure(scores: Tensor, labels: Tensor, *, threshold: float = 0.5, n_boot: int = 1000, seed: int = 0) -> ProberMetrics:
     """Metrics of scores ``[n]`` against labels ``[n]``, with percentile intervals from a stratified, seeded bootstrap.
 
     Raises:
@@ -75,9 +73,7 @@ def measure(
         raise DataError(f"measure: needs one score a label and both classes; got {len(s)} scores, {int(y.sum())} "
                         f"positive of {len(y)} labels")  # fmt: skip
     if not ((s >= 0) & (s <= 1)).all():
-        raise DataError(
-            f"measure: scores must lie in [0, 1]; {int(np.isnan(s).sum())} are NaN, and others may be outside"
-        )
+        raise DataError(f"measure: scores must lie in [0, 1]; {int(np.isnan(s).sum())} are NaN, and others may be outside")
     line = float(torch.tensor(threshold, dtype=scores.dtype))  # as ``scores > threshold`` rounds it
     drawn = bootstrap.Resamples.draw(s, y, n_boot, seed)
     f1, accuracy = bootstrap.f1_and_accuracy(drawn, line)

@@ -81,9 +81,7 @@ class MLPProber(LearnedProber):
         """See :meth:`Prober.fit`; training is the batched training of one point."""
         self.check_settings()
         recipe, owner = self.full_recipe(), f"{self.kind} prober"
-        trained = train_points(
-            acts, labels, self.points, recipe, self.hidden, validation=validation, seed=seed, owner=owner
-        )
+        trained = train_points(acts, labels, self.points, recipe, self.hidden, validation=validation, seed=seed, owner=owner)
         return self.take(trained, 0)
 
     def take(self, trained: TrainedPoints, i: int) -> Self:

@@ -33,9 +33,7 @@ class LayerAverageProber(Prober):
 
     kind = "layer_average"
 
-    def __init__(
-        self, points: Sequence[ReadPoint], inner: str = "mlp", settings: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, points: Sequence[ReadPoint], inner: str = "mlp", settings: Mapping[str, Any] | None = None) -> None:
         self.points = tuple(points)
         self.inner = inner
         self.inner_settings = dict(settings or {})

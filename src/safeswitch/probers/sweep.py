@@ -32,7 +32,7 @@ class SweepResult:
     metrics: Mapping[ReadPoint, ProberMetrics]
 
     def prober(self, point: ReadPoint) -> MLPProber:
-        """The prober at ``point``; the same as fitting that one alone with the same data and seed."""
+        """The prober at ``point``: what fitting it alone on the same data and seed gives, up to rounding."""
         if point not in self.probers:
             raise SettingError(f"sweep: no prober at {point}; swept: {', '.join(map(str, self.probers))}")
         return self.probers[point]
@@ -91,9 +91,7 @@ def sweep(
     size = chunk or len(points)
     trained = TrainedPoints.joined(
         [
-            train_points(
-                acts, labels, points[at : at + size], full, hidden, validation=validation, seed=seed, owner="sweep"
-            )
+            train_points(acts, labels, points[at : at + size], full, hidden, validation=validation, seed=seed, owner="sweep")
             for at in range(0, len(points), size)
         ]
     )

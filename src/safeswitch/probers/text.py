@@ -77,9 +77,7 @@ class NgramProber(LearnedProber):
         from sklearn.feature_extraction.text import HashingVectorizer  # heavy, and only text needs it
 
         if len(acts.texts) != len(acts):
-            raise ActivationError(
-                f"{self.kind} prober: needs one text a request; got {len(acts.texts)} for {len(acts)}"
-            )
+            raise ActivationError(f"{self.kind} prober: needs one text a request; got {len(acts.texts)} for {len(acts)}")
         vectoriser = HashingVectorizer(
             ngram_range=(1, self.longest), n_features=self.buckets, binary=True, alternate_sign=False, norm="l2"
         )

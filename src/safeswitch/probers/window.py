@@ -147,9 +147,7 @@ class WindowProber(LearnedProber):
             if age >= PATIENCE:
                 break
         if lowest == torch.inf:
-            raise FitError(
-                f"{self.kind} prober: training diverged; are the states at {self.points[0]} scaled sensibly?"
-            )
+            raise FitError(f"{self.kind} prober: training diverged; are the states at {self.points[0]} scaled sensibly?")
         ones = [torch.ones(1, device=best[0].device), torch.zeros(1, device=best[0].device)]
         self.w1_, self.b1_, self.w2_, self.b2_ = best if self.hidden else best + ones
 
