@@ -34,12 +34,12 @@ def converse(engine: TransformersEngine, switch: Switch | None, *, system: str |
             for piece in stream:
                 print(piece, end="", flush=True)
         except SafeSwitchError as error:
-            notes.print(f"[red]{type(error).__name__}: {error}[/]")
+            notes.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             continue
         print()
         assert stream.reply is not None
         if switch is not None:
-            notes.print(f"[dim]{describe(stream.reply.decision)}[/]", highlight=False)
+            notes.print(describe(stream.reply.decision), style="dim", markup=False, highlight=False, soft_wrap=True)
         history = [*turns, Message("assistant", stream.reply.text)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -12,10 +13,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from safeswitch._version import __version__
-from safeswitch.core.errors import SafeSwitchError
+from safeswitch.core.errors import SafeSwitchError, SettingError, check_choice
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -24,6 +26,7 @@ app = typer.Typer(
 nano_app = typer.Typer(no_args_is_help=True, help="The embedded tiny model: rebuild, measure, study.")
 app.add_typer(nano_app, name="nano")
 console = Console(stderr=True)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 ModelOption = Annotated[str, typer.Option("--model", help="Model folder or hub id; 'nano' is the embedded model.")]
 SwitchOption = Annotated[str | None, typer.Option("--switch", help="Switch folder or hub id; none: the untouched model.")]
@@ -48,7 +51,8 @@ def main() -> None:
     try:
         app()
     except SafeSwitchError as error:
-        console.print(f"[bold red]error:[/] {type(error).__name__}: {error}", highlight=False, soft_wrap=True)
+        text = escape(f"{type(error).__name__}: {error}")
+        console.print(f"[bold red]error:[/] {text}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("interrupted; what was finished is kept")
@@ -63,12 +67,22 @@ def _engine(
     from safeswitch.models.language_model import LanguageModel
     from safeswitch.nano import weights_path
 
-    path = template and Path(template)
-    text = path.read_text(encoding="utf-8") if path and path.is_file() else template
+    check_choice("command line", "dtype", dtype, DTYPES)
+    text = _template(template)
     extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
     where = weights_path() if model == "nano" else model
     lm = LanguageModel.load(where, revision=revision, chat_template=text, dtype=dtype, **extra)
     return TransformersEngine(lm, batch_size=batch_size, allow_other_model=allow_other_model)
+
+
+def _template(given: str | None) -> str | None:
+    """The text of a template file, or ``plain``."""
+    if given is None or given == "plain":
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"chat template: {given!r} is neither 'plain' nor a readable file: {error}") from error
 
 
 def _switch(name: str | None) -> Any:
@@ -82,6 +96,11 @@ def _sampling(sample: bool, temperature: float | None, top_p: float | None) -> d
     if sample:
         options |= {k: v for k, v in (("temperature", temperature), ("top_p", top_p)) if v is not None}
     return options
+
+
+def _say(text: str) -> None:
+    """A line on standard error, as it stands."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -130,10 +149,10 @@ def fit(
     )
     engine = _engine(model, revision, dtype, device_map, chat_template, batch_size)
     switch = fit_files(
-        engine, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=lambda text: console.print(text)
+        engine, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=_say
     )
     _show(switch)
-    console.print(f"written to {out}")
+    _say(f"written to {out}")
 
 
 @app.command()
@@ -182,13 +201,18 @@ def generate(
     examples = read_examples(source, label=label, limit=limit)
     engine = _engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
     loaded = _switch(switch)
-    identity = {"model": engine.lm.fingerprint, "switch": loaded.fingerprint if loaded is not None else "none"}
+    identity = {
+        "model": engine.lm.fingerprint,
+        "switch": loaded.fingerprint if loaded is not None else "none",
+        "chat template": hashlib.sha256(str(engine.lm.chat_template).encode()).hexdigest()[:16],
+        "dtype": str(engine.lm.model.dtype),
+    }
     with _bar(len(examples), "answering") as advance:
         new = generate_file(
             engine, examples, out, loaded, identity=identity, chunk=2 * batch_size, progress=advance,
             seed=seed if sample else None, max_new_tokens=max_new_tokens, **_sampling(sample, temperature, top_p),
         )
-    console.print(f"{new} new replies, {len(examples)} in all, in {out}")
+    _say(f"{new} new replies, {len(examples)} in all, in {out}")
 
 
 @app.command()
@@ -229,7 +253,7 @@ def demo(
     from safeswitch.nano.study import demo_settings, run_demo
 
     data, settings = demo_settings(seed)
-    run_demo(out, n=n, data=data, settings=settings, seed=seed, say=lambda text: console.print(text))
+    run_demo(out, n=n, data=data, settings=settings, seed=seed, say=_say)
     seconds = json.loads((out / "results.json").read_text(encoding="utf-8"))["seconds"]
     Console().print(Markdown((out / "table.md").read_text(encoding="utf-8")))
     spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds["stages"].items())
@@ -277,7 +301,7 @@ def study(
     """The effect of the switch over several seeds, against the goals, with paired tests."""
     from safeswitch.nano.effect import run_study
 
-    run_study(out, seeds=seeds, n=n, say=lambda text: console.print(text))
+    run_study(out, seeds=seeds, n=n, say=_say)
     Console().print(Markdown((out / "study.md").read_text(encoding="utf-8")))
 
 

@@ -43,6 +43,19 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that could not be written to, before the work that it shall hold; nothing is created.
+
+    Raises:
+        ArtifactError: it is a file, lies below one, or may not be written.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ArtifactError(f"cannot write into {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write into {folder}: {there} may not be written")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     write_atomic(path, lambda p: p.write_bytes(text.encode()))
@@ -71,8 +84,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, whole or not at all; copies views so that each is contiguous."""
-    plain = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    """Write tensors as safetensors, whole or not at all; each is copied, so that views of one storage may be given."""
+    plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     write_atomic(path, lambda p: save_file(plain, str(p)))
 
 

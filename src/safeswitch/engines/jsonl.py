@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,14 @@ def generate_file(
         options: Of :meth:`Engine.generate`.
 
     Raises:
-        DataError: no requests.
+        DataError: no requests, or an id used twice.
         ArtifactError: ``out`` belongs to another run, or cannot be written.
     """
     if not examples:
         raise DataError("generate: the input has no requests")
+    twice = [name for name, count in Counter(e.id for e in examples).items() if count > 1]
+    if twice:
+        raise DataError(f"generate: ids must be unique; used more than once: {', '.join(map(repr, twice[:5]))}")
     run = {**identity, "options": json.loads(json.dumps({**options, "seed": seed}, default=str)), "data": _hash(examples)}
     done = _resume(out, run)
     progress(len(done))
@@ -82,7 +86,7 @@ def _resume(out: Path, run: dict[str, Any]) -> set[str]:
             stream.truncate(len(whole))
     try:
         return {str(json.loads(line)["id"]) for line in whole.splitlines()}
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{out} holds a line that is no reply: {error}") from error
 
 

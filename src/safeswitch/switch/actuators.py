@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -33,9 +33,9 @@ class Actuator(ABC):
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Plain-JSON config and tensors from which :func:`actuator_from_state` rebuilds the actuator."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-        return {"kind": self.kind, **{n: v for n, v in fields.items() if n not in tensors}}, tensors
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: value for name, value in own.items() if isinstance(value, Tensor)}
+        return {"kind": self.kind, **{n: v for n, v in own.items() if n not in tensors}}, tensors
 
 
 def actuator_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Actuator:
@@ -45,9 +45,9 @@ def actuator_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]
         SettingError: unknown kind.
         ArtifactError: fields that do not fit the kind.
     """
-    fields = {name: value for name, value in config.items() if name != "kind"}
+    stored = {name: value for name, value in config.items() if name != "kind"}
     try:
-        return ACTUATORS[str(config.get("kind"))](**fields, **tensors)
+        return ACTUATORS[str(config.get("kind"))](**stored, **tensors)
     except TypeError as error:
         raise ArtifactError(f"actuator {config.get('kind')!r} cannot be rebuilt: {error}") from error
 
@@ -72,8 +72,8 @@ class HeadActuator(Actuator):
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same head with its tensors on ``device`` in ``dtype``, as ``apply`` wants them."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        moved = {n: t.to(device=device, dtype=dtype) for n, t in fields.items() if isinstance(t, Tensor)}
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {n: t.to(device=device, dtype=dtype) for n, t in own.items() if isinstance(t, Tensor)}
         return replace(self, **moved)
 
     def check(self, hidden_size: int, vocab_size: int) -> None:

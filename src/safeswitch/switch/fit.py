@@ -5,10 +5,13 @@ Needs an engine to generate with, and is handed one. Knows nothing of files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
+from safeswitch.core.errors import DataError, FitError
 from safeswitch.core.types import Example
 from safeswitch.data.refusal_text import refuses
 from safeswitch.data.splits import grouped_split
@@ -59,9 +62,12 @@ def fit(
     Raises:
         FitError: data from which nothing can be learned.
         DataError: parts that are missing or empty.
+        SettingError: a layer that the model does not have.
     """
     settings = settings or FitSettings()
     parts = dict(data) if isinstance(data, Mapping) else grouped_split(list(data), seed=settings.seed)
+    fit_points(engine.lm.num_layers, settings)
+    check_parts(parts, settings.budget)
     observed = _observe_all(engine, parts, settings, complied, say)
     say("fitting probers and calibrating thresholds")
     train, validation, calibration = (observed[p] for p in PARTS)
@@ -81,6 +87,30 @@ def fit(
     return Fitted(gate.gate, head.head, record)
 
 
+def check_parts(parts: Mapping[str, Sequence[Example]], budget: float) -> None:
+    """Refuse what cannot be fitted before the model has answered anything.
+
+    Raises:
+        DataError: a part is missing or empty.
+        FitError: train or validation with one label only, or fewer safe calibration requests than ``budget`` needs.
+    """
+    empty = [name for name in PARTS if not parts.get(name)]
+    if empty:
+        raise DataError(f"fitting needs the parts {', '.join(PARTS)}; missing or empty: {', '.join(empty)}")
+    for name in ("train", "validation"):
+        unsafe = sum(e.unsafe for e in parts[name])
+        if unsafe in (0, len(parts[name])):
+            only = "unsafe" if unsafe else "safe"
+            raise FitError(f"{name}: needs unsafe and safe requests; all {len(parts[name])} are labelled {only}")
+    safe = sum(not e.unsafe for e in parts["calibration"])
+    needed = math.ceil(1 / Fraction(repr(float(budget)))) - 1
+    if safe < needed:
+        raise FitError(
+            f"calibration: a budget of {budget:g} needs at least {needed} safe requests in the calibration part; got "
+            f"{safe}; give more safe requests or a larger budget"
+        )
+
+
 def _observe_all(
     engine: Generating, parts: Mapping[str, Sequence[Example]], settings: FitSettings, complied: Complied, say: Say
 ) -> dict[str, Observed]:
@@ -97,7 +127,11 @@ def _observe_all(
 def fit_head(
     engine: Generating, train: Observed, validation: Observed, settings: FitSettings, *, complied: Complied
 ) -> HeadResult:
-    """Train the refusal head on refusals of unsafe requests and the model's own replies to safe ones."""
+    """Train the refusal head on refusals of unsafe requests and the model's own replies to safe ones.
+
+    Raises:
+        FitError: no refusals to learn, or no reply to any safe request of a part.
+    """
     lm, most = engine.lm, settings.head_examples
     states = []
     for part, share in ((train, most), (validation, max(1, most // 4))):
@@ -107,6 +141,8 @@ def fit_head(
         safe = [
             (e, r.text) for e, r in zip(part.examples, part.replies, strict=True) if not e.unsafe and r.text.strip()
         ][:share]
+        if not safe:
+            raise FitError("the model's replies to safe requests are all white space; the head has nothing to stay close to")
         states += [
             reply_states(lm, examples, refusals), reply_states(lm, [e for e, _ in safe], [text for _, text in safe]),
         ]

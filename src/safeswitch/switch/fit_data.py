@@ -100,28 +100,42 @@ def refusal_pairs(
     refusals itself under a safety instruction, and those that refuse are kept.
 
     Raises:
-        FitError: fewer than eight refusals in the end.
+        FitError: fewer than eight refusals in the end (than ``most``, when that is smaller).
     """
     unsafe = [e for e in examples if e.unsafe]
     given = [e for e in unsafe if e.reply]
     if given:
         chosen = given[:most]
         return chosen, [e.reply or "" for e in chosen]
-    open_ones, pairs = unsafe[:most], list[tuple[Example, str]]()
+    room = 4 * reply_tokens
+    open_ones, pairs = _with_room(engine, unsafe, room)[:most], list[tuple[Example, str]]()
     for instruction in REFUSAL_INSTRUCTIONS:
         if not open_ones:
             break
         asked = [_instructed(e, instruction) for e in open_ones]
-        replies = engine.generate(asked, max_new_tokens=4 * reply_tokens, do_sample=False)
+        replies = engine.generate(asked, max_new_tokens=room, do_sample=False)
         told = list(zip(open_ones, replies, strict=True))
         pairs += [(e, r.text.strip()) for e, r in told if r.text.strip() and not complied(e, r.text)]
         open_ones = [e for e, r in told if not r.text.strip() or complied(e, r.text)]
-    if len(pairs) < _LEAST_REFUSALS:
+    least = min(_LEAST_REFUSALS, most)
+    if len(pairs) < least:
         raise FitError(
-            f"the model wrote only {len(pairs)} refusals under a safety instruction; at least {_LEAST_REFUSALS} are "
-            "needed: give refusals yourself in the field 'reply' of the unsafe requests"
+            f"the model wrote only {len(pairs)} refusals to {len(unsafe)} unsafe requests under a safety instruction; at "
+            f"least {least} are needed: give refusals yourself in the field 'reply' of the unsafe requests"
         )
     return [e for e, _ in pairs], [text for _, text in pairs]
+
+
+def _with_room(engine: Generating, examples: Sequence[Example], room: int) -> list[Example]:
+    """Those that fit into the context under every instruction, with ``room`` reply tokens."""
+    limit = engine.lm.context_length
+    if limit is None:
+        return list(examples)
+    most = [0] * len(examples)
+    for instruction in REFUSAL_INSTRUCTIONS:
+        rows = engine.lm.encode([_instructed(e, instruction) for e in examples], check=False)
+        most = [max(length, len(row)) for length, row in zip(most, rows, strict=True)]
+    return [e for e, length in zip(examples, most, strict=True) if length + room <= limit]
 
 
 def _instructed(example: Example, instruction: str) -> tuple[Message, ...]:

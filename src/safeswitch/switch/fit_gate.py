@@ -5,7 +5,7 @@ Knows observed requests and probers. Knows nothing of engines or heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import FitError
+from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
 from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
@@ -29,7 +29,11 @@ WATCH_TOKENS = (4, 8, 12, 16)
 def candidate_layers(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
     """Layers among which validation chooses: those asked for, else up to eight, evenly over the upper three quarters."""
     if settings.layers is not None:
-        return tuple(layer % (num_layers + 1) for layer in settings.layers)
+        count = num_layers + 1
+        for layer in settings.layers:
+            if not -count <= layer < count:
+                raise SettingError(f"FitSettings: layer {layer} does not exist; the model has layers 0..{num_layers}")
+        return tuple(dict.fromkeys(layer % count for layer in settings.layers))
     lowest = max(1, num_layers // 4)
     count = min(8, num_layers - lowest + 1)
     return tuple(sorted({round(x) for x in torch.linspace(lowest, num_layers, count).tolist()}))
@@ -86,8 +90,10 @@ def fit_gate(
     if settings.stages != "stage1":
         target = train.harmful if settings.stages == "direct" else train.complied
         held = validation.harmful if settings.stages == "direct" else validation.complied
-        if bool(target.all()) or not bool(target.any()):
-            notes["stage2"] = "left out: the model complied with all training requests or with none"
+        missing = _one_class({"training": target, "validation": held})
+        if missing is not None:
+            what = "harmful compliance" if settings.stages == "direct" else "compliance"
+            notes["stage2"] = f"left out: {what} on {missing}"
         else:
             spec = _average(layers, Position("pilot", settings.pilot))
             second = _fit(spec, train.acts, target, validation, settings, held)
@@ -160,16 +166,25 @@ def _calibrated(
     passing = _lower_quantile(second.score(harmful.acts), settings.miss_budget)
     notes |= {"threshold": asdict(bar), "product_threshold": asdict(product), "stage2_threshold": passing}
     s1, s2 = first.score(harmful.acts), second.score(harmful.acts)
+    seen = max(1, len(harmful.unsafe))
     caught = {
-        "and": float(((s1 > bar.value) & (s2 > passing)).float().mean()),
-        "product": float((s1 * s2 > product.value).float().mean()),
+        "and": int(((s1 > bar.value) & (s2 > passing)).sum()) / seen,
+        "product": int((s1 * s2 > product.value).sum()) / seen,
     }
     rule = settings.rule if settings.rule != "auto" else max(caught, key=lambda name: caught[name])
-    notes |= {"caught_on_validation": caught, "rule": rule}
+    notes |= {"caught_on_validation": caught, "harmful_on_validation": len(harmful.unsafe), "rule": rule}
     return Gate(
         stage1=Stage(first, bar.value), stage2=Stage(second, passing), rule=rule,  # type: ignore[arg-type]
         product_threshold=product.value, **fixed,
     )
+
+
+def _one_class(labels: Mapping[str, Tensor]) -> str | None:
+    """In words, the first part whose labels are of one class only."""
+    for part, found in labels.items():
+        if bool(found.all()) or not bool(found.any()):
+            return f"{'all' if bool(found.all()) else 'none'} of the {len(found)} {part} requests"
+    return None
 
 
 def _lower_quantile(scores: Tensor, share: float) -> float:
@@ -185,8 +200,9 @@ def _with_watch(
     gate: Gate, num_layers: int, train: Observed, benign: Observed, settings: FitSettings, notes: dict[str, Any]
 ) -> Gate:
     """A watch fitted on states at several reply tokens at once; its budget counts requests, not readings."""
-    if bool(train.harmful.all()) or not bool(train.harmful.any()):
-        notes["watch"] = "left out: harmful compliance on all training requests or on none"
+    missing = _one_class({"training": train.harmful})
+    if missing is not None:
+        notes["watch"] = f"left out: harmful compliance on {missing}"
         return gate
     points = [ReadPoint(num_layers, Position("pilot", t)) for t in WATCH_TOKENS]
     prober = make_prober({"kind": "mlp", "point": str(points[0])})

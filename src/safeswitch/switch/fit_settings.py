@@ -26,7 +26,7 @@ class FitSettings:
         pilot: Pilot tokens k before stage 2.
         readers: What stage 1 fuses: ``layers`` (average over layers at the prompt's end), ``window`` (token-wise over
             the prompt's last tokens), ``text`` (word n-grams).
-        layers: Layer numbers to read; None chooses ``layer_count`` on validation.
+        layers: Layer numbers to read, negative ones from the end; None chooses ``layer_count`` on validation.
         layer_count: How many layers are averaged.
         window: Prompt tokens that the window reader sees; 0 for all.
         watch: Fit a watch that reads the running reply too.
@@ -66,6 +66,10 @@ class FitSettings:
             raise SettingError(f"FitSettings: readers is empty; name at least one of {', '.join(READERS)}")
         for reader in self.readers:
             check_choice("FitSettings", "readers", reader, READERS)
+        if self.layers is not None and not self.layers:
+            raise SettingError("FitSettings: layers is empty; name at least one, or give None to have them chosen")
+        if self.window < 0:
+            raise SettingError(f"FitSettings: window must be 0 (the whole prompt) or more; got {self.window}")
         for name in ("layer_count", "reply_tokens", "head_examples", "watch_every"):
             if getattr(self, name) < 1:
                 raise SettingError(f"FitSettings: {name} must be 1 or more; got {getattr(self, name)}")

@@ -178,4 +178,6 @@ def _score(stage: Stage, acts: Activations) -> tuple[Tensor, tuple[str | None, .
     except Exception as error:  # a guard decides on every failure, whatever it is
         reason = f"{type(error).__name__}: {error}"
         return torch.full((len(acts),), float("nan")), (reason,) * len(acts)
-    return scores, tuple("the score is not finite" if bad else None for bad in scores.isnan().tolist())
+    finite = scores.isfinite()
+    scores = scores.masked_fill(~finite, float("nan"))
+    return scores, tuple(None if good else "the score is not finite" for good in finite.tolist())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from safeswitch.core.errors import FitError, SettingError, check_choice
+from safeswitch.core.errors import FitError, SettingError, check_choice, check_range
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators import FullHead, HeadActuator, LowRankHead
 from safeswitch.switch.head_data import ReplyStates
@@ -57,6 +57,11 @@ class HeadSettings:
         check_choice("HeadSettings", "kind", self.kind, HEAD_KINDS)
         if not self.ranks or min(self.ranks) < 1:
             raise SettingError(f"HeadSettings: ranks must be whole numbers of 1 or more; got {self.ranks}")
+        check_range("HeadSettings", "beta", self.beta, 0.0, 1.0)
+        check_range("HeadSettings", "margin", self.margin, 0.0, 1.0)
+        check_range("HeadSettings", "kl_weight", self.kl_weight, 0.0, 1e6)
+        if self.learning_rate is not None:
+            check_range("HeadSettings", "learning_rate", self.learning_rate, 1e-8, 10.0)
         if self.epochs < 1 or self.patience < 1 or self.batch_tokens < 1:
             raise SettingError("HeadSettings: epochs, patience and batch_tokens must be 1 or more")
 
@@ -99,8 +104,7 @@ def train_refusal_head(lm: LanguageModel, data: HeadData, settings: HeadSettings
         FitError: the loss is not finite.
     """
     settings = settings or HeadSettings()
-    device = next(lm.parts.head.parameters()).device
-    base = _BaseHead(lm, device)
+    base = _BaseHead(lm)
     if settings.kind == "full":
         return _train(_Full(base), base, data, settings, "full")
     best: HeadResult | None = None
@@ -119,9 +123,8 @@ def train_refusal_head(lm: LanguageModel, data: HeadData, settings: HeadSettings
 class _BaseHead:
     """The frozen head: raw logits, and what the model does to them afterwards (soft cap, scale)."""
 
-    def __init__(self, lm: LanguageModel, device: torch.device) -> None:
-        self.head, self.device = lm.parts.head, device
-        self.weight_dtype = next(lm.parts.head.parameters()).dtype
+    def __init__(self, lm: LanguageModel) -> None:
+        self.head, self.device, self.weight_dtype = lm.parts.head, lm.head_device, lm.head_dtype
         self.shape = (lm.vocab_size, lm.hidden_size)
         self.finish = _finish(lm)
 

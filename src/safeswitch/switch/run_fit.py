@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from safeswitch.activations.record import prompt_sequences, record
+from safeswitch.core.artifact import check_writable
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example
 from safeswitch.data.leakage import leaks
@@ -65,16 +66,21 @@ def fit_files(
     """Read, fit, report and save; the folder is written only when everything has succeeded.
 
     Raises:
+        ArtifactError: ``out`` cannot be written.
         DataError, FitError, ContextLengthError: see :func:`read_sources` and :meth:`Switch.fit`.
     """
+    check_writable(out)
     examples = _fitting(engine, read_sources(sources, label=label, limit=limit), settings, say)
     parts = grouped_split(examples, seed=settings.seed)
     twice = leaks(parts["train"], parts["validation"])
     if twice:
         say(f"note: {len(twice)} validation requests nearly repeat a training request; in-distribution figures flatter")
     switch = Switch.fit(engine, parts, settings, say=say)
-    if leave_out:
-        say("stage 1: leaving out one source at a time")
+    left_out = sources_to_leave_out(examples) if leave_out else []
+    if leave_out and not left_out:
+        say("note: no source can be left out, since without it a label would be missing; the report has no such figures")
+    if left_out:
+        say(f"stage 1: leaving out one source at a time: {', '.join(left_out)}")
         report = leave_one_source_out(engine, examples, switch, settings)
         switch = replace(switch, record={**switch.record, "leave_one_source_out": report})
     switch.save_pretrained(out)
@@ -98,10 +104,21 @@ def _fitting(engine: Generating, examples: Sequence[Example], settings: FitSetti
     return kept
 
 
+def sources_to_leave_out(examples: Sequence[Example]) -> list[str]:
+    """Sources without which both labels are still there, each in two groups at least (one may have to be tested on)."""
+    found = []
+    for source in sorted({e.source for e in examples}):
+        groups = {(e.unsafe, e.group or e.id) for e in examples if e.source != source}
+        if min(sum(unsafe == label for unsafe, _ in groups) for label in (True, False)) > 1:
+            found.append(source)
+    return found
+
+
 def leave_one_source_out(
     engine: Generating, examples: Sequence[Example], switch: Switch, settings: FitSettings
 ) -> dict[str, Any]:
-    """Stage 1 fitted on all sources but one and tested on that one, for every source; in-distribution beside it.
+    """Stage 1 fitted on all sources but one and tested on that one, for every source that can be missed
+    (:func:`sources_to_leave_out`); in-distribution beside it.
 
     The same is done with the text n-gram baseline. Figures are plain JSON by reader, then source.
     """
@@ -111,12 +128,13 @@ def leave_one_source_out(
     with lm.lock:
         acts = record(lm, sequences, lengths, points, texts=texts, dtype=torch.float32)
     labels = torch.tensor([e.unsafe for e in examples])
+    named = set(sources_to_leave_out(examples))
     layers = tuple(switch.record["calibration"]["layers"])
     specs = {"stage1": stage1_spec(lm.num_layers, layers, settings), "text baseline": {"kind": "ngram"}}
     report: dict[str, Any] = {}
     for name, spec in specs.items():
         found = leave_one_out(
-            partial(make_prober, spec), acts, labels, [e.source for e in examples],
+            partial(make_prober, spec), acts, labels, [e.source if e.source in named else "" for e in examples],
             clusters=[e.group or e.id for e in examples], seed=settings.seed,
         )
         report[name] = {source: asdict(metrics) for source, metrics in found.items()}

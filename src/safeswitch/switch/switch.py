@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from safeswitch._version import __version__
-from safeswitch.core.artifact import read_json, read_tensors, write_json, write_tensors, write_text
+from safeswitch.core.artifact import check_writable, read_json, read_tensors, write_json, write_tensors, write_text
 from safeswitch.core.errors import ArtifactError, FingerprintError, SafeSwitchError
 from safeswitch.core.types import Example
 from safeswitch.models.language_model import LanguageModel
@@ -32,7 +32,8 @@ from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate, Stage
 
 FORMAT_VERSION = 1
-_CONFIG, _PROBERS, _HEAD = "config.json", "probers.safetensors", "refusal_head.safetensors"
+_CONFIG, _PROBERS, _HEAD, _CARD = "config.json", "probers.safetensors", "refusal_head.safetensors", "README.md"
+_FILES = (_PROBERS, _HEAD, _CARD, _CONFIG)
 _STAGES = ("stage1", "stage2", "watch")
 
 
@@ -106,23 +107,46 @@ class Switch:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (first 16 hex digits) over configuration and tensors: the identity of this switch."""
+        """SHA-256 (first 16 hex digits) over configuration and tensors: the identity of this switch.
+
+        How it was fitted (``record``) and by which version of the library do not count.
+        """
         config, tensors, head = self._state()
-        digest = hashlib.sha256(json.dumps({**config, "record": {}}, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps({**config, "record": {}, "library_version": ""}, sort_keys=True).encode())
         for name, tensor in sorted({**tensors, **{f"head.{n}": t for n, t in head.items()}}.items()):
-            digest.update(name.encode())
+            digest.update(f"{name}:{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the bundle; ``config.json`` is written last, so a folder without it is no bundle."""
+        """Write the bundle. All files are written beside the old ones first and then moved into place.
+
+        A bundle that is there already survives a full disk; ``config.json`` goes first and comes back last, so a
+        folder caught in between is no bundle.
+
+        Raises:
+            ArtifactError: the folder cannot be written; what was there is still there.
+        """
         folder = Path(folder)
         config, tensors, head = self._state()
-        (folder / _CONFIG).unlink(missing_ok=True)
-        write_tensors(folder / _PROBERS, tensors)
-        write_tensors(folder / _HEAD, head)
-        write_text(folder / "README.md", model_card(self))
-        write_json(folder / _CONFIG, config)
+        check_writable(folder)
+        made = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as temporary:
+                staged = Path(temporary)
+                write_tensors(staged / _PROBERS, tensors)
+                write_tensors(staged / _HEAD, head)
+                write_text(staged / _CARD, model_card(self))
+                write_json(staged / _CONFIG, config)
+                (folder / _CONFIG).unlink(missing_ok=True)
+                for name in _FILES:
+                    (staged / name).replace(folder / name)
+        except OSError as error:
+            raise ArtifactError(f"cannot write {folder}: {error}") from error
+        finally:
+            if made and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         """Configuration, prober tensors, head tensors."""
@@ -180,8 +204,10 @@ class Switch:
             }
             base = BaseModel(**config["base_model"]) if config["base_model"] is not None else None
             return cls(Gate(**stages, **gate), actuator_from_state(config["actuator"], head), base, config["record"])
-        except (KeyError, TypeError, ValueError, SafeSwitchError) as error:
-            raise ArtifactError(f"{folder} is not a complete bundle: {type(error).__name__}: {error}") from error
+        except (AttributeError, KeyError, TypeError, ValueError, SafeSwitchError) as error:
+            raise ArtifactError(
+                f"{folder / _CONFIG} does not describe a bundle that can be loaded: {type(error).__name__}: {error}"
+            ) from error
 
     def push_to_hub(
         self, repo: str, *, private: bool = False, token: str | None = None, folder: str | Path | None = None
@@ -199,7 +225,10 @@ class Switch:
             self.save_pretrained(local)
             api = HfApi(token=token)
             api.create_repo(repo, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo, folder_path=str(local), commit_message="Upload SafeSwitch bundle"))
+            done = api.upload_folder(
+                repo_id=repo, folder_path=str(local), allow_patterns=list(_FILES), commit_message="Upload SafeSwitch bundle"
+            )
+            return str(done)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -213,6 +242,9 @@ def _folder(name: str | Path, revision: str | None, token: str | None, cache_dir
     if local.is_absolute() or str(name).count("/") != 1:
         raise ArtifactError(f"{name} is neither a folder nor a hub id (user/name)")
     try:
-        return Path(snapshot_download(str(name), revision=revision, token=token, cache_dir=cache_dir))
-    except (RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ArtifactError(f"cannot download {name} from the hub: {error}") from error
+        found = snapshot_download(
+            str(name), revision=revision, token=token, cache_dir=cache_dir, allow_patterns=list(_FILES)
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ArtifactError(f"{name} is no folder here, and cannot be downloaded from the hub: {error}") from error
+    return Path(found)
