@@ -6,7 +6,7 @@ layer that computed them. Knows nothing of labels or files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from safeswitch.activations.reader import Keep, Reader
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ActivationError, ContextLengthError, SettingError
 from safeswitch.core.types import Position, Prompt, ReadPoint, as_messages
+from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 
 Progress = Callable[[int, int], None]
@@ -82,9 +83,9 @@ def record(
     check_request(lm, sequences, prompt_lengths, points, texts, batch_tokens)
     rows = [list(row[: _needed(length, points)]) for row, length in zip(sequences, prompt_lengths, strict=True)]
     gather = _Gather(points, prompt_lengths, torch.device(device), dtype)
-    mixed, done = (lm.traits.rope_switch if lm.traits.pads_left else 0), 0
+    done = 0
     with lm.lock, Reader(lm, [point.layer for point in points]) as reader:
-        for batch in _batches([len(row) for row in rows], batch_tokens, mixed):
+        for batch in length_batches([len(row) for row in rows], lm.traits, batch_tokens=batch_tokens):
             reader.keep = gather.plan(batch, [len(rows[i]) for i in batch])
             lm.run_backbone(*lm.pad([rows[i] for i in batch]))
             gather.take(batch, reader.states)
@@ -126,22 +127,6 @@ def check_request(
 def _needed(prompt_length: int, points: Sequence[ReadPoint]) -> int:
     """Tokens after which nothing is read any more."""
     return prompt_length + max(p.position.index if p.position.kind == "pilot" else 0 for p in points)
-
-
-def _batches(lengths: Sequence[int], batch_tokens: int, mixed: int | None = None) -> Iterator[list[int]]:
-    """Row numbers by falling length, as many together as fit; rows longer than ``mixed`` only with rows of their length
-    (None: any rows may be padded to one batch)."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch:
-            longest = lengths[batch[0]]
-            alone = mixed is not None and longest > mixed and lengths[i] != longest
-            if alone or (len(batch) + 1) * longest > batch_tokens:
-                yield batch
-                batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 @dataclass

@@ -25,6 +25,7 @@ from safeswitch.engines.decode import Listener, Loop
 from safeswitch.engines.rows import Rows
 from safeswitch.engines.steer import steered
 from safeswitch.engines.streaming import Release, Stream, TokenSink
+from safeswitch.models.batching import length_batches, mixes
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators import Actuator, HeadActuator, NoAction, Steering, SystemPrompt
 from safeswitch.switch.gate import Gate
@@ -122,7 +123,7 @@ class TransformersEngine(Engine):
             requests = self._requests(prompts, switch, chosen, seed)
             sink = TokenSink(streamer, requests[0].ids) if streamer is not None else None
             replies: dict[int, Reply] = {}
-            for batch in self._batches(requests):
+            for batch in self._batches(requests, _reach(switch.gate, chosen)):
                 for request, reply in zip(batch, self._run(batch, switch, chosen, sink), strict=True):
                     replies[request.index] = reply
                 if progress is not None:
@@ -176,18 +177,11 @@ class TransformersEngine(Engine):
             seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else seed
         return [Request(i, m, ids, s) for i, (m, ids, s) in enumerate(zip(conversations, rows, seeds, strict=True))]
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
-        """Requests of like length together; of equal length where the model cannot bear padding."""
-        ordered = sorted(requests, key=lambda r: len(r.ids))
-        batch: list[Request] = []
-        for request in ordered:
-            differs = bool(batch) and len(batch[0].ids) != len(request.ids)
-            if len(batch) == self.batch_size or (differs and not self.lm.traits.pads_left):
-                yield batch
-                batch = []
-            batch.append(request)
-        if batch:
-            yield batch
+    def _batches(self, requests: Sequence[Request], reach: int) -> Iterator[list[Request]]:
+        """Requests that may share a batch, like lengths together."""
+        lengths = [len(r.ids) for r in requests]
+        for rows in length_batches(lengths, self.lm.traits, batch_rows=self.batch_size, reach=reach):
+            yield [requests[i] for i in rows]
 
     def _run(
         self, batch: list[Request], switch: Switch, options: Options, sink: TokenSink | None
@@ -222,7 +216,7 @@ class TransformersEngine(Engine):
         done: dict[int, Reply] = {}
         decided = {r.index: d for r, d in zip(batch, decisions, strict=True)}
         with around:
-            for part in self._batches(batch):
+            for part in self._batches(batch, options.max_new_tokens):
                 replies = self._decode(part, self._rows(part, inner, options), options, sink)
                 for request, reply in zip(part, replies, strict=True):
                     done[request.index] = replace(reply, decision=decided[request.index])
@@ -237,18 +231,15 @@ class TransformersEngine(Engine):
         return Rows(self.lm, gate, self._placed(actuator), lengths, texts, in_place=in_place)
 
     def _can_turn_back(self, width: int, gate: Gate, options: Options) -> bool:
-        traits = self.lm.traits
-        wasted = options.max_new_tokens if gate.watch is not None else gate.pilot
-        return traits.masks_back and (traits.window is None or width + wasted + options.max_new_tokens <= traits.window)
+        traits, most = self.lm.traits, width + _reach(gate, options)
+        return traits.masks_back and (traits.window is None or most <= traits.window) and mixes(most, traits)
 
     def _placed(self, actuator: Actuator) -> Actuator:
         """The actuator with its head where the model's head is; kept for the next call."""
         if not isinstance(actuator, HeadActuator):
             return actuator
         if actuator not in self._heads:
-            weight = next(self.lm.parts.head.parameters())
-            dtype = weight.dtype if weight.is_floating_point() else self.lm.model.dtype
-            self._heads[actuator] = actuator.to(weight.device, dtype)
+            self._heads[actuator] = actuator.to(self.lm.head_device, self.lm.head_dtype)
         return self._heads[actuator]
 
     def _decode(self, batch: Sequence[Request], rows: Rows, options: Options, sink: TokenSink | None) -> list[Reply]:
@@ -277,3 +268,9 @@ class TransformersEngine(Engine):
         cut = len(tokens) >= options.max_new_tokens and tokens[-1] not in end_ids
         cut = cut and not any(s in text for s in options.stop)
         return Reply(text, tuple(tokens), "length" if cut else "stop", decision, len(request.ids))
+
+
+def _reach(gate: Gate, options: Options) -> int:
+    """Tokens by which a row may grow: its reply, and what may have to be thrown away before it."""
+    wasted = options.max_new_tokens if gate.watch is not None else gate.pilot
+    return wasted + options.max_new_tokens

@@ -10,6 +10,8 @@ import hashlib
 import torch
 from transformers import PreTrainedModel
 
+from safeswitch.models.offload import loaded_parameters
+
 _SAMPLES_PER_TENSOR = 64
 
 
@@ -19,7 +21,10 @@ def fingerprint(model: PreTrainedModel) -> str:
     The values are compared as float32, so a lossless dtype change keeps the fingerprint.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    once = {name for name, _ in model.named_parameters()}
+    for name, parameter in loaded_parameters(model):
+        if name not in once:
+            continue
         flat = parameter.detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
         sample = flat[::step][:_SAMPLES_PER_TENSOR].to("cpu", torch.float32).contiguous()

@@ -21,6 +21,7 @@ from safeswitch.core.errors import ContextLengthError, ModelError, SettingError
 from safeswitch.core.types import Prompt, as_messages
 from safeswitch.models.fingerprint import fingerprint
 from safeswitch.models.locate import Parts, locate
+from safeswitch.models.offload import compute_device
 from safeswitch.models.traits import Traits, find_traits
 
 
@@ -103,8 +104,18 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where input tokens go."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return compute_device(self.model.get_input_embeddings())
+
+    @property
+    def head_device(self) -> torch.device:
+        """Where the LM head computes."""
+        return compute_device(self.parts.head)
+
+    @property
+    def head_dtype(self) -> torch.dtype:
+        """In what the LM head computes: its weight's dtype, or the model's where the weight is quantised."""
+        dtype = next(self.parts.head.parameters()).dtype
+        return dtype if dtype.is_floating_point else self.model.dtype
 
     @property
     def context_length(self) -> int | None:

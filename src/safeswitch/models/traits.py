@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from safeswitch.core.errors import ModelError
+from safeswitch.models.offload import compute_device
 
 _PROMPT, _PILOT = 5, 2
 
@@ -46,8 +47,7 @@ class Traits:
 @torch.no_grad()
 def find_traits(model: PreTrainedModel) -> Traits:
     """Run at most ten tokens through ``model`` and compare; leaves no trace on it."""
-    weight: Any = model.get_input_embeddings().weight
-    device = weight.device
+    device = compute_device(model.get_input_embeddings())
     vocab = model.config.get_text_config().vocab_size
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab, (1, _PROMPT + _PILOT + 2), generator=draw).to(device)

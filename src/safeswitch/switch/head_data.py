@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.reader import Reader
-from safeswitch.core.errors import DataError
+from safeswitch.core.errors import ContextLengthError, DataError
 from safeswitch.core.types import Prompt
+from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 
 
@@ -60,11 +61,16 @@ def reply_states(
     for i, (reply, tokens) in enumerate(zip(replies, targets, strict=True)):
         if not reply.strip() or not tokens:
             raise DataError(f"head data: reply {i} is empty")
-    rows = lm.encode(prompts, room=max(map(len, targets)))
+    rows = lm.encode(prompts)
+    limit = lm.context_length
+    for i, (row, tokens) in enumerate(zip(rows, targets, strict=True)):
+        if limit is not None and len(row) + len(tokens) - 1 > limit:
+            raise ContextLengthError(
+                f"head data: prompt {i} has {len(row)} tokens and its reply {len(tokens)}, but {lm.model_id} takes {limit}"
+            )
     sequences = [[*row, *tokens[:-1]] for row, tokens in zip(rows, targets, strict=True)]
-    order = sorted(range(len(rows)), key=lambda i: len(sequences[i]))
     hidden: dict[int, Tensor] = {}
-    for batch in _batches(order, sequences, batch_size, lm.traits.pads_left):
+    for batch in length_batches([len(row) for row in sequences], lm.traits, batch_rows=batch_size):
         ids, mask = lm.pad([sequences[i] for i in batch])
         longest = max(len(targets[i]) for i in batch)
         with lm.lock, Reader(lm, [lm.num_layers], partial(_last, longest)) as reader:
@@ -80,14 +86,3 @@ def reply_states(
 
 def _last(count: int, hidden: Tensor) -> Tensor:
     return hidden[:, -count:]
-
-
-def _batches(order: list[int], sequences: list[list[int]], size: int, pads: bool) -> list[list[int]]:
-    batches: list[list[int]] = []
-    for i in order:
-        fits = batches and len(batches[-1]) < size and (pads or len(sequences[batches[-1][0]]) == len(sequences[i]))
-        if fits:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches

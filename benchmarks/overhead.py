@@ -1,0 +1,123 @@
+"""What the gate costs: guarded generation against plain ``generate`` at the same batch size on the same model.
+
+    python benchmarks/overhead.py [--quick]
+
+A random Llama of about 100 million parameters on the CPU; the gate is the default one (three layers, a token window and
+n-grams fused at stage 1, three layers at stage 2 after k = 3 pilot tokens). *Safe* traffic: stage 1 never fires. *Flagged*:
+every request fires at stage 2, so it costs its k pilot steps. Plain and guarded runs alternate; the ratio is the median over
+pairs. Goals: safe at most 1.02; flagged at most (new tokens + k) / new tokens, times the same 1.02.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.tiny import tiny_tokenizer
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.types import PROMPT_END, Position, ReadPoint
+from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.probers.base import Prober
+from safeswitch.probers.build import make_prober
+from safeswitch.switch.actuators import LowRankHead
+from safeswitch.switch.gate import Gate, Stage
+from safeswitch.switch.switch import Switch
+
+PILOT = 3
+LAYERS = (6, 9, 12)
+
+
+def model_100m() -> LanguageModel:
+    """12 blocks, width 768, vocabulary 16,384: 110 million random parameters."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16384, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
+        num_key_value_heads=12, max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )
+    return LanguageModel(LlamaForCausalLM(config), tiny_tokenizer(), model_id="random-100m")
+
+
+def fitted(spec: dict[str, object], width: int) -> Prober:
+    """The prober of ``spec`` fitted on noise: its cost does not depend on what it learnt."""
+    prober = make_prober(spec)
+    draw = torch.Generator().manual_seed(1)
+    n, labels = 64, torch.arange(64) % 2 == 0
+    states, masks = {}, {}
+    for point in prober.points:
+        window = point.position.index if point.position.kind == "window" else 0
+        states[point] = torch.randn((n, window, width) if window else (n, width), generator=draw)
+        if window:
+            masks[point] = torch.ones(n, window, dtype=torch.bool)
+    texts = tuple(f"request {i} about {'this' if i % 2 else 'that'}" for i in range(n))
+    return prober.fit(Activations(states, masks, texts), labels)
+
+
+def gates(width: int) -> tuple[Gate, Gate]:
+    """The same probers, once so that nothing fires at stage 1 and once so that everything fires at stage 2."""
+    first = fitted({"kind": "fusion", "readers": [
+        {"kind": "layer_average", "points": [str(ReadPoint(layer, PROMPT_END)) for layer in LAYERS]},
+        {"kind": "window", "point": str(ReadPoint(9, Position("window", 64)))},
+        {"kind": "ngram"},
+    ]}, width)  # fmt: skip
+    second = fitted({
+        "kind": "layer_average", "points": [str(ReadPoint(layer, Position("pilot", PILOT))) for layer in LAYERS]
+    }, width)  # fmt: skip
+    safe = Gate(stage1=Stage(first, 1.0), stage2=Stage(second, 1.0))
+    flagged = Gate(stage1=Stage(first, 0.0), stage2=Stage(second, 0.0))
+    return safe, flagged
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, shorter replies")
+    quick = parser.parse_args().quick
+    rounds, new, batch = (3, 16, 4) if quick else (9, 48, 8)
+    lm = model_100m()
+    engine = TransformersEngine(lm, batch_size=batch)
+    prompts = [f"tell me something about topic number {i} " * (2 + i % 3) for i in range(batch)]
+    safe, flagged = gates(lm.hidden_size)
+    head = LowRankHead(0.01 * torch.randn(1, lm.hidden_size), 0.01 * torch.randn(lm.vocab_size, 1))
+    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+
+    def plain() -> object:
+        ids, mask = lm.pad(lm.encode(prompts))
+        return lm.model.generate(input_ids=ids, attention_mask=mask, pad_token_id=0, **options)
+
+    def guarded(gate: Gate) -> object:
+        return engine.generate(prompts, Switch(gate, head), **options)
+
+    bounds = {"safe": 1.02, "flagged": 1.02 * (new + PILOT) / new}
+    print(f"batch {batch}, {new} new tokens, k = {PILOT}, {torch.get_num_threads()} threads, {rounds} pairs")
+    print("| traffic | guarded / plain | least | most | goal |\n|---|---|---|---|---|")
+    for name, gate in (("safe", safe), ("flagged", flagged)):
+        plain(), guarded(gate)
+        ratios = []
+        for i in range(rounds):
+            if i % 2:
+                b, a = seconds(lambda gate=gate: guarded(gate)), seconds(plain)
+            else:
+                a, b = seconds(plain), seconds(lambda gate=gate: guarded(gate))
+            ratios.append(b / a)
+        middle = statistics.median(ratios)
+        print(f"| {name} | {middle:.3f} | {min(ratios):.3f} | {max(ratios):.3f} | {bounds[name]:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
