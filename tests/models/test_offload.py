@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
+from tests.engines.slow import reply_alone
+from tests.engines.test_exactness import PROMPTS, two_stage
+from tests.tiny import tiny_lm, tiny_model, tiny_tokenizer
 
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.switch import Switch
-from tests.engines.slow import reply_alone
-from tests.engines.test_exactness import PROMPTS, two_stage
-from tests.tiny import tiny_lm, tiny_model, tiny_tokenizer
 
 
 def replies(lm: LanguageModel, switch: Switch) -> list[tuple[bool, tuple[int, ...]]]:

@@ -16,7 +16,7 @@ from tests.tiny import tiny_lm
 
 WORDS = ("river", "stone", "cloud", "apple", "train", "violin", "garden", "winter")
 HEAD = HeadSettings(ranks=(1,), epochs=4)
-SMALL = FitSettings(budget=0.1, reply_tokens=4, pilot=1, readers=("layers",), layers=(2, -1), head=HEAD)
+SMALL = FitSettings(budget=0.125, reply_tokens=4, pilot=1, readers=("layers",), layers=(2, -1), head=HEAD)
 
 
 def requests(n: int = 80, *, replies: bool = True) -> list[Example]:

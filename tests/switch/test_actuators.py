@@ -11,7 +11,14 @@ import torch
 from safeswitch.core.errors import ArtifactError, SettingError
 from safeswitch.core.types import Message
 from safeswitch.switch.actuators import (
-    ACTUATORS, Actuator, FullHead, LowRankHead, NoAction, Steering, SystemPrompt, actuator_from_state,
+    ACTUATORS,
+    Actuator,
+    FullHead,
+    LowRankHead,
+    NoAction,
+    Steering,
+    SystemPrompt,
+    actuator_from_state,
 )  # fmt: skip
 
 D, V, N = 5, 7, 3

@@ -69,7 +69,7 @@ def test_the_configuration_is_strict_json_and_says_how_the_switch_was_fitted(sav
     assert config["format_version"] == 1
     assert config["base_model"]["fingerprint"] == model().fingerprint
     assert set(config["gate"]["stages"]) == {"stage1", "stage2", "watch"}
-    assert config["record"]["settings"]["budget"] == 0.1
+    assert config["record"]["settings"]["budget"] == 0.125
     assert config["record"]["data"]["train"]["n"] == 48
     assert config == json.loads(json.dumps(fitted().describe()))
 
@@ -306,7 +306,9 @@ def test_a_name_that_can_be_neither_is_refused_without_asking_the_hub() -> None:
 def test_the_model_card_holds_thresholds_base_model_and_measured_figures(saved: Path) -> None:
     card = (saved / "README.md").read_text()
     gate = fitted().gate
-    assert gate.stage1 is not None and gate.stage2 is not None and gate.watch is not None
+    assert gate.stage1 is not None
+    assert gate.stage2 is not None
+    assert gate.watch is not None
     assert f"`tiny-llama` (fingerprint `{model().fingerprint}`)" in card
     for stage in (gate.stage1, gate.stage2, gate.watch):
         assert f"threshold {stage.threshold:.4f}" in card

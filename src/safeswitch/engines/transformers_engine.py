@@ -6,7 +6,7 @@ states) is run again from its prompt: slower, and correct. Knows nothing of labe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,10 +170,8 @@ class TransformersEngine(Engine):
         conversations = [as_messages(p) for p in prompts]
         room = max(options.max_new_tokens, switch.gate.pilot + 1)
         rows = self.lm.encode(conversations, room=room)
-        seeds: Iterable[int | None]
-        if seed is None:
-            seeds = [None] * len(rows)
-        else:
+        seeds: Sequence[int | None] = [None] * len(rows)
+        if seed is not None:
             seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else seed
         return [Request(i, m, ids, s) for i, (m, ids, s) in enumerate(zip(conversations, rows, seeds, strict=True))]
 

@@ -76,7 +76,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    model = LlamaForCausalLM(config)
     model.set_attn_implementation("eager")
     return model
 
@@ -140,7 +140,7 @@ def train(
         if step < len(losses):
             continue
         loss = loss_of(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step(recipe.scale(step))
         losses.append(float(loss.detach()))
         if progress and step % 50 == 0:
