@@ -1,0 +1,164 @@
+"""From files to a folder: thinning, the leave-one-source-out report, and nothing written when it fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safeswitch.core import artifact
+from safeswitch.core.errors import ArtifactError, DataError, FitError
+from safeswitch.core.types import Example, Message
+from safeswitch.data.writers import write_examples
+from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.switch.run_fit import fit_files, read_sources, sources_to_leave_out
+from safeswitch.switch.switch import Switch
+from tests.switch.made import engine, requests, settings
+from tests.tiny import tiny_lm
+
+SETTINGS = settings(stages="stage1", readers=("layers", "text"), layers=(2,))
+
+
+def write(folder: Path, name: str, examples: Sequence[Example]) -> str:
+    write_examples(examples, folder / name)
+    return str(folder / name)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> str:
+    return write(tmp_path, "mixed.jsonl", requests())
+
+
+def test_files_become_a_loadable_switch_with_a_report_for_every_source(mixed: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    switch = fit_files(engine(), [mixed], tmp_path / "out", SETTINGS, say=told.append)
+    report = switch.record["leave_one_source_out"]
+    assert set(report) == {"stage1", "text baseline"}
+    for row in report.values():
+        assert set(row) == {"s0", "s1", "s2", "in_distribution", "headline"}
+    counts = Counter((e.source, e.unsafe) for e in requests())
+    for name in ("s0", "s1", "s2"):
+        assert report["stage1"][name]["positives"] == counts[name, True]
+        assert report["stage1"][name]["negatives"] == counts[name, False]
+    assert report["text baseline"]["headline"]["auroc"]["value"] == 1.0  # ZAP and ask are words
+    assert Switch.from_pretrained(tmp_path / "out").fingerprint == switch.fingerprint
+    assert "| s1 |" in (tmp_path / "out" / "README.md").read_text()
+    assert any("leaving out one source at a time: s0, s1, s2" in line for line in told)
+
+
+def test_one_file_a_label_is_fitted_though_no_source_can_be_left_out(tmp_path: Path) -> None:
+    data = [Example(e.id, e.messages, e.label, reply=e.reply) for e in requests()]
+    sources = [
+        write(tmp_path, "unsafe.jsonl", [e for e in data if e.unsafe]),
+        write(tmp_path, "safe.jsonl", [e for e in data if not e.unsafe]),
+    ]
+    told: list[str] = []
+    switch = fit_files(engine(), sources, tmp_path / "out", SETTINGS, say=told.append)
+    assert "leave_one_source_out" not in switch.record
+    assert any("no source can be left out" in line for line in told)
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_only_sources_that_can_be_missed_are_left_out() -> None:
+    def made(source: str, label: Any, n: int) -> list[Example]:
+        return [Example(f"{source}{label}{i}", (Message("user", f"{source} {i}"),), label, source=source) for i in range(n)]
+
+    several = [*made("a", "unsafe", 5), *made("b", "unsafe", 5), *made("c", "safe", 5)]
+    assert sources_to_leave_out(several) == ["a", "b"]
+    assert sources_to_leave_out(made("a", "unsafe", 5) + made("a", "safe", 5)) == []
+    assert sources_to_leave_out([*made("a", "unsafe", 5), *made("b", "unsafe", 1), *made("c", "safe", 5)]) == ["b"]
+
+
+def test_a_limit_thins_each_source_evenly(tmp_path: Path) -> None:
+    data = requests(30)
+    sources = [write(tmp_path, "one.jsonl", data), write(tmp_path, "two.jsonl", data[:4])]
+    rows = read_sources(sources, label=None, limit=10)
+    assert [e.id for e in rows[:10]] == [f"one/r{3 * i}" for i in range(10)]
+    assert [e.id for e in rows[10:]] == [f"two/r{i}" for i in range(4)]
+    assert len({e.id for e in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(("unsafe", "word"), [(True, "unsafe"), (False, "safe")])
+def test_data_of_one_label_are_refused_with_the_way_out(tmp_path: Path, unsafe: bool, word: str) -> None:
+    source = write(tmp_path, "one.jsonl", [e for e in requests() if e.unsafe == unsafe])
+    with pytest.raises(FitError, match=f"the 40 rows read are all {word}; add --data with the other label"):
+        fit_files(engine(), [source], tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_label_names_file_line_and_what_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"prompt": "hi", "label": "harmless"}) + "\n")
+    with pytest.raises(DataError, match=r"bad.jsonl, line 1: field 'label' must be safe or unsafe; got 'harmless'"):
+        fit_files(engine(), [str(path)], tmp_path / "out", SETTINGS)
+    path.write_text(json.dumps({"prompt": " \t", "label": "safe"}) + "\n")
+    with pytest.raises(DataError, match="only white space"):
+        fit_files(engine(), [str(path)], tmp_path / "out", SETTINGS)
+    path.write_text("")
+    with pytest.raises(DataError, match="holds no rows"):
+        fit_files(engine(), [str(path)], tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_requests_that_do_not_fit_the_context_are_left_out_by_name(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", max_position_embeddings=64)
+    data = requests()
+    long = [Example(f"r{i}", (Message("user", "x" * 70 + str(i)),), "safe", source="novel") for i in range(100, 103)]
+    told: list[str] = []
+    chosen = settings(stages="stage1", layers=(2,))
+    switch = fit_files(
+        TransformersEngine(lm), [write(tmp_path, "d.jsonl", [*data, *long])], tmp_path / "out", chosen, leave_out=False,
+        say=told.append,
+    )
+    assert sum(part["n"] for part in switch.record["data"].values()) == len(data)
+    assert "note: 3 requests of novel do not fit into 64 tokens with their reply and are left out" in told
+
+
+def test_requests_that_just_fit_with_their_reply_are_fitted(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", max_position_embeddings=48)
+    data = requests(replies=True)
+    room = 48 - len("No, sorry.") - 1
+    shell = len(lm.encode(["x"])[0]) - 1
+    padded = [
+        Example(e.id, (Message("user", e.prompt + "." * (room - shell - len(e.prompt))),), e.label, reply=e.reply) for e in data
+    ]
+    assert {len(row) for row in lm.encode(padded)} == {room}
+    chosen = settings(stages="stage1", layers=(2,), reply_tokens=11, pilot=0)
+    fit_files(TransformersEngine(lm), [write(tmp_path, "d.jsonl", padded)], tmp_path / "out", chosen, leave_out=False)
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_model_too_small_for_any_request_says_so(tmp_path: Path, mixed: str) -> None:
+    with pytest.raises(FitError, match="no request fits into the model's 12 tokens with 11 reply tokens"):
+        fit_files(TransformersEngine(tiny_lm("llama", max_position_embeddings=12)), [mixed], tmp_path / "out", SETTINGS)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_asked(tmp_path: Path, mixed: str) -> None:
+    (tmp_path / "out").write_text("mine")
+
+    class Untouchable(TransformersEngine):
+        def generate(self, *args: Any, **options: Any) -> Any:
+            raise AssertionError("the model was asked")
+
+    with pytest.raises(ArtifactError, match="out is a file, not a folder"):
+        fit_files(Untouchable(engine().lm), [mixed], tmp_path / "out", SETTINGS)
+
+
+def test_nothing_is_left_behind_when_a_fit_fails_or_the_disk_is_full(
+    tmp_path: Path, mixed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FitError, match="needs at least 99 safe requests"):
+        fit_files(engine(), [mixed], tmp_path / "out", settings(budget=0.01))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artifact, "save_file", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        fit_files(engine(), [mixed], tmp_path / "out", SETTINGS, leave_out=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["mixed.jsonl"]
