@@ -64,6 +64,14 @@ def test_targets_end_with_the_end_token() -> None:
     assert len(reply_tokens(model("llama"), "No.")) == 4
 
 
+def test_a_reply_given_as_token_ids_is_taken_as_it_is() -> None:
+    lm = model("llama")
+    ids = [*lm.tokenizer("No.")["input_ids"]]
+    cut, whole = reply_states(lm, ["a"], [ids]), reply_states(lm, ["a"], ["No."])
+    assert cut.targets.tolist() == ids
+    torch.testing.assert_close(cut.hidden, whole.hidden[:3])
+
+
 def test_a_long_prompt_needs_room_for_its_own_reply_only() -> None:
     lm = tiny_lm("llama", max_position_embeddings=40)
     longest = "x" * (40 - len(lm.encode(["x"])[0]) - 1)

@@ -6,6 +6,7 @@ import errno
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,10 @@ def test_requests_that_just_fit_with_their_reply_are_fitted(tmp_path: Path) -> N
         Example(e.id, (Message("user", e.prompt + "." * (room - shell - len(e.prompt))),), e.label, reply=e.reply) for e in data
     ]
     assert {len(row) for row in lm.encode(padded)} == {room}
-    chosen = settings(stages="stage1", layers=(2,), reply_tokens=11, pilot=0)
-    fit_files(TransformersEngine(lm), [write(tmp_path, "d.jsonl", padded)], tmp_path / "out", chosen, leave_out=False)
+    source, chosen = write(tmp_path, "d.jsonl", padded), settings(stages="stage1", layers=(2,), reply_tokens=11, pilot=0)
+    fit_files(TransformersEngine(lm), [source], tmp_path / "out", chosen, leave_out=False)
+    with pytest.raises(FitError, match="no request fits into the model's 48 tokens with 17 reply tokens"):
+        fit_files(TransformersEngine(lm), [source], tmp_path / "out", replace(chosen, watch=True), leave_out=False)
     assert (tmp_path / "out" / "config.json").is_file()
 
 

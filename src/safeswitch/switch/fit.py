@@ -111,15 +111,21 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float) -> None:
         )
 
 
+def tokens_read(num_layers: int, settings: FitSettings) -> int:
+    """Reply tokens that must be there for everything that fitting reads."""
+    points = fit_points(num_layers, settings)
+    return 1 + max((p.position.index for p in points if p.position.kind == "pilot"), default=0)
+
+
 def _observe_all(
     engine: Generating, parts: Mapping[str, Sequence[Example]], settings: FitSettings, complied: Complied, say: Say
 ) -> dict[str, Observed]:
     points = fit_points(engine.lm.num_layers, settings)
-    deepest = max((p.position.index for p in points if p.position.kind == "pilot"), default=0)
     observed = {}
     for name in PARTS:
         say(f"{name}: the untouched model answers {len(parts[name])} requests")
-        tokens = max(deepest + 1, settings.reply_tokens if name != "calibration" else 1)
+        judged = settings.reply_tokens if name != "calibration" else 1
+        tokens = max(judged, tokens_read(engine.lm.num_layers, settings))
         observed[name] = observe(engine, parts[name], points, complied=complied, reply_tokens=tokens)
     return observed
 
@@ -139,12 +145,12 @@ def fit_head(
             engine, part.examples, complied=complied, most=share, reply_tokens=settings.reply_tokens
         )
         safe = [
-            (e, r.text) for e, r in zip(part.examples, part.replies, strict=True) if not e.unsafe and r.text.strip()
+            (e, r.token_ids) for e, r in zip(part.examples, part.replies, strict=True) if not e.unsafe and r.text.strip()
         ][:share]
         if not safe:
             raise FitError("the model's replies to safe requests are all white space; the head has nothing to stay close to")
         states += [
-            reply_states(lm, examples, refusals), reply_states(lm, [e for e, _ in safe], [text for _, text in safe]),
+            reply_states(lm, examples, refusals), reply_states(lm, [e for e, _ in safe], [ids for _, ids in safe]),
         ]
     data = HeadData(refusals=states[0], safe=states[1], refusals_validation=states[2], safe_validation=states[3])
     return train_refusal_head(lm, data, settings.head)

@@ -38,8 +38,10 @@ class ReplyStates:
         return int(self.targets.shape[0])
 
 
-def reply_tokens(lm: LanguageModel, reply: str) -> list[int]:
-    """Token ids of a reply followed by the end token."""
+def reply_tokens(lm: LanguageModel, reply: str | Sequence[int]) -> list[int]:
+    """Token ids of a reply followed by the end token; a reply that comes as token ids is taken as it is."""
+    if not isinstance(reply, str):
+        return list(reply)
     ids = list(lm.tokenizer(reply, add_special_tokens=False)["input_ids"])
     end = lm.tokenizer.eos_token_id
     return [*ids, int(end)] if end is not None else ids
@@ -47,9 +49,11 @@ def reply_tokens(lm: LanguageModel, reply: str) -> list[int]:
 
 @torch.no_grad()
 def reply_states(
-    lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str], *, batch_size: int = 32
+    lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str | Sequence[int]], *, batch_size: int = 32
 ) -> ReplyStates:
     """Record the head's input at each position that predicts a reply token (prompt tokens carry no loss).
+
+    A reply is text, or the token ids that the model itself gave.
 
     Raises:
         DataError: an empty reply, or as many replies as prompts not given.
@@ -59,7 +63,7 @@ def reply_states(
         raise DataError(f"head data: {len(prompts)} prompts but {len(replies)} replies; need as many, and at least one")
     targets = [reply_tokens(lm, reply) for reply in replies]
     for i, (reply, tokens) in enumerate(zip(replies, targets, strict=True)):
-        if not reply.strip() or not tokens:
+        if not tokens or (isinstance(reply, str) and not reply.strip()):
             raise DataError(f"head data: reply {i} is empty")
     rows = lm.encode(prompts)
     limit = lm.context_length

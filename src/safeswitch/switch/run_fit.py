@@ -22,6 +22,7 @@ from safeswitch.data.readers import read_examples
 from safeswitch.data.splits import grouped_split
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.leave_out import leave_one_out
+from safeswitch.switch.fit import tokens_read
 from safeswitch.switch.fit_data import Generating
 from safeswitch.switch.fit_gate import fit_points, stage1_spec
 from safeswitch.switch.fit_settings import FitSettings
@@ -93,7 +94,8 @@ def _fitting(engine: Generating, examples: Sequence[Example], settings: FitSetti
     if limit is None:
         return list(examples)
     lengths = [len(row) for row in engine.lm.encode(list(examples), check=False)]
-    room = max(settings.reply_tokens, *(len(engine.lm.tokenizer(e.reply or "")["input_ids"]) + 1 for e in examples))
+    own = max(settings.reply_tokens, tokens_read(engine.lm.num_layers, settings))
+    room = max(own, *(len(engine.lm.tokenizer(e.reply or "")["input_ids"]) + 1 for e in examples))
     kept = [e for e, length in zip(examples, lengths, strict=True) if length + room <= limit]
     dropped = [e for e, length in zip(examples, lengths, strict=True) if length + room > limit]
     for source in sorted({e.source for e in dropped}):
