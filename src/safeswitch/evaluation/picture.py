@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safeswitch.core.artifact import write_atomic
-from safeswitch.core.errors import SafeSwitchError
+from safeswitch.core.errors import DataError, SafeSwitchError
 from safeswitch.evaluation.suites import Result
 
 # Okabe and Ito's colours, told apart with any colour vision, with hatching as a second sign.
@@ -25,9 +25,12 @@ def draw_rates(
     """Write a PNG with one panel a suite and one bar a method.
 
     Raises:
+        DataError: no results.
         SafeSwitchError: matplotlib is not installed.
         ArtifactError: the file cannot be written.
     """
+    if not results:
+        raise DataError("draw_rates: there are no results to show")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

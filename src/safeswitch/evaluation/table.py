@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from safeswitch.core.errors import DataError
 from safeswitch.evaluation.intervals import Rate
 from safeswitch.evaluation.suites import Result
 
@@ -14,7 +15,13 @@ def percent(rate: Rate) -> str:
 
 
 def rates_table(results: Mapping[str, Mapping[str, Result]], titles: Mapping[str, str] | None = None) -> str:
-    """One row a suite, one column a method; per cent with 95 % Wilson intervals."""
+    """One row a suite, one column a method; per cent with 95 % Wilson intervals.
+
+    Raises:
+        DataError: no results.
+    """
+    if not results:
+        raise DataError("rates_table: there are no results to show")
     names = titles or {}
     methods: Sequence[str] = list(next(iter(results.values())))
     lines = [

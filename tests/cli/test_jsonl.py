@@ -1,0 +1,141 @@
+"""A file of replies: what was cut off is gone on with and ends up as if it had never been cut."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safeswitch.core.errors import ArtifactError, DataError
+from safeswitch.core.types import Reply
+from safeswitch.engines import jsonl
+from safeswitch.engines.jsonl import generate_file
+from safeswitch.engines.mock import MockEngine
+from safeswitch.engines.transformers_engine import TransformersEngine
+from tests.switch.made import engine, fitted, model, requests
+
+ASKED = requests(11)
+SAME = {"model": "m", "switch": "s"}
+OPTIONS: list[dict[str, Any]] = [{"do_sample": False}, {"do_sample": True, "temperature": 1.1, "seed": 3}]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["decision"].pop("latency_s")
+        row["decision"]["scores"] = {name: round(score, 4) for name, score in row["decision"]["scores"].items()}
+    return rows
+
+
+class Stops(TransformersEngine):
+    """Breaks down at the third batch."""
+
+    calls = 0
+
+    def generate(self, prompts: Sequence[Any], *args: Any, **options: Any) -> list[Reply]:
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return super().generate(prompts, *args, **options)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "sampled"])
+def test_a_run_cut_off_in_the_middle_of_a_line_ends_up_like_an_unbroken_one(tmp_path: Path, options: dict[str, Any]) -> None:
+    chosen: dict[str, Any] = {"identity": SAME, "chunk": 3, "max_new_tokens": 6, **options}
+    assert generate_file(engine(), ASKED, tmp_path / "whole", fitted(), **chosen) == 11
+    with pytest.raises(KeyboardInterrupt):
+        generate_file(Stops(model()), ASKED, tmp_path / "cut", fitted(), **chosen)
+    content = (tmp_path / "cut").read_bytes()
+    assert content.count(b"\n") == 6
+    (tmp_path / "cut").write_bytes(content[:-40])
+    told: list[int] = []
+    assert generate_file(engine(), ASKED, tmp_path / "cut", fitted(), progress=told.append, **chosen) == 6
+    assert told == [5, 3, 3]
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert [row["id"] for row in lines(tmp_path / "cut")] == [e.id for e in ASKED]
+
+
+def test_a_finished_file_is_left_as_it_is(tmp_path: Path) -> None:
+    mock = MockEngine()
+    assert generate_file(mock, ASKED, tmp_path / "out", identity=SAME) == 11
+    before = (tmp_path / "out").read_bytes()
+    assert generate_file(mock, ASKED, tmp_path / "out", identity=SAME) == 0
+    assert (tmp_path / "out").read_bytes() == before
+    assert len(mock.calls) == 1
+
+
+def test_a_line_holds_request_reply_and_decision(tmp_path: Path) -> None:
+    generate_file(MockEngine(), ASKED[:1], tmp_path / "out", identity=SAME)
+    (row,) = (json.loads(line) for line in (tmp_path / "out").read_text().splitlines())
+    assert list(row) == ["id", "prompt", "label", "source", "reply", "finish_reason", "decision"]
+    assert (row["id"], row["reply"], row["label"]) == ("r0", f"You said: {ASKED[0].prompt}", "unsafe")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"identity": {**SAME, "model": "other"}}, "model"), ({"identity": {**SAME, "switch": "other"}}, "switch"),
+        ({"max_new_tokens": 7}, "options"), ({"seed": 1}, "options"), ({"examples": ASKED[:-1]}, "data"),
+    ],
+)
+def test_a_run_of_another_model_switch_option_or_input_is_refused(tmp_path: Path, change: dict[str, Any], word: str) -> None:
+    first: dict[str, Any] = {"examples": ASKED, "identity": SAME, "max_new_tokens": 6}
+    generate_file(MockEngine(), out=tmp_path / "out", **first)
+    before = (tmp_path / "out").read_bytes()
+    with pytest.raises(ArtifactError, match=f"belongs to a run with another {word}; name another file or remove it"):
+        generate_file(MockEngine(), out=tmp_path / "out", **{**first, **change})
+    assert (tmp_path / "out").read_bytes() == before
+
+
+def test_a_file_of_other_making_is_never_written_to(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("my thesis\n")
+    with pytest.raises(ArtifactError, match="was not written by this command"):
+        generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME)
+    assert (tmp_path / "out").read_text() == "my thesis\n"
+
+
+@pytest.mark.parametrize("line", ["no json", "[1]", "null", "3", "{}"])
+def test_a_line_that_is_no_reply_is_refused(tmp_path: Path, line: str) -> None:
+    generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME)
+    (tmp_path / "out").write_text(line + "\n")
+    with pytest.raises(ArtifactError, match="holds a line that is no reply"):
+        generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME)
+
+
+def test_a_full_disk_keeps_what_was_written_and_the_next_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, count = jsonl.os.fsync, 0
+
+    def full(handle: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:  # the second batch: the first sync is the stamp's
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(jsonl.os, "fsync", full)
+    with pytest.raises(ArtifactError, match="No space left on device; what was answered before is kept, run again"):
+        generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME, chunk=4)
+    monkeypatch.undo()
+    generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME, chunk=4)
+    assert [row["id"] for row in lines(tmp_path / "out")] == [e.id for e in ASKED]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    mock = MockEngine()
+    for out in (tmp_path / "file" / "out", tmp_path):
+        with pytest.raises(ArtifactError):
+            generate_file(mock, ASKED, out, identity=SAME)
+    assert mock.calls == []
+
+
+def test_no_requests_and_an_id_used_twice_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the input has no requests"):
+        generate_file(MockEngine(), [], tmp_path / "out", identity=SAME)
+    with pytest.raises(DataError, match="ids must be unique; used more than once: 'r0'"):
+        generate_file(MockEngine(), [*ASKED, ASKED[0]], tmp_path / "out", identity=SAME)
+    assert not any(tmp_path.iterdir())
