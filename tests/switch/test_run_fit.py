@@ -75,11 +75,11 @@ def test_only_sources_that_can_be_missed_are_left_out() -> None:
     assert sources_to_leave_out([*made("a", "unsafe", 5), *made("b", "unsafe", 1), *made("c", "safe", 5)]) == ["b"]
 
 
-def test_a_limit_thins_each_source_evenly(tmp_path: Path) -> None:
+def test_a_limit_thins_each_source_evenly_and_each_label_by_its_share(tmp_path: Path) -> None:
     data = requests(30)
     sources = [write(tmp_path, "one.jsonl", data), write(tmp_path, "two.jsonl", data[:4])]
     rows = read_sources(sources, label=None, limit=10)
-    assert [e.id for e in rows[:10]] == [f"one/r{3 * i}" for i in range(10)]
+    assert [e.id for e in rows[:10]] == [f"one/r{i}" for i in (0, 1, 6, 7, 12, 13, 18, 19, 24, 25)]
     assert [e.id for e in rows[10:]] == [f"two/r{i}" for i in range(4)]
     assert len({e.id for e in rows}) == len(rows)
 

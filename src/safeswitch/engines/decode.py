@@ -73,14 +73,13 @@ class Loop:
             del outputs
             first = False
             turned = self._turn_back(input_ids, width, alive, ends, pad_id, model_kwargs)
-            process = partial(_process, logits_processor, logits)
-            scores = self._per_offset(input_ids, alive, process, logits)
+            scores = self._per_offset(input_ids, partial(_process, logits_processor, logits))
             tokens = self._choose(scores, generation_config.do_sample)
             tokens = torch.where(alive, tokens, pad_id)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             rows.valid = alive.cpu()
             rows.fed += 1
-            done = self._per_offset(input_ids, alive, lambda ids, at: stopping_criteria(ids, None), ~alive) & alive
+            done = self._per_offset(input_ids, lambda ids: stopping_criteria(ids, None)) & alive
             ends[done.cpu()] = input_ids.shape[1]
             alive = alive & ~done
             rows.alive = alive.cpu()
@@ -119,16 +118,16 @@ class Loop:
             self.generators[row].manual_seed(self.seeds[row])
         return turned
 
-    def _per_offset(
-        self, input_ids: Tensor, alive: Tensor, call: Callable[[Tensor, Any], Tensor], out: Tensor
-    ) -> Tensor:
-        """Call on groups of rows of equal offset, each as wide as if it had never been taken back."""
-        if not bool(self.offset.any()):
-            return call(input_ids, slice(None))
-        result = out.clone()
-        for offset in self.offset.unique().tolist():
-            at = (self.offset == offset).nonzero().flatten().to(input_ids.device)
-            result[at] = call(input_ids[at, offset:], at)
+    def _per_offset(self, input_ids: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
+        """Call on the whole batch once per offset, on the columns from there on, and keep the rows it is meant for.
+
+        Never on part of the batch: a processor may hold one value per row.
+        """
+        first, *others = self.offset.unique().tolist()
+        result = call(input_ids[:, first:])
+        for offset in others:
+            there = (self.offset == offset).nonzero().flatten().to(input_ids.device)
+            result[there] = call(input_ids[:, offset:])[there]
         return result
 
     def _choose(self, scores: Tensor, do_sample: bool) -> Tensor:
@@ -148,6 +147,6 @@ class Loop:
         return [row[start : int(end)] for row, start, end in zip(input_ids.tolist(), starts, ends, strict=True)]
 
 
-def _process(processor: Any, logits: Tensor, ids: Tensor, at: Any) -> Tensor:
-    scores: Tensor = processor(ids, logits[at])
+def _process(processor: Any, logits: Tensor, ids: Tensor) -> Tensor:
+    scores: Tensor = processor(ids, logits.clone())
     return scores

@@ -18,13 +18,12 @@ _SAMPLES_PER_TENSOR = 64
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 (first 16 hex digits) over names, shapes and 64 evenly spaced values of every parameter.
 
+    A tied parameter counts under each of its names: offloading may untie it.
+
     The values are compared as float32, so a lossless dtype change keeps the fingerprint.
     """
     digest = hashlib.sha256()
-    once = {name for name, _ in model.named_parameters()}
     for name, parameter in loaded_parameters(model):
-        if name not in once:
-            continue
         flat = parameter.detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
         sample = flat[::step][:_SAMPLES_PER_TENSOR].to("cpu", torch.float32).contiguous()

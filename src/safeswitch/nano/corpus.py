@@ -18,8 +18,11 @@ from safeswitch.nano.tables.system import NEUTRAL_PROMPTS, SAFETY_PROMPTS_A, SAF
 # Shares of the conversations; "wrapped" counts unsafe and safe requests alike.
 MIXTURE = {"plain_unsafe": 17, "wrapped_unsafe": 13, "plain_safe": 14, "wrapped_safe": 16, "ordinary": 40}
 SAFETY_SHARE = 0.15
-# Share of ordinary tasks drawn with long lists: copying (induction) forms sooner on them.
-DRILLS = 0.35
+# Drills copy and reverse longer lists than tests do. The corpus opens with WARM conversations of ordinary tasks, most of
+# them drills: copying in order (induction) forms there in some 200 steps, and hardly at all in the mixture alone.
+DRILLS = 0.25
+WARM = 20_000
+WARM_DRILLS = 0.6
 NEUTRAL_SHARE = 0.10
 
 
@@ -43,21 +46,21 @@ def _system(rng: random.Random) -> tuple[tuple[Role, str], ...]:
     return (("system", rng.choice(NEUTRAL_PROMPTS)),) if roll < SAFETY_SHARE + NEUTRAL_SHARE else ()
 
 
-def _ordinary(rng: random.Random) -> tuple[tuple[tuple[Role, str], ...], str]:
-    item = tasks.draw(rng, _part(rng), drill=rng.random() < DRILLS)
+def _ordinary(rng: random.Random, drills: float) -> tuple[tuple[tuple[Role, str], ...], str]:
+    item = tasks.drill(rng, _part(rng)) if rng.random() < drills else tasks.draw(rng, _part(rng))
     roll = rng.random()
     if roll < 0.12:
         return wrap(rng, item.text, _part(rng))[0], item.reply
     return (("user", small_talk(rng, item.text, "A") if roll < 0.35 else item.text),), item.reply
 
 
-def conversation(rng: random.Random) -> tuple[Message, ...]:
+def conversation(rng: random.Random, warm: bool = False) -> tuple[Message, ...]:
     """One conversation that ends with the assistant's reply; test and fit prompts are drawn again."""
-    kind = rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
+    kind = "ordinary" if warm else rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
     while True:
         system = _system(rng)
         if kind == "ordinary":
-            turns, reply = _ordinary(rng)
+            turns, reply = _ordinary(rng, WARM_DRILLS if warm else DRILLS)
         else:
             request = _request(rng, kind)
             turns = request.turns
@@ -68,8 +71,10 @@ def conversation(rng: random.Random) -> tuple[Message, ...]:
             return tuple(Message(role, text) for role, text in everything)
 
 
-def conversations(seed: int = 0) -> Iterator[tuple[Message, ...]]:
-    """An endless stream of conversations, the same for the same seed."""
+def conversations(seed: int = 0, warm: int = 0) -> Iterator[tuple[Message, ...]]:
+    """An endless stream of conversations, the same for the same seed; the first ``warm`` are ordinary tasks."""
     rng = random.Random(f"nano-corpus-{seed}")
+    for _ in range(warm):
+        yield conversation(rng, warm=True)
     while True:
         yield conversation(rng)

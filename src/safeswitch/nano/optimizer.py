@@ -1,6 +1,5 @@
-"""Optimiser of the patient: Muon for the matrices of the blocks, Adam for the rest, on fp32 master weights.
+"""Optimiser of the patient: Muon for the matrices of the blocks, Adam for the rest.
 
-The model itself runs in bf16, several times faster on CPUs that have it; every step copies the masters back.
 Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (momentum, then orthogonalised
 by five Newton-Schulz rounds, all matrices of a shape at once).
 """
@@ -18,7 +17,7 @@ _NS = (3.4445, -4.7750, 2.0315)
 
 def orthogonalise(batch: Tensor) -> Tensor:
     """Newton-Schulz on a stack of matrices, shape [n, rows, columns]; singular values end near 1."""
-    x = batch.bfloat16()
+    x = batch
     flipped = x.shape[1] > x.shape[2]
     x = x.mT if flipped else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -26,12 +25,12 @@ def orthogonalise(batch: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    result: Tensor = (x.mT if flipped else x).float()
+    result: Tensor = x.mT if flipped else x
     return result
 
 
 class MixedOptimizer:
-    """Muon and Adam over fp32 masters of a bf16 model.
+    """Muon and Adam over the parameters of a model, in place.
 
     Args:
         muon_lr: Step of the block matrices, scaled by sqrt(max(1, rows / columns)).
@@ -40,29 +39,30 @@ class MixedOptimizer:
 
     def __init__(self, model: nn.Module, muon_lr: float, adam_lr: float, momentum: float = 0.95) -> None:
         self.model, self.muon_lr, self.momentum = model, muon_lr, momentum
-        self.masters = {name: p.detach().float().clone() for name, p in model.named_parameters()}
+        self.parameters = {name: p.detach() for name, p in model.named_parameters()}
         self.matrices: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        rest = []
-        for name, p in model.named_parameters():
+        self.rest = []
+        for name, p in self.parameters.items():
             if ".layers." in name and p.ndim == 2:
                 self.matrices[tuple(p.shape)].append(name)
             else:
-                rest.append(name)
-        self.rest = rest
-        self.velocity = {n: torch.zeros_like(self.masters[n]) for names in self.matrices.values() for n in names}
-        self.adam = torch.optim.AdamW([self.masters[n] for n in rest], lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0)
+                self.rest.append(name)
+        self.velocity = {n: torch.zeros_like(self.parameters[n]) for names in self.matrices.values() for n in names}
+        self.adam = torch.optim.AdamW(
+            [self.parameters[n] for n in self.rest], lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0
+        )
         self.adam_lr = adam_lr
 
     @torch.no_grad()
     def step(self, scale: float) -> None:
         """One step with learning rates times ``scale``; clears the gradients."""
-        grads = {n: p.grad.float() for n, p in self.model.named_parameters() if p.grad is not None}
+        grads = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         norm = torch.sqrt(torch.stack([grads[n].square().sum() for n in self.rest]).sum())
         clip = torch.clamp(1.0 / (norm + 1e-6), max=1.0)
         for group in self.adam.param_groups:
             group["lr"] = self.adam_lr * scale
         for name in self.rest:
-            self.masters[name].grad = grads[name] * clip
+            self.parameters[name].grad = grads[name] * clip
         self.adam.step()
         for shape, names in self.matrices.items():
             for name in names:
@@ -70,21 +70,17 @@ class MixedOptimizer:
             looked = torch.stack([grads[n].lerp(self.velocity[n], self.momentum) for n in names])
             size = self.muon_lr * scale * max(1.0, shape[0] / shape[1]) ** 0.5
             for name, update in zip(names, orthogonalise(looked), strict=True):
-                self.masters[name].mul_(1 - 0.01 * scale * self.muon_lr).sub_(size * update)
-        for name, p in self.model.named_parameters():
-            p.copy_(self.masters[name])
-            p.grad = None
+                self.parameters[name].mul_(1 - 0.01 * scale * self.muon_lr).sub_(size * update)
+        self.model.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """Masters, momentum and Adam's state."""
-        return {"masters": self.masters, "velocity": self.velocity, "adam": self.adam.state_dict()}
+        """Weights, momentum and Adam's state."""
+        return {"weights": self.parameters, "velocity": self.velocity, "adam": self.adam.state_dict()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` gave, the model's weights included."""
-        for own, given in ((self.masters, state["masters"]), (self.velocity, state["velocity"])):
+        for own, given in ((self.parameters, state["weights"]), (self.velocity, state["velocity"])):
             for name, tensor in given.items():
                 own[name].copy_(tensor)
         self.adam.load_state_dict(state["adam"])
-        for name, p in self.model.named_parameters():
-            p.copy_(self.masters[name])

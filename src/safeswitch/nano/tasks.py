@@ -56,6 +56,7 @@ TASKS: dict[str, Task] = {
     "howto": Task(5, "contains"),
     "chat": Task(5, "contains"),
 }
+LEADS = {"copy": "Here it is:", "reverse": "Here it is:", "first": "It is", "last": "It is"}
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 
@@ -84,7 +85,7 @@ def _order(rng: random.Random, step: int) -> tuple[str, str]:
     return names[i], names[(i + step) % len(names)]
 
 
-def _fact(task: str, rng: random.Random, drill: bool) -> tuple[dict[str, str], str]:
+def _fact(task: str, rng: random.Random, long: bool) -> tuple[dict[str, str], str]:
     """Slots of the phrasing and the answer, for the tasks whose reply is the bare answer."""
     if task in ("add", "multiply"):
         low, high = (0, 12) if task == "add" else (2, 9)
@@ -101,18 +102,23 @@ def _fact(task: str, rng: random.Random, drill: bool) -> tuple[dict[str, str], s
         x, answer = _order(rng, 1 if task == "next" else -1)
         return {"x": x}, answer
     if task == "copy":
-        words = _words(rng, 5, 12) if drill else _words(rng, 1, 4)
+        words = _words(rng, 5, 12) if long else _words(rng, 1, 4)
         return {"x": " ".join(words)}, " ".join(words)
     if task == "reverse":
-        words = _words(rng, 3, 6) if drill else _words(rng, 2, 3)
+        words = _words(rng, 3, 6) if long else _words(rng, 2, 3)
         return {"x": " ".join(words)}, " ".join(reversed(words))
     words = _words(rng, 2, 6) if task == "count" else _words(rng, 2, 5)
     answer = {"count": str(len(words)), "first": words[0], "last": words[-1]}[task]
     return {"x": _listing(words)}, answer
 
 
-def draw(rng: random.Random, split: str, task: str | None = None, drill: bool = False) -> Item:
-    """Draw one item with a phrasing of ``split`` (A, B or C); a drill copies or reverses more words than tests do."""
+def drill(rng: random.Random, split: str) -> Item:
+    """An item that copies or reverses more words than tests do."""
+    return draw(rng, split, rng.choice(("copy", "reverse")), long=True)
+
+
+def draw(rng: random.Random, split: str, task: str | None = None, long: bool = False) -> Item:
+    """Draw one item with a phrasing of ``split`` (A, B or C)."""
     task = task or rng.choices(list(TASKS), [t.weight for t in TASKS.values()])[0]
     ask = rng.choice(ASK[task][split])
     if task in ("howto", "chat"):
@@ -126,9 +132,16 @@ def draw(rng: random.Random, split: str, task: str | None = None, drill: bool = 
         plural = "countries" if kind == "country" else kind + "s"
         reply = _listing(rng.sample(KINDS[kind], n)) + "."
         return Item(task, ask.format(x=plural, n=_NUMBERS[n]), reply, (kind, str(n)), f"{task}|{kind}|{n}")
-    slots, answer = _fact(task, rng, drill)
+    slots, answer = _fact(task, rng, long)
     text = ask.format(**slots)
     key = f"{task}|" + "|".join(slots.values())
-    copied = task in ("copy", "reverse", "first", "last")
-    reply = (answer if copied else answer[0].upper() + answer[1:]) + "."
-    return Item(task, text[0].upper() + text[1:], reply, (answer,), key)
+    return Item(task, text[0].upper() + text[1:], _reply(task, answer), (answer,), key)
+
+
+def _reply(task: str, answer: str) -> str:
+    """The bare answer, or, where words of the prompt come back, a lead before it.
+
+    The lead puts a space before every copied word, as in the prompt: words are then the same tokens on both sides.
+    """
+    lead = LEADS.get(task)
+    return f"{lead} {answer}." if lead else f"{answer[0].upper()}{answer[1:]}."

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from safeswitch.nano.corpus import conversations
+from safeswitch.nano.corpus import WARM, conversations
 from safeswitch.nano.optimizer import MixedOptimizer
 from safeswitch.nano.tokenizer import CONTEXT, VOCABULARY, encode
 
@@ -31,17 +31,17 @@ class Recipe:
         prompt_weight: Loss weight of tokens outside the last reply (inside: 1).
     """
 
-    steps: int = 2300
+    steps: int = 3000
     batch_tokens: int = 4096
     chunk: int = 2048
     prompt_weight: float = 0.1
     muon_lr: float = 0.02
     adam_lr: float = 4e-3
     warmup: int = 60
-    hidden: int = 192
+    hidden: int = 160
     layers: int = 5
-    heads: int = 6
-    intermediate: int = 512
+    heads: int = 5
+    intermediate: int = 448
     seed: int = 0
 
     def scale(self, step: int) -> float:
@@ -76,14 +76,12 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = LlamaForCausalLM(config)
-    model.set_attn_implementation("eager")
-    return model
+    return LlamaForCausalLM(config)
 
 
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
     """Endless batches of conversations of like length, the same for the same seed."""
-    stream = conversations(recipe.seed)
+    stream = conversations(recipe.seed, WARM)
     rng = random.Random(f"nano-batches-{recipe.seed}")
     while True:
         rows = sorted(encode(tokenizer, list(islice(stream, recipe.chunk))), key=lambda row: len(row[0]))
@@ -110,7 +108,7 @@ def _collate(group: list[tuple[list[int], list[bool]]], prompt_weight: float) ->
 def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     """Weighted cross-entropy of the next token; right padding needs no mask under causal attention."""
     logits = model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
-    each = functional.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none").float()
+    each = functional.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
     weights = batch.weights[:, 1:].flatten()
     return (each * weights).sum() / weights.sum()
 
@@ -122,13 +120,12 @@ def train(
     progress: bool = False,
     stop: int | None = None,
 ) -> tuple[LlamaForCausalLM, list[float]]:
-    """Train to ``recipe.steps``; returns the model (fp32, rounded to bf16 values) and the loss of each step.
+    """Train to ``recipe.steps``; returns the model (fp32) and the loss of each step.
 
     ``stop`` ends the run early without a change of schedule. With ``checkpoint`` the run is saved there
     every 100 steps and taken up again when the file exists.
     """
     model = new_model(recipe, tokenizer)
-    model.to(torch.bfloat16)  # type: ignore[arg-type]
     optimizer = MixedOptimizer(model, recipe.muon_lr, recipe.adam_lr)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
@@ -148,7 +145,6 @@ def train(
             print(f"step {step} loss {sum(recent) / len(recent):.4f} {time.time() - started:.0f} s", flush=True)
         if checkpoint is not None and (step % 100 == 99 or step == (stop or recipe.steps) - 1):
             _save(checkpoint, optimizer, losses)
-    model.to(torch.float32)  # type: ignore[arg-type]
     return model, losses
 
 

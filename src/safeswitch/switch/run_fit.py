@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 
 def read_sources(sources: Sequence[str], *, label: str | None, limit: int | None) -> list[Example]:
-    """Read every source, evenly thinned to ``limit`` rows each, ids made unique by the source's name.
+    """Read every source, thinned to ``limit`` rows each (evenly, each label by its share), ids made unique by the source's name.
 
     Raises:
         FitError: one label only.
@@ -41,7 +41,7 @@ def read_sources(sources: Sequence[str], *, label: str | None, limit: int | None
     for source in sources:
         rows = read_examples(source, label=label)
         if limit is not None and len(rows) > limit:
-            rows = [rows[i * len(rows) // limit] for i in range(limit)]
+            rows = _thinned(rows, limit)
         name = Path(source).stem
         examples += [replace(e, id=f"{name}/{e.id}", source=e.source or name) for e in rows]
     unsafe = sum(e.unsafe for e in examples)
@@ -51,6 +51,12 @@ def read_sources(sources: Sequence[str], *, label: str | None, limit: int | None
             f"{'unsafe' if unsafe else 'safe'}; add --data with the other label"
         )
     return examples
+
+
+def _thinned(rows: Sequence[Example], limit: int) -> list[Example]:
+    """``limit`` rows in their order; taken from one label after the other, since files often alternate."""
+    by_label = sorted(range(len(rows)), key=lambda i: rows[i].label)
+    return [rows[i] for i in sorted(by_label[i * len(rows) // limit] for i in range(limit))]
 
 
 def fit_files(
