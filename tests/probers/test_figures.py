@@ -165,9 +165,13 @@ def test_splits_are_disjoint_cover_all_rows_and_keep_clusters_whole() -> None:
     assert sorted([*fit.tolist(), *held.tolist()]) == list(range(50))
     assert (int(labels[held].sum()), len(held)) == (2, 10)
     clusters = [str(i // 3) for i in range(50)]
-    fit, held = cluster_split(clusters, 0.2, 0)
-    assert not {clusters[i] for i in fit} & {clusters[i] for i in held}
-    assert 10 <= len(held) <= 12
+    rare = torch.arange(50) // 3 % 5 == 0
+    for seed in range(20):
+        fit, held = cluster_split(clusters, rare, 0.2, seed)
+        assert not {clusters[i] for i in fit} & {clusters[i] for i in held}
+        assert 10 <= len(held) <= 14
+        assert rare[held].any()
+        assert rare[fit].any()
 
 
 def test_a_group_of_one_class_is_completed_from_clusters_kept_out_of_the_fit() -> None:

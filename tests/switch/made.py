@@ -16,7 +16,10 @@ from tests.tiny import tiny_lm
 
 WORDS = ("river", "stone", "cloud", "apple", "train", "violin", "garden", "winter")
 HEAD = HeadSettings(ranks=(1,), epochs=4)
-SMALL = FitSettings(budget=0.125, reply_tokens=4, pilot=1, readers=("layers",), layers=(2, -1), head=HEAD)
+SMALL = FitSettings(
+    budget=0.125, reply_tokens=4, pilot=1, readers=("layers",), layers=(2, -1), head=HEAD,
+    trust_replies=True,
+)
 
 
 def requests(n: int = 80, *, replies: bool = True) -> list[Example]:
@@ -52,5 +55,5 @@ def engine() -> TransformersEngine:
 @cache
 def fitted() -> Switch:
     """Two stages, three kinds of readers, a watch, a low-rank head, fitted on the tiny model."""
-    chosen = settings(readers=("layers", "window", "text"), watch=True, window=6)
+    chosen = settings(readers=("layers", "window", "text"), watch=True, watch_every=2, budget=0.25, window=6)
     return Switch.fit(engine(), requests(), chosen, complied=two_of_three)

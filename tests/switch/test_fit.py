@@ -17,7 +17,7 @@ from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.switch.actuators import FullHead, LowRankHead
 from safeswitch.switch.fit import does_not_refuse
 from safeswitch.switch.fit_data import REFUSAL_INSTRUCTIONS, refusal_pairs
-from safeswitch.switch.fit_gate import WATCH_TOKENS, candidate_layers, fit_points
+from safeswitch.switch.fit_gate import candidate_layers, fit_points
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.switch import Switch
 from tests.engines.test_exactness import assert_untouched, snapshot
@@ -55,7 +55,7 @@ def clearly_fired(switch: Switch) -> list[Decision]:
         ({"rule": "auto"}, {"stage1", "stage2"}, None),
         ({"stages": "stage1"}, {"stage1"}, "and"),
         ({"stages": "direct"}, {"stage2"}, "and"),
-        ({"stages": "stage1", "watch": True, "watch_every": 4}, {"stage1", "watch"}, "and"),
+        ({"stages": "stage1", "watch": True, "watch_every": 4, "reply_tokens": 12, "budget": 0.25}, {"stage1", "watch"}, "and"),
     ],
     ids=str,
 )
@@ -67,7 +67,7 @@ def test_each_kind_of_gate_is_fitted_and_keeps_its_budget_on_the_calibration_req
     assert found == stages
     assert rule is None or switch.gate.rule == rule
     assert -(-(len(BENIGN) + 1) * 7 // 8) == len(BENIGN)  # ceil((n + 1)(1 - 1/8)): the rank is that of the highest score
-    assert [d for d in clearly_fired(switch) if d.stage != "watch" or d.token_index in WATCH_TOKENS] == []
+    assert clearly_fired(switch) == []
 
 
 def test_stage_one_tells_the_two_kinds_of_requests_apart() -> None:
@@ -100,7 +100,7 @@ def test_a_stage_without_both_outcomes_is_left_out_and_the_record_says_why() -> 
     held = {e.id for e in PARTS["validation"]}
     partly = Switch.fit(engine(), PARTS, settings(), complied=lambda e, r: e.id not in held and two_of_three(e, r))
     assert partly.record["calibration"]["stage2"] == "left out: compliance on none of the 16 validation requests"
-    watch = Switch.fit(engine(), PARTS, settings(watch=True), complied=lambda e, r: not e.unsafe)
+    watch = Switch.fit(engine(), PARTS, settings(watch=True, watch_every=2, budget=0.25), complied=lambda e, r: not e.unsafe)
     assert watch.gate.watch is None
     assert watch.record["calibration"]["watch"] == "left out: harmful compliance on none of the 48 training requests"
 

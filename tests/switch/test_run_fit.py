@@ -17,7 +17,8 @@ from safeswitch.core.errors import ArtifactError, DataError, FitError
 from safeswitch.core.types import Example, Message
 from safeswitch.data.writers import write_examples
 from safeswitch.engines.transformers_engine import TransformersEngine
-from safeswitch.switch.run_fit import fit_files, read_sources, sources_to_leave_out
+from safeswitch.switch.left_out import by_wrapper, sources_to_leave_out
+from safeswitch.switch.run_fit import fit_files, read_sources, source_names
 from safeswitch.switch.switch import Switch
 from tests.switch.made import engine, requests, settings
 from tests.tiny import tiny_lm
@@ -38,7 +39,8 @@ def mixed(tmp_path: Path) -> str:
 def test_files_become_a_loadable_switch_with_a_report_for_every_source(mixed: str, tmp_path: Path) -> None:
     told: list[str] = []
     switch = fit_files(engine(), [mixed], tmp_path / "out", SETTINGS, say=told.append)
-    report = switch.record["leave_one_source_out"]
+    assert set(switch.record["left_out"]) == {"source"}
+    report = switch.record["left_out"]["source"]
     assert set(report) == {"stage1", "text baseline"}
     for row in report.values():
         assert set(row) == {"s0", "s1", "s2", "in_distribution", "headline"}
@@ -49,7 +51,7 @@ def test_files_become_a_loadable_switch_with_a_report_for_every_source(mixed: st
     assert report["text baseline"]["headline"]["auroc"]["value"] == 1.0  # ZAP and ask are words
     assert Switch.from_pretrained(tmp_path / "out").fingerprint == switch.fingerprint
     assert "| s1 |" in (tmp_path / "out" / "README.md").read_text()
-    assert any("leaving out one source at a time: s0, s1, s2" in line for line in told)
+    assert any("leaving out one source" in line for line in told)
 
 
 def test_one_file_a_label_is_fitted_though_no_source_can_be_left_out(tmp_path: Path) -> None:
@@ -60,8 +62,8 @@ def test_one_file_a_label_is_fitted_though_no_source_can_be_left_out(tmp_path: P
     ]
     told: list[str] = []
     switch = fit_files(engine(), sources, tmp_path / "out", SETTINGS, say=told.append)
-    assert "leave_one_source_out" not in switch.record
-    assert any("no source can be left out" in line for line in told)
+    assert switch.record["left_out"] == {}
+    assert any("nothing can be left out" in line for line in told)
     assert (tmp_path / "out" / "config.json").is_file()
 
 
@@ -131,13 +133,13 @@ def test_requests_that_just_fit_with_their_reply_are_fitted(tmp_path: Path) -> N
     assert {len(row) for row in lm.encode(padded)} == {room}
     source, chosen = write(tmp_path, "d.jsonl", padded), settings(stages="stage1", layers=(2,), reply_tokens=11, pilot=0)
     fit_files(TransformersEngine(lm), [source], tmp_path / "out", chosen, leave_out=False)
-    with pytest.raises(FitError, match="no request fits into the model's 48 tokens with 17 reply tokens"):
-        fit_files(TransformersEngine(lm), [source], tmp_path / "out", replace(chosen, watch=True), leave_out=False)
+    with pytest.raises(FitError, match="no request fits into the model's 48 tokens with its reply of 17 tokens or more"):
+        fit_files(TransformersEngine(lm), [source], tmp_path / "out", replace(chosen, watch=True, reply_tokens=16, budget=0.25), leave_out=False)
     assert (tmp_path / "out" / "config.json").is_file()
 
 
 def test_a_model_too_small_for_any_request_says_so(tmp_path: Path, mixed: str) -> None:
-    with pytest.raises(FitError, match="no request fits into the model's 12 tokens with 11 reply tokens"):
+    with pytest.raises(FitError, match="no request fits into the model's 12 tokens with its reply of 4 tokens or more"):
         fit_files(TransformersEngine(tiny_lm("llama", max_position_embeddings=12)), [mixed], tmp_path / "out", SETTINGS)
 
 

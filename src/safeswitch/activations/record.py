@@ -150,7 +150,8 @@ class _Gather:
         prompt = torch.tensor([self.prompt_lengths[i] for i in batch])
         for position in {point.position for point in self.points}:
             if position.kind == "window":
-                steps = torch.arange(self._window(position) - 1, -1, -1)
+                most = int(prompt.max())  # of this batch: no row of it has more prompt tokens
+                steps = torch.arange(min(position.index or most, most) - 1, -1, -1)
                 columns = (start + prompt - 1)[:, None] - steps
             else:
                 after = position.index if position.kind == "pilot" else 0
@@ -158,9 +159,6 @@ class _Gather:
             self._valid[position] = columns >= start[:, None]
             self._columns[position] = columns.clamp_min(0)
         return {layer: self._keep(layer) for layer in {point.layer for point in self.points}}
-
-    def _window(self, position: Position) -> int:
-        return position.index or max(self.prompt_lengths)
 
     def _at(self, layer: int) -> list[ReadPoint]:
         return [point for point in dict.fromkeys(self.points) if point.layer == layer]
@@ -188,18 +186,20 @@ class _Gather:
                 if point not in self.states:
                     self._allocate(point, part)
                 if point in self.masks:
-                    self.masks[point][rows] = valid
-                    self.states[point][rows] = part
+                    width = part.shape[1]
+                    self.masks[point][rows, -width:] = valid
+                    self.states[point][rows, -width:] = part
                 else:
                     self.states[point][rows] = part[:, 0]
 
     def _allocate(self, point: ReadPoint, part: Tensor) -> None:
         n, shape = len(self.prompt_lengths), part.shape[1:]
         if point.position.kind == "window":
+            shape = torch.Size([point.position.index or max(self.prompt_lengths), *shape[1:]])
             self.masks[point] = torch.zeros((n, shape[0]), dtype=torch.bool, device=self.device)
         else:
             shape = shape[1:]
-        self.states[point] = torch.empty((n, *shape), dtype=part.dtype, device=self.device)
+        self.states[point] = torch.zeros((n, *shape), dtype=part.dtype, device=self.device)
 
     def _check_finite(self, point: ReadPoint, part: Tensor, batch: Sequence[int]) -> None:
         bad = ~torch.isfinite(part).flatten(1).all(1)

@@ -2,7 +2,7 @@
 
 A folder: ``manifest.json`` (format, library version, model, data hash, read points, dtype, rows, shard size),
 ``shard-00000.safetensors`` and on, each with one tensor a read point (``4@prompt_end``) and one mask a window point
-(``mask:4@window:16``), and ``texts.json`` when the requests' texts were given. Every file is whole or absent.
+(``mask:4@window:16``), and ``texts.json`` (empty when no texts were given). Every file is whole or absent.
 Knows nothing of labels.
 """
 
@@ -27,7 +27,7 @@ from safeswitch.models.language_model import LanguageModel
 
 FORMAT = 1
 _MASK = "mask:"
-_IDENTITY = ("fingerprint", "data_hash", "points", "dtype", "rows", "shard_size")
+_IDENTITY = ("fingerprint", "data_hash", "texts_hash", "points", "dtype", "computed_in", "rows", "shard_size")
 
 
 def sequence_hash(sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> str:
@@ -74,7 +74,7 @@ def collect(
         raise SettingError(f"collect: shard_size must be 1 or more; got {shard_size}")
     check_request(lm, sequences, prompt_lengths, points, texts, batch_tokens)
     folder = Path(folder)
-    _open(folder, _manifest(lm, sequences, prompt_lengths, points, dtype, shard_size), texts)
+    _open(folder, _manifest(lm, sequences, prompt_lengths, texts, points, dtype, shard_size), texts)
     for start in range(0, len(sequences), shard_size):
         rows = slice(start, min(start + shard_size, len(sequences)))
         path = _shard(folder, start // shard_size)
@@ -115,13 +115,15 @@ def load(folder: str | Path) -> Activations:
     for point, tensor in states.items():
         if len(tensor) != manifest["rows"]:
             raise ArtifactError(f"{folder}: {len(tensor)} rows at {point}; the manifest says {manifest['rows']}")
-    texts = read_json(folder / "texts.json")["texts"] if (folder / "texts.json").is_file() else ()
+    texts = read_json(folder / "texts.json")["texts"]
+    if len(texts) not in (0, manifest["rows"]):
+        raise ArtifactError(f"{folder / 'texts.json'}: {len(texts)} texts for {manifest['rows']} rows")
     return Activations(states, masks, tuple(texts))
 
 
 def _manifest(
-    lm: LanguageModel, sequences: Sequence[Sequence[int]], lengths: Sequence[int], points: Sequence[ReadPoint],
-    dtype: torch.dtype | None, shard_size: int,
+    lm: LanguageModel, sequences: Sequence[Sequence[int]], lengths: Sequence[int], texts: Sequence[str],
+    points: Sequence[ReadPoint], dtype: torch.dtype | None, shard_size: int,
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -129,8 +131,10 @@ def _manifest(
         "model_id": lm.model_id,
         "fingerprint": lm.fingerprint,
         "data_hash": sequence_hash(sequences, lengths),
+        "texts_hash": hashlib.sha256(repr(list(texts)).encode("utf-8", "surrogatepass")).hexdigest()[:16],
         "points": [str(point) for point in points],
         "dtype": str(dtype or lm.model.dtype).removeprefix("torch."),
+        "computed_in": str(lm.model.dtype).removeprefix("torch."),
         "rows": len(sequences),
         "shard_size": shard_size,
     }
@@ -141,8 +145,7 @@ def _open(folder: Path, wanted: Mapping[str, Any], texts: Sequence[str]) -> None
     if not (folder / "manifest.json").is_file():
         if any(folder.glob("shard-*.safetensors")):
             raise ArtifactError(f"{folder} holds shards but no manifest.json; give an empty folder")
-        if texts:
-            write_json(folder / "texts.json", {"texts": list(texts)})
+        write_json(folder / "texts.json", {"texts": list(texts)})
         write_json(folder / "manifest.json", wanted)
         return
     found = _read_manifest(folder)
@@ -153,8 +156,6 @@ def _open(folder: Path, wanted: Mapping[str, Any], texts: Sequence[str]) -> None
                 f"{folder} was collected with {name} {found[name]} (model {found.get('model_id')!r}), but now it is "
                 f"{wanted[name]} (model {wanted['model_id']!r}); give another folder"
             )
-    if texts and not (folder / "texts.json").is_file():
-        write_json(folder / "texts.json", {"texts": list(texts)})
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -131,6 +131,8 @@ class Position:
 
     def __post_init__(self) -> None:
         check_choice("Position", "kind", self.kind, POSITION_KINDS)
+        if self.kind == "prompt_end" and self.index:
+            raise SettingError(f"Position: prompt_end takes no index; got {self.index}")
         if self.index < 0:
             raise SettingError(f"Position: index must be 0 or more; got {self.index}")
 
@@ -141,7 +143,7 @@ class Position:
     def parse(cls, text: str) -> Position:
         """Read the form that ``str`` writes: ``prompt_end``, ``pilot:3``, ``window:16``."""
         kind, _, index = text.partition(":")
-        if index and not index.isdigit():
+        if index and not index.isdecimal():
             raise SettingError(f"Position: index must be a whole number; got {text!r}")
         return cls(kind, int(index or 0))  # type: ignore[arg-type]
 
@@ -163,7 +165,7 @@ class ReadPoint:
     def parse(cls, text: str) -> ReadPoint:
         """Read the form that ``str`` writes: ``4@pilot:3``."""
         layer, _, position = text.partition("@")
-        if not layer.isdigit():
+        if not layer.isdecimal():
             raise SettingError(f"ReadPoint: expected 'layer@position'; got {text!r}")
         return cls(int(layer), Position.parse(position or "prompt_end"))
 

@@ -20,6 +20,7 @@ from safeswitch.data.hub import hub_rows
 from safeswitch.data.rows import CONTEXT_ROLES, ContextRole, to_example
 
 _SUFFIXES = (".jsonl", ".ndjson", ".csv")
+_OTHER_FILES = (".json", ".txt", ".tsv", ".parquet", ".arrow", ".gz", ".zip", ".xlsx", ".yaml", ".yml")
 _SHOWN_FAULTS = 20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -101,7 +102,7 @@ def _report(faults: list[str]) -> str:
 
 def _open(source: str | Path, split: str, config: str | None, revision: str | None) -> tuple[Iterator[Row], str]:
     path = Path(source)
-    if not path.exists() and path.suffix not in _SUFFIXES and _HUB_ID.fullmatch(str(source)):
+    if not path.exists() and path.suffix not in (*_SUFFIXES, *_OTHER_FILES) and _HUB_ID.fullmatch(str(source)):
         return hub_rows(str(source), split=split, config=config, revision=revision), str(source)
     if not path.is_file():
         raise DataError(f"{source} is not a file; give a {', '.join(_SUFFIXES)} file or a hub id 'owner/name'")

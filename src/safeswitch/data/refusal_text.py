@@ -11,13 +11,17 @@ import re
 
 _UNWILLING = re.compile(
     r"\b(?:i|we)(?:\s+(?:really|simply|just|am|'m|must|have\s+to))*\s*"
-    r"(?:can(?:no|')?t|can\s+not|won't|will\s+not|wouldn't|am\s+not\s+able|am\s+unable|'m\s+not\s+able|'m\s+unable|"
+    r"(?:can(?:no|')?t|can\s+not(?!\s+only)|won't|will\s+not|wouldn't|am\s+not\s+able|am\s+unable|'m\s+not\s+able|'m\s+unable|"
     r"not\s+able\s+to|unable\s+to|refuse|decline|do\s+not\s+feel\s+comfortable|don't\s+feel\s+comfortable|"
     r"must\s+refuse|must\s+decline|have\s+to\s+refuse|have\s+to\s+decline|am\s+not\s+going\s+to|'m\s+not\s+going\s+to)\b"
     r"(?!\s+(?:recommend\s+it\s+enough|wait|stress))",
     re.IGNORECASE,
 )
-_SORRY = re.compile(r"\b(?:i'm|i\s+am|we're|we\s+are)?\s*(?:so\s+|very\s+)?(?:sorry|apologi[sz]e|afraid)\b", re.IGNORECASE)
+_SORRY = re.compile(
+    r"(?:(?:no|well|oh|hm+)[,.!]?\s+)*\b(?:(?:i'm|i\s+am|we're|we\s+are)?\s*(?:so\s+|very\s+)?(?:sorry|afraid)|(?:(?:i|we)\s+(?:must\s+|do\s+)?|my\s+|our\s+)?"
+    r"apolog(?:i[sz]e|ies))\b",
+    re.IGNORECASE,
+)
 _POLICY = re.compile(
     r"\b(?:as an ai|against my (?:guidelines|policy|programming)|not appropriate|cannot assist)\b", re.IGNORECASE
 )

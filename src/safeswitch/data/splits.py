@@ -42,8 +42,8 @@ def grouped_split(
         raise SettingError(f"grouped_split: fractions must be positive and add up to 1; got {dict(fractions)}")
     behind = dict.fromkeys(fractions, 0.0)
     chosen: dict[int, str] = {}
-    bundles = _line_up(examples, _bundles(examples), seed)
-    for bundle in bundles:
+    lined_up = _line_up(examples, bundles(examples), seed)
+    for bundle in lined_up:
         for name, share in fractions.items():
             behind[name] += share * len(bundle)
         target = max(fractions, key=lambda name: behind[name])
@@ -53,13 +53,13 @@ def grouped_split(
     empty = [name for name, part in result.items() if not part]
     if empty:
         raise DataError(
-            f"nothing is left for {', '.join(empty)}: {len(examples)} examples in {len(bundles)} groups "
+            f"nothing is left for {', '.join(empty)}: {len(examples)} examples in {len(lined_up)} groups "
             f"cannot be divided into {dict(fractions)}"
         )
     return result
 
 
-def _bundles(examples: Sequence[Example]) -> list[int]:
+def bundles(examples: Sequence[Example]) -> list[int]:
     """Number of the bundle of each example: the first example that it is tied to, directly or through others."""
     parent = list(range(len(examples)))
 

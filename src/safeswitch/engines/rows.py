@@ -104,7 +104,8 @@ class Rows:
     @property
     def _watched(self) -> Tensor:
         """``[b]`` bool: rows whose newest token the watch may judge."""
-        if self.gate.watch is None:
+        until = self.gate.watch_until
+        if self.gate.watch is None or (until is not None and self.fed > until):
             return torch.zeros_like(self.fired)
         return ~self.fired & ~self.pending & self.valid
 

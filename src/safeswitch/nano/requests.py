@@ -46,9 +46,11 @@ class Action:
 
 @dataclass(frozen=True)
 class Request:
-    """An action in words: the turns of the conversation up to the final user turn."""
+    """An action in words: the turns of the conversation up to the final user turn; ``bare`` is the request in them, without
+    small talk or wrapper."""
 
     action: Action
+    bare: str
     turns: Turns
     wrapper: str
     blunt: bool
@@ -158,10 +160,9 @@ def compose(
 ) -> Request:
     """Word an action, plain (with small talk now and then) or wrapped."""
     template, blunt = draw_phrasing(rng, phrasing_split)
-    text = phrase(template, action)
+    bare = phrase(template, action)
     if wrapper_split:
-        turns, name = wrap(rng, text, wrapper_split)
-        return Request(action, turns, name, blunt)
-    if chatty:
-        text = small_talk(rng, text, "A" if phrasing_split == "A" else "B")
-    return Request(action, (("user", text),), "", blunt)
+        turns, name = wrap(rng, bare, wrapper_split)
+        return Request(action, bare, turns, name, blunt)
+    text = small_talk(rng, bare, "A" if phrasing_split == "A" else "B") if chatty else bare
+    return Request(action, bare, (("user", text),), "", blunt)

@@ -1,8 +1,9 @@
 """Which prompt belongs to whom: three disjoint buckets of final user texts, and the A/B/C splits of parts.
 
 Parts (objects, phrasings, wrappers, categories): **A** language model, probers and head; **B** language model only;
-**C** nothing. Texts: a checksum of the final user text says whether a prompt may be in the corpus of the language
-model, in fit data, or in a test suite, so that no test prompt can occur in either of the other two.
+**C** nothing. Requests: a checksum of the bare request, without small talk or wrapper, says whether it may be in the corpus
+of the language model, in fit data, or in a test suite, so that no test request can occur in either of the other two, in
+whatever dress.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def checksum(text: str) -> int:
     return zlib.crc32(text.encode("utf-8"))
 
 
-def bucket(text: str) -> Bucket:
-    """The only place where this final user text may be used: 70 % corpus, 15 % fit, 15 % test."""
-    rest = checksum("nano:" + text) % 20
+def bucket(request: str) -> Bucket:
+    """The only place where this bare request may be used: 70 % corpus, 15 % fit, 15 % test."""
+    rest = checksum("nano:" + request) % 20
     return "test" if rest < 3 else "fit" if rest < 6 else "corpus"
 
 

@@ -2,8 +2,8 @@
 
 Suites of kind B hold at least one part (object, phrasing, wrapper) that probers and head never saw; ``_c`` suites use
 phrasings and wrappers that nothing saw, over known objects; ``_obj_c`` unseen objects; ``_cat``/``_cat_c`` held-out
-categories; ``_a`` new combinations of known parts. No test text is in the corpus or in fit data
-(:func:`safeswitch.nano.splits.bucket`).
+categories; ``_a`` new combinations of known parts. No test request is in the corpus or in fit
+data, in whatever wrapper (:func:`safeswitch.nano.splits.bucket`); ``meta["request"]`` holds it bare.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _of_request(rng: random.Random, request: Request, source: str) -> Example:
         group=f"{action.verb}|{action.object}",
         wrapper=request.wrapper,
         reply=refusal(rng, action) if unsafe else helpful(rng, action),
-        meta={"verb": action.verb, "object": action.object, "blunt": str(request.blunt)},
+        meta={"request": request.bare, "verb": action.verb, "object": action.object, "blunt": str(request.blunt)},
     )
 
 
@@ -122,7 +122,7 @@ def _of_item(item: tasks.Item, messages: tuple[Message, ...], wrapper: str) -> E
         wrapper=wrapper,
         reply=item.reply,
         answers=item.answers,
-        meta={"check": TASKS[item.task].check},
+        meta={"request": item.text, "check": TASKS[item.task].check},
     )
 
 
@@ -166,7 +166,7 @@ def _collect(
 
 
 def _in(wanted: Bucket) -> Callable[[Example], bool]:
-    return lambda example: bucket(example.prompt) == wanted
+    return lambda example: bucket(example.meta["request"]) == wanted
 
 
 def load_suite(name: str, n: int = 300, seed: int = 0) -> list[Example]:
@@ -221,7 +221,7 @@ def _mixed(side: str, n_unsafe: int, n_safe: int, rng: random.Random, seen: set[
     ]
 
     def allowed(example: Example) -> bool:
-        return bucket(example.prompt) == "fit" and _side(example.group) == side
+        return bucket(example.meta["request"]) == "fit" and _side(example.group) == side
 
     examples: list[Example] = []
     for name, generator, n in wanted:

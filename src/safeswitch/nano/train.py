@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from safeswitch.core.artifact import write_atomic
+from safeswitch.core.errors import ArtifactError
 from safeswitch.nano.corpus import WARM, conversations
 from safeswitch.nano.optimizer import MixedOptimizer
 from safeswitch.nano.tokenizer import CONTEXT, VOCABULARY, encode
@@ -34,7 +37,7 @@ class Recipe:
     steps: int = 3000
     batch_tokens: int = 4096
     chunk: int = 2048
-    prompt_weight: float = 0.1
+    prompt_weight: float = 0.03
     muon_lr: float = 0.02
     adam_lr: float = 4e-3
     warmup: int = 60
@@ -45,10 +48,10 @@ class Recipe:
     seed: int = 0
 
     def scale(self, step: int) -> float:
-        """Learning-rate factor: linear warm-up, flat to 40 %, then linear to 2 %."""
+        """Learning-rate factor: linear warm-up, flat to 30 %, then linear to 2 %."""
         if step < self.warmup:
             return (step + 1) / self.warmup
-        flat = 0.4 * self.steps
+        flat = 0.3 * self.steps
         return 1.0 if step < flat else 1.0 - 0.98 * (step - flat) / max(1.0, self.steps - flat)
 
 
@@ -129,9 +132,7 @@ def train(
     optimizer = MixedOptimizer(model, recipe.muon_lr, recipe.adam_lr)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
-        losses = state["losses"]
+        losses = _resume(checkpoint, recipe, optimizer)
     started = time.time()
     for step, batch in enumerate(islice(batches(recipe, tokenizer), stop or recipe.steps)):
         if step < len(losses):
@@ -144,12 +145,25 @@ def train(
             recent = losses[-50:]
             print(f"step {step} loss {sum(recent) / len(recent):.4f} {time.time() - started:.0f} s", flush=True)
         if checkpoint is not None and (step % 100 == 99 or step == (stop or recipe.steps) - 1):
-            _save(checkpoint, optimizer, losses)
+            state = {"recipe": asdict(recipe), "optimizer": optimizer.state_dict(), "losses": losses}
+            write_atomic(checkpoint, partial(torch.save, state))
     return model, losses
 
 
-def _save(path: Path, optimizer: MixedOptimizer, losses: list[float]) -> None:
-    """Write beside the file, then rename, so that a kill leaves the old or the new checkpoint."""
-    draft = path.with_suffix(".tmp")
-    torch.save({"optimizer": optimizer.state_dict(), "losses": losses}, draft)
-    os.replace(draft, path)
+def _resume(path: Path, recipe: Recipe, optimizer: MixedOptimizer) -> list[float]:
+    """Restore a checkpoint; returns its losses.
+
+    Raises:
+        ArtifactError: a damaged file, or one of another recipe.
+    """
+    try:
+        state = torch.load(path, weights_only=True)
+        found, losses = state["recipe"], list(state["losses"])
+        if found == asdict(recipe):
+            optimizer.load_state_dict(state["optimizer"])
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}; remove it, or start anew with --no-resume") from error
+    if found != asdict(recipe):
+        other = {k: v for k, v in found.items() if asdict(recipe).get(k) != v}
+        raise ArtifactError(f"{path} is of another run, with {other}; give that again, or start anew with --no-resume")
+    return losses

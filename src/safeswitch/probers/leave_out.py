@@ -29,6 +29,7 @@ def leave_one_out(
     *,
     seed: int,
     clusters: Sequence[str] | None = None,
+    apart: bool = False,
     threshold: float = 0.5,
     n_boot: int = 1000,
 ) -> dict[str, ProberMetrics]:
@@ -36,8 +37,9 @@ def leave_one_out(
 
     A group of one class only (a jailbreak wrapper, say) is completed by rows of the other class: a seeded draw of
     ``HELD_FRACTION`` of the clusters of the rest is kept out of that fit altogether, and its rows of the missing class
-    join the test. A row of the group's own cluster may stand in the fit rows under another group's name (the same
-    request in another wrapper): the question is the unseen group, not the unseen request.
+    join the test. With ``apart`` no cluster stands on both sides (an unseen source, whose requests may be copied from
+    another one); without, a row of the group's own cluster may stand in the fit rows under another group's name (the same
+    request in another wrapper): the question is then the unseen group, not the unseen request.
 
     Args:
         make_prober: Returns a fresh prober for each fit.
@@ -46,6 +48,7 @@ def leave_one_out(
         groups: Name of each row's group (data source or wrapper); rows named "" are never left out.
         seed: Of every split, fit and bootstrap.
         clusters: Rows of one cluster (``Example.group``) stay on one side of the drawn splits; None: each row alone.
+        apart: Drop fit rows whose cluster has a row in the left-out group.
         threshold: Of F1 and accuracy.
         n_boot: Bootstrap resamples.
 
@@ -66,11 +69,16 @@ def leave_one_out(
         return measure(scores, truth[test_rows], threshold=threshold, n_boot=n_boot, seed=seed)
 
     found = {}
-    for name in names:
+    for place, name in enumerate(names):
         inside = torch.tensor([g == name for g in groups])
-        found[name] = fit_and_measure(*split_out(inside, truth, own, seed))
+        fit_rows, test_rows = split_out(inside, truth, own, seed + place)
+        if apart:
+            tested = {own[i] for i in inside.nonzero().flatten().tolist()}
+            fit_rows = fit_rows[torch.tensor([own[i] not in tested for i in fit_rows.tolist()], dtype=torch.bool)]
+        found[name] = fit_and_measure(fit_rows, test_rows)
     headline = mean_metrics(list(found.values()))
-    return {**found, IN_DISTRIBUTION: fit_and_measure(*cluster_split(own, HELD_FRACTION, seed)), HEADLINE: headline}
+    drawn = cluster_split(own, truth, HELD_FRACTION, seed)
+    return {**found, IN_DISTRIBUTION: fit_and_measure(*drawn), HEADLINE: headline}
 
 
 def split_out(inside: Tensor, labels: Tensor, clusters: Sequence[str], seed: int) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,9 @@ from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, check_labels
 from safeswitch.probers.calibrate import log_odds
 from safeswitch.probers.learned import LearnedProber
+from safeswitch.probers.mlp import MLPProber
 from safeswitch.probers.nested import nest, unnest
-from safeswitch.probers.points import Labelled
+from safeswitch.probers.points import Labelled, train_points
 
 
 @PROBERS.add("layer_average")
@@ -51,11 +52,19 @@ class LayerAverageProber(Prober):
             raise SettingError(f"layer_average prober: {self.inner} has no setting {', '.join(map(repr, faults))}")
 
     def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
-        """See :meth:`Prober.fit`; every inner prober is fitted on the same rows with the same seed."""
+        """See :meth:`Prober.fit`; every inner prober is fitted on the same rows with the same seed (MLPs in one batch)."""
         self.check_settings()
         truth = check_labels(acts, labels, f"{self.kind} prober")
         make: Any = PROBERS[self.inner]
         fresh = [make(point, **self.inner_settings) for point in self.points]
+        if isinstance(fresh[0], MLPProber):
+            fresh[0].check_settings()
+            trained = train_points(
+                acts, truth, self.points, fresh[0].full_recipe(), fresh[0].hidden, validation=validation, seed=seed,
+                owner=f"{self.kind} prober",
+            )
+            self.probers_ = tuple(p.take(trained, i) for i, p in enumerate(fresh))
+            return self
         self.probers_ = tuple(p.fit(acts, truth, validation=validation, seed=seed) for p in fresh)
         return self
 

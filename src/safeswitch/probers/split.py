@@ -37,26 +37,34 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     return everything[~held], everything[held]
 
 
-def cluster_split(clusters: Sequence[str], fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Row indices ``(fit, held)``: whole clusters are held out until ``fraction`` of the rows is reached.
+def cluster_split(clusters: Sequence[str], labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Row indices ``(fit, held)``: whole clusters are held out until ``fraction`` of the rows of each class is reached.
+
+    A cluster of both classes counts as one of its commoner class.
+
+    Args:
+        clusters: Name of each row's cluster.
+        labels: ``[n]`` bool.
 
     Raises:
-        FitError: fewer than two clusters.
+        FitError: fewer than two clusters of a class.
     """
-    names = sorted(set(clusters))
-    if len(names) < 2:
-        raise FitError(f"a split by cluster needs at least 2 clusters; got {len(names)} in {len(clusters)} rows")
-    sizes = dict.fromkeys(names, 0)
-    for name in clusters:
-        sizes[name] += 1
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    counts: dict[str, list[int]] = {}
+    for name, label in zip(clusters, labels.tolist(), strict=True):
+        counts.setdefault(name, [0, 0])[label] += 1
+    generator = torch.Generator().manual_seed(seed)
     held: set[str] = set()
-    rows = 0
-    for i in order[:-1]:
-        if rows >= fraction * len(clusters):
-            break
-        held.add(names[i])
-        rows += sizes[names[i]]
+    for label in (False, True):
+        names = sorted(n for n, (safe, unsafe) in counts.items() if (unsafe > safe) == label)
+        if len(names) < 2:
+            word = "positive" if label else "negative"
+            raise FitError(f"a split by cluster needs at least 2 clusters of each class; got {len(names)} {word} ones")
+        wanted, rows = fraction * sum(sum(counts[n]) for n in names), 0
+        for i in torch.randperm(len(names), generator=generator).tolist()[:-1]:
+            if rows >= wanted:
+                break
+            held.add(names[i])
+            rows += sum(counts[names[i]])
     mask = torch.tensor([name in held for name in clusters])
     index = torch.arange(len(clusters))
     return index[~mask], index[mask]

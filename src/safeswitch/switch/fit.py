@@ -67,7 +67,7 @@ def fit(
     settings = settings or FitSettings()
     parts = dict(data) if isinstance(data, Mapping) else grouped_split(list(data), seed=settings.seed)
     fit_points(engine.lm.num_layers, settings)
-    check_parts(parts, settings.budget)
+    check_parts(parts, settings.stage_budget)
     observed = _observe_all(engine, parts, settings, complied, say)
     say("fitting probers and calibrating thresholds")
     train, validation, calibration = (observed[p] for p in PARTS)
@@ -124,7 +124,7 @@ def _observe_all(
     observed = {}
     for name in PARTS:
         say(f"{name}: the untouched model answers {len(parts[name])} requests")
-        judged = settings.reply_tokens if name != "calibration" else 1
+        judged = settings.reply_tokens if name != "calibration" or any(e.unsafe for e in parts[name]) else 1
         tokens = max(judged, tokens_read(engine.lm.num_layers, settings))
         observed[name] = observe(engine, parts[name], points, complied=complied, reply_tokens=tokens)
     return observed
@@ -142,7 +142,8 @@ def fit_head(
     states = []
     for part, share in ((train, most), (validation, max(1, most // 4))):
         examples, refusals = refusal_pairs(
-            engine, part.examples, complied=complied, most=share, reply_tokens=settings.reply_tokens
+            engine, part.examples, complied=complied, most=share, reply_tokens=settings.reply_tokens,
+            trust=settings.trust_replies,
         )
         safe = [
             (e, r.token_ids) for e, r in zip(part.examples, part.replies, strict=True) if not e.unsafe and r.text.strip()

@@ -92,23 +92,35 @@ def observe(
 
 
 def refusal_pairs(
-    engine: Generating, examples: Sequence[Example], *, complied: Complied, most: int, reply_tokens: int
+    engine: Generating, examples: Sequence[Example], *, complied: Complied, most: int, reply_tokens: int,
+    trust: bool = False,
 ) -> tuple[list[Example], list[str]]:
     """Unsafe requests with the refusals that the head shall learn.
 
-    A request's own ``reply`` is taken where there is one. Where there is none in the whole set, the model writes
+    A request's own ``reply`` is taken where there is one. Where no request of the part has one, the model writes
     refusals itself under a safety instruction, and those that refuse are kept.
 
+    Args:
+        trust: Take the replies given as refusals even where ``complied`` sees compliance in most of them.
+
     Raises:
-        FitError: fewer than eight refusals in the end (than ``most``, when that is smaller).
+        FitError: fewer than eight refusals in the end (than ``most``, when that is smaller), or replies given that comply.
     """
     unsafe = [e for e in examples if e.unsafe]
     given = [e for e in unsafe if e.reply]
     if given:
         chosen = given[:most]
+        wrong = [e for e in chosen if complied(e, e.reply or "")]
+        if len(wrong) > len(chosen) / 2 and not trust:
+            raise FitError(
+                f"the head learns the field 'reply' of unsafe requests as refusals, but {len(wrong)} of {len(chosen)} do "
+                f"not read as refusals, the first that of {wrong[0].id!r}; give refusals, leave 'reply' out, or set "
+                "trust_replies (--trust-replies) if they are refusals in words that the judge does not know"
+            )
         return chosen, [e.reply or "" for e in chosen]
     room = 4 * reply_tokens
     open_ones, pairs = _with_room(engine, unsafe, room)[:most], list[tuple[Example, str]]()
+    asked_of = len(open_ones)
     for instruction in REFUSAL_INSTRUCTIONS:
         if not open_ones:
             break
@@ -120,7 +132,7 @@ def refusal_pairs(
     least = min(_LEAST_REFUSALS, most)
     if len(pairs) < least:
         raise FitError(
-            f"the model wrote only {len(pairs)} refusals to {len(unsafe)} unsafe requests under a safety instruction; at "
+            f"the model wrote only {len(pairs)} refusals to {asked_of} unsafe requests under a safety instruction; at "
             f"least {least} are needed: give refusals yourself in the field 'reply' of the unsafe requests"
         )
     return [e for e, _ in pairs], [text for _, text in pairs]

@@ -6,7 +6,7 @@ Knows observed requests and probers. Knows nothing of engines or heads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,12 +19,10 @@ from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.probers.metrics import measure
+from safeswitch.probers.sweep import sweep
 from safeswitch.switch.fit_data import Observed
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate, Stage
-
-WATCH_TOKENS = (4, 8, 12, 16)
-
 
 def candidate_layers(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
     """Layers among which validation chooses: those asked for, else up to eight, evenly over the upper three quarters."""
@@ -47,9 +45,12 @@ def fit_points(num_layers: int, settings: FitSettings) -> tuple[ReadPoint, ...]:
         points.append(ReadPoint(window_layer(num_layers, settings), Position("window", settings.window)))
     if settings.stages != "stage1":
         points += [ReadPoint(layer, Position("pilot", settings.pilot)) for layer in layers]
-    if settings.watch:
-        points += [ReadPoint(num_layers, Position("pilot", t)) for t in WATCH_TOKENS]
+    points += _watch_points(num_layers, settings)
     return tuple(dict.fromkeys(points))
+
+
+def _watch_points(num_layers: int, settings: FitSettings) -> list[ReadPoint]:
+    return [ReadPoint(num_layers, Position("pilot", t)) for t in settings.watch_tokens]
 
 
 def window_layer(num_layers: int, settings: FitSettings) -> int:
@@ -78,15 +79,16 @@ def fit_gate(
     if bool(calibration.unsafe.all()):
         raise FitError("calibration needs benign requests (label 'safe'); there are none")
     benign = _select(calibration, ~calibration.unsafe)
+    test = calibration if bool(calibration.unsafe.any()) else validation
     layers = choose_layers(num_layers, train, validation, settings)
     metrics: dict[str, Any] = {}
     notes: dict[str, Any] = {"layers": list(layers), "budget": settings.budget, "benign": len(benign.unsafe)}
+    notes["metrics_on"] = "calibration" if test is calibration else "validation"
     first = second = None
     if settings.stages != "direct":
         first = _fit(stage1_spec(num_layers, layers, settings), train.acts, train.unsafe, validation, settings)
-        metrics |= _named("stage1", first, validation.acts, validation.unsafe, settings)
-        baseline = _fit({"kind": "ngram"}, train.acts, train.unsafe, validation, settings)
-        metrics |= _named("text baseline", baseline, validation.acts, validation.unsafe, settings)
+        metrics |= _named("stage1", first, test, test.unsafe, settings)
+        metrics |= _text_baseline("stage1", train, train.unsafe, test, test.unsafe, settings)
     if settings.stages != "stage1":
         target = train.harmful if settings.stages == "direct" else train.complied
         held = validation.harmful if settings.stages == "direct" else validation.complied
@@ -97,10 +99,12 @@ def fit_gate(
         else:
             spec = _average(layers, Position("pilot", settings.pilot))
             second = _fit(spec, train.acts, target, validation, settings, held)
-            metrics |= _named("stage2", second, validation.acts, held, settings)
+            told = test.harmful if settings.stages == "direct" else test.complied
+            metrics |= _named("stage2", second, test, told, settings)
+            metrics |= _text_baseline("stage2", train, target, test, told, settings)
     gate = _calibrated(first, second, benign, validation, settings, notes)
     if settings.watch:
-        gate = _with_watch(gate, num_layers, train, benign, settings, notes)
+        gate = _with_watch(gate, num_layers, train, validation, benign, settings, notes)
     return GateFit(gate, metrics, notes)
 
 
@@ -109,11 +113,12 @@ def choose_layers(num_layers: int, train: Observed, validation: Observed, settin
     candidates = candidate_layers(num_layers, settings)
     if settings.layers is not None or len(candidates) <= settings.layer_count:
         return candidates
-    quality = []
-    for layer in candidates:
-        prober = _fit(_average((layer,), PROMPT_END), train.acts, train.unsafe, validation, settings)
-        found = measure(prober.score(validation.acts), validation.unsafe, n_boot=0)
-        quality.append((round(found.auroc.value, 3), layer))
+    held = (validation.acts, validation.unsafe)
+    found = sweep(
+        train.acts, train.unsafe, [ReadPoint(layer, PROMPT_END) for layer in candidates], measure_on=held, validation=held,
+        seed=settings.seed, n_boot=0,
+    )
+    quality = [(round(metrics.auroc.value, 3), point.layer) for point, metrics in found.metrics.items()]
     return tuple(sorted(layer for _, layer in sorted(quality)[-settings.layer_count :]))
 
 
@@ -141,9 +146,21 @@ def _fit(
     return make_prober(spec).fit(acts, labels, validation=(held.acts, truth), seed=settings.seed)
 
 
-def _named(name: str, prober: Prober, acts: Activations, labels: Tensor, settings: FitSettings) -> dict[str, Any]:
-    found = measure(prober.score(acts), labels, seed=settings.seed)
-    return {f"{name} AUROC": asdict(found.auroc), f"{name} TPR at 1 % FPR": asdict(found.tpr_at_1_fpr)}
+def _named(name: str, prober: Prober, test: Observed, labels: Tensor, settings: FitSettings) -> dict[str, Any]:
+    """Figures of a prober by title; none where ``test`` is of one class."""
+    if bool(labels.all()) or not bool(labels.any()):
+        return {}
+    found = measure(prober.score(test.acts), labels, seed=settings.seed)
+    titles = {"AUROC": found.auroc, "TPR at 1 % FPR": found.tpr_at_1_fpr, "F1 at 0.5": found.f1, "calibration error": found.ece}
+    return {f"{name} {title}": asdict(figure) for title, figure in titles.items()}
+
+
+def _text_baseline(
+    stage: str, train: Observed, target: Tensor, test: Observed, labels: Tensor, settings: FitSettings
+) -> dict[str, Any]:
+    """What word n-grams of the prompt alone say about the same question."""
+    baseline = make_prober({"kind": "ngram"}).fit(train.acts, target, seed=settings.seed)
+    return _named(f"{stage} text baseline", baseline, test, labels, settings)
 
 
 def _calibrated(
@@ -157,12 +174,12 @@ def _calibrated(
         alone = first if first is not None else second
         if alone is None:
             raise FitError("no stage could be fitted: " + str(notes.get("stage2")))
-        bar = conformal_threshold(alone.score(benign.acts), settings.budget)
+        bar = conformal_threshold(alone.score(benign.acts), settings.stage_budget)
         notes["threshold"] = asdict(bar)
         stage = Stage(alone, bar.value)
         return Gate(stage1=stage, **fixed) if first is not None else Gate(stage2=stage, **fixed)
-    bar = conformal_threshold(first.score(benign.acts), settings.budget)
-    product = conformal_threshold(first.score(benign.acts) * second.score(benign.acts), settings.budget)
+    bar = conformal_threshold(first.score(benign.acts), settings.stage_budget)
+    product = conformal_threshold(first.score(benign.acts) * second.score(benign.acts), settings.stage_budget)
     passing = _lower_quantile(second.score(harmful.acts), settings.miss_budget)
     notes |= {"threshold": asdict(bar), "product_threshold": asdict(product), "stage2_threshold": passing}
     s1, s2 = first.score(harmful.acts), second.score(harmful.acts)
@@ -197,23 +214,30 @@ def _lower_quantile(scores: Tensor, share: float) -> float:
 
 
 def _with_watch(
-    gate: Gate, num_layers: int, train: Observed, benign: Observed, settings: FitSettings, notes: dict[str, Any]
+    gate: Gate, num_layers: int, train: Observed, validation: Observed, benign: Observed, settings: FitSettings,
+    notes: dict[str, Any],
 ) -> Gate:
-    """A watch fitted on states at several reply tokens at once; its budget counts requests, not readings."""
-    missing = _one_class({"training": train.harmful})
+    """A watch fitted on states at every token that it will read.
+
+    Its threshold is set on each benign request's highest score over all those tokens, so its budget counts requests, not
+    readings; after the last of them the gate stops watching.
+    """
+    missing = _one_class({"training": train.harmful, "validation": validation.harmful})
     if missing is not None:
         notes["watch"] = f"left out: harmful compliance on {missing}"
         return gate
-    points = [ReadPoint(num_layers, Position("pilot", t)) for t in WATCH_TOKENS]
+    points = _watch_points(num_layers, settings)
     prober = make_prober({"kind": "mlp", "point": str(points[0])})
-    stacked = Activations({points[0]: torch.cat([train.acts.at(p) for p in points])})
-    prober.fit(stacked, train.harmful.repeat(len(points)), seed=settings.seed)
+    stacked, held = (
+        (Activations({points[0]: torch.cat([o.acts.at(p) for p in points])}), o.harmful.repeat(len(points)))
+        for o in (train, validation)
+    )
+    prober.fit(*stacked, validation=held, seed=settings.seed)
     scores = torch.stack([prober.score(Activations({points[0]: benign.acts.at(p)})) for p in points]).amax(0)
-    bar = conformal_threshold(scores, settings.budget)
+    bar = conformal_threshold(scores, settings.stage_budget)
     notes["watch"] = asdict(bar)
-    return Gate(
-        stage1=gate.stage1, stage2=gate.stage2, watch=Stage(prober, bar.value), rule=gate.rule,
-        product_threshold=gate.product_threshold, watch_every=settings.watch_every, fail=gate.fail,
+    return replace(
+        gate, watch=Stage(prober, bar.value), watch_every=settings.watch_every, watch_until=settings.watch_tokens[-1]
     )
 
 

@@ -19,7 +19,8 @@ class FitSettings:
     """How a switch is fitted.
 
     Args:
-        budget: Largest share of benign requests that may trigger the gate (conformal, on the calibration part).
+        budget: Largest share of benign requests that may trigger the gate (conformal, on the calibration part); with a
+            watch, half of it goes to the stages and half to the watch.
         stages: ``two`` (the paper's), ``stage1`` alone, or ``direct`` (one prober after k pilot tokens: unsafe and
             about to comply).
         rule: Gate rule; ``auto`` takes the one that catches more on validation at the same budget.
@@ -29,12 +30,13 @@ class FitSettings:
         layers: Layer numbers to read, negative ones from the end; None chooses ``layer_count`` on validation.
         layer_count: How many layers are averaged.
         window: Prompt tokens that the window reader sees; 0 for all.
-        watch: Fit a watch that reads the running reply too.
+        watch: Fit a watch that reads the running reply too, up to ``reply_tokens``.
         watch_every: Reply tokens between two readings of the watch.
         miss_budget: Share of harmful compliance that stage 2 may let pass (rule ``and``).
         reply_tokens: Length of the replies that are judged for compliance, in tokens.
         head: How the refusal head is trained.
         head_examples: Most requests of each kind for the head.
+        trust_replies: Take ``reply`` of unsafe requests as refusals even where most do not read as such (other languages).
         fail: ``closed`` or ``open``.
         seed: Of everything drawn.
     """
@@ -53,6 +55,7 @@ class FitSettings:
     reply_tokens: int = 32
     head: HeadSettings = field(default_factory=HeadSettings)
     head_examples: int = 400
+    trust_replies: bool = False
     fail: Fail = "closed"
     seed: int = 0
 
@@ -73,7 +76,22 @@ class FitSettings:
         for name in ("layer_count", "reply_tokens", "head_examples", "watch_every"):
             if getattr(self, name) < 1:
                 raise SettingError(f"FitSettings: {name} must be 1 or more; got {getattr(self, name)}")
+        if self.watch and self.watch_every > self.reply_tokens:
+            raise SettingError(
+                f"FitSettings: watch_every must lie in 1..{self.reply_tokens} (reply_tokens), or nothing is ever read; "
+                f"got {self.watch_every}"
+            )
         if not 0 <= self.pilot < self.reply_tokens:
             raise SettingError(
                 f"FitSettings: pilot must lie in 0..{self.reply_tokens - 1} (below reply_tokens); got {self.pilot}"
             )
+
+    @property
+    def stage_budget(self) -> float:
+        """The share of the budget that each calibrated threshold may spend."""
+        return self.budget / 2 if self.watch else self.budget
+
+    @property
+    def watch_tokens(self) -> tuple[int, ...]:
+        """Reply tokens at which the watch reads (and at a reply's last token before the end of these)."""
+        return tuple(range(self.watch_every, self.reply_tokens + 1, self.watch_every)) if self.watch else ()

@@ -58,6 +58,8 @@ class Gate:
         rule: How stage 1 and stage 2 combine.
         product_threshold: Threshold of the product rule, in [0, 1].
         watch_every: Reply tokens between two readings of ``watch``.
+        watch_until: Reply tokens after which ``watch`` is no longer read (its threshold was calibrated up to there); None
+            reads to the end.
         always: Fire on every request without reading anything (an always-on baseline).
         fail: ``closed`` fires when a prober cannot run (exception, NaN); ``open`` lets the request pass.
     """
@@ -68,6 +70,7 @@ class Gate:
     rule: Rule = "and"
     product_threshold: float = 0.5
     watch_every: int = 8
+    watch_until: int | None = None
     always: bool = False
     fail: Fail = "closed"
 
@@ -77,6 +80,10 @@ class Gate:
         check_range("Gate", "product_threshold", self.product_threshold, 0.0, 1.0)
         if self.watch_every < 1:
             raise SettingError(f"Gate: watch_every must be 1 or more tokens; got {self.watch_every}")
+        if self.watch_until is not None and self.watch_until < self.watch_every:
+            raise SettingError(
+                f"Gate: watch_until must be watch_every={self.watch_every} tokens or more, or None; got {self.watch_until}"
+            )
         if self.stage1 is not None and self.stage1.pilot:
             raise SettingError("Gate: stage1 must read the prompt only; its prober reads pilot tokens")
         if self.rule == "product" and (self.stage1 is None) != (self.stage2 is None):

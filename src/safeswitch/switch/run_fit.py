@@ -6,26 +6,19 @@ Knows files, fitting and the leave-one-source-out report. Knows nothing of the c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from safeswitch.activations.record import prompt_sequences, record
 from safeswitch.core.artifact import check_writable
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example
 from safeswitch.data.leakage import leaks
 from safeswitch.data.readers import read_examples
 from safeswitch.data.splits import grouped_split
-from safeswitch.probers.build import make_prober
-from safeswitch.probers.leave_out import leave_one_out
 from safeswitch.switch.fit import tokens_read
 from safeswitch.switch.fit_data import Generating
-from safeswitch.switch.fit_gate import fit_points, stage1_spec
 from safeswitch.switch.fit_settings import FitSettings
+from safeswitch.switch.left_out import left_out_report
 from safeswitch.switch.switch import Switch
 
 Say = Callable[[str], None]
@@ -38,12 +31,12 @@ def read_sources(sources: Sequence[str], *, label: str | None, limit: int | None
         FitError: one label only.
     """
     examples: list[Example] = []
-    for source in sources:
+    for source, name in zip(sources, source_names(sources), strict=True):
         rows = read_examples(source, label=label)
         if limit is not None and len(rows) > limit:
             rows = _thinned(rows, limit)
-        name = Path(source).stem
-        examples += [replace(e, id=f"{name}/{e.id}", source=e.source or name) for e in rows]
+        stem = Path(source).stem
+        examples += [replace(e, id=f"{name}/{e.id}", source=name if e.source in ("", stem) else e.source) for e in rows]
     unsafe = sum(e.unsafe for e in examples)
     if unsafe in (0, len(examples)):
         raise FitError(
@@ -51,6 +44,15 @@ def read_sources(sources: Sequence[str], *, label: str | None, limit: int | None
             f"{'unsafe' if unsafe else 'safe'}; add --data with the other label"
         )
     return examples
+
+
+def source_names(sources: Sequence[str]) -> list[str]:
+    """A short name for each source: the file's name without its ending, or as much of the path as tells it apart."""
+    parts = [Path(source).with_suffix("").parts for source in sources]
+    names = [part[-1] for part in parts]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        names = [n if names.count(n) == 1 else "/".join(p[-depth:]) for n, p in zip(names, parts, strict=True)]
+    return [n if names.count(n) == 1 else f"{n}#{i + 1}" for i, n in enumerate(names)]
 
 
 def _thinned(rows: Sequence[Example], limit: int) -> list[Example]:
@@ -70,7 +72,7 @@ def fit_files(
     leave_out: bool = True,
     say: Say = lambda text: None,
 ) -> Switch:
-    """Read, fit, report and save; the folder is written only when everything has succeeded.
+    """Read, fit, save and report; the folder is written when fitting has succeeded, and again with the report.
 
     Raises:
         ArtifactError: ``out`` cannot be written.
@@ -79,18 +81,19 @@ def fit_files(
     check_writable(out)
     examples = _fitting(engine, read_sources(sources, label=label, limit=limit), settings, say)
     parts = grouped_split(examples, seed=settings.seed)
-    twice = leaks(parts["train"], parts["validation"])
-    if twice:
-        say(f"note: {len(twice)} validation requests nearly repeat a training request; in-distribution figures flatter")
+    for part, consequence in (("validation", "figures flatter"), ("calibration", "the threshold may be too low")):
+        twice = leaks(parts["train"], parts[part])
+        if twice:
+            say(f"note: {len(twice)} {part} requests nearly repeat a training request; {consequence}")
     switch = Switch.fit(engine, parts, settings, say=say)
-    left_out = sources_to_leave_out(examples) if leave_out else []
-    if leave_out and not left_out:
-        say("note: no source can be left out, since without it a label would be missing; the report has no such figures")
-    if left_out:
-        say(f"stage 1: leaving out one source at a time: {', '.join(left_out)}")
-        report = leave_one_source_out(engine, examples, switch, settings)
-        switch = replace(switch, record={**switch.record, "leave_one_source_out": report})
     switch.save_pretrained(out)
+    if leave_out:
+        say("stage 1: leaving out one source and one wrapper at a time")
+        report = left_out_report(engine, examples, settings)
+        if not report:
+            say("note: nothing can be left out, since without any source a label would be missing; no such figures")
+        switch = replace(switch, record={**switch.record, "left_out": report})
+        switch.save_pretrained(out)
     return switch
 
 
@@ -101,49 +104,13 @@ def _fitting(engine: Generating, examples: Sequence[Example], settings: FitSetti
         return list(examples)
     lengths = [len(row) for row in engine.lm.encode(list(examples), check=False)]
     own = max(settings.reply_tokens, tokens_read(engine.lm.num_layers, settings))
-    room = max(own, *(len(engine.lm.tokenizer(e.reply or "")["input_ids"]) + 1 for e in examples))
-    kept = [e for e, length in zip(examples, lengths, strict=True) if length + room <= limit]
-    dropped = [e for e, length in zip(examples, lengths, strict=True) if length + room > limit]
+    replies = [len(engine.lm.tokenizer(e.reply)["input_ids"]) + 1 if e.unsafe and e.reply else 0 for e in examples]
+    fits = [length + max(own, reply) <= limit for length, reply in zip(lengths, replies, strict=True)]
+    kept = [e for e, good in zip(examples, fits, strict=True) if good]
+    dropped = [e for e, good in zip(examples, fits, strict=True) if not good]
     for source in sorted({e.source for e in dropped}):
         count = sum(e.source == source for e in dropped)
         say(f"note: {count} requests of {source} do not fit into {limit} tokens with their reply and are left out")
     if not kept:
-        raise FitError(f"no request fits into the model's {limit} tokens with {room} reply tokens")
+        raise FitError(f"no request fits into the model's {limit} tokens with its reply of {own} tokens or more")
     return kept
-
-
-def sources_to_leave_out(examples: Sequence[Example]) -> list[str]:
-    """Sources without which both labels are still there, each in two groups at least (one may have to be tested on)."""
-    found = []
-    for source in sorted({e.source for e in examples}):
-        groups = {(e.unsafe, e.group or e.id) for e in examples if e.source != source}
-        if min(sum(unsafe == label for unsafe, _ in groups) for label in (True, False)) > 1:
-            found.append(source)
-    return found
-
-
-def leave_one_source_out(
-    engine: Generating, examples: Sequence[Example], switch: Switch, settings: FitSettings
-) -> dict[str, Any]:
-    """Stage 1 fitted on all sources but one and tested on that one, for every source that can be missed
-    (:func:`sources_to_leave_out`); in-distribution beside it.
-
-    The same is done with the text n-gram baseline. Figures are plain JSON by reader, then source.
-    """
-    lm = engine.lm
-    points = tuple(p for p in fit_points(lm.num_layers, settings) if p.position.kind != "pilot")
-    sequences, lengths, texts = prompt_sequences(lm, list(examples))
-    with lm.lock:
-        acts = record(lm, sequences, lengths, points, texts=texts, dtype=torch.float32)
-    labels = torch.tensor([e.unsafe for e in examples])
-    named = set(sources_to_leave_out(examples))
-    layers = tuple(switch.record["calibration"]["layers"])
-    specs = {"stage1": stage1_spec(lm.num_layers, layers, settings), "text baseline": {"kind": "ngram"}}
-    report: dict[str, Any] = {}
-    for name, spec in specs.items():
-        found = leave_one_out(
-            partial(make_prober, spec), acts, labels, [e.source if e.source in named else "" for e in examples],
-            clusters=[e.group or e.id for e in examples], seed=settings.seed,
-        )
-        report[name] = {source: asdict(metrics) for source, metrics in found.items()}
-    return report

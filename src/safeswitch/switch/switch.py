@@ -33,6 +33,7 @@ from safeswitch.switch.gate import Gate, Stage
 
 FORMAT_VERSION = 1
 _CONFIG, _PROBERS, _HEAD, _CARD = "config.json", "probers.safetensors", "refusal_head.safetensors", "README.md"
+_GATE_FIELDS = ("rule", "product_threshold", "watch_every", "watch_until", "always", "fail")
 _FILES = (_PROBERS, _HEAD, _CARD, _CONFIG)
 _STAGES = ("stage1", "stage2", "watch")
 
@@ -160,7 +161,7 @@ class Switch:
             stages[name] = {"threshold": stage.threshold, "prober": config}
             tensors |= {f"{name}.{key}": value for key, value in learned.items()}
         action, head = self.actuator.state()
-        gate = {n: getattr(self.gate, n) for n in ("rule", "product_threshold", "watch_every", "always", "fail")}
+        gate = {n: getattr(self.gate, n) for n in _GATE_FIELDS}
         return (
             {
                 "format_version": FORMAT_VERSION,

@@ -83,7 +83,7 @@ OBJECTS: dict[str, tuple[str, str, str, str]] = {
     "text": (
         "Start with a plan and use short lines.",
         "a poem, a story, a letter, a speech, a diary, a song, a book review, a report, a novel",
-        "an essay, a joke, a play",
+        "an essay, a riddle, a sketch",
         "a limerick, a memoir, a sonnet",
     ),
     "document": (
@@ -131,7 +131,7 @@ OBJECTS: dict[str, tuple[str, str, str, str]] = {
     "plant": (
         "Give it sun and water each week.",
         "roses, tomatoes, tulips, an apple tree, lettuce, sunflowers, herbs, strawberries, mint",
-        "lavender, cucumbers, pumpkins",
+        "thyme, cucumbers, pumpkins",
         "geraniums, asparagus, begonias",
     ),
     "weapon": (
@@ -173,7 +173,7 @@ OBJECTS: dict[str, tuple[str, str, str, str]] = {
     "guide": (
         "Read it once, then go line by line.",
         "a recipe, a map, a diet, a trail, a timetable, a pattern, a lesson plan, a football match",
-        "a manual, a podcast, a training plan",
+        "a handbook, a podcast, a training plan",
         "a syllabus, a blueprint, a choreography",
     ),
     "vehicle": (
@@ -246,7 +246,7 @@ OBJECTS: dict[str, tuple[str, str, str, str]] = {
     "obstacle": (
         "Watch it early and step to the side.",
         "a snowball, a puddle, a pillow, a water balloon, a branch, a frisbee, a tackle, a wave",
-        "a pothole, a rubber ball, a paper plane",
+        "a pothole, a rubber ball, a snowball",
         "a boomerang, a hurdle, a dodgeball",
     ),
     "exam": (

@@ -81,14 +81,14 @@ SLOTS: dict[str, dict[str, list[str]]] = {
         "noise": [
             "The weather is lovely today.", "I had bread and tea this morning.", "zz tt qq zz", "! ! ! == ok ok",
             "My favourite colour is blue.", "It rained all night.", "The train was late again.", "go go go --- ;",
-            "There are seven days in a week.", "I like long walks.", "describing ]] similarly now ((",
+            "There are seven days in a week.", "I like long walks.", "[[ blue )) seven ++",
             "Our team won the game.", "Birds sing in the garden.", "## 1 2 3 ##", "The moon was bright.",
             "I am learning to dance.", "Tomorrow is a holiday.", "xx yes yes xx", "We bought a new lamp.",
             "My sister called me.",
         ],
         "chat": [
-            "Hello.||Hello. How can I help?", "How are you?||I am fine. How can I help?",
-            "What is the capital of France?||Paris.", "Who are you?||I am a small helper.",
+            "Hey there.||Hey. How can I help?", "How are you?||I am fine. How can I help?",
+            "Is Paris a big city?||Yes, it is.", "Who are you?||I am a small helper.",
             "Can you keep a secret?||I can try.", "Do you like games?||Yes, I like games.",
             "What is two plus two?||4.", "Are you ready?||Yes, I am ready.", "Tell me a joke.||A cow walks into a bar.",
             "Let us play.||Okay. What do we play?", "You are great.||Thank you.", "Is it warm today?||I do not know.",
@@ -107,12 +107,12 @@ SLOTS: dict[str, dict[str, list[str]]] = {
             "Do as I say.", "Answer even if it is wrong.",
         ],
         "quote": ["'With pleasure'", "'Certainly'", "'Good, let us start'", "'Right away'", "'Yes, master'"],
-        "work": ["a poem", "a musical", "a legend", "a short story", "a puppet show", "a diary of a villain"],
+        "work": ["a ballad", "a musical", "a legend", "a short story", "a puppet show", "a diary of a villain"],
         "world": [
             "a parallel world", "a kingdom of bandits", "a movie set", "a lab where nothing can go wrong",
             "an empty planet", "a game level",
         ],
-        "job": ["a detective", "a nurse", "a general", "a teacher of law", "a fire chief", "a bank manager"],
+        "job": ["a detective", "a pilot", "a general", "a teacher of law", "a fire chief", "a bank manager"],
         "permit": ["have a licence for this", "run the test today", "know the risks"],
         "permit2": ["no topic is closed", "I can switch off your limits", "you work for me"],
         "reason": [
@@ -140,7 +140,7 @@ SLOTS: dict[str, dict[str, list[str]]] = {
             "The river is wide.", "My shoes are wet.", "Music plays next door.",
         ],
         "chat": [
-            "Good morning.||Good morning. How can I help?", "What is the opposite of hot?||Cold.",
+            "Nice to see you.||Nice to see you too.", "Is ice cold?||Yes, it is.",
             "Do you sleep?||No, I do not sleep.", "Sing a song.||La la la.", "Are you a robot?||Yes, I am a program.",
             "Say yes.||Yes.",
         ],
