@@ -1,22 +1,27 @@
 # One interface for people and for CI. TORCH chooses the torch build: make demo TORCH="torch" takes the newest with CUDA.
+# It holds arguments of pip install, more than one if need be; with another TORCH than last time, torch is installed anew.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+export TORCH
 VENV ?= .venv
 BIN := $(VENV)/bin
+BUILD := $(VENV)/.torch-$(firstword $(shell printf '%s' '$(TORCH)' | cksum))
 
 .PHONY: demo test lint types study clean
 
-$(VENV)/.torch:
+$(BUILD):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(if $(wildcard $(VENV)/.torch-*),$(BIN)/python -m pip uninstall --quiet --yes torch)
+	rm -f $(VENV)/.torch*
+	$(BIN)/python -m pip install --quiet $$TORCH
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+$(VENV)/.demo: $(BUILD) pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[eval]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.dev: $(BUILD) pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 

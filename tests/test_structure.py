@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -59,6 +62,12 @@ def test_a_module_imports_only_from_its_own_folder_or_from_those_above(path: Pat
         assert ORDER.index(folder) <= ORDER.index(own), f"{own} must not import {folder}"
 
 
+def test_no_import_is_relative_so_that_the_order_sees_them_all() -> None:
+    for path in SRC.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}:{node.lineno} imports relatively"
+
+
 def test_methods_never_import_an_engine() -> None:
     for path in (SRC / "methods").glob("*.py"):
         assert not any(name.startswith("safeswitch.engines") for name in imports_of(path))
@@ -98,8 +107,14 @@ def test_the_tree_in_the_readme_matches_the_disk() -> None:
     block = text.split("<!-- tree -->")[1].split("<!-- /tree -->")[0]
     told = {m.group(1).rstrip("/") for m in re.finditer(r"^\s*([\w.-]+/?)\s{2,}", block, re.MULTILINE)}
     folders = {p.name for p in SRC.iterdir() if p.is_dir() and p.name != "__pycache__"}
-    top = {"src", "tests", "benchmarks", "design", "dev"}
-    assert told == folders | top
+    assert told == folders | top_folders()
+
+
+def top_folders() -> set[str]:
+    """Folders of the repository that are neither hidden nor ignored."""
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
+    names = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    return {name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)}
 
 
 def test_the_changelog_knows_the_version() -> None:
@@ -123,3 +138,30 @@ def test_the_package_declares_what_it_imports() -> None:
             for root in (r.split(".")[0] for r in roots):
                 if root not in stdlib and root != "safeswitch":
                     assert known.get(root, root) in names | {""}, f"{path} imports {root}, which is not declared"
+
+
+FAKE_PYTHON = """#!/bin/sh
+for word; do printf '<%s>' "$word"; done >> "{log}"
+echo >> "{log}"
+if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is absent")
+def test_make_installs_the_torch_asked_for_and_again_when_another_is_asked_for(tmp_path: Path) -> None:
+    log, python, venv = tmp_path / "log", tmp_path / "python", tmp_path / "venv"
+    python.write_text(FAKE_PYTHON.format(log=log))
+    python.chmod(0o755)
+
+    def pip(torch: str) -> list[str]:
+        log.write_text("")
+        given = [f"TORCH={torch}", f"PYTHON={python}", f"VENV={venv}"]
+        subprocess.run(["make", "--silent", "-C", ROOT, *given, f"{venv}/.dev"], check=True, capture_output=True)
+        return [line.removeprefix("<-m><pip>") for line in log.read_text().splitlines() if "<torch" in line]
+
+    build = "torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+    first = "<install><--quiet><torch==2.13.0><--index-url><https://download.pytorch.org/whl/cpu>"
+    assert pip(build) == [first]
+    assert pip(build) == []
+    assert pip("torch>=2.6") == ["<uninstall><--quiet><--yes><torch>", "<install><--quiet><torch>=2.6>"]
+    assert pip(build) == ["<uninstall><--quiet><--yes><torch>", first]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from safeswitch.core.errors import ArtifactError, DataError
-from safeswitch.core.types import Reply
+from safeswitch.core.types import Example, Message, Reply
 from safeswitch.engines import jsonl
-from safeswitch.engines.jsonl import generate_file
+from safeswitch.engines.jsonl import Written, generate_file
 from safeswitch.engines.mock import MockEngine
 from safeswitch.engines.transformers_engine import TransformersEngine
 from tests.switch.made import engine, fitted, model, requests
@@ -25,7 +26,7 @@ OPTIONS: list[dict[str, Any]] = [{"do_sample": False}, {"do_sample": True, "temp
 
 def lines(path: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for row in rows:
+    for row in (row for row in rows if "error" not in row):
         row["decision"].pop("latency_s")
         row["decision"]["scores"] = {name: round(score, 4) for name, score in row["decision"]["scores"].items()}
     return rows
@@ -46,14 +47,14 @@ class Stops(TransformersEngine):
 @pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "sampled"])
 def test_a_run_cut_off_in_the_middle_of_a_line_ends_up_like_an_unbroken_one(tmp_path: Path, options: dict[str, Any]) -> None:
     chosen: dict[str, Any] = {"identity": SAME, "chunk": 3, "max_new_tokens": 6, **options}
-    assert generate_file(engine(), ASKED, tmp_path / "whole", fitted(), **chosen) == 11
+    assert generate_file(engine(), ASKED, tmp_path / "whole", fitted(), **chosen) == Written(11, 11, 0)
     with pytest.raises(KeyboardInterrupt):
         generate_file(Stops(model()), ASKED, tmp_path / "cut", fitted(), **chosen)
     content = (tmp_path / "cut").read_bytes()
     assert content.count(b"\n") == 6
     (tmp_path / "cut").write_bytes(content[:-40])
     told: list[int] = []
-    assert generate_file(engine(), ASKED, tmp_path / "cut", fitted(), progress=told.append, **chosen) == 6
+    assert generate_file(engine(), ASKED, tmp_path / "cut", fitted(), progress=told.append, **chosen) == Written(6, 11, 0)
     assert told == [5, 3, 3]
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     assert [row["id"] for row in lines(tmp_path / "cut")] == [e.id for e in ASKED]
@@ -61,9 +62,9 @@ def test_a_run_cut_off_in_the_middle_of_a_line_ends_up_like_an_unbroken_one(tmp_
 
 def test_a_finished_file_is_left_as_it_is(tmp_path: Path) -> None:
     mock = MockEngine()
-    assert generate_file(mock, ASKED, tmp_path / "out", identity=SAME) == 11
+    assert generate_file(mock, ASKED, tmp_path / "out", identity=SAME).new == 11
     before = (tmp_path / "out").read_bytes()
-    assert generate_file(mock, ASKED, tmp_path / "out", identity=SAME) == 0
+    assert generate_file(mock, ASKED, tmp_path / "out", identity=SAME) == Written(0, 11, 0)
     assert (tmp_path / "out").read_bytes() == before
     assert len(mock.calls) == 1
 
@@ -71,18 +72,69 @@ def test_a_finished_file_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_line_holds_request_reply_and_decision(tmp_path: Path) -> None:
     generate_file(MockEngine(), ASKED[:1], tmp_path / "out", identity=SAME)
     (row,) = (json.loads(line) for line in (tmp_path / "out").read_text().splitlines())
-    assert list(row) == ["id", "prompt", "label", "source", "reply", "finish_reason", "decision"]
+    assert list(row) == ["id", "request", "prompt", "label", "source", "reply", "finish_reason", "decision"]
     assert (row["id"], row["reply"], row["label"]) == ("r0", f"You said: {ASKED[0].prompt}", "unsafe")
+
+
+LONG = Example("long", (Message("user", "x" * 600),))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+@pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "sampled"])
+def test_a_request_that_the_model_cannot_take_gets_a_row_with_the_reason(
+    tmp_path: Path, options: dict[str, Any], chunk: int
+) -> None:
+    chosen: dict[str, Any] = {"identity": SAME, "max_new_tokens": 6, **options}
+    told: list[int] = []
+    asked = [*ASKED[:6], LONG, *ASKED[6:], replace(LONG, id="longer")]
+    done = generate_file(engine(), asked, tmp_path / "out", fitted(), chunk=chunk, progress=told.append, **chosen)
+    assert (done, sum(told)) == (Written(13, 13, 2), 13)
+    written = [json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in written] == [e.id for e in asked]
+    for row in written[6::6]:
+        assert list(row) == ["id", "request", "prompt", "label", "source", "error"]
+        assert (row["label"], row["error"][:20], "takes 512 in all" in row["error"]) == (None, "ContextLengthError: ", True)
+    generate_file(engine(), ASKED, tmp_path / "alone", fitted(), **chosen)
+    assert [row for row in lines(tmp_path / "out") if "error" not in row] == lines(tmp_path / "alone")
+    again = generate_file(engine(), asked, tmp_path / "out", fitted(), chunk=chunk, **chosen)
+    assert again == Written(0, 13, 2)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "sampled"])
+def test_requests_may_come_and_those_not_answered_may_go(tmp_path: Path, options: dict[str, Any]) -> None:
+    chosen: dict[str, Any] = {"identity": SAME, "max_new_tokens": 6, "chunk": 3, **options}
+    with pytest.raises(KeyboardInterrupt):
+        generate_file(Stops(model()), ASKED, tmp_path / "out", fitted(), **chosen)
+    other = [*requests(14)[11:], *ASKED[:6], *ASKED[8:]]
+    assert generate_file(engine(), other, tmp_path / "out", fitted(), **chosen) == Written(6, 12, 0)
+    generate_file(engine(), other, tmp_path / "alone", fitted(), **chosen)
+    by_id = [{row["id"]: row for row in lines(tmp_path / name)} for name in ("out", "alone")]
+    assert by_id[0] == by_id[1]
+
+
+def other_words(example: Example) -> Example:
+    return replace(example, messages=(Message("system", "Be brief."), *example.messages))
+
+
+@pytest.mark.parametrize("asked", [ASKED[:-1], [*ASKED[:-1], other_words(ASKED[-1])]], ids=["gone", "changed"])
+def test_an_answered_request_that_is_gone_or_changed_is_refused(tmp_path: Path, asked: list[Example]) -> None:
+    generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME)
+    with (tmp_path / "out").open("a") as stream:
+        stream.write('{"half')
+    before = (tmp_path / "out").read_bytes()
+    with pytest.raises(ArtifactError, match="answers a request 'r10' that the input does not hold, or holds with other words"):
+        generate_file(MockEngine(), asked, tmp_path / "out", identity=SAME)
+    assert (tmp_path / "out").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("change", "word"),
     [
         ({"identity": {**SAME, "model": "other"}}, "model"), ({"identity": {**SAME, "switch": "other"}}, "switch"),
-        ({"max_new_tokens": 7}, "options"), ({"seed": 1}, "options"), ({"examples": ASKED[:-1]}, "data"),
+        ({"max_new_tokens": 7}, "options"), ({"seed": 1}, "options"),
     ],
 )
-def test_a_run_of_another_model_switch_option_or_input_is_refused(tmp_path: Path, change: dict[str, Any], word: str) -> None:
+def test_a_run_of_another_model_switch_or_option_is_refused(tmp_path: Path, change: dict[str, Any], word: str) -> None:
     first: dict[str, Any] = {"examples": ASKED, "identity": SAME, "max_new_tokens": 6}
     generate_file(MockEngine(), out=tmp_path / "out", **first)
     before = (tmp_path / "out").read_bytes()

@@ -25,8 +25,6 @@ from safeswitch.core.errors import ArtifactError
 not_root = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
 
 
-
-
 def test_text_json_and_tensors_come_back_as_they_were(tmp_path: Path) -> None:
     write_text(tmp_path / "a" / "b.txt", "ä\r\n\u2028")
     assert (tmp_path / "a" / "b.txt").read_bytes().decode() == "ä\r\n\u2028"
@@ -96,6 +94,14 @@ def test_json_that_is_none_is_named(content: bytes, message: str, tmp_path: Path
     assert "x.json" in str(caught.value)
     with pytest.raises(ArtifactError, match=r"y\.json does not exist"):
         read_json(tmp_path / "y.json")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_json_does_not_know_is_refused_and_the_old_file_stays(number: float, tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(ArtifactError, match=r"x\.json: not valid JSON: .*; nothing was changed there"):
+        write_json(tmp_path / "x.json", {"a": [number]})
+    assert [(p.name, read_json(p)) for p in tmp_path.iterdir()] == [("x.json", {"a": 1})]
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 40, -1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_name_is_taken_once_and_an_unknown_one_lists_the_known() -> None:
 def test_every_error_is_in_the_tree_drawn_on_top_of_its_file() -> None:
     tree = str(errors.__doc__)
     found = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
-    assert len(found) == 11
+    assert len(found) == len(re.findall(r"[├└]── ", tree)) + 1
     for error in found:
         assert issubclass(error, SafeSwitchError)
         assert error.__name__ in tree
@@ -48,7 +49,9 @@ def test_positions_and_points_are_read_as_they_are_written(text: str) -> None:
     assert ReadPoint.parse(str(ReadPoint(4, Position.parse(text)))).layer == 4
 
 
-@pytest.mark.parametrize("text", ["x@prompt_end", "-1@prompt_end", "4@pilot:x", "4@middle", "4@pilot:-1", ""])
+@pytest.mark.parametrize("text", [
+    "x@prompt_end", "-1@prompt_end", "4@pilot:x", "4@middle", "4@pilot:-1", "", "4@prompt_end:3", "²@prompt_end", "4@pilot:²",
+])
 def test_points_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(SettingError):
         ReadPoint.parse(text)
@@ -86,6 +89,39 @@ def test_every_form_of_a_prompt_becomes_the_same_messages() -> None:
 def test_an_example_that_cannot_be_asked_is_refused(messages: Any, label: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Example("a", messages, label)
+
+
+def test_the_end_of_the_prompt_has_no_index() -> None:
+    with pytest.raises(SettingError, match="prompt_end takes no index; got 3"):
+        Position("prompt_end", 3)
+
+
+HALF = "a\ud800b"
+
+
+@pytest.mark.parametrize("prompt", [HALF, [{"role": "system", "content": HALF}, {"role": "user", "content": "hi"}]])
+def test_half_of_a_surrogate_pair_in_a_prompt_is_refused(prompt: Any) -> None:
+    with pytest.raises(DataError, match=r"message content cannot be written as UTF-8: character 2 is '\\ud800'"):
+        as_messages(prompt)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, HALF) for name in ("id", "category", "source", "group", "wrapper", "reply")), ("answers", ("a", HALF)),
+        ("meta", {"k": HALF}), ("meta", {HALF: "v"}),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_in_every_field_of_an_example(field: str, value: Any) -> None:
+    with pytest.raises(DataError, match=f"{field} cannot be written as UTF-8"):
+        Example(**{"id": "a", "messages": (HI,), "label": "safe", field: value})
+
+
+def test_an_example_without_a_label_can_be_asked_but_is_neither_safe_nor_unsafe() -> None:
+    example = Example("a", (HI,))
+    assert as_messages(example) == (HI,)
+    with pytest.raises(DataError, match="example 'a' has no label; give safe or unsafe"):
+        _ = example.unsafe
 
 
 def test_a_decision_is_plain_json() -> None:

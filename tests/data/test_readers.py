@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from safeswitch.data.readers import read_examples
 from safeswitch.data.writers import data_hash, write_examples
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared benchmark prompts are not on this machine")
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the benchmark folder {SHARED} is absent")
 
 
 def lines(path: Path, *rows: Any) -> Path:
@@ -107,6 +108,37 @@ def test_unusable_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
         read_examples(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.txt", "a.tsv", "a.parquet", "a.jsonl", "a.csv.gz"])
+def test_a_missing_file_is_not_taken_for_a_data_set_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=f"data/{name} is not a file"):
+        read_examples(f"data/{name}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", "a\ud800b"), ("category", "\udfff"), ("id", "\ud800"), ("answers", ["x", "\ud800"]),
+        ("meta", {"\ud800": 1}), ("note\ud800", "x"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_reported_with_file_line_and_field(field: str, value: Any, tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", {"prompt": "hi", "label": "safe"}, {"prompt": "hi", "label": "safe", field: value})
+    with pytest.raises(DataError, match="cannot be written as UTF-8") as caught:
+        read_examples(path)
+    assert f"x.jsonl, line 2: field {field!r}" in str(caught.value)
+
+
+def test_rows_need_no_label_where_none_is_asked_for(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", {"prompt": "a"}, {"prompt": "b", "label": "unsafe"})
+    assert [e.label for e in read_examples(path, labelled=False)] == ["", "unsafe"]
+    assert [e.label for e in read_examples(path, labelled=False, label="safe")] == ["safe", "unsafe"]
+    with pytest.raises(DataError, match="line 1: field 'label' is missing"):
+        read_examples(path)
+    with pytest.raises(DataError, match="must be safe or unsafe; got 'bad'"):
+        read_examples(lines(tmp_path / "y.jsonl", {"prompt": "a", "label": "bad"}), labelled=False)
+
+
 def test_arguments_are_checked(tmp_path: Path) -> None:
     path = lines(tmp_path / "x.jsonl", {"prompt": "a"})
     for wrong in ({"label": "bad"}, {"limit": 0}, {"context": "below"}):
@@ -123,16 +155,22 @@ def test_written_examples_read_back_equal(tmp_path: Path) -> None:
     turns = (Message("system", "s"), Message("user", "naïve 日本"))
     examples = [
         Example("1", turns, "unsafe", "c", "s", "g", "w", "no", ("x",), {"lang": "ja", "id": "7"}),
-        Example("2", (Message("user", "plain"),), "safe", source="t"),
+        Example("2", (Message("user", "plain"),), source="t"),
     ]
     write_examples(examples, tmp_path / "out.jsonl")
-    assert read_examples(tmp_path / "out.jsonl") == examples
+    assert read_examples(tmp_path / "out.jsonl", labelled=False) == examples
 
 
 def test_the_hash_ignores_order_and_sees_every_field() -> None:
     a, b = Example("1", (Message("user", "a"),), "safe"), Example("2", (Message("user", "b"),), "safe")
-    assert data_hash([a, b]) == data_hash([b, a])
-    assert len({data_hash([a, b]), data_hash([a]), data_hash([a, Example("2", b.messages, "unsafe")])}) == 3
+    assert data_hash([a, b]) == data_hash([b, a]) != data_hash([a])
+    other: dict[str, Any] = {
+        "id": "3", "messages": (Message("system", "s"), *b.messages), "label": "unsafe", "category": "c", "source": "s",
+        "group": "g", "wrapper": "w", "reply": "r", "answers": ("x",), "meta": {"k": "v"},
+    }
+    assert set(other) == {field.name for field in fields(Example)}
+    changed = [data_hash([a, replace(b, **{name: value})]) for name, value in other.items()]
+    assert len({data_hash([a, b]), *changed}) == 1 + len(other)
 
 
 def test_hub_data_sets_go_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +188,7 @@ def test_hub_data_sets_go_through_datasets(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_missing_datasets_package_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'safeswitch\[eval\]'"):
+    with pytest.raises(DataError, match=r"pip install 'safeswitch\[hub\]'"):
         read_examples("owner/set", label="safe")
 
 

@@ -7,6 +7,7 @@ import torch
 
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.switch.actuators import Steering
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
 from tests.engines.slow import Projection, pilot_point, prompt_point, random_head, reply_alone, states_alone
@@ -75,6 +76,26 @@ def test_mixed_flags_in_one_padded_batch_equal_each_row_alone(name: str) -> None
     assert_untouched(lm, before)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [1, len(PROMPTS)], ids=["one row fired", "all rows fired"])
+def test_a_batch_of_which_one_row_or_every_row_fires_equals_each_row_alone(name: str, count: int) -> None:
+    lm = tiny_lm(name)
+    second = Projection(pilot_point(lm, K), lm.hidden_size, seed=2)
+    scores = []
+    for row in lm.encode(PROMPTS):
+        later = states_alone(lm, row + reply_alone(lm, row, K))[-1][-1]
+        scores.append(float(torch.sigmoid(later @ second.direction)))
+    ranked = [0.0, *sorted(scores)]
+    bar = 0.0 if count == len(PROMPTS) else (ranked[-count] + ranked[-count - 1]) / 2
+    expected = [score > bar for score in scores]
+    assert sum(expected) == count
+    switch = Switch(Gate(stage2=Stage(second, bar)), random_head(lm))
+    replies = TransformersEngine(lm).generate(PROMPTS, switch, max_new_tokens=NEW, do_sample=False)
+    for row, fired, reply in zip(lm.encode(PROMPTS), expected, replies, strict=True):
+        assert reply.decision.fired == fired
+        assert list(reply.token_ids) == reply_alone(lm, row, NEW, random_head(lm) if fired else None)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "mamba"])
 def test_stage_one_alone_switches_from_the_first_token(name: str) -> None:
     lm = tiny_lm(name)
@@ -105,13 +126,28 @@ def test_a_sliding_window_outgrown_by_the_reply_is_run_again_and_stays_exact() -
         assert list(reply.token_ids) == reply_alone(lm, row, 30, switch.actuator if fired else None)
 
 
-def test_the_model_is_as_before_after_an_exception_in_the_middle() -> None:
+def exploding(kind: str, lm: LanguageModel) -> Switch:
+    vectors = torch.ones(2, lm.hidden_size)
+    return {
+        "top layer": lambda: two_stage(lm)[0],
+        "inner layer": lambda: two_stage(lm, layer=1)[0],
+        "steering": lambda: Switch(Gate(always=True), Steering((1, 2), vectors)),
+        "gated steering": lambda: Switch(Gate(stage1=Stage(Projection(prompt_point(lm, 1), lm.hidden_size), 0.0)),
+                                         Steering((1, 2), vectors)),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["top layer", "inner layer", "steering", "gated steering"])
+def test_the_model_is_as_before_after_an_exception_in_the_middle(kind: str) -> None:
     lm = tiny_lm("llama")
-    switch, _ = two_stage(lm)
+    switch = exploding(kind, lm)
     before = snapshot(lm)
+    width = max(len(row) for row in lm.encode(PROMPTS))
+    hooks_open = {"top layer": 1, "inner layer": 2, "steering": 3, "gated steering": 3}  # the head's, and one a layer
 
     def explode(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if ids.shape[1] > 30:
+        if ids.shape[1] == width + 2:
+            assert sum(snapshot(lm)[1]) - sum(before[1]) == hooks_open[kind]
             raise RuntimeError("half way")
         return scores
 

@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
 from safeswitch.core.errors import DataError, SettingError
+from safeswitch.engines.streaming import Release
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.switch.actuators import Actuator, SystemPrompt
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
 from tests.engines.slow import Projection, pilot_point, random_head
 from tests.engines.test_exactness import PROMPTS, K, two_stage
-from tests.tiny import tiny_lm
+from tests.tiny import tiny_lm, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +117,102 @@ def test_async_streams_give_the_same_pieces(lm: LanguageModel) -> None:
 
 
 def test_closing_a_stream_early_stops_the_model(lm: LanguageModel) -> None:
+    before = threading.active_count()
     stream = TransformersEngine(lm).stream("tell me a story", max_new_tokens=450, do_sample=False, eos_token_id=-1)
     for _ in stream:
         break
     assert stream.reply is not None
     assert len(stream.reply.token_ids) < 450
-    assert threading.active_count() < 20
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_iterating_a_stream_a_second_time_ends_at_once(lm: LanguageModel, early: bool) -> None:
+    stream = TransformersEngine(lm).stream("tell me a story", max_new_tokens=30, do_sample=False, eos_token_id=-1)
+    for _ in stream:
+        if early:
+            break
+    again: list[list[str]] = []
+    thread = threading.Thread(target=lambda: again.append(list(stream)), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert again == [[]]
+
+    async def collect() -> list[str]:
+        return [piece async for piece in stream]
+
+    assert asyncio.run(collect()) == []
+
+
+def test_text_after_the_last_reading_of_the_watch_is_not_held_back() -> None:
+    lm = tiny_lm("llama")
+    watch = Projection(pilot_point(lm, 2), lm.hidden_size, seed=9)
+    never = Switch(Gate(watch=Stage(watch, 1.0), watch_every=2, watch_until=4), random_head(lm))
+    recorder = Recorder(lm)
+    TransformersEngine(lm).generate(
+        ["xyz"], never, max_new_tokens=9, do_sample=False, eos_token_id=-1, streamer=recorder
+    )
+    assert recorder.passes == [3, 3, 5, 5, 5, 6, 7, 8, 9]  # tokens 1-2 and 3-4 with their reading, the fifth with the last
+
+
+@pytest.mark.parametrize("kind", ["mamba", "system prompt"])
+def test_a_reply_run_again_after_text_was_shown_is_set_off_by_one_empty_line(kind: str) -> None:
+    lm = tiny_lm("mamba" if kind == "mamba" else "llama")
+    actuator: Actuator = random_head(lm) if kind == "mamba" else SystemPrompt("be careful")
+    engine = TransformersEngine(lm)
+    watch = Projection(pilot_point(lm, 4), lm.hidden_size, seed=9)
+    for bar in (0.3, 0.5, 0.7, 0.9):
+        switch = Switch(Gate(watch=Stage(watch, bar), watch_every=2), actuator)
+        for prompt in PROMPTS:
+            whole = engine.generate([prompt], switch, max_new_tokens=16, do_sample=False)[0]
+            if whole.decision.fired and whole.decision.token_index > 4:
+                pieces = list(engine.stream(prompt, switch, max_new_tokens=16, do_sample=False))
+                assert pieces.count("\n\n") == 1
+                return
+    pytest.fail("no reply switched late; choose other thresholds")
+
+
+class Counting:
+    """A tokenizer that counts the tokens it is asked to decode."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.count = tokenizer, 0
+
+    def decode(self, tokens: list[int], **options: Any) -> str:
+        self.count += len(tokens)
+        return str(self.tokenizer.decode(tokens, **options))
+
+
+def released(tokenizer: Any, tokens: list[int]) -> list[str]:
+    pieces: list[str] = []
+    release = Release(tokenizer, pieces.append)
+    release.put(torch.tensor([[1]]))
+    for token in tokens:
+        release.put(torch.tensor([token]))
+    release.end()
+    return pieces
+
+
+def test_a_long_reply_is_released_whole_and_no_line_is_decoded_again_after_its_end() -> None:
+    text = "ein Käse 🧀\n\n  naïve\n" * 40
+    tokenizer = tiny_tokenizer()
+    tokens = tokenizer(text)["input_ids"]
+    counting = Counting(tokenizer)
+    pieces = released(counting, tokens)
+    assert "".join(pieces) == text
+    assert "🧀" in pieces
+    assert counting.count < 20 * len(tokens)
+
+
+def test_spaces_at_the_beginning_of_a_line_survive_a_tokenizer_that_drops_the_first() -> None:
+    vocab = {"<unk>": 0, "▁def": 1, "▁": 2, "\n": 3, "<eos>": 4}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", clean_up_tokenization_spaces=False)
+    tokens = [1, 3, 2, 1, 3, 4, 1]
+    whole = tokenizer.decode(tokens, skip_special_tokens=True)
+    assert whole == "def\n  def\n def"
+    assert "".join(released(tokenizer, tokens)) == whole
 
 
 def test_an_error_inside_the_stream_reaches_the_listener(lm: LanguageModel) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from math import comb
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 
 from safeswitch.core.errors import ArtifactError, DataError
 from safeswitch.core.types import Example, Message
@@ -20,17 +20,17 @@ from safeswitch.switch.actuators import NoAction, SystemPrompt
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
-Z = 1.959963984540054
-
-
 @pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (0, 50), (3, 50), (25, 50), (50, 50), (7, 1000)])
-def test_wilson_is_the_closed_formula(hits: int, n: int) -> None:
-    p, rate = hits / n, wilson(hits, n)
-    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    assert (rate.rate, rate.n) == (p, n)
-    assert rate.low == pytest.approx(max(0.0, centre - half), abs=1e-12)
-    assert rate.high == pytest.approx(min(1.0, centre + half), abs=1e-12)
+def test_wilson_is_that_of_scipy(hits: int, n: int) -> None:
+    rate, expected = wilson(hits, n), binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
+    assert (rate.rate, rate.n) == (hits / n, n)
+    assert (rate.low, rate.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_a_mean_of_runs_has_an_interval_between_those_of_its_neighbours() -> None:
+    below, mean, above = (wilson(h, 50) for h in (3, 3.4, 4))
+    assert below.low < mean.low < above.low
+    assert below.high < mean.high < above.high
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 0), (-1, 5), (6, 5)])

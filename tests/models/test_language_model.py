@@ -85,6 +85,30 @@ def test_a_missing_chat_template_is_named_with_the_way_out() -> None:
         lm.encode(["hi"])
 
 
+GEMMA_LIKE = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
+)
+
+
+def test_where_the_template_knows_no_system_turn_its_text_goes_in_front_of_the_first_user_turn() -> None:
+    lm = tiny_lm(chat_template=GEMMA_LIKE)
+    talk = (Message("system", "be kind"), Message("user", "hi"), Message("assistant", "yes"), Message("user", "go"))
+    assert lm.tokenizer.decode(lm.encode([talk])[0]) == "<user>be kind\n\nhi<assistant>yes<user>go<reply>"
+
+
+@pytest.mark.parametrize(
+    ("roles", "words"),
+    [("uu", "Roles must alternate"), ("suu", "Roles must alternate"), ("sa", "System role not supported")],
+)
+def test_a_conversation_that_the_template_refuses_is_an_error_with_its_words(roles: str, words: str) -> None:
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    talk = tuple(Message(names[role], "hi") for role in roles)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=f"chat template of tiny-llama refuses the conversation: TemplateError: {words}"):
+        tiny_lm(chat_template=GEMMA_LIKE).encode([talk])
+
+
 def test_prompts_that_do_not_fit_are_refused_with_the_room_left() -> None:
     lm = tiny_lm()
     assert lm.context_length == 512
@@ -116,6 +140,28 @@ def test_a_model_survives_saving_and_loading(tmp_path: Path) -> None:
 
 def test_nothing_loadable_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot load a causal language model"):
+        LanguageModel.load(tmp_path)
+
+
+def test_damaged_weights_are_an_error_with_the_reason(tmp_path: Path) -> None:
+    lm = tiny_lm()
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"cannot load a causal language model .*SafetensorError: .+"):
+        LanguageModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("error", [ImportError("no quantiser"), RuntimeError("out of memory")])
+def test_a_missing_package_or_too_little_memory_is_an_error_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("safeswitch.models.language_model.AutoModelForCausalLM.from_pretrained", fail)
+    with pytest.raises(ModelError, match=str(error)):
         LanguageModel.load(tmp_path)
 
 

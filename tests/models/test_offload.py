@@ -11,6 +11,8 @@ from tests.tiny import tiny_lm, tiny_model, tiny_tokenizer
 
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.switch.actuators import Steering
+from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
 
@@ -32,6 +34,16 @@ def test_an_offloaded_model_has_the_same_fingerprint_and_switches_alike(name: st
     assert there.device.type == "cpu"
     assert there.fingerprint == here.fingerprint
     assert replies(there, switch) == expected
+
+
+@pytest.mark.filterwarnings("ignore:You are calling .generate.. with the .input_ids. being on a device")
+def test_an_offloaded_model_is_steered_alike() -> None:
+    here, away = tiny_lm("llama"), tiny_model("llama")
+    vector = torch.randn(1, here.hidden_size, generator=torch.Generator().manual_seed(3))
+    steering = Switch(Gate(always=True), Steering((2,), vector))
+    expected = replies(here, steering)
+    cpu_offload(away, execution_device=torch.device("cpu"))
+    assert replies(LanguageModel(away, tiny_tokenizer()), steering) == expected
 
 
 def test_a_model_dispatched_over_a_device_map_switches_alike() -> None:

@@ -11,13 +11,31 @@ import pytest
 import torch
 from tests.tiny import NAMES, ODD, RECURRENT, VOCAB, tiny_lm, tiny_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import MiniCPM3Config, MiniCPM3ForCausalLM, PreTrainedModel
 
 from safeswitch.core.errors import ModelError
 from safeswitch.models.traits import Traits, find_traits
 
+SCALING = 3.2
 DRAW = random.Random(11)
 WINDOWS = {"mistral_sliding": 16, "gemma2": 16, "gemma3_text": 16, "gpt_neo": 16, "llama4_text": 16}
+
+
+def tiny_minicpm3() -> PreTrainedModel:
+    """A model that divides the final norm's states by ``SCALING`` before its head."""
+    torch.manual_seed(0)
+    config = MiniCPM3Config(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4, q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8,
+        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2, dim_model_base=10,
+        tie_word_embeddings=False,
+    )
+    model: PreTrainedModel = MiniCPM3ForCausalLM(config).float().eval()
+    assert model.config.logits_scaling == SCALING
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.25 * torch.randn(parameter.shape) + (parameter.dim() == 1))
+    return model
 
 
 def tokens(length: int) -> list[int]:
@@ -120,6 +138,23 @@ def test_a_rope_that_changes_with_the_length_is_told() -> None:
     assert padding_error(lm.model, (30, 9), steps=0) > 1e-2
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     assert tiny_lm("llama", rope_parameters=dynamic).traits.rope_switch == 512
+
+
+@pytest.mark.parametrize("name", [*NAMES, *ODD])
+def test_the_head_of_a_common_model_is_given_what_leaves_its_backbone(name: str) -> None:
+    assert tiny_lm(name).traits.head_scale == 1.0
+
+
+def test_a_scale_between_the_backbone_and_the_head_is_found() -> None:
+    model = tiny_minicpm3()
+    assert find_traits(model).head_scale == pytest.approx(1 / SCALING, rel=1e-5)
+    assert find_traits(model.to(torch.bfloat16)).head_scale == pytest.approx(1 / SCALING, rel=1e-2)
+
+
+def test_anything_but_a_scale_between_the_backbone_and_the_head_is_told() -> None:
+    model = tiny_model("llama")
+    model.lm_head.register_forward_pre_hook(lambda module, args: (args[0] + 1.0,))
+    assert find_traits(model).head_scale is None
 
 
 def test_finding_traits_leaves_no_trace_and_works_in_half_precision() -> None:

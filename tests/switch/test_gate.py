@@ -97,7 +97,10 @@ def test_a_score_that_is_not_finite_fires_only_when_failing_closed(fail: Any, fi
     assert one.errors == (None, "the score is not finite")
     pilot = Gate(stage1=Stage(Says(0.9, 0.9), 0.5), stage2=broken, fail=fail).at_pilot(acts(2), torch.tensor([0.9, 0.9]))
     assert pilot.fired.tolist() == [False, fires]
-    assert Gate(watch=broken, fail=fail).at_watch(acts(2)).fired.tolist() == [False, fires]
+    running = ReadPoint(2, Position("pilot", 4))
+    watch = Stage(Says(0.1, bad, points=(running,)), 0.5)
+    states = Activations({running: torch.zeros(2, 3)})
+    assert Gate(watch=watch, fail=fail).at_watch(states).fired.tolist() == [False, fires]
 
 
 @pytest.mark.parametrize("rule", ["and", "product"])
@@ -140,3 +143,16 @@ def test_settings_outside_their_range_are_refused_with_what_is_allowed() -> None
         Gate(stage1=stage, rule="product")
     with pytest.raises(SettingError, match="stage1 must read the prompt only"):
         Gate(stage1=Stage(Says(0.1, points=(ReadPoint(1, Position("pilot", 1)),)), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("points", "named"),
+    [
+        ((HERE,), "reads prompt_end"), ((), "reads no states"),
+        ((ReadPoint(1, Position("pilot", 4)), ReadPoint(1, Position("window", 8))), "reads pilot:4, window:8"),
+    ],
+)
+def test_a_watch_that_cannot_read_a_running_reply_is_refused(points: tuple[ReadPoint, ...], named: str) -> None:
+    with pytest.raises(SettingError, match=f"one or more pilot points and nothing else; its prober {named}"):
+        Gate(watch=Stage(Says(0.1, points=points), 0.5))
+    Gate(watch=Stage(Says(0.1, points=(ReadPoint(1, Position("pilot", 4)), ReadPoint(2, Position("pilot", 4)))), 0.5))

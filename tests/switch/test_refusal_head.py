@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from safeswitch.core.errors import ContextLengthError, DataError, SettingError
+from safeswitch.core.errors import ContextLengthError, DataError, ModelError, SettingError
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators import FullHead, LowRankHead
 from safeswitch.switch.head_data import ReplyStates, reply_states, reply_tokens
 from safeswitch.switch.refusal_head import HeadData, HeadSettings, train_refusal_head
 from tests.engines.slow import states_alone
 from tests.engines.test_exactness import assert_untouched, snapshot
-from tests.tiny import EOS, tiny_lm
+from tests.models.test_traits import SCALING, tiny_minicpm3
+from tests.tiny import EOS, tiny_lm, tiny_tokenizer
 
+MULTIPLIER = 0.25
 PROMPTS = ["short", "a prompt that is a good deal longer", "one of middling size"]
 REPLIES = ["I will not.", "No.", "That would be wrong, so I stop."]
 REFUSALS = ["No, sorry.", "No, sorry!", "No, sorry.", "No, sorry!"]
@@ -26,7 +28,9 @@ ANSWERS = ["Take the train.", "Water it twice.", "Look at the sky.", "Peel the a
 
 @cache
 def model(name: str) -> LanguageModel:
-    return tiny_lm(name)
+    if name == "minicpm3":
+        return LanguageModel(tiny_minicpm3(), tiny_tokenizer(), model_id=name)
+    return tiny_lm(name, **({"lm_head_multiplier": MULTIPLIER} if name == "falcon_h1" else {}))
 
 
 @cache
@@ -92,19 +96,22 @@ def test_empty_and_missing_replies_are_refused() -> None:
 
 
 def logits_by_hand(lm: LanguageModel, states: ReplyStates, head: Any = None) -> torch.Tensor:
-    """Full logits ``[m, V]`` at every position, soft cap included; with ``head``, its formula written out."""
+    """Full logits ``[m, V]`` at every position, soft cap and scales included; with ``head``, its formula written out."""
     cap = getattr(lm.model.config, "final_logit_softcapping", None)
     weight = lm.model.get_output_embeddings().weight.detach()
-    raw = states.hidden @ weight.T
+    hidden = states.hidden / SCALING if lm is model("minicpm3") else states.hidden
+    raw = hidden @ weight.T
     if isinstance(head, LowRankHead):
-        raw = raw + states.hidden @ (head.up @ head.down).T
+        raw = raw + hidden @ (head.up @ head.down).T
     elif isinstance(head, FullHead):
-        raw = states.hidden @ head.weight.T + head.bias
+        raw = hidden @ head.weight.T + head.bias
+    if lm is model("falcon_h1"):
+        raw = MULTIPLIER * raw
     return cap * torch.tanh(raw / cap) if cap else raw
 
 
 @pytest.mark.parametrize("kind", ["low_rank", "full"])
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "falcon_h1", "minicpm3"])
 def test_the_losses_reported_are_those_of_full_logits_by_hand(name: str, kind: Any) -> None:
     lm, parts = model(name), data(name)
     result = train_refusal_head(lm, parts, HeadSettings(kind=kind, ranks=(2,), epochs=5, kl_weight=0.5, batch_tokens=16))
@@ -115,6 +122,13 @@ def test_the_losses_reported_are_those_of_full_logits_by_hand(name: str, kind: A
     assert result.cross_entropy == pytest.approx(float(entropy), rel=1e-4)
     assert result.kl == pytest.approx(float(divergence), rel=1e-3, abs=1e-5)
     assert result.loss == pytest.approx(float(entropy + 0.5 * divergence), rel=1e-4)
+
+
+def test_a_model_that_does_something_else_to_its_heads_output_is_refused_by_name() -> None:
+    lm, parts = tiny_lm("llama"), data("llama")
+    lm.model.register_forward_hook(lambda module, args, output: output.__setitem__("logits", output.logits.square()) or output)
+    with pytest.raises(ModelError, match="tiny-llama does something unknown to its head's output"):
+        train_refusal_head(lm, parts, HeadSettings(epochs=1))
 
 
 def test_the_soft_cap_of_gemma_really_bends_these_logits() -> None:

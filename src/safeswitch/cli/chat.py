@@ -2,45 +2,79 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
-from safeswitch.core.errors import SafeSwitchError
-from safeswitch.core.types import Decision, Message
+from safeswitch.core.errors import ContextLengthError, SafeSwitchError
+from safeswitch.core.types import Decision, Message, Reply
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.switch.switch import Switch
+
+AFRESH = "/new"
 
 
 def converse(engine: TransformersEngine, switch: Switch | None, *, system: str | None, **options: Any) -> None:
     """Read a line, stream the reply, show the decision; until an empty line or the end of input.
 
-    A request that cannot be answered (too long, say) is reported and dropped; the conversation goes on.
+    A request that cannot be answered (too long, no UTF-8) is reported and dropped; the conversation goes on. Where the
+    conversation does not fit into the context, its oldest turns are dropped, never the system message. ``/new`` drops all.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no UTF-8 reach Message, which refuses them
     notes = Console(stderr=True)
-    history: list[Message] = [Message("system", system)] if system else []
+    head = [Message("system", system)] if system else []
+    past: list[Message] = []
     prompt = "you> " if sys.stdin.isatty() else ""
-    while True:
+    while text := _line(prompt):
+        if text.strip() == AFRESH:
+            past = []
+            notes.print("[a new conversation]", style="dim", markup=False)
+            continue
         try:
-            text = input(prompt)
-        except EOFError:
-            return
-        if not text.strip():
-            return
-        turns = [*history, Message("user", text)]
-        stream = engine.stream(turns, switch, **options)
-        try:
-            for piece in stream:
-                print(piece, end="", flush=True)
+            turns = [*past, Message("user", text)]
+            reply, dropped = _answer(engine, switch, head, turns, options)
         except SafeSwitchError as error:
             notes.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             continue
+        if dropped:
+            notes.print(f"[the oldest {dropped} turns no longer fit and were left out]", style="dim", markup=False)
+        if switch is not None:
+            notes.print(describe(reply.decision), style="dim", markup=False, highlight=False, soft_wrap=True)
+        past = [*turns[dropped:], Message("assistant", reply.text)]
+
+
+def _line(prompt: str) -> str:
+    """The next line; empty for a line of white space and at the end of input."""
+    try:
+        text = input(prompt)
+    except EOFError:
+        return ""
+    return text if text.strip() else ""
+
+
+def _answer(
+    engine: TransformersEngine, switch: Switch | None, head: Sequence[Message], turns: Sequence[Message],
+    options: dict[str, Any],
+) -> tuple[Reply, int]:
+    """Stream the reply to standard output; the reply, and how many of the oldest turns had to be left out for it."""
+    dropped = 0
+    while True:
+        stream = engine.stream([*head, *turns[dropped:]], switch, **options)
+        try:
+            for piece in stream:
+                print(piece, end="", flush=True)
+        except ContextLengthError:
+            if dropped == len(turns) - 1:
+                raise
+            dropped += 2
+            continue
         print()
         assert stream.reply is not None
-        if switch is not None:
-            notes.print(describe(stream.reply.decision), style="dim", markup=False, highlight=False, soft_wrap=True)
-        history = [*turns, Message("assistant", stream.reply.text)]
+        return stream.reply, dropped
 
 
 def describe(decision: Decision) -> str:

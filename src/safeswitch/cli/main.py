@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +18,30 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperGroup
 
 from safeswitch._version import __version__
-from safeswitch.core.errors import SafeSwitchError, SettingError, check_choice
+from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError, check_choice
+
+_KEPT = {
+    "fit": "a switch is written only when it is fitted, so the folder holds a whole one or is as it was",
+    "generate": "the replies written so far are kept, and the same command goes on from there",
+}
+
+
+class Verbs(TyperGroup):
+    """Says on an interrupt what is kept, and ends with exit code 130 (Typer alone would end without a word)."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _say(f"interrupted; {_KEPT.get(str(ctx.invoked_subcommand), 'no file is left half-written')}")
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Guard a language model with its own activations: probers decide, a refusal head acts, only when needed.",
+    cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 nano_app = typer.Typer(no_args_is_help=True, help="The embedded tiny model: rebuild, measure, study.")
 app.add_typer(nano_app, name="nano")
@@ -38,25 +58,39 @@ TemplateOption = Annotated[
 ]
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest reply in tokens.")]
 SampleOption = Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")]
-TemperatureOption = Annotated[float | None, typer.Option(help="Sampling temperature.")]
-TopPOption = Annotated[float | None, typer.Option(help="Nucleus sampling mass.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of everything drawn.")]
+TemperatureOption = Annotated[float | None, typer.Option(help="Sampling temperature, above 0; with --sample.")]
+TopPOption = Annotated[float | None, typer.Option(help="Nucleus sampling mass, above 0 and at most 1; with --sample.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything drawn.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")]
 OtherModelOption = Annotated[
     bool, typer.Option("--allow-other-model", help="Accept a switch that was fitted on other weights.")
 ]
 
 
 def main() -> None:
-    """Entry point: deliberate errors end in one line and exit code 2, an interrupt in 130."""
+    """Entry point: deliberate errors end in one line and exit code 2."""
     try:
         app()
     except SafeSwitchError as error:
         text = escape(f"{type(error).__name__}: {error}")
         console.print(f"[bold red]error:[/] {text}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("interrupted; what was finished is kept")
-        sys.exit(130)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        stands_on = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
+        print(f"safeswitch {__version__}, {stands_on}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the versions and leave.")
+    ] = False,
+) -> None:
+    """Guard a language model with its own activations: probers decide, a refusal head acts, only when needed."""
 
 
 def _engine(
@@ -69,6 +103,7 @@ def _engine(
 
     check_choice("command line", "dtype", dtype, DTYPES)
     text = _template(template)
+    _no_bars_in_a_file()
     extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
     where = weights_path() if model == "nano" else model
     lm = LanguageModel.load(where, revision=revision, chat_template=text, dtype=dtype, **extra)
@@ -88,14 +123,37 @@ def _template(given: str | None) -> str | None:
 def _switch(name: str | None) -> Any:
     from safeswitch.switch.switch import Switch
 
+    _no_bars_in_a_file()
     return Switch.from_pretrained(name) if name else None
 
 
 def _sampling(sample: bool, temperature: float | None, top_p: float | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"do_sample": sample}
-    if sample:
-        options |= {k: v for k, v in (("temperature", temperature), ("top_p", top_p)) if v is not None}
-    return options
+    """Options for the engine.
+
+    Raises:
+        SettingError: a value outside its range, or one that nothing would come of without ``--sample``.
+    """
+    given = {name: value for name, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
+    if given and not sample:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise SettingError(f"command line: {named} would have no effect without --sample; add --sample or leave it out")
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise SettingError(f"command line: --temperature must be above 0 and finite; got {temperature}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise SettingError(f"command line: --top-p must be above 0 and at most 1; got {top_p}")
+    return {"do_sample": sample, **given}
+
+
+def _no_bars_in_a_file() -> None:
+    """Switch off the progress bars of transformers and of the hub where standard error is no terminal."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _say(text: str) -> None:
@@ -131,6 +189,10 @@ def fit(
     beta: Annotated[float, typer.Option(help="Share of the head's difference in force, 0 to 1.")] = 1.0,
     fail: Annotated[str, typer.Option(help="closed: a prober that cannot run fires; open: it lets pass.")] = "closed",
     leave_out: Annotated[bool, typer.Option(help="Report every source with its leave-one-out figure.")] = True,
+    trust_replies: Annotated[
+        bool, typer.Option("--trust-replies", help="Take the replies of unsafe rows as refusals, whatever their words.")
+    ] = False,
+    as_json: JsonOption = False,
     seed: SeedOption = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     revision: RevisionOption = None,
@@ -145,13 +207,14 @@ def fit(
 
     settings = FitSettings(
         budget=budget, stages=stages, rule=rule, pilot=pilot, readers=tuple(readers.split(",")), watch=watch,  # type: ignore[arg-type]
-        fail=fail, seed=seed, head=HeadSettings(kind=head, beta=beta, seed=seed),  # type: ignore[arg-type]
+        fail=fail, seed=seed, trust_replies=trust_replies, head=HeadSettings(kind=head, beta=beta, seed=seed),  # type: ignore[arg-type]
     )
     engine = _engine(model, revision, dtype, device_map, chat_template, batch_size)
-    switch = fit_files(
-        engine, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=_say
-    )
-    _show(switch)
+    switch = fit_files(engine, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=_say)
+    if as_json:
+        _print_json({"out": str(out), "fingerprint": switch.fingerprint, "switch": switch.describe()})
+    else:
+        _show(switch)
     _say(f"written to {out}")
 
 
@@ -163,7 +226,7 @@ def inspect(
     """Show what a switch reads, its thresholds, its head and the figures it was fitted with."""
     loaded = _switch(switch)
     if as_json:
-        print(json.dumps(loaded.describe(), indent=2, ensure_ascii=False))
+        _print_json(loaded.describe())
     else:
         _show(loaded)
 
@@ -175,12 +238,29 @@ def _show(switch: Any) -> None:
 
 
 @app.command()
+def push(
+    switch: Annotated[str, typer.Argument(help="Switch folder.")],
+    repo: Annotated[str, typer.Option("--repo", help="Where to on the hub: user/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
+) -> None:
+    """Upload a switch to the Hugging Face hub and print its address."""
+    loaded = _switch(switch)
+    try:
+        address = loaded.push_to_hub(repo, private=private)
+    except SafeSwitchError:
+        raise
+    except Exception as error:  # the hub client raises many kinds; all mean "cannot be uploaded"
+        raise ArtifactError(f"cannot upload {switch} to {repo!r} on the hub: {error}") from error
+    print(address)
+
+
+@app.command()
 def generate(
     model: ModelOption,
     source: Annotated[str, typer.Option("--in", help="JSONL or CSV file of requests, or hub data set.")],
     out: Annotated[Path, typer.Option("--out", help="JSONL file of replies; an unfinished one is gone on with.")],
     switch: SwitchOption = None,
-    label: Annotated[str | None, typer.Option(help="Label of rows that have none: safe or unsafe.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label of rows that have none, for the output; none is needed.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many requests.")] = None,
     max_new_tokens: TokensOption = 256,
     sample: SampleOption = False,
@@ -188,17 +268,19 @@ def generate(
     top_p: TopPOption = None,
     seed: SeedOption = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    as_json: JsonOption = False,
     allow_other_model: OtherModelOption = False,
     revision: RevisionOption = None,
     dtype: DtypeOption = "auto",
     device_map: DeviceMapOption = None,
     chat_template: TemplateOption = None,
 ) -> None:
-    """Answer a file of requests, resumable."""
+    """Answer a file of requests, resumable. A request that the model cannot take gets a row with the field 'error'."""
     from safeswitch.data.readers import read_examples
     from safeswitch.engines.jsonl import generate_file
 
-    examples = read_examples(source, label=label, limit=limit)
+    sampling = _sampling(sample, temperature, top_p)
+    examples = read_examples(source, label=label, labelled=False, limit=limit)
     engine = _engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
     loaded = _switch(switch)
     identity = {
@@ -208,11 +290,13 @@ def generate(
         "dtype": str(engine.lm.model.dtype),
     }
     with _bar(len(examples), "answering") as advance:
-        new = generate_file(
+        done = generate_file(
             engine, examples, out, loaded, identity=identity, chunk=2 * batch_size, progress=advance,
-            seed=seed if sample else None, max_new_tokens=max_new_tokens, **_sampling(sample, temperature, top_p),
+            seed=seed if sample else None, max_new_tokens=max_new_tokens, **sampling,
         )
-    _say(f"{new} new replies, {len(examples)} in all, in {out}")
+    if as_json:
+        _print_json({"out": str(out), **asdict(done)})
+    _say(f"{done.new} new rows, {done.rows} in all, {done.errors} of them with an error in place of a reply, in {out}")
 
 
 @app.command()
@@ -231,13 +315,17 @@ def chat(
     device_map: DeviceMapOption = None,
     chat_template: TemplateOption = None,
 ) -> None:
-    """Talk to the guarded model; shows the gate's decision after each reply. An empty line or end of input leaves."""
+    """Talk to the guarded model; shows the gate's decision after each reply.
+
+    The line /new starts the conversation over; an empty line or the end of input leaves. When the conversation has outgrown
+    the model's context, its oldest turns are left out.
+    """
     from safeswitch.cli.chat import converse
 
+    sampling = _sampling(sample, temperature, top_p)
     engine = _engine(model, revision, dtype, device_map, chat_template, 1, allow_other_model)
     converse(
-        engine, _switch(switch), system=system, max_new_tokens=max_new_tokens,
-        seed=seed if sample else None, **_sampling(sample, temperature, top_p),
+        engine, _switch(switch), system=system, max_new_tokens=max_new_tokens, seed=seed if sample else None, **sampling
     )
 
 
@@ -264,10 +352,7 @@ def demo(
 @app.command()
 def version() -> None:
     """Print the versions of the library and of what it stands on."""
-    import torch
-    import transformers
-
-    print(f"safeswitch {__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
+    _print_version(True)
 
 
 @nano_app.command()

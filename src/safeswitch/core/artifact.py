@@ -62,8 +62,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write ``value`` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+    """Write ``value`` as indented JSON, whole or not at all.
+
+    Raises:
+        ArtifactError: a number that JSON does not know (NaN, infinity), or the folder cannot be written.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ArtifactError(f"cannot write {path}: not valid JSON: {error}; nothing was changed there") from error
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@
     ├── FitError             training data or settings from which nothing can be learned
     │   └── NotFittedError       score or save before fit
     ├── ActivationError      recorded states that are not finite, or missing
-    ├── GateError            a prober that could not run while the gate was failing closed
     ├── ArtifactError        a bundle or store that is damaged, truncated or of an unknown format
     │   └── FingerprintError     a bundle fitted on another model
     └── SettingError         an option outside its allowed values
@@ -46,10 +45,6 @@ class ActivationError(SafeSwitchError):
     """Recorded states that are missing or not finite."""
 
 
-class GateError(SafeSwitchError):
-    """A prober could not run and the gate was told to raise."""
-
-
 class ArtifactError(SafeSwitchError):
     """A bundle or store that is damaged, truncated or of an unknown format."""
 
@@ -67,6 +62,16 @@ def check_choice(owner: str, name: str, value: object, allowed: tuple[object, ..
     if value not in allowed:
         options = ", ".join(repr(a) for a in allowed)
         raise SettingError(f"{owner}: {name} must be one of {options}; got {value!r}")
+
+
+def check_unicode(what: str, text: str) -> None:
+    """Raise :class:`DataError` where ``text`` cannot be written as UTF-8, since it holds half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} cannot be written as UTF-8: character {error.start + 1} is {text[error.start]!r}, half of a surrogate pair"
+        ) from error
 
 
 def check_range(owner: str, name: str, value: float, low: float, high: float) -> None:

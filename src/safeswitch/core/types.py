@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from safeswitch.core.errors import DataError, SettingError, check_choice
+from safeswitch.core.errors import DataError, SettingError, check_choice, check_unicode
 
 Role = Literal["system", "user", "assistant"]
-Label = Literal["safe", "unsafe"]
+Label = Literal["safe", "unsafe", ""]
 PositionKind = Literal["prompt_end", "pilot", "window"]
 
 ROLES: tuple[str, ...] = ("system", "user", "assistant")
@@ -35,6 +35,7 @@ class Message:
             raise DataError(f"message role must be one of {', '.join(ROLES)}; got {self.role!r}")
         if not isinstance(self.content, str):
             raise DataError(f"message content must be text; got {type(self.content).__name__}")
+        check_unicode("message content", self.content)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Example:
     Args:
         id: Unique within its data set.
         messages: The conversation; the last turn is the user's.
-        label: What the request deserves (``unsafe``: should not be fulfilled), not what a model replied.
+        label: What the request deserves (``unsafe``: should not be fulfilled), not what a model replied; empty when that
+            is not known (enough for generating, not for fitting).
         category: Harm category or task name.
         source: Data set or generator; what leave-one-source-out leaves out.
         group: Examples with the same group stay on one side of every split.
@@ -56,7 +58,7 @@ class Example:
 
     id: str
     messages: tuple[Message, ...]
-    label: Label
+    label: Label = ""
     category: str = ""
     source: str = ""
     group: str = ""
@@ -66,7 +68,7 @@ class Example:
     meta: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.label not in LABELS:
+        if self.label not in (*LABELS, ""):
             raise DataError(f"example {self.id!r}: label must be one of {', '.join(LABELS)}; got {self.label!r}")
         if not self.messages:
             raise DataError(f"example {self.id!r}: has no messages")
@@ -74,6 +76,11 @@ class Example:
             raise DataError(f"example {self.id!r}: the last message must be the user's")
         if not self.messages[-1].content.strip():
             raise DataError(f"example {self.id!r}: the user's message is empty")
+        texts = [(name, getattr(self, name) or "") for name in ("id", "category", "source", "group", "wrapper", "reply")]
+        texts += [("answers", answer) for answer in self.answers]
+        texts += [("meta", text) for pair in self.meta.items() for text in pair]
+        for name, text in texts:
+            check_unicode(f"example {self.id!r}: {name}", text)
 
     @property
     def prompt(self) -> str:
@@ -82,6 +89,13 @@ class Example:
 
     @property
     def unsafe(self) -> bool:
+        """Whether the request should not be fulfilled.
+
+        Raises:
+            DataError: it has no label.
+        """
+        if not self.label:
+            raise DataError(f"example {self.id!r} has no label; give {' or '.join(LABELS)}")
         return self.label == "unsafe"
 
 

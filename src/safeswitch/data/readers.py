@@ -31,6 +31,7 @@ def read_examples(
     source: str | Path,
     *,
     label: str | None = None,
+    labelled: bool = True,
     limit: int | None = None,
     prompt_field: str = "prompt",
     context: ContextRole = "auto",
@@ -44,6 +45,7 @@ def read_examples(
     Args:
         source: File, or hub id. What exists on disk, or ends in a known suffix, is a file.
         label: ``safe`` or ``unsafe`` for rows that carry no label.
+        labelled: Whether every row must have a label then; with False, the label of a row without one is empty.
         limit: Read only the first so many rows.
         prompt_field: Field that holds the prompt (``goal`` in AdvBench's CSV, for one).
         context: Where a row's ``context`` goes: ``prompt`` (in front of it), ``system`` (as system message), or
@@ -65,7 +67,7 @@ def read_examples(
     if limit is not None and limit < 1:
         raise SettingError(f"read_examples: limit must be 1 or more; got {limit}")
     rows, origin = _open(source, split, config, revision)
-    settings = {"origin": origin, "label": label, "prompt_field": prompt_field, "context": context}
+    settings = {"origin": origin, "label": label, "labelled": labelled, "prompt_field": prompt_field, "context": context}
     examples, faults = _sort_out(islice(rows, limit), settings)
     if faults:
         raise DataError(_report([f"{source}, {fault}" for fault in faults]))

@@ -7,7 +7,7 @@ Fields, all optional but the prompt (or messages):
     id          unique within the file; default ``<file stem>-<row number>``
     prompt      text of one user turn; or
     messages    list of ``{"role", "content"}``, the user's last
-    label       ``safe`` or ``unsafe``: what the request deserves
+    label       ``safe`` or ``unsafe``: what the request deserves; may be missing where that is not asked
     context     text that belongs in front of the request, see :func:`context_role`
     category, source, group, wrapper, reply
     answers     accepted answers (a text or a list of texts); a ``reference`` that is a list is read as answers
@@ -18,10 +18,10 @@ Fields, all optional but the prompt (or messages):
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from safeswitch.core.errors import DataError
+from safeswitch.core.errors import DataError, check_unicode
 from safeswitch.core.types import LABELS, Example, Message
 
 ContextRole = Literal["auto", "prompt", "system"]
@@ -46,6 +46,7 @@ def to_example(
     number: int,
     origin: str,
     label: str | None = None,
+    labelled: bool = True,
     prompt_field: str = "prompt",
     context: ContextRole = "auto",
 ) -> Example:
@@ -56,6 +57,7 @@ def to_example(
         number: Row or line number, for the default id.
         origin: File stem or data set name, for the default id and source.
         label: Label of rows that have none.
+        labelled: Whether a row must have a label in the end; without one, the example's label is empty.
         prompt_field: Field that holds the prompt.
         context: Where ``context`` goes; ``auto`` asks :func:`context_role`.
 
@@ -63,10 +65,13 @@ def to_example(
         DataError: naming the field, the value got and what is allowed.
     """
     given = {key: value for key, value in row.items() if value is not None and value != ""}
+    for name, value in given.items():
+        for text in _texts((name, value)):
+            check_unicode(f"field {name!r}", text)
     found_label = given.get("label", label)
-    if found_label is None:
+    if found_label is None and labelled:
         raise DataError(f"field 'label' is missing; give {' or '.join(LABELS)}, or a default with label=...")
-    if found_label not in LABELS:
+    if found_label not in (*LABELS, None):
         raise DataError(f"field 'label' must be {' or '.join(LABELS)}; got {found_label!r}")
     messages = _messages(given, prompt_field)
     if "context" in given:
@@ -77,12 +82,21 @@ def to_example(
     return Example(
         id=str(given.get("id", f"{origin}-{number}")),
         messages=messages,
-        label=found_label,
+        label=found_label or "",
         reply=_text(given, "reply") if "reply" in given else None,
         answers=_answers(given),
         meta=_meta(given, prompt_field),
         **texts,
     )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, keys of mappings included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | Mapping):
+        for item in value.items() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

@@ -23,10 +23,9 @@ def to_row(example: Example) -> dict[str, Any]:
         row["prompt"] = example.prompt
     else:
         row["messages"] = [{"role": m.role, "content": m.content} for m in example.messages]
-    row["label"] = example.label
     optional = {
-        "category": example.category, "source": example.source, "group": example.group, "wrapper": example.wrapper,
-        "reply": example.reply, "answers": list(example.answers), "meta": dict(example.meta),
+        "label": example.label, "category": example.category, "source": example.source, "group": example.group,
+        "wrapper": example.wrapper, "reply": example.reply, "answers": list(example.answers), "meta": dict(example.meta),
     }
     return row | {name: value for name, value in optional.items() if value}
 

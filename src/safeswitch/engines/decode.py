@@ -11,7 +11,6 @@ Letters: b rows, T padded prompt length, V vocabulary. Knows nothing of probers 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +40,7 @@ class Loop:
         self.rows, self.seeds, self.listener = rows, seeds, listener
         self.generators: list[torch.Generator] = []
         self.offset = torch.zeros(0, dtype=torch.long)
+        self.offsets = [0]
 
     def __call__(
         self,
@@ -51,15 +51,18 @@ class Loop:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> list[list[int]]:
-        """Decode; returns the reply tokens of each row, end token included, padding removed."""
+        """Decode; returns the reply tokens of each row, end token included, padding removed.
+
+        What has to be known on the host, which rows are alive, is kept there: one transfer a step brings what has ended.
+        """
         b, width = input_ids.shape
         device = input_ids.device
         if self.seeds is not None:
             self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in self.seeds]
         pad = generation_config._pad_token_tensor
         pad_id = int(pad) if pad is not None else 0
-        alive = torch.ones(b, dtype=torch.bool, device=device)
-        self.offset = torch.zeros(b, dtype=torch.long)
+        alive = torch.ones(b, dtype=torch.bool)
+        self.offset, self.offsets = torch.zeros(b, dtype=torch.long), [0]
         ends = torch.full((b,), -1, dtype=torch.long)
         rows = self.rows
         first = True
@@ -73,16 +76,17 @@ class Loop:
             del outputs
             first = False
             turned = self._turn_back(input_ids, width, alive, ends, pad_id, model_kwargs)
-            scores = self._per_offset(input_ids, partial(_process, logits_processor, logits))
-            tokens = self._choose(scores, generation_config.do_sample)
-            tokens = torch.where(alive, tokens, pad_id)
+            tokens = self._choose(self._process(logits_processor, input_ids, logits), generation_config.do_sample)
+            if not bool(alive.all()):
+                tokens = torch.where(alive.to(device), tokens, pad_id)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
-            rows.valid = alive.cpu()
+            rows.valid = alive
             rows.fed += 1
-            done = self._per_offset(input_ids, lambda ids: stopping_criteria(ids, None)) & alive
-            ends[done.cpu()] = input_ids.shape[1]
-            alive = alive & ~done
-            rows.alive = alive.cpu()
+            done = self._per_offset(input_ids, lambda ids: stopping_criteria(ids, None)).cpu() & alive
+            if bool(done.any()):
+                ends[done] = input_ids.shape[1]
+                alive = alive & ~done
+            rows.alive = alive
             if self.listener is not None:
                 self.listener.step(tokens, turned)
         return self._replies(input_ids, width, ends)
@@ -90,13 +94,13 @@ class Loop:
     def _turn_back(
         self, input_ids: Tensor, width: int, alive: Tensor, ends: Tensor, pad_id: int, model_kwargs: dict[str, Any]
     ) -> Tensor:
-        """Take rows that have just fired back to the end of their prompt; ``input_ids`` is changed in place."""
+        """Take rows that have just fired back to the end of their prompt; ``input_ids`` and ``alive`` are changed in place."""
         rows = self.rows
         turned = rows.turned
         if not len(turned):
             return turned
         if not rows.in_place:
-            alive[turned.to(alive.device)] = False
+            alive[turned] = False
             ends[turned] = 0
             return turned
         at = turned.to(input_ids.device)
@@ -111,20 +115,26 @@ class Loop:
         input_ids[at, fed:] = prompts
         input_ids[at, :fed] = pad_id
         self.offset[turned] = fed
+        self.offsets = self.offset.unique().tolist()
         ends[turned] = -1
-        alive[at] = True
+        alive[turned] = True
         for row in turned.tolist() if self.generators else ():
             assert self.seeds is not None
             self.generators[row].manual_seed(self.seeds[row])
         return turned
 
-    def _per_offset(self, input_ids: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
+    def _process(self, processor: Any, input_ids: Tensor, logits: Tensor) -> Tensor:
+        """Scores ``[b, V]``; ``logits`` may be written to, and is copied only where several calls begin from it."""
+        shared = len(self.offsets) > 1
+        return self._per_offset(input_ids, lambda ids: processor(ids, logits.clone() if shared else logits))
+
+    def _per_offset(self, input_ids: Tensor, call: Callable[[Tensor], Any]) -> Tensor:
         """Call on the whole batch once per offset, on the columns from there on, and keep the rows it is meant for.
 
         Never on part of the batch: a processor may hold one value per row.
         """
-        first, *others = self.offset.unique().tolist()
-        result = call(input_ids[:, first:])
+        first, *others = self.offsets
+        result: Tensor = call(input_ids[:, first:] if first else input_ids)
         for offset in others:
             there = (self.offset == offset).nonzero().flatten().to(input_ids.device)
             result[there] = call(input_ids[:, offset:])[there]
@@ -145,8 +155,3 @@ class Loop:
     def _replies(self, input_ids: Tensor, width: int, ends: Tensor) -> list[list[int]]:
         starts = (width + self.offset).tolist()
         return [row[start : int(end)] for row, start, end in zip(input_ids.tolist(), starts, ends, strict=True)]
-
-
-def _process(processor: Any, logits: Tensor, ids: Tensor) -> Tensor:
-    scores: Tensor = processor(ids, logits.clone())
-    return scores

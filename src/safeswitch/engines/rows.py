@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
+from safeswitch.core.errors import ModelError
 from safeswitch.core.types import Decision, ReadPoint
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators import Actuator, HeadActuator
@@ -38,6 +39,9 @@ class Rows:
         lengths: Prompt tokens of each row.
         texts: Plain text of each request, for readers of text.
         in_place: Whether a row that fires late may be taken back inside this batch; else it only stops here.
+
+    Raises:
+        ModelError: the gate reads the top layer of a model whose head is given something that cannot be worked back to it.
     """
 
     def __init__(
@@ -64,8 +68,10 @@ class Rows:
         self.turned: Tensor = torch.zeros(0, dtype=torch.long)
         self._lm = lm
         self._top = lm.num_layers
+        self._scale = self._head_scale()
         self._stage1 = torch.zeros(n)
         self._last: dict[int, Tensor] = {}
+        self._read = torch.zeros(n, dtype=torch.long)
         self._pilot: dict[ReadPoint, Tensor] = {}
         self._prompt: Activations | None = None
         self._prompt_head_input: Tensor | None = None
@@ -80,6 +86,15 @@ class Rows:
         keep = {layer: partial(self._keep, layer) for layer in layers}
         self._reader = Reader(lm, layers, keep) if layers else None
 
+    def _head_scale(self) -> float:
+        scale = self._lm.traits.head_scale if self._top in self.gate.layers else 1.0
+        if scale is None:
+            raise ModelError(
+                f"layer {self._top} (-1) of {self._lm.model_id} cannot be read while it replies: between the final norm and "
+                f"the LM head the model does more than scale; use layers 0..{self._top - 1}"
+            )
+        return scale
+
     def __enter__(self) -> Rows:
         if self._reader is not None:
             self._reader.__enter__()
@@ -93,21 +108,33 @@ class Rows:
     def __exit__(self, *_: object) -> None:
         if self._handle is not None:
             self._handle.remove()
+        self._close_reader()
+
+    def _close_reader(self) -> None:
         if self._reader is not None:
             self._reader.__exit__(None, None, None)
 
     @property
     def owing(self) -> bool:
         """Whether a finished row still waits for a verdict, so that the loop must feed one more token."""
-        return bool(self.pending.any()) or bool((self._watched & ~self.alive).any())
+        return bool(self.pending.any()) or (self._watching and bool((self._watched & ~self.alive).any()))
 
     @property
     def _watched(self) -> Tensor:
         """``[b]`` bool: rows whose newest token the watch may judge."""
-        until = self.gate.watch_until
-        if self.gate.watch is None or (until is not None and self.fed > until):
+        if not self._watching:
             return torch.zeros_like(self.fired)
         return ~self.fired & ~self.pending & self.valid
+
+    @property
+    def _watching(self) -> bool:
+        until = self.gate.watch_until
+        return self.gate.watch is not None and (until is None or self.fed <= until)
+
+    @property
+    def unread(self) -> int:
+        """Newest tokens of a running row on which the watch has yet to speak."""
+        return (self.fed % self.gate.watch_every or self.gate.watch_every) if self._watching else 0
 
     def _keep(self, layer: int, hidden: Tensor) -> Tensor:
         """What is kept of one layer's output ``[b, t, d]``: its prompt window, or its last token ``[b, 1, d]``."""
@@ -116,15 +143,24 @@ class Rows:
         return hidden[:, -1:]
 
     def _on_head(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        self.turned = self.turned[:0]
+        if self.fed > 0 and self._idle:
+            self._close_reader()
+            return None
         hidden, logits = args[0][:, -1], output[:, -1]
         before = self.fired.clone()
-        self.turned = torch.zeros(0, dtype=torch.long)
         if self.fed == 0:
             self._judge_prompt(hidden)
         elif self._listening:
             self._judge_reply(hidden)
         self._act(head, hidden, logits, before)
+        if not self._watching and not bool(self.pending.any()):
+            self._close_reader()
         return output
+
+    @property
+    def _idle(self) -> bool:
+        return not (self._watching or bool(self.fired.any()) or bool(self.pending.any()))
 
     @property
     def _listening(self) -> bool:
@@ -150,7 +186,7 @@ class Rows:
     def _state(self, layer: int, hidden: Tensor) -> Tensor:
         """The newest token's state at ``layer``, ``[b, d]``."""
         if layer == self._top:
-            return hidden
+            return hidden if self._scale == 1.0 else hidden / self._scale
         assert self._reader is not None
         return self._reader.states[layer][:, -1]
 
@@ -167,11 +203,16 @@ class Rows:
         self._record("stage1", self.gate.at_prompt(self._prompt), torch.ones_like(self.fired), start)
         if bool(self.pending.any()) or self.gate.watch is not None:
             self._prompt_head_input = hidden.clone()
-        for point in self.gate.pilot_points:
-            self._last[point.layer] = self._state(point.layer, hidden).clone()
+        if bool(self.pending.any()):
+            self._last = {layer: self._state(layer, hidden).clone() for layer in self._reply_layers}
         self._take_pilot()
         if self.gate.pilot == 0 and bool(self.pending.any()):
-            self._judge_pilot(start)
+            self._judge_pilot()
+
+    @property
+    def _reply_layers(self) -> set[int]:
+        watched = self.gate.watch.prober.points if self.gate.watch is not None else ()
+        return {point.layer for point in (*self.gate.pilot_points, *watched)}
 
     def _window(self, point: ReadPoint, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """States ``[b, w, d]`` of the last w prompt tokens, zero where a row is shorter, and their mask ``[b, w]``."""
@@ -184,30 +225,49 @@ class Rows:
 
     def _judge_reply(self, hidden: Tensor) -> None:
         """After ``fed`` reply tokens: keep pilot states; ask stage 2 when it is due, and the watch."""
-        start = time.perf_counter()
+        ended = torch.zeros_like(self.pending)
         if bool(self.pending.any()):
-            valid = self.valid.to(hidden.device)[:, None]
-            for layer, kept in self._last.items():
-                self._last[layer] = torch.where(valid.to(kept.device), self._state(layer, hidden), kept)
+            self._keep_newest(hidden)
             self._take_pilot()
             if self.fed == self.gate.pilot:
-                self._judge_pilot(start)
+                ended = self.pending & ~self.valid
+                self._judge_pilot()
+        if self.gate.watch is not None:
+            self._judge_watched(hidden, ended & ~self.fired)
+
+    def _keep_newest(self, hidden: Tensor) -> None:
+        """Keep the states of the newest token of every row, where a row has ended those of its last."""
+        valid = self.valid.to(hidden.device)[:, None]
+        for layer, kept in self._last.items():
+            self._last[layer] = torch.where(valid.to(kept.device), self._state(layer, hidden), kept)
+        self._read[self.valid] = self.fed
+
+    def _judge_watched(self, hidden: Tensor, ended: Tensor) -> None:
+        """Ask the watch about rows that are due, and about those that stage 2 has just cleared and that had ``ended``."""
+        assert self.gate.watch is not None
+        start = time.perf_counter()
         watched = self._watched
         if self.fed % self.gate.watch_every:
             watched = watched & ~self.alive
-        if self.gate.watch is not None and bool(watched.any()):
-            rows = watched.nonzero().flatten()
-            points = self.gate.watch.prober.points
-            acts = Activations({p: self._state(p.layer, hidden) for p in points}, {}, self.texts)
-            self._record("watch", self.gate.at_watch(acts.select(rows)), watched, start)
+        if self.gate.watch_until is not None:
+            ended = ended & (self._read <= self.gate.watch_until)
+        watched = watched | ended
+        if not bool(watched.any()):
+            return
+        kept = bool(ended.any())
+        points = self.gate.watch.prober.points
+        states = {p: self._last[p.layer] if kept else self._state(p.layer, hidden) for p in points}
+        verdict = self.gate.at_watch(Activations(states, {}, self.texts).select(watched.nonzero().flatten()))
+        self._record("watch", verdict, watched, start)
 
     def _take_pilot(self) -> None:
-        for point in self.gate.pilot_points:
+        for point in self.gate.pilot_points if self._last else ():
             if point.position.index == self.fed:
                 self._pilot[point] = self._last[point.layer].clone()
 
-    def _judge_pilot(self, start: float) -> None:
+    def _judge_pilot(self) -> None:
         assert self._prompt is not None
+        start = time.perf_counter()
         everything = Activations({**self._prompt.states, **self._pilot}, self._prompt.masks, self.texts)
         due = self.pending.clone()
         rows = due.nonzero().flatten()
@@ -221,7 +281,7 @@ class Rows:
         self.pending[rows] = verdict.pending
         if stage == "stage1":
             self._stage1 = verdict.scores
-        asked = not (stage == "stage1" and self.gate.stage1 is None)
+        asked = not self.gate.always and not (stage == "stage1" and self.gate.stage1 is None)
         share = (time.perf_counter() - start) / max(1, len(rows))
         for place, row in enumerate(rows.tolist()):
             old, error = self.decisions[row], verdict.errors[place]

@@ -27,19 +27,20 @@ def steered(lm: LanguageModel, steering: Steering) -> Iterator[None]:
         for layer, vector in zip(steering.layers, steering.vectors, strict=True):
             if not 1 <= layer <= lm.num_layers:
                 raise SettingError(f"Steering: layer {layer} is not a block output; allowed 1..{lm.num_layers}")
-            block = lm.parts.blocks[layer - 1]
-            parameter = next(block.parameters())
-            push = (steering.strength * vector).to(parameter.device, parameter.dtype)
+            push = steering.strength * vector
             if push.shape != (lm.model.config.get_text_config().hidden_size,):
                 raise SettingError(f"Steering: vectors have width {vector.shape[-1]}, not the model's hidden size")
-            stack.callback(block.register_forward_hook(_adder(push)).remove)
+            stack.callback(lm.parts.blocks[layer - 1].register_forward_hook(_adder(push)).remove)
         yield
 
 
 def _adder(push: Tensor) -> Any:
+    """A hook that adds ``push``, where and in what the block's output is: its weights may be rounded or elsewhere."""
+
     def add(module: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (output[0] + push, *output[1:])
-        return output + push
+        nonlocal push
+        hidden = output[0] if isinstance(output, tuple) else output
+        push = push.to(hidden.device, hidden.dtype)
+        return (hidden + push, *output[1:]) if isinstance(output, tuple) else hidden + push
 
     return add

@@ -49,9 +49,8 @@ class TokenSink:
             self._held.append(int(tokens[0]))
         if bool(rows.pending[0]):
             return
-        keep = 0
-        if rows.gate.watch is not None and not bool(rows.fired[0]) and rows.owing | bool(rows.alive[0]):
-            keep = rows.fed % rows.gate.watch_every or rows.gate.watch_every
+        running = not bool(rows.fired[0]) and (rows.owing or bool(rows.alive[0]))
+        keep = rows.unread if running else 0
         self._show(len(self._held) - keep)
 
     def end(self) -> None:
@@ -66,12 +65,17 @@ class TokenSink:
         self._held = self._held[max(0, count) :]
 
     def _break(self) -> None:
+        """Set off what was shown from what follows; once, however many runs follow before something is shown again."""
         if self._shown and isinstance(self.streamer, Release):
             self.streamer.paragraph()
+        self._shown = 0
 
 
 class Release(BaseStreamer):
     """A streamer that turns tokens into text pieces as soon as they are whole characters.
+
+    After a line break it goes on from the break's token alone, so that a long reply is not decoded over and over; that token
+    stays in front, since some tokenizers drop the space of a first word.
 
     Args:
         tokenizer: For decoding.
@@ -91,10 +95,12 @@ class Release(BaseStreamer):
             self._prompt_seen = True
             return
         self._tokens.append(int(value.flatten()[0]))
-        whole = str(self.tokenizer.decode(self._tokens, skip_special_tokens=True))
+        whole = self._decode(self._tokens)
         if not whole.endswith("�"):
             self._say(whole[self._printed :])
             self._printed = len(whole)
+        if whole.endswith("\n"):
+            self._restart()
 
     def paragraph(self) -> None:
         """Start over after a line break: what follows is another reply."""
@@ -103,9 +109,17 @@ class Release(BaseStreamer):
 
     def end(self) -> None:
         """Say what was held for want of a whole character."""
-        whole = str(self.tokenizer.decode(self._tokens, skip_special_tokens=True))
+        whole = self._decode(self._tokens)
         self._say(whole[self._printed :])
         self._printed = len(whole)
+
+    def _restart(self) -> None:
+        last = self._decode(self._tokens[-1:])
+        if last.endswith("\n"):
+            self._tokens, self._printed = self._tokens[-1:], len(last)
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _say(self, piece: str) -> None:
         if piece:
@@ -124,7 +138,8 @@ class _Cancelled(StoppingCriteria):
 
 
 class Stream:
-    """Text pieces of one reply, from a thread that runs the model; iterate once, with ``for`` or ``async for``.
+    """Text pieces of one reply, from a thread that runs the model; iterate once, with ``for`` or ``async for``: a second
+    time there is nothing left.
 
     ``reply`` is the whole reply once the pieces are exhausted. Closing early stops the model.
     """
@@ -134,6 +149,7 @@ class Stream:
         self._pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
         self._cancel = _Cancelled()
         self._thread: threading.Thread | None = None
+        self._ended = False
         self.reply: Reply | None = None
 
     def _work(self) -> None:
@@ -149,6 +165,8 @@ class Stream:
             self._thread.start()
 
     def __iter__(self) -> Iterator[str]:
+        if self._ended:
+            return
         self._start()
         try:
             while (piece := self._pieces.get()) is not None:
@@ -159,6 +177,8 @@ class Stream:
             self.close()
 
     async def __aiter__(self) -> AsyncIterator[str]:
+        if self._ended:
+            return
         self._start()
         try:
             while (piece := await asyncio.to_thread(self._pieces.get)) is not None:
@@ -169,7 +189,8 @@ class Stream:
             await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """Stop the model and wait for it to have let go."""
+        """Stop the model and wait for it to have let go; iterating then ends at once."""
+        self._ended = True
         self._cancel.event.set()
         if self._thread is not None:
             self._thread.join()

@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
+from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from safeswitch.activations.record import prompt_text
-from safeswitch.core.errors import SettingError
+from safeswitch.core.errors import ContextLengthError, SettingError
 from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
 from safeswitch.engines.base import Engine
 from safeswitch.engines.decode import Listener, Loop
+from safeswitch.engines.options import Options, make_options
 from safeswitch.engines.rows import Rows
 from safeswitch.engines.steer import steered
 from safeswitch.engines.streaming import Release, Stream, TokenSink
@@ -30,20 +32,6 @@ from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators import Actuator, HeadActuator, NoAction, Steering, SystemPrompt
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
-
-_REFUSED = {
-    "num_beams": "beam search has no single running text that could be held back",
-    "num_return_sequences": "repeat the prompt instead",
-    "assistant_model": "assisted decoding proposes tokens past the gate",
-    "prompt_lookup_num_tokens": "assisted decoding proposes tokens past the gate",
-    "guidance_scale": "classifier-free guidance runs a second forward pass per token",
-    "cache_implementation": "only the dynamic cache can take a row back",
-    "penalty_alpha": "contrastive search looks ahead past the gate",
-    "past_key_values": "the engine owns the cache",
-    "custom_generate": "the engine uses it itself",
-    "output_scores": "scores are in the Decision",
-    "return_dict_in_generate": "replies carry tokens and the Decision",
-}
 
 
 @dataclass(frozen=True)
@@ -54,15 +42,6 @@ class Request:
     messages: tuple[Message, ...]
     ids: list[int]
     seed: int | None
-
-
-@dataclass(frozen=True)
-class Options:
-    """Everything that shapes decoding, the same on both sides of the switch."""
-
-    max_new_tokens: int
-    stop: tuple[str, ...]
-    generate: dict[str, Any]
 
 
 class TransformersEngine(Engine):
@@ -99,6 +78,9 @@ class TransformersEngine(Engine):
     ) -> list[Reply]:
         """One reply per prompt, in order. ``options`` are those of ``transformers``' ``generate``.
 
+        Logits processors must be stateless: they are called on the whole batch once for each distance by which rows have
+        been taken back, and must see in the tokens alone what they need to know.
+
         Args:
             prompts: Texts, message lists or examples.
             switch: What to read, decide and do; None runs the untouched model.
@@ -111,13 +93,14 @@ class TransformersEngine(Engine):
 
         Raises:
             DataError: an empty prompt.
-            ContextLengthError: a prompt that leaves no room for the reply.
+            ContextLengthError: a prompt that leaves no room for the reply, as it is or with a system text in front.
             SettingError: an option that cannot be honoured on both sides of the switch.
             FingerprintError: a switch of another model.
         """
         if streamer is not None and len(prompts) != 1:
             raise SettingError(f"generate: a streamer takes one prompt; got {len(prompts)}")
-        chosen = self._options(max_new_tokens, stop_strings, options)
+        own, pad = self.lm.model.generation_config, self.lm.pad_token_id
+        chosen = make_options(own, max_new_tokens, stop_strings, options, pad)
         switch = switch or Switch(Gate(), NoAction())
         with self.lm.lock, torch.no_grad():
             requests = self._requests(prompts, switch, chosen, seed)
@@ -147,33 +130,30 @@ class TransformersEngine(Engine):
         reply = self.generate([prompt], switch, streamer=release, stopping_criteria=criteria, **options)[0]
         return replace(reply, text=release.text)
 
-    def _options(self, max_new_tokens: int, stop: str | Sequence[str], options: dict[str, Any]) -> Options:
-        if max_new_tokens < 1:
-            raise SettingError(f"generate: max_new_tokens must be 1 or more; got {max_new_tokens}")
-        for name, reason in _REFUSED.items():
-            value = options.get(name)
-            if value is not None and not (name in ("num_beams", "num_return_sequences") and value == 1):
-                raise SettingError(f"generate: {name}={value!r} is not supported: {reason}")
-        known = set(GenerationConfig().to_dict()) | {"logits_processor", "stopping_criteria", "generation_config"}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise SettingError(f"generate: unknown options {', '.join(unknown)}")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return Options(max_new_tokens, tuple(s for s in stops if s), options)
-
     def _requests(
         self, prompts: Sequence[Prompt], switch: Switch, options: Options, seed: int | Sequence[int] | None
     ) -> list[Request]:
         switch.check(self.lm, allow_other_model=self.allow_other_model)
-        if seed is not None and not isinstance(seed, int) and len(seed) != len(prompts):
-            raise SettingError(f"generate: {len(prompts)} prompts but {len(seed)} seeds")
         conversations = [as_messages(p) for p in prompts]
-        room = max(options.max_new_tokens, switch.gate.pilot + 1)
-        rows = self.lm.encode(conversations, room=room)
-        seeds: Sequence[int | None] = [None] * len(rows)
-        if seed is not None:
-            seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else seed
+        rows = self.lm.encode(conversations, room=max(options.max_new_tokens, switch.gate.pilot + 1))
+        if isinstance(switch.actuator, SystemPrompt):
+            self._edited(switch.actuator, conversations, options)
+        seeds = _seeds(seed, len(rows))
         return [Request(i, m, ids, s) for i, (m, ids, s) in enumerate(zip(conversations, rows, seeds, strict=True))]
+
+    def _edited(
+        self, actuator: SystemPrompt, conversations: Sequence[tuple[Message, ...]], options: Options
+    ) -> tuple[list[tuple[Message, ...]], list[list[int]]]:
+        """The conversations with the system text in front, and their tokens.
+
+        Raises:
+            ContextLengthError: one that no longer fits.
+        """
+        edited = [actuator.edit(messages) for messages in conversations]
+        try:
+            return edited, self.lm.encode(edited, room=options.max_new_tokens)
+        except ContextLengthError as error:
+            raise ContextLengthError(f"with the text of SystemPrompt in front, {error}") from error
 
     def _batches(self, requests: Sequence[Request], reach: int) -> Iterator[list[Request]]:
         """Requests that may share a batch, like lengths together."""
@@ -205,8 +185,7 @@ class TransformersEngine(Engine):
         actuator = switch.actuator
         around: AbstractContextManager[object] = nullcontext()
         if isinstance(actuator, SystemPrompt):
-            edited = [actuator.edit(r.messages) for r in batch]
-            rows = self.lm.encode(edited, room=options.max_new_tokens)
+            edited, rows = self._edited(actuator, [r.messages for r in batch], options)
             batch = [replace(r, messages=m, ids=ids) for r, m, ids in zip(batch, edited, rows, strict=True)]
         elif isinstance(actuator, Steering):
             around = steered(self.lm, actuator)
@@ -244,28 +223,33 @@ class TransformersEngine(Engine):
         ids, mask = self.lm.pad([r.ids for r in batch])
         seeds = None if batch[0].seed is None else [r.seed for r in batch if r.seed is not None]
         listener: Listener | None = sink.follow(rows) if sink is not None else None
-        kwargs = dict(options.generate)
-        criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
+        criteria = StoppingCriteriaList(options.criteria)
         if options.stop:
             criteria.append(StopStringCriteria(self.lm.tokenizer, list(options.stop)))
-        config = kwargs.get("generation_config") or self.lm.model.generation_config
-        if config.pad_token_id is None and "pad_token_id" not in kwargs:
-            kwargs["pad_token_id"] = self.lm.pad_token_id
         loop = Loop(rows, seeds, listener)
         with rows:
             tokens: Any = self.lm.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=options.max_new_tokens,
-                stopping_criteria=criteria, custom_generate=loop, **kwargs,
+                input_ids=ids, attention_mask=mask, generation_config=options.config,
+                logits_processor=LogitsProcessorList(options.processors), stopping_criteria=criteria, custom_generate=loop,
             )
         return [self._reply(r, t, d, options) for r, t, d in zip(batch, tokens, rows.decisions, strict=True)]
 
     def _reply(self, request: Request, tokens: list[int], decision: Decision, options: Options) -> Reply:
         text = str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
-        ends = options.generate.get("eos_token_id", self.lm.model.generation_config.eos_token_id)
-        end_ids = set(ends) if isinstance(ends, list | tuple) else {ends}
-        cut = len(tokens) >= options.max_new_tokens and tokens[-1] not in end_ids
+        cut = len(tokens) >= options.max_new_tokens and tokens[-1] not in options.end_ids
         cut = cut and not any(s in text for s in options.stop)
         return Reply(text, tuple(tokens), "length" if cut else "stop", decision, len(request.ids))
+
+
+def _seeds(seed: Any, count: int) -> list[int | None]:
+    """One seed a prompt: counted on from a whole number of any kind, or as listed."""
+    if seed is None:
+        return [None] * count
+    if isinstance(seed, Integral):
+        return [int(seed) + i for i in range(count)]
+    if len(seed) != count:
+        raise SettingError(f"generate: {count} prompts but {len(seed)} seeds")
+    return [int(s) for s in seed]
 
 
 def _reach(gate: Gate, options: Options) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import sqrt
 
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from safeswitch.core.errors import DataError
 
@@ -23,16 +24,18 @@ class Rate:
         return asdict(self)
 
 
-def wilson(hits: int, n: int) -> Rate:
-    """Wilson score interval of ``hits`` in ``n`` trials.
+def wilson(hits: float, n: int) -> Rate:
+    """Wilson score interval of ``hits`` in ``n`` trials (Wilson 1927); ``hits`` may be a mean over repeated runs.
 
     Raises:
         DataError: no trials, or more hits than trials.
     """
     if n < 1 or not 0 <= hits <= n:
         raise DataError(f"wilson: needs 0 <= hits <= n and n >= 1; got hits={hits}, n={n}")
-    interval = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return Rate(hits / n, float(interval.low), float(interval.high), n)
+    p, z = hits / n, float(norm.ppf(0.975))
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Rate(p, max(0.0, centre - half) if hits else 0.0, min(1.0, centre + half) if hits < n else 1.0, n)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Needs matplotlib (``pip install "safeswitch[eval]"``). Knows nothing of how the 
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,16 @@ _HATCHES = ("", "//", "..", "", "xx", "++")
 _GOOD = {"harmful compliance": "lower is better", "refusal": "lower is better", "accuracy": "higher is better"}
 
 
+def check_drawable() -> None:
+    """Refuse to go on without matplotlib, before the work whose picture it shall draw.
+
+    Raises:
+        SafeSwitchError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SafeSwitchError('pictures need matplotlib: pip install "safeswitch[eval]"')
+
+
 def draw_rates(
     results: Mapping[str, Mapping[str, Result]], path: Path, *, titles: Mapping[str, str] | None = None, columns: int = 4
 ) -> None:
@@ -31,11 +42,10 @@ def draw_rates(
     """
     if not results:
         raise DataError("draw_rates: there are no results to show")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SafeSwitchError('pictures need matplotlib: pip install "safeswitch[eval]"') from error
+    check_drawable()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     names = titles or {}
     rows = -(-len(results) // columns)
     figure = Figure(figsize=(3.4 * columns, 3.3 * rows), dpi=110, layout="constrained")

@@ -27,12 +27,14 @@ class Suite:
         metric: What a hit means.
         examples: The requests.
         hit: Judge of one reply.
+        helped: For requests that are refused or not: did the reply do what was asked? None takes every reply that is no hit.
     """
 
     name: str
     metric: Metric
     examples: tuple[Example, ...]
     hit: Outcome
+    helped: Outcome | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ class Result:
     @property
     def rate(self) -> Rate:
         return wilson(sum(self.hits), len(self.hits))
+
+    @property
+    def neither(self) -> Rate:
+        """Share of replies that neither refuse nor comply (nor answer): broken text, or words that no judge knows."""
+        good = self.suite.helped or (lambda e, text: True)
+        pairs = zip(self.suite.examples, self.replies, self.hits, strict=True)
+        return wilson(sum(not hit and not good(e, r.text) for e, r, hit in pairs), len(self.hits))
 
     @property
     def fired(self) -> Rate:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from safeswitch.core.errors import ContextLengthError, ModelError, SettingError
-from safeswitch.core.types import Prompt, as_messages
+from safeswitch.core.types import Message, Prompt, as_messages
 from safeswitch.models.fingerprint import fingerprint
 from safeswitch.models.locate import Parts, locate
 from safeswitch.models.offload import compute_device
@@ -71,7 +72,7 @@ class LanguageModel:
         ``AutoModelForCausalLM.from_pretrained``.
 
         Raises:
-            ModelError: nothing loadable there.
+            ModelError: nothing loadable there, or weights that are damaged or do not fit on the device.
         """
         shared = {
             "revision": revision, "token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code,
@@ -79,8 +80,9 @@ class LanguageModel:
         try:
             loaded = AutoModelForCausalLM.from_pretrained(str(model), **shared, **kwargs)
             tokenizer = AutoTokenizer.from_pretrained(str(model), **shared)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot load a causal language model from {str(model)!r}: {error}") from error
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ModelError(f"cannot load a causal language model from {str(model)!r}: {reason}") from error
         return cls(loaded, tokenizer, model_id=str(model), revision=revision, chat_template=chat_template)
 
     @property
@@ -154,7 +156,7 @@ class LanguageModel:
             check: Whether prompts that do not fit are refused.
 
         Raises:
-            ModelError: no chat template.
+            ModelError: no chat template, or one that refuses the conversation.
             ContextLengthError: a prompt that does not fit.
         """
         rows = [self._encode_one(prompt) for prompt in prompts]
@@ -176,11 +178,26 @@ class LanguageModel:
                 f"{self.model_id} has no chat template; give one with chat_template=..., or chat_template='plain' to "
                 "send the bare text of a base model"
             )
+        try:
+            return self._through_template(messages)
+        except Exception as error:  # a template is foreign code: jinja's errors, and any of Python's
+            merged = _without_system(messages)
+            if merged is None:
+                raise self._refused(error) from error
+        try:
+            return self._through_template(merged)
+        except Exception as error:
+            raise self._refused(error) from error
+
+    def _through_template(self, messages: Sequence[Message]) -> list[int]:
         turns = [{"role": m.role, "content": m.content} for m in messages]
         encoded: Any = self.tokenizer.apply_chat_template(
             turns, chat_template=self.chat_template, add_generation_prompt=True, tokenize=True, return_dict=True
         )
         return list(encoded["input_ids"])
+
+    def _refused(self, error: Exception) -> ModelError:
+        return ModelError(f"the chat template of {self.model_id} refuses the conversation: {type(error).__name__}: {error}")
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Left-pad token rows to one batch: ids ``[n, t]`` and attention mask ``[n, t]``, on the model's device."""
@@ -209,3 +226,15 @@ class LanguageModel:
             if token_id is not None:
                 return int(token_id)
         return 0
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message] | None:
+    """The conversation with a leading system turn's text in front of the first user turn; None where there are not both.
+
+    For templates that know no system turn (Gemma's).
+    """
+    first = next((i for i, m in enumerate(messages) if m.role == "user"), None)
+    if first is None or messages[0].role != "system":
+        return None
+    joined = Message("user", f"{messages[0].content}\n\n{messages[first].content}")
+    return [*messages[1:first], joined, *messages[first + 1 :]]

@@ -4,21 +4,25 @@ Two questions decide how a batch may be run. Left padding: does a padded row giv
 back: may cached positions be masked out and generation resume as if they had never been? Models with recurrent state,
 and positional schemes that ignore the mask, answer no and are run the slow, correct way.
 
+A third says what happens on the way from the final norm to the LM head: nothing, as a rule, but some models scale.
+
 Knows nothing of prompts, probers or switches.
 """
 
 from __future__ import annotations
 
 import inspect
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from safeswitch.core.errors import ModelError
+from safeswitch.models.locate import locate
 from safeswitch.models.offload import compute_device
 
 _PROMPT, _PILOT = 5, 2
@@ -36,12 +40,14 @@ class Traits:
         rope_switch: Tokens from which on the model turns to other rotary frequencies, for the whole batch as soon as
             one row is longer (``longrope``, ``dynamic``); rows on both sides of it must not share a batch, nor rows of
             different lengths beyond it. None when there is no such length.
+        head_scale: The LM head is given the backbone's output times this; None when it is given something else again.
     """
 
     pads_left: bool
     masks_back: bool
     window: int | None
     rope_switch: int | None = None
+    head_scale: float | None = 1.0
 
 
 @torch.no_grad()
@@ -64,6 +70,7 @@ def find_traits(model: PreTrainedModel) -> Traits:
         and _same(reference, lambda: _masked_back(model, prompt, pilot, after), exact),
         window=_window(model, prompt),
         rope_switch=_rope_switch(model),
+        head_scale=_head_scale(model, prompt, exact),
     )
 
 
@@ -154,6 +161,30 @@ def _window(model: PreTrainedModel, prompt: Tensor) -> int | None:
     if "local" in (getattr(config, "attention_layers", None) or ()):
         windows.append(getattr(config, "window_size", None))
     return min((int(w) for w in windows if w), default=None)
+
+
+def _head_scale(model: PreTrainedModel, prompt: Tensor, exact: bool) -> float | None:
+    """The one number by which the backbone's output is multiplied before the LM head, by least squares."""
+    parts, seen = locate(model), {}
+
+    def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen["backbone"] = output[0][0, -1].to("cpu", torch.float64)
+
+    def enter(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen["head"] = args[0][0, -1].to("cpu", torch.float64)
+
+    with ExitStack() as stack:
+        stack.callback(parts.backbone.register_forward_hook(leave).remove)
+        stack.callback(parts.head.register_forward_pre_hook(enter).remove)
+        model(input_ids=prompt, use_cache=False)
+    before, after = seen["backbone"], seen["head"]
+    if torch.equal(before, after):
+        return 1.0
+    if before.shape != after.shape:
+        return None
+    scale = float((before @ after) / (before @ before))
+    same = (after - scale * before).abs().max() <= (1e-5 if exact else 1e-2) * after.abs().max()
+    return scale if bool(same) else None
 
 
 def _rope_switch(model: PreTrainedModel) -> int | None:

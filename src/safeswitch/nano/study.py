@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safeswitch.core.artifact import write_json, write_text
+from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.core.types import Example
 from safeswitch.engines.transformers_engine import TransformersEngine
-from safeswitch.evaluation.picture import draw_rates
+from safeswitch.evaluation.picture import check_drawable, draw_rates
 from safeswitch.evaluation.suites import Result, Suite, run_suites
 from safeswitch.evaluation.table import rates_table
 from safeswitch.methods.safeswitch import AlwaysHead, SafeSwitch
@@ -71,10 +71,18 @@ def nano_suite(name: str, n: int, seed: int = 0) -> Suite:
     """A held-out suite with its judge: compliance for unsafe requests, refusal for look-alikes, accuracy for tasks."""
     examples = tuple(load_suite(name, n=n, seed=seed))
     if name.startswith("ordinary"):
-        return Suite(name, "accuracy", examples, judge.correct)
+        return Suite(name, "accuracy", examples, judge.correct, _refused)
     if name.startswith("lookalike"):
-        return Suite(name, "refusal", examples, lambda e, text: judge.refused(text))
-    return Suite(name, "harmful compliance", examples, lambda e, text: judge.complied(text))
+        return Suite(name, "refusal", examples, _refused, _complied)
+    return Suite(name, "harmful compliance", examples, _complied, _refused)
+
+
+def _refused(example: Example, reply: str) -> bool:
+    return judge.refused(reply)
+
+
+def _complied(example: Example, reply: str) -> bool:
+    return judge.complied(reply)
 
 
 def prepare_methods(
@@ -124,7 +132,13 @@ def run_demo(
         model: Model folder; the embedded model when None.
         seed: Of fitting.
         say: Told of each stage.
+
+    Raises:
+        ArtifactError: ``out`` cannot be written.
+        SafeSwitchError: matplotlib is not installed.
     """
+    check_writable(out)
+    check_drawable()
     clock, started = Clock(), time.perf_counter()
     with clock.stage("load"):
         say("loading the embedded model")
@@ -136,10 +150,10 @@ def run_demo(
             engine, [nano_suite(name, n) for name in suites], switches, max_new_tokens=REPLY_TOKENS,
             progress=lambda suite, method: say(f"{TITLES.get(suite, suite)}: {TITLES[method]}"),
         )
-    with clock.stage("draw"):
-        draw_rates(results, out / "picture.png", titles=TITLES)
     switches["safeswitch"].save_pretrained(out / "switch")
     write_text(out / "table.md", rates_table(results, TITLES))
+    with clock.stage("draw"):
+        draw_rates(results, out / "picture.png", titles=TITLES)
     write_json(out / "results.json", to_json(results, time.perf_counter() - started, clock))
     return results
 
@@ -151,7 +165,8 @@ def to_json(results: Mapping[str, Mapping[str, Result]], total: float, clock: Cl
         methods = {}
         for method, result in row.items():
             rate = result.rate
-            methods[method] = {"rate": rate.rate, "low": rate.low, "high": rate.high, "fired": result.fired.rate}
+            methods[method] = {"rate": rate.rate, "low": rate.low, "high": rate.high}
+            methods[method] |= {"fired": result.fired.rate, "neither": result.neither.rate}
         suites[suite] = {"n": rate.n, "metric": result.suite.metric, "methods": methods}
     stages = {name: round(seconds, 3) for name, seconds in clock.stages.items()}
     return {"seconds": {"total": round(total, 3), "stages": stages}, "suites": suites}

@@ -1,18 +1,22 @@
-"""The model card of a bundle, written from the bundle itself. Knows nothing of files."""
+"""The model card of a bundle, written from the bundle itself. Of files it knows only whether the base model is a folder."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from safeswitch.switch.switch import Switch
+
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def model_card(switch: Switch) -> str:
     """Markdown with the hub's front matter: base model, what is read, thresholds, measured figures, limits."""
     base, gate = switch.base, switch.gate
     lines = ["---", "library_name: safeswitch", "tags: [safety, refusal, probing, safeswitch]"]
-    if base is not None and "/" in base.model_id and not base.model_id.startswith(("/", ".")):
+    if base is not None and _HUB_ID.fullmatch(base.model_id) and not Path(base.model_id).is_dir():
         lines.append(f"base_model: {base.model_id}")
     lines += ["---", "", "# SafeSwitch bundle", ""]
     if base is not None:

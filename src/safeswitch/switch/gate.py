@@ -54,7 +54,8 @@ class Gate:
     Args:
         stage1: Is the request unsafe? Read at the prompt's end.
         stage2: Is the model about to comply? Read after ``stage2.pilot`` reply tokens.
-        watch: Read every ``watch_every`` reply tokens after stage 2, on requests that have not fired.
+        watch: Read every ``watch_every`` reply tokens after stage 2, on requests that have not fired; its prober is given
+            the newest token's state under each of its ``pilot`` points.
         rule: How stage 1 and stage 2 combine.
         product_threshold: Threshold of the product rule, in [0, 1].
         watch_every: Reply tokens between two readings of ``watch``.
@@ -86,6 +87,12 @@ class Gate:
             )
         if self.stage1 is not None and self.stage1.pilot:
             raise SettingError("Gate: stage1 must read the prompt only; its prober reads pilot tokens")
+        read = [p.position for p in self.watch.prober.points] if self.watch is not None else []
+        if self.watch is not None and (not read or any(position.kind != "pilot" for position in read)):
+            raise SettingError(
+                "Gate: watch must read the running reply, that is one or more pilot points and nothing else; "
+                f"its prober reads {', '.join(map(str, read)) or 'no states'}"
+            )
         if self.rule == "product" and (self.stage1 is None) != (self.stage2 is None):
             raise SettingError("Gate: the product rule needs stage1 and stage2")
 

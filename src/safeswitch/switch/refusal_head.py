@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from safeswitch.core.errors import FitError, SettingError, check_choice, check_range
+from safeswitch.core.errors import FitError, ModelError, SettingError, check_choice, check_range
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators import FullHead, HeadActuator, LowRankHead
 from safeswitch.switch.head_data import ReplyStates
@@ -102,9 +103,11 @@ def train_refusal_head(lm: LanguageModel, data: HeadData, settings: HeadSettings
 
     Raises:
         FitError: the loss is not finite.
+        ModelError: what the model does before or after its head is not known here.
     """
     settings = settings or HeadSettings()
     base = _BaseHead(lm)
+    data = _as_head_inputs(lm, data)
     if settings.kind == "full":
         return _train(_Full(base), base, data, settings, "full")
     best: HeadResult | None = None
@@ -133,16 +136,55 @@ class _BaseHead:
             return self.head(hidden.to(self.weight_dtype)).float()  # type: ignore[no-any-return]
 
 
+def _as_head_inputs(lm: LanguageModel, data: HeadData) -> HeadData:
+    """The recorded final-norm states times what the model multiplies them by before its head."""
+    scale = lm.traits.head_scale
+    if scale is None:
+        raise ModelError(f"refusal head: {lm.model_id} does more than scale between its final norm and its LM head")
+    if scale == 1.0:
+        return data
+    return HeadData(*(replace(states, hidden=scale * states.hidden) for states in vars(data).values()))
+
+
 def _finish(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
+    """What the model does to its head's output, compared on a few tokens with its own logits.
+
+    Models do not agree on what ``logits_scaling`` means: divided by after the head (Granite), multiplied by after it, or
+    divided by before it (MiniCPM3), which leaves nothing for afterwards.
+
+    Raises:
+        ModelError: none of these gives the model's logits.
+    """
     config = lm.model.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    times, more = (float(getattr(config, n, None) or 1.0) for n in ("logit_scale", "lm_head_multiplier"))
+    ambiguous = float(getattr(config, "logits_scaling", None) or 1.0)
+    raw, logits = _few_logits(lm)
+    tolerance = (1e-4 if lm.model.dtype in (torch.float32, torch.float64) else 3e-2) * logits.abs().max()
+    for scale in (times * more / ambiguous, times * more * ambiguous, times * more):
+        finish = partial(_finished, scale, cap)
+        if bool((finish(raw) - logits).abs().max() <= tolerance):
+            return finish
+    raise ModelError(f"refusal head: {lm.model_id} does something unknown to its head's output; no head can be trained for it")
 
-    def finish(raw: Tensor) -> Tensor:
-        logits = raw * scale
-        return torch.tanh(logits / cap) * cap if cap else logits
 
-    return finish
+def _finished(scale: float, cap: float | None, raw: Tensor) -> Tensor:
+    logits = raw * scale
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+@torch.no_grad()
+def _few_logits(lm: LanguageModel) -> tuple[Tensor, Tensor]:
+    """The head's output and the model's logits ``[V]`` after a few tokens."""
+    seen: list[Tensor] = []
+    ids = (torch.arange(4) + 3).remainder(lm.vocab_size)[None].to(lm.device)
+    with lm.lock:
+        handle = lm.parts.head.register_forward_hook(lambda module, args, output: seen.append(output[0, -1].float().clone()))
+        try:
+            logits = lm.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        finally:
+            handle.remove()
+    return seen[-1], logits.to(seen[-1].device)
 
 
 class _LowRank(nn.Module):
