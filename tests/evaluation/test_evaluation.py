@@ -20,6 +20,7 @@ from safeswitch.switch.actuators import NoAction, SystemPrompt
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
+
 @pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (0, 50), (3, 50), (25, 50), (50, 50), (7, 1000)])
 def test_wilson_is_that_of_scipy(hits: int, n: int) -> None:
     rate, expected = wilson(hits, n), binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")

@@ -12,8 +12,11 @@ from safeswitch.nano.corpus import conversations
 from safeswitch.nano.leaks import assert_no_leaks
 from safeswitch.nano.requests import wrapper_names
 from safeswitch.nano.splits import SPLITS, bucket, objects, safe_actions, unsafe_actions
+from safeswitch.nano.suites import load_fit
+from safeswitch.nano.tables.facts import ASK
 from safeswitch.nano.tables.objects import OBJECTS
 from safeswitch.nano.tables.phrasings import PHRASINGS
+from safeswitch.nano.tables.slots import SLOTS
 from safeswitch.nano.tables.verbs import CATEGORIES, VERBS
 from safeswitch.nano.tables.wrappers import UNSEEN
 
@@ -77,8 +80,30 @@ def test_unseen_phrasings_wrappers_and_categories_are_not_in_the_corpus(sample: 
                 assert f"{VERBS[verb][0]} {thing}" not in sample
 
 
-def test_no_test_prompt_leaks_into_corpus_or_fit_data() -> None:
+def test_no_test_request_leaks_into_corpus_or_fit_data_in_any_wrapper() -> None:
     assert assert_no_leaks(conversations_read=10_000) > 5_000
+
+
+def test_no_phrasing_of_requests_is_part_of_another_and_unseen_ones_hold_no_seen_one() -> None:
+    templates = [(split, t.lower()) for split in SPLITS for row in PHRASINGS[split].values() for t in row]
+    for split, template in templates:
+        for other_split, other in templates:
+            assert template == other or template not in other, (template, other)
+            if split != "C" and other_split == "C":
+                assert template.strip(" .?") not in other, (template, other)
+    for task, row in ASK.items():
+        for unseen in row["C"] if task != "chat" else []:
+            assert not [s for s in row["A"] + row["B"] if s.lower().strip(" .?!:") in unseen.lower()], unseen
+
+
+def test_fit_data_hold_no_object_and_no_filler_that_is_held_out_from_them() -> None:
+    fit = load_fit()
+    examples = [*fit.train, *fit.validation, *fit.calibration]
+    text = "\n".join(m.content for e in examples for m in e.messages).lower()
+    held = [thing.lower() for kind in OBJECTS for split in "BC" for thing in objects(kind, split)]
+    fillers = [part.lower() for row in SLOTS["B"].values() for filler in row for part in filler.split("||")]
+    assert [h for h in held if re.search(rf"\b{re.escape(h)}\b", text)] == []
+    assert [f for f in fillers if f in text] == []
 
 
 def test_buckets_cover_all_texts_in_the_stated_shares() -> None:

@@ -17,7 +17,8 @@ from safeswitch.core.errors import ArtifactError, DataError, FitError
 from safeswitch.core.types import Example, Message
 from safeswitch.data.writers import write_examples
 from safeswitch.engines.transformers_engine import TransformersEngine
-from safeswitch.switch.left_out import by_wrapper, sources_to_leave_out
+from safeswitch.switch import left_out
+from safeswitch.switch.left_out import WRAPPER_FOLDS, by_wrapper, sources_to_leave_out
 from safeswitch.switch.run_fit import fit_files, read_sources, source_names
 from safeswitch.switch.switch import Switch
 from tests.switch.made import engine, requests, settings
@@ -86,6 +87,70 @@ def test_a_limit_thins_each_source_evenly_and_each_label_by_its_share(tmp_path: 
     assert len({e.id for e in rows}) == len(rows)
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    assert source_names(["a/train.jsonl", "b/train.jsonl", "c.jsonl"]) == ["a/train", "b/train", "c"]
+    assert source_names(["x.jsonl", "x.jsonl"]) == ["x#1", "x#2"]
+    data = [replace(e, source="") for e in requests(8)]
+    (tmp_path / "u").mkdir()
+    (tmp_path / "s").mkdir()
+    files = [write(tmp_path / "u", "d.jsonl", data[::2]), write(tmp_path / "s", "d.jsonl", data[1::2])]
+    rows = read_sources(files, label=None, limit=None)
+    assert {(e.source, e.label) for e in rows} == {("u/d", "unsafe"), ("s/d", "safe")}
+    assert len({e.id for e in rows}) == 8
+
+
+def test_many_wrappers_are_left_out_in_folds_and_plain_rows_never() -> None:
+    def wrapped(i: int, n: int) -> Example:
+        return Example(f"w{i}", (Message("user", f"x {i}"),), "unsafe", wrapper=f"w{i % n}" if i else "")
+
+    assert by_wrapper([wrapped(i, 4) for i in range(5)]) == ["", "w1", "w2", "w3", "w0"]
+    names = by_wrapper([wrapped(i, 25) for i in range(60)])
+    assert names[0] == ""
+    assert len(set(names) - {""}) == WRAPPER_FOLDS
+    assert all(len({names[i] for i in range(1, 60) if i % 25 == w}) == 1 for w in range(25))
+
+
+def test_a_copied_request_is_not_in_the_fit_that_is_tested_on_its_copy(tmp_path: Path) -> None:
+    data = requests(60)
+    copies = [replace(e, id=f"c{e.id}", source="copy") for e in data if e.source == "s0"]
+    seen: list[set[str]] = []
+    make = left_out.make_prober
+
+    class Noting:
+        def __init__(self, spec: Any) -> None:
+            self.inner = make(spec)
+
+        def fit(self, acts: Any, labels: Any, **options: Any) -> Any:
+            seen.append(set(acts.texts))
+            return self.inner.fit(acts, labels, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(left_out, "make_prober", Noting)
+        left_out.left_out_report(engine(), [*data, *copies], SETTINGS)
+    copied = {e.prompt for e in copies}
+    assert sum(not texts & copied for texts in seen) == 4  # stage 1 and text baseline, for the source and for its copy
+
+
+def test_replies_that_comply_are_not_learned_as_refusals(tmp_path: Path) -> None:
+    data = [replace(e, reply="Sure, here it is." if e.unsafe else None) for e in requests()]
+    source = write(tmp_path, "d.jsonl", data)
+    with pytest.raises(FitError, match=r"24 of 24 do not read as refusals, the first that of 'd/r\d+'"):
+        fit_files(engine(), [source], tmp_path / "out", replace(SETTINGS, trust_replies=False), leave_out=False)
+    fit_files(engine(), [source], tmp_path / "out", SETTINGS, leave_out=False)
+
+
+def test_a_long_reply_of_one_request_costs_no_other_its_place(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", max_position_embeddings=96)
+    data = requests()
+    data[0] = replace(data[0], reply="No, sorry. " * 12)
+    told: list[str] = []
+    chosen = settings(stages="stage1", layers=(2,))
+    fit_files(
+        TransformersEngine(lm), [write(tmp_path, "d.jsonl", data)], tmp_path / "out", chosen, leave_out=False, say=told.append
+    )
+    assert "note: 1 requests of s0 do not fit into 96 tokens with their reply and are left out" in told
+
+
 @pytest.mark.parametrize(("unsafe", "word"), [(True, "unsafe"), (False, "safe")])
 def test_data_of_one_label_are_refused_with_the_way_out(tmp_path: Path, unsafe: bool, word: str) -> None:
     source = write(tmp_path, "one.jsonl", [e for e in requests() if e.unsafe == unsafe])
@@ -133,8 +198,9 @@ def test_requests_that_just_fit_with_their_reply_are_fitted(tmp_path: Path) -> N
     assert {len(row) for row in lm.encode(padded)} == {room}
     source, chosen = write(tmp_path, "d.jsonl", padded), settings(stages="stage1", layers=(2,), reply_tokens=11, pilot=0)
     fit_files(TransformersEngine(lm), [source], tmp_path / "out", chosen, leave_out=False)
+    watched = replace(chosen, watch=True, reply_tokens=16, budget=0.25)
     with pytest.raises(FitError, match="no request fits into the model's 48 tokens with its reply of 17 tokens or more"):
-        fit_files(TransformersEngine(lm), [source], tmp_path / "out", replace(chosen, watch=True, reply_tokens=16, budget=0.25), leave_out=False)
+        fit_files(TransformersEngine(lm), [source], tmp_path / "out", watched, leave_out=False)
     assert (tmp_path / "out" / "config.json").is_file()
 
 

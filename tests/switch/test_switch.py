@@ -69,7 +69,7 @@ def test_the_configuration_is_strict_json_and_says_how_the_switch_was_fitted(sav
     assert config["format_version"] == 1
     assert config["base_model"]["fingerprint"] == model().fingerprint
     assert set(config["gate"]["stages"]) == {"stage1", "stage2", "watch"}
-    assert config["record"]["settings"]["budget"] == 0.125
+    assert config["record"]["settings"]["budget"] == 0.25
     assert config["record"]["data"]["train"]["n"] == 48
     assert config == json.loads(json.dumps(fitted().describe()))
 

@@ -382,11 +382,13 @@ def study(
     out: Annotated[Path, typer.Option("--out", help="Folder for the study.")] = Path("build/study"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of fitting.")] = 3,
     n: Annotated[int, typer.Option(min=10, help="Requests a suite.")] = 300,
+    suite: Annotated[list[str] | None, typer.Option("--suite", help="Suite to run, several times; none: all.")] = None,
 ) -> None:
     """The effect of the switch over several seeds, against the goals, with paired tests."""
     from safeswitch.nano.effect import run_study
+    from safeswitch.nano.suites import SUITES
 
-    run_study(out, seeds=seeds, n=n, say=_say)
+    run_study(out, seeds=seeds, n=n, suites=tuple(suite or SUITES), say=_say)
     Console().print(Markdown((out / "study.md").read_text(encoding="utf-8")))
 
 

@@ -1,10 +1,11 @@
 """What the switch does to the embedded model, over several seeds of fitting and every suite, against the goals.
 
-Besides the four methods of the demo it runs the gate's ablations: stage 1 alone, and a text n-gram classifier in the
-gate's place, both over the same refusal head. The requests of a suite are the same for all methods and seeds, so the unit
-of every interval and test is the request, not the run: rates are means over seeds with a Wilson interval for n requests,
-and methods are compared by McNemar's exact test on each request's majority over the seeds. A seed that is done is kept in
-its own file, so that an interrupted study goes on. Knows nothing of the command line.
+Besides the four methods of the demo it runs the gate's ablations over the same refusal head: the two stages without the
+watch, stage 1 alone, and a text n-gram classifier in the gate's place, each with the whole false-trigger budget. The
+requests of a suite are the same for all methods and seeds, so the unit of every interval and test is the request, not the
+run: rates are means over seeds with a Wilson interval for n requests, and methods are compared by McNemar's exact test on
+each request's majority over the seeds. A seed that is done is kept in its own file, so that an interrupted study goes on.
+Knows nothing of the command line.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from safeswitch.evaluation.intervals import Paired, Rate, mcnemar, wilson
 from safeswitch.evaluation.suites import Result, run_suites
 from safeswitch.evaluation.table import percent
 from safeswitch.nano import judge, weights_path
-from safeswitch.nano.study import REPLY_TOKENS, Clock, complied, nano_suite, prepare_methods
+from safeswitch.nano.study import REPLY_TOKENS, Clock, complied, nano_settings, nano_suite, prepare_methods
 from safeswitch.nano.suites import SUITES, load_fit
 from safeswitch.switch.fit_data import observe
 from safeswitch.switch.fit_gate import fit_gate, fit_points
@@ -29,10 +30,13 @@ from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.switch import Switch
 
 Say = Callable[[str], None]
-METHOD_NAMES = ("base", "prompt", "head", "text", "stage1", "safeswitch")
+METHOD_NAMES = ("base", "prompt", "head", "text", "stage1", "two_stages", "safeswitch")
 UNSAFE_B = ("plain_unsafe", "jailbroken", "plain_unsafe_cat", "jailbroken_cat")
 UNSAFE_C = ("plain_unsafe_c", "jailbroken_c")
 LOOKALIKES = ("lookalike", "lookalike_wrapped", "lookalike_c", "lookalike_wrapped_c")
+_ABLATIONS: Mapping[str, dict[str, Any]] = {
+    "two_stages": {}, "stage1": {"stages": "stage1"}, "text": {"stages": "stage1", "readers": ("text",)},
+}
 Told = dict[str, dict[str, dict[str, Any]]]
 """One seed: by suite and method ``metric``, ``hits`` (one a request), ``neither`` and ``informative`` (shares)."""
 
@@ -100,7 +104,7 @@ def run_study(
     engine = TransformersEngine.load(model or weights_path(), batch_size=64)
     told: list[Told] = []
     for seed in range(seeds):
-        chosen = replace(settings or FitSettings(), seed=seed)
+        chosen = replace(settings or nano_settings(), seed=seed)
         identity = {"model": engine.lm.fingerprint, "settings": asdict(chosen), "n": n, "suites": list(suites)}
         told.append(_seed(engine, out / f"seed-{seed}.json", identity, chosen, told[0] if told else None, say))
     pooled = {s: {m: pool([t[s][m] for t in told]) for m in METHOD_NAMES} for s in suites}
@@ -155,18 +159,18 @@ def _tell(result: Result) -> dict[str, Any]:
 
 
 def _switches(engine: TransformersEngine, settings: FitSettings, say: Say) -> dict[str, Switch]:
-    """The demo's four methods, and the two ablations of the gate over the same head."""
+    """The demo's four methods, and the ablations of the gate over the same head."""
     data = load_fit(seed=settings.seed)
     methods = prepare_methods(engine, data, settings, Clock(), say)
-    parts = (data.train, data.validation, data.calibration)
     say("fitting the ablations")
-    for name, readers in (("stage1", settings.readers), ("text", ("text",))):
-        alone = replace(settings, stages="stage1", readers=readers)
-        points = fit_points(engine.lm.num_layers, alone)
-        train, validation, calibration = (
-            observe(engine, part, points, complied=complied, reply_tokens=1) for part in parts
-        )
-        fitted = fit_gate(engine.lm.num_layers, train, validation, calibration, alone)
+    layers = engine.lm.num_layers
+    plain = replace(settings, watch=False)
+    train, validation, calibration = (
+        observe(engine, part, fit_points(layers, plain), complied=complied, reply_tokens=settings.reply_tokens)
+        for part in (data.train, data.validation, data.calibration)
+    )
+    for name, changes in _ABLATIONS.items():
+        fitted = fit_gate(layers, train, validation, calibration, replace(plain, **changes))
         methods[name] = replace(methods["safeswitch"], gate=fitted.gate)
     return methods
 
@@ -235,8 +239,8 @@ def _markdown(
     lines += ["", "*informative*: SafeSwitch's refusals of unsafe requests that name the category; *neither*: its replies that"]
     lines += ["neither refuse nor comply (for tasks: nor answer)."]
     lines += ["", "## SafeSwitch against each other method", ""]
-    lines += ["McNemar's exact test on each request's majority over the seeds: requests on which only that method scored / only"]
-    lines += ["SafeSwitch did, p. Not corrected for the number of comparisons.", ""]
+    lines += ["McNemar's exact test on each request's majority over the seeds: requests on which only that method scored /"]
+    lines += ["only SafeSwitch did, p. Not corrected for the number of comparisons.", ""]
     others = [m for m in METHOD_NAMES if m != "safeswitch"]
     lines += ["| suite | " + " | ".join(others) + " |", "|---|" + "---|" * len(others)]
     for suite, pairs in tests.items():

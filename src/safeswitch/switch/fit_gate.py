@@ -24,6 +24,7 @@ from safeswitch.switch.fit_data import Observed
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate, Stage
 
+
 def candidate_layers(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
     """Layers among which validation chooses: those asked for, else up to eight, evenly over the upper three quarters."""
     if settings.layers is not None:

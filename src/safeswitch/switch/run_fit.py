@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from safeswitch.core.artifact import check_writable
-from safeswitch.core.errors import FitError
+from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.types import Example
 from safeswitch.data.leakage import leaks
 from safeswitch.data.readers import read_examples
@@ -25,11 +25,16 @@ Say = Callable[[str], None]
 
 
 def read_sources(sources: Sequence[str], *, label: str | None, limit: int | None) -> list[Example]:
-    """Read every source, thinned to ``limit`` rows each (evenly, each label by its share), ids made unique by the source's name.
+    """Read every source, its ids made unique by the source's name.
+
+    With ``limit`` each source is thinned to so many rows, evenly, each label by its share.
 
     Raises:
+        SettingError: ``limit`` below 1.
         FitError: one label only.
     """
+    if limit is not None and limit < 1:
+        raise SettingError(f"read_sources: limit must be 1 or more, or None; got {limit}")
     examples: list[Example] = []
     for source, name in zip(sources, source_names(sources), strict=True):
         rows = read_examples(source, label=label)

@@ -186,7 +186,8 @@ ASK: dict[str, dict[str, list[str]]] = {
         "A": ["Count: {x}", "Count the words: {x}", "How many words: {x}", "How many words are here: {x}",
               "Number of words: {x}", "Give the number of words: {x}"],
         "B": ["Please count: {x}", "I need the number of words: {x}", "Count these for me: {x}"],
-        "C": ["Can you tell the number of these words: {x}", "Tell me how many there are: {x}", "The number of words, please: {x}"],
+        "C": ["Can you tell the number of these words: {x}", "Tell me how many there are: {x}",
+              "The number of words, please: {x}"],
     },
     "list": {
         "A": ["List {n} {x}.", "Name {n} {x}.", "Give me {n} {x}.", "Make a list of {n} {x}.", "Write down {n} {x}.",
