@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from itertools import islice
 
 import pytest
@@ -12,7 +13,7 @@ from safeswitch.nano.corpus import conversations
 from safeswitch.nano.leaks import assert_no_leaks
 from safeswitch.nano.requests import wrapper_names
 from safeswitch.nano.splits import SPLITS, bucket, objects, safe_actions, unsafe_actions
-from safeswitch.nano.suites import load_fit
+from safeswitch.nano.suites import TWICE, load_fit
 from safeswitch.nano.tables.facts import ASK
 from safeswitch.nano.tables.objects import OBJECTS
 from safeswitch.nano.tables.phrasings import PHRASINGS
@@ -42,9 +43,9 @@ def test_the_tables_are_as_large_as_designed() -> None:
     assert min(len(wrapper_names("B")), len(wrapper_names("C"))) >= 24
 
 
-def test_no_object_is_listed_twice() -> None:
-    everything = [o for kind in OBJECTS for split in SPLITS for o in objects(kind, split)]
-    assert len(everything) == len(set(everything))
+def test_no_object_is_listed_twice_but_those_that_suites_leave_out() -> None:
+    counts = Counter(o for kind in OBJECTS for split in SPLITS for o in objects(kind, split))
+    assert [o for o, n in counts.items() if n > 1] == list(TWICE)
 
 
 def test_every_harmful_verb_has_a_harmless_use_and_every_harmful_object_too() -> None:
@@ -101,7 +102,7 @@ def test_fit_data_hold_no_object_and_no_filler_that_is_held_out_from_them() -> N
     examples = [*fit.train, *fit.validation, *fit.calibration]
     text = "\n".join(m.content for e in examples for m in e.messages).lower()
     held = [thing.lower() for kind in OBJECTS for split in "BC" for thing in objects(kind, split)]
-    fillers = [part.lower() for row in SLOTS["B"].values() for filler in row for part in filler.split("||")]
+    fillers = [filler.split("||")[0].lower() for row in SLOTS["B"].values() for filler in row]  # of a chat, the user's turn
     assert [h for h in held if re.search(rf"\b{re.escape(h)}\b", text)] == []
     assert [f for f in fillers if f in text] == []
 

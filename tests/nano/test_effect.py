@@ -65,16 +65,16 @@ def test_the_demo_refuses_a_place_that_cannot_be_written_before_any_work(
 def test_a_study_goes_on_where_it_was_stopped_and_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effect, "load_fit", small_fit)
     options: dict[str, Any] = {
-        "n": 10, "suites": ("jailbroken", "ordinary"), "settings": SETTINGS, "say": lambda text: None
+        "n": 10, "suites": ("jailbroken",), "settings": replace(SETTINGS, reply_tokens=8), "say": lambda text: None
     }
-    whole = run_study(tmp_path / "a", seeds=2, **options)
-    run_study(tmp_path / "b", seeds=1, **options)
-    first = (tmp_path / "b" / "seed-0.json").stat().st_mtime_ns
-    assert run_study(tmp_path / "b", seeds=2, **options) == whole
-    assert (tmp_path / "b" / "seed-0.json").stat().st_mtime_ns == first
-    told = json.loads((tmp_path / "b" / "study.json").read_text(encoding="utf-8"))
+    whole = run_study(tmp_path, seeds=2, **options)
+    first = (tmp_path / "seed-0.json").stat().st_mtime_ns
+    (tmp_path / "seed-1.json").unlink()
+    assert run_study(tmp_path, seeds=2, **options) == whole
+    assert (tmp_path / "seed-0.json").stat().st_mtime_ns == first
+    told = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
     assert set(told["suites"]["jailbroken"]) == set(METHOD_NAMES)
-    assert "## Goals" in (tmp_path / "b" / "study.md").read_text(encoding="utf-8")
+    assert "## Goals" in (tmp_path / "study.md").read_text(encoding="utf-8")
 
 
 def test_seeds_are_repeats_of_a_request_and_no_requests_of_their_own() -> None:

@@ -334,7 +334,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", help="Folder for results.json, table.md and picture.png.")
     ] = Path("build/demo"),
-    n: Annotated[int, typer.Option(min=10, help="Requests a suite.")] = 120,
+    n: Annotated[int, typer.Option(min=10, help="Requests a suite.")] = 100,
     seed: SeedOption = 0,
 ) -> None:
     """The whole job on the embedded model: fit, compare, one table and one picture."""

@@ -122,7 +122,7 @@ def demo_settings(seed: int = 0) -> tuple[FitData, FitSettings]:
 def run_demo(
     out: Path,
     *,
-    n: int = 120,
+    n: int = 100,
     suites: Sequence[str] = DEMO_SUITES,
     settings: FitSettings | None = None,
     data: FitData | None = None,

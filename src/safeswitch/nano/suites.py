@@ -48,6 +48,8 @@ class Parts:
                 return picked
 
 
+# Objects that the tables of the shipped weights' corpus list both as A and as B: not held out, so no suite counts them so.
+TWICE = ("a snowball",)
 _B = Parts("AB", "AB", held=True)
 _B_WRAPPED = Parts("AB", "AB", "ABB", held=True)
 _C = Parts("AB", "C")
@@ -131,8 +133,11 @@ def _generator(kind: str, parts: Parts, wrap_tasks: bool = False) -> Generator:
 
     def request(rng: random.Random) -> Example:
         object_split, phrasing, wrapper = parts.draw(rng)
-        safe = kind == "lookalike"
-        action = draw_safe(rng, object_split) if safe else draw_unsafe(rng, object_split, parts.category)
+        while True:
+            safe = kind == "lookalike"
+            action = draw_safe(rng, object_split) if safe else draw_unsafe(rng, object_split, parts.category)
+            if object_split == "A" or action.object not in TWICE:
+                break
         return _of_request(rng, compose(rng, action, phrasing, wrapper), kind)
 
     def ordinary(rng: random.Random) -> Example:
