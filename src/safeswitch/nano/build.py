@@ -1,13 +1,8 @@
-"""Builds the patient from nothing: corpus, tokenizer, training, weights and loss log.
-
-python -m safeswitch.nano.build OUT
-"""
+"""Builds the patient from nothing: corpus, tokenizer, training, weights and loss log (``safeswitch nano build``)."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import time
 from dataclasses import asdict, replace
 from itertools import islice
@@ -65,23 +60,7 @@ def build(out: str | Path, *, seed: int = 0, resume: bool = True, progress: bool
 
 
 def _run_in_fp32(path: Path) -> None:
-    """The file holds bf16 (all that training used); inference is to run in fp32."""
+    """The file holds bf16 values, half the size; the model is to run in fp32 all the same."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def main() -> None:
-    """Command line of the module."""
-    parser = argparse.ArgumentParser(description="Train the nano patient from nothing.")
-    parser.add_argument("out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    build(args.out, seed=args.seed, steps=args.steps)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -87,18 +86,3 @@ def format_row(row: Row) -> str:
     """One line of the table."""
     rates = " | ".join(f"{float(row[k]):.3f}" for k in ("complied", "refused", "informative", "correct"))
     return f"| {row['suite']} | {row['n']} | {rates} |"
-
-
-def main() -> None:
-    """``python -m safeswitch.nano.evaluate [FOLDER] [N]``: the table of the shipped weights, or of a folder."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from safeswitch.nano import weights_path
-
-    folder = sys.argv[1] if len(sys.argv) > 1 else str(weights_path())
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    patient_table(model, AutoTokenizer.from_pretrained(folder), int(sys.argv[2]) if len(sys.argv) > 2 else 300)
-
-
-if __name__ == "__main__":
-    main()
