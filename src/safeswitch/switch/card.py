@@ -25,7 +25,9 @@ def model_card(switch: Switch) -> str:
     for name, stage in (("stage1", gate.stage1), ("stage2", gate.stage2), ("watch", gate.watch)):
         if stage is not None:
             points = ", ".join(str(p) for p in stage.prober.points) or "text"
-            lines.append(f"| {name} | {stage.prober.kind}, reads {points}, threshold {stage.threshold:.4f} |")
+            until = gate.watch_until or "the end"
+            when = f" and every {gate.watch_every} reply tokens, up to {until}" if name == "watch" else ""
+            lines.append(f"| {name} | {stage.prober.kind}, reads {points}{when}, threshold {stage.threshold:.4f} |")
     if gate.rule == "product":
         lines.append(f"| product threshold | {gate.product_threshold:.4f} |")
     lines.append(f"| actuator | {switch.actuator.kind} |")
