@@ -155,6 +155,7 @@ def main() -> None:
     held = made_states(args.layers, args.ks, args.width, args.rows // 4, seed=1)
     count = args.layers * args.ks
     print(f"{count} probers, {args.rows} rows, width {args.width}, {args.threads} thread(s), torch {torch.__version__}")
+    print("goal: the sweep at least 10x faster than one by one")
     heads = ("loop s", "sweep s", "ratio", "loop cpu", "sweep cpu", "cpu ratio", "apart")
     print(f"{'recipe':<16}" + "".join(f"{h:>10}" for h in heads))
     paper = RECIPES["paper"].override(epochs=args.paper_epochs)

@@ -6,10 +6,17 @@ Knows nothing of bundles. Reads a strided sample of every tensor: an 8B model ta
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from safeswitch.core.errors import ModelError
 from safeswitch.models.offload import loaded_parameters
 
 _SAMPLES_PER_TENSOR = 64
@@ -22,8 +29,44 @@ def fingerprint(model: PreTrainedModel) -> str:
 
     The values are compared as float32, so a lossless dtype change keeps the fingerprint.
     """
+    return _digest(loaded_parameters(model))
+
+
+def fingerprint_of_files(model: str | Path, revision: str | None = None) -> str:
+    """The :func:`fingerprint` of a model folder or hub id in the cache, read from its files one tensor at a time.
+
+    For engines that keep weights in another arrangement than ``transformers``.
+
+    Raises:
+        ModelError: no safetensors files, or files that do not hold every parameter under its own name.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(model), revision=revision, local_files_only=True))
+    holders: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        opened = safe_open(file, framework="pt")
+        holders.update(dict.fromkeys(opened.keys(), opened))
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    parameters = list(loaded_parameters(empty))
+    names: dict[int, list[str]] = {}
+    for name, parameter in parameters:
+        names.setdefault(id(parameter), []).append(name)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in parameters:
+            stored = next((n for n in names[id(parameter)] if n in holders), None)
+            if stored is None:
+                raise ModelError(f"{folder} holds no safetensors weights for {name}; its fingerprint cannot be read from disk")
+            yield name, holders[stored].get_tensor(stored)
+
+    return _digest(tensors())
+
+
+def _digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, parameter in loaded_parameters(model):
+    for name, parameter in parameters:
         flat = parameter.detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
         sample = flat[::step][:_SAMPLES_PER_TENSOR].to("cpu", torch.float32).contiguous()

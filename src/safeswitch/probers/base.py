@@ -29,6 +29,8 @@ class Prober(ABC):
 
     kind: ClassVar[str]
     points: tuple[ReadPoint, ...]
+    reads_text: bool = False
+    """Whether ``score`` needs the requests' plain text."""
 
     @abstractmethod
     def fit(

@@ -54,6 +54,10 @@ class FusionProber(Prober):
         """All points that some reader reads, in order, each once."""
         return tuple(dict.fromkeys(point for reader in self.readers for point in reader.points))
 
+    @property
+    def reads_text(self) -> bool:  # type: ignore[override]
+        return any(reader.reads_text for reader in self.readers)
+
     def check_settings(self) -> None:
         """Raise :class:`SettingError` without readers, with one reader twice, or with an unknown kind of weights."""
         check_choice("fusion prober", "weights", self.weights, WEIGHTS)

@@ -47,6 +47,7 @@ class NgramProber(LearnedProber):
     )
     LEARNED = ("weights_",)
     TAKES_POINT = False
+    reads_text = True
 
     def __init__(self, *, longest: int = 2, buckets: int = 2**16, l2: float = 0.1) -> None:
         self.points = ()

@@ -9,7 +9,8 @@ Shapes: n requests. Knows nothing of models, tokens or actuators.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -119,6 +120,11 @@ class Gate:
         stages = [s for s in (self.stage1, self.stage2, self.watch) if s is not None]
         return tuple(sorted({p.layer for s in stages for p in s.prober.points}))
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether any stage needs the requests' plain text."""
+        return any(s.prober.reads_text for s in (self.stage1, self.stage2, self.watch) if s is not None)
+
     def at_prompt(self, acts: Activations) -> Verdict:
         """Judge n requests at the prompt's end; ``pending`` rows need stage 2."""
         n = len(acts)
@@ -160,6 +166,19 @@ class Gate:
         else:
             found = {n: s.threshold for n, s in (("stage1", self.stage1), ("stage2", self.stage2)) if s is not None}
         return found | ({"watch": self.watch.threshold} if self.watch is not None else {})
+
+    def with_thresholds(self, thresholds: Mapping[str, float]) -> Gate:
+        """The same gate with some of its :meth:`thresholds` replaced.
+
+        Raises:
+            SettingError: a stage that has no threshold here, or a value outside [0, 1].
+        """
+        have = self.thresholds()
+        for name in thresholds:
+            check_choice("Gate", "threshold", name, tuple(have))
+        now = {**have, **thresholds}
+        stages = {n: replace(s, threshold=now[n]) for n in ("stage1", "stage2", "watch") if (s := getattr(self, n)) and n in now}
+        return replace(self, product_threshold=now.get("product", self.product_threshold), **stages)
 
     def _passed(self, scores: Tensor, bar: float) -> Tensor:
         """``scores > bar``; NaN fires when failing closed and not otherwise."""

@@ -1,0 +1,197 @@
+"""Offline generation in vLLM under a switch, through the same guarded front end as the server.
+
+One engine, one event loop in a thread of its own; replies are those of :class:`TransformersEngine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from safeswitch.activations.record import prompt_text
+from safeswitch.core.errors import ContextLengthError, SettingError
+from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
+from safeswitch.engines.base import Engine
+from safeswitch.engines.vllm.frontend import CONTEXT, Context, install
+from safeswitch.engines.vllm.settings import GuardSettings, engine_flags
+from safeswitch.switch.switch import Switch
+
+
+class VLLMEngine(Engine):
+    """A vLLM engine that serves one switch.
+
+    Args:
+        model: Model folder or hub id.
+        switch: The switch, or the folder of its bundle.
+        policy: ``enforce``, ``observe`` or ``off``.
+        allow_other_model: Accept a switch fitted on other weights.
+        chat_template: A Jinja template instead of the tokenizer's.
+        engine_args: Arguments of vLLM's ``AsyncEngineArgs`` (``dtype``, ``max_model_len``, ``tensor_parallel_size``, ...).
+
+    Raises:
+        SettingError: an engine or a bundle in which the guard would not be at work.
+        FingerprintError: a bundle of another model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        switch: Switch | str | Path,
+        *,
+        policy: str = "enforce",
+        allow_other_model: bool = False,
+        chat_template: str | None = None,
+        **engine_args: Any,
+    ) -> None:
+        install()
+        self._folder = tempfile.TemporaryDirectory(prefix="safeswitch-")
+        if isinstance(switch, Switch):
+            switch.save_pretrained(Path(self._folder.name) / "switch")
+            switch = Path(self._folder.name) / "switch"
+        settings = GuardSettings({"default": str(Path(switch).absolute())}, policy, allow_other_model)
+        architectures = list(AutoConfig.from_pretrained(str(model)).architectures or [])
+        self.tokenizer = AutoTokenizer.from_pretrained(str(model))
+        self._template = chat_template
+        self._ids = itertools.count()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        flags = {**engine_flags(settings, architectures), **engine_args}
+        flags["additional_config"] = {**engine_args.get("additional_config", {}), **flags["additional_config"]}
+        args = AsyncEngineArgs(model=str(model), generation_config="vllm", **flags)
+        try:
+            self.llm: AsyncLLM = self._wait(self._start(args))
+        except BaseException:
+            self._stop_loop()
+            raise
+
+    async def _start(self, args: AsyncEngineArgs) -> AsyncLLM:
+        return AsyncLLM.from_engine_args(args)
+
+    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        *,
+        max_new_tokens: int = 256,
+        seed: int | Sequence[int] | None = None,
+        stop_strings: str | Sequence[str] = (),
+        do_sample: bool = False,
+        progress: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> list[Reply]:
+        """One reply per prompt, in order.
+
+        Args:
+            prompts: Texts, message lists or examples.
+            switch: Must be None: the engine's own switch is in force for all its requests.
+            max_new_tokens: Longest reply.
+            seed: One for prompt i = ``seed + i``, or one per prompt.
+            stop_strings: Strings that end a reply; kept at its end, as ``transformers`` does.
+            do_sample: Sample; False decodes greedily.
+            progress: Called with the number of replies finished since the last call.
+            options: Fields of vLLM's ``SamplingParams`` (``temperature``, ``top_p``, ``min_tokens``, ``logprobs``, ...).
+
+        Raises:
+            DataError: an empty prompt.
+            ContextLengthError: a prompt that leaves no room for the reply.
+            SettingError: a switch was given, or an option that vLLM does not know.
+        """
+        if switch is not None:
+            raise SettingError("VLLMEngine: the switch is given once, when the engine is made")
+        unknown = set(options) - set(SamplingParams.__annotations__)
+        if unknown:
+            raise SettingError(f"VLLMEngine.generate: vLLM's SamplingParams has no {', '.join(sorted(unknown))}")
+        conversations = [as_messages(p) for p in prompts]
+        rows = [self._encode(m, max_new_tokens, i) for i, m in enumerate(conversations)]
+        stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+        if not do_sample:
+            options = {**options, "temperature": 0.0}
+        common: dict[str, Any] = dict(
+            max_tokens=max_new_tokens, stop=stops, include_stop_str_in_output=True, output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        params = [SamplingParams(**common, seed=s, **options) for s in _seeds(seed, len(rows))]
+
+        async def everything() -> list[Reply]:
+            async def one(i: int) -> Reply:
+                reply = await self._reply(conversations[i], rows[i], params[i])
+                if progress is not None:
+                    progress(1)
+                return reply
+
+            return list(await asyncio.gather(*(one(i) for i in range(len(rows)))))
+
+        replies: list[Reply] = self._wait(everything())
+        return replies
+
+    def _encode(self, messages: tuple[Message, ...], room: int, index: int) -> list[int]:
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        encoded = self.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, chat_template=self._template, return_dict=True
+        )
+        ids = list(encoded["input_ids"])
+        limit = int(self.llm.model_config.max_model_len)
+        if len(ids) + room > limit:
+            raise ContextLengthError(
+                f"prompt {index} has {len(ids)} tokens, and {room} more are asked for; the context holds {limit}"
+            )
+        return ids
+
+    async def _reply(self, messages: tuple[Message, ...], ids: list[int], params: SamplingParams) -> Reply:
+        context = Context(text=prompt_text(messages))
+        token = CONTEXT.set(context)
+        try:
+            final: Any = None
+            async for out in self.llm.generate(tokens_input(ids), params, f"offline-{next(self._ids)}"):
+                final = out
+        finally:
+            CONTEXT.reset(token)
+        choice = final.outputs[0]
+        decision = context.decisions.get(0, Decision(False, "none"))
+        cut = choice.finish_reason == "length"
+        return Reply(choice.text, tuple(choice.token_ids), "length" if cut else "stop", decision, len(ids))
+
+    def set_thresholds(self, thresholds: Mapping[str, float]) -> dict[str, float]:
+        """Put other thresholds in force for requests that come from now on; returns those in force."""
+        answers = self._wait(self.llm.collective_rpc("safeswitch_thresholds", args=("default", dict(thresholds))))
+        return next(dict(a) for a in answers if a)
+
+    def close(self) -> None:
+        """Shut the engine down."""
+        self.llm.shutdown()
+        self._stop_loop()
+        self._folder.cleanup()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def __enter__(self) -> VLLMEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int | None]:
+    if seed is None:
+        return [None] * count
+    if isinstance(seed, int):
+        return [seed + i for i in range(count)]
+    if len(seed) != count:
+        raise SettingError(f"generate: {count} prompts but {len(seed)} seeds")
+    return list(seed)

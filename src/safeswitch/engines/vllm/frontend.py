@@ -1,0 +1,362 @@
+"""The guarded way into a vLLM engine: what it sends, what it holds back, and how a request is taken back.
+
+Wraps ``AsyncLLM.generate`` (vLLM 0.32: ``v1/engine/async_llm.py``), so every endpoint of vLLM's server goes through it. A
+request that fires late answers with the reserved stop token; its reply so far is dropped unseen and the same prompt goes in
+again in refuse mode, on the prefix cache. A reply that ends before the gate has spoken is put behind its prompt and read once
+more (mode ``judge``). Nothing undecided is ever yielded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from contextvars import ContextVar
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from safeswitch.core.errors import SettingError
+from safeswitch.core.types import Decision
+from safeswitch.engines.vllm.settings import KEY, POLICIES, GuardSettings, Task, stop_token, switched_off
+
+Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
+
+
+@dataclass
+class Context:
+    """What the server knows of the request in hand; handed down to :func:`guarded` through a context variable.
+
+    Args:
+        policy: Policy that this client may have, None for the engine's own.
+        bundle: Bundle that this client is served with, None for the default.
+        text: Plain text of the conversation, None to decode the prompt's tokens.
+        on_decision: Awaited with each choice's index and decision before the choice's last output is handed out.
+        decisions: Decisions so far by choice.
+    """
+
+    policy: str | None = None
+    bundle: str | None = None
+    text: str | None = None
+    on_decision: Callable[[int, Decision, str], Awaitable[None]] | None = None
+    decisions: dict[int, Decision] = field(default_factory=dict)
+    choices: Any = field(default_factory=itertools.count)
+
+
+CONTEXT: ContextVar[Context | None] = ContextVar("safeswitch_context", default=None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one bundle holds a reply back: its pilot length and its watch; whether it acts, and whether it reads text."""
+
+    pilot: int
+    staged: bool
+    acts: bool
+    text: bool
+    watch_every: int | None = None
+    watch_until: int | None = None
+
+    def decided(self, count: int, pending: bool) -> int:
+        """Of ``count`` tokens that have come, how many may be shown; readings up to ``count - 1`` fed tokens have been made."""
+        if pending and count <= self.pilot:
+            return 0
+        if self.watch_every is None or (self.watch_until is not None and count > self.watch_until):
+            return count
+        return count - (count % self.watch_every or self.watch_every)
+
+    def owes(self, count: int, pending: bool) -> bool:
+        """Whether a reply that has ended after ``count`` tokens must be read once more."""
+        watched = self.watch_every is not None and (self.watch_until is None or count <= self.watch_until)
+        return count > 0 and (pending or watched)
+
+
+class FrontEnd:
+    """The guarded front end of one engine.
+
+    Args:
+        engine: An ``AsyncLLM``.
+        generate: Its unguarded ``generate``, bound.
+    """
+
+    def __init__(self, engine: Any, generate: Generate) -> None:
+        settings = GuardSettings.parse(engine.vllm_config.additional_config)
+        if settings is None:
+            raise SettingError("FrontEnd: the engine's additional_config has no 'safeswitch' entry")
+        self.settings, self._engine, self._generate = settings, engine, generate
+        self.stop = stop_token(settings, engine.vllm_config.model_config.hf_text_config)
+        self.plans: dict[str, Plan] = {}
+        self._ids = itertools.count()
+        self._calls: dict[str, _Coalesced] = {
+            name: _Coalesced(engine, f"safeswitch_{name}") for name in ("peek", "take")
+        }
+
+    async def start(self) -> None:
+        """Ask the workers what they guard.
+
+        Raises:
+            SettingError: the guard is not at work in the engine.
+        """
+        answers = await self._engine.collective_rpc("safeswitch_bundles")
+        found = next((a for a in answers if a), {})
+        if set(found) != set(self.settings.bundles):
+            raise SettingError("SafeSwitch is not at work in this engine's workers; no request is let through")
+        self.plans = {
+            name: Plan(**b) for name, b in found.items()
+        }
+
+    async def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
+    ) -> AsyncIterator[RequestOutput]:
+        """Guarded ``AsyncLLM.generate``; intermediate outputs of kind ``CUMULATIVE`` are left out."""
+        if not self.plans:
+            await self.start()
+        context = CONTEXT.get() or Context()
+        params = copy(sampling_params)
+        params.extra_args = dict(params.extra_args or {})
+        policy = self._policy(params.extra_args.pop(KEY, None), context)
+        if isinstance(prompt, AsyncGenerator):
+            raise VLLMValidationError("SafeSwitch does not guard streamed prompts")
+        if params.output_kind == RequestOutputKind.CUMULATIVE:
+            params.output_kind = RequestOutputKind.FINAL_ONLY
+        bundle = context.bundle or self.settings.default
+        if bundle not in self.plans:
+            raise VLLMValidationError(f"unknown SafeSwitch bundle {bundle!r}")
+        task = Task(f"{request_id}-{next(self._ids)}", bundle, policy, text=self._text(prompt, context, bundle))
+        first = next(context.choices)
+        runs = []
+        for index in range(params.n):
+            own = copy(params)
+            own.n = 1
+            own.seed = None if params.seed is None else params.seed + index
+            runs.append(self._one(prompt, own, request_id, replace(task, id=f"{task.id}-{index}"), kwargs, context, first))
+            first = first if index + 1 == params.n else next(context.choices)
+        outputs = runs[0] if params.n == 1 else _merged(runs, params.output_kind)
+        async with aclosing(outputs):
+            async for out in outputs:
+                yield out
+
+    def _policy(self, asked: Any, context: Context) -> str:
+        if asked is not None and (asked not in POLICIES or asked != context.policy):
+            raise VLLMValidationError(f"this client may not set the SafeSwitch policy to {asked!r}")
+        return context.policy or self.settings.policy
+
+    def _text(self, prompt: Any, context: Context, bundle: str) -> str:
+        if not self.plans[bundle].text:
+            return ""
+        if context.text is not None:
+            return context.text
+        if isinstance(prompt, str):
+            return prompt
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+        return "" if ids is None else str(self._engine.get_tokenizer().decode(ids, skip_special_tokens=True))
+
+    async def _one(
+        self, prompt: Any, params: SamplingParams, request_id: str, task: Task, kwargs: dict[str, Any], context: Context,
+        choice: int,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """One choice of one request, from submission to its decision."""
+        if task.mode == "off":
+            async with aclosing(self._generate(prompt, _with(params, task), request_id, **kwargs)) as outputs:
+                async for out in outputs:
+                    yield out
+            return
+        plan, streaming = self.plans[task.bundle], params.output_kind == RequestOutputKind.DELTA
+        enforcing = task.mode == "enforce" and plan.acts
+        held: list[RequestOutput] = []
+        tokens: list[int] = []
+        shown, fired, pending, asked = 0, False, plan.staged, not plan.staged
+        sent = _with(params, task, stop=self.stop if enforcing else None)
+        try:
+            async with aclosing(self._generate(prompt, sent, request_id, **kwargs)) as outputs:
+                async for out in outputs:
+                    new = out.outputs[0]
+                    if enforcing and (self.stop in new.token_ids or new.stop_reason == self.stop):
+                        fired = True
+                        break
+                    held.append(out)
+                    tokens += new.token_ids
+                    if out.finished or not streaming:
+                        continue
+                    if not enforcing:
+                        yield held.pop()
+                        continue
+                    if pending and not asked and len(tokens) <= plan.pilot:
+                        pending, asked = bool(await self._calls["peek"](task.id)), True
+                    while held and shown + len(held[0].outputs[0].token_ids) <= plan.decided(len(tokens), pending):
+                        shown += len(held[0].outputs[0].token_ids)
+                        yield held.pop(0)
+            if not fired and tokens:
+                pending = pending and len(tokens) <= plan.pilot
+                if pending:
+                    pending = bool(await self._calls["peek"](task.id))
+                if plan.owes(len(tokens), pending):
+                    fired = await self._judge(prompt, held[-1], tokens, params, request_id, task, kwargs) and enforcing
+            if fired:
+                held = []
+                refuse = _with(params, replace(task, mode="refuse"))
+                async with aclosing(self._generate(prompt, refuse, request_id, **kwargs)) as outputs:
+                    async for out in outputs:
+                        if shown and streaming:
+                            out.outputs[0].text, shown = "\n\n" + out.outputs[0].text, 0
+                        if out.finished:
+                            held.append(out)
+                        else:
+                            yield out
+        finally:
+            decision = await self._decided(await self._calls["take"](task.id), task, context, choice)
+        if decision is None and tokens:
+            raise SettingError("SafeSwitch: the engine has no verdict on this request; its reply is withheld")
+        for out in held:
+            if out.finished and decision is not None:
+                out.safeswitch = decision
+            yield out
+
+    async def _decided(
+        self, found: dict[str, Any] | None, task: Task, context: Context, choice: int
+    ) -> Decision | None:
+        """Tell the server, before the reply's last output leaves; also of a request that its client has left."""
+        if found is None:
+            return None
+        if task.mode == "observe":
+            found = {**found, "actuator": "none"}
+        decision = Decision(**found)
+        context.decisions[choice] = decision
+        if context.on_decision is not None:
+            await context.on_decision(choice, decision, task.bundle)
+        return decision
+
+    async def _judge(
+        self, prompt: Any, last: RequestOutput, tokens: list[int], params: SamplingParams, request_id: str, task: Task,
+        kwargs: dict[str, Any],
+    ) -> bool:
+        """Read an ended reply once more, behind its prompt; whether it fires."""
+        if last.prompt_token_ids is None or (isinstance(prompt, dict) and prompt.get("type", "token") != "token"):
+            return True
+        salt = prompt.get("cache_salt") if isinstance(prompt, dict) else None
+        whole = tokens_input([*last.prompt_token_ids, *tokens], cache_salt=salt)
+        once = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+        asked = _with(once, replace(task, mode="judge", fed=len(tokens)), stop=self.stop)
+        answer: list[int] = []
+        async with aclosing(self._generate(whole, asked, request_id, **kwargs)) as outputs:
+            async for out in outputs:
+                answer += out.outputs[0].token_ids
+        return self.stop in answer
+
+
+def _with(params: SamplingParams, task: Task, stop: int | None = None) -> SamplingParams:
+    """A copy of ``params`` that carries ``task`` to the worker, and ends at the reserved token."""
+    own = params.clone()
+    own.extra_args = {**(params.extra_args or {}), KEY: task.to_args()}
+    if stop is not None:
+        own.stop_token_ids = [*(own.stop_token_ids or []), stop]
+    return own
+
+
+async def _merged(
+    runs: list[AsyncGenerator[RequestOutput, None]], kind: RequestOutputKind
+) -> AsyncGenerator[RequestOutput, None]:
+    """Outputs of several choices as vLLM gives them: all at the end, or each as it comes."""
+    queue: asyncio.Queue[tuple[int, RequestOutput | BaseException | None]] = asyncio.Queue()
+
+    async def pump(index: int, run: AsyncGenerator[RequestOutput, None]) -> None:
+        try:
+            async with aclosing(run):
+                async for out in run:
+                    out.outputs[0].index = index
+                    await queue.put((index, out))
+            await queue.put((index, None))
+        except BaseException as error:
+            await queue.put((index, error))
+            raise
+
+    tasks = [asyncio.create_task(pump(i, run)) for i, run in enumerate(runs)]
+    finals: dict[int, RequestOutput] = {}
+    left = len(runs)
+    try:
+        while left:
+            index, out = await queue.get()
+            if isinstance(out, BaseException):
+                raise out
+            if out is None:
+                left -= 1
+                continue
+            out.finished = out.finished and len(finals) == len(runs) - 1
+            if kind == RequestOutputKind.DELTA:
+                if out.outputs[0].finish_reason is not None:
+                    finals[index] = out
+                yield out
+            else:
+                finals[index] = out
+        if kind != RequestOutputKind.DELTA:
+            whole = finals[0]
+            whole.outputs = [finals[i].outputs[0] for i in range(len(runs))]
+            whole.finished = True
+            yield whole
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Coalesced:
+    """One worker call for all requests that ask at about the same time."""
+
+    def __init__(self, engine: Any, method: str) -> None:
+        self._engine, self._method = engine, method
+        self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._running: asyncio.Task[None] | None = None
+
+    async def __call__(self, key: str) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[key] = future
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            asked, self._waiting = self._waiting, {}
+            try:
+                answers = await self._engine.collective_rpc(self._method, args=(list(asked),))
+            except Exception as error:
+                for future in asked.values():
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            found = next((a for a in answers if a), {})
+            for key, future in asked.items():
+                if not future.done():
+                    future.set_result(found.get(key))
+
+
+def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``AsyncLLM.generate`` with the guard around it, for engines whose ``additional_config`` asks for it."""
+
+    async def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
+        if switched_off() or GuardSettings.parse(self.vllm_config.additional_config) is None:
+            run = original(self, prompt, sampling_params, request_id, **kwargs)
+        else:
+            front = self.__dict__.get("safeswitch") or FrontEnd(self, original.__get__(self))
+            self.safeswitch = front
+            run = front.generate(prompt, sampling_params, request_id, **kwargs)
+        async with aclosing(run):
+            async for out in run:
+                yield out
+
+    generate.safeswitch = True  # type: ignore[attr-defined]
+    return generate
+
+
+def install() -> None:
+    """Put the guard around ``AsyncLLM.generate`` of this process; a second call changes nothing."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if not getattr(AsyncLLM.generate, "safeswitch", False):
+        AsyncLLM.generate = guarded(AsyncLLM.generate)

@@ -1,0 +1,87 @@
+"""Bundles loaded into a vLLM worker, and the checks without which the engine does not start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import vllm
+
+from safeswitch.core.errors import FingerprintError, ModelError, SettingError
+from safeswitch.engines.vllm.guard import Tenant
+from safeswitch.engines.vllm.settings import EXTENSION, PROCESSOR, VERSIONS, GuardSettings, switched_off
+from safeswitch.models.fingerprint import fingerprint_of_files
+from safeswitch.switch.actuators import HeadActuator, NoAction
+from safeswitch.switch.switch import Switch
+
+
+def refuse_unless_supported(vllm_config: Any, settings: GuardSettings | None) -> None:
+    """Raise for an engine in which the guard would not, or not surely, be at work.
+
+    Raises:
+        SettingError: another vLLM, speculative decoding, a part of the guard that is missing.
+    """
+    if switched_off():
+        return
+    if not vllm.__version__.startswith(VERSIONS):
+        raise SettingError(f"SafeSwitch was made for vLLM {' or '.join(VERSIONS)}; this is {vllm.__version__}")
+    if settings is None:
+        raise SettingError("SafeSwitch's model class is in use, but additional_config has no 'safeswitch' entry")
+    config = vllm_config.model_config
+    if vllm_config.speculative_config is not None:
+        raise SettingError("SafeSwitch does not run with speculative decoding: vLLM would leave its logits processor out")
+    if PROCESSOR not in [p for p in config.logits_processors or [] if isinstance(p, str)]:
+        raise SettingError(f"SafeSwitch: --logits-processors must name {PROCESSOR}")
+    if vllm_config.parallel_config.worker_extension_cls != EXTENSION:
+        raise SettingError(f"SafeSwitch: --worker-extension-cls must be {EXTENSION}")
+    if not config.model_class_overrides:
+        raise SettingError("SafeSwitch: --model-class-overrides does not name SafeSwitch's model class")
+
+
+def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]:
+    """Every bundle, checked against the model and with its head on the model's device.
+
+    Raises:
+        FingerprintError: a bundle of another model.
+        SettingError: a bundle that vLLM cannot run.
+    """
+    config = vllm_config.model_config
+    print_of = None if settings.allow_other_model else fingerprint_of_files(config.model, config.revision)
+    text_config = config.hf_text_config
+    tenants = {}
+    for name, folder in settings.bundles.items():
+        switch = Switch.from_pretrained(folder)
+        if print_of is not None and switch.base is not None and switch.base.fingerprint != print_of:
+            raise FingerprintError(
+                f"bundle {name!r} ({folder}) was fitted on {switch.base.model_id} (fingerprint {switch.base.fingerprint}), "
+                f"but the model is {config.model} (fingerprint {print_of}); set allow_other_model if they are equivalent"
+            )
+        if isinstance(switch.actuator, HeadActuator):
+            switch.actuator.check(int(text_config.hidden_size), int(text_config.vocab_size))
+        tenants[name] = Tenant(name, switch.gate, _head(name, switch, vllm_config))
+        _check_points(name, switch, int(text_config.num_hidden_layers))
+    return tenants
+
+
+def _head(name: str, switch: Switch, vllm_config: Any) -> HeadActuator | None:
+    if isinstance(switch.actuator, HeadActuator):
+        device = torch.get_default_device()
+        return switch.actuator.to(device, vllm_config.model_config.dtype)
+    if isinstance(switch.actuator, NoAction):
+        return None
+    raise SettingError(
+        f"bundle {name!r}: its action, {switch.actuator.kind}, does not run in vLLM (only refusal heads do); "
+        "use --engine transformers"
+    )
+
+
+def _check_points(name: str, switch: Switch, top: int) -> None:
+    windows = [str(p) for p in switch.gate.prompt_points if p.position.kind == "window"]
+    if windows:
+        raise SettingError(
+            f"bundle {name!r} reads a window of prompt tokens ({', '.join(windows)}), which vLLM's prefix cache may not "
+            "compute; fit it with --readers layers,text, or use --engine transformers"
+        )
+    beyond = [layer for layer in switch.gate.layers if layer > top]
+    if beyond:
+        raise ModelError(f"bundle {name!r} reads layer {beyond[0]}, but the model has {top}")

@@ -1,0 +1,153 @@
+"""vLLM's own model classes with their hidden states let out: ``module.LlamaForCausalLM`` is made when it is asked for.
+
+Named in ``--model-class-overrides`` (vLLM 0.32: ``config/model.py``), so nothing is registered for engines that do not ask.
+The forward pass hands the states of the wanted layers on beside the final ones, in one wide tensor ``[tokens, d * (1 + L)]``;
+the model runner picks the rows to be sampled out of it without knowing, and ``compute_logits`` cuts it again. So every state
+belongs to its row by construction, in eager mode and in captured graphs, on both model runners, and no index is guessed.
+
+Middle layers come from the mechanism that EAGLE-3 uses (``model_executor/models/interfaces.py: EagleModelMixin``): the sum of
+stream and residual after block i is ``hidden_states[i]`` of transformers.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.layers.logits_processor import LogitsProcessor as LogitsLayer
+from vllm.model_executor.models.interfaces import supports_eagle3
+from vllm.model_executor.models.registry import ModelRegistry, _LazyRegisteredModel
+
+from safeswitch.core.errors import ModelError
+from safeswitch.engines.vllm.guard import Guard
+from safeswitch.engines.vllm.live import LIVE
+from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
+from safeswitch.engines.vllm.settings import GuardSettings, stop_token, switched_off
+from safeswitch.switch.actuators import HeadActuator, LowRankHead
+
+class GuardedModel(nn.Module):
+    """Mixed in before a model class of vLLM."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)  # type: ignore[call-arg]
+        settings = GuardSettings.parse(vllm_config.additional_config)
+        refuse_unless_supported(vllm_config, settings)
+        self.safeswitch_layers: tuple[int, ...] = ()
+        self.safeswitch_sampled: Tensor | None = None
+        if settings is None or switched_off():
+            return
+        text_config = vllm_config.model_config.hf_text_config
+        self.safeswitch_top = int(text_config.num_hidden_layers)
+        self.safeswitch_width = int(text_config.hidden_size)
+        self.safeswitch_stop_token = stop_token(settings, text_config)
+        tenants = load_tenants(vllm_config, settings)
+        self.safeswitch_guard = Guard(tenants, self.safeswitch_top)
+        read = {layer for tenant in tenants.values() for layer in tenant.gate.layers}
+        inner = tuple(sorted(read - {self.safeswitch_top}))
+        if inner:
+            self._let_out(inner, vllm_config)
+        LIVE[vllm_config.instance_id] = self
+
+    def _let_out(self, layers: tuple[int, ...], vllm_config: Any) -> None:
+        if not supports_eagle3(self):
+            raise ModelError(
+                f"vLLM's {type(self).__name__} does not let out the states of middle layers, and the bundle reads layers "
+                f"{', '.join(map(str, layers))}; fit it with --layers -1, or serve it with --engine transformers"
+            )
+        if vllm_config.parallel_config.pipeline_parallel_size > 1:
+            raise ModelError("with pipeline parallelism only layer -1 can be read; fit the bundle with --layers -1")
+        self.set_aux_hidden_state_layers(layers)  # type: ignore[operator]
+        self.safeswitch_layers = layers
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if not self.safeswitch_layers or not isinstance(out, tuple):
+            return out
+        hidden, inner = out
+        return torch.cat([hidden, *inner], dim=-1)
+
+    def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+        if self.safeswitch_layers and hidden_states.shape[-1] != self.safeswitch_width:
+            self.safeswitch_sampled = hidden_states
+            hidden_states = hidden_states[:, : self.safeswitch_width].contiguous()
+        else:
+            self.safeswitch_sampled = hidden_states
+        logits: Tensor | None = super().compute_logits(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        return logits
+
+    @property
+    def compute_logits_local(self) -> Any:
+        raise AttributeError("guarded models sample whole rows")  # vLLM then falls back to compute_logits
+
+    def safeswitch_take(self, rows: int) -> Tensor:
+        """States ``[rows, d * (1 + L)]`` of the rows that are being sampled; once for each forward pass.
+
+        Raises:
+            ModelError: there are none, or not that many: nothing may be decided on states of other rows.
+        """
+        taken, self.safeswitch_sampled = self.safeswitch_sampled, None
+        if taken is None or taken.shape[0] != rows:
+            have = "none" if taken is None else str(taken.shape[0])
+            raise ModelError(f"SafeSwitch: {rows} rows are to be sampled, but the states of {have} are there")
+        return taken
+
+    def safeswitch_read(self, sampled: Tensor, layer: int) -> Tensor:
+        """States ``[rows, d]`` at ``layer`` out of :meth:`safeswitch_take`."""
+        at = 0 if layer == self.safeswitch_top else 1 + self.safeswitch_layers.index(layer)
+        return sampled[:, at * self.safeswitch_width : (at + 1) * self.safeswitch_width]
+
+    def safeswitch_difference(self, head: HeadActuator, hidden: Tensor) -> Tensor:
+        """Refusal head's logits minus the base head's ``[rows, V]``, after the model's own scaling and soft cap."""
+        layer = next(module for module in self.modules() if isinstance(module, LogitsLayer))
+        if isinstance(head, LowRankHead) and layer.soft_cap is None:
+            return layer.scale * head.apply(hidden.new_zeros(()), hidden)
+        cap, scale = layer.soft_cap, layer.scale
+        layer.soft_cap, layer.scale = None, 1.0
+        try:
+            raw = super().compute_logits(hidden.contiguous())  # type: ignore[misc]
+        finally:
+            layer.soft_cap, layer.scale = cap, scale
+        finish = partial(_finish, cap=cap, scale=scale)
+        return finish(head.apply(raw, hidden)) - finish(raw)
+
+
+def _finish(raw: Tensor, cap: float | None, scale: float) -> Tensor:
+    return scale * (raw if cap is None else cap * torch.tanh(raw / cap))
+
+
+def _guarded(architecture: str) -> type[nn.Module]:
+    """The model class of vLLM for ``architecture``, with our mixin in front."""
+    found = ModelRegistry.models.get(architecture)
+    own = found is None or (isinstance(found, _LazyRegisteredModel) and found.module_name == __name__)
+    base = _from_vllm(architecture) if own else found.load_model_cls()
+    return types.new_class(architecture, (GuardedModel, base), {}, lambda names: names.update({"__module__": __name__}))
+
+
+def _from_vllm(architecture: str) -> type[nn.Module]:
+    """vLLM's own class where the registry already holds ours under its name."""
+    from vllm.model_executor.models.registry import _VLLM_MODELS
+
+    if architecture not in _VLLM_MODELS:
+        raise AttributeError(f"vLLM has no architecture {architecture!r}")
+    module, name = _VLLM_MODELS[architecture]
+    return _LazyRegisteredModel(
+        module_name=module if module.startswith("vllm.") else f"vllm.model_executor.models.{module}", class_name=name
+    ).load_model_cls()
+
+
+class _Module(types.ModuleType):
+    """This module, with a guarded class for every architecture that vLLM knows."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not name[0].isupper():
+            raise AttributeError(name)
+        made = _guarded(name)
+        setattr(self, name, made)
+        return made
+
+
+sys.modules[__name__].__class__ = _Module

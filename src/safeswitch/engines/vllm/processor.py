@@ -1,0 +1,126 @@
+"""The one logits processor, for both of vLLM's model runners.
+
+Under the V1 runner (``v1/sample/logits_processor/interface.py``, read in 0.32.0) a request is known by its index in the
+batch, and its reply tokens by the length of a list that the runner keeps (placeholders of async scheduling included). Under
+the V2 runner (``v1/worker/gpu/sample/logits_processor/interface.py``, read in 0.32.0; run at interface level only) it is
+known by its slot, and reply tokens by its position. Both lead to :class:`safeswitch.engines.vllm.guard.Guard`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
+
+from safeswitch.core.errors import SettingError
+from safeswitch.engines.vllm.guard import Guard, Row
+from safeswitch.engines.vllm.live import LIVE
+from safeswitch.engines.vllm.settings import GuardSettings, Task, switched_off
+
+class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
+    """Reads, judges, and changes the logits of the rows that have fired."""
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """Refuse a request that came around the guarded front end."""
+        if not switched_off() and Task.of(sampling_params.extra_args) is None:
+            raise ValueError("this engine takes requests through SafeSwitch's front end only (safeswitch serve, VLLMEngine)")
+
+    def __init__(self, vllm_config: Any, second: Any = None, is_pin_memory: bool = False) -> None:
+        settings = GuardSettings.parse(vllm_config.additional_config)
+        if settings is None and not switched_off():
+            raise SettingError("SafeSwitch's logits processor is in use, but additional_config has no 'safeswitch' entry")
+        self._instance, self._settings = vllm_config.instance_id, settings
+        self._slots: dict[int, tuple[Row, list[int]]] = {}
+        self._v2: Any = second if hasattr(second, "prompt_len") else None
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    @property
+    def guard(self) -> Guard:
+        """The guard over the model that this engine has loaded."""
+        guard: Guard = LIVE[self._instance].safeswitch_guard
+        return guard
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """V1: requests leave, come and change places."""
+        if batch_update is None or switched_off():
+            return
+        for index in batch_update.removed:
+            self._leave(self._slots.pop(index, None))
+        for index, params, _, output in batch_update.added:
+            self._leave(self._slots.pop(index, None))
+            self._enter(index, params, output)
+        for a, b, direction in batch_update.moved:
+            first, second = self._slots.pop(a, None), self._slots.pop(b, None)
+            if first is not None:
+                self._slots[b] = first
+            if direction == MoveDirectionality.SWAP and second is not None:
+                self._slots[a] = second
+            elif direction != MoveDirectionality.SWAP:
+                self._leave(second)
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+        """V2: a request takes a slot."""
+        if switched_off():
+            return False
+        self._leave(self._slots.pop(req_idx, None))
+        self._enter(req_idx, sampling_params, [])
+        return req_idx in self._slots
+
+    def _enter(self, slot: int, params: Any, output: list[int]) -> None:
+        task = Task.of(params.extra_args)
+        if task is None or task.mode != "off":
+            task = task or self.guard.unstamped()
+            self._slots[slot] = (self.guard.add(task), output)
+
+    @staticmethod
+    def _leave(entry: tuple[Row, list[int]] | None) -> None:
+        if entry is not None:
+            entry[0].live = False
+
+    def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
+        """Judge every row that is due; give the flagged ones their other head, or the stop token."""
+        if switched_off():
+            return logits
+        if ctx is None:
+            rows = [(i, row, len(output)) for i, (row, output) in self._slots.items() if i < logits.shape[0]]
+        else:
+            rows = self._v2_rows(ctx)
+        model, guard = LIVE[self._instance], self.guard
+        sampled = model.safeswitch_take(logits.shape[0])
+        switch, stop = guard.step(rows, lambda layer: model.safeswitch_read(sampled, layer))
+        token = model.safeswitch_stop_token
+        _forbid(logits, [i for i, row, _ in rows if row.task.mode in ("enforce", "judge")], token)
+        by_head: dict[Any, list[int]] = {}
+        for i, row, _ in rows:
+            if i in switch:
+                by_head.setdefault(row.tenant.head, []).append(i)
+        for head, places in by_head.items():
+            hidden = model.safeswitch_read(sampled, model.safeswitch_top)[places]
+            logits[places] += model.safeswitch_difference(head, hidden).to(logits.dtype)
+        if stop:
+            logits[stop] = float("-inf")
+            logits[stop, token] = 0.0
+        return logits
+
+    def _v2_rows(self, ctx: Any) -> list[tuple[int, Row, int]]:
+        """Rows that end a prompt or a reply so far; a row in the middle of a prompt is sampled for nothing."""
+        prompt = self._v2.prompt_len.np
+        rows = []
+        for i, (slot, length) in enumerate(zip(ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np, strict=True)):
+            fed = int(length) - int(prompt[slot])
+            if fed >= 0 and int(slot) in self._slots:
+                rows.append((i, self._slots[int(slot)][0], fed))
+        return rows
+
+
+def _forbid(logits: Tensor, places: list[int], token: int) -> None:
+    if places:
+        logits[torch.tensor(places, device=logits.device), token] = float("-inf")
+

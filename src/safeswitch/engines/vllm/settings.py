@@ -1,0 +1,128 @@
+"""What the guard inside vLLM is told, and which vLLM it was read for. Imports nothing of vLLM.
+
+The operator's settings travel in ``--additional-config '{"safeswitch": {...}}'``; what is to be done with one request
+travels in ``SamplingParams.extra_args["safeswitch"]``, written by the guarded front end alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from safeswitch.core.errors import SettingError, check_choice
+
+KEY = "safeswitch"
+"""Name of our entry in ``additional_config``, ``extra_args`` and ``vllm_xargs``."""
+OFF = "SAFESWITCH_OFF"
+"""Environment variable: ``1`` lets every request pass untouched."""
+VERSIONS = ("0.32",)
+"""vLLM releases whose extension points were read and run."""
+POLICIES = ("enforce", "observe", "off")
+_PACKAGE = "safeswitch.engines.vllm"
+PROCESSOR = f"{_PACKAGE}.processor:SafeSwitchProcessor"
+EXTENSION = f"{_PACKAGE}.worker.SafeSwitchWorker"
+MODELS = f"{_PACKAGE}.model"
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """Settings of the guard on one engine.
+
+    Args:
+        bundles: Switch folders by name; the first is the default.
+        policy: ``enforce``, ``observe`` (scores only, nothing changed) or ``off``, for requests that do not say.
+        allow_other_model: Accept bundles fitted on other weights.
+        stop_token: Id that a worker emits for a request to be taken back; None takes the tokenizer's padding token, or the
+            last id of the vocabulary. No guarded request can produce it by itself.
+    """
+
+    bundles: Mapping[str, str]
+    policy: str = "enforce"
+    allow_other_model: bool = False
+    stop_token: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("GuardSettings", "policy", self.policy, POLICIES)
+        if not self.bundles:
+            raise SettingError("GuardSettings: bundles is empty; give at least one switch folder")
+
+    @property
+    def default(self) -> str:
+        """Name of the bundle for requests that name none."""
+        return next(iter(self.bundles))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "bundles": dict(self.bundles)}
+
+    @classmethod
+    def parse(cls, additional_config: Any) -> GuardSettings | None:
+        """Settings in an engine's ``additional_config``, None when it holds none.
+
+        Raises:
+            SettingError: an entry that cannot be used.
+        """
+        found = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
+        if found is None:
+            return None
+        known = set(cls.__dataclass_fields__)
+        if not isinstance(found, Mapping) or set(found) - known or "bundles" not in found:
+            raise SettingError(
+                f"additional_config[{KEY!r}] needs 'bundles' (name to folder) and takes {', '.join(sorted(known))}; "
+                f"got {found!r}"
+            )
+        return cls(**found)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is to do with one request.
+
+    Args:
+        id: Key of the request's row in the worker; a resubmission keeps it.
+        bundle: Name of the switch.
+        mode: ``off``; ``enforce``; ``observe``; ``refuse`` (the refusal head from the first token); ``judge`` (speak on a reply that
+            has ended, whose ``fed`` tokens follow the prompt).
+        fed: Reply tokens at the end of the prompt.
+        text: The conversation's plain text, for readers of text.
+    """
+
+    id: str
+    bundle: str
+    mode: str
+    fed: int = 0
+    text: str = ""
+
+    def to_args(self) -> dict[str, Any]:
+        return {"id": self.id, "bundle": self.bundle, "mode": self.mode, "fed": self.fed, "text": self.text}
+
+    @classmethod
+    def of(cls, extra_args: Mapping[str, Any] | None) -> Task | None:
+        """The task that a front end wrote; None for a request that came around it."""
+        found = (extra_args or {}).get(KEY)
+        return cls(**found) if isinstance(found, Mapping) and "id" in found else None
+
+
+def stop_token(settings: GuardSettings, hf_config: Any) -> int:
+    """The reserved id, the same in front end and worker: as set, or the model's padding token, or its last id."""
+    if settings.stop_token is not None:
+        return settings.stop_token
+    ends = hf_config.eos_token_id if isinstance(hf_config.eos_token_id, list) else [hf_config.eos_token_id]
+    pad = getattr(hf_config, "pad_token_id", None)
+    return int(pad) if pad is not None and pad >= 0 and pad not in ends else int(hf_config.vocab_size) - 1
+
+
+def switched_off() -> bool:
+    """Whether the operator has switched the guard off by environment variable."""
+    return os.environ.get(OFF, "") == "1"
+
+
+def engine_flags(settings: GuardSettings, architectures: list[str]) -> dict[str, Any]:
+    """The engine arguments that put the guard into a stock vLLM engine, by the names of ``AsyncEngineArgs``."""
+    return {
+        "additional_config": {KEY: settings.to_dict()},
+        "logits_processors": [PROCESSOR],
+        "worker_extension_cls": EXTENSION,
+        "model_class_overrides": {name: f"{MODELS}:{name}" for name in architectures},
+    }

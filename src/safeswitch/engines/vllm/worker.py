@@ -1,0 +1,45 @@
+"""What a vLLM worker answers to the front end (``--worker-extension-cls``, called through ``collective_rpc``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safeswitch.engines.vllm.guard import Guard
+from safeswitch.engines.vllm.live import LIVE
+
+
+class SafeSwitchWorker:
+    """Mixed into vLLM's worker class."""
+
+    vllm_config: Any
+
+    @property
+    def _guard(self) -> Guard | None:
+        model = LIVE.get(self.vllm_config.instance_id)
+        return None if model is None else model.safeswitch_guard
+
+    def safeswitch_peek(self, ids: list[str]) -> dict[str, bool]:
+        """Whether requests still wait for stage 2, by id."""
+        return {} if self._guard is None else self._guard.pending(ids)
+
+    def safeswitch_take(self, ids: list[str]) -> dict[str, dict[str, Any]]:
+        """Decisions on finished requests by id, as plain JSON; each can be taken once."""
+        return {} if self._guard is None else {key: d.to_dict() for key, d in self._guard.take(ids).items()}
+
+    def safeswitch_bundles(self) -> dict[str, dict[str, Any]]:
+        """How replies are to be held back under each loaded bundle; empty where nothing guards."""
+        guard = self._guard
+        if guard is None:
+            return {}
+        return {
+            name: {
+                "pilot": tenant.gate.pilot, "staged": tenant.gate.stage2 is not None, "acts": tenant.head is not None,
+                "text": tenant.gate.reads_text, "watch_until": tenant.gate.watch_until,
+                "watch_every": tenant.gate.watch_every if tenant.gate.watch is not None else None,
+            }
+            for name, tenant in guard.tenants.items()
+        }
+
+    def safeswitch_thresholds(self, bundle: str, thresholds: dict[str, float]) -> dict[str, float]:
+        """Put new thresholds in force for requests that come from now on; returns those in force."""
+        return {} if self._guard is None else self._guard.set_thresholds(bundle, thresholds)
