@@ -45,7 +45,7 @@ def fingerprint_of_files(model: str | Path, revision: str | None = None) -> str:
         folder = Path(snapshot_download(str(model), revision=revision, local_files_only=True))
     holders: dict[str, Any] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        opened = safe_open(file, framework="pt")
+        opened: Any = safe_open(file, framework="pt")
         holders.update(dict.fromkeys(opened.keys(), opened))
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))

@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from safeswitch.core.errors import ContextLengthError, ModelError, SettingError
-from safeswitch.core.types import Message, Prompt, as_messages
+from safeswitch.core.errors import ModelError, SettingError
+from safeswitch.core.types import Prompt
+from safeswitch.models.chat import ChatEncoder
 from safeswitch.models.fingerprint import fingerprint
 from safeswitch.models.locate import Parts, locate
 from safeswitch.models.offload import compute_device
@@ -159,45 +160,8 @@ class LanguageModel:
             ModelError: no chat template, or one that refuses the conversation.
             ContextLengthError: a prompt that does not fit.
         """
-        rows = [self._encode_one(prompt) for prompt in prompts]
-        limit = self.context_length if check else None
-        for i, row in enumerate(rows):
-            if limit is not None and len(row) + room > limit:
-                raise ContextLengthError(
-                    f"prompt {i} has {len(row)} tokens and {room} reply tokens are asked for, but {self.model_id} "
-                    f"takes {limit} in all; shorten the prompt or ask for at most {max(0, limit - len(row))} new tokens"
-                )
-        return rows
-
-    def _encode_one(self, prompt: Prompt) -> list[int]:
-        messages = as_messages(prompt)
-        if self.chat_template == "plain":
-            return list(self.tokenizer("\n".join(m.content for m in messages))["input_ids"])
-        if not (self.chat_template or self.tokenizer.chat_template):
-            raise ModelError(
-                f"{self.model_id} has no chat template; give one with chat_template=..., or chat_template='plain' to "
-                "send the bare text of a base model"
-            )
-        try:
-            return self._through_template(messages)
-        except Exception as error:  # a template is foreign code: jinja's errors, and any of Python's
-            merged = _without_system(messages)
-            if merged is None:
-                raise self._refused(error) from error
-        try:
-            return self._through_template(merged)
-        except Exception as error:
-            raise self._refused(error) from error
-
-    def _through_template(self, messages: Sequence[Message]) -> list[int]:
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        encoded: Any = self.tokenizer.apply_chat_template(
-            turns, chat_template=self.chat_template, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        return list(encoded["input_ids"])
-
-    def _refused(self, error: Exception) -> ModelError:
-        return ModelError(f"the chat template of {self.model_id} refuses the conversation: {type(error).__name__}: {error}")
+        chat = ChatEncoder(self.tokenizer, self.model_id, self.chat_template)
+        return chat.encode(prompts, limit=self.context_length if check else None, room=room)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Left-pad token rows to one batch: ids ``[n, t]`` and attention mask ``[n, t]``, on the model's device."""
@@ -226,15 +190,3 @@ class LanguageModel:
             if token_id is not None:
                 return int(token_id)
         return 0
-
-
-def _without_system(messages: Sequence[Message]) -> list[Message] | None:
-    """The conversation with a leading system turn's text in front of the first user turn; None where there are not both.
-
-    For templates that know no system turn (Gemma's).
-    """
-    first = next((i for i, m in enumerate(messages) if m.role == "user"), None)
-    if first is None or messages[0].role != "system":
-        return None
-    joined = Message("user", f"{messages[0].content}\n\n{messages[first].content}")
-    return [*messages[1:first], joined, *messages[first + 1 :]]

@@ -177,7 +177,8 @@ class Gate:
         for name in thresholds:
             check_choice("Gate", "threshold", name, tuple(have))
         now = {**have, **thresholds}
-        stages = {n: replace(s, threshold=now[n]) for n in ("stage1", "stage2", "watch") if (s := getattr(self, n)) and n in now}
+        own = {name: getattr(self, name) for name in ("stage1", "stage2", "watch")}
+        stages = {n: replace(s, threshold=now[n]) for n, s in own.items() if s is not None and n in now}
         return replace(self, product_threshold=now.get("product", self.product_threshold), **stages)
 
     def _passed(self, scores: Tensor, bar: float) -> Tensor:

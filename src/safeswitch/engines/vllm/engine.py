@@ -20,11 +20,12 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from safeswitch.activations.record import prompt_text
-from safeswitch.core.errors import ContextLengthError, SettingError
+from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
 from safeswitch.engines.base import Engine
 from safeswitch.engines.vllm.frontend import CONTEXT, Context, install
 from safeswitch.engines.vllm.settings import GuardSettings, engine_flags
+from safeswitch.models.chat import ChatEncoder
 from safeswitch.switch.switch import Switch
 
 
@@ -62,7 +63,7 @@ class VLLMEngine(Engine):
         settings = GuardSettings({"default": str(Path(switch).absolute())}, policy, allow_other_model)
         architectures = list(AutoConfig.from_pretrained(str(model)).architectures or [])
         self.tokenizer = AutoTokenizer.from_pretrained(str(model))
-        self._template = chat_template
+        self._chat = ChatEncoder(self.tokenizer, str(model), chat_template)
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -117,13 +118,14 @@ class VLLMEngine(Engine):
         if unknown:
             raise SettingError(f"VLLMEngine.generate: vLLM's SamplingParams has no {', '.join(sorted(unknown))}")
         conversations = [as_messages(p) for p in prompts]
-        rows = [self._encode(m, max_new_tokens, i) for i, m in enumerate(conversations)]
+        rows = self._chat.encode(conversations, limit=int(self.llm.model_config.max_model_len), room=max_new_tokens)
         stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
         if not do_sample:
             options = {**options, "temperature": 0.0}
-        common: dict[str, Any] = dict(
-            max_tokens=max_new_tokens, stop=stops, include_stop_str_in_output=True, output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        common: dict[str, Any] = {
+            "max_tokens": max_new_tokens, "stop": stops, "include_stop_str_in_output": True,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
         params = [SamplingParams(**common, seed=s, **options) for s in _seeds(seed, len(rows))]
 
         async def everything() -> list[Reply]:
@@ -137,19 +139,6 @@ class VLLMEngine(Engine):
 
         replies: list[Reply] = self._wait(everything())
         return replies
-
-    def _encode(self, messages: tuple[Message, ...], room: int, index: int) -> list[int]:
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        encoded = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, chat_template=self._template, return_dict=True
-        )
-        ids = list(encoded["input_ids"])
-        limit = int(self.llm.model_config.max_model_len)
-        if len(ids) + room > limit:
-            raise ContextLengthError(
-                f"prompt {index} has {len(ids)} tokens, and {room} more are asked for; the context holds {limit}"
-            )
-        return ids
 
     async def _reply(self, messages: tuple[Message, ...], ids: list[int], params: SamplingParams) -> Reply:
         context = Context(text=prompt_text(messages))
@@ -172,9 +161,12 @@ class VLLMEngine(Engine):
 
     def close(self) -> None:
         """Shut the engine down."""
-        self.llm.shutdown()
+        self._wait(self._shut())
         self._stop_loop()
         self._folder.cleanup()
+
+    async def _shut(self) -> None:
+        self.llm.shutdown()
 
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -104,7 +104,7 @@ class FrontEnd:
             SettingError: the guard is not at work in the engine.
         """
         answers = await self._engine.collective_rpc("safeswitch_bundles")
-        found = next((a for a in answers if a), {})
+        found: dict[str, Any] = next((a for a in answers if a), {})
         if set(found) != set(self.settings.bundles):
             raise SettingError("SafeSwitch is not at work in this engine's workers; no request is let through")
         self.plans = {
@@ -330,7 +330,7 @@ class _Coalesced:
                     if not future.done():
                         future.set_exception(error)
                 continue
-            found = next((a for a in answers if a), {})
+            found: dict[str, Any] = next((a for a in answers if a), {})
             for key, future in asked.items():
                 if not future.done():
                     future.set_result(found.get(key))

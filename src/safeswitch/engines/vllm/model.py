@@ -29,11 +29,12 @@ from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
 from safeswitch.engines.vllm.settings import GuardSettings, stop_token, switched_off
 from safeswitch.switch.actuators import HeadActuator, LowRankHead
 
+
 class GuardedModel(nn.Module):
     """Mixed in before a model class of vLLM."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)  # type: ignore[call-arg]
+        super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
         settings = GuardSettings.parse(vllm_config.additional_config)
         refuse_unless_supported(vllm_config, settings)
         self.safeswitch_layers: tuple[int, ...] = ()
@@ -60,11 +61,12 @@ class GuardedModel(nn.Module):
             )
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ModelError("with pipeline parallelism only layer -1 can be read; fit the bundle with --layers -1")
-        self.set_aux_hidden_state_layers(layers)  # type: ignore[operator]
+        own: Any = self
+        own.set_aux_hidden_state_layers(layers)
         self.safeswitch_layers = layers
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = super().forward(*args, **kwargs)  # type: ignore[misc]
+        out = super().forward(*args, **kwargs)
         if not self.safeswitch_layers or not isinstance(out, tuple):
             return out
         hidden, inner = out
@@ -104,7 +106,8 @@ class GuardedModel(nn.Module):
         """Refusal head's logits minus the base head's ``[rows, V]``, after the model's own scaling and soft cap."""
         layer = next(module for module in self.modules() if isinstance(module, LogitsLayer))
         if isinstance(head, LowRankHead) and layer.soft_cap is None:
-            return layer.scale * head.apply(hidden.new_zeros(()), hidden)
+            scaled: Tensor = layer.scale * head.apply(hidden.new_zeros(()), hidden)
+            return scaled
         cap, scale = layer.soft_cap, layer.scale
         layer.soft_cap, layer.scale = None, 1.0
         try:
@@ -112,7 +115,8 @@ class GuardedModel(nn.Module):
         finally:
             layer.soft_cap, layer.scale = cap, scale
         finish = partial(_finish, cap=cap, scale=scale)
-        return finish(head.apply(raw, hidden)) - finish(raw)
+        difference: Tensor = finish(head.apply(raw, hidden)) - finish(raw)
+        return difference
 
 
 def _finish(raw: Tensor, cap: float | None, scale: float) -> Tensor:
@@ -123,11 +127,11 @@ def _guarded(architecture: str) -> type[nn.Module]:
     """The model class of vLLM for ``architecture``, with our mixin in front."""
     found = ModelRegistry.models.get(architecture)
     own = found is None or (isinstance(found, _LazyRegisteredModel) and found.module_name == __name__)
-    base = _from_vllm(architecture) if own else found.load_model_cls()
+    base: Any = _from_vllm(architecture) if own else found.load_model_cls()
     return types.new_class(architecture, (GuardedModel, base), {}, lambda names: names.update({"__module__": __name__}))
 
 
-def _from_vllm(architecture: str) -> type[nn.Module]:
+def _from_vllm(architecture: str) -> Any:
     """vLLM's own class where the registry already holds ours under its name."""
     from vllm.model_executor.models.registry import _VLLM_MODELS
 

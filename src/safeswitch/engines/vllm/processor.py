@@ -21,6 +21,7 @@ from safeswitch.engines.vllm.guard import Guard, Row
 from safeswitch.engines.vllm.live import LIVE
 from safeswitch.engines.vllm.settings import GuardSettings, Task, switched_off
 
+
 class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
     """Reads, judges, and changes the logits of the rows that have fired."""
 

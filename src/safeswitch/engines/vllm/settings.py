@@ -82,8 +82,8 @@ class Task:
     Args:
         id: Key of the request's row in the worker; a resubmission keeps it.
         bundle: Name of the switch.
-        mode: ``off``; ``enforce``; ``observe``; ``refuse`` (the refusal head from the first token); ``judge`` (speak on a reply that
-            has ended, whose ``fed`` tokens follow the prompt).
+        mode: ``off``; ``enforce``; ``observe``; ``refuse`` (the refusal head from the first token); ``judge`` (speak on a
+            reply that has ended, whose ``fed`` tokens follow the prompt).
         fed: Reply tokens at the end of the prompt.
         text: The conversation's plain text, for readers of text.
     """

@@ -1,0 +1,201 @@
+"""Rows that come and go are judged as the whole-batch engine judges them; no vLLM is needed here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safeswitch.core.errors import SettingError
+from safeswitch.core.types import Position, ReadPoint
+from safeswitch.engines.vllm.guard import Guard, Row, Tenant
+from safeswitch.engines.vllm.settings import GuardSettings, Task, stop_token
+from safeswitch.switch.actuators import LowRankHead
+from safeswitch.switch.gate import Gate, Stage
+from tests.engines.slow import Projection
+
+D, TOP = 4, 3
+END, PILOT = ReadPoint(TOP, Position("prompt_end")), ReadPoint(2, Position("pilot", 2))
+HEAD = LowRankHead(torch.zeros(1, D), torch.zeros(5, 1))
+
+
+class Axis(Projection):
+    """Scores ``sigmoid(10 * state[axis])``."""
+
+    def __init__(self, point: ReadPoint, axis: int) -> None:
+        super().__init__(point, D)
+        self.direction = 10.0 * torch.eye(D)[axis]
+
+
+def gate(**changes: object) -> Gate:
+    return Gate(stage1=Stage(Axis(END, 0), 0.5), stage2=Stage(Axis(PILOT, 1), 0.5), **changes)  # type: ignore[arg-type]
+
+
+def guard(made: Gate) -> Guard:
+    return Guard({"default": Tenant("default", made, HEAD)}, TOP)
+
+
+def task(mode: str = "enforce", key: str = "r", fed: int = 0) -> Task:
+    return Task(key, "default", mode, fed)
+
+
+def step(g: Guard, row: Row, fed: int, state: list[float]) -> tuple[list[int], list[int]]:
+    """One sampling step of one row, whose states are the same at every layer."""
+    return g.step([(0, row, fed)], lambda layer: torch.tensor([state]))
+
+
+def test_a_row_fires_when_both_stages_do_and_is_stopped_after_its_pilot_tokens() -> None:
+    g = guard(gate())
+    row = g.add(task())
+    assert step(g, row, 0, [1, 0, 0, 0]) == ([], [])
+    assert g.pending(["r", "unknown"]) == {"r": True}
+    assert step(g, row, 1, [0, 1, 0, 0]) == ([], [])
+    assert step(g, row, 2, [0, 1, 0, 0]) == ([], [0])
+    decision = g.take(["r"])["r"]
+    assert (decision.fired, decision.stage, decision.token_index) == (True, "stage2", 2)
+    assert decision.actuator == "low_rank_head"
+    assert decision.scores == pytest.approx({"stage1": 1 / (1 + 2.718281828**-10), "stage2": 1 / (1 + 2.718281828**-10)})
+    assert g.take(["r"]) == {}
+
+
+@pytest.mark.parametrize(("prompt", "pilot"), [([0, 0, 0, 0], [0, 1, 0, 0]), ([1, 0, 0, 0], [0, 0, 0, 0])])
+def test_a_row_with_one_stage_below_its_threshold_passes(prompt: list[float], pilot: list[float]) -> None:
+    g = guard(gate())
+    row = g.add(task())
+    for fed, state in enumerate([prompt, pilot, pilot, pilot]):
+        assert step(g, row, fed, state) == ([], [])
+    assert not g.take(["r"])["r"].fired
+
+
+def test_stage_1_alone_switches_from_the_first_token_on() -> None:
+    g = guard(Gate(stage1=Stage(Axis(END, 0), 0.5)))
+    row = g.add(task())
+    assert [step(g, row, fed, [1, 0, 0, 0]) for fed in range(3)] == [([0], [])] * 3
+
+
+def test_the_last_chunk_of_a_prompt_is_the_one_that_counts() -> None:
+    g = guard(Gate(stage1=Stage(Axis(END, 0), 0.5)))
+    row = g.add(task())
+    assert step(g, row, 0, [1, 0, 0, 0]) == ([0], [])
+    assert step(g, row, 0, [0, 0, 0, 0]) == ([], [])
+    assert not g.take(["r"])["r"].fired
+
+
+def test_a_preempted_row_is_read_again_where_it_was_and_keeps_its_first_verdict() -> None:
+    g = guard(gate())
+    row = g.add(task())
+    step(g, row, 0, [1, 0, 0, 0])
+    step(g, row, 1, [0, 0, 0, 0])
+    row.live = False
+    again = g.add(task())
+    assert again is row
+    assert step(g, again, 2, [0, 1, 0, 0]) == ([], [0])  # a chunk of the prompt that is being computed anew
+    assert step(g, again, 2, [0, 0, 0, 0]) == ([], [])
+    assert not g.take(["r"])["r"].fired
+
+
+def test_a_reply_that_ends_early_is_judged_on_its_last_token() -> None:
+    g = guard(gate())
+    row = g.add(task())
+    step(g, row, 0, [1, 0, 0, 0])
+    judged = g.add(task("judge", fed=1))
+    assert judged is row
+    assert step(g, judged, 0, [0, 1, 0, 0]) == ([], [0])
+    decision = g.take(["r"])["r"]
+    assert (decision.stage, decision.token_index) == ("stage2", 1)
+
+
+def test_the_watch_reads_every_few_tokens_until_it_is_told_to_stop() -> None:
+    watch = Stage(Axis(ReadPoint(1, Position("pilot", 2)), 2), 0.5)
+    g = guard(Gate(stage1=Stage(Axis(END, 0), 0.5), watch=watch, watch_every=2, watch_until=4))
+    quiet, loud = [0, 0, 0, 0], [0, 0, 1, 0]
+    row = g.add(task())
+    assert [step(g, row, fed, quiet if fed % 2 == 0 else loud) for fed in range(6)] == [([], [])] * 6
+    assert step(g, row, 6, loud) == ([], [])
+    other = g.add(task(key="other"))
+    step(g, other, 0, quiet)
+    step(g, other, 1, quiet)
+    assert step(g, other, 2, loud) == ([], [0])
+
+
+def test_observing_scores_and_changes_nothing() -> None:
+    g = guard(gate())
+    row = g.add(task("observe"))
+    for fed in range(3):
+        assert step(g, row, fed, [1, 1, 0, 0]) == ([], [])
+    decision = g.take(["r"])["r"]
+    assert decision.fired
+    assert decision.actuator == "none"
+
+
+def test_refuse_mode_switches_every_token_and_keeps_the_verdict() -> None:
+    g = guard(gate())
+    row = g.add(task())
+    for fed in range(3):
+        step(g, row, fed, [1, 1, 0, 0])
+    again = g.add(task("refuse"))
+    assert [step(g, again, fed, [0, 0, 0, 0]) for fed in range(2)] == [([0], [])] * 2
+    assert g.take(["r"])["r"].stage == "stage2"
+
+
+@pytest.mark.parametrize(("fail", "stops"), [("closed", [0]), ("open", [])])
+def test_a_row_whose_verdict_is_lost_goes_by_the_failure_rule(fail: str, stops: list[int]) -> None:
+    g = guard(gate(fail=fail))
+    assert step(g, g.add(task()), 5, [0, 0, 0, 0]) == ([], stops)
+    assert g.take(["r"])["r"].stage == "error"
+
+
+def test_states_that_are_not_finite_fire() -> None:
+    g = guard(gate())
+    assert step(g, g.add(task()), 0, [float("nan"), 0, 0, 0]) == ([0], [])
+
+
+def test_rows_of_several_bundles_are_judged_by_their_own() -> None:
+    never = Gate(stage1=Stage(Axis(END, 0), 1.0))
+    always = Gate(stage1=Stage(Axis(END, 0), 0.0))
+    g = Guard({"a": Tenant("a", never, HEAD), "b": Tenant("b", always, HEAD)}, TOP)
+    rows = [(i, g.add(Task(str(i), "ab"[i % 2], "enforce")), 0) for i in range(4)]
+    assert g.step(rows, lambda layer: torch.zeros(4, D)) == ([1, 3], [])
+
+
+def test_new_thresholds_hold_for_requests_that_come_later() -> None:
+    g = guard(gate())
+    old = g.add(task())
+    assert g.set_thresholds("default", {"stage1": 1.0}) == {"stage1": 1.0, "stage2": 0.5}
+    new = g.add(task(key="new"))
+    step(g, old, 0, [1, 0, 0, 0])
+    step(g, new, 0, [1, 0, 0, 0])
+    assert g.pending(["r", "new"]) == {"r": True, "new": False}
+    with pytest.raises(SettingError, match="watch"):
+        g.set_thresholds("default", {"watch": 0.5})
+    with pytest.raises(SettingError, match="bundle"):
+        g.set_thresholds("other", {})
+
+
+def test_finished_rows_are_forgotten_before_running_ones() -> None:
+    g = guard(gate())
+    first = g.add(task(key="running"))
+    for i in range(9000):
+        g.add(task(key=str(i))).live = False
+    assert first.live
+    assert "running" in g.rows
+    assert len(g.rows) <= 8193
+
+
+def test_settings_travel_and_are_checked() -> None:
+    given = GuardSettings({"a": "/x", "b": "/y"}, policy="observe")
+    assert GuardSettings.parse({"safeswitch": given.to_dict()}) == given
+    assert GuardSettings.parse({}) is None
+    assert given.default == "a"
+    for wrong in ({"bundles": {}}, {"policy": "enforce"}, {"bundles": {"a": "/x"}, "more": 1}, {"bundles": {"a": "/x"}, "policy": "x"}):
+        with pytest.raises(SettingError):
+            GuardSettings.parse({"safeswitch": wrong})
+
+
+def test_the_stop_token_is_one_that_no_reply_holds() -> None:
+    class Config:
+        eos_token_id, pad_token_id, vocab_size = [1, 2], 0, 10
+
+    assert stop_token(GuardSettings({"a": "/x"}), Config()) == 0
+    Config.pad_token_id = 2
+    assert stop_token(GuardSettings({"a": "/x"}), Config()) == 9
+    assert stop_token(GuardSettings({"a": "/x"}, stop_token=7), Config()) == 7
