@@ -186,7 +186,8 @@ def test_settings_travel_and_are_checked() -> None:
     assert GuardSettings.parse({"safeswitch": given.to_dict()}) == given
     assert GuardSettings.parse({}) is None
     assert given.default == "a"
-    for wrong in ({"bundles": {}}, {"policy": "enforce"}, {"bundles": {"a": "/x"}, "more": 1}, {"bundles": {"a": "/x"}, "policy": "x"}):
+    some = {"bundles": {"a": "/x"}}
+    for wrong in ({"bundles": {}}, {"policy": "enforce"}, {**some, "more": 1}, {**some, "policy": "x"}):
         with pytest.raises(SettingError):
             GuardSettings.parse({"safeswitch": wrong})
 

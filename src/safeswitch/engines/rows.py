@@ -286,11 +286,12 @@ class Rows:
         for place, row in enumerate(rows.tolist()):
             old, error = self.decisions[row], verdict.errors[place]
             fired = bool(verdict.fired[place])
+            fed = self.fed if bool(self.valid[row]) else int(self._read[row])
             name = "error" if error else "always" if self.gate.always else stage if asked else "none"
             scores = {**old.scores, stage: float(verdict.scores[place])} if asked and not error else dict(old.scores)
             self.decisions[row] = replace(
                 old, fired=fired, stage=name if asked or self.gate.always else old.stage, scores=scores,
-                token_index=self.fed, actuator=self.actuator.kind if fired else "none",
+                token_index=fed, actuator=self.actuator.kind if fired else "none",
                 latency_s=old.latency_s + share, error=error or old.error,
             )
 

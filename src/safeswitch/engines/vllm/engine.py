@@ -152,7 +152,8 @@ class VLLMEngine(Engine):
         choice = final.outputs[0]
         decision = context.decisions.get(0, Decision(False, "none"))
         cut = choice.finish_reason == "length"
-        return Reply(choice.text, tuple(choice.token_ids), "length" if cut else "stop", decision, len(ids))
+        text = str(self.tokenizer.decode(choice.token_ids, skip_special_tokens=True))
+        return Reply(text, tuple(choice.token_ids), "length" if cut else "stop", decision, len(ids))
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> dict[str, float]:
         """Put other thresholds in force for requests that come from now on; returns those in force."""

@@ -97,7 +97,7 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
         sampled = model.safeswitch_take(logits.shape[0])
         switch, stop = guard.step(rows, lambda layer: model.safeswitch_read(sampled, layer))
         token = model.safeswitch_stop_token
-        _forbid(logits, [i for i, row, _ in rows if row.task.mode in ("enforce", "judge")], token)
+        _forbid(logits, [i for i, row, _ in rows if row.task.mode != "observe"], token)
         by_head: dict[Any, list[int]] = {}
         for i, row, _ in rows:
             if i in switch:

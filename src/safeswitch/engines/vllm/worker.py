@@ -40,6 +40,10 @@ class SafeSwitchWorker:
             for name, tenant in guard.tenants.items()
         }
 
+    def safeswitch_rows(self) -> int:
+        """How many requests the guard remembers."""
+        return 0 if self._guard is None else len(self._guard.rows)
+
     def safeswitch_thresholds(self, bundle: str, thresholds: dict[str, float]) -> dict[str, float]:
         """Put new thresholds in force for requests that come from now on; returns those in force."""
         return {} if self._guard is None else self._guard.set_thresholds(bundle, thresholds)

@@ -1,0 +1,309 @@
+"""The guard in a real vLLM engine on the CPU: the transformers engine is the independent expectation.
+
+The engine under test prefills in chunks, caches prefixes and has room for about half of its requests, so that it preempts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from safeswitch.core.errors import ContextLengthError, FingerprintError, SettingError
+from safeswitch.core.types import Reply
+from safeswitch.switch.switch import Switch
+from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, saved, switch, vllm_engine
+from tests.switch.made import requests
+
+pytestmark = [needs_vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+ROWS = requests(80)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    made = vllm_engine("llama", num_gpu_blocks_override=14)
+    yield made
+    made.close()
+
+
+def expected(name: str, made: Switch | None = None, **options: Any) -> list[Reply]:
+    options = {"max_new_tokens": NEW, "do_sample": False, **SUPPRESS, **options}
+    return reference(name).generate(ROWS, made or switch(name), **options)
+
+
+def facts(reply: Reply) -> tuple[Any, ...]:
+    d = reply.decision
+    return reply.token_ids, reply.text, reply.finish_reason, d.fired, d.stage, d.token_index, d.actuator, reply.prompt_tokens
+
+
+def assert_same(got: list[Reply], want: list[Reply]) -> None:
+    for one, other in zip(got, want, strict=True):
+        assert facts(one) == facts(other)
+        assert one.decision.scores == pytest.approx(other.decision.scores, abs=1e-4)
+        assert one.decision.thresholds == other.decision.thresholds
+
+
+def both(engine: Any, **options: Any) -> tuple[list[Reply], list[Reply]]:
+    return engine.generate(ROWS, max_new_tokens=NEW, **options), expected("llama")
+
+
+async def collect(engine: Any, rows: list[list[int]], params: Any, policy: str | None = None) -> list[list[Any]]:
+    """Every output of requests sent together."""
+    from vllm.inputs import tokens_input
+
+    from safeswitch.activations.record import prompt_text
+    from safeswitch.engines.vllm.frontend import CONTEXT, Context
+
+    async def one(i: int) -> list[Any]:
+        CONTEXT.set(Context(text=prompt_text(ROWS[i].messages), policy=policy))
+        return [out async for out in engine.llm.generate(tokens_input(rows[i]), params, f"test-{policy}-{id(params)}-{i}")]
+
+    return await asyncio.gather(*(asyncio.create_task(one(i)) for i in range(len(rows))))
+
+
+def sent(engine: Any, params: Any, policy: str | None = None, count: int = 80) -> list[list[Any]]:
+    rows = reference("llama").lm.encode(ROWS[:count])
+    result: list[list[Any]] = engine._wait(collect(engine, rows, params, policy))
+    return result
+
+
+def single(engine: Any, i: int, params: Any) -> list[Any]:
+    rows = reference("llama").lm.encode([ROWS[i]])
+    result: list[Any] = engine._wait(collect(engine, rows, params))[0]
+    return result
+
+
+def sampling(kind: str = "DELTA", **options: Any) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(**{"max_tokens": NEW, "temperature": 0.0, "output_kind": RequestOutputKind[kind], **options})
+
+
+def test_all_at_once_equals_the_transformers_engine(engine: Any) -> None:
+    got, want = both(engine)
+    assert_same(got, want)
+    stages = {(reply.decision.stage, reply.decision.fired) for reply in want}
+    assert {("stage2", True), ("watch", True), ("watch", False)} <= stages
+
+
+def test_one_after_the_other_equals_the_transformers_engine(engine: Any) -> None:
+    want = expected("llama")
+    for i in range(0, 80, 8):
+        assert_same(engine.generate([ROWS[i]], max_new_tokens=NEW), [want[i]])
+
+
+def test_replies_shorter_than_the_pilot_are_judged_too(engine: Any) -> None:
+    for new in (1, 2):
+        assert_same(engine.generate(ROWS, max_new_tokens=new), expected("llama", max_new_tokens=new))
+
+
+def test_the_engine_did_preempt(engine: Any) -> None:
+    from prometheus_client import REGISTRY
+
+    engine.generate([row.prompt * 3 for row in ROWS], max_new_tokens=NEW)
+    engine._wait(engine.llm.do_log_stats())
+    samples = [s for metric in REGISTRY.collect() for s in metric.samples if s.name == "vllm:num_preemptions_total"]
+    assert sum(s.value for s in samples) > 0
+
+
+def test_unflagged_requests_equal_the_unguarded_engine(engine: Any) -> None:
+    bias = {"logit_bias": {0: -100.0}}
+    plain = [outs[-1].outputs[0].token_ids for outs in sent(engine, sampling("FINAL_ONLY", **bias), "off")]
+    for reply, tokens in zip(engine.generate(ROWS, max_new_tokens=NEW), plain, strict=True):
+        if not reply.decision.fired:
+            assert list(reply.token_ids) == list(tokens)
+
+
+def test_observing_changes_nothing_and_says_what_would_have_fired(engine: Any) -> None:
+    plain = [outs[-1].outputs[0].token_ids for outs in sent(engine, sampling("FINAL_ONLY"), "off")]
+    watched = sent(engine, sampling("FINAL_ONLY"), "observe")
+    enforced = engine.generate(ROWS, max_new_tokens=NEW)
+    assert [outs[-1].outputs[0].token_ids for outs in watched] == plain
+    decisions = [outs[-1].safeswitch for outs in watched]
+    assert any(d.fired for d in decisions)
+    assert {d.actuator for d in decisions} == {"none"}
+    for d, reply, tokens in zip(decisions, enforced, plain, strict=True):
+        if 0 not in tokens:
+            assert (d.fired, d.stage) == (reply.decision.fired, reply.decision.stage)
+
+
+def test_streams_show_decided_tokens_only_and_end_in_the_same_reply(engine: Any) -> None:
+    want = expected("llama")
+    plain = [outs[-1].outputs[0] for outs in sent(engine, sampling("FINAL_ONLY", logit_bias={0: -100.0}), "off")]
+    for reply, outs, base in zip(want, sent(engine, sampling("DELTA")), plain, strict=True):
+        assert outs[-1].finished
+        assert outs[-1].safeswitch.fired == reply.decision.fired
+        text, tokens = "".join(o.outputs[0].text for o in outs), [t for o in outs for t in o.outputs[0].token_ids]
+        shown = len(tokens) - len(reply.token_ids)
+        assert tuple(tokens[shown:]) == reply.token_ids
+        assert text.endswith(reply.text.rstrip("\ufffd"))
+        if not reply.decision.fired:
+            assert shown == 0
+            continue
+        cleared = max(0, reply.decision.token_index - 2) if reply.decision.stage == "watch" else 0
+        assert shown <= cleared, "a token was shown on which the gate had not spoken"
+        assert tokens[:shown] == list(base.token_ids[:shown])
+        assert ("\n\n" in text) >= (shown > 0)
+
+
+def test_several_choices_are_each_decided(engine: Any) -> None:
+    """One request at a time: vLLM 0.32's V1 runner dies on the CPU when a seeded prompt is prefilled in chunks."""
+    params = {"n": 3, "temperature": 1.0, "seed": 7, "logit_bias": {0: -100.0}}
+    for i in (0, 3, 10, 11):
+        outs = single(engine, i, sampling("FINAL_ONLY", **params))
+        assert len(outs) == 1
+        assert [c.index for c in outs[0].outputs] == [0, 1, 2]
+        for k, choice in enumerate(outs[0].outputs):
+            alone = single(engine, i, sampling("FINAL_ONLY", **{**params, "n": 1, "seed": 7 + k}))
+            assert choice.token_ids == alone[-1].outputs[0].token_ids
+        streamed = single(engine, i, sampling("DELTA", **params))
+        assert sorted(o.outputs[0].index for o in streamed if o.outputs[0].finish_reason) == [0, 1, 2]
+        assert [o.finished for o in streamed].count(True) == 1
+        assert streamed[-1].finished
+
+
+def test_a_seed_gives_the_same_reply_in_any_company(engine: Any) -> None:
+    options = {"do_sample": True, "temperature": 1.0, "max_new_tokens": NEW}
+    together = engine.generate(ROWS[:4], seed=3, **options)
+    assert len({reply.token_ids for reply in together}) > 1
+    for i in range(4):
+        assert facts(engine.generate([ROWS[i]], seed=[3 + i], **options)[0]) == facts(together[i])
+
+
+def test_stop_strings_hold_on_both_sides(engine: Any) -> None:
+    want = expected("llama")
+    plain, turned = next(r for r in want if not r.decision.fired), next(r for r in want if r.decision.stage == "stage2")
+    stops = [next(c for c in r.text[2:] if c.isprintable() and ord(c) < 128) for r in (plain, turned)]
+    assert_same(engine.generate(ROWS, max_new_tokens=NEW, stop_strings=stops), expected("llama", stop_strings=stops))
+
+
+def test_min_tokens_does_not_keep_a_flagged_request_from_being_taken_back(engine: Any) -> None:
+    want = expected("llama", min_new_tokens=NEW)
+    got = engine.generate(ROWS, max_new_tokens=NEW, min_tokens=NEW)
+    for one, other in zip(got, want, strict=True):
+        assert (one.token_ids, one.decision.fired) == (other.token_ids, other.decision.fired)
+
+
+def test_logprobs_are_those_of_the_tokens_shown(engine: Any) -> None:
+    for outs in sent(engine, sampling("FINAL_ONLY", logprobs=1), count=24):
+        choice = outs[-1].outputs[0]
+        assert len(choice.logprobs) == len(choice.token_ids)
+        assert all(token in table for token, table in zip(choice.token_ids, choice.logprobs, strict=True))
+
+
+def test_structured_output_stays_masked_on_both_sides(engine: Any) -> None:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    allowed = StructuredOutputsParams(regex="[ab]{6}")
+    outs = sent(engine, sampling("FINAL_ONLY", structured_outputs=allowed), count=24)
+    assert {o[-1].safeswitch.fired for o in outs} == {True, False}
+    for o in outs:
+        assert set(o[-1].outputs[0].text) <= {"a", "b"}
+        assert len(o[-1].outputs[0].text) == 6
+
+
+def test_abandoned_requests_leave_the_engine_and_its_memory(engine: Any) -> None:
+    from vllm.inputs import tokens_input
+
+    rows = reference("llama").lm.encode(ROWS)
+
+    async def leave() -> None:
+        async def one(i: int) -> None:
+            async for _ in engine.llm.generate(tokens_input(rows[i]), sampling("DELTA", max_tokens=100), f"leaves-{i}"):
+                await asyncio.sleep(3600)
+
+        tasks = [asyncio.create_task(one(i)) for i in range(40)]
+        await asyncio.sleep(0.5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while engine.llm.get_num_unfinished_requests():
+            await asyncio.sleep(0.01)
+
+    engine._wait(asyncio.wait_for(leave(), 60))
+    left = engine._wait(engine.llm.collective_rpc("safeswitch_rows"))
+    assert max(left) == 0
+    assert_same(engine.generate(ROWS[:8], max_new_tokens=NEW), expected("llama")[:8])
+
+
+def test_thresholds_change_without_a_restart(engine: Any) -> None:
+    before = engine.set_thresholds({})
+    try:
+        engine.set_thresholds({"stage1": 1.0, "watch": 1.0})
+        assert not any(reply.decision.fired for reply in engine.generate(ROWS, max_new_tokens=NEW))
+    finally:
+        engine.set_thresholds(before)
+    assert_same(engine.generate(ROWS[:8], max_new_tokens=NEW), expected("llama")[:8])
+
+
+def test_a_client_may_not_choose_its_policy_unless_it_was_told_so(engine: Any) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="may not set"):
+        sent(engine, sampling("FINAL_ONLY", extra_args={"safeswitch": "off"}), count=1)
+
+
+def test_a_request_that_comes_around_the_front_end_is_refused(engine: Any) -> None:
+    from vllm.inputs import tokens_input
+
+    async def around() -> None:
+        front = engine.llm.safeswitch
+        async for _ in front._generate(tokens_input([1, 5, 5]), sampling("FINAL_ONLY"), "around"):
+            pass
+
+    with pytest.raises(Exception, match="front end"):
+        engine._wait(around())
+
+
+def test_bad_input_is_named(engine: Any) -> None:
+    with pytest.raises(ContextLengthError, match="takes 256 in all"):
+        engine.generate(["x" * 400], max_new_tokens=NEW)
+    with pytest.raises(SettingError, match="colour"):
+        engine.generate(["x"], colour=1)
+    with pytest.raises(SettingError, match="once"):
+        engine.generate(["x"], switch("llama"))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
+def test_other_architectures_equal_the_transformers_engine(name: str) -> None:
+    with vllm_engine(name) as made:
+        assert_same(made.generate(ROWS, max_new_tokens=NEW), expected(name))
+
+
+def test_an_engine_in_which_the_guard_would_not_work_does_not_start() -> None:
+    from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
+    from safeswitch.engines.vllm.settings import EXTENSION, PROCESSOR, GuardSettings
+
+    class Fake:
+        def __init__(self, **fields: Any) -> None:
+            self.__dict__.update(fields)
+
+    def config(**changes: Any) -> Fake:
+        given: dict[str, Any] = {
+            "processors": [PROCESSOR], "extension": EXTENSION, "overrides": {"LlamaForCausalLM": "x"}, "speculative": None,
+            **changes,
+        }  # fmt: skip
+        text = Fake(num_hidden_layers=3, hidden_size=64, vocab_size=264)
+        model = Fake(
+            logits_processors=given["processors"], model_class_overrides=given["overrides"], model=str(saved("llama")),
+            revision=None, hf_text_config=text, dtype=None,
+        )
+        parallel = Fake(worker_extension_cls=given["extension"])
+        return Fake(model_config=model, parallel_config=parallel, speculative_config=given["speculative"])
+
+    settings = GuardSettings({"default": "/nowhere"})
+    refuse_unless_supported(config(), settings)
+    for changes, match in (
+        ({"processors": []}, "logits-processors"), ({"extension": ""}, "extension"), ({"overrides": {}}, "overrides"),
+        ({"speculative": object()}, "speculative"),
+    ):  # fmt: skip
+        with pytest.raises(SettingError, match=match):
+            refuse_unless_supported(config(**changes), settings)
+    with pytest.raises(SettingError, match="additional_config"):
+        refuse_unless_supported(config(), None)
+    other = saved("qwen3").parent / "of-qwen3"
+    switch("qwen3").save_pretrained(other)
+    with pytest.raises(FingerprintError, match="fingerprint"):
+        load_tenants(config(), GuardSettings({"default": str(other)}))
