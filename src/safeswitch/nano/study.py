@@ -119,6 +119,15 @@ def demo_settings(seed: int = 0) -> tuple[FitData, FitSettings]:
     return data, replace(nano_settings(seed), head_examples=240)
 
 
+def fit_switch(seed: int = 0, say: Say = lambda text: None) -> Switch:
+    """Nano's own switch: the recipe of the study on the whole fitting set."""
+    engine = TransformersEngine.load(weights_path())
+    engine.lm.model_id = "nano"
+    data = load_fit(seed)
+    parts = {"train": data.train, "validation": data.validation, "calibration": data.calibration}
+    return Switch.fit(engine, parts, nano_settings(seed), complied=complied, say=say)
+
+
 def run_demo(
     out: Path,
     *,

@@ -150,7 +150,7 @@ class VLLMEngine(Engine):
         finally:
             CONTEXT.reset(token)
         choice = final.outputs[0]
-        decision = context.decisions.get(0, Decision(False, "none"))
+        decision = context.decisions[0].decision if context.decisions else Decision(False, "none")
         cut = choice.finish_reason == "length"
         text = str(self.tokenizer.decode(choice.token_ids, skip_special_tokens=True))
         return Reply(text, tuple(choice.token_ids), "length" if cut else "stop", decision, len(ids))
@@ -172,6 +172,7 @@ class VLLMEngine(Engine):
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def __enter__(self) -> VLLMEngine:
         return self

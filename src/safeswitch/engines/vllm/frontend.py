@@ -29,6 +29,17 @@ from safeswitch.engines.vllm.settings import KEY, POLICIES, GuardSettings, Task,
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided on one choice of one request, and under which switch and policy."""
+
+    choice: int
+    decision: Decision
+    bundle: str
+    bundle_id: str
+    policy: str
+
+
 @dataclass
 class Context:
     """What the server knows of the request in hand; handed down to :func:`guarded` through a context variable.
@@ -37,15 +48,15 @@ class Context:
         policy: Policy that this client may have, None for the engine's own.
         bundle: Bundle that this client is served with, None for the default.
         text: Plain text of the conversation, None to decode the prompt's tokens.
-        on_decision: Awaited with each choice's index and decision before the choice's last output is handed out.
-        decisions: Decisions so far by choice.
+        on_decision: Awaited with each verdict before the last output of its choice is handed out.
+        decisions: Verdicts so far by choice.
     """
 
     policy: str | None = None
     bundle: str | None = None
     text: str | None = None
-    on_decision: Callable[[int, Decision, str], Awaitable[None]] | None = None
-    decisions: dict[int, Decision] = field(default_factory=dict)
+    on_decision: Callable[[Verdict], Awaitable[None]] | None = None
+    decisions: dict[int, Verdict] = field(default_factory=dict)
     choices: Any = field(default_factory=itertools.count)
 
 
@@ -54,8 +65,10 @@ CONTEXT: ContextVar[Context | None] = ContextVar("safeswitch_context", default=N
 
 @dataclass(frozen=True)
 class Plan:
-    """How one bundle holds a reply back: its pilot length and its watch; whether it acts, and whether it reads text."""
+    """How one bundle holds a reply back: its pilot length and its watch; whether it acts, and whether it reads text;
+    the switch's fingerprint."""
 
+    id: str
     pilot: int
     staged: bool
     acts: bool
@@ -227,9 +240,9 @@ class FrontEnd:
         if task.mode == "observe":
             found = {**found, "actuator": "none"}
         decision = Decision(**found)
-        context.decisions[choice] = decision
+        context.decisions[choice] = Verdict(choice, decision, task.bundle, self.plans[task.bundle].id, task.mode)
         if context.on_decision is not None:
-            await context.on_decision(choice, decision, task.bundle)
+            await context.on_decision(context.decisions[choice])
         return decision
 
     async def _judge(

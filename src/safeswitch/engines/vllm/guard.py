@@ -45,6 +45,8 @@ class Tenant:
     name: str
     gate: Gate
     head: HeadActuator | None
+    id: str = ""
+    """Fingerprint of the switch."""
 
 
 class Row:

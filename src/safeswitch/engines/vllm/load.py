@@ -58,7 +58,7 @@ def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]
             )
         if isinstance(switch.actuator, HeadActuator):
             switch.actuator.check(int(text_config.hidden_size), int(text_config.vocab_size))
-        tenants[name] = Tenant(name, switch.gate, _head(name, switch, vllm_config))
+        tenants[name] = Tenant(name, switch.gate, _head(name, switch, vllm_config), switch.fingerprint)
         _check_points(name, switch, int(text_config.num_hidden_layers))
     return tenants
 

@@ -1,0 +1,59 @@
+"""vLLM's own OpenAI server with the guard in it: every part is put there by a flag of ``vllm serve``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from vllm.entrypoints.cli.serve import ServeSubcommand
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from safeswitch.core.errors import SettingError
+from safeswitch.engines.vllm.settings import KEY, GuardSettings, engine_flags
+from safeswitch.serving.settings import ServerSettings
+
+MIDDLEWARE = "safeswitch.serving.middleware.SafeSwitchMiddleware"
+OWN_FLAGS = ("--logits-processors", "--worker-extension-cls", "--model-class-overrides", "--speculative-config")
+
+
+def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> list[str]:
+    """The arguments of ``vllm serve`` that serve ``model`` guarded, with the user's own ``flags`` after them.
+
+    Raises:
+        SettingError: a flag that would take the guard out.
+    """
+    for flag in flags:
+        if flag.split("=")[0].replace("_", "-") in OWN_FLAGS:
+            raise SettingError(f"safeswitch serve: {flag.split('=')[0]} cannot be given; the guard needs it")
+    flags, additional = _additional(list(flags))
+    own = engine_flags(guard, list(AutoConfig.from_pretrained(model).architectures or []))
+    host = [] if any(f.split("=")[0] in ("--host", "--uds") for f in flags) else ["--host", "127.0.0.1"]
+    return [
+        model, *host, "--additional-config", json.dumps({**additional, KEY: own["additional_config"][KEY]}),
+        "--logits-processors", *own["logits_processors"], "--worker-extension-cls", own["worker_extension_cls"],
+        "--model-class-overrides", json.dumps(own["model_class_overrides"]), "--middleware", MIDDLEWARE, *flags,
+    ]  # fmt: skip
+
+
+def _additional(flags: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The user's ``--additional-config`` taken out of the flags."""
+    for i, flag in enumerate(flags):
+        if flag.split("=")[0] == "--additional-config":
+            joined = "=" in flag
+            value = flag.split("=", 1)[1] if joined else flags[i + 1]
+            return flags[:i] + flags[i + (1 if joined else 2) :], dict(json.loads(value))
+    return flags, {}
+
+
+def serve(model: str | Path, guard: GuardSettings, server: ServerSettings, flags: Sequence[str]) -> None:
+    """Run the server until it is told to stop."""
+    server.export()
+    command = ServeSubcommand()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="safeswitch serve"))
+    args = parser.parse_args(serve_arguments(str(model), guard, flags))
+    command.validate(args)
+    command.cmd(args)
