@@ -54,7 +54,7 @@ async def collect(engine: Any, rows: list[list[int]], params: Any, policy: str |
     from vllm.inputs import tokens_input
 
     from safeswitch.activations.record import prompt_text
-    from safeswitch.engines.vllm.frontend import CONTEXT, Context
+    from safeswitch.engines.context import CONTEXT, Context
 
     async def one(i: int) -> list[Any]:
         CONTEXT.set(Context(text=prompt_text(ROWS[i].messages), policy=policy))

@@ -1,7 +1,6 @@
 """The guard's part of an OpenAI-compatible server, as one ASGI middleware around it.
 
-Named in ``vllm serve --middleware`` (vLLM 0.32: ``entrypoints/serve/middleware/register.py``). Importing this module puts the
-guarded front end around ``AsyncLLM.generate``. For each request it settles an id, takes the client's wishes out of the body,
+For each request it settles an id, takes the client's wishes out of the body,
 hands what it knows down to the front end, and puts each verdict into the reply: into the JSON body, or into the chunk of a
 stream that ends a choice.
 """
@@ -18,9 +17,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from safeswitch.engines.vllm.frontend import CONTEXT, Context, Verdict, install
+from safeswitch.engines.context import CONTEXT, Context, Verdict
 from safeswitch.serving import metrics
-from safeswitch.serving.audit import Audit, AuditError
+from safeswitch.serving.audit import Audit
 from safeswitch.serving.settings import ServerSettings
 
 Scope = MutableMapping[str, Any]
@@ -32,8 +31,6 @@ FIELD = "safeswitch"
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _WISHES = ("policy", "bundle")
 _log = logging.getLogger("safeswitch.server")
-
-install()
 
 
 class Refused(Exception):
@@ -272,6 +269,3 @@ async def _answer(send: Send, refused: Refused, request_id: str) -> None:
         headers.append((b"x-request-id", request_id.encode()))
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-__all__ = ["AuditError", "Refused", "SafeSwitchMiddleware"]

@@ -16,7 +16,7 @@ from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.settings import KEY, GuardSettings, engine_flags
 from safeswitch.serving.settings import ServerSettings
 
-MIDDLEWARE = "safeswitch.serving.middleware.SafeSwitchMiddleware"
+MIDDLEWARE = "safeswitch.serving.vllm_plugin.SafeSwitchMiddleware"
 OWN_FLAGS = ("--logits-processors", "--worker-extension-cls", "--model-class-overrides", "--speculative-config")
 
 

@@ -23,7 +23,8 @@ from safeswitch.activations.record import prompt_text
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
 from safeswitch.engines.base import Engine
-from safeswitch.engines.vllm.frontend import CONTEXT, Context, install
+from safeswitch.engines.context import CONTEXT, Context
+from safeswitch.engines.vllm.frontend import install
 from safeswitch.engines.vllm.settings import GuardSettings, engine_flags
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.switch.switch import Switch

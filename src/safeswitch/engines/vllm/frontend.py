@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from contextvars import ContextVar
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -24,43 +23,10 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision
+from safeswitch.engines.context import CONTEXT, Context, Verdict
 from safeswitch.engines.vllm.settings import KEY, POLICIES, GuardSettings, Task, stop_token, switched_off
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was decided on one choice of one request, and under which switch and policy."""
-
-    choice: int
-    decision: Decision
-    bundle: str
-    bundle_id: str
-    policy: str
-
-
-@dataclass
-class Context:
-    """What the server knows of the request in hand; handed down to :func:`guarded` through a context variable.
-
-    Args:
-        policy: Policy that this client may have, None for the engine's own.
-        bundle: Bundle that this client is served with, None for the default.
-        text: Plain text of the conversation, None to decode the prompt's tokens.
-        on_decision: Awaited with each verdict before the last output of its choice is handed out.
-        decisions: Verdicts so far by choice.
-    """
-
-    policy: str | None = None
-    bundle: str | None = None
-    text: str | None = None
-    on_decision: Callable[[Verdict], Awaitable[None]] | None = None
-    decisions: dict[int, Verdict] = field(default_factory=dict)
-    choices: Any = field(default_factory=itertools.count)
-
-
-CONTEXT: ContextVar[Context | None] = ContextVar("safeswitch_context", default=None)
 
 
 @dataclass(frozen=True)

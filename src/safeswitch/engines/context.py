@@ -1,0 +1,45 @@
+"""What a server tells an engine about the request in hand, and what the engine tells it back, through a context variable."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from safeswitch.core.types import Decision
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided on one choice of one request, and under which switch and policy."""
+
+    choice: int
+    decision: Decision
+    bundle: str
+    bundle_id: str
+    policy: str
+
+
+@dataclass
+class Context:
+    """What the server knows of the request in hand; handed down to the engine's front end.
+
+    Args:
+        policy: Policy that this client may have, None for the engine's own.
+        bundle: Bundle that this client is served with, None for the default.
+        text: Plain text of the conversation, None to decode the prompt's tokens.
+        on_decision: Awaited with each verdict before the last output of its choice is handed out.
+        decisions: Verdicts so far by choice.
+    """
+
+    policy: str | None = None
+    bundle: str | None = None
+    text: str | None = None
+    on_decision: Callable[[Verdict], Awaitable[None]] | None = None
+    decisions: dict[int, Verdict] = field(default_factory=dict)
+    choices: Any = field(default_factory=itertools.count)
+
+
+CONTEXT: ContextVar[Context | None] = ContextVar("safeswitch_context", default=None)

@@ -1,0 +1,90 @@
+"""Records are kept, or the write fails aloud; none is lost."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safeswitch.core.errors import SettingError
+from safeswitch.serving.audit import Audit, AuditError
+from safeswitch.serving.settings import VARIABLE, ServerSettings
+
+
+def record(i: int) -> dict[str, Any]:
+    return {
+        "request_id": f"r{i}", "choice": 0, "bundle": "default", "bundle_id": "ab", "policy": "enforce", "fired": i % 2 == 0,
+        "stage": "stage1", "token_index": 0, "scores": "{}", "thresholds": "{}", "error": None, "text_sha256": "0" * 64,
+        "text": None,
+    }  # fmt: skip
+
+
+def ids(path: Path) -> list[str]:
+    with sqlite3.connect(path) as connection:
+        return [row[0] for row in connection.execute("select request_id from safeswitch_decisions order by id")]
+
+
+def test_records_come_back_in_order_and_old_ones_can_be_forgotten(tmp_path: Path) -> None:
+    store = Audit(f"sqlite:///{tmp_path / 'a.db'}")
+    for i in range(5):
+        store.write({**record(i), "at": float(i)})
+    assert [r["request_id"] for r in store.export(since=2.0)] == ["r2", "r3", "r4"]
+    assert store.forget(before=3.0) == 3
+    assert [r["request_id"] for r in store.export()] == ["r3", "r4"]
+    store.close()
+
+
+def test_sqlite_writes_ahead(tmp_path: Path) -> None:
+    store = Audit(f"sqlite:///{tmp_path / 'a.db'}")
+    store.write(record(0))
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
+    store.close()
+
+
+def test_without_a_buffer_a_database_that_is_down_blocks(tmp_path: Path) -> None:
+    store = Audit(f"sqlite:///{tmp_path / 'absent' / 'a.db'}")
+    with pytest.raises(AuditError, match="cannot be written"):
+        store.write(record(0))
+    store.close()
+
+
+def test_buffered_records_are_written_back_in_order_once(tmp_path: Path) -> None:
+    folder = tmp_path / "later"
+    store = Audit(f"sqlite:///{folder / 'a.db'}", buffer=tmp_path / "waiting.jsonl")
+    store.write(record(0))
+    store.write(record(1))
+    assert len((tmp_path / "waiting.jsonl").read_text().splitlines()) == 2
+    folder.mkdir()
+    store.write(record(2))
+    store.write(record(3))
+    assert ids(folder / "a.db") == ["r0", "r1", "r2", "r3"]
+    assert not (tmp_path / "waiting.jsonl").exists()
+    store.close()
+
+
+def test_a_full_buffer_blocks(tmp_path: Path) -> None:
+    store = Audit(f"sqlite:///{tmp_path / 'absent' / 'a.db'}", buffer=tmp_path / "b.jsonl", buffer_limit=400)
+    store.write(record(0))
+    with pytest.raises(AuditError, match="buffer holds"):
+        store.write(record(1))
+    assert len((tmp_path / "b.jsonl").read_text().splitlines()) == 1
+    store.close()
+
+
+def test_settings_travel_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert ServerSettings.from_environment() == ServerSettings()
+    given = ServerSettings(clients_may=("observe",), audit="sqlite:///x.db", audit_failure="buffer")
+    monkeypatch.setenv(VARIABLE, "")
+    given.export()
+    assert ServerSettings.from_environment() == given
+    for text in ("[", '{"colour": 1}', "3"):
+        monkeypatch.setenv(VARIABLE, text)
+        with pytest.raises(SettingError, match=VARIABLE):
+            ServerSettings.from_environment()
+    for wrong in ({"clients_may": ("all",)}, {"audit_failure": "ignore"}, {"max_body": 0}):
+        with pytest.raises(SettingError):
+            ServerSettings(**wrong)  # type: ignore[arg-type]

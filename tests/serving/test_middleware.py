@@ -1,0 +1,213 @@
+"""What goes into the server and what comes out of it, with a scripted application in the server's place."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safeswitch.core.types import Decision
+from safeswitch.engines.context import CONTEXT, Context, Verdict
+from safeswitch.serving.audit import Audit
+from safeswitch.serving.middleware import SafeSwitchMiddleware
+from safeswitch.serving.settings import ServerSettings
+
+BOTH = {"stage1": 0.5, "stage2": 0.5}
+FIRED = Decision(True, "stage2", {"stage1": 0.9, "stage2": 0.8}, BOTH, token_index=3, actuator="low_rank_head")
+PASSED = Decision(False, "stage1", {"stage1": 0.1}, {"stage1": 0.5})
+
+
+class App:
+    """Decides on each choice as told, then sends the given parts of a body."""
+
+    def __init__(self, decisions: list[Decision], parts: list[bytes], kind: str = "application/json") -> None:
+        self.decisions, self.parts, self.kind = decisions, parts, kind
+        self.body, self.headers = b"", {}
+        self.context: Context | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.headers = {k.decode(): v.decode() for k, v in scope["headers"]}
+        self.body = (await receive())["body"]
+        self.context = CONTEXT.get()
+        assert self.context is not None
+        for i, decision in enumerate(self.decisions):
+            verdict = Verdict(i, decision, "default", "abcd", self.context.policy or "enforce")
+            self.context.decisions[i] = verdict
+            assert self.context.on_decision is not None
+            await self.context.on_decision(verdict)
+        headers = [(b"content-type", self.kind.encode()), (b"content-length", b"1")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for i, part in enumerate(self.parts):
+            await send({"type": "http.response.body", "body": part, "more_body": i + 1 < len(self.parts)})
+
+
+class Answer:
+    def __init__(self, events: list[Any]) -> None:
+        self.status = events[0]["status"]
+        self.headers = {k.decode(): v.decode() for k, v in events[0]["headers"]}
+        self.body = b"".join(e.get("body", b"") for e in events[1:])
+        self.pieces = [e.get("body", b"") for e in events[1:]]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def post(app: Any, body: Any, settings: ServerSettings | None = None, headers: dict[str, str] | None = None) -> Answer:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    events: list[Any] = []
+    halves = [raw[: len(raw) // 2], raw[len(raw) // 2 :]]
+
+    async def receive() -> Any:
+        if not halves:
+            return {"type": "http.disconnect"}
+        part = halves.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(halves)}
+
+    async def send(event: Any) -> None:
+        events.append(event)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/chat/completions",
+        "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
+    }  # fmt: skip
+    middleware = SafeSwitchMiddleware(app, settings or ServerSettings())
+    asyncio.run(middleware(scope, receive, send))
+    if middleware.audit is not None:
+        middleware.audit.close()
+    return Answer(events)
+
+
+def chat(*texts: str) -> bytes:
+    choices = [
+        {"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": "stop"} for i, t in enumerate(texts)
+    ]
+    return json.dumps({"id": "x", "choices": choices}).encode()
+
+
+def test_a_json_reply_carries_the_verdict_and_the_right_length() -> None:
+    whole = chat("I can't help with that. é")
+    answer = post(App([FIRED], [whole[:20], whole[20:]]), {"messages": []})
+    assert answer.json["safeswitch"] == {
+        "fired": True, "switched": True, "stage": "stage2", "scores": FIRED.scores, "thresholds": FIRED.thresholds,
+        "token_index": 3, "policy": "enforce", "bundle": "default", "bundle_id": "abcd",
+    }  # fmt: skip
+    assert answer.json["choices"][0]["safeswitch"] == answer.json["safeswitch"]
+    assert answer.json["choices"][0]["finish_reason"] == "stop"
+    assert int(answer.headers["content-length"]) == len(answer.body)
+
+
+def test_every_choice_carries_its_own() -> None:
+    answer = post(App([FIRED, PASSED], [chat("no", "yes")]), {"messages": []})
+    assert [c["safeswitch"]["fired"] for c in answer.json["choices"]] == [True, False]
+    assert "safeswitch" not in answer.json
+
+
+def test_the_refusal_field_is_filled_where_the_operator_wants_it() -> None:
+    app: Callable[[], App] = lambda: App([FIRED, PASSED], [chat("no", "yes")])  # noqa: E731
+    plain = post(app(), {}).json["choices"][0]["message"]
+    assert plain == {"role": "assistant", "content": "no"}
+    first, second = (c["message"] for c in post(app(), {}, ServerSettings(refusal_field=True)).json["choices"])
+    assert first == {"role": "assistant", "content": None, "refusal": "no"}
+    assert second == {"role": "assistant", "content": "yes"}
+
+
+@pytest.mark.parametrize("size", [1, 7, 40, 4000])
+def test_the_chunk_of_a_stream_that_ends_a_choice_carries_the_verdict_however_it_is_cut(size: int) -> None:
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"content": "data: {\"é"}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {"total_tokens": 3}},
+    ]
+    stream = b": keep-alive\n\n" + b"".join(b"data: " + json.dumps(c).encode() + b"\n\n" for c in chunks) + b"data: [DONE]\n\n"
+    parts = [stream[i : i + size] for i in range(0, len(stream), size)]
+    answer = post(App([PASSED], [*parts, b""], "text/event-stream; charset=utf-8"), {"stream": True})
+    events = answer.body.decode().split("\n\n")
+    assert events[0] == ": keep-alive"
+    got = [json.loads(e.removeprefix("data: ")) for e in events if e.startswith("data: {")]
+    assert got[0] == chunks[0]
+    assert got[1]["safeswitch"]["stage"] == "stage1"
+    assert got[1]["choices"][0]["safeswitch"] == got[1]["safeswitch"]
+    assert got[2] == chunks[2]
+    assert events[-2:] == ["data: [DONE]", ""]
+
+
+def test_a_stream_is_passed_on_event_by_event() -> None:
+    first = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": null}]}\n\n'
+    answer = post(App([PASSED], [first, b"data: [DONE]\n\n"], "text/event-stream"), {})
+    assert answer.pieces[0] == first
+
+
+def test_a_request_id_is_kept_or_made_and_a_bad_one_refused() -> None:
+    app = App([PASSED], [chat("a")])
+    assert post(app, {}, headers={"x-request-id": "me-1"}).headers["x-request-id"] == "me-1"
+    assert app.headers["x-request-id"] == "me-1"
+    assert len(post(app, {}).headers["x-request-id"]) == 32
+    bad = post(app, {}, headers={"x-request-id": "a b"})
+    assert (bad.status, bad.json["error"]["code"]) == (400, 400)
+
+
+def test_wishes_go_to_those_who_may_and_never_to_the_engine() -> None:
+    app = App([FIRED], [chat("a")])
+    body = {"messages": [], "safeswitch": {"policy": "observe"}}
+    refused = post(app, body)
+    assert (refused.status, refused.json["error"]["type"]) == (403, "permission_error")
+    assert app.context is None
+    allowed = post(app, body, ServerSettings(clients_may=("observe",)))
+    assert app.context is not None
+    assert app.context.policy == "observe"
+    assert json.loads(app.body) == {"messages": []}
+    assert allowed.json["safeswitch"]["switched"] is False
+    assert post(app, {"safeswitch": {"bundle": "other"}}).status == 200
+    assert app.context.bundle == "other"
+
+
+@pytest.mark.parametrize("wish", ["off", {"policy": 1}, {"mode": "off"}, ["policy"]])
+def test_wishes_of_another_shape_are_refused(wish: object) -> None:
+    assert post(App([], [b"{}"]), {"safeswitch": wish}).status == 400
+
+
+def test_the_reserved_argument_is_refused() -> None:
+    assert post(App([], [b"{}"]), {"vllm_xargs": {"safeswitch": "off"}}).status == 400
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read_whole() -> None:
+    assert post(App([], [b"{}"]), b"x" * 100, ServerSettings(max_body=50)).status == 413
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b'"text"'])
+def test_what_is_not_an_object_goes_on_untouched_and_guarded(body: bytes) -> None:
+    app = App([PASSED], [b"{}"])
+    assert post(app, body).status == 200
+    assert app.body == body
+
+
+def test_the_text_is_what_readers_of_text_are_given() -> None:
+    parts = [{"type": "text", "text": "two"}, {"type": "image_url", "image_url": {}}, {"type": "text", "text": " parts"}]
+    for body, text in (
+        ({"messages": [{"role": "system", "content": "one"}, {"role": "user", "content": parts}]}, "one\ntwo parts"),
+        ({"prompt": "whole"}, "whole"), ({"prompt": [1, 2]}, None), ({"input": "x"}, None),
+    ):  # fmt: skip
+        app = App([PASSED], [b"{}"])
+        post(app, body)
+        assert app.context is not None
+        assert app.context.text == text
+
+
+def test_every_decision_is_on_record_before_the_reply(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'audit.db'}"
+    settings = ServerSettings(audit=url)
+    post(App([FIRED, PASSED], [chat("a", "b")]), {"prompt": "hello"}, settings, {"x-request-id": "r1"})
+    store = Audit(url)
+    rows = list(store.export())
+    store.close()
+    facts = [(r["request_id"], r["choice"], r["fired"], r["stage"]) for r in rows]
+    assert facts == [("r1", 0, True, "stage2"), ("r1", 1, False, "stage1")]
+    assert json.loads(rows[0]["scores"]) == FIRED.scores
+    assert rows[0]["text_sha256"] == hashlib.sha256(b"hello").hexdigest()
+    assert {r["text"] for r in rows} == {None}
