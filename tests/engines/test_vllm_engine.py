@@ -283,21 +283,23 @@ def test_an_engine_in_which_the_guard_would_not_work_does_not_start() -> None:
     def config(**changes: Any) -> Fake:
         given: dict[str, Any] = {
             "processors": [PROCESSOR], "extension": EXTENSION, "overrides": {"LlamaForCausalLM": "x"}, "speculative": None,
-            **changes,
+            "engines": 1, **changes,
         }  # fmt: skip
         text = Fake(num_hidden_layers=3, hidden_size=64, vocab_size=264)
         model = Fake(
             logits_processors=given["processors"], model_class_overrides=given["overrides"], model=str(saved("llama")),
             revision=None, hf_text_config=text, dtype=None,
         )
-        parallel = Fake(worker_extension_cls=given["extension"])
+        parallel = Fake(
+            worker_extension_cls=given["extension"], data_parallel_size=given["engines"], data_parallel_external_lb=False
+        )
         return Fake(model_config=model, parallel_config=parallel, speculative_config=given["speculative"])
 
     settings = GuardSettings({"default": "/nowhere"})
     refuse_unless_supported(config(), settings)
     for changes, match in (
         ({"processors": []}, "logits-processors"), ({"extension": ""}, "extension"), ({"overrides": {}}, "overrides"),
-        ({"speculative": object()}, "speculative"),
+        ({"speculative": object()}, "speculative"), ({"engines": 2}, "load balancer"),
     ):  # fmt: skip
         with pytest.raises(SettingError, match=match):
             refuse_unless_supported(config(**changes), settings)

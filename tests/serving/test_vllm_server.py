@@ -165,7 +165,8 @@ def test_the_audit_has_one_record_for_each_choice(server: tuple[str, Path]) -> N
 
     client = openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none")
     for i, n in enumerate((1, 3)):
-        client.chat.completions.create(**body(examples()[20]) | {"temperature": 0.7}, n=n, extra_headers={"X-Request-Id": f"audited-{i}"})
+        asked = body(examples()[20]) | {"temperature": 0.7, "n": n}
+        client.chat.completions.create(**asked, extra_headers={"X-Request-Id": f"audited-{i}"})
     client.close()
     with sqlite3.connect(server[1] / "audit.db") as connection:
         rows = connection.execute(

@@ -34,6 +34,9 @@ def refuse_unless_supported(vllm_config: Any, settings: GuardSettings | None) ->
         raise SettingError(f"SafeSwitch: --logits-processors must name {PROCESSOR}")
     if vllm_config.parallel_config.worker_extension_cls != EXTENSION:
         raise SettingError(f"SafeSwitch: --worker-extension-cls must be {EXTENSION}")
+    parallel = vllm_config.parallel_config
+    if parallel.data_parallel_size > 1 and not parallel.data_parallel_external_lb:
+        raise SettingError("SafeSwitch runs one engine behind each server: use an external load balancer for data parallelism")
     if not config.model_class_overrides:
         raise SettingError("SafeSwitch: --model-class-overrides does not name SafeSwitch's model class")
 
