@@ -176,6 +176,10 @@ def test_the_reserved_argument_is_refused() -> None:
     assert post(App([], [b"{}"]), {"vllm_xargs": {"safeswitch": "off"}}).status == 400
 
 
+def test_beam_search_is_refused() -> None:
+    assert post(App([], [b"{}"]), {"use_beam_search": True}).status == 400
+
+
 def test_a_body_that_is_too_large_is_refused_before_it_is_read_whole() -> None:
     assert post(App([], [b"{}"]), b"x" * 100, ServerSettings(max_body=50)).status == 413
 

@@ -99,6 +99,8 @@ class SafeSwitchMiddleware:
         if not isinstance(asked, dict):
             return self._told(None, None, None, request_id), body
         wishes = asked.pop(FIELD, None)
+        if asked.get("use_beam_search"):
+            raise Refused(400, "beam search is not served: SafeSwitch decides on one reply at a time")
         extra = asked.get("vllm_xargs")
         if isinstance(extra, dict) and FIELD in extra:
             raise Refused(400, f"vllm_xargs.{FIELD} is reserved; ask with the field {FIELD!r}")

@@ -35,7 +35,7 @@ class VLLMEngine(Engine):
 
     Args:
         model: Model folder or hub id.
-        switch: The switch, or the folder of its bundle.
+        switch: The switch, or the folder of its bundle; None runs a stock engine with nothing of ours in it.
         policy: ``enforce``, ``observe`` or ``off``.
         allow_other_model: Accept a switch fitted on other weights.
         chat_template: A Jinja template instead of the tokenizer's.
@@ -49,7 +49,7 @@ class VLLMEngine(Engine):
     def __init__(
         self,
         model: str | Path,
-        switch: Switch | str | Path,
+        switch: Switch | str | Path | None,
         *,
         policy: str = "enforce",
         allow_other_model: bool = False,
@@ -61,16 +61,17 @@ class VLLMEngine(Engine):
         if isinstance(switch, Switch):
             switch.save_pretrained(Path(self._folder.name) / "switch")
             switch = Path(self._folder.name) / "switch"
-        settings = GuardSettings({"default": str(Path(switch).absolute())}, policy, allow_other_model)
-        architectures = list(AutoConfig.from_pretrained(str(model)).architectures or [])
+        flags: dict[str, Any] = dict(engine_args)
+        if switch is not None:
+            settings = GuardSettings({"default": str(Path(switch).absolute())}, policy, allow_other_model)
+            own = engine_flags(settings, list(AutoConfig.from_pretrained(str(model)).architectures or []))
+            flags |= own | {"additional_config": {**engine_args.get("additional_config", {}), **own["additional_config"]}}
         self.tokenizer = AutoTokenizer.from_pretrained(str(model))
         self._chat = ChatEncoder(self.tokenizer, str(model), chat_template)
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        flags = {**engine_flags(settings, architectures), **engine_args}
-        flags["additional_config"] = {**engine_args.get("additional_config", {}), **flags["additional_config"]}
         args = AsyncEngineArgs(model=str(model), generation_config="vllm", **flags)
         try:
             self.llm: AsyncLLM = self._wait(self._start(args))
