@@ -429,3 +429,8 @@ def test_an_example_in_a_language_with_other_letters_goes_through(place: Path, t
               "--max-new-tokens", 2)
     assert ran.code == 0
     assert json.loads((tmp_path / "r").read_text(encoding="utf-8"))["prompt"] == "Wie spät ist es? 東京"
+
+
+@pytest.mark.parametrize("wrong", [["--policy", "loud"], ["--clients-may", "all"], ["--audit-failure", "ignore"]])
+def test_faults_of_serving(wrong: list[str], run: Any) -> None:
+    fault(run("serve", "--model", "nano", "--switch", "nano", *wrong), wrong[1])

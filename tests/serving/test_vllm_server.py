@@ -74,6 +74,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         process.wait()
 
 
+def test_flags_that_would_take_the_guard_out_are_refused_and_the_host_is_local() -> None:
+    from safeswitch.core.errors import SettingError
+    from safeswitch.engines.vllm.settings import GuardSettings
+    from safeswitch.serving.vllm_server import serve_arguments
+
+    guard = GuardSettings({"default": str(switch_path())})
+    for flag in ("--logits-processors", "--speculative-config={}", "--model_class_overrides", "--worker-extension-cls"):
+        with pytest.raises(SettingError, match="cannot be given"):
+            serve_arguments(str(weights_path()), guard, [flag, "x"])
+    made = serve_arguments(str(weights_path()), guard, ["--additional-config", '{"mine": 1}', "--port", "1"])
+    assert made[made.index("--host") + 1] == "127.0.0.1"
+    assert set(json.loads(made[made.index("--additional-config") + 1])) == {"mine", "safeswitch"}
+    assert made.count("--additional-config") == 1
+    assert "127.0.0.1" not in serve_arguments(str(weights_path()), guard, ["--host", "0.0.0.0"])
+
+
 def body(example: Example, **more: Any) -> dict[str, Any]:
     turns = [{"role": m.role, "content": m.content} for m in example.messages]
     return {"model": "nano", "messages": turns, "max_tokens": NEW, "temperature": 0.0, **more}

@@ -321,6 +321,7 @@ def serve(
     audit: Annotated[str, typer.Option(help="SQLAlchemy URL of the audit database, as sqlite:///audit.db.")] = "",
     audit_failure: Annotated[str, typer.Option(help="block or buffer, while the database is down.")] = "block",
     audit_text: Annotated[bool, typer.Option("--audit-text", help="Keep the requests' text, not only its hash.")] = False,
+    max_body: Annotated[int, typer.Option(min=1, help="Largest request body in bytes.")] = 1 << 20,
     allow_other_model: OtherModelOption = False,
 ) -> None:
     """An OpenAI-compatible server on vLLM, guarded; any flag of `vllm serve` may follow."""
@@ -332,7 +333,7 @@ def serve(
     guard = GuardSettings(bundles, policy, allow_other_model)
     server = ServerSettings(
         clients_may=tuple(clients_may or ()), refusal_field=refusal_field, audit=audit, audit_failure=audit_failure,
-        audit_text=audit_text,
+        audit_text=audit_text, max_body=max_body,
     )
     try:
         from safeswitch.serving.vllm_server import serve as run

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from safeswitch.activations.record import prompt_text
 from safeswitch.core.errors import ContextLengthError, SettingError
 from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
-from safeswitch.engines.base import Engine
+from safeswitch.engines.base import Engine, row_seeds
 from safeswitch.engines.decode import Listener, Loop
 from safeswitch.engines.options import Options, make_options
 from safeswitch.engines.rows import Rows
@@ -138,7 +137,7 @@ class TransformersEngine(Engine):
         rows = self.lm.encode(conversations, room=max(options.max_new_tokens, switch.gate.pilot + 1))
         if isinstance(switch.actuator, SystemPrompt):
             self._edited(switch.actuator, conversations, options)
-        seeds = _seeds(seed, len(rows))
+        seeds = row_seeds(seed, len(rows))
         return [Request(i, m, ids, s) for i, (m, ids, s) in enumerate(zip(conversations, rows, seeds, strict=True))]
 
     def _edited(
@@ -239,17 +238,6 @@ class TransformersEngine(Engine):
         cut = len(tokens) >= options.max_new_tokens and tokens[-1] not in options.end_ids
         cut = cut and not any(s in text for s in options.stop)
         return Reply(text, tuple(tokens), "length" if cut else "stop", decision, len(request.ids))
-
-
-def _seeds(seed: Any, count: int) -> list[int | None]:
-    """One seed a prompt: counted on from a whole number of any kind, or as listed."""
-    if seed is None:
-        return [None] * count
-    if isinstance(seed, Integral):
-        return [int(seed) + i for i in range(count)]
-    if len(seed) != count:
-        raise SettingError(f"generate: {count} prompts but {len(seed)} seeds")
-    return [int(s) for s in seed]
 
 
 def _reach(gate: Gate, options: Options) -> int:

@@ -149,6 +149,7 @@ class _Reply:
         self._kind, self._rest = "", b""
 
     async def send(self, event: Event) -> None:
+        """Stands in for the server's ``send``: holds a JSON body until it is whole, and a stream's event until it is."""
         if event["type"] == "http.response.start":
             headers = [(k, v) for k, v in event["headers"] if k.lower() != b"x-request-id"]
             self._kind = next((v.decode() for k, v in headers if k.lower() == b"content-type"), "").split(";")[0]

@@ -22,7 +22,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from safeswitch.activations.record import prompt_text
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
-from safeswitch.engines.base import Engine
+from safeswitch.engines.base import Engine, row_seeds
 from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.vllm.frontend import install
 from safeswitch.engines.vllm.settings import GuardSettings, engine_flags
@@ -128,7 +128,7 @@ class VLLMEngine(Engine):
             "max_tokens": max_new_tokens, "stop": stops, "include_stop_str_in_output": True,
             "output_kind": RequestOutputKind.FINAL_ONLY,
         }
-        params = [SamplingParams(**common, seed=s, **options) for s in _seeds(seed, len(rows))]
+        params = [SamplingParams(**common, seed=s, **options) for s in row_seeds(seed, len(rows))]
 
         async def everything() -> list[Reply]:
             async def one(i: int) -> Reply:
@@ -181,13 +181,3 @@ class VLLMEngine(Engine):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int | None]:
-    if seed is None:
-        return [None] * count
-    if isinstance(seed, int):
-        return [seed + i for i in range(count)]
-    if len(seed) != count:
-        raise SettingError(f"generate: {count} prompts but {len(seed)} seeds")
-    return list(seed)
