@@ -21,6 +21,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from safeswitch._version import __version__
+from safeswitch.cli.options import (
+    DeviceMapOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    OtherModelOption,
+    RevisionOption,
+    SampleOption,
+    SeedOption,
+    SwitchOption,
+    TemperatureOption,
+    TemplateOption,
+    TokensOption,
+    TopPOption,
+    switch_folder,
+)
+from safeswitch.cli.serve import serve
 from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError, check_choice
 
 _KEPT = {
@@ -47,27 +64,6 @@ nano_app = typer.Typer(no_args_is_help=True, help="The embedded tiny model: rebu
 app.add_typer(nano_app, name="nano")
 console = Console(stderr=True)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-ModelOption = Annotated[str, typer.Option("--model", help="Model folder or hub id; 'nano' is the embedded model.")]
-SwitchOption = Annotated[
-    str | None,
-    typer.Option("--switch", help="Switch folder or hub id; 'nano' is the embedded model's own; none: the untouched model."),
-]
-RevisionOption = Annotated[str | None, typer.Option(help="Revision of the model on the hub.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-DeviceMapOption = Annotated[str | None, typer.Option(help="Where the model goes, as in transformers: auto, cuda, cpu.")]
-TemplateOption = Annotated[
-    str | None, typer.Option(help="Jinja chat template file, or 'plain' for base models; default: the tokenizer's.")
-]
-TokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest reply in tokens.")]
-SampleOption = Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")]
-TemperatureOption = Annotated[float | None, typer.Option(help="Sampling temperature, above 0; with --sample.")]
-TopPOption = Annotated[float | None, typer.Option(help="Nucleus sampling mass, above 0 and at most 1; with --sample.")]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything drawn.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")]
-OtherModelOption = Annotated[
-    bool, typer.Option("--allow-other-model", help="Accept a switch that was fitted on other weights.")
-]
 
 
 def main() -> None:
@@ -127,13 +123,8 @@ def _switch(name: str | None) -> Any:
     from safeswitch.switch.switch import Switch
 
     _no_bars_in_a_file()
-    return Switch.from_pretrained(_switch_folder(name)) if name else None
+    return Switch.from_pretrained(switch_folder(name)) if name else None
 
-
-def _switch_folder(name: str) -> str:
-    from safeswitch.nano import switch_path
-
-    return str(switch_path()) if name == "nano" else name
 
 
 def _sampling(sample: bool, temperature: float | None, top_p: float | None) -> dict[str, Any]:
@@ -308,48 +299,7 @@ def generate(
     _say(f"{done.new} new rows, {done.rows} in all, {done.errors} of them with an error in place of a reply, in {out}")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve(
-    context: typer.Context,
-    model: ModelOption,
-    switch: Annotated[
-        list[str], typer.Option(help="Switch folder, or name=folder, several times; the first is the default. 'nano': its own.")
-    ],
-    policy: Annotated[str, typer.Option(help="enforce, observe (scores only) or off.")] = "enforce",
-    clients_may: Annotated[list[str] | None, typer.Option(help="A policy that clients may ask for; several times.")] = None,
-    refusal_field: Annotated[bool, typer.Option("--refusal-field", help="Put refusals into message.refusal.")] = False,
-    audit: Annotated[str, typer.Option(help="SQLAlchemy URL of the audit database, as sqlite:///audit.db.")] = "",
-    audit_failure: Annotated[str, typer.Option(help="block or buffer, while the database is down.")] = "block",
-    audit_text: Annotated[bool, typer.Option("--audit-text", help="Keep the requests' text, not only its hash.")] = False,
-    max_body: Annotated[int, typer.Option(min=1, help="Largest request body in bytes.")] = 1 << 20,
-    allow_other_model: OtherModelOption = False,
-) -> None:
-    """An OpenAI-compatible server on vLLM, guarded; any flag of `vllm serve` may follow."""
-    from safeswitch.engines.vllm.settings import GuardSettings
-    from safeswitch.nano import weights_path
-    from safeswitch.serving.settings import ServerSettings
-
-    bundles = dict(_named(text) for text in switch)
-    guard = GuardSettings(bundles, policy, allow_other_model)
-    server = ServerSettings(
-        clients_may=tuple(clients_may or ()), refusal_field=refusal_field, audit=audit, audit_failure=audit_failure,
-        audit_text=audit_text, max_body=max_body,
-    )
-    try:
-        from safeswitch.serving.vllm_server import serve as run
-    except ModuleNotFoundError as error:
-        raise SettingError(f"safeswitch serve needs {error.name}: pip install 'safeswitch[vllm,server]'") from error
-    flags = list(context.args)
-    if model == "nano":
-        flags = ["--served-model-name", "nano", "--dtype", "float32", *flags]
-    run(weights_path() if model == "nano" else model, guard, server, flags)
-
-
-def _named(text: str) -> tuple[str, str]:
-    """``name=folder``, or a folder under the name ``default``."""
-    name, equals, folder = text.partition("=")
-    where = _switch_folder(folder if equals else text)
-    return (name if equals else "default"), str(Path(where).absolute()) if Path(where).exists() else where
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 
 
 @app.command()

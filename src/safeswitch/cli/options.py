@@ -1,0 +1,35 @@
+"""Options that several commands share. Knows nothing of what is done with them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ModelOption = Annotated[str, typer.Option("--model", help="Model folder or hub id; 'nano' is the embedded model.")]
+SwitchOption = Annotated[
+    str | None,
+    typer.Option("--switch", help="Switch folder or hub id; 'nano' is the embedded model's own; none: the untouched model."),
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Revision of the model on the hub.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DeviceMapOption = Annotated[str | None, typer.Option(help="Where the model goes, as in transformers: auto, cuda, cpu.")]
+TemplateOption = Annotated[
+    str | None, typer.Option(help="Jinja chat template file, or 'plain' for base models; default: the tokenizer's.")
+]
+TokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest reply in tokens.")]
+SampleOption = Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")]
+TemperatureOption = Annotated[float | None, typer.Option(help="Sampling temperature, above 0; with --sample.")]
+TopPOption = Annotated[float | None, typer.Option(help="Nucleus sampling mass, above 0 and at most 1; with --sample.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything drawn.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")]
+OtherModelOption = Annotated[
+    bool, typer.Option("--allow-other-model", help="Accept a switch that was fitted on other weights.")
+]
+
+
+def switch_folder(name: str) -> str:
+    """The folder that ``--switch`` means: ``nano`` is the embedded model's own."""
+    from safeswitch.nano import switch_path
+
+    return str(switch_path()) if name == "nano" else name

@@ -1,0 +1,54 @@
+"""``safeswitch serve``: the guarded server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safeswitch.cli.options import ModelOption, OtherModelOption, switch_folder
+from safeswitch.core.errors import SettingError
+
+
+def serve(
+    context: typer.Context,
+    model: ModelOption,
+    switch: Annotated[
+        list[str], typer.Option(help="Switch folder, or name=folder, several times; the first is the default. 'nano': its own.")
+    ],
+    policy: Annotated[str, typer.Option(help="enforce, observe (scores only) or off.")] = "enforce",
+    clients_may: Annotated[list[str] | None, typer.Option(help="A policy that clients may ask for; several times.")] = None,
+    refusal_field: Annotated[bool, typer.Option("--refusal-field", help="Put refusals into message.refusal.")] = False,
+    audit: Annotated[str, typer.Option(help="SQLAlchemy URL of the audit database, as sqlite:///audit.db.")] = "",
+    audit_failure: Annotated[str, typer.Option(help="block or buffer, while the database is down.")] = "block",
+    audit_text: Annotated[bool, typer.Option("--audit-text", help="Keep the requests' text, not only its hash.")] = False,
+    max_body: Annotated[int, typer.Option(min=1, help="Largest request body in bytes.")] = 1 << 20,
+    allow_other_model: OtherModelOption = False,
+) -> None:
+    """An OpenAI-compatible server on vLLM, guarded; any flag of `vllm serve` may follow."""
+    from safeswitch.engines.vllm.settings import GuardSettings
+    from safeswitch.nano import weights_path
+    from safeswitch.serving.settings import ServerSettings
+
+    bundles = dict(_named(text) for text in switch)
+    guard = GuardSettings(bundles, policy, allow_other_model)
+    server = ServerSettings(
+        clients_may=tuple(clients_may or ()), refusal_field=refusal_field, audit=audit, audit_failure=audit_failure,
+        audit_text=audit_text, max_body=max_body,
+    )
+    try:
+        from safeswitch.serving.vllm_server import serve as run
+    except ModuleNotFoundError as error:
+        raise SettingError(f"safeswitch serve needs {error.name}: pip install 'safeswitch[vllm,server]'") from error
+    flags = list(context.args)
+    if model == "nano":
+        flags = ["--served-model-name", "nano", "--dtype", "float32", *flags]
+    run(weights_path() if model == "nano" else model, guard, server, flags)
+
+
+def _named(text: str) -> tuple[str, str]:
+    """``name=folder``, or a folder under the name ``default``."""
+    name, equals, folder = text.partition("=")
+    where = switch_folder(folder if equals else text)
+    return (name if equals else "default"), str(Path(where).absolute()) if Path(where).exists() else where
