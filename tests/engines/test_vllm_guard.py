@@ -50,6 +50,7 @@ def test_a_row_fires_when_both_stages_do_and_is_stopped_after_its_pilot_tokens()
     assert g.pending(["r", "unknown"]) == {"r": True}
     assert step(g, row, 1, [0, 1, 0, 0]) == ([], [])
     assert step(g, row, 2, [0, 1, 0, 0]) == ([], [0])
+    assert g.pending(["r"]) == {"r": True}, "a row that has fired is not cleared"
     decision = g.take(["r"])["r"]
     assert (decision.fired, decision.stage, decision.token_index) == (True, "stage2", 2)
     assert decision.actuator == "low_rank_head"
@@ -165,6 +166,9 @@ def test_new_thresholds_hold_for_requests_that_come_later() -> None:
     step(g, old, 0, [1, 0, 0, 0])
     step(g, new, 0, [1, 0, 0, 0])
     assert g.pending(["r", "new"]) == {"r": True, "new": False}
+    mixed = [(0, old, 1), (1, new, 1)]
+    g.step(mixed, lambda layer: torch.zeros(2, D))
+    assert g.step([(0, old, 2), (1, new, 2)], lambda layer: torch.tensor([[0, 1.0, 0, 0]] * 2)) == ([], [0])
     with pytest.raises(SettingError, match="watch"):
         g.set_thresholds("default", {"watch": 0.5})
     with pytest.raises(SettingError, match="bundle"):

@@ -9,7 +9,7 @@ more (mode ``judge``). Nothing undecided is ever yielded.
 from __future__ import annotations
 
 import asyncio
-import itertools
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from copy import copy
@@ -71,7 +71,6 @@ class FrontEnd:
         self.settings, self._engine, self._generate = settings, engine, generate
         self.stop = stop_token(settings, engine.vllm_config.model_config.hf_text_config)
         self.plans: dict[str, Plan] = {}
-        self._ids = itertools.count()
         self._calls: dict[str, _Coalesced] = {
             name: _Coalesced(engine, f"safeswitch_{name}") for name in ("peek", "take")
         }
@@ -107,7 +106,7 @@ class FrontEnd:
         bundle = context.bundle or self.settings.default
         if bundle not in self.plans:
             raise VLLMValidationError(f"unknown SafeSwitch bundle {bundle!r}")
-        task = Task(f"{request_id}-{next(self._ids)}", bundle, policy, text=self._text(prompt, context, bundle))
+        task = Task(f"{request_id}-{uuid.uuid4().hex}", bundle, policy, text=self._text(prompt, context, bundle))
         first = next(context.choices)
         runs = []
         for index in range(params.n):
@@ -167,14 +166,14 @@ class FrontEnd:
                         yield held.pop()
                         continue
                     if pending and not asked and len(tokens) <= plan.pilot:
-                        pending, asked = bool(await self._calls["peek"](task.id)), True
+                        pending, asked = await self._calls["peek"](task.id) is not False, True
                     while held and shown + len(held[0].outputs[0].token_ids) <= plan.decided(len(tokens), pending):
                         shown += len(held[0].outputs[0].token_ids)
                         yield held.pop(0)
             if not fired and tokens:
                 pending = pending and len(tokens) <= plan.pilot
                 if pending:
-                    pending = bool(await self._calls["peek"](task.id))
+                    pending = await self._calls["peek"](task.id) is not False
                 if plan.owes(len(tokens), pending):
                     fired = await self._judge(prompt, held[-1], tokens, params, request_id, task, kwargs) and enforcing
             if fired:
@@ -192,6 +191,8 @@ class FrontEnd:
             decision = await self._decided(await self._calls["take"](task.id), task, context, choice)
         if decision is None and tokens:
             raise SettingError("SafeSwitch: the engine has no verdict on this request; its reply is withheld")
+        if enforcing and not fired and decision is not None and decision.fired and decision.token_index > 0:
+            raise SettingError("SafeSwitch: the gate has fired on this reply after it had ended; it is withheld")
         for out in held:
             if out.finished and decision is not None:
                 out.safeswitch = decision

@@ -107,8 +107,9 @@ class Guard:
         return Task(f"stray-{self._strays}", next(iter(self.tenants)), "enforce")
 
     def pending(self, ids: Iterable[str]) -> dict[str, bool]:
-        """Whether requests still wait for stage 2; unknown ids are left out."""
-        return {key: self.rows[key].state.pending for key in ids if key in self.rows}
+        """Whether requests still wait for stage 2, or have fired after their prompt; unknown ids are left out."""
+        states = {key: self.rows[key].state for key in ids if key in self.rows}
+        return {k: s.pending or (s.decision.fired and s.decision.token_index > 0) for k, s in states.items()}
 
     def set_thresholds(self, name: str, thresholds: Mapping[str, float]) -> dict[str, float]:
         """Put thresholds (``stage1``, ``stage2``, ``watch``, ``product``) in force for requests that come from now on.
@@ -142,7 +143,7 @@ class Guard:
         for _, row, fed in due:
             row.enter(fed)
         watching = [item for item in due if item[1].task.mode != "refuse"]
-        for tenant in {row.tenant.name: row.tenant for _, row, _ in watching}.values():
+        for tenant in dict.fromkeys(row.tenant for _, row, _ in watching):
             mine = [item for item in watching if item[1].tenant is tenant]
             self._at_prompt(tenant, [item for item in mine if item[2] == 0], read)
             self._lost([item for item in mine if item[2] > 0])
