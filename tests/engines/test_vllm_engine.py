@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -264,6 +265,20 @@ def test_bad_input_is_named(engine: Any) -> None:
         engine.generate(["x"], colour=1)
     with pytest.raises(SettingError, match="once"):
         engine.generate(["x"], switch("llama"))
+
+
+def test_streams_without_a_watch_never_show_a_pilot_token() -> None:
+    """Nothing but stage 2 holds these replies back, and some end before it is due."""
+    full = switch("llama")
+    made = replace(full, gate=replace(full.gate, watch=None, watch_until=None))
+    with vllm_engine("llama", switch=made) as engine:
+        for new in (1, 2, 3, NEW):
+            want = expected("llama", made, max_new_tokens=new)
+            assert {reply.decision.fired for reply in want} == {True, False}
+            for _ in range(3):
+                for reply, outs in zip(want, sent(engine, sampling("DELTA", max_tokens=new)), strict=True):
+                    assert tuple(t for o in outs for t in o.outputs[0].token_ids) == reply.token_ids
+                    assert outs[-1].safeswitch.fired == reply.decision.fired
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
