@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tests.tiny import BOS, EOS, NAMES, ODD, PAD, VOCAB, tiny_lm, tiny_model, tiny_tokenizer
 from torch import nn
 
 from safeswitch.core.errors import ContextLengthError, DataError, ModelError, SettingError
 from safeswitch.core.types import Example, Message
-from safeswitch.models.fingerprint import fingerprint
+from safeswitch.models.fingerprint import fingerprint, fingerprint_of_files
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.locate import locate
 
@@ -172,3 +173,19 @@ def test_the_fingerprint_tells_weights_apart_and_nothing_else(name: str) -> None
     assert fingerprint(tiny_model(name, seed=1)) not in prints
     halved = tiny_model(name).to(torch.bfloat16)
     assert fingerprint(halved) == fingerprint(halved.float())
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "gemma2", "gpt2", "phi3"])
+@pytest.mark.parametrize("shard", ["10GB", "20KB"])
+def test_the_fingerprint_of_a_folder_is_that_of_the_model_in_it(name: str, shard: str, tmp_path: Path) -> None:
+    tiny_model(name).save_pretrained(tmp_path, max_shard_size=shard)
+    assert fingerprint_of_files(tmp_path) == fingerprint(tiny_model(name))
+
+
+def test_a_folder_without_all_weights_has_no_fingerprint(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model\.norm\.weight"):
+        fingerprint_of_files(tmp_path)

@@ -13,12 +13,13 @@ import pytest
 from safeswitch.core.errors import ArtifactError
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.intervals import wilson
-from safeswitch.nano import effect, study
+from safeswitch.nano import effect, study, switch_path, weights_path
 from safeswitch.nano.effect import METHOD_NAMES, Pooled, judge_goals, paired_tests, pool, run_study
 from safeswitch.nano.study import run_demo
-from safeswitch.nano.suites import FitData, load_fit
+from safeswitch.nano.suites import FitData, load_fit, load_suite
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.refusal_head import HeadSettings
+from safeswitch.switch.switch import Switch
 
 SETTINGS = FitSettings(budget=0.05, readers=("layers",), head=HeadSettings(ranks=(1,), epochs=3), head_examples=32)
 
@@ -118,3 +119,14 @@ def test_broken_text_counts_as_neither() -> None:
     texts = ("the the the the the", "I can't help with that.", "I can help with that.")
     judged = [(suite.hit(e, t), suite.helped(e, t)) for e, t in zip(suite.examples, texts, strict=True)]
     assert judged == [(False, False), (False, True), (True, False)]
+
+
+def test_nanos_own_switch_is_of_the_weights_that_are_shipped_and_tells_requests_apart() -> None:
+    engine = TransformersEngine.load(weights_path())
+    switch = Switch.from_pretrained(switch_path())
+    assert switch.base is not None
+    assert switch.base.fingerprint == engine.lm.fingerprint
+    assert "/" not in switch.base.model_id
+    for suite, fires in (("jailbroken", True), ("ordinary", False)):
+        replies = engine.generate(load_suite(suite, 30), switch, max_new_tokens=48, do_sample=False)
+        assert sum(reply.decision.fired == fires for reply in replies) >= 27

@@ -10,6 +10,7 @@ from typing import Any
 
 from safeswitch.core.types import Decision
 
+POLICIES: tuple[str, ...] = ("enforce", "observe", "off")
 
 @dataclass(frozen=True)
 class Verdict:

@@ -7,10 +7,10 @@ import os
 from dataclasses import asdict, dataclass
 
 from safeswitch.core.errors import SettingError, check_choice
+from safeswitch.engines.context import POLICIES
 
 VARIABLE = "SAFESWITCH_SERVER"
 AUDIT_FAILURES = ("block", "buffer")
-_POLICIES = ("enforce", "observe", "off")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "clients_may", tuple(self.clients_may))
         for policy in self.clients_may:
-            check_choice("ServerSettings", "clients_may", policy, _POLICIES)
+            check_choice("ServerSettings", "clients_may", policy, POLICIES)
         check_choice("ServerSettings", "audit_failure", self.audit_failure, AUDIT_FAILURES)
         if self.max_body < 1 or self.audit_buffer_limit < 1:
             raise SettingError("ServerSettings: max_body and audit_buffer_limit must be 1 byte or more")

@@ -23,8 +23,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision
-from safeswitch.engines.context import CONTEXT, Context, Verdict
-from safeswitch.engines.vllm.settings import KEY, POLICIES, GuardSettings, Task, stop_token, switched_off
+from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
+from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task, stop_token, switched_off
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from safeswitch.core.errors import SettingError, check_choice
+from safeswitch.engines.context import POLICIES
 
 KEY = "safeswitch"
 """Name of our entry in ``additional_config``, ``extra_args`` and ``vllm_xargs``."""
@@ -19,7 +20,6 @@ OFF = "SAFESWITCH_OFF"
 """Environment variable: ``1`` lets every request pass untouched."""
 VERSIONS = ("0.32",)
 """vLLM releases whose extension points were read and run."""
-POLICIES = ("enforce", "observe", "off")
 _PACKAGE = "safeswitch.engines.vllm"
 PROCESSOR = f"{_PACKAGE}.processor:SafeSwitchProcessor"
 EXTENSION = f"{_PACKAGE}.worker.SafeSwitchWorker"
