@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +70,76 @@ def test_buffered_records_are_written_back_in_order_once(tmp_path: Path) -> None
 
 
 def test_a_full_buffer_blocks(tmp_path: Path) -> None:
-    store = Audit(f"sqlite:///{tmp_path / 'absent' / 'a.db'}", buffer=tmp_path / "b.jsonl", buffer_limit=400)
+    store = Audit(f"sqlite:///{tmp_path / 'absent' / 'a.db'}", buffer=tmp_path / "b.jsonl", buffer_limit=500)
     store.write(record(0))
     with pytest.raises(AuditError, match="buffer holds"):
         store.write(record(1))
     assert len((tmp_path / "b.jsonl").read_text().splitlines()) == 1
     store.close()
+
+
+def test_a_record_that_was_written_back_before_a_crash_is_not_there_twice(tmp_path: Path) -> None:
+    folder, waiting = tmp_path / "later", tmp_path / "waiting.jsonl"
+    store = Audit(f"sqlite:///{folder / 'a.db'}", buffer=waiting)
+    store.write(record(0))
+    left = waiting.read_bytes()
+    folder.mkdir()
+    store.write(record(1))
+    waiting.write_bytes(left)
+    store.write(record(2))
+    assert ids(folder / "a.db") == ["r0", "r1", "r2"]
+    store.close()
+
+
+def test_damaged_lines_are_put_aside_and_the_rest_is_kept(tmp_path: Path) -> None:
+    folder, waiting = tmp_path / "later", tmp_path / "waiting.jsonl"
+    store = Audit(f"sqlite:///{folder / 'a.db'}", buffer=waiting)
+    store.write(record(0))
+    poisoned = json.dumps({**json.loads(waiting.read_bytes()), "record": "p", "request_id": None}).encode()
+    bad = [b'{"torn": ', b"\xff\xfe", b"[1]", poisoned]
+    with waiting.open("ab") as file:
+        file.write(b"\n".join(bad) + b'\n{"torn"')
+    bad.append(b'{"torn"')
+    store.write(record(2))
+    folder.mkdir()
+    store.write(record(1))
+    assert ids(folder / "a.db") == ["r0", "r2", "r1"]
+    assert (tmp_path / "waiting.jsonl.damaged").read_bytes().splitlines() == bad
+    assert not waiting.exists()
+    store.close()
+
+
+def test_two_processes_share_one_buffer(tmp_path: Path) -> None:
+    folder, waiting = tmp_path / "later", tmp_path / "waiting.jsonl"
+    code = (
+        "import sys; from pathlib import Path; from safeswitch.serving.audit import Audit\n"
+        "from tests.serving.test_audit import record\n"
+        "store = Audit(sys.argv[1], buffer=Path(sys.argv[2]))\n"
+        "for i in range(40): store.write({**record(i), 'request_id': sys.argv[3] + str(i)})\n"
+    )
+    url = f"sqlite:///{folder / 'a.db'}"
+    running = [subprocess.Popen([sys.executable, "-c", code, url, str(waiting), name]) for name in "ab"]
+    time.sleep(0.5)
+    folder.mkdir()
+    assert [process.wait(60) for process in running] == [0, 0]
+    store = Audit(url, buffer=waiting)
+    store.write(record(0))
+    store.close()
+    assert sorted(ids(folder / "a.db")) == sorted([f"{name}{i}" for name in "ab" for i in range(40)] + ["r0"])
+
+
+def test_whether_records_would_be_kept_is_known_beforehand(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'absent' / 'a.db'}"
+    buffer = tmp_path / "b"
+    for store, kept in (
+        (Audit(url), False), (Audit(url, buffer=buffer), True), (Audit(url, buffer=buffer, buffer_limit=9), False),
+    ):  # fmt: skip
+        if kept:
+            store.check()
+        else:
+            with pytest.raises(AuditError):
+                store.check()
+        store.close()
 
 
 def test_settings_travel_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

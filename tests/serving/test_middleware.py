@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from safeswitch.core.types import Decision
 from safeswitch.engines.context import CONTEXT, Context, Verdict
-from safeswitch.serving.audit import Audit
+from safeswitch.serving.audit import Audit, AuditError
 from safeswitch.serving.middleware import SafeSwitchMiddleware
 from safeswitch.serving.settings import ServerSettings
 
@@ -36,7 +37,7 @@ class App:
         self.context = CONTEXT.get()
         assert self.context is not None
         for i, decision in enumerate(self.decisions):
-            verdict = Verdict(i, decision, "default", "abcd", self.context.policy or "enforce")
+            verdict = Verdict(i, decision, "default", "abcd", self.context.policy or "enforce", self.context.text or "")
             self.context.decisions[i] = verdict
             assert self.context.on_decision is not None
             await self.context.on_decision(verdict)
@@ -58,7 +59,10 @@ class Answer:
         return json.loads(self.body)
 
 
-def post(app: Any, body: Any, settings: ServerSettings | None = None, headers: dict[str, str] | None = None) -> Answer:
+def post(
+    app: Any, body: Any, settings: ServerSettings | None = None, headers: dict[str, str] | None = None,
+    path: str = "/v1/chat/completions",
+) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     events: list[Any] = []
     halves = [raw[: len(raw) // 2], raw[len(raw) // 2 :]]
@@ -73,7 +77,7 @@ def post(app: Any, body: Any, settings: ServerSettings | None = None, headers: d
         events.append(event)
 
     scope = {
-        "type": "http", "method": "POST", "path": "/v1/chat/completions",
+        "type": "http", "method": "POST", "path": path,
         "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
     }  # fmt: skip
     middleware = SafeSwitchMiddleware(app, settings or ServerSettings())
@@ -191,22 +195,90 @@ def test_what_is_not_an_object_goes_on_untouched_and_guarded(body: bytes) -> Non
     assert app.body == body
 
 
-def test_the_text_is_what_readers_of_text_are_given() -> None:
-    parts = [{"type": "text", "text": "two"}, {"type": "image_url", "image_url": {}}, {"type": "text", "text": " parts"}]
-    for body, text in (
-        ({"messages": [{"role": "system", "content": "one"}, {"role": "user", "content": parts}]}, "one\ntwo parts"),
-        ({"prompt": "whole"}, "whole"), ({"prompt": [1, 2]}, None), ({"input": "x"}, None),
-    ):  # fmt: skip
-        app = App([PASSED], [b"{}"])
-        post(app, body)
-        assert app.context is not None
-        assert app.context.text == text
+PARTS = [{"type": "text", "text": "two"}, {"text": "three"}]
+TURNS = [{"role": "system", "content": "one"}, {"role": "user", "content": PARTS}]
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "text"),
+    [
+        (CHAT, {"messages": TURNS}, "one\ntwo\nthree"),
+        (COMPLETIONS, {"prompt": "whole"}, "whole"),
+        (COMPLETIONS, {"prompt": [1, 2]}, None),
+        (CHAT, {"messages": TURNS, "prompt": "another"}, "one\ntwo\nthree"),
+        (COMPLETIONS, {"messages": TURNS, "prompt": "whole"}, "whole"),
+        ("/v1/responses", {"input": "x", "messages": TURNS, "prompt": "y"}, None),
+        (CHAT, {"messages": TURNS, "tools": [{}]}, None),
+        (CHAT, {"messages": TURNS, "chat_template": "other"}, None),
+        (CHAT, {"messages": [*TURNS, {"role": "user", "content": "x", "reasoning": "y"}]}, None),
+        (CHAT, {"messages": [*TURNS, {"role": "assistant", "content": None}]}, None),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None),
+    ],
+)
+def test_readers_are_given_the_text_only_where_the_prompt_holds_nothing_else(path: str, body: Any, text: str | None) -> None:
+    app = App([PASSED], [b"{}"])
+    post(app, body, path=path)
+    assert app.context is not None
+    assert app.context.text == text
+
+
+def test_while_the_audit_is_down_requests_are_turned_away_before_they_are_run(tmp_path: Path) -> None:
+    app = App([PASSED], [b"{}"])
+    answer = post(app, {"prompt": "x"}, ServerSettings(audit=f"sqlite:///{tmp_path / 'absent' / 'a.db'}"))
+    assert (answer.status, answer.json["error"]["type"], app.context) == (503, "server_error", None)
+    assert "absent" not in answer.body.decode()
+
+
+def test_a_reply_whose_decision_was_not_recorded_does_not_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Audit, record: Any) -> None:
+        raise AuditError("full")
+
+    class Catching(App):
+        """As an OpenAI server does: an error of the engine becomes a reply."""
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            with suppress(AuditError):
+                await super().__call__(scope, receive, send)
+            await send({"type": "http.response.start", "status": 500, "headers": [(b"content-type", b"application/json")]})
+            await send({"type": "http.response.body", "body": b'{"error": "secret"}'})
+
+    monkeypatch.setattr(Audit, "write", fails)
+    answer = post(Catching([PASSED], [b"{}"]), {"prompt": "x"}, ServerSettings(audit=f"sqlite:///{tmp_path / 'a.db'}"))
+    assert answer.status == 503
+    assert "secret" not in answer.body.decode()
+
+
+def test_websockets_are_closed_unserved() -> None:
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    async def receive() -> Any:
+        raise AssertionError("nothing is to be read")
+
+    app = App([], [])
+    asyncio.run(SafeSwitchMiddleware(app, ServerSettings())({"type": "websocket", "headers": []}, receive, send))
+    assert (sent[0]["type"], sent[0]["code"], app.context) == ("websocket.close", 1008, None)
+
+
+def test_text_that_no_database_takes_is_mended_and_its_hash_is_true(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'audit.db'}"
+    settings = ServerSettings(audit=url, audit_text=True)
+    post(App([PASSED], [b"{}"]), b'{"prompt": "a\\ud800b\\u0000"}', settings, path=COMPLETIONS)
+    store = Audit(url)
+    row = next(store.export())
+    store.close()
+    assert row["text_sha256"] == hashlib.sha256(b"a\xed\xa0\x80b\x00").hexdigest()
+    assert row["text"].startswith("a\ufffd")
+    assert row["text"].endswith("b\ufffd")
 
 
 def test_every_decision_is_on_record_before_the_reply(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'audit.db'}"
     settings = ServerSettings(audit=url)
-    post(App([FIRED, PASSED], [chat("a", "b")]), {"prompt": "hello"}, settings, {"x-request-id": "r1"})
+    post(App([FIRED, PASSED], [chat("a", "b")]), {"prompt": "hello"}, settings, {"x-request-id": "r1"}, COMPLETIONS)
     store = Audit(url)
     rows = list(store.export())
     store.close()

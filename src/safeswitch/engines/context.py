@@ -14,13 +14,14 @@ POLICIES: tuple[str, ...] = ("enforce", "observe", "off")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided on one choice of one request, and under which switch and policy."""
+    """What was decided on one choice of one request, under which switch and policy, and on what text."""
 
     choice: int
     decision: Decision
     bundle: str
     bundle_id: str
     policy: str
+    text: str
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Context:
         text: Plain text of the conversation, None to decode the prompt's tokens.
         on_decision: Awaited with each verdict before the last output of its choice is handed out.
         decisions: Verdicts so far by choice.
+        unrecorded: A verdict could not be recorded; the reply must not leave.
     """
 
     policy: str | None = None
@@ -41,6 +43,7 @@ class Context:
     on_decision: Callable[[Verdict], Awaitable[None]] | None = None
     decisions: dict[int, Verdict] = field(default_factory=dict)
     choices: Any = field(default_factory=itertools.count)
+    unrecorded: bool = False
 
 
 CONTEXT: ContextVar[Context | None] = ContextVar("safeswitch_context", default=None)

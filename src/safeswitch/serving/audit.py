@@ -1,21 +1,28 @@
 """One record per decision, in a database. Knows nothing of HTTP or engines.
 
-SQLite (write-ahead log) or whatever SQLAlchemy has a driver for. A record is written before the reply leaves; when the
-database is down the operator's choice holds: block, or a bounded file that is written back, in order, when it can be.
+SQLite (write-ahead log), PostgreSQL, or whatever SQLAlchemy has a driver for. A record is written before the reply leaves;
+when the database is down the operator's choice holds: block, or a bounded file that is written back, in order, when it can
+be. Several processes may share database and buffer. A record carries a name of its own, so that one that was written back
+and then read from the buffer again is not there twice; what the database will never take is moved to ``<buffer>.damaged``.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text, create_engine, event, insert, select
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from safeswitch.core.errors import SafeSwitchError
 
@@ -23,6 +30,7 @@ _META = MetaData()
 RECORDS = Table(
     "safeswitch_decisions", _META,
     Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("record", String(32), nullable=False, unique=True),
     Column("at", Float, nullable=False, index=True),
     Column("request_id", String(128), nullable=False, index=True),
     Column("choice", Integer, nullable=False),
@@ -40,6 +48,12 @@ RECORDS = Table(
 )  # fmt: skip
 
 
+_FIELDS = {column.name for column in RECORDS.columns} - {"id"}
+_AT_ONCE = 500
+_ROW_BYTES = 512
+_log = logging.getLogger("safeswitch.server")
+
+
 class AuditError(SafeSwitchError):
     """A decision could not be put on record."""
 
@@ -55,58 +69,128 @@ class Audit:
 
     def __init__(self, url: str, *, buffer: Path | None = None, buffer_limit: int = 64 << 20) -> None:
         self._engine = _engine(url)
-        self._buffer, self._limit = buffer, buffer_limit
-        self._lock, self._ready = threading.Lock(), False
+        self._buffer, self._limit, self._ready = buffer, buffer_limit, False
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Find out, before there is anything to record, whether a record would be kept.
+
+        Raises:
+            AuditError: neither the database nor the buffer would take it.
+        """
+        try:
+            self._prepare()
+            with self._engine.connect() as connection:
+                connection.execute(select(RECORDS.c.id).limit(1)).first()
+        except (SQLAlchemyError, OSError) as error:
+            self._has_room(_ROW_BYTES, error)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Put one record (the columns of ``RECORDS`` but ``id`` and ``at``) into the store, or into the buffer.
+        """Put one record (the columns of ``RECORDS`` but ``id``, ``record`` and ``at``) into the store, or into the buffer.
 
         Raises:
             AuditError: neither took it.
         """
-        row = {"at": time.time(), **record}
-        with self._lock:
+        row = {"record": uuid.uuid4().hex, "at": time.time(), **record}
+        with self._alone():
             try:
-                self._insert([*self._waiting(), row])
+                self._write_back()
+                self._insert([row])
             except (SQLAlchemyError, OSError) as error:
                 self._keep(row, error)
-                return
-            if self._buffer is not None:
-                self._buffer.unlink(missing_ok=True)
 
-    def _insert(self, rows: list[dict[str, Any]]) -> None:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The buffer for oneself, among threads and processes, where there is one."""
+        if self._buffer is None:
+            yield
+            return
+        with self._lock, ExitStack() as stack:
+            # where no lock can be made no buffer can be either, and the database alone is asked
+            with suppress(OSError):
+                stack.enter_context(FileLock(f"{self._buffer}.lock", poll_interval=0.005))
+            yield
+
+    def _prepare(self) -> None:
         if not self._ready:
             _META.create_all(self._engine)
             self._ready = True
+
+    def _insert(self, rows: list[dict[str, Any]]) -> None:
+        self._prepare()
         with self._engine.begin() as connection:
             connection.execute(insert(RECORDS), rows)
 
-    def _waiting(self) -> list[dict[str, Any]]:
+    def _write_back(self) -> None:
+        """Move what waits in the buffer into the database, which is there."""
         if self._buffer is None or not self._buffer.exists():
-            return []
-        return [json.loads(line) for line in self._buffer.read_text(encoding="utf-8").splitlines()]
+            return
+        rows, damaged = [], []
+        for line in filter(None, self._buffer.read_bytes().splitlines()):
+            row = _parsed(line)
+            damaged += [line] if row is None else []
+            rows += [] if row is None else [row]
+        known: set[str] = set()
+        self._prepare()
+        with self._engine.begin() as connection:
+            for start in range(0, len(rows), _AT_ONCE):
+                names = [row["record"] for row in rows[start : start + _AT_ONCE]]
+                known |= set(connection.execute(select(RECORDS.c.record).where(RECORDS.c.record.in_(names))).scalars())
+        for row in rows:
+            if row["record"] in known:
+                continue
+            try:
+                self._insert([row])
+            except (DataError, IntegrityError) as error:
+                _log.error("audit record %s cannot be written: %s", row["record"], type(error).__name__)
+                damaged.append(json.dumps(row).encode())
+        if damaged:
+            _log.error("%d audit records are damaged; see %s.damaged", len(damaged), self._buffer)
+            with Path(f"{self._buffer}.damaged").open("ab") as file:
+                file.write(b"".join(line + b"\n" for line in damaged))
+        self._buffer.unlink()
 
     def _keep(self, row: Mapping[str, Any], error: Exception) -> None:
-        if self._buffer is None:
-            raise AuditError(f"the audit database cannot be written: {type(error).__name__}") from error
-        line = json.dumps(row) + "\n"
-        held = self._buffer.stat().st_size if self._buffer.exists() else 0
-        if held + len(line.encode()) > self._limit:
-            raise AuditError(f"the audit database cannot be written, and its buffer holds {held} bytes already") from error
+        line = json.dumps(row).encode() + b"\n"
+        buffer = self._has_room(len(line), error)
+        _log.warning("the audit database cannot be written (%s); a record waits in %s", type(error).__name__, buffer)
         try:
-            with self._buffer.open("a", encoding="utf-8") as file:
-                file.write(line)
+            with buffer.open("ab+") as file:
+                before = file.seek(0, os.SEEK_END)
+                file.seek(max(0, before - 1))
+                torn = before > 0 and file.read(1) != b"\n"
+                try:
+                    file.write(b"\n" + line if torn else line)
+                    file.flush()
+                except OSError:
+                    file.truncate(before)
+                    raise
         except OSError as second:
             raise AuditError("neither the audit database nor its buffer can be written") from second
 
+    def _has_room(self, size: int, error: Exception) -> Path:
+        """The buffer, if it can take ``size`` bytes more.
+
+        Raises:
+            AuditError: there is none, or it is full.
+        """
+        if self._buffer is None:
+            raise AuditError(f"the audit database cannot be written: {type(error).__name__}") from error
+        held = self._buffer.stat().st_size if self._buffer.exists() else 0
+        if held + size > self._limit:
+            raise AuditError(f"the audit database cannot be written, and its buffer holds {held} bytes already") from error
+        return self._buffer
+
     def export(self, *, since: float = 0.0) -> Iterator[dict[str, Any]]:
         """Records from ``since`` (Unix seconds) on, oldest first."""
-        with self._engine.connect() as connection:
+        self._prepare()
+        with self._engine.begin() as connection:
             for row in connection.execute(select(RECORDS).where(RECORDS.c.at >= since).order_by(RECORDS.c.id)):
                 yield dict(row._mapping)
 
     def forget(self, *, before: float) -> int:
         """Delete records older than ``before`` (Unix seconds); returns how many."""
+        self._prepare()
         with self._engine.begin() as connection:
             return int(connection.execute(RECORDS.delete().where(RECORDS.c.at < before)).rowcount)
 
@@ -114,8 +198,17 @@ class Audit:
         self._engine.dispose()
 
 
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A buffered record; None where the line is not one."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and set(row) == _FIELDS else None
+
+
 def _engine(url: str) -> Engine:
-    engine = create_engine(url)
+    engine = create_engine(url, pool_pre_ping=True)
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")

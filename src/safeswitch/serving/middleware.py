@@ -19,7 +19,7 @@ from typing import Any
 
 from safeswitch.engines.context import CONTEXT, Context, Verdict
 from safeswitch.serving import metrics
-from safeswitch.serving.audit import Audit
+from safeswitch.serving.audit import Audit, AuditError
 from safeswitch.serving.settings import ServerSettings
 
 Scope = MutableMapping[str, Any]
@@ -29,6 +29,8 @@ Send = Callable[[Event], Awaitable[None]]
 
 FIELD = "safeswitch"
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
+_ADDING = ("tools", "functions", "documents", "chat_template", "chat_template_kwargs")
+"""Fields with which a client may put more into the prompt than its messages."""
 _WISHES = ("policy", "bundle")
 _log = logging.getLogger("safeswitch.server")
 
@@ -39,6 +41,10 @@ class Refused(Exception):
     def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
         super().__init__(message)
         self.status, self.kind = status, kind
+
+
+def _unrecorded() -> Refused:
+    return Refused(503, "decisions cannot be recorded at the moment; try again later", "server_error")
 
 
 class SafeSwitchMiddleware:
@@ -57,6 +63,9 @@ class SafeSwitchMiddleware:
         self.audit = Audit(chosen.audit, buffer=buffer, buffer_limit=chosen.audit_buffer_limit) if chosen.audit else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "SafeSwitch does not serve WebSockets"})
+            return
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -64,7 +73,8 @@ class SafeSwitchMiddleware:
         try:
             request_id = _request_id(scope)
             body = await self._body(receive)
-            context, body = self._context(body, request_id)
+            context, body = self._context(str(scope["path"]), body, request_id)
+            await self._audit_is_there()
         except Refused as refused:
             await _answer(send, refused, request_id)
             return
@@ -90,7 +100,17 @@ class SafeSwitchMiddleware:
             if not event.get("more_body"):
                 return b"".join(parts)
 
-    def _context(self, body: bytes, request_id: str) -> tuple[Context, bytes]:
+    async def _audit_is_there(self) -> None:
+        """Turn a request away while what would be decided on it could not be kept."""
+        if self.audit is None:
+            return
+        try:
+            await asyncio.to_thread(self.audit.check)
+        except AuditError as error:
+            _log.error("%s", error)
+            raise _unrecorded() from error
+
+    def _context(self, path: str, body: bytes, request_id: str) -> tuple[Context, bytes]:
         """What the front end is told, and the body without what was for us."""
         try:
             asked = json.loads(body)
@@ -105,7 +125,8 @@ class SafeSwitchMiddleware:
         if isinstance(extra, dict) and FIELD in extra:
             raise Refused(400, f"vllm_xargs.{FIELD} is reserved; ask with the field {FIELD!r}")
         policy, bundle = self._wishes(wishes)
-        return self._told(policy, bundle, _text(asked), request_id), body if wishes is None else json.dumps(asked).encode()
+        told = self._told(policy, bundle, _text(path, asked), request_id)
+        return told, body if wishes is None else json.dumps(asked).encode()
 
     def _wishes(self, wishes: Any) -> tuple[str | None, str | None]:
         if wishes is None:
@@ -126,17 +147,23 @@ class SafeSwitchMiddleware:
                 d.token_index, verdict.policy,
             )
             if self.audit is not None:
-                await asyncio.to_thread(self.audit.write, self._record(verdict, text or "", request_id))
+                try:
+                    await asyncio.to_thread(self.audit.write, self._record(verdict, request_id))
+                except AuditError:
+                    context.unrecorded = True
+                    raise
 
-        return Context(policy=policy, bundle=bundle, text=text, on_decision=decided)
+        context = Context(policy=policy, bundle=bundle, text=text, on_decision=decided)
+        return context
 
-    def _record(self, verdict: Verdict, text: str, request_id: str) -> dict[str, Any]:
-        d = verdict.decision
+    def _record(self, verdict: Verdict, request_id: str) -> dict[str, Any]:
+        d, raw = verdict.decision, verdict.text.encode("utf-8", "surrogatepass")
+        kept = raw.decode("utf-8", "replace").replace("\0", "\ufffd") if self.settings.audit_text else None
         return {
             "request_id": request_id, "choice": verdict.choice, "bundle": verdict.bundle, "bundle_id": verdict.bundle_id,
             "policy": verdict.policy, "fired": d.fired, "stage": d.stage, "token_index": d.token_index,
             "scores": json.dumps(dict(d.scores)), "thresholds": json.dumps(dict(d.thresholds)), "error": d.error,
-            "text_sha256": hashlib.sha256(text.encode()).hexdigest(), "text": text if self.settings.audit_text else None,
+            "text_sha256": hashlib.sha256(raw).hexdigest(), "text": kept,
         }
 
 
@@ -168,6 +195,8 @@ class _Reply:
             if not more:
                 done, self._rest = self._chunk(self._rest), b""
             await self._send({**event, "body": done})
+        elif not more and self._context.unrecorded:
+            await _answer(self._send, _unrecorded(), self._id)
         elif not more:
             body = self._whole(self._rest)
             assert self._start is not None
@@ -235,19 +264,26 @@ def _request_id(scope: Scope) -> str:
     return str(given[0])
 
 
-def _text(asked: dict[str, Any]) -> str | None:
-    """Plain text of the conversation, as readers of text are given it; None where it is not in the body."""
-    messages, prompt = asked.get("messages"), asked.get("prompt")
-    if isinstance(prompt, str):
+def _text(path: str, asked: dict[str, Any]) -> str | None:
+    """Plain text of the conversation, as readers of text are given it; None where the prompt may hold more than that."""
+    prompt, messages = asked.get("prompt"), asked.get("messages")
+    if path == "/v1/completions" and isinstance(prompt, str):
         return prompt
-    if not isinstance(messages, list):
+    if path != "/v1/chat/completions" or not isinstance(messages, list) or any(asked.get(name) for name in _ADDING):
         return None
-    found = []
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        parts = content if isinstance(content, list) else [{"text": content}]
-        found.append("".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str)))
-    return "\n".join(found)
+    contents = [m.get("content") for m in messages if isinstance(m, dict) and set(m) <= {"role", "content", "name"}]
+    texts = [c if isinstance(c, str) else _joined(c) for c in contents]
+    if len(texts) < len(messages):
+        return None
+    whole = [text for text in texts if text is not None]
+    return "\n".join(whole) if len(whole) == len(texts) else None
+
+
+def _joined(parts: Any) -> str | None:
+    """The text of a message in parts; None where a part is something else."""
+    if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+        return None
+    return "\n".join(p["text"] for p in parts)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -17,7 +17,9 @@ from safeswitch.engines.vllm.settings import KEY, GuardSettings, engine_flags
 from safeswitch.serving.settings import ServerSettings
 
 MIDDLEWARE = "safeswitch.serving.vllm_plugin.SafeSwitchMiddleware"
-OWN_FLAGS = ("--logits-processors", "--worker-extension-cls", "--model-class-overrides", "--speculative-config")
+OWN_FLAGS = (
+    "--logits-processors", "--worker-extension-cls", "--model-class-overrides", "--logprobs-mode", "--speculative-config",
+)  # fmt: skip
 
 
 def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> list[str]:
@@ -35,7 +37,8 @@ def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> l
     return [
         model, *host, "--additional-config", json.dumps({**additional, KEY: own["additional_config"][KEY]}),
         "--logits-processors", *own["logits_processors"], "--worker-extension-cls", own["worker_extension_cls"],
-        "--model-class-overrides", json.dumps(own["model_class_overrides"]), "--middleware", MIDDLEWARE, *flags,
+        "--model-class-overrides", json.dumps(own["model_class_overrides"]), "--logprobs-mode", own["logprobs_mode"],
+        "--middleware", MIDDLEWARE, *flags,
     ]  # fmt: skip
 
 

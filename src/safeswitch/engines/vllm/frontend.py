@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from safeswitch.core.errors import SettingError
@@ -71,6 +73,7 @@ class FrontEnd:
         self.settings, self._engine, self._generate = settings, engine, generate
         self.stop = stop_token(settings, engine.vllm_config.model_config.hf_text_config)
         self.plans: dict[str, Plan] = {}
+        self._concluding: set[asyncio.Task[Decision | None]] = set()
         self._calls: dict[str, _Coalesced] = {
             name: _Coalesced(engine, f"safeswitch_{name}") for name in ("peek", "take")
         }
@@ -106,14 +109,19 @@ class FrontEnd:
         bundle = context.bundle or self.settings.default
         if bundle not in self.plans:
             raise VLLMValidationError(f"unknown SafeSwitch bundle {bundle!r}")
-        task = Task(f"{request_id}-{uuid.uuid4().hex}", bundle, policy, text=self._text(prompt, context, bundle))
+        if policy != "off":
+            self._check(prompt, params)
+            self._make_room(prompt, params, self.plans[bundle])
+        text = self._text(prompt, context)
+        task = Task(f"{request_id}-{uuid.uuid4().hex}", bundle, policy, text=text if self.plans[bundle].text else "")
         first = next(context.choices)
         runs = []
         for index in range(params.n):
             own = copy(params)
             own.n = 1
             own.seed = None if params.seed is None else params.seed + index
-            runs.append(self._one(prompt, own, request_id, replace(task, id=f"{task.id}-{index}"), kwargs, context, first))
+            mine = replace(task, id=f"{task.id}-{index}")
+            runs.append(self._one(prompt, own, request_id, mine, kwargs, partial(self._conclude, mine, context, first, text)))
             first = first if index + 1 == params.n else next(context.choices)
         outputs = runs[0] if params.n == 1 else _merged(runs, params.output_kind)
         async with aclosing(outputs):
@@ -125,19 +133,49 @@ class FrontEnd:
             raise VLLMValidationError(f"this client may not set the SafeSwitch policy to {asked!r}")
         return context.policy or self.settings.policy
 
-    def _text(self, prompt: Any, context: Context, bundle: str) -> str:
-        if not self.plans[bundle].text:
-            return ""
+    def _check(self, prompt: Any, params: SamplingParams) -> None:
+        """Refuse what would get around the guard, or what it cannot read.
+
+        Raises:
+            VLLMValidationError: the reason, for the client.
+        """
+        if isinstance(prompt, dict) and prompt.get("type", "token") != "token":
+            raise VLLMValidationError("SafeSwitch guards requests of text only; this one has other parts")
+        if params.prompt_logprobs is not None:
+            raise VLLMValidationError("prompt_logprobs (echo with logprobs) is not served: they come from the unguarded head")
+        if getattr(params, "thinking_token_budget", None) is not None:
+            raise VLLMValidationError("thinking_token_budget is not served: it forces tokens on guarded replies")
+        config = self._engine.vllm_config
+        if params.seed is not None and current_platform.is_cpu() and config.scheduler_config.enable_chunked_prefill:
+            raise VLLMValidationError(
+                "seed is not served here: vLLM on the CPU stops when a seeded prompt is read in chunks; the operator can "
+                "start it with --no-enable-chunked-prefill"
+            )
+
+    def _make_room(self, prompt: Any, params: SamplingParams, plan: Plan) -> None:
+        """Leave one place in the context for the reading of an ended reply.
+
+        Raises:
+            VLLMValidationError: the prompt leaves none.
+        """
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+        if ids is None or not (plan.staged or plan.watch_every is not None):
+            return
+        room = int(self._engine.vllm_config.model_config.max_model_len) - len(ids) - 1
+        if room < 1:
+            raise VLLMValidationError(f"the prompt of {len(ids)} tokens leaves no room for a reply and its reading")
+        params.max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+
+    def _text(self, prompt: Any, context: Context) -> str:
+        """What the server knows the conversation's text to be, or what the prompt's tokens say."""
         if context.text is not None:
             return context.text
-        if isinstance(prompt, str):
-            return prompt
         ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
-        return "" if ids is None else str(self._engine.get_tokenizer().decode(ids, skip_special_tokens=True))
+        return str(prompt) if ids is None else str(self._engine.get_tokenizer().decode(ids, skip_special_tokens=True))
 
     async def _one(
-        self, prompt: Any, params: SamplingParams, request_id: str, task: Task, kwargs: dict[str, Any], context: Context,
-        choice: int,
+        self, prompt: Any, params: SamplingParams, request_id: str, task: Task, kwargs: dict[str, Any],
+        conclude: Callable[[], Coroutine[Any, Any, Decision | None]],
     ) -> AsyncGenerator[RequestOutput, None]:
         """One choice of one request, from submission to its decision."""
         if task.mode == "off":
@@ -188,7 +226,7 @@ class FrontEnd:
                         else:
                             yield out
         finally:
-            decision = await self._decided(await self._calls["take"](task.id), task, context, choice)
+            decision = await self._shielded(conclude())
         if decision is None and tokens:
             raise SettingError("SafeSwitch: the engine has no verdict on this request; its reply is withheld")
         if enforcing and not fired and decision is not None and decision.fired and decision.token_index > 0:
@@ -198,16 +236,25 @@ class FrontEnd:
                 out.safeswitch = decision
             yield out
 
-    async def _decided(
-        self, found: dict[str, Any] | None, task: Task, context: Context, choice: int
-    ) -> Decision | None:
-        """Tell the server, before the reply's last output leaves; also of a request that its client has left."""
+    async def _shielded(self, work: Coroutine[Any, Any, Decision | None]) -> Decision | None:
+        """``work`` to its end, even when whoever waits for it is cancelled."""
+        running = asyncio.create_task(work)
+        self._concluding.add(running)
+        running.add_done_callback(self._concluding.discard)
+        return await asyncio.shield(running)
+
+    async def _conclude(self, task: Task, context: Context, choice: int, text: str) -> Decision | None:
+        """Take the decision from the workers and tell the server, before the reply's last output leaves; also of a request
+        that its client has left."""
+        found = await self._calls["take"](task.id)
         if found is None:
             return None
         if task.mode == "observe":
             found = {**found, "actuator": "none"}
         decision = Decision(**found)
-        context.decisions[choice] = Verdict(choice, decision, task.bundle, self.plans[task.bundle].id, task.mode)
+        context.decisions[choice] = Verdict(
+            choice, decision, task.bundle, self.plans[task.bundle].id, task.mode, text
+        )
         if context.on_decision is not None:
             await context.on_decision(context.decisions[choice])
         return decision
@@ -217,7 +264,7 @@ class FrontEnd:
         kwargs: dict[str, Any],
     ) -> bool:
         """Read an ended reply once more, behind its prompt; whether it fires."""
-        if last.prompt_token_ids is None or (isinstance(prompt, dict) and prompt.get("type", "token") != "token"):
+        if last.prompt_token_ids is None:
             return True
         salt = prompt.get("cache_salt") if isinstance(prompt, dict) else None
         whole = tokens_input([*last.prompt_token_ids, *tokens], cache_salt=salt)

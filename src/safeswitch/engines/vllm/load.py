@@ -9,7 +9,7 @@ import vllm
 
 from safeswitch.core.errors import FingerprintError, ModelError, SettingError
 from safeswitch.engines.vllm.guard import Tenant
-from safeswitch.engines.vllm.settings import EXTENSION, PROCESSOR, VERSIONS, GuardSettings, switched_off
+from safeswitch.engines.vllm.settings import EXTENSION, LOGPROBS, PROCESSOR, VERSIONS, GuardSettings, switched_off
 from safeswitch.models.fingerprint import fingerprint_of_files
 from safeswitch.switch.actuators import HeadActuator, NoAction
 from safeswitch.switch.switch import Switch
@@ -34,6 +34,10 @@ def refuse_unless_supported(vllm_config: Any, settings: GuardSettings | None) ->
         raise SettingError(f"SafeSwitch: --logits-processors must name {PROCESSOR}")
     if vllm_config.parallel_config.worker_extension_cls != EXTENSION:
         raise SettingError(f"SafeSwitch: --worker-extension-cls must be {EXTENSION}")
+    if config.logprobs_mode != LOGPROBS:
+        raise SettingError(f"SafeSwitch: --logprobs-mode must be {LOGPROBS}; {config.logprobs_mode} shows the unguarded head")
+    if vllm_config.use_v2_model_runner:
+        raise SettingError("SafeSwitch has not been run on vLLM's V2 model runner; set VLLM_USE_V2_MODEL_RUNNER=0")
     parallel = vllm_config.parallel_config
     if parallel.data_parallel_size > 1 and not parallel.data_parallel_external_lb:
         raise SettingError("SafeSwitch runs one engine behind each server: use an external load balancer for data parallelism")

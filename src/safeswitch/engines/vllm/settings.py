@@ -24,6 +24,8 @@ _PACKAGE = "safeswitch.engines.vllm"
 PROCESSOR = f"{_PACKAGE}.processor:SafeSwitchProcessor"
 EXTENSION = f"{_PACKAGE}.worker.SafeSwitchWorker"
 MODELS = f"{_PACKAGE}.model"
+LOGPROBS = "processed_logprobs"
+"""Of the head that spoke; vLLM's raw ones are the base head's."""
 
 
 @dataclass(frozen=True)
@@ -124,5 +126,6 @@ def engine_flags(settings: GuardSettings, architectures: list[str]) -> dict[str,
         "additional_config": {KEY: settings.to_dict()},
         "logits_processors": [PROCESSOR],
         "worker_extension_cls": EXTENSION,
+        "logprobs_mode": LOGPROBS,
         "model_class_overrides": {name: f"{MODELS}:{name}" for name in architectures},
     }
