@@ -14,6 +14,7 @@ import pytest
 
 from safeswitch.core.errors import ContextLengthError, FingerprintError, SettingError
 from safeswitch.core.types import Reply
+from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.switch.switch import Switch
 from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, saved, switch, vllm_engine
 from tests.switch.made import requests
@@ -25,6 +26,19 @@ ROWS = requests(80)
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
     made = vllm_engine("llama", num_gpu_blocks_override=14)
+    yield made
+    made.close()
+
+
+def unwatched() -> Switch:
+    full = switch("llama")
+    return replace(full, gate=replace(full.gate, watch=None, watch_until=None))
+
+
+@pytest.fixture(scope="module")
+def unchunked() -> Iterator[Any]:
+    """An engine in which nothing but stage 2 holds replies back, and which reads prompts whole, so that it takes seeds."""
+    made = vllm_engine("llama", switch=unwatched(), enable_chunked_prefill=False, max_num_batched_tokens=1024)
     yield made
     made.close()
 
@@ -149,28 +163,28 @@ def test_streams_show_decided_tokens_only_and_end_in_the_same_reply(engine: Any)
         assert ("\n\n" in text) >= (shown > 0)
 
 
-def test_several_choices_are_each_decided(engine: Any) -> None:
+def test_several_choices_are_each_decided(unchunked: Any) -> None:
     """One request at a time: vLLM 0.32's V1 runner dies on the CPU when a seeded prompt is prefilled in chunks."""
     params = {"n": 3, "temperature": 1.0, "seed": 7, "logit_bias": {0: -100.0}}
     for i in (0, 3, 10, 11):
-        outs = single(engine, i, sampling("FINAL_ONLY", **params))
+        outs = single(unchunked, i, sampling("FINAL_ONLY", **params))
         assert len(outs) == 1
         assert [c.index for c in outs[0].outputs] == [0, 1, 2]
         for k, choice in enumerate(outs[0].outputs):
-            alone = single(engine, i, sampling("FINAL_ONLY", **{**params, "n": 1, "seed": 7 + k}))
+            alone = single(unchunked, i, sampling("FINAL_ONLY", **{**params, "n": 1, "seed": 7 + k}))
             assert choice.token_ids == alone[-1].outputs[0].token_ids
-        streamed = single(engine, i, sampling("DELTA", **params))
+        streamed = single(unchunked, i, sampling("DELTA", **params))
         assert sorted(o.outputs[0].index for o in streamed if o.outputs[0].finish_reason) == [0, 1, 2]
         assert [o.finished for o in streamed].count(True) == 1
         assert streamed[-1].finished
 
 
-def test_a_seed_gives_the_same_reply_in_any_company(engine: Any) -> None:
+def test_a_seed_gives_the_same_reply_in_any_company(unchunked: Any) -> None:
     options = {"do_sample": True, "temperature": 1.0, "max_new_tokens": NEW}
-    together = engine.generate(ROWS[:4], seed=3, **options)
+    together = unchunked.generate(ROWS[:4], seed=3, **options)
     assert len({reply.token_ids for reply in together}) > 1
     for i in range(4):
-        assert facts(engine.generate([ROWS[i]], seed=[3 + i], **options)[0]) == facts(together[i])
+        assert facts(unchunked.generate([ROWS[i]], seed=[3 + i], **options)[0]) == facts(together[i])
 
 
 def test_stop_strings_hold_on_both_sides(engine: Any) -> None:
@@ -267,18 +281,83 @@ def test_bad_input_is_named(engine: Any) -> None:
         engine.generate(["x"], switch("llama"))
 
 
-def test_streams_without_a_watch_never_show_a_pilot_token() -> None:
-    """Nothing but stage 2 holds these replies back, and some end before it is due."""
-    full = switch("llama")
-    made = replace(full, gate=replace(full.gate, watch=None, watch_until=None))
-    with vllm_engine("llama", switch=made) as engine:
-        for new in (1, 2, 3, NEW):
-            want = expected("llama", made, max_new_tokens=new)
-            assert {reply.decision.fired for reply in want} == {True, False}
-            for _ in range(3):
-                for reply, outs in zip(want, sent(engine, sampling("DELTA", max_tokens=new)), strict=True):
-                    assert tuple(t for o in outs for t in o.outputs[0].token_ids) == reply.token_ids
-                    assert outs[-1].safeswitch.fired == reply.decision.fired
+def test_streams_without_a_watch_never_show_a_pilot_token(unchunked: Any) -> None:
+    """Some of these replies end before stage 2 is due."""
+    for new in (1, 2, 3, NEW):
+        want = expected("llama", unwatched(), max_new_tokens=new)
+        assert {reply.decision.fired for reply in want} == {True, False}
+        for _ in range(3):
+            for reply, outs in zip(want, sent(unchunked, sampling("DELTA", max_tokens=new)), strict=True):
+                assert tuple(t for o in outs for t in o.outputs[0].token_ids) == reply.token_ids
+                assert outs[-1].safeswitch.fired == reply.decision.fired
+
+
+def test_what_would_get_around_the_guard_is_refused(engine: Any) -> None:
+    from vllm.exceptions import VLLMValidationError
+    from vllm.inputs import tokens_input
+
+    async def ask(prompt: Any, params: Any) -> None:
+        async for _ in engine.llm.generate(prompt, params, "asks"):
+            pass
+
+    tokens = tokens_input([1, 5, 5])
+    for prompt, params, match in (
+        (tokens, sampling("FINAL_ONLY", prompt_logprobs=1), "prompt_logprobs"),
+        (tokens, sampling("FINAL_ONLY", thinking_token_budget=3), "thinking_token_budget"),
+        (tokens, sampling("FINAL_ONLY", seed=1), "seed is not served here"),
+        ({"type": "embeds"}, sampling("FINAL_ONLY"), "text only"),
+        ({"type": "multimodal", "prompt_token_ids": [1, 5]}, sampling("FINAL_ONLY"), "text only"),
+        (tokens_input([5] * 255), sampling("FINAL_ONLY"), "no room"),
+    ):
+        with pytest.raises(VLLMValidationError, match=match):
+            engine._wait(ask(prompt, params))
+
+
+def test_a_reply_that_fills_the_context_is_still_read_at_its_end(engine: Any) -> None:
+    prompt = reference("llama").lm.encode([ROWS[0]])[0]
+    for length in (250, 253, 254):
+        row = (prompt * 20)[:length]
+        outs = engine._wait(collect(engine, [row], sampling("FINAL_ONLY", max_tokens=50)))[0]
+        choice = outs[-1].outputs[0]
+        assert outs[-1].safeswitch.stage in ("stage1", "stage2", "watch")
+        assert (len(choice.token_ids), choice.finish_reason) == (255 - length, "length")
+
+
+def test_a_decision_is_told_however_often_its_reader_is_cancelled(engine: Any) -> None:
+    from vllm.inputs import tokens_input
+
+    rows, told = reference("llama").lm.encode(ROWS), []
+
+    async def slowly(verdict: Any) -> None:
+        await asyncio.sleep(0.05)
+        told.append(verdict.text)
+
+    async def leave() -> None:
+        async def one(i: int) -> None:
+            CONTEXT.set(Context(text=str(i), on_decision=slowly))
+            async for _ in engine.llm.generate(tokens_input(rows[i]), sampling("DELTA", max_tokens=100), f"cancelled-{i}"):
+                pass
+
+        tasks = [asyncio.create_task(one(i)) for i in range(8)]
+        await asyncio.sleep(0.5)
+        while not all(task.done() for task in tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.sleep(0.001)
+        while len(told) < 8:
+            await asyncio.sleep(0.01)
+
+    engine._wait(asyncio.wait_for(leave(), 60))
+    assert sorted(told) == [str(i) for i in range(8)]
+
+
+def test_logprobs_are_those_of_the_head_that_spoke(engine: Any) -> None:
+    """Greedily decoded, every shown token is the likeliest of its own distribution, on both sides of the switch."""
+    outs = sent(engine, sampling("FINAL_ONLY", logprobs=0), count=24)
+    assert {o[-1].safeswitch.fired for o in outs} == {True, False}
+    for o in outs:
+        choice = o[-1].outputs[0]
+        assert all(table[token].rank == 1 for token, table in zip(choice.token_ids, choice.logprobs, strict=True))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
@@ -289,7 +368,7 @@ def test_other_architectures_equal_the_transformers_engine(name: str) -> None:
 
 def test_an_engine_in_which_the_guard_would_not_work_does_not_start() -> None:
     from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
-    from safeswitch.engines.vllm.settings import EXTENSION, PROCESSOR, GuardSettings
+    from safeswitch.engines.vllm.settings import EXTENSION, LOGPROBS, PROCESSOR, GuardSettings
 
     class Fake:
         def __init__(self, **fields: Any) -> None:
@@ -298,23 +377,28 @@ def test_an_engine_in_which_the_guard_would_not_work_does_not_start() -> None:
     def config(**changes: Any) -> Fake:
         given: dict[str, Any] = {
             "processors": [PROCESSOR], "extension": EXTENSION, "overrides": {"LlamaForCausalLM": "x"}, "speculative": None,
-            "engines": 1, **changes,
+            "engines": 1, "logprobs": LOGPROBS, "v2": False, **changes,
         }  # fmt: skip
         text = Fake(num_hidden_layers=3, hidden_size=64, vocab_size=264)
         model = Fake(
             logits_processors=given["processors"], model_class_overrides=given["overrides"], model=str(saved("llama")),
-            revision=None, hf_text_config=text, dtype=None,
+            revision=None, hf_text_config=text, dtype=None, logprobs_mode=given["logprobs"],
         )
         parallel = Fake(
             worker_extension_cls=given["extension"], data_parallel_size=given["engines"], data_parallel_external_lb=False
         )
-        return Fake(model_config=model, parallel_config=parallel, speculative_config=given["speculative"])
+        return Fake(
+            model_config=model, parallel_config=parallel, speculative_config=given["speculative"],
+            use_v2_model_runner=given["v2"],
+        )
 
     settings = GuardSettings({"default": "/nowhere"})
     refuse_unless_supported(config(), settings)
     for changes, match in (
         ({"processors": []}, "logits-processors"), ({"extension": ""}, "extension"), ({"overrides": {}}, "overrides"),
         ({"speculative": object()}, "speculative"), ({"engines": 2}, "load balancer"),
+        ({"logprobs": "raw_logprobs"}, "unguarded head"),
+        ({"v2": True}, "V2 model runner"),
     ):  # fmt: skip
         with pytest.raises(SettingError, match=match):
             refuse_unless_supported(config(**changes), settings)

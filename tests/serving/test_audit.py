@@ -99,7 +99,7 @@ def test_damaged_lines_are_put_aside_and_the_rest_is_kept(tmp_path: Path) -> Non
     bad = [b'{"torn": ', b"\xff\xfe", b"[1]", poisoned]
     with waiting.open("ab") as file:
         file.write(b"\n".join(bad) + b'\n{"torn"')
-    bad.append(b'{"torn"')
+    bad.insert(3, b'{"torn"')
     store.write(record(2))
     folder.mkdir()
     store.write(record(1))
