@@ -35,8 +35,9 @@ class App:
         self.headers = {k.decode(): v.decode() for k, v in scope["headers"]}
         self.body = (await receive())["body"]
         self.context = CONTEXT.get()
-        assert self.context is not None
+        assert self.context is not None or not self.decisions
         for i, decision in enumerate(self.decisions):
+            assert self.context is not None
             verdict = Verdict(i, decision, "default", "abcd", self.context.policy or "enforce", self.context.text or "")
             self.context.decisions[i] = verdict
             assert self.context.on_decision is not None
@@ -61,7 +62,7 @@ class Answer:
 
 def post(
     app: Any, body: Any, settings: ServerSettings | None = None, headers: dict[str, str] | None = None,
-    path: str = "/v1/chat/completions",
+    path: str = "/v1/chat/completions", made: type[SafeSwitchMiddleware] = SafeSwitchMiddleware,
 ) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     events: list[Any] = []
@@ -80,7 +81,7 @@ def post(
         "type": "http", "method": "POST", "path": path,
         "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
     }  # fmt: skip
-    middleware = SafeSwitchMiddleware(app, settings or ServerSettings())
+    middleware = made(app, settings or ServerSettings())
     asyncio.run(middleware(scope, receive, send))
     if middleware.audit is not None:
         middleware.audit.close()
@@ -167,7 +168,9 @@ def test_wishes_go_to_those_who_may_and_never_to_the_engine() -> None:
     assert app.context.policy == "observe"
     assert json.loads(app.body) == {"messages": []}
     assert allowed.json["safeswitch"]["switched"] is False
-    assert post(app, {"safeswitch": {"bundle": "other"}}).status == 200
+    other = {"safeswitch": {"bundle": "other"}}
+    assert post(app, other).status == 403
+    assert post(app, other, ServerSettings(clients_bundles=("other",))).status == 200
     assert app.context.bundle == "other"
 
 

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from safeswitch._version import __version__
+from safeswitch.cli.operate import audit_app, keys_app
 from safeswitch.cli.options import (
     DeviceMapOption,
     DtypeOption,
@@ -62,6 +63,8 @@ app = typer.Typer(
 )
 nano_app = typer.Typer(no_args_is_help=True, help="The embedded tiny model: rebuild, measure, study.")
 app.add_typer(nano_app, name="nano")
+app.add_typer(keys_app, name="keys")
+app.add_typer(audit_app, name="audit")
 console = Console(stderr=True)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -19,6 +19,12 @@ def serve(
     ],
     policy: Annotated[str, typer.Option(help="enforce, observe (scores only) or off.")] = "enforce",
     clients_may: Annotated[list[str] | None, typer.Option(help="A policy that clients may ask for; several times.")] = None,
+    clients_bundle: Annotated[list[str] | None, typer.Option(help="A bundle that clients may ask for; several times.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="File of API keys (safeswitch keys add); none lets everybody in.")] = None,
+    rate_storage: Annotated[
+        str, typer.Option(help="Where rate limits are counted: async+memory:// (each process), async+redis://...")
+    ] = "async+memory://",
+    max_tokens: Annotated[int, typer.Option(min=0, help="Longest reply that a client may ask for; 0: the engine's.")] = 0,
     refusal_field: Annotated[bool, typer.Option("--refusal-field", help="Put refusals into message.refusal.")] = False,
     audit: Annotated[str, typer.Option(help="SQLAlchemy URL of the audit database, as sqlite:///audit.db.")] = "",
     audit_failure: Annotated[str, typer.Option(help="block or buffer, while the database is down.")] = "block",
@@ -29,15 +35,19 @@ def serve(
     """An OpenAI-compatible server on vLLM, guarded; any flag of `vllm serve` may follow."""
     from safeswitch.engines.vllm.settings import GuardSettings
     from safeswitch.nano import weights_path
-    from safeswitch.serving.settings import ServerSettings
+    from safeswitch.serving.settings import ServerSettings, calibration_of
 
     bundles = dict(_named(text) for text in switch)
     guard = GuardSettings(bundles, policy, allow_other_model)
     server = ServerSettings(
-        clients_may=tuple(clients_may or ()), refusal_field=refusal_field, audit=audit, audit_failure=audit_failure,
-        audit_text=audit_text, max_body=max_body,
+        clients_may=tuple(clients_may or ()), clients_bundles=tuple(clients_bundle or ()), refusal_field=refusal_field,
+        keys=str(keys.absolute()) if keys else "", rate_storage=rate_storage, max_tokens=max_tokens, max_body=max_body,
+        audit=audit, audit_failure=audit_failure, audit_text=audit_text, calibration=calibration_of(bundles),
     )
     try:
+        from safeswitch.serving.middleware import check
+
+        check(server)
         from safeswitch.serving.vllm_server import serve as run
     except ModuleNotFoundError as error:
         raise SettingError(f"safeswitch serve needs {error.name}: pip install 'safeswitch[vllm,server]'") from error

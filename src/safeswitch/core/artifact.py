@@ -19,7 +19,7 @@ from torch import Tensor
 from safeswitch.core.errors import ArtifactError
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object], *, mode: int = 0o644) -> None:
     """Call ``write`` on a temporary file in the same folder and rename it to ``path`` once it is on disk.
 
     Raises:
@@ -34,7 +34,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"cannot write {path}: {error}; nothing was changed there") from error

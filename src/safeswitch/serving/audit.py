@@ -20,11 +20,25 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text, create_engine, event, insert, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    func,
+    insert,
+    select,
+)
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
-from safeswitch.core.errors import SafeSwitchError
+from safeswitch.core.errors import SafeSwitchError, SettingError
 
 _META = MetaData()
 RECORDS = Table(
@@ -33,6 +47,7 @@ RECORDS = Table(
     Column("record", String(32), nullable=False, unique=True),
     Column("at", Float, nullable=False, index=True),
     Column("request_id", String(128), nullable=False, index=True),
+    Column("client", String(128)),
     Column("choice", Integer, nullable=False),
     Column("bundle", String(128), nullable=False),
     Column("bundle_id", String(32), nullable=False),
@@ -65,12 +80,15 @@ class Audit:
         url: SQLAlchemy URL.
         buffer: File for records while the database is down; None blocks instead.
         buffer_limit: Most bytes in that file.
+
+    Raises:
+        SettingError: not a URL of SQLAlchemy, or its driver is not installed.
     """
 
     def __init__(self, url: str, *, buffer: Path | None = None, buffer_limit: int = 64 << 20) -> None:
         self._engine = _engine(url)
         self._buffer, self._limit, self._ready = buffer, buffer_limit, False
-        self._lock = threading.Lock()
+        self._lock, self._down = threading.Lock(), False
 
     def check(self) -> None:
         """Find out, before there is anything to record, whether a record would be kept.
@@ -96,6 +114,9 @@ class Audit:
             try:
                 self._write_back()
                 self._insert([row])
+                if self._down:
+                    _log.warning("the audit database can be written again")
+                self._down = False
             except (SQLAlchemyError, OSError) as error:
                 self._keep(row, error)
 
@@ -141,6 +162,9 @@ class Audit:
                 continue
             try:
                 self._insert([row])
+                if self._down:
+                    _log.warning("the audit database can be written again")
+                self._down = False
             except (DataError, IntegrityError) as error:
                 _log.error("audit record %s cannot be written: %s", row["record"], type(error).__name__)
                 damaged.append(json.dumps(row).encode())
@@ -153,7 +177,9 @@ class Audit:
     def _keep(self, row: Mapping[str, Any], error: Exception) -> None:
         line = json.dumps(row).encode() + b"\n"
         buffer = self._has_room(len(line), error)
-        _log.warning("the audit database cannot be written (%s); a record waits in %s", type(error).__name__, buffer)
+        if not self._down:
+            _log.error("the audit database cannot be written (%s); records wait in %s", type(error).__name__, buffer)
+        self._down = True
         try:
             with buffer.open("ab+") as file:
                 before = file.seek(0, os.SEEK_END)
@@ -188,6 +214,13 @@ class Audit:
             for row in connection.execute(select(RECORDS).where(RECORDS.c.at >= since).order_by(RECORDS.c.id)):
                 yield dict(row._mapping)
 
+    def count(self, *, before: float) -> int:
+        """How many records are older than ``before`` (Unix seconds)."""
+        self._prepare()
+        with self._engine.connect() as connection:
+            asked = select(func.count()).select_from(RECORDS).where(RECORDS.c.at < before)
+            return int(connection.execute(asked).scalar_one())
+
     def forget(self, *, before: float) -> int:
         """Delete records older than ``before`` (Unix seconds); returns how many."""
         self._prepare()
@@ -204,11 +237,14 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and set(row) == _FIELDS else None
+    return row if isinstance(row, dict) and {"record", "at"} <= set(row) <= _FIELDS else None
 
 
 def _engine(url: str) -> Engine:
-    engine = create_engine(url, pool_pre_ping=True)
+    try:
+        engine = create_engine(url, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise SettingError(f"audit: {url!r} is no URL of a database that can be used here: {error}") from error
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")

@@ -1,8 +1,8 @@
 """The guard's part of an OpenAI-compatible server, as one ASGI middleware around it.
 
-For each request it settles an id, takes the client's wishes out of the body,
-hands what it knows down to the front end, and puts each verdict into the reply: into the JSON body, or into the chunk of a
-stream that ends a choice.
+For each request it asks who sent it, settles an id, takes the client's wishes out of the body, hands what it knows down to
+the engine's front end, and puts each verdict on record and into the reply: into the JSON body, or into the chunk of a stream
+that ends a choice.
 """
 
 from __future__ import annotations
@@ -13,38 +13,35 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.trace import Span
+
+from safeswitch.core.errors import SettingError
 from safeswitch.engines.context import CONTEXT, Context, Verdict
 from safeswitch.serving import metrics
+from safeswitch.serving.access import OPEN_PATHS, Access
 from safeswitch.serving.audit import Audit, AuditError
+from safeswitch.serving.keys import Key
+from safeswitch.serving.refused import Event, Refused, Send, answer, refuse
+from safeswitch.serving.reply import FIELD, Reply, unrecorded
 from safeswitch.serving.settings import ServerSettings
+from safeswitch.serving.tracing import add_verdict, request_span
 
 Scope = MutableMapping[str, Any]
-Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
 
-FIELD = "safeswitch"
+THRESHOLDS = "/safeswitch/thresholds"
+"""``POST {"bundle": ..., "thresholds": {...}}`` by an admin key: puts thresholds in force and answers those in force."""
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _ADDING = ("tools", "functions", "documents", "chat_template", "chat_template_kwargs")
 """Fields with which a client may put more into the prompt than its messages."""
+_LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _WISHES = ("policy", "bundle")
 _log = logging.getLogger("safeswitch.server")
-
-
-class Refused(Exception):
-    """A request that is answered here, with a status and a message for the client."""
-
-    def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
-        super().__init__(message)
-        self.status, self.kind = status, kind
-
-
-def _unrecorded() -> Refused:
-    return Refused(503, "decisions cannot be recorded at the moment; try again later", "server_error")
 
 
 class SafeSwitchMiddleware:
@@ -61,31 +58,53 @@ class SafeSwitchMiddleware:
         chosen = self.settings
         buffer = Path(chosen.audit_buffer) if chosen.audit_failure == "buffer" else None
         self.audit = Audit(chosen.audit, buffer=buffer, buffer_limit=chosen.audit_buffer_limit) if chosen.audit else None
+        self.access = Access(Path(chosen.keys), chosen.rate_storage) if chosen.keys else None
+        metrics.calibrated_on(chosen.calibration)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "SafeSwitch does not serve WebSockets"})
             return
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         request_id = ""
         try:
             request_id = _request_id(scope)
-            body = await self._body(receive)
-            context, body = self._context(str(scope["path"]), body, request_id)
-            await self._audit_is_there()
+            async with AsyncExitStack() as stack:
+                key = None
+                if self.access is not None and scope["path"] not in OPEN_PATHS:
+                    key = self.access.key(scope["headers"])
+                    await stack.enter_async_context(self.access.admitted(key))
+                if scope["method"] == "POST":
+                    await self._post(scope, receive, send, key, request_id)
+                else:
+                    await self.app(scope, receive, send)
         except Refused as refused:
-            await _answer(send, refused, request_id)
-            return
-        reply = _Reply(send, context, request_id, self.settings.refusal_field)
-        headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")]
-        headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
-        token = CONTEXT.set(context)
+            await refuse(send, refused, request_id)
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send, key: Key | None, request_id: str) -> None:
+        body = await self._body(receive)
         try:
-            await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
-        finally:
-            CONTEXT.reset(token)
+            asked = json.loads(body)
+        except ValueError:
+            asked = None
+        if scope["path"] == THRESHOLDS:
+            await answer(send, 200, await self._thresholds(scope, asked, key), request_id)
+            return
+        with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
+            context = self._told(key, request_id, span)
+            if isinstance(asked, dict):
+                body = self._asked(str(scope["path"]), asked, key, context, body)
+            await self._audit_is_there()
+            headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")]
+            headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
+            token = CONTEXT.set(context)
+            try:
+                reply = Reply(send, context, request_id, self.settings.refusal_field)
+                await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
+            finally:
+                CONTEXT.reset(token)
 
     async def _body(self, receive: Receive) -> bytes:
         parts, size = [], 0
@@ -108,39 +127,82 @@ class SafeSwitchMiddleware:
             await asyncio.to_thread(self.audit.check)
         except AuditError as error:
             _log.error("%s", error)
-            raise _unrecorded() from error
+            raise unrecorded() from error
 
-    def _context(self, path: str, body: bytes, request_id: str) -> tuple[Context, bytes]:
-        """What the front end is told, and the body without what was for us."""
-        try:
-            asked = json.loads(body)
-        except ValueError:
-            asked = None
-        if not isinstance(asked, dict):
-            return self._told(None, None, None, request_id), body
+    def _asked(self, path: str, asked: dict[str, Any], key: Key | None, context: Context, body: bytes) -> bytes:
+        """Fill ``context`` with what the client asks for, and give the body for the server."""
         wishes = asked.pop(FIELD, None)
         if asked.get("use_beam_search"):
             raise Refused(400, "beam search is not served: SafeSwitch decides on one reply at a time")
         extra = asked.get("vllm_xargs")
         if isinstance(extra, dict) and FIELD in extra:
             raise Refused(400, f"vllm_xargs.{FIELD} is reserved; ask with the field {FIELD!r}")
-        policy, bundle = self._wishes(wishes)
-        told = self._told(policy, bundle, _text(path, asked), request_id)
-        return told, body if wishes is None else json.dumps(asked).encode()
+        self._wish(wishes, key, context)
+        context.text = _text(path, asked)
+        capped = self._cap(path, asked)
+        return body if wishes is None and not capped else json.dumps(asked).encode()
 
-    def _wishes(self, wishes: Any) -> tuple[str | None, str | None]:
+    def _wish(self, wishes: Any, key: Key | None, context: Context) -> None:
+        may, bundles = (key.may, key.bundles) if key is not None else (self.settings.clients_may, self.settings.clients_bundles)
+        context.bundle = bundles[0] if key is not None and bundles else None
         if wishes is None:
-            return None, None
+            return
         if not isinstance(wishes, dict) or set(wishes) - set(_WISHES) or not all(isinstance(w, str) for w in wishes.values()):
             raise Refused(400, f"{FIELD!r} takes an object with {' and '.join(_WISHES)}")
-        policy = wishes.get("policy")
-        if policy is not None and policy not in self.settings.clients_may:
+        policy, bundle = wishes.get("policy"), wishes.get("bundle")
+        if policy is not None and policy not in may:
             raise Refused(403, f"you may not set the SafeSwitch policy to {policy!r}", "permission_error")
-        return policy, wishes.get("bundle")
+        if bundle is not None and bundle not in bundles:
+            raise Refused(403, f"you may not ask for the SafeSwitch bundle {bundle!r}", "permission_error")
+        context.policy, context.bundle = policy, bundle or context.bundle
 
-    def _told(self, policy: str | None, bundle: str | None, text: str | None, request_id: str) -> Context:
+    def _cap(self, path: str, asked: dict[str, Any]) -> bool:
+        """Hold a request to the longest reply that is served; whether the body was changed."""
+        most = self.settings.max_tokens
+        if not most:
+            return False
+        given = {name: asked[name] for name in _LENGTHS if asked.get(name) is not None}
+        for name, value in given.items():
+            if isinstance(value, int | float) and value > most:
+                raise Refused(400, f"{name} may be at most {most} here; got {value}")
+        if not given and path == "/v1/chat/completions":
+            asked["max_completion_tokens"] = most
+        elif not given and path == "/v1/responses":
+            asked["max_output_tokens"] = most
+        else:
+            return False
+        return True
+
+    async def _thresholds(self, scope: Scope, asked: Any, key: Key | None) -> dict[str, Any]:
+        if key is None or not key.admin:
+            raise Refused(403, "thresholds are for admin keys (safeswitch keys add --admin)", "permission_error")
+        if not isinstance(asked, dict) or set(asked) - {"bundle", "thresholds"}:
+            raise Refused(400, "give an object with bundle (its name) and thresholds (stage to number; none: only show)")
+        wanted, bundle = asked.get("thresholds", {}), asked.get("bundle", "default")
+        numbers = isinstance(wanted, dict) and all(type(v) in (int, float) for v in wanted.values())
+        if not numbers or not isinstance(bundle, str):
+            raise Refused(400, "bundle is a name, and thresholds are numbers by stage")
+        try:
+            in_force = await self.set_thresholds(scope, bundle, wanted)
+        except SettingError as error:
+            raise Refused(400, str(error)) from error
+        _log.warning("thresholds of %s set by %s: %s", bundle, key.name, in_force)
+        return {"bundle": bundle, "thresholds": in_force}
+
+    async def set_thresholds(self, scope: Scope, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+        """Put thresholds in force in the engine behind the server; overridden for each engine.
+
+        Raises:
+            SettingError: an unknown bundle or stage, or a value outside [0, 1].
+        """
+        raise Refused(501, "this server's thresholds cannot be changed while it runs")
+
+    def _told(self, key: Key | None, request_id: str, span: Span) -> Context:
+        """What the front end is told of a request, and what is done with each verdict on it."""
+
         async def decided(verdict: Verdict) -> None:
             metrics.count(verdict.decision, verdict.bundle, verdict.policy)
+            add_verdict(span, verdict)
             d = verdict.decision
             _log.info(
                 "request %s choice %d: fired=%s stage=%s token=%d policy=%s", request_id, verdict.choice, d.fired, d.stage,
@@ -148,111 +210,36 @@ class SafeSwitchMiddleware:
             )
             if self.audit is not None:
                 try:
-                    await asyncio.to_thread(self.audit.write, self._record(verdict, request_id))
+                    await asyncio.to_thread(self.audit.write, self._record(verdict, request_id, key))
                 except AuditError:
                     context.unrecorded = True
                     raise
 
-        context = Context(policy=policy, bundle=bundle, text=text, on_decision=decided)
+        context = Context(on_decision=decided)
         return context
 
-    def _record(self, verdict: Verdict, request_id: str) -> dict[str, Any]:
+    def _record(self, verdict: Verdict, request_id: str, key: Key | None) -> dict[str, Any]:
         d, raw = verdict.decision, verdict.text.encode("utf-8", "surrogatepass")
         kept = raw.decode("utf-8", "replace").replace("\0", "\ufffd") if self.settings.audit_text else None
         return {
-            "request_id": request_id, "choice": verdict.choice, "bundle": verdict.bundle, "bundle_id": verdict.bundle_id,
-            "policy": verdict.policy, "fired": d.fired, "stage": d.stage, "token_index": d.token_index,
-            "scores": json.dumps(dict(d.scores)), "thresholds": json.dumps(dict(d.thresholds)), "error": d.error,
-            "text_sha256": hashlib.sha256(raw).hexdigest(), "text": kept,
+            "request_id": request_id, "client": key.name if key is not None else None, "choice": verdict.choice,
+            "bundle": verdict.bundle, "bundle_id": verdict.bundle_id, "policy": verdict.policy, "fired": d.fired,
+            "stage": d.stage, "token_index": d.token_index, "scores": json.dumps(dict(d.scores)),
+            "thresholds": json.dumps(dict(d.thresholds)), "error": d.error, "text_sha256": hashlib.sha256(raw).hexdigest(),
+            "text": kept,
         }
 
 
-class _Reply:
-    """Passes a response on, with the verdicts in it."""
+def check(settings: ServerSettings) -> None:
+    """Refuse settings with which no server could start, before a model is loaded.
 
-    def __init__(self, send: Send, context: Context, request_id: str, refusal_field: bool) -> None:
-        self._send, self._context, self._id, self._refusal = send, context, request_id, refusal_field
-        self._start: Event | None = None
-        self._kind, self._rest = "", b""
-
-    async def send(self, event: Event) -> None:
-        """Stands in for the server's ``send``: holds a JSON body until it is whole, and a stream's event until it is."""
-        if event["type"] == "http.response.start":
-            headers = [(k, v) for k, v in event["headers"] if k.lower() != b"x-request-id"]
-            self._kind = next((v.decode() for k, v in headers if k.lower() == b"content-type"), "").split(";")[0]
-            self._start = {**event, "headers": [*headers, (b"x-request-id", self._id.encode())]}
-            if self._kind != "application/json":
-                await self._send(self._start)
-            return
-        if event["type"] != "http.response.body" or self._kind not in ("application/json", "text/event-stream"):
-            await self._send(event)
-            return
-        self._rest += event.get("body", b"")
-        more = bool(event.get("more_body"))
-        if self._kind == "text/event-stream":
-            *whole, self._rest = self._rest.split(b"\n\n") if more else [self._rest]
-            done = b"".join(self._chunk(part) + b"\n\n" for part in whole)
-            if not more:
-                done, self._rest = self._chunk(self._rest), b""
-            await self._send({**event, "body": done})
-        elif not more and self._context.unrecorded:
-            await _answer(self._send, _unrecorded(), self._id)
-        elif not more:
-            body = self._whole(self._rest)
-            assert self._start is not None
-            headers = [(k, v) for k, v in self._start["headers"] if k.lower() != b"content-length"]
-            await self._send({**self._start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
-            await self._send({"type": "http.response.body", "body": body})
-
-    def _whole(self, body: bytes) -> bytes:
-        if not self._context.decisions:
-            return body
-        reply = json.loads(body)
-        choices = reply.get("choices") if isinstance(reply, dict) else None
-        for choice in choices or []:
-            verdict = self._add(choice)
-            message = choice.get("message")
-            if self._refusal and verdict is not None and _switched(verdict) and isinstance(message, dict):
-                message["refusal"], message["content"] = message.get("content"), None
-        if isinstance(reply, dict) and len(self._context.decisions) == 1:
-            reply[FIELD] = _public(next(iter(self._context.decisions.values())))
-        return json.dumps(reply, ensure_ascii=False).encode()
-
-    def _chunk(self, part: bytes) -> bytes:
-        """One event of a stream; the chunk that ends a choice carries its verdict."""
-        start = part.find(b"data: {")
-        if start < 0 or (start > 0 and part[start - 1 : start] != b"\n") or not self._context.decisions:
-            return part
-        try:
-            chunk = json.loads(part[start + 6 :])
-        except ValueError:
-            return part
-        ended = [choice for choice in chunk.get("choices") or [] if choice.get("finish_reason")]
-        for choice in ended:
-            self._add(choice)
-        if len(ended) == 1 and FIELD in ended[0]:
-            chunk[FIELD] = ended[0][FIELD]
-        return part[: start + 6] + json.dumps(chunk, ensure_ascii=False).encode() if ended else part
-
-    def _add(self, choice: dict[str, Any]) -> Verdict | None:
-        verdict = self._context.decisions.get(int(choice.get("index", 0)))
-        if verdict is not None:
-            choice[FIELD] = _public(verdict)
-        return verdict
-
-
-def _switched(verdict: Verdict) -> bool:
-    return verdict.decision.fired and verdict.policy == "enforce"
-
-
-def _public(verdict: Verdict) -> dict[str, Any]:
-    """What a client is told."""
-    d = verdict.decision
-    return {
-        "fired": d.fired, "switched": _switched(verdict) and d.actuator != "none", "stage": d.stage, "scores": dict(d.scores),
-        "thresholds": dict(d.thresholds), "token_index": d.token_index, "policy": verdict.policy, "bundle": verdict.bundle,
-        "bundle_id": verdict.bundle_id,
-    }
+    Raises:
+        SettingError: an audit URL that cannot be used.
+        ArtifactError: no file of keys.
+    """
+    middleware = SafeSwitchMiddleware(None, settings)
+    if middleware.audit is not None:
+        middleware.audit.close()
 
 
 def _request_id(scope: Scope) -> str:
@@ -272,11 +259,8 @@ def _text(path: str, asked: dict[str, Any]) -> str | None:
     if path != "/v1/chat/completions" or not isinstance(messages, list) or any(asked.get(name) for name in _ADDING):
         return None
     contents = [m.get("content") for m in messages if isinstance(m, dict) and set(m) <= {"role", "content", "name"}]
-    texts = [c if isinstance(c, str) else _joined(c) for c in contents]
-    if len(texts) < len(messages):
-        return None
-    whole = [text for text in texts if text is not None]
-    return "\n".join(whole) if len(whole) == len(texts) else None
+    whole = [text for text in (c if isinstance(c, str) else _joined(c) for c in contents) if text is not None]
+    return "\n".join(whole) if len(whole) == len(messages) else None
 
 
 def _joined(parts: Any) -> str | None:
@@ -297,14 +281,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-async def _answer(send: Send, refused: Refused, request_id: str) -> None:
-    """An error in OpenAI's shape."""
-    error = {"error": {"message": str(refused), "type": refused.kind, "param": None, "code": refused.status}}
-    body = json.dumps(error).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if request_id:
-        headers.append((b"x-request-id", request_id.encode()))
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from safeswitch.core.errors import SettingError, check_choice
 from safeswitch.engines.context import POLICIES
+from safeswitch.switch.switch import Switch
 
 VARIABLE = "SAFESWITCH_SERVER"
 AUDIT_FAILURES = ("block", "buffer")
@@ -18,7 +21,12 @@ class ServerSettings:
     """Settings of the server around the engine.
 
     Args:
-        clients_may: Policies that a client may ask for with ``{"safeswitch": {"policy": ...}}``; nobody may by default.
+        clients_may: Policies that a client may ask for with ``{"safeswitch": {"policy": ...}}``; nobody may by default. With
+            ``keys`` each key says so itself.
+        clients_bundles: Bundles that a client may ask for with ``{"safeswitch": {"bundle": ...}}``; none by default.
+        keys: File of API keys; empty lets everybody in.
+        rate_storage: Where requests are counted for rate limits, as a URI of the package ``limits``.
+        max_tokens: Longest reply that a client may ask for, and gets when it does not say; 0 leaves that to the engine.
         refusal_field: Move the text of a switched chat reply into ``message.refusal``, where OpenAI's clients look for it
             (replies that are not streamed).
         max_body: Largest request body, in bytes.
@@ -28,9 +36,15 @@ class ServerSettings:
         audit_buffer: JSONL file for records that wait.
         audit_buffer_limit: Most bytes in that file; beyond it requests are blocked.
         audit_text: Keep the request's text in the audit, not only its hash.
+        calibration: Benign stage-1 scores of each bundle's calibration (see :class:`Histogram`), by name; what drift is
+            measured against.
     """
 
     clients_may: tuple[str, ...] = ()
+    clients_bundles: tuple[str, ...] = ()
+    keys: str = ""
+    rate_storage: str = "async+memory://"
+    max_tokens: int = 0
     refusal_field: bool = False
     max_body: int = 1 << 20
     audit: str = ""
@@ -38,14 +52,18 @@ class ServerSettings:
     audit_buffer: str = "audit-buffer.jsonl"
     audit_buffer_limit: int = 64 << 20
     audit_text: bool = False
+    calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "clients_may", tuple(self.clients_may))
+        for name in ("clients_may", "clients_bundles"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for policy in self.clients_may:
             check_choice("ServerSettings", "clients_may", policy, POLICIES)
         check_choice("ServerSettings", "audit_failure", self.audit_failure, AUDIT_FAILURES)
         if self.max_body < 1 or self.audit_buffer_limit < 1:
             raise SettingError("ServerSettings: max_body and audit_buffer_limit must be 1 byte or more")
+        if self.max_tokens < 0:
+            raise SettingError(f"ServerSettings: max_tokens must be 0 (no limit) or more; got {self.max_tokens}")
 
     def export(self) -> None:
         """Put these settings into the environment, for the processes that are started from here."""
@@ -63,3 +81,14 @@ class ServerSettings:
             return cls(**json.loads(text))
         except (TypeError, ValueError) as error:
             raise SettingError(f"{VARIABLE} must hold a JSON object of ServerSettings' fields: {error}") from error
+
+
+def calibration_of(bundles: Mapping[str, str]) -> dict[str, Any]:
+    """Benign calibration scores of the bundles that have them on record, by name.
+
+    Raises:
+        ArtifactError: a folder that holds no bundle.
+    """
+    records = {name: Switch.from_pretrained(folder).record for name, folder in bundles.items()}
+    found = {name: dict(record.get("calibration") or {}).get("benign_stage1") for name, record in records.items()}
+    return {name: scores for name, scores in found.items() if scores is not None}

@@ -5,11 +5,24 @@ vLLM 0.32 imports it in every API server process before the first request (``ent
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.frontend import install
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
+from safeswitch.serving.middleware import Scope
 
 install()
 
 
 class SafeSwitchMiddleware(Base):
     """The middleware, in a process whose engine client is guarded."""
+
+    async def set_thresholds(self, scope: Scope, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+        """In every worker of the engine."""
+        engine = scope["app"].state.engine_client
+        answers = await engine.collective_rpc("safeswitch_thresholds", args=(bundle, dict(thresholds)))
+        found: dict[str, float] = next((a for a in answers if a), {})
+        if "error" in found:
+            raise SettingError(str(found["error"]))
+        return dict(found)

@@ -18,6 +18,7 @@ from safeswitch.core.types import PROMPT_END, Position, ReadPoint
 from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.calibrate import conformal_threshold
+from safeswitch.probers.drift import Histogram
 from safeswitch.probers.metrics import measure
 from safeswitch.probers.sweep import sweep
 from safeswitch.switch.fit_data import Observed
@@ -177,12 +178,15 @@ def _calibrated(
             raise FitError("no stage could be fitted: " + str(notes.get("stage2")))
         bar = conformal_threshold(alone.score(benign.acts), settings.stage_budget)
         notes["threshold"] = asdict(bar)
+        if first is not None:
+            notes["benign_stage1"] = _benign(first, benign)
         stage = Stage(alone, bar.value)
         return Gate(stage1=stage, **fixed) if first is not None else Gate(stage2=stage, **fixed)
     bar = conformal_threshold(first.score(benign.acts), settings.stage_budget)
     product = conformal_threshold(first.score(benign.acts) * second.score(benign.acts), settings.stage_budget)
     passing = _lower_quantile(second.score(harmful.acts), settings.miss_budget)
     notes |= {"threshold": asdict(bar), "product_threshold": asdict(product), "stage2_threshold": passing}
+    notes["benign_stage1"] = _benign(first, benign)
     s1, s2 = first.score(harmful.acts), second.score(harmful.acts)
     seen = max(1, len(harmful.unsafe))
     caught = {
@@ -195,6 +199,11 @@ def _calibrated(
         stage1=Stage(first, bar.value), stage2=Stage(second, passing), rule=rule,  # type: ignore[arg-type]
         product_threshold=product.value, **fixed,
     )
+
+
+def _benign(first: Prober, benign: Observed) -> dict[str, Any]:
+    """How stage 1 scores benign calibration requests: what drift is measured against later."""
+    return Histogram.of(first.score(benign.acts).tolist()).to_dict()
 
 
 def _one_class(labels: Mapping[str, Tensor]) -> str | None:

@@ -160,7 +160,10 @@ class VLLMEngine(Engine):
     def set_thresholds(self, thresholds: Mapping[str, float]) -> dict[str, float]:
         """Put other thresholds in force for requests that come from now on; returns those in force."""
         answers = self._wait(self.llm.collective_rpc("safeswitch_thresholds", args=("default", dict(thresholds))))
-        return next(dict(a) for a in answers if a)
+        found = next(dict(a) for a in answers if a)
+        if "error" in found:
+            raise SettingError(found["error"])
+        return found
 
     def close(self) -> None:
         """Shut the engine down."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.guard import Guard
 from safeswitch.engines.vllm.live import LIVE
 
@@ -44,6 +45,9 @@ class SafeSwitchWorker:
         """How many requests the guard remembers."""
         return 0 if self._guard is None else len(self._guard.rows)
 
-    def safeswitch_thresholds(self, bundle: str, thresholds: dict[str, float]) -> dict[str, float]:
-        """Put new thresholds in force for requests that come from now on; returns those in force."""
-        return {} if self._guard is None else self._guard.set_thresholds(bundle, thresholds)
+    def safeswitch_thresholds(self, bundle: str, thresholds: dict[str, float]) -> dict[str, Any]:
+        """Put new thresholds in force for requests that come from now on; returns those in force, or ``error``."""
+        try:
+            return {} if self._guard is None else self._guard.set_thresholds(bundle, thresholds)
+        except SettingError as error:
+            return {"error": str(error)}

@@ -1,0 +1,84 @@
+"""``safeswitch keys`` and ``safeswitch audit``: what an operator does beside the running server."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+keys_app = typer.Typer(no_args_is_help=True, help="API keys of the server: a file of hashes.")
+audit_app = typer.Typer(no_args_is_help=True, help="The server's record of decisions.")
+FileOption = Annotated[Path, typer.Option("--file", help="File of keys.")]
+UrlOption = Annotated[str, typer.Option("--url", help="SQLAlchemy URL of the audit database, as sqlite:///audit.db.")]
+
+
+@keys_app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="Name of the client, for the audit.")],
+    file: FileOption,
+    rate: Annotated[str, typer.Option(help="As 60/minute or '10/second;1000/hour'; none: no limit.")] = "",
+    concurrent: Annotated[int, typer.Option(min=0, help="Most requests at one time in each process; 0: no limit.")] = 0,
+    may: Annotated[list[str] | None, typer.Option(help="A policy that the client may ask for; several times.")] = None,
+    bundle: Annotated[list[str] | None, typer.Option(help="A bundle for the client, the first its default.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="The key may change thresholds.")] = False,
+) -> None:
+    """Make a key and print it, this once: the file keeps its hash alone."""
+    from safeswitch.serving.keys import add_key
+
+    rights = {"may": tuple(may or ()), "bundles": tuple(bundle or ()), "admin": admin}
+    print(add_key(file, name, rate=rate, concurrent=concurrent, **rights))
+
+
+@keys_app.command("remove")
+def remove(name: Annotated[str, typer.Argument(help="Name of the client.")], file: FileOption) -> None:
+    """Take a key away; running servers refuse it from their next request on."""
+    from safeswitch.serving.keys import remove_key
+
+    remove_key(file, name)
+
+
+@keys_app.command("list")
+def list_keys(file: FileOption) -> None:
+    """Who has a key and what it may do, one JSON object a line; no key and no hash."""
+    from dataclasses import asdict
+
+    from safeswitch.serving.keys import read_keys
+
+    for key in read_keys(file).values():
+        print(json.dumps({name: value for name, value in asdict(key).items() if name != "sha256"}))
+
+
+@audit_app.command("export")
+def export(
+    url: UrlOption,
+    since_days: Annotated[float | None, typer.Option(min=0, help="Only the last so many days.")] = None,
+) -> None:
+    """Print the records, oldest first, one JSON object a line."""
+    from safeswitch.serving.audit import Audit
+
+    store = Audit(url)
+    for row in store.export(since=0.0 if since_days is None else time.time() - since_days * 86400):
+        print(json.dumps(row, ensure_ascii=False))
+    store.close()
+
+
+@audit_app.command("forget")
+def forget(
+    url: UrlOption,
+    days: Annotated[float, typer.Option(min=0, help="Keep the last so many days.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only say how many there are.")] = False,
+) -> None:
+    """Delete records older than so many days."""
+    from safeswitch.serving.audit import Audit
+
+    store, before = Audit(url), time.time() - days * 86400
+    try:
+        if yes:
+            print(f"{store.forget(before=before)} records deleted")
+        else:
+            print(f"{store.count(before=before)} records are older; --yes deletes them")
+    finally:
+        store.close()

@@ -1,0 +1,90 @@
+"""Who is let in: API keys, rate limits, caps on concurrency."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from limits import RateLimitItem, parse_many
+from limits.aio.strategies import MovingWindowRateLimiter
+from limits.storage import storage_from_string
+
+from safeswitch.core.errors import ArtifactError
+from safeswitch.serving.keys import Key, hash_of, read_keys
+from safeswitch.serving.refused import Refused
+
+OPEN_PATHS = ("/health", "/ping", "/metrics")
+"""Answered without a key: what probes and Prometheus ask for."""
+
+
+class Access:
+    """The door.
+
+    Args:
+        keys: File of keys; it is read again when it has changed.
+        storage: Where ``limits`` counts: ``async+memory://`` for each process on its own, ``async+redis://...`` for all.
+
+    Raises:
+        ArtifactError: no file of keys.
+    """
+
+    def __init__(self, keys: Path, storage: str) -> None:
+        self._path = keys
+        self._limiter = MovingWindowRateLimiter(storage_from_string(storage))
+        self._running: Counter[str] = Counter()
+        self._seen: tuple[int, int] | None = None
+        self._keys: dict[str, Key] = {}
+        self._read()
+
+    def _read(self) -> None:
+        found = self._path.stat() if self._path.exists() else None
+        seen = (found.st_mtime_ns, found.st_ino) if found else None
+        if seen is None or seen != self._seen:
+            self._seen, self._keys = None, read_keys(self._path)
+            self._seen = seen
+
+    def key(self, headers: Iterable[tuple[bytes, bytes]]) -> Key:
+        """The client that sent these headers.
+
+        Raises:
+            Refused: 401 without a known key; 503 while the file of keys cannot be read.
+        """
+        try:
+            self._read()
+        except ArtifactError as error:
+            raise Refused(503, "keys cannot be checked at the moment", "server_error") from error
+        given = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
+        scheme, _, secret = (given[0] if given else "").partition(" ")
+        key = self._keys.get(hash_of(secret.strip())) if scheme.lower() == "bearer" else None
+        if key is None:
+            raise Refused(401, "a known API key is needed: Authorization: Bearer ...", code="invalid_api_key")
+        return key
+
+    @asynccontextmanager
+    async def admitted(self, key: Key) -> AsyncIterator[None]:
+        """One request of ``key``, from here to the end of its reply.
+
+        Raises:
+            Refused: 429, too many at one time or in a time.
+        """
+        if key.concurrent and self._running[key.name] >= key.concurrent:
+            raise Refused(
+                429, f"{key.concurrent} requests at one time are allowed", "rate_limit_error", code="concurrency_exceeded",
+                retry_after=1,
+            )
+        self._running[key.name] += 1
+        try:
+            for item in parse_many(key.rate) if key.rate else ():
+                await self._count(item, key)
+            yield
+        finally:
+            self._running[key.name] -= 1
+
+    async def _count(self, item: RateLimitItem, key: Key) -> None:
+        if not await self._limiter.hit(item, key.name):
+            window = await self._limiter.get_window_stats(item, key.name)
+            wait = max(1, round(window.reset_time - time.time()))
+            raise Refused(429, f"{item} are allowed", "rate_limit_error", code="rate_limit_exceeded", retry_after=wait)
