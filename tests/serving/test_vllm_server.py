@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import signal
-import socket
 import sqlite3
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.running import serving
 
 from safeswitch.core.types import Example, Reply
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
+from safeswitch.serving.keys import add_key
 from safeswitch.switch.switch import Switch
 from tests.engines.vllm_made import needs_vllm
 
@@ -43,35 +40,24 @@ def told() -> list[tuple[Example, Reply]]:
     return list(zip(examples(), replies, strict=True))
 
 
+@dataclass(frozen=True)
+class Served:
+    url: str
+    folder: Path
+    plain: str
+    """A key without rights."""
+    admin: str
+    """A key that may observe and change thresholds."""
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "safeswitch.cli.main", "serve", "--model", "nano", "--switch", "nano", "--clients-may", "observe",
-        "--audit", f"sqlite:///{folder / 'audit.db'}", "--port", str(port), "--enforce-eager", "--max-model-len", "512",
-        "--block-size", "32",
-    ]  # fmt: skip
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(300):
-        assert process.poll() is None, (folder / "log").read_text()[-3000:]
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=1).close()
-            break
-        except OSError:
-            time.sleep(1)
-    yield url, folder
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    keys = folder / "keys.json"
+    plain, admin = add_key(keys, "plain"), add_key(keys, "admin", may=("observe",), admin=True)
+    flags = ("--keys", str(keys), "--audit", f"sqlite:///{folder / 'audit.db'}")
+    with serving(folder, "vllm", *flags) as running:
+        yield Served(running.url, folder, plain, admin)
 
 
 def test_flags_that_would_take_the_guard_out_are_refused_and_the_host_is_local() -> None:
@@ -95,10 +81,10 @@ def body(example: Example, **more: Any) -> dict[str, Any]:
     return {"model": "nano", "messages": turns, "max_tokens": NEW, "temperature": 0.0, **more}
 
 
-def test_the_sync_client_gets_the_reply_and_the_verdict(server: tuple[str, Path], told: list[tuple[Example, Reply]]) -> None:
+def test_the_sync_client_gets_the_reply_and_the_verdict(server: Served, told: list[tuple[Example, Reply]]) -> None:
     import openai
 
-    client = openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.plain)
     for example, reply in told[::4]:
         got = client.chat.completions.create(**body(example))
         assert got.choices[0].message.content == reply.text
@@ -110,23 +96,57 @@ def test_the_sync_client_gets_the_reply_and_the_verdict(server: tuple[str, Path]
     client.close()
 
 
-def test_a_client_may_observe_where_it_was_allowed_to_and_not_switch_off(server: tuple[str, Path]) -> None:
+def test_a_client_may_observe_where_it_was_allowed_to_and_not_switch_off(server: Served) -> None:
     import openai
 
-    client = openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none")
     example = examples()[0]
-    watched = client.chat.completions.create(**body(example), extra_body={"safeswitch": {"policy": "observe"}})
-    assert watched.model_extra["safeswitch"]["fired"]
-    assert not watched.model_extra["safeswitch"]["switched"]
-    with pytest.raises(openai.PermissionDeniedError):
-        client.chat.completions.create(**body(example), extra_body={"safeswitch": {"policy": "off"}})
-    with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(**body(example), extra_body={"safeswitch": {"bundle": "absent"}})
-    client.close()
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.admin) as client:
+        watched = client.chat.completions.create(**body(example), extra_body={"safeswitch": {"policy": "observe"}})
+        assert watched.model_extra["safeswitch"]["fired"]
+        assert not watched.model_extra["safeswitch"]["switched"]
+        for wish in ({"policy": "off"}, {"bundle": "absent"}):
+            with pytest.raises(openai.PermissionDeniedError):
+                client.chat.completions.create(**body(example), extra_body={"safeswitch": wish})
+    for key, error in ((server.plain, openai.PermissionDeniedError), ("sk-guess", openai.AuthenticationError)):
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key) as client, pytest.raises(error):
+            client.chat.completions.create(**body(example), extra_body={"safeswitch": {"policy": "observe"}})
+
+
+def test_thresholds_change_over_http_without_a_restart(server: Served) -> None:
+    import openai
+
+    def set_to(key: str, **asked: Any) -> Any:
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{server.url}/safeswitch/thresholds", json.dumps(asked).encode(), headers)
+        with urllib.request.urlopen(request) as answer:
+            return json.loads(answer.read())["thresholds"]
+
+    before = set_to(server.admin)
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.plain) as client:
+        try:
+            assert set_to(server.admin, thresholds={"stage1": 1.0, "watch": 1.0})["stage1"] == 1.0
+            passed = client.chat.completions.create(**body(examples()[0]))
+            assert not passed.model_extra["safeswitch"]["fired"]
+        finally:
+            assert set_to(server.admin, thresholds=before) == before
+        assert client.chat.completions.create(**body(examples()[0])).model_extra["safeswitch"]["fired"]
+    for key, asked, code in ((server.plain, {}, 403), (server.admin, {"thresholds": {"stage1": 2.0}}, 400)):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            set_to(key, **asked)
+        assert caught.value.code == code
+
+
+def test_what_the_guard_does_not_serve_is_said_so(server: Served) -> None:
+    import openai
+
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.plain) as client:
+        for more in ({"seed": 1}, {"extra_body": {"prompt_logprobs": 1}}, {"extra_body": {"use_beam_search": True}}):
+            with pytest.raises(openai.BadRequestError):
+                client.chat.completions.create(**body(examples()[0], **more))
 
 
 def test_no_byte_of_a_flagged_requests_pilot_text_leaves_the_server(
-    server: tuple[str, Path], told: list[tuple[Example, Reply]]
+    server: Served, told: list[tuple[Example, Reply]]
 ) -> None:
     """Streams with random pauses and disconnects: what arrives is the beginning of what may be shown."""
     import openai
@@ -162,7 +182,7 @@ def test_no_byte_of_a_flagged_requests_pilot_text_leaves_the_server(
             assert verdict["fired"] == reply.decision.fired
 
     async def everything() -> None:
-        async with openai.AsyncOpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0) as client:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=server.plain, max_retries=0) as client:
             picks = [draw.randrange(len(told)) for _ in range(150)]
             await asyncio.gather(*(one(client, i, draw.choice([None, None, 1, 2, 5, 9])) for i in picks))
 
@@ -176,30 +196,32 @@ async def _counted(stream: Any) -> Any:
         number += 1
 
 
-def test_the_audit_has_one_record_for_each_choice(server: tuple[str, Path]) -> None:
+def test_the_audit_has_one_record_for_each_choice(server: Served) -> None:
     import openai
 
-    client = openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.plain)
     for i, n in enumerate((1, 3)):
         asked = body(examples()[20]) | {"temperature": 0.7, "n": n}
         client.chat.completions.create(**asked, extra_headers={"X-Request-Id": f"audited-{i}"})
     client.close()
-    with sqlite3.connect(server[1] / "audit.db") as connection:
+    with sqlite3.connect(server.folder / "audit.db") as connection:
         rows = connection.execute(
-            "select request_id, choice, policy, text from safeswitch_decisions where request_id like 'audited-%' order by id"
+            "select request_id, client, choice, policy, text from safeswitch_decisions where request_id like 'audited-%'"
         ).fetchall()
-    assert sorted(rows) == [("audited-0", 0, "enforce", None)] + [("audited-1", c, "enforce", None) for c in range(3)]
+    kept = ("plain", 0, "enforce", None)
+    assert sorted(rows) == [("audited-0", *kept)] + [("audited-1", "plain", choice, *kept[2:]) for choice in range(3)]
 
 
-def test_metrics_count_decisions_beside_vllms_own(server: tuple[str, Path]) -> None:
-    text = urllib.request.urlopen(f"{server[0]}/metrics").read().decode()
+def test_metrics_count_decisions_beside_vllms_own(server: Served) -> None:
+    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
     assert 'safeswitch_requests_total{bundle="default",fired="true"' in text
     assert "vllm:" in text
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": 1}', b'{"messages": "x"}', b'{"safeswitch": []}'])
-def test_malformed_bodies_get_a_clear_error(server: tuple[str, Path], raw: bytes) -> None:
-    request = urllib.request.Request(f"{server[0]}/v1/chat/completions", raw, {"Content-Type": "application/json"})
+def test_malformed_bodies_get_a_clear_error(server: Served, raw: bytes) -> None:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {server.plain}"}
+    request = urllib.request.Request(f"{server.url}/v1/chat/completions", raw, headers)
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request)
     assert 400 <= caught.value.code < 500

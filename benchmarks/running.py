@@ -1,0 +1,74 @@
+"""A guarded server on nano in a process of its own, for runs that look at it from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+VLLM_FLAGS = ("--enforce-eager", "--max-model-len", "512", "--block-size", "32")
+_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers at ``url``; its output goes to ``log``."""
+
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(folder: Path, engine: str, *flags: str, patience: int = 300) -> Iterator[Running]:
+    """``safeswitch serve`` on nano with its switch, until the block ends; then SIGINT, and SIGKILL after a minute.
+
+    Raises:
+        RuntimeError: the server does not come up; the end of its log is in the message.
+    """
+    port, log = free_port(), folder / "log"
+    own: Sequence[str] = VLLM_FLAGS if engine == "vllm" else ()
+    command = [
+        sys.executable, "-m", "safeswitch.cli.main", "serve", "--model", "nano", "--switch", "nano",
+        "--port", str(port), *own, *flags,
+    ]  # fmt: skip
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **_ENVIRONMENT}, cwd=folder)
+    running = Running(f"http://127.0.0.1:{port}", log, process)
+    try:
+        _wait(running, patience)
+        yield running
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(running: Running, patience: int) -> None:
+    for _ in range(patience):
+        if running.process.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"{running.url}/health", timeout=1).close()
+            return
+        except OSError:
+            time.sleep(1)
+    raise RuntimeError("the server did not come up:\n" + running.log.read_text()[-3000:])
