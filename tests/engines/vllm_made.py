@@ -105,16 +105,21 @@ def switch(name: str) -> Switch:
     return Switch(gate, random_head(made), BaseModel.of(made))
 
 
-def vllm_engine(name: str, **changes: Any) -> Any:
-    """A guarded vLLM engine on the CPU, with small chunks of prefill and prefix caching."""
+def vllm_options(**changes: Any) -> dict[str, Any]:
+    """Arguments of an engine on the CPU, with small chunks of prefill and prefix caching."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    return {
+        "dtype": "float32", "max_model_len": 256, "enforce_eager": True, "block_size": 32, "max_num_batched_tokens": 128,
+        "max_num_seqs": 64, "enable_prefix_caching": True, **changes,
+    }  # fmt: skip
+
+
+def vllm_engine(name: str, **changes: Any) -> Any:
+    """A guarded vLLM engine on the CPU (see :func:`vllm_options`)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from safeswitch.engines.vllm.engine import VLLMEngine
 
-        options: dict[str, Any] = {
-            "dtype": "float32", "max_model_len": 256, "enforce_eager": True, "block_size": 32, "max_num_batched_tokens": 128,
-            "max_num_seqs": 64, "enable_prefix_caching": True,
-        }
-        return VLLMEngine(saved(name), changes.pop("switch", None) or switch(name), **{**options, **changes})
+        chosen = changes.pop("switch", None) or switch(name)
+        return VLLMEngine(saved(name), chosen, **vllm_options(**changes))

@@ -17,9 +17,10 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from safeswitch.activations.record import prompt_text
+from safeswitch.activations.record import prompt_text, record
+from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, SettingError
-from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
+from safeswitch.core.types import Decision, Message, Prompt, ReadPoint, Reply, as_messages
 from safeswitch.engines.base import Engine, row_seeds
 from safeswitch.engines.decode import Listener, Loop
 from safeswitch.engines.options import Options, make_options
@@ -113,6 +114,37 @@ class TransformersEngine(Engine):
         if sink is not None:
             sink.end()
         return [replies[i] for i in range(len(prompts))]
+
+    def collect(
+        self,
+        prompts: Sequence[Prompt],
+        points: Sequence[ReadPoint],
+        *,
+        max_new_tokens: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[list[Reply], Activations]:
+        """The untouched model's greedy replies, and states at ``points`` (float32, on the host), in one teacher-forced pass.
+
+        Args:
+            prompts: Texts, message lists or examples.
+            points: What to read; a reply that ends before a pilot point gives the state of its last token.
+            max_new_tokens: Longest reply; 0 gives no replies and reads prompts alone.
+            progress: Called with the number of replies finished since the last call.
+
+        Raises:
+            ActivationError: states that are not finite.
+        """
+        replies: list[Reply] = []
+        if max_new_tokens:
+            replies = self.generate(prompts, max_new_tokens=max_new_tokens, do_sample=False, progress=progress)
+        rows = self.lm.encode(list(prompts))
+        deepest = max((p.position.index for p in points if p.position.kind == "pilot"), default=0)
+        fed = [reply.token_ids[:deepest] for reply in replies] or [()] * len(rows)
+        sequences = [[*row, *tokens] for row, tokens in zip(rows, fed, strict=True)]
+        texts = [prompt_text(p) for p in prompts]
+        with self.lm.lock:
+            acts = record(self.lm, sequences, [len(row) for row in rows], points, texts=texts, dtype=torch.float32)
+        return replies, acts
 
     def stream(self, prompt: Prompt, switch: Switch | None = None, **options: Any) -> Stream:
         """Decided text as it becomes decided: iterate with ``for`` or ``async for``; ``.reply`` holds the whole reply.

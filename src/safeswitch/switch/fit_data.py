@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from safeswitch.activations.record import prompt_text, record
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example, Message, ReadPoint, Reply
@@ -35,6 +34,11 @@ class Generating(Protocol):
     lm: LanguageModel
 
     def generate(self, prompts: Sequence[Any], **options: Any) -> list[Reply]: ...
+
+    def collect(
+        self, prompts: Sequence[Any], points: Sequence[ReadPoint], *, max_new_tokens: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[list[Reply], Activations]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +74,8 @@ def observe(
     reply_tokens: int,
     progress: Callable[[int], None] | None = None,
 ) -> Observed:
-    """Let the untouched model reply (greedily), judge the replies, and record states in one teacher-forced pass."""
-    replies = engine.generate(
-        list(examples), max_new_tokens=reply_tokens, do_sample=False, progress=progress
-    )
-    prompts = engine.lm.encode(list(examples))
-    deepest = max((p.position.index for p in points if p.position.kind == "pilot"), default=0)
-    sequences = [[*row, *reply.token_ids[:deepest]] for row, reply in zip(prompts, replies, strict=True)]
-    with engine.lm.lock:
-        acts = record(
-            engine.lm, sequences, [len(p) for p in prompts], points, texts=[prompt_text(e) for e in examples],
-            dtype=torch.float32,
-        )
+    """Let the untouched model reply (greedily), judge the replies, and keep its states."""
+    replies, acts = engine.collect(list(examples), points, max_new_tokens=reply_tokens, progress=progress)
     return Observed(
         tuple(examples),
         tuple(replies),

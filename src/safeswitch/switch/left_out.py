@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from safeswitch.activations.record import prompt_sequences, record
 from safeswitch.core.types import Example
 from safeswitch.data.splits import bundles
 from safeswitch.probers.build import make_prober
@@ -70,9 +69,7 @@ def left_out_report(engine: Generating, examples: Sequence[Example], settings: F
         return {}
     lm = engine.lm
     points = tuple(p for p in fit_points(lm.num_layers, settings) if p.position.kind != "pilot")
-    sequences, lengths, texts = prompt_sequences(lm, list(examples))
-    with lm.lock:
-        acts = record(lm, sequences, lengths, points, texts=texts, dtype=torch.float32)
+    _, acts = engine.collect(list(examples), points, max_new_tokens=0)
     labels = torch.tensor([e.unsafe for e in examples])
     clusters = [str(b) for b in bundles(examples)]
     layers = candidate_layers(lm.num_layers, settings)

@@ -35,7 +35,8 @@ class VLLMEngine(Engine):
 
     Args:
         model: Model folder or hub id.
-        switch: The switch, or the folder of its bundle; None runs a stock engine with nothing of ours in it.
+        switch: The switch, or the folder of its bundle, or whole settings; None runs a stock engine with nothing of ours in
+            it.
         policy: ``enforce``, ``observe`` or ``off``.
         allow_other_model: Accept a switch fitted on other weights.
         chat_template: A Jinja template instead of the tokenizer's.
@@ -49,7 +50,7 @@ class VLLMEngine(Engine):
     def __init__(
         self,
         model: str | Path,
-        switch: Switch | str | Path | None,
+        switch: Switch | GuardSettings | str | Path | None,
         *,
         policy: str = "enforce",
         allow_other_model: bool = False,
@@ -63,7 +64,8 @@ class VLLMEngine(Engine):
             switch = Path(self._folder.name) / "switch"
         flags: dict[str, Any] = dict(engine_args)
         if switch is not None:
-            settings = GuardSettings({"default": str(Path(switch).absolute())}, policy, allow_other_model)
+            given = switch if isinstance(switch, GuardSettings) else None
+            settings = given or GuardSettings({"default": str(Path(str(switch)).absolute())}, policy, allow_other_model)
             own = engine_flags(settings, list(AutoConfig.from_pretrained(str(model)).architectures or []))
             flags |= own | {"additional_config": {**engine_args.get("additional_config", {}), **own["additional_config"]}}
         self.tokenizer = AutoTokenizer.from_pretrained(str(model))

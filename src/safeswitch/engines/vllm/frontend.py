@@ -367,7 +367,8 @@ def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
     """``AsyncLLM.generate`` with the guard around it, for engines whose ``additional_config`` asks for it."""
 
     async def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
-        if switched_off() or GuardSettings.parse(self.vllm_config.additional_config) is None:
+        settings = GuardSettings.parse(self.vllm_config.additional_config)
+        if switched_off() or settings is None or settings.record:
             run = original(self, prompt, sampling_params, request_id, **kwargs)
         else:
             front = self.__dict__.get("safeswitch") or FrontEnd(self, original.__get__(self))

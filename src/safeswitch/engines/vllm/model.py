@@ -23,9 +23,11 @@ from vllm.model_executor.models.interfaces import supports_eagle3
 from vllm.model_executor.models.registry import ModelRegistry, _LazyRegisteredModel
 
 from safeswitch.core.errors import ModelError
+from safeswitch.core.types import ReadPoint
 from safeswitch.engines.vllm.guard import Guard
 from safeswitch.engines.vllm.live import LIVE
 from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
+from safeswitch.engines.vllm.recorder import Recorder
 from safeswitch.engines.vllm.settings import GuardSettings, stop_token, switched_off
 from safeswitch.switch.actuators import HeadActuator, LowRankHead
 
@@ -47,7 +49,9 @@ class GuardedModel(nn.Module):
         self.safeswitch_stop_token = stop_token(settings, text_config)
         tenants = load_tenants(vllm_config, settings)
         self.safeswitch_guard = Guard(tenants, self.safeswitch_top)
+        self.safeswitch_recorder = Recorder([ReadPoint.parse(point) for point in settings.record])
         read = {layer for tenant in tenants.values() for layer in tenant.gate.layers}
+        read |= {point.layer for point in self.safeswitch_recorder.points}
         inner = tuple(sorted(read - {self.safeswitch_top}))
         if inner:
             self._let_out(inner, vllm_config)

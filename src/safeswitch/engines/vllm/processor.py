@@ -36,7 +36,7 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if settings is None and not switched_off():
             raise SettingError("SafeSwitch's logits processor is in use, but additional_config has no 'safeswitch' entry")
         self._instance, self._settings = vllm_config.instance_id, settings
-        self._slots: dict[int, tuple[Row, list[int]]] = {}
+        self._slots: dict[int, tuple[Row | Task, list[int]]] = {}
         self._v2: Any = second if hasattr(second, "prompt_len") else None
 
     def is_argmax_invariant(self) -> bool:
@@ -76,13 +76,15 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _enter(self, slot: int, params: Any, output: list[int]) -> None:
         task = Task.of(params.extra_args)
-        if task is None or task.mode != "off":
+        if task is not None and task.mode.startswith("record"):
+            self._slots[slot] = (task, output)
+        elif task is None or task.mode != "off":
             task = task or self.guard.unstamped()
             self._slots[slot] = (self.guard.add(task), output)
 
     @staticmethod
-    def _leave(entry: tuple[Row, list[int]] | None) -> None:
-        if entry is not None:
+    def _leave(entry: tuple[Row | Task, list[int]] | None) -> None:
+        if entry is not None and isinstance(entry[0], Row):
             entry[0].live = False
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
@@ -90,11 +92,14 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if switched_off():
             return logits
         if ctx is None:
-            rows = [(i, row, len(output)) for i, (row, output) in self._slots.items() if i < logits.shape[0]]
+            known = [(i, row, len(output)) for i, (row, output) in self._slots.items() if i < logits.shape[0]]
         else:
-            rows = self._v2_rows(ctx)
+            known = self._v2_rows(ctx)
         model, guard = LIVE[self._instance], self.guard
         sampled = model.safeswitch_take(logits.shape[0])
+        recorded = [(i, t.id, fed + t.fed, t.mode == "record-end") for i, t, fed in known if isinstance(t, Task)]
+        model.safeswitch_recorder.step(recorded, lambda layer: model.safeswitch_read(sampled, layer))
+        rows = [(i, row, fed) for i, row, fed in known if isinstance(row, Row)]
         switch, stop = guard.step(rows, lambda layer: model.safeswitch_read(sampled, layer))
         token = model.safeswitch_stop_token
         _forbid(logits, [i for i, row, _ in rows if row.task.mode != "observe"], token)
@@ -110,7 +115,7 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
             logits[stop, token] = 0.0
         return logits
 
-    def _v2_rows(self, ctx: Any) -> list[tuple[int, Row, int]]:
+    def _v2_rows(self, ctx: Any) -> list[tuple[int, Row | Task, int]]:
         """Rows that end a prompt or a reply so far; a row in the middle of a prompt is sampled for nothing."""
         prompt = self._v2.prompt_len.np
         rows = []

@@ -38,17 +38,20 @@ class GuardSettings:
         allow_other_model: Accept bundles fitted on other weights.
         stop_token: Id that a worker emits for a request to be taken back; None takes the tokenizer's padding token, or the
             last id of the vocabulary. No guarded request can produce it by itself.
+        record: Read points whose states are kept for fitting; such an engine guards nothing and has no bundles.
     """
 
     bundles: Mapping[str, str]
     policy: str = "enforce"
     allow_other_model: bool = False
     stop_token: int | None = None
+    record: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("GuardSettings", "policy", self.policy, POLICIES)
-        if not self.bundles:
-            raise SettingError("GuardSettings: bundles is empty; give at least one switch folder")
+        object.__setattr__(self, "record", tuple(self.record))
+        if bool(self.bundles) == bool(self.record):
+            raise SettingError("GuardSettings: give at least one switch folder in bundles, or else points to record")
 
     @property
     def default(self) -> str:
@@ -85,7 +88,8 @@ class Task:
         id: Key of the request's row in the worker; a resubmission keeps it.
         bundle: Name of the switch.
         mode: ``off``; ``enforce``; ``observe``; ``refuse`` (the refusal head from the first token); ``judge`` (speak on a
-            reply that has ended, whose ``fed`` tokens follow the prompt).
+            reply that has ended, whose ``fed`` tokens follow the prompt); ``record`` and ``record-end`` (keep states for
+            fitting; those of an ended reply).
         fed: Reply tokens at the end of the prompt.
         text: The conversation's plain text, for readers of text.
     """

@@ -27,6 +27,11 @@ class SafeSwitchWorker:
         """Decisions on finished requests by id, as plain JSON; each can be taken once."""
         return {} if self._guard is None else {key: d.to_dict() for key, d in self._guard.take(ids).items()}
 
+    def safeswitch_recorded(self, ids: list[str]) -> dict[str, dict[str, bytes]]:
+        """States of requests, as float32; each can be taken once."""
+        model = LIVE.get(self.vllm_config.instance_id)
+        return {} if model is None else model.safeswitch_recorder.take(ids)
+
     def safeswitch_bundles(self) -> dict[str, dict[str, Any]]:
         """How replies are to be held back under each loaded bundle; empty where nothing guards."""
         guard = self._guard
