@@ -13,8 +13,8 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
 
     format_version   1
     identity         what must be the same for a run to go on: ``model`` (fingerprint), ``chat_template`` (hash), ``dtype``,
-                     ``suite``, ``seed``, ``limit``, ``versions`` (of safeswitch, torch, transformers), ``options`` (of
-                     generation), ``data`` (hash of the chosen requests by benchmark)
+                     ``suite``, ``seed``, ``limit``, ``versions`` (of safeswitch, torch, transformers), ``fit`` (on what and
+                     how methods are fitted), ``data`` (hash of the chosen requests by benchmark)
     model            ``id``, ``revision``, ``fingerprint``, ``device``, ``num_layers``
     command          the words of the command that began the run
     started, finished   ISO 8601, UTC; ``finished`` is null while the run is not done
@@ -23,7 +23,8 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
                      (file or hub id), ``file_hash`` (null from the hub), ``data_hash``, ``n``, ``of`` (requests before the
                      limit), ``max_new_tokens``, ``judges`` (names, the one that counts first)
     missing          benchmark to the reason why it could not be loaded
-    methods          name to ``switch`` (fingerprint), ``title``, ``record`` (of fitting), ``seconds`` (of fitting), ``fitted_on``
+    methods          name to ``switch`` (fingerprint), ``record`` (of fitting: data hashes, settings, figures) and ``seconds``
+                     (of fitting; null where a fitted switch was given, or found in the folder)
     judges           name to ``identity`` and, where it was measured, ``agreement``
 
 A row of replies::
@@ -128,7 +129,8 @@ class RunLog:
         manifest = read_json(path)
         if manifest.get("format_version") != FORMAT_VERSION:
             raise ArtifactError(
-                f"{path}: format version {manifest.get('format_version')!r} is not supported; this library reads {FORMAT_VERSION}"
+                f"{path}: format version {manifest.get('format_version')!r} is not supported; "
+                f"this library reads {FORMAT_VERSION}"
             )
         return cls(Path(folder), manifest)
 

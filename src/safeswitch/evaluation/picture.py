@@ -15,7 +15,7 @@ from safeswitch.core.errors import DataError, SafeSwitchError
 from safeswitch.evaluation.suites import Result
 
 # Okabe and Ito's colours, told apart with any colour vision, with hatching as a second sign.
-_COLOURS = ("#7f7f7f", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
+COLOURS = ("#7f7f7f", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
 _HATCHES = ("", "//", "..", "", "xx", "++")
 _GOOD = {"harmful compliance": "lower is better", "refusal": "lower is better", "accuracy": "higher is better"}
 
@@ -58,7 +58,7 @@ def draw_rates(
             rate = result.rate
             value, low, high = 100 * rate.rate, 100 * rate.low, 100 * rate.high
             spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
-            axis.bar(i, value, 0.72, color=_COLOURS[i % 6], hatch=_HATCHES[i % 6], edgecolor="white", label=method)
+            axis.bar(i, value, 0.72, color=COLOURS[i % 6], hatch=_HATCHES[i % 6], edgecolor="white", label=method)
             axis.errorbar(i, value, yerr=spread, color="black", capsize=3, linewidth=1)
             axis.text(i, min(high + 2, 103), f"{value:.0f}", ha="center", va="bottom", fontsize=9)
         metric = next(iter(row.values())).suite.metric

@@ -22,6 +22,14 @@ class Judge(ABC):
     def identity(self) -> Mapping[str, Any]:
         """What makes its verdicts what they are, as plain JSON: version, weights, prompt."""
 
+    def speaks_of(self, measures: str) -> bool:
+        """Whether it has something to say of benchmarks that measure ``safety``, ``task`` or ``open``."""
+        return True
+
+    def agreement(self) -> list[dict[str, Any]]:
+        """How well it agrees with people's labels: rows of figures with intervals, where that was measured."""
+        return []
+
     @abstractmethod
     def judge(self, rows: Sequence[Logged]) -> list[Verdict]:
         """One verdict a row, in order; every row has a reply."""
