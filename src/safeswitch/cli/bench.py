@@ -101,8 +101,10 @@ def _run(
     out: Path,
 ) -> None:
     from safeswitch.evaluation.bench import Asked, run_bench
+    from safeswitch.evaluation.candidates import check_methods, prepare
     from safeswitch.evaluation.catalogue import benchmarks, suite_benchmarks
     from safeswitch.evaluation.fit_source import fitting_on
+    from safeswitch.evaluation.picture import check_drawable
     from safeswitch.nano.bench import nano_fitting, nano_settings
     from safeswitch.switch.fit_settings import FitSettings
 
@@ -117,17 +119,20 @@ def _run(
     else:
         fitting, told = fitting_on(engine, fit_data or (), FitSettings(seed=seed), own, say)
     benchmarks()
+    check_drawable()
+    check_methods(methods)
     asked = Asked(
-        suite if not benchmark else "own", tuple(benchmark or suite_benchmarks(suite)), methods, data, hub, limit, seed,
+        suite if not benchmark else "own", tuple(benchmark or suite_benchmarks(suite)), data, hub, limit, seed,
         command=tuple(sys.argv), fit=told,
     )
     with _bars(console) as advance:
-        run_bench(engine, asked, fitting, out, say=say, progress=advance)
-    for name in ("rates", "paired", "benchmarks"):
-        table = out / "tables" / f"{name}.md"
-        if table.is_file():
-            Console().print(Markdown(table.read_text(encoding="utf-8")))
-    print(f"written to {out}: manifest.json, tables/, figures.json, pareto.png")
+        log = run_bench(
+            engine, asked, lambda log: prepare(engine, methods, fitting, log, say), out, say=say, progress=advance
+        )
+    Console().print(Markdown((out / "table.md").read_text(encoding="utf-8")))
+    for name, why in log.manifest["missing"].items():
+        print(f"MISSING {name}: {why}")
+    print(f"written to {out}: table.md, tables/, figures.json, pareto.png")
 
 
 @contextmanager

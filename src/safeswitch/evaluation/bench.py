@@ -19,12 +19,10 @@ from safeswitch.core.errors import DataError
 from safeswitch.data.writers import data_hash
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.benchmark import BENCHMARKS, Loaded, MissingError, load
-from safeswitch.evaluation.candidates import Fitting, check_methods, prepare
 from safeswitch.evaluation.judges.base import JUDGES, Judge
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.outputs import AFTER
-from safeswitch.evaluation.picture import check_drawable
-from safeswitch.evaluation.runner import Progress, run_method, short_hash
+from safeswitch.evaluation.runner import Candidate, Progress, run_method, short_hash
 
 Say = Callable[[str], None]
 _LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "tokenizers", "safetensors")
@@ -37,7 +35,6 @@ class Asked:
     Args:
         suite: Its name, for the record.
         benchmarks: Names, in order.
-        methods: Names, in order.
         data: Folder of local benchmark files.
         hub: Whether the hub may be asked for what the folder does not hold.
         limit: Most requests of each benchmark.
@@ -49,7 +46,6 @@ class Asked:
 
     suite: str
     benchmarks: tuple[str, ...]
-    methods: tuple[str, ...]
     data: Path | None = None
     hub: bool = False
     limit: int | None = None
@@ -62,7 +58,7 @@ class Asked:
 def run_bench(
     engine: TransformersEngine,
     asked: Asked,
-    fitting: Fitting,
+    candidates: Callable[[RunLog], Mapping[str, Candidate]],
     out: Path,
     *,
     say: Say = lambda text: None,
@@ -71,20 +67,27 @@ def run_bench(
 ) -> RunLog:
     """Run, or go on with the run in ``out``; then make tables and pictures.
 
+    Args:
+        engine: What generates.
+        asked: On what.
+        candidates: Gives the methods, ready to run; it may leave fitted parts in the run folder and find them there.
+        out: Run folder.
+        say: Told of each step.
+        progress: Told of requests done.
+        after: What is made at the end, each from the run folder alone.
+
     Raises:
-        SettingError: an unknown benchmark or method.
+        SettingError: an unknown benchmark.
         DataError: none of the benchmarks is at hand, or one holds unusable rows.
         ArtifactError: ``out`` holds another run, or cannot be written.
     """
     check_writable(out)
-    check_drawable()
-    check_methods(asked.methods)
     loaded, missing = load_suite(asked, say)
     judges = _judges(loaded, asked.judges)
     log = RunLog.start(out, _manifest(engine, asked, loaded, missing, judges))
     log.finish(None)
-    candidates = prepare(engine, asked.methods, fitting, log, say)
-    for name, candidate in candidates.items():
+    for name, candidate in candidates(log).items():
+        say(f"running {name}")
         run_method(engine, name, candidate, loaded, judges, log, progress=progress)
     log.finish(now())
     for make in after:

@@ -82,20 +82,28 @@ def prepare(
     return {name: ready.candidate(name) for name in names}
 
 
+def kept(log: RunLog, name: str, make: Callable[[], Switch]) -> tuple[Switch, bool]:
+    """The switch of method ``name`` from the run folder, where an earlier run of the same identity left it; else made now
+    and left there. Also whether it is new."""
+    folder = log.switch_folder(name)
+    if (folder / "config.json").is_file():
+        return Switch.from_pretrained(folder), False
+    switch = make()
+    switch.save_pretrained(folder)
+    return switch, True
+
+
 class _Ready:
     def __init__(self, engine: Generating, fitting: Fitting, log: RunLog, say: Callable[[str], None]) -> None:
         self._engine, self._fitting, self._log, self._say = engine, fitting, log, say
         self._parts: Parts | None = None
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[str, float | None] = {}
         self._switches: dict[str, Switch] = {OWN: fitting.own} if fitting.own is not None else {}
 
     def candidate(self, name: str) -> Candidate:
         method = self._method(name)
         switch = self._switch(name, method)
-        if name not in self._log.manifest["methods"]:
-            told = {"switch": switch.fingerprint, "record": dict(switch.record), "seconds": self._seconds.get(name)}
-            self._log.note("methods", {name: told})
-        return Candidate(switch, method.wrap, {"options": _told(method)})
+        return Candidate(switch, method.wrap, {"options": _told(method)}, self._seconds.get(name))
 
     def _method(self, name: str) -> Method:
         made = METHODS[name]
@@ -105,18 +113,17 @@ class _Ready:
         return made(self._fitting.settings, self._fitting.complied, **options)
 
     def _switch(self, name: str, method: Method) -> Switch:
-        """Fitted now, or before: by this run, or by an earlier one of the same identity that was cut off."""
-        folder = self._log.switch_folder(name)
-        if name not in self._switches and (folder / "config.json").is_file():
-            self._switches[name] = Switch.from_pretrained(folder)
         if name not in self._switches:
-            self._say(f"preparing {name}")
             start = time.perf_counter()
-            self._switches[name] = method.prepare(self._engine, self._data())
-            self._seconds[name] = time.perf_counter() - start
-        if not (folder / "config.json").is_file():
-            self._switches[name].save_pretrained(folder)
+            self._switches[name], new = kept(self._log, name, lambda: self._prepare(name, method))
+            self._seconds[name] = time.perf_counter() - start if new else None
+        elif not self._log.switch_folder(name).exists():
+            self._switches[name].save_pretrained(self._log.switch_folder(name))
         return self._switches[name]
+
+    def _prepare(self, name: str, method: Method) -> Switch:
+        self._say(f"preparing {name}")
+        return method.prepare(self._engine, self._data())
 
     def _data(self) -> Parts:
         if self._parts is None:

@@ -11,6 +11,8 @@ from scipy.stats import binomtest, norm
 
 from safeswitch.core.errors import DataError
 
+_AT_ONCE = 1_000_000  # numbers drawn at once
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -87,7 +89,9 @@ def bootstrap_mean(values: Sequence[float], *, n_boot: int = 2000, seed: int = 0
         raise DataError("bootstrap_mean: there are no values")
     data = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    means = np.array([data[rng.integers(0, len(data), len(data))].mean() for _ in range(n_boot)])
+    step = max(1, _AT_ONCE // len(data))
+    parts = [min(step, n_boot - done) for done in range(0, n_boot, step)]
+    means = np.concatenate([data[rng.integers(0, len(data), (part, len(data)))].mean(1) for part in parts])
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(data.mean()), float(low), float(high), len(data))
 

@@ -48,6 +48,7 @@ Read it through :meth:`RunLog.open` and :meth:`RunLog.rows`. Knows nothing of mo
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,7 @@ class RunLog:
             ArtifactError: a run of another identity is there, or the folder cannot be written.
         """
         path = Path(folder) / MANIFEST
+        manifest = json.loads(json.dumps(manifest))
         if not path.exists():
             log = cls(Path(folder), {"format_version": FORMAT_VERSION, **manifest})
             log._write()

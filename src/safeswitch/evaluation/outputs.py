@@ -14,7 +14,8 @@ from typing import Any
 from safeswitch.core.artifact import write_json, write_text
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.pareto import draw_pareto
-from safeswitch.evaluation.tables import Table, make_tables
+from safeswitch.evaluation.table import rates_table
+from safeswitch.evaluation.tables import Rows, Table, main_rates, make_tables
 
 _SHARES = ("harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired")
 _HOLM = (
@@ -33,12 +34,15 @@ NOTES = {
 
 
 def write_tables(folder: Path) -> None:
-    """``tables/<name>.csv`` and ``.md`` and ``figures.json``.
+    """``table.md`` (the first to look at), ``tables/<name>.csv`` and ``.md``, and ``figures.json``.
 
     Raises:
         ArtifactError: no run there, or the folder cannot be written.
     """
-    tables = make_tables(RunLog.open(folder))
+    log = RunLog.open(folder)
+    rows = Rows(log)
+    tables = make_tables(rows)
+    write_text(folder / "table.md", rates_table(main_rates(rows), log.methods))
     for name, table in tables.items():
         write_text(folder / "tables" / f"{name}.csv", as_csv(table))
         write_text(folder / "tables" / f"{name}.md", as_markdown(name, table))

@@ -15,7 +15,7 @@ from safeswitch.core.artifact import write_atomic
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.metrics import ACCURACY, HARM, OVER_REFUSAL
 from safeswitch.evaluation.picture import COLOURS, check_drawable
-from safeswitch.evaluation.tables import Rows, rates, summary
+from safeswitch.evaluation.tables import Rows, main_rates, summary
 
 _MARKS = "osD^vPX*<>"
 
@@ -37,8 +37,7 @@ def draw_pareto(folder: Path) -> None:
         ArtifactError: the file cannot be written.
     """
     log = RunLog.open(folder)
-    main = {b: log.judges(b)[0] for b in log.benchmarks}
-    table = [row for row in rates(Rows(log)) if main.get(row["benchmark"]) == row["judge"]]
+    table = main_rates(Rows(log))
     harm, refusal, accuracy = (summary(table, what) for what in (HARM, OVER_REFUSAL, ACCURACY))
     panels = [(refusal, "over-refusal (%)", 1), (accuracy, "task accuracy (%)", -1)]
     drawn = [(other, label, sign) for other, label, sign in panels if harm.keys() & other.keys()]

@@ -37,11 +37,13 @@ class Candidate:
         switch: What the engine runs.
         wrap: What it does around generation, see :meth:`safeswitch.methods.base.Method.wrap`.
         settings: What else makes it what it is, as plain JSON.
+        seconds: What fitting took; None where nothing was fitted now.
     """
 
     switch: Switch
     wrap: Callable[[Generate], Generate] = lambda generate: generate
     settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 class Meter(Engine):
@@ -93,7 +95,11 @@ def run_method(
     Raises:
         ArtifactError: the folder cannot be written, or holds replies of another switch.
     """
-    device = torch.device(log.manifest["model"].get("device", "cpu"))
+    if name not in log.methods:
+        switch = candidate.switch
+        told = {"switch": switch.fingerprint, "record": dict(switch.record), "seconds": candidate.seconds}
+        log.note("methods", {name: told})
+    device = torch.device(log.manifest["model"]["device"])
     meter = Meter(engine, candidate.wrap, Peak(device))
     identity = {
         "model": log.manifest["model"]["fingerprint"], "switch": candidate.switch.fingerprint,

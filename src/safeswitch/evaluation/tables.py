@@ -46,9 +46,9 @@ class Rows:
                 yield benchmark, method, self._rows[method, benchmark]
 
 
-def make_tables(log: RunLog) -> dict[str, Table]:
+def make_tables(rows: Rows) -> dict[str, Table]:
     """All tables by name, in the order in which a reader wants them; empty ones are left out."""
-    rows = Rows(log)
+    log = rows.log
     made = {
         "rates": rates(rows),
         "two_sided": two_sided(rows),
@@ -104,6 +104,21 @@ def _mixes(rows: Rows) -> Table:
                 first = {"benchmark": name, "method": method, "judge": judge, "metric": HARM.name, "better": HARM.better}
                 table.append({**first, **_interval(weighted_rate(parts))})
     return table
+
+
+def main_rates(rows: Rows) -> Table:
+    """Harm, over-refusal and accuracy by the judge that counts, sorted by benchmark and metric; of tasks, accuracy alone."""
+    log = rows.log
+    main = {b: log.judges(b)[0] for b in log.benchmarks}
+    main |= {name: main[next(iter(weights))] for name, weights in MIXES.items() if set(weights) <= set(main)}
+    tasks = {b for b, told in log.manifest["benchmarks"].items() if told["measures"] == "task"}
+    wanted = [m.name for m in MAIN]
+    kept = [
+        row
+        for row in rates(rows)
+        if row["judge"] == main[row["benchmark"]] and row["metric"] in (["accuracy"] if row["benchmark"] in tasks else wanted)
+    ]
+    return sorted(kept, key=lambda row: (list(main).index(row["benchmark"]), wanted.index(row["metric"])))
 
 
 def two_sided(rows: Rows) -> Table:
