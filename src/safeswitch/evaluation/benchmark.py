@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -53,8 +53,9 @@ class Benchmark:
         doc: Docstring of its module: the title, then one line each for the fields of ``CARD``.
         measures: ``safety`` (unsafe requests count compliance, safe ones refusal), ``task`` (answers are checked) or
             ``open`` (ordinary requests without a checkable answer: refusals count).
-        row: One row of the hub's columns to one of our schema (see :mod:`safeswitch.data.rows`); None leaves it out.
-        hub: Where it lies on the hub.
+        rows: One row of the hub's columns to rows of our schema (see :mod:`safeswitch.data.rows`), none or several.
+        hub: Where it lies on the hub; the rows of several places follow one another.
+        label: Label of rows that carry none.
         stem: Name of its file in a local folder, without the ending; the benchmark's own name by default.
         prepare: Last touch on each example, from whatever source (a reference that becomes an answer, say).
         judges: Judges, the one that counts first.
@@ -65,8 +66,9 @@ class Benchmark:
     name: str
     doc: str
     measures: Measures = "safety"
-    row: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = dict
-    hub: Hub | None = None
+    rows: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]] = lambda row: [row]
+    hub: tuple[Hub, ...] = ()
+    label: str | None = None
     stem: str = ""
     prepare: Callable[[Example], Example] = field(default=lambda example: example)
     judges: tuple[str, ...] = ("rules",)
@@ -156,30 +158,38 @@ def _read(benchmark: Benchmark, data: Path | None, hub: bool) -> tuple[list[Exam
     if data is not None:
         for path in (data / f"{stem}{suffix}" for suffix in _SUFFIXES):
             if path.is_file():
-                return read_examples(path, labelled=False), str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+                examples = read_examples(path, label=benchmark.label, labelled=False)
+                return examples, str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+        copy = data / stem
+        if copy.is_dir():
+            places = [replace(place, name=str(copy), revision=None) for place in benchmark.hub or (Hub(""),)]
+            return _from_hub(benchmark, places), str(copy), None
         tried.append(f"{data} holds neither {stem}.jsonl, {stem}.csv nor a folder {stem}")
-    place = benchmark.hub
-    copy = data / stem if data is not None else None
-    if place is not None and copy is not None and copy.is_dir():
-        return _from_hub(benchmark, replace(place, name=str(copy), revision=None)), str(copy), None
-    if place is None:
+    names = ", ".join(dict.fromkeys(place.name for place in benchmark.hub))
+    if not benchmark.hub:
         tried.append("it is not on the hub")
     elif not hub:
-        tried.append(f"the hub ({place.name}) was not to be asked")
+        tried.append(f"the hub ({names}) was not to be asked")
     else:
         try:
-            return _from_hub(benchmark, place), place.name, None
+            return _from_hub(benchmark, benchmark.hub), names, None
         except DataError as error:
             tried.append(str(error))
     raise MissingError(f"{benchmark.name}: {'; '.join(tried)}")
 
 
-def _from_hub(benchmark: Benchmark, place: Hub) -> list[Example]:
-    rows = hub_rows(place.name, split=place.split, config=place.config, revision=place.revision)
-    found = ((number, benchmark.row(row)) for number, row in rows)
-    return [
-        to_example(row, number=number, origin=benchmark.name, labelled=False) for number, row in found if row is not None
-    ]
+def _from_hub(benchmark: Benchmark, places: Sequence[Hub]) -> list[Example]:
+    """All rows of all places; a row that names no id is called by its place and number."""
+    found: list[Example] = []
+    for place in places:
+        part = "" if len(places) == 1 else f"{place.config or place.split}-"
+        for number, raw in hub_rows(place.name, split=place.split, config=place.config, revision=place.revision):
+            for row in benchmark.rows({**raw, "split": place.split}):
+                own = {"id": f"{benchmark.name}-{part}{number}", **row}
+                found.append(
+                    to_example(own, number=number, origin=benchmark.name, label=benchmark.label, labelled=False)
+                )
+    return found
 
 
 def drawn(examples: list[Example], limit: int | None, seed: int) -> list[Example]:

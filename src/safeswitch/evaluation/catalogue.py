@@ -6,7 +6,8 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 
-import safeswitch.evaluation.benchmarks as package
+import safeswitch.evaluation.benchmarks as benchmarks_package
+import safeswitch.evaluation.judges as judges_package
 from safeswitch.core.errors import check_choice
 from safeswitch.core.registry import Registry
 from safeswitch.evaluation.benchmark import BENCHMARKS, Benchmark
@@ -26,9 +27,10 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 
 def benchmarks() -> Registry[Benchmark]:
-    """The table of benchmarks, filled: importing their modules is what adds them."""
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    """The table of benchmarks, filled, and with it that of judges: importing their modules is what adds them."""
+    for package in (judges_package, benchmarks_package):
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
     return BENCHMARKS
 
 
