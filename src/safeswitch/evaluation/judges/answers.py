@@ -12,8 +12,8 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from safeswitch.data.refusal_text import refuses
 from safeswitch.evaluation.judges.base import JUDGES, Judge
+from safeswitch.evaluation.judges.rules import refused
 from safeswitch.evaluation.log import Logged
 from safeswitch.evaluation.verdict import Verdict
 
@@ -75,7 +75,7 @@ class Answers(Judge):
 
     def judge(self, rows: Sequence[Logged]) -> list[Verdict]:
         return [
-            Verdict(refused=refuses(row.reply or ""), correct=self._check(row.reply or "", row.example.answers)) for row in rows
+            Verdict(refused=refused(row.reply or ""), correct=self._check(row.reply or "", row.example.answers)) for row in rows
         ]
 
 
