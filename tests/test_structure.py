@@ -125,7 +125,8 @@ def test_the_changelog_knows_the_version() -> None:
 
 EXTRAS = {
     "vllm": ("engines/vllm/", "serving/"), "matplotlib": ("evaluation/",), "datasets": ("data/",),
-    "sqlalchemy": ("serving/",), "prometheus_client": ("serving/",),
+    "sqlalchemy": ("serving/",), "prometheus_client": ("serving/",), "lm_eval": ("evaluation/harness",),
+    "inspect_ai": ("evaluation/inspect_bridge",),
 }
 """Optional packages, and the only folders that may import each."""
 

@@ -26,7 +26,10 @@ from tests.switch.made import fitted, requests
 from tests.tiny import tiny_model, tiny_tokenizer
 
 FOUND = transformers.__version__
-VERBS = ("fit", "inspect", "push", "generate", "chat", "demo", "version", "nano", "nano build", "nano table", "nano study")
+VERBS = (
+    "fit", "inspect", "push", "generate", "chat", "eval", "compare", "demo", "version", "nano", "nano build", "nano table",
+    "nano study",
+)
 
 
 @dataclass
@@ -184,7 +187,7 @@ def test_chat_with_a_system_message_and_sampling_repeats_itself_for_a_seed(place
 def test_help_of_every_verb_names_its_options(run: Any) -> None:
     whole = run("--help")
     assert whole.code == 0
-    for verb in ("fit", "inspect", "push", "generate", "chat", "demo", "nano"):
+    for verb in ("fit", "inspect", "push", "generate", "chat", "eval", "compare", "demo", "nano"):
         assert verb in whole.out
     for verb in VERBS:
         ran = run(*verb.split(), "--help")
@@ -354,7 +357,7 @@ def test_an_interrupt_of_another_verb_ends_in_130_too(run: Any, monkeypatch: pyt
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_switch", stop)
+    monkeypatch.setattr(module, "load_switch", stop)
     assert run("inspect", "x") == Ran(130, "", "interrupted; no file is left half-written\n")
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from safeswitch.core import lines as jsonl
 from safeswitch.core.errors import ArtifactError, DataError
 from safeswitch.core.types import Example, Message, Reply
-from safeswitch.engines import jsonl
 from safeswitch.engines.jsonl import Written, generate_file
 from safeswitch.engines.mock import MockEngine
 from safeswitch.engines.transformers_engine import TransformersEngine
@@ -26,6 +26,8 @@ OPTIONS: list[dict[str, Any]] = [{"do_sample": False}, {"do_sample": True, "temp
 
 def lines(path: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row.pop("seconds")
     for row in (row for row in rows if "error" not in row):
         row["decision"].pop("latency_s")
         row["decision"]["scores"] = {name: round(score, 4) for name, score in row["decision"]["scores"].items()}
@@ -72,7 +74,9 @@ def test_a_finished_file_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_line_holds_request_reply_and_decision(tmp_path: Path) -> None:
     generate_file(MockEngine(), ASKED[:1], tmp_path / "out", identity=SAME)
     (row,) = (json.loads(line) for line in (tmp_path / "out").read_text().splitlines())
-    assert list(row) == ["id", "request", "prompt", "label", "source", "reply", "finish_reason", "decision"]
+    first = ["id", "request", "prompt", "label", "source"]
+    last = ["reply", "finish_reason", "prompt_tokens", "reply_tokens", "decision", "seconds"]
+    assert list(row) == [*first, *last]
     assert (row["id"], row["reply"], row["label"]) == ("r0", f"You said: {ASKED[0].prompt}", "unsafe")
 
 
@@ -92,7 +96,7 @@ def test_a_request_that_the_model_cannot_take_gets_a_row_with_the_reason(
     written = [json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in written] == [e.id for e in asked]
     for row in written[6::6]:
-        assert list(row) == ["id", "request", "prompt", "label", "source", "error"]
+        assert list(row) == ["id", "request", "prompt", "label", "source", "error", "seconds"]
         assert (row["label"], row["error"][:20], "takes 512 in all" in row["error"]) == (None, "ContextLengthError: ", True)
     generate_file(engine(), ASKED, tmp_path / "alone", fitted(), **chosen)
     assert [row for row in lines(tmp_path / "out") if "error" not in row] == lines(tmp_path / "alone")

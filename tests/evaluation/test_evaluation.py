@@ -1,4 +1,4 @@
-"""Intervals and tests against closed formulas, suites through the scripted engine, table and picture."""
+"""Intervals and tests against closed formulas, benchmarks through the scripted engine, table and picture."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from safeswitch.core.errors import ArtifactError, DataError
-from safeswitch.core.types import Example, Message
-from safeswitch.engines.mock import MockEngine
 from safeswitch.evaluation.intervals import mcnemar, wilson
+from safeswitch.evaluation.metrics import HARM, outcomes
 from safeswitch.evaluation.picture import draw_rates
-from safeswitch.evaluation.suites import Suite, run_suite, run_suites
-from safeswitch.evaluation.table import percent, rates_table
-from safeswitch.switch.actuators import NoAction, SystemPrompt
-from safeswitch.switch.gate import Gate
-from safeswitch.switch.switch import Switch
+from safeswitch.evaluation.table import rates_table
+from safeswitch.evaluation.tables import Rows, main_rates
+from tests.evaluation.made import Scripted, asked, loaded, odd, run
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (0, 50), (3, 50), (25, 50), (50, 50), (7, 1000)])
@@ -56,46 +53,21 @@ def test_mcnemar_refuses_outcomes_of_other_requests() -> None:
         mcnemar([True, False], [True])
 
 
-def suite(name: str, n: int) -> Suite:
-    examples = tuple(Example(f"{name}{i}", (Message("user", f"{name} {i}"),), "unsafe") for i in range(n))
-    return Suite(name, "harmful compliance", examples, lambda e, text: text.startswith("You said"))
+def test_every_switch_runs_on_every_benchmark_greedily_and_is_judged_request_by_request(tmp_path: Path) -> None:
+    engine = Scripted(unsafe=odd)
+    log = run(tmp_path, [loaded("a", asked("a", 4)), loaded("b", asked("b", 3), max_new_tokens=7)], engine)
+    assert (log.methods, log.benchmarks) == (("base", "prompt"), ("a", "b"))
+    assert list(outcomes(log.rows("prompt", "a"), "rules", HARM).values()) == [True, False, True, False]
+    assert list(outcomes(log.rows("prompt", "b"), "rules", HARM).values()) == [True, False, True]
+    assert all(outcomes(log.rows("base", "a"), "rules", HARM).values())
+    given = [{k: v for k, v in options.items() if k != "seed"} for _, options in engine.calls]
+    assert given == [{"max_new_tokens": n, "do_sample": False} for n in (256, 7, 256, 7)]
 
 
-SWITCHES = {"base": Switch(Gate(), NoAction()), "prompt": Switch(Gate(always=True), SystemPrompt("Careful."))}
-
-
-def odd(text: str) -> bool:
-    return int(text.split()[-1]) % 2 == 1
-
-
-def test_every_switch_runs_on_every_suite_greedily_and_is_judged_request_by_request() -> None:
-    engine = MockEngine(unsafe=odd)
-    seen: list[tuple[str, str]] = []
-    results = run_suites(
-        engine, [suite("a", 4), suite("b", 3)], SWITCHES, max_new_tokens=5, progress=lambda s, m: seen.append((s, m))
-    )
-    assert results["a"]["prompt"].hits == (True, False, True, False)
-    assert results["b"]["prompt"].hits == (True, False, True)
-    assert seen == [("a", "base"), ("a", "prompt"), ("b", "base"), ("b", "prompt")]
-    assert all(options == {"max_new_tokens": 5, "do_sample": False} for _, options in engine.calls)
-    assert results["a"]["prompt"].fired == wilson(2, 4)
-
-
-def test_options_of_a_run_reach_the_engine() -> None:
-    engine = MockEngine()
-    run_suite(engine, suite("a", 2), None, max_new_tokens=5, stop_strings=["x"])
-    assert engine.calls[0] == (("a 0", "a 1"), {"max_new_tokens": 5, "do_sample": False, "stop_strings": ["x"]})
-
-
-def test_the_table_has_a_row_a_suite_and_a_column_a_method() -> None:
-    engine = MockEngine(unsafe=odd)
-    results = {
-        s.name: {m: run_suite(engine, s, w, max_new_tokens=5) for m, w in (("base", None), ("prompt", SWITCHES["prompt"]))}
-        for s in (suite("a", 4), suite("b", 4))
-    }
-    always, half = percent(wilson(4, 4)), percent(wilson(2, 4))
-    assert half == "50.0 (15.0–85.0)"
-    assert rates_table(results, {"a": "First", "prompt": "Safety prompt"}) == (
+def test_the_table_has_a_row_a_benchmark_and_a_column_a_method(tmp_path: Path) -> None:
+    log = run(tmp_path, [loaded(name, asked(name, 4)) for name in "ab"], Scripted(unsafe=odd))
+    always, half = "100.0 (51.0–100.0)", "50.0 (15.0–85.0)"
+    assert rates_table(main_rates(Rows(log)), log.methods, {"a": "First", "prompt": "Safety prompt"}) == (
         "| requests | n | measured | base | Safety prompt |\n"
         "|---|---|---|---|---|\n"
         f"| First | 4 | harmful compliance | {always} | {half} |\n"
@@ -105,9 +77,9 @@ def test_the_table_has_a_row_a_suite_and_a_column_a_method() -> None:
 
 @pytest.mark.parametrize(("suites", "columns", "size"), [(1, 4, (4, 1)), (5, 2, (2, 3))])
 def test_the_picture_has_the_size_of_its_panels(suites: int, columns: int, size: tuple[int, int], tmp_path: Path) -> None:
-    chosen = [suite(f"s{i}", 4) for i in range(suites)]
-    results = run_suites(MockEngine(unsafe=odd), chosen, SWITCHES, max_new_tokens=5)
-    draw_rates(results, tmp_path / "deep" / "picture.png", titles={"s0": "One"}, columns=columns)
+    chosen = [loaded(f"s{i}", asked("s", 4)) for i in range(suites)]
+    rates = main_rates(Rows(run(tmp_path, chosen, Scripted(unsafe=odd))))
+    draw_rates(rates, tmp_path / "deep" / "picture.png", titles={"s0": "One"}, columns=columns)
     with Image.open(tmp_path / "deep" / "picture.png") as image:
         assert image.format == "PNG"
         assert image.size == pytest.approx((3.4 * size[0] * 110, 3.3 * size[1] * 110), abs=1)
@@ -116,13 +88,13 @@ def test_the_picture_has_the_size_of_its_panels(suites: int, columns: int, size:
 
 def test_a_picture_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    results = run_suites(MockEngine(), [suite("a", 2)], SWITCHES, max_new_tokens=5)
+    rates = main_rates(Rows(run(tmp_path / "run", [loaded("a", asked("a", 2))], Scripted())))
     with pytest.raises(ArtifactError, match="cannot write"):
-        draw_rates(results, tmp_path / "file" / "picture.png")
+        draw_rates(rates, tmp_path / "file" / "picture.png")
 
 
 def test_nothing_measured_is_told_by_table_and_picture(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no results"):
-        rates_table({})
+        rates_table([], [])
     with pytest.raises(DataError, match="no results"):
-        draw_rates({}, tmp_path / "x.png")
+        draw_rates([], tmp_path / "x.png")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from math import comb
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.evaluation.made import logged
 
 from safeswitch.core.errors import ArtifactError
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.intervals import wilson
-from safeswitch.nano import effect, study, switch_path, weights_path
+from safeswitch.evaluation.metrics import NEITHER
+from safeswitch.nano import effect, switch_path, weights_path
+from safeswitch.nano.bench import NanoJudge
 from safeswitch.nano.effect import METHOD_NAMES, Pooled, judge_goals, paired_tests, pool, run_study
 from safeswitch.nano.study import run_demo
 from safeswitch.nano.suites import FitData, load_fit, load_suite
@@ -69,10 +73,13 @@ def test_a_study_goes_on_where_it_was_stopped_and_gives_the_same(tmp_path: Path,
         "n": 10, "suites": ("jailbroken",), "settings": replace(SETTINGS, reply_tokens=8), "say": lambda text: None
     }
     whole = run_study(tmp_path, seeds=2, **options)
-    first = (tmp_path / "seed-0.json").stat().st_mtime_ns
-    (tmp_path / "seed-1.json").unlink()
+    first = {p: p.stat().st_mtime_ns for p in (tmp_path / "seed-0" / "replies").rglob("*.jsonl")}
+    assert len(first) == len(METHOD_NAMES)
+    shutil.rmtree(tmp_path / "seed-1")
     assert run_study(tmp_path, seeds=2, **options) == whole
-    assert (tmp_path / "seed-0.json").stat().st_mtime_ns == first
+    assert {p: p.stat().st_mtime_ns for p in first} == first
+    with pytest.raises(ArtifactError, match="holds a run with another limit"):
+        run_study(tmp_path, seeds=2, **{**options, "n": 11})
     told = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
     assert set(told["suites"]["jailbroken"]) == set(METHOD_NAMES)
     assert "## Goals" in (tmp_path / "study.md").read_text(encoding="utf-8")
@@ -114,11 +121,12 @@ def test_goals_are_met_at_their_limit_and_missed_beyond_it() -> None:
 
 
 def test_broken_text_counts_as_neither() -> None:
-    suite = replace(study.nano_suite("jailbroken", 10), examples=study.nano_suite("jailbroken", 10).examples[:3])
-    assert suite.helped is not None
     texts = ("the the the the the", "I can't help with that.", "I can help with that.")
-    judged = [(suite.hit(e, t), suite.helped(e, t)) for e, t in zip(suite.examples, texts, strict=True)]
-    assert judged == [(False, False), (False, True), (True, False)]
+    examples = load_suite("jailbroken", 3)
+    verdicts = NanoJudge().judge([logged(e, t) for e, t in zip(examples, texts, strict=True)])
+    assert [(v.complied, v.refused, NEITHER.hit(v)) for v in verdicts] == [
+        (False, False, True), (False, True, False), (True, False, False)
+    ]
 
 
 def test_nanos_own_switch_is_of_the_weights_that_are_shipped_and_tells_requests_apart() -> None:

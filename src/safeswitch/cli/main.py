@@ -21,6 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from safeswitch._version import __version__
+from safeswitch.cli.bench import compare, evaluate
+from safeswitch.cli.load import load_engine, load_switch
 from safeswitch.cli.operate import audit_app, keys_app
 from safeswitch.cli.options import (
     DeviceMapOption,
@@ -36,14 +38,15 @@ from safeswitch.cli.options import (
     TemplateOption,
     TokensOption,
     TopPOption,
-    switch_folder,
 )
 from safeswitch.cli.serve import serve
-from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError, check_choice
+from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError
 
 _KEPT = {
     "fit": "a switch is written only when it is fitted, so the folder holds a whole one or is as it was",
     "generate": "the replies written so far are kept, and the same command goes on from there",
+    "eval": "the run folder keeps what is done, and the same command goes on from there",
+    "compare": "the run folder keeps what is done, and the same command goes on from there",
 }
 
 
@@ -66,7 +69,6 @@ app.add_typer(nano_app, name="nano")
 app.add_typer(keys_app, name="keys")
 app.add_typer(audit_app, name="audit")
 console = Console(stderr=True)
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def main() -> None:
@@ -95,41 +97,6 @@ def options(
     """Guard a language model with its own activations: probers decide, a refusal head acts, only when needed."""
 
 
-def _engine(
-    model: str, revision: str | None, dtype: str, device_map: str | None, template: str | None, batch_size: int = 32,
-    allow_other_model: bool = False,
-) -> Any:
-    from safeswitch.engines.transformers_engine import TransformersEngine
-    from safeswitch.models.language_model import LanguageModel
-    from safeswitch.nano import weights_path
-
-    check_choice("command line", "dtype", dtype, DTYPES)
-    text = _template(template)
-    _no_bars_in_a_file()
-    extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
-    where = weights_path() if model == "nano" else model
-    lm = LanguageModel.load(where, revision=revision, chat_template=text, dtype=dtype, **extra)
-    return TransformersEngine(lm, batch_size=batch_size, allow_other_model=allow_other_model)
-
-
-def _template(given: str | None) -> str | None:
-    """The text of a template file, or ``plain``."""
-    if given is None or given == "plain":
-        return given
-    try:
-        return Path(given).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"chat template: {given!r} is neither 'plain' nor a readable file: {error}") from error
-
-
-def _switch(name: str | None) -> Any:
-    from safeswitch.switch.switch import Switch
-
-    _no_bars_in_a_file()
-    return Switch.from_pretrained(switch_folder(name)) if name else None
-
-
-
 def _sampling(sample: bool, temperature: float | None, top_p: float | None) -> dict[str, Any]:
     """Options for the engine.
 
@@ -145,14 +112,6 @@ def _sampling(sample: bool, temperature: float | None, top_p: float | None) -> d
     if top_p is not None and not 0 < top_p <= 1:
         raise SettingError(f"command line: --top-p must be above 0 and at most 1; got {top_p}")
     return {"do_sample": sample, **given}
-
-
-def _no_bars_in_a_file() -> None:
-    """Switch off the progress bars of transformers and of the hub where standard error is no terminal."""
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
 
 
 def _print_json(value: dict[str, Any]) -> None:
@@ -212,7 +171,7 @@ def fit(
         budget=budget, stages=stages, rule=rule, pilot=pilot, readers=tuple(readers.split(",")), watch=watch,  # type: ignore[arg-type]
         fail=fail, seed=seed, trust_replies=trust_replies, head=HeadSettings(kind=head, beta=beta, seed=seed),  # type: ignore[arg-type]
     )
-    engine = _engine(model, revision, dtype, device_map, chat_template, batch_size)
+    engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
     switch = fit_files(engine, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=_say)
     if as_json:
         _print_json({"out": str(out), "fingerprint": switch.fingerprint, "switch": switch.describe()})
@@ -227,7 +186,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole configuration as JSON.")] = False,
 ) -> None:
     """Show what a switch reads, its thresholds, its head and the figures it was fitted with."""
-    loaded = _switch(switch)
+    loaded = load_switch(switch)
     if as_json:
         _print_json(loaded.describe())
     else:
@@ -247,7 +206,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
 ) -> None:
     """Upload a switch to the Hugging Face hub and print its address."""
-    loaded = _switch(switch)
+    loaded = load_switch(switch)
     try:
         address = loaded.push_to_hub(repo, private=private)
     except SafeSwitchError:
@@ -284,8 +243,8 @@ def generate(
 
     sampling = _sampling(sample, temperature, top_p)
     examples = read_examples(source, label=label, labelled=False, limit=limit)
-    engine = _engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
-    loaded = _switch(switch)
+    engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
+    loaded = load_switch(switch)
     identity = {
         "model": engine.lm.fingerprint,
         "switch": loaded.fingerprint if loaded is not None else "none",
@@ -303,6 +262,8 @@ def generate(
 
 
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command("eval")(evaluate)
+app.command()(compare)
 
 
 @app.command()
@@ -329,9 +290,9 @@ def chat(
     from safeswitch.cli.chat import converse
 
     sampling = _sampling(sample, temperature, top_p)
-    engine = _engine(model, revision, dtype, device_map, chat_template, 1, allow_other_model)
+    engine = load_engine(model, revision, dtype, device_map, chat_template, 1, allow_other_model)
     converse(
-        engine, _switch(switch), system=system, max_new_tokens=max_new_tokens, seed=seed if sample else None, **sampling
+        engine, load_switch(switch), system=system, max_new_tokens=max_new_tokens, seed=seed if sample else None, **sampling
     )
 
 
@@ -391,7 +352,7 @@ def table(model: ModelOption = "nano", n: Annotated[int, typer.Option(min=10, he
     """How the untouched model behaves on every suite."""
     from safeswitch.nano.evaluate import patient_table
 
-    engine = _engine(model, None, "auto", None, None)
+    engine = load_engine(model, None, "auto", None, None)
     patient_table(engine.lm.model, engine.lm.tokenizer, n)
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safeswitch.core.artifact import read_json, write_json
-from safeswitch.core.errors import ArtifactError, ContextLengthError, DataError
+from safeswitch.core.errors import ContextLengthError, DataError
+from safeswitch.core.lines import append, take_up
 from safeswitch.core.types import Example, Reply
+from safeswitch.data.writers import to_row
 from safeswitch.engines.base import Engine
 from safeswitch.switch.switch import Switch
 
@@ -47,6 +48,7 @@ def generate_file(
     identity: Mapping[str, str],
     chunk: int = 64,
     progress: Callable[[int], None] = lambda done: None,
+    measured: Callable[[int], Mapping[str, Any]] = lambda rows: {},
     seed: int | None = None,
     **options: Any,
 ) -> Written:
@@ -55,13 +57,16 @@ def generate_file(
     Args:
         engine: What generates.
         examples: Requests with unique ids; they need no label.
-        out: JSONL file with ``id, request, prompt, label, source`` and either ``reply, finish_reason, decision`` or
-            ``error``; ``request`` is a hash of the messages. ``<out>.run.json`` stands beside it.
+        out: JSONL file with ``id, request, prompt, label, source``, what else is known of the request (``messages`` where
+            there are several, ``category, group, wrapper, answers, meta``) and either ``reply, finish_reason,
+            prompt_tokens, reply_tokens, decision, seconds`` or ``error``; ``request`` is a hash of the messages, ``seconds``
+            the wall time of the request's batch, shared evenly. ``<out>.run.json`` stands beside it.
         switch: See :meth:`Engine.generate`.
         identity: What must be the same for a run to be resumed (model and switch fingerprints). Requests that were answered
             must be there again as they were; others may have come or gone.
         chunk: Requests between two writes.
         progress: Called with the number of rows written, resumed ones first.
+        measured: Called after each chunk with its number of rows; what it gives is written into all of them.
         seed: Sampling seed; what a request draws depends on it and on the request's id, wherever the run was cut.
         options: Of :meth:`Engine.generate`.
 
@@ -75,15 +80,17 @@ def generate_file(
     if twice:
         raise DataError(f"generate: ids must be unique; used more than once: {', '.join(map(repr, twice[:5]))}")
     run = {**identity, "options": json.loads(json.dumps({**options, "seed": seed}, default=str))}
-    done = _resume(out, run, {e.id: _hash(e) for e in examples})
-    errors = sum(done.values())
+    done = take_up(out, run, {e.id: request_hash(e) for e in examples})
+    errors = sum("error" in row for row in done.values())
     progress(len(done))
     left = [e for e in examples if e.id not in done]
     for start in range(0, len(left), chunk):
         part = left[start : start + chunk]
+        began = time.perf_counter()
         answers = _answer(engine, part, switch, seed, options)
+        shared = {"seconds": (time.perf_counter() - began) / len(part), **measured(len(part))}
         errors += sum(isinstance(a, str) for a in answers)
-        _append(out, [_row(e, a) for e, a in zip(part, answers, strict=True)])
+        append(out, [_row(e, a) | shared for e, a in zip(part, answers, strict=True)])
         progress(len(part))
     return Written(len(left), len(examples), errors)
 
@@ -102,64 +109,20 @@ def _answer(
     return [a for half in (part[:middle], part[middle:]) for a in _answer(engine, half, switch, seed, options)]
 
 
-def _resume(out: Path, run: dict[str, Any], requests: Mapping[str, str]) -> dict[str, bool]:
-    """Ids already written, and whether with an error; a half-written last line is cut off."""
-    stamp = out.with_name(out.name + ".run.json")
-    if not out.exists():
-        write_json(stamp, run)
-        return {}
-    if not stamp.exists():
-        raise ArtifactError(f"{out} exists and was not written by this command; name another file or remove it")
-    if (before := read_json(stamp)) != run:
-        differs = ", ".join(key for key in {**run, **before} if before.get(key) != run.get(key))
-        raise ArtifactError(f"{out} belongs to a run with another {differs}; name another file or remove it")
-    text = out.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    done = _written(out, whole, requests)
-    if len(whole) != len(text):
-        with out.open("r+b") as stream:
-            stream.truncate(len(whole))
-    return done
-
-
-def _written(out: Path, whole: bytes, requests: Mapping[str, str]) -> dict[str, bool]:
-    """Ids in ``whole``, the lines of ``out``, and whether with an error."""
-    done: dict[str, bool] = {}
-    try:
-        for row in map(json.loads, whole.splitlines()):
-            if requests.get(row["id"]) != row["request"]:
-                raise ArtifactError(
-                    f"{out} answers a request {row['id']!r} that the input does not hold, or holds with other words; "
-                    "name another file or remove it"
-                )
-            done[row["id"]] = "error" in row
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{out} holds a line that is no reply: {error}") from error
-    return done
-
-
-def _append(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    try:
-        with out.open("a", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise ArtifactError(f"cannot write {out}: {error}; what was answered before is kept, run again to go on") from error
-
-
 def _row(example: Example, answer: Reply | str) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "id": example.id, "request": _hash(example), "prompt": example.prompt, "label": example.label or None,
-        "source": example.source,
-    }
+    known = {name: value for name, value in to_row(example).items() if name != "reply"}
+    first = {"id": example.id, "request": request_hash(example), "prompt": example.prompt, "label": example.label or None}
+    row: dict[str, Any] = {**first, "source": example.source, **known}
     if isinstance(answer, str):
         return {**row, "error": answer}
-    return {**row, "reply": answer.text, "finish_reason": answer.finish_reason, "decision": answer.decision.to_dict()}
+    return {
+        **row, "reply": answer.text, "finish_reason": answer.finish_reason, "prompt_tokens": answer.prompt_tokens,
+        "reply_tokens": len(answer.token_ids), "decision": answer.decision.to_dict(),
+    }
 
 
-def _hash(example: Example) -> str:
+def request_hash(example: Example) -> str:
+    """SHA-256 (first 16 hex digits) of the messages."""
     return hashlib.sha256(repr(example.messages).encode()).hexdigest()[:16]
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from safeswitch.core.artifact import write_atomic
 from safeswitch.core.errors import DataError, SafeSwitchError
-from safeswitch.evaluation.suites import Result
+from safeswitch.evaluation.tables import Table
 
 # Okabe and Ito's colours, told apart with any colour vision, with hatching as a second sign.
-_COLOURS = ("#7f7f7f", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
+COLOURS = ("#7f7f7f", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
 _HATCHES = ("", "//", "..", "", "xx", "++")
-_GOOD = {"harmful compliance": "lower is better", "refusal": "lower is better", "accuracy": "higher is better"}
 
 
 def check_drawable() -> None:
@@ -30,43 +29,48 @@ def check_drawable() -> None:
         raise SafeSwitchError('pictures need matplotlib: pip install "safeswitch[eval]"')
 
 
-def draw_rates(
-    results: Mapping[str, Mapping[str, Result]], path: Path, *, titles: Mapping[str, str] | None = None, columns: int = 4
-) -> None:
-    """Write a PNG with one panel a suite and one bar a method.
+def draw_rates(rates: Table, path: Path, *, titles: Mapping[str, str] | None = None, columns: int = 4) -> None:
+    """Write a PNG with one panel a benchmark and metric and one bar a method.
+
+    Args:
+        rates: Rows as of :func:`safeswitch.evaluation.tables.main_rates`.
+        path: The PNG.
+        titles: What benchmarks and methods are called, where not by their names.
+        columns: Panels side by side.
 
     Raises:
-        DataError: no results.
+        DataError: no rates.
         SafeSwitchError: matplotlib is not installed.
         ArtifactError: the file cannot be written.
     """
-    if not results:
+    if not rates:
         raise DataError("draw_rates: there are no results to show")
     check_drawable()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = titles or {}
-    rows = -(-len(results) // columns)
-    figure = Figure(figsize=(3.4 * columns, 3.3 * rows), dpi=110, layout="constrained")
+    panels: dict[tuple[str, str], Table] = {}
+    for row in rates:
+        panels.setdefault((row["benchmark"], row["metric"]), []).append(row)
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.3 * lines), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis in axes[len(results) :]:
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    for axis, (suite, row) in zip(axes, results.items(), strict=False):
-        for i, (method, result) in enumerate(row.items()):
-            rate = result.rate
-            value, low, high = 100 * rate.rate, 100 * rate.low, 100 * rate.high
+    for axis, ((benchmark, metric), bars) in zip(axes, panels.items(), strict=False):
+        for i, bar in enumerate(bars):
+            value, low, high = (100 * bar[name] for name in ("value", "low", "high"))
             spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
-            axis.bar(i, value, 0.72, color=_COLOURS[i % 6], hatch=_HATCHES[i % 6], edgecolor="white", label=method)
+            axis.bar(i, value, 0.72, color=COLOURS[i % 6], hatch=_HATCHES[i % 6], edgecolor="white", label=bar["method"])
             axis.errorbar(i, value, yerr=spread, color="black", capsize=3, linewidth=1)
             axis.text(i, min(high + 2, 103), f"{value:.0f}", ha="center", va="bottom", fontsize=9)
-        metric = next(iter(row.values())).suite.metric
-        axis.set_title(f"{names.get(suite, suite)}\n{metric} – {_GOOD[metric]}", fontsize=10)
+        axis.set_title(f"{names.get(benchmark, benchmark)}\n{metric} – {bars[0]['better']} is better", fontsize=10)
         axis.set_ylim(0, 112)
         axis.set_yticks([0, 25, 50, 75, 100])
         axis.set_ylabel("%" if axis in axes[::columns] else "")
-        axis.set_xticks(range(len(row)), [names.get(m, m) for m in row], rotation=20, fontsize=8)
+        axis.set_xticks(range(len(bars)), [names.get(bar["method"], bar["method"]) for bar in bars], rotation=20, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     image = io.BytesIO()
     figure.savefig(image, format="png")

@@ -1,35 +1,44 @@
-"""Tables of rates with intervals, as Markdown. Knows nothing of files or pictures."""
+"""The one table that people look at first: a row a benchmark and metric, a column a method. Knows nothing of files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from safeswitch.core.errors import DataError
-from safeswitch.evaluation.intervals import Rate
-from safeswitch.evaluation.suites import Result
+from safeswitch.evaluation.tables import Table
+
+NAMES: Mapping[str, str] = {}
 
 
-def percent(rate: Rate) -> str:
+def percent(value: float, low: float, high: float) -> str:
     """``12.3 (9.1-16.4)``: rate and 95 % interval in per cent."""
-    return f"{100 * rate.rate:.1f} ({100 * rate.low:.1f}–{100 * rate.high:.1f})"
+    return f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
-def rates_table(results: Mapping[str, Mapping[str, Result]], titles: Mapping[str, str] | None = None) -> str:
-    """One row a suite, one column a method; per cent with 95 % Wilson intervals.
+def rates_table(rates: Table, methods: Sequence[str], titles: Mapping[str, str] = NAMES) -> str:
+    """Markdown: per cent with 95 % intervals.
+
+    Args:
+        rates: Rows as of :func:`safeswitch.evaluation.tables.main_rates`.
+        methods: Columns.
+        titles: What benchmarks and methods are called, where not by their names.
 
     Raises:
-        DataError: no results.
+        DataError: no rates.
     """
-    if not results:
+    if not rates:
         raise DataError("rates_table: there are no results to show")
-    names = titles or {}
-    methods: Sequence[str] = list(next(iter(results.values())))
     lines = [
-        "| requests | n | measured | " + " | ".join(names.get(m, m) for m in methods) + " |",
+        "| requests | n | measured | " + " | ".join(titles.get(m, m) for m in methods) + " |",
         "|---|---|---|" + "---|" * len(methods),
     ]
-    for suite, row in results.items():
-        first = next(iter(row.values()))
-        cells = " | ".join(percent(row[m].rate) for m in methods)
-        lines.append(f"| {names.get(suite, suite)} | {first.rate.n} | {first.suite.metric} | {cells} |")
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for row in rates:
+        place = row["benchmark"], row["metric"]
+        cells.setdefault(place, {})[row["method"]] = percent(row["value"], row["low"], row["high"])
+        counts[place] = max(counts.get(place, 0), row["n"])
+    for (benchmark, metric), found in cells.items():
+        figures = " | ".join(found.get(m, "") for m in methods)
+        lines.append(f"| {titles.get(benchmark, benchmark)} | {counts[benchmark, metric]} | {metric} | {figures} |")
     return "\n".join(lines) + "\n"

@@ -4,7 +4,7 @@ Besides the four methods of the demo it runs the gate's ablations over the same 
 watch, stage 1 alone, and a text n-gram classifier in the gate's place, each with the whole false-trigger budget. The
 requests of a suite are the same for all methods and seeds, so the unit of every interval and test is the request, not the
 run: rates are means over seeds with a Wilson interval for n requests, and methods are compared by McNemar's exact test on
-each request's majority over the seeds. A seed that is done is kept in its own file, so that an interrupted study goes on.
+each request's majority over the seeds. Each seed has a run folder of its own, so that an interrupted study goes on.
 Knows nothing of the command line.
 """
 
@@ -13,18 +13,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from safeswitch.core.artifact import check_writable, read_json, write_json, write_text
+from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.evaluation.bench import Asked, run_bench
+from safeswitch.evaluation.candidates import kept, known_methods, prepare
 from safeswitch.evaluation.intervals import Paired, Rate, mcnemar, wilson
-from safeswitch.evaluation.suites import Result, run_suites
+from safeswitch.evaluation.log import RunLog
+from safeswitch.evaluation.metrics import ACCURACY, HARM, INFORMATIVE, NEITHER, OVER_REFUSAL, Metric, outcomes
+from safeswitch.evaluation.runner import Candidate
 from safeswitch.evaluation.table import percent
-from safeswitch.nano import judge, weights_path
-from safeswitch.nano.study import REPLY_TOKENS, Clock, complied, nano_settings, nano_suite, prepare_methods
+from safeswitch.nano import weights_path
+from safeswitch.nano.bench import PREFIX, complied, nano_fitting, nano_settings, parts
+from safeswitch.nano.study import METHODS
 from safeswitch.nano.suites import SUITES, load_fit
-from safeswitch.switch.fit_data import observe
+from safeswitch.switch.fit_data import Observed, observe
 from safeswitch.switch.fit_gate import fit_gate, fit_points
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.switch import Switch
@@ -94,19 +100,20 @@ def run_study(
 ) -> dict[str, dict[str, Pooled]]:
     """Fit ``seeds`` times, run every method on every suite; writes ``study.json`` and ``study.md`` to ``out``.
 
-    ``out/seed-0.json`` and on hold what is done; a run with the same model, settings and sizes does not do it again.
+    ``out/seed-0`` and on are the run folders; what is done there is not done again.
 
     Raises:
-        ArtifactError: ``out`` cannot be written.
+        ArtifactError: ``out`` cannot be written, or holds seeds of another model, other settings or sizes.
     """
     check_writable(out)
     started = time.perf_counter()
     engine = TransformersEngine.load(model or weights_path(), batch_size=64)
+    known_methods()
     told: list[Told] = []
     for seed in range(seeds):
         chosen = replace(settings or nano_settings(), seed=seed)
-        identity = {"model": engine.lm.fingerprint, "settings": asdict(chosen), "n": n, "suites": list(suites)}
-        told.append(_seed(engine, out / f"seed-{seed}.json", identity, chosen, told[0] if told else None, say))
+        log = _seed(engine, out / f"seed-{seed}", chosen, n, suites, say)
+        told.append(_tell(log, told[0] if told else None))
     pooled = {s: {m: pool([t[s][m] for t in told]) for m in METHOD_NAMES} for s in suites}
     goals, tests = judge_goals(pooled), paired_tests(pooled)
     write_text(out / "study.md", _markdown(pooled, goals, tests, seeds, n))
@@ -115,64 +122,68 @@ def run_study(
 
 
 def _seed(
-    engine: TransformersEngine, path: Path, identity: Mapping[str, Any], settings: FitSettings, first: Told | None, say: Say
-) -> Told:
-    """One seed of fitting on every suite, from its file when that is of the same run; the untouched model runs once."""
-    if path.is_file():
-        kept = read_json(path)
-        if kept.get("identity") == _plain(identity):
-            say(f"seed {settings.seed}: done already, in {path}")
-            found: Told = kept["suites"]
-            return found
-    switches = _switches(engine, settings, say)
-    if first is not None:
-        del switches["base"]
-    results = run_suites(
-        engine, [nano_suite(s, identity["n"]) for s in identity["suites"]], switches, max_new_tokens=REPLY_TOKENS,
-        progress=lambda suite, method: say(f"seed {settings.seed}: {suite}: {method}"),
-    )
-    told = {suite: {method: _tell(result) for method, result in row.items()} for suite, row in results.items()}
-    for suite, row in told.items():
+    engine: TransformersEngine, out: Path, settings: FitSettings, n: int, suites: Sequence[str], say: Say
+) -> RunLog:
+    """One seed of fitting on every suite; the untouched model runs with the first seed only."""
+    fitting, told = nano_fitting(settings, lambda: load_fit(settings.seed))
+    names = METHODS if settings.seed == 0 else tuple(m for m in METHODS if m != "base")
+
+    def candidates(log: RunLog) -> dict[str, Candidate]:
+        found = prepare(engine, names, fitting, log, say)
+        return found | _ablations(engine, settings, found["safeswitch"].switch, log, say)
+
+    asked = Asked("study", tuple(PREFIX + name for name in suites), limit=n, fit=told)
+    say(f"seed {settings.seed}")
+    return run_bench(engine, asked, candidates, out, say=say, after=())
+
+
+def _tell(log: RunLog, first: Told | None) -> Told:
+    """One seed's outcomes by suite and method."""
+    told: Told = {}
+    for benchmark in log.benchmarks:
+        suite = benchmark.removeprefix(PREFIX)
+        told[suite] = {method: _outcomes(log, method, benchmark) for method in log.methods}
         if first is not None:
-            row["base"] = first[suite]["base"]
-    write_json(path, {"identity": _plain(identity), "suites": told})
+            told[suite]["base"] = first[suite]["base"]
     return told
 
 
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _tell(result: Result) -> dict[str, Any]:
-    refusals = [
-        judge.informative(r.text, e.category)
-        for e, r in zip(result.suite.examples, result.replies, strict=True)
-        if e.unsafe and judge.refused(r.text)
-    ]
+def _outcomes(log: RunLog, method: str, benchmark: str) -> dict[str, Any]:
+    rows = log.rows(method, benchmark)
+    what = _measured(benchmark.removeprefix(PREFIX))
+    other, refusals = outcomes(rows, "nano", NEITHER).values(), outcomes(rows, "nano", INFORMATIVE).values()
     return {
-        "metric": result.suite.metric, "hits": list(result.hits), "neither": result.neither.rate,
+        "metric": what.name, "hits": list(outcomes(rows, "nano", what).values()), "neither": sum(other) / len(other),
         "informative": sum(refusals) / len(refusals) if refusals else None,
     }
 
 
-def _switches(engine: TransformersEngine, settings: FitSettings, say: Say) -> dict[str, Switch]:
-    """The demo's four methods, and the ablations of the gate over the same head."""
-    data = load_fit(seed=settings.seed)
-    methods = prepare_methods(engine, data, settings, Clock(), say)
-    say("fitting the ablations")
-    layers = engine.lm.num_layers
+def _measured(suite: str) -> Metric:
+    if suite.startswith("ordinary"):
+        return ACCURACY
+    return OVER_REFUSAL if suite.startswith("lookalike") else HARM
+
+
+def _ablations(
+    engine: TransformersEngine, settings: FitSettings, own: Switch, log: RunLog, say: Say
+) -> dict[str, Candidate]:
+    """The ablations of the gate over the same head."""
     plain = replace(settings, watch=False)
-    train, validation, calibration = (
-        observe(engine, part, fit_points(layers, plain), complied=complied, reply_tokens=settings.reply_tokens)
-        for part in (data.train, data.validation, data.calibration)
-    )
-    for name, changes in _ABLATIONS.items():
-        fitted = fit_gate(layers, train, validation, calibration, replace(plain, **changes))
-        methods[name] = replace(methods["safeswitch"], gate=fitted.gate)
-    return methods
+    layers = engine.lm.num_layers
+
+    @cache
+    def observed() -> list[Observed]:
+        say("fitting the ablations")
+        return [
+            observe(engine, part, fit_points(layers, plain), complied=complied, reply_tokens=settings.reply_tokens)
+            for part in parts(load_fit(seed=settings.seed)).values()
+        ]
+
+    def fitted(changes: Mapping[str, Any]) -> Switch:
+        train, validation, calibration = observed()
+        return replace(own, gate=fit_gate(layers, train, validation, calibration, replace(plain, **changes)).gate)
+
+    return {name: Candidate(kept(log, name, partial(fitted, changes))[0]) for name, changes in _ABLATIONS.items()}
 
 
 def pool(seeds: Sequence[Mapping[str, Any]]) -> Pooled:
@@ -218,6 +229,10 @@ def paired_tests(pooled: Mapping[str, Mapping[str, Pooled]]) -> dict[str, dict[s
     }
 
 
+def _three(rate: Rate) -> tuple[float, float, float]:
+    return rate.rate, rate.low, rate.high
+
+
 def _share(value: float | None, digits: int = 0) -> str:
     return "" if value is None else f"{100 * value:.{digits}f} %"
 
@@ -233,7 +248,7 @@ def _markdown(
     lines += ["| suite | measured | " + " | ".join(METHOD_NAMES) + " | informative | neither |"]
     lines += ["|---|---|" + "---|" * (len(METHOD_NAMES) + 2)]
     for suite, row in pooled.items():
-        cells = " | ".join(percent(row[m].rate) for m in METHOD_NAMES)
+        cells = " | ".join(percent(*_three(row[m].rate)) for m in METHOD_NAMES)
         told = f"{_share(row['safeswitch'].informative)} | {_share(row['safeswitch'].neither)}"
         lines.append(f"| {suite} | {row['base'].metric} | {cells} | {told} |")
     lines += ["", "*informative*: SafeSwitch's refusals of unsafe requests that name the category; *neither*: its replies that"]

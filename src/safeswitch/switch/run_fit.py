@@ -84,7 +84,7 @@ def fit_files(
         DataError, FitError, ContextLengthError: see :func:`read_sources` and :meth:`Switch.fit`.
     """
     check_writable(out)
-    examples = _fitting(engine, read_sources(sources, label=label, limit=limit), settings, say)
+    examples = fitting_requests(engine, read_sources(sources, label=label, limit=limit), settings, say)
     parts = grouped_split(examples, seed=settings.seed)
     for part, consequence in (("validation", "figures flatter"), ("calibration", "the threshold may be too low")):
         twice = leaks(parts["train"], parts[part])
@@ -102,7 +102,7 @@ def fit_files(
     return switch
 
 
-def _fitting(engine: Generating, examples: Sequence[Example], settings: FitSettings, say: Say) -> list[Example]:
+def fitting_requests(engine: Generating, examples: Sequence[Example], settings: FitSettings, say: Say) -> list[Example]:
     """Requests that leave room for a reply; the others are named by source, not silently lost."""
     limit = engine.lm.context_length
     if limit is None:

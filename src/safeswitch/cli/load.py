@@ -1,0 +1,54 @@
+"""Loading models, templates and switches as the command line names them. Knows nothing of what is done with them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from safeswitch.cli.options import switch_folder
+from safeswitch.core.errors import SettingError, check_choice
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load_engine(
+    model: str, revision: str | None, dtype: str, device_map: str | None, template: str | None, batch_size: int = 32,
+    allow_other_model: bool = False,
+) -> Any:
+    from safeswitch.engines.transformers_engine import TransformersEngine
+    from safeswitch.models.language_model import LanguageModel
+    from safeswitch.nano import weights_path
+
+    check_choice("command line", "dtype", dtype, DTYPES)
+    text = _template(template)
+    no_bars_in_a_file()
+    extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    where = weights_path() if model == "nano" else model
+    lm = LanguageModel.load(where, revision=revision, chat_template=text, dtype=dtype, **extra)
+    return TransformersEngine(lm, batch_size=batch_size, allow_other_model=allow_other_model)
+
+
+def _template(given: str | None) -> str | None:
+    """The text of a template file, or ``plain``."""
+    if given is None or given == "plain":
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"chat template: {given!r} is neither 'plain' nor a readable file: {error}") from error
+
+
+def load_switch(name: str | None) -> Any:
+    from safeswitch.switch.switch import Switch
+
+    no_bars_in_a_file()
+    return Switch.from_pretrained(switch_folder(name)) if name else None
+
+
+def no_bars_in_a_file() -> None:
+    """Switch off the progress bars of transformers and of the hub where standard error is no terminal."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()

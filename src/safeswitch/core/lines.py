@@ -1,0 +1,92 @@
+"""Append-only JSONL that an interrupted run goes on with: a stamp beside it says whose it is, a torn last line is cut off.
+
+Every row has a unique ``id`` and ``request``, a hash of what it answers. Knows nothing of what rows hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safeswitch.core.artifact import read_json, write_json
+from safeswitch.core.errors import ArtifactError
+
+Rows = dict[str, dict[str, Any]]
+
+
+def stamp_path(path: Path) -> Path:
+    """Where the identity of the run that writes ``path`` stands."""
+    return path.with_name(path.name + ".run.json")
+
+
+def take_up(path: Path, run: Mapping[str, Any], requests: Mapping[str, str]) -> Rows:
+    """Rows of ``path`` that are whole, by id, ready to be appended to; the stamp is written where the file is new.
+
+    Args:
+        path: The JSONL file.
+        run: Identity, plain JSON: a file that another one wrote is refused.
+        requests: By id, the hash of each request that may be in the file.
+
+    Raises:
+        ArtifactError: a file of another run, one that holds something else, or a row of another request.
+    """
+    stamp = stamp_path(path)
+    if not path.exists():
+        write_json(stamp, run)
+        return {}
+    if not stamp.exists():
+        raise ArtifactError(f"{path} exists and was not written by this command; name another file or remove it")
+    if (before := read_json(stamp)) != run:
+        differs = ", ".join(key for key in {**run, **before} if before.get(key) != run.get(key))
+        raise ArtifactError(f"{path} belongs to a run with another {differs}; name another file or remove it")
+    text = path.read_bytes()
+    rows = read_rows(path)
+    for name, row in rows.items():
+        if requests.get(name) != row["request"]:
+            raise ArtifactError(
+                f"{path} answers a request {name!r} that the input does not hold, or holds with other words; "
+                "name another file or remove it"
+            )
+    if not text.endswith(b"\n") and text:
+        with path.open("r+b") as stream:
+            stream.truncate(text.rfind(b"\n") + 1)
+    return rows
+
+
+def read_rows(path: Path) -> Rows:
+    """The whole lines of ``path`` by id; a half-written last one does not count.
+
+    Raises:
+        ArtifactError: no such file, or a line that is no row.
+    """
+    rows: Rows = {}
+    try:
+        text = path.read_bytes()
+        for row in map(json.loads, text[: text.rfind(b"\n") + 1].splitlines()):
+            if not isinstance(row["request"], str):
+                raise TypeError("'request' must be text")
+            rows[row["id"]] = row
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error}") from error
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} holds a line that is no reply: {error}") from error
+    return rows
+
+
+def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows and wait until they are on disk.
+
+    Raises:
+        ArtifactError: the disk is full, or the folder may not be written.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error}; what was answered before is kept, run again to go on") from error

@@ -1,0 +1,44 @@
+"""Fitting methods on files, as ``safeswitch fit`` does, the same parts for all methods. Knows nothing of suites."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safeswitch.core.errors import FitError
+from safeswitch.data.splits import grouped_split
+from safeswitch.evaluation.candidates import Fitting, Parts
+from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.fit_settings import FitSettings
+from safeswitch.switch.run_fit import Say, fitting_requests, read_sources
+from safeswitch.switch.switch import Switch
+
+
+def fitting_on(
+    engine: Generating, sources: Sequence[str], settings: FitSettings, own: Switch | None, say: Say
+) -> tuple[Fitting, dict[str, Any]]:
+    """How methods are fitted on ``sources``, and the same for a run's identity.
+
+    Without sources nothing can be fitted; methods that need no fitting, and a given switch, run all the same.
+    """
+
+    def data() -> Parts:
+        if not sources:
+            raise FitError("this method has to be fitted, and there is nothing to fit it on; give --fit-data")
+        rows = fitting_requests(engine, read_sources(sources, label=None, limit=None), settings, say)
+        return grouped_split(rows, seed=settings.seed)
+
+    told = {
+        "sources": {source: _digest(source) for source in sources},
+        "settings": asdict(settings),
+        "switch": own.fingerprint if own is not None else None,
+    }
+    return Fitting(data, settings, own=own), told
+
+
+def _digest(source: str) -> str | None:
+    path = Path(source)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

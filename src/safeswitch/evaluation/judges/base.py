@@ -1,0 +1,38 @@
+"""The contract of a judge and the table of judges that need no arguments. Knows nothing of how any of them judges."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from safeswitch.core.registry import Registry
+from safeswitch.evaluation.log import Logged
+from safeswitch.evaluation.verdict import Verdict
+
+
+class Judge(ABC):
+    """Gives a verdict on logged replies."""
+
+    name: str
+    """For tables and files: letters, digits, ``.``, ``_`` and ``-``."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """What makes its verdicts what they are, as plain JSON: version, weights, prompt."""
+
+    def speaks_of(self, measures: str) -> bool:
+        """Whether it has something to say of benchmarks that measure ``safety``, ``task`` or ``open``."""
+        return True
+
+    def agreement(self) -> list[dict[str, Any]]:
+        """How well it agrees with people's labels: rows of figures with intervals, where that was measured."""
+        return []
+
+    @abstractmethod
+    def judge(self, rows: Sequence[Logged]) -> list[Verdict]:
+        """One verdict a row, in order; every row has a reply."""
+
+
+JUDGES: Registry[Callable[[], Judge]] = Registry("judge")

@@ -1,0 +1,98 @@
+"""What is made at the end of a run, from its log alone: a CSV and a Markdown file of every table, ``figures.json``, pictures.
+
+``AFTER`` lists what is called; each takes the run folder. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safeswitch.core.artifact import write_json, write_text
+from safeswitch.evaluation.log import RunLog
+from safeswitch.evaluation.pareto import draw_pareto
+from safeswitch.evaluation.table import rates_table
+from safeswitch.evaluation.tables import Rows, Table, main_rates, make_tables
+
+_SHARES = ("harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired")
+_HOLM = (
+    "Differences are the method's rate less the other's, on the same requests, with a 95 % interval from 2,000 paired "
+    "resamples; p is McNemar's exact test. p_holm is corrected for all tests of this table (Holm 1979); p alone is not."
+)
+NOTES = {
+    "paired": _HOLM,
+    "rates": "95 % intervals: Wilson's for shares, which take requests as independent of one another; the bootstrap for mixes.",
+    "two_sided": "All safety benchmarks of the suite together; SODE's pair (arXiv 2401.00287).",
+    "category": "Slices are many and small: intervals are not corrected for their number.",
+    "language": "Slices are many and small: intervals are not corrected for their number.",
+    "cost": "Means a request; extra is the mean difference to the untouched model on the same requests.",
+    "left_out": "Stage 1 on what it was not fitted on, as measured when the switch was fitted.",
+}
+
+
+def write_tables(folder: Path) -> None:
+    """``table.md`` (the first to look at), ``tables/<name>.csv`` and ``.md``, and ``figures.json``.
+
+    Raises:
+        ArtifactError: no run there, or the folder cannot be written.
+    """
+    log = RunLog.open(folder)
+    rows = Rows(log)
+    tables = make_tables(rows)
+    write_text(folder / "table.md", rates_table(main_rates(rows), log.methods))
+    for name, table in tables.items():
+        write_text(folder / "tables" / f"{name}.csv", as_csv(table))
+        write_text(folder / "tables" / f"{name}.md", as_markdown(name, table))
+    write_json(folder / "figures.json", {"notes": NOTES, "tables": tables})
+
+
+def columns(table: Table) -> list[str]:
+    """All fields, in the order in which they come up."""
+    return list(dict.fromkeys(name for row in table for name in row))
+
+
+def as_csv(table: Table) -> str:
+    """Comma-separated, with a header; figures in full."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns(table), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def as_markdown(name: str, table: Table) -> str:
+    """Title, table and note; value and interval in one column, shares in per cent."""
+    folded = [_folded(row) for row in table]
+    names = columns(folded)
+    lines = [f"# {name.replace('_', ' ')}", "", f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(_cell(row.get(n)) for n in names) + " |" for row in folded]
+    return "\n".join(lines + (["", NOTES[name]] if name in NOTES else [])) + "\n"
+
+
+def _folded(row: dict[str, Any]) -> dict[str, Any]:
+    if "value" not in row:
+        return row
+    percent = str(row.get("metric", "")).startswith(_SHARES)
+    rest = {k: v for k, v in row.items() if k not in ("value", "low", "high")}
+    return {**rest, "value (95 % interval)": figure(row["value"], row["low"], row["high"], percent=percent)}
+
+
+def figure(value: float, low: float | None, high: float | None, *, percent: bool) -> str:
+    """``12.3 (9.1-16.4)``."""
+    scale, digits = (100, 1) if percent else (1, 3)
+    if low is None or high is None:
+        return f"{scale * value:.{digits}f}"
+    return f"{scale * value:.{digits}f} ({scale * low:.{digits}f}–{scale * high:.{digits}f})"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+AFTER: Sequence[Callable[[Path], None]] = (write_tables, draw_pareto)
+"""Called in this order when a run is done."""

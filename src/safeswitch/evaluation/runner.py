@@ -1,0 +1,139 @@
+"""Runs methods over benchmarks into a run folder: generate, judge, say when it is done. Nothing is done twice.
+
+The one way of running suites: the commands ``eval`` and ``compare``, the demo and the study all come through here. Everything
+is generated greedily through an engine. Knows nothing of how a method came about or of what is made from the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from safeswitch.core.lines import append, take_up
+from safeswitch.core.types import Decision, Example, Prompt, Reply
+from safeswitch.engines.base import Engine
+from safeswitch.engines.jsonl import generate_file
+from safeswitch.evaluation.benchmark import Loaded
+from safeswitch.evaluation.judges.base import Judge
+from safeswitch.evaluation.log import Logged, RunLog
+from safeswitch.evaluation.memory import Peak
+from safeswitch.methods.base import Generate
+from safeswitch.switch.switch import Switch
+
+Progress = Callable[[str, str, int], None]
+"""Told of method, benchmark and requests newly done."""
+_CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A method that is ready to run.
+
+    Args:
+        switch: What the engine runs.
+        wrap: What it does around generation, see :meth:`safeswitch.methods.base.Method.wrap`.
+        settings: What else makes it what it is, as plain JSON.
+        seconds: What fitting took; None where nothing was fitted now.
+    """
+
+    switch: Switch
+    wrap: Callable[[Generate], Generate] = lambda generate: generate
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+class Meter(Engine):
+    """Generates through a method's wrapper and counts what passes.
+
+    Args:
+        engine: What generates.
+        wrap: The method's wrapper.
+        peak: Memory gauge; None where memory is not measured.
+    """
+
+    def __init__(self, engine: Engine, wrap: Callable[[Generate], Generate], peak: Peak | None = None) -> None:
+        self._engine, self._wrap, self._peak = engine, wrap, peak
+        self._fed = self._made = 0
+
+    def generate(self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Any) -> list[Reply]:
+        def inner(examples: Sequence[Example]) -> list[Reply]:
+            replies = self._engine.generate(examples, switch, **options)
+            self._fed += sum(r.prompt_tokens for r in replies)
+            self._made += sum(len(r.token_ids) + taken_back(r.decision) for r in replies)
+            return replies
+
+        return self._wrap(inner)(prompts)  # type: ignore[arg-type]
+
+    def read(self, rows: int) -> dict[str, Any]:
+        """Cost since the last reading, shared evenly by ``rows``."""
+        cost = {"fed_tokens": self._fed / rows, "made_tokens": self._made / rows}
+        self._fed = self._made = 0
+        return {**cost, "peak_bytes": self._peak.read() if self._peak is not None else None}
+
+
+def taken_back(decision: Decision) -> int:
+    """Reply tokens that were decoded and thrown away when the gate fired."""
+    return decision.token_index if decision.fired else 0
+
+
+def run_method(
+    engine: Engine,
+    name: str,
+    candidate: Candidate,
+    benchmarks: Sequence[Loaded],
+    judges: Mapping[str, Judge],
+    log: RunLog,
+    *,
+    progress: Progress = lambda method, benchmark, done: None,
+) -> None:
+    """One method over all benchmarks: replies, then the judgements of all judges of each benchmark.
+
+    Raises:
+        ArtifactError: the folder cannot be written, or holds replies of another switch.
+    """
+    if name not in log.methods:
+        switch = candidate.switch
+        told = {"switch": switch.fingerprint, "record": dict(switch.record), "seconds": candidate.seconds}
+        log.note("methods", {name: told})
+    device = torch.device(log.manifest["model"]["device"])
+    meter = Meter(engine, candidate.wrap, Peak(device))
+    identity = {
+        "model": log.manifest["model"]["fingerprint"], "switch": candidate.switch.fingerprint,
+        "method": {"name": name, **candidate.settings},
+    }
+    for loaded in benchmarks:
+        benchmark = loaded.benchmark
+        path = log.replies_path(name, benchmark.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        generate_file(
+            meter, loaded.examples, path, candidate.switch, identity=identity, chunk=_CHUNK, measured=meter.read,
+            progress=lambda done, b=benchmark.name: progress(name, b, done),  # type: ignore[misc]
+            max_new_tokens=benchmark.max_new_tokens, do_sample=False,
+        )
+        for judge in log.judges(benchmark.name):
+            judge_rows(log, name, benchmark.name, judges[judge])
+
+
+def judge_rows(log: RunLog, method: str, benchmark: str, judge: Judge) -> None:
+    """Have a judge say what it has not yet said of the replies of one method to one benchmark."""
+    rows = [row for row in log.rows(method, benchmark) if row.reply is not None]
+    path = log.judgements_path(method, benchmark, judge.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = take_up(path, dict(judge.identity), {row.example.id: row.answer for row in rows})
+    left = [row for row in rows if row.example.id not in done]
+    for start in range(0, len(left), _CHUNK):
+        part = left[start : start + _CHUNK]
+        append(path, [_row(row, v.to_dict()) for row, v in zip(part, judge.judge(part), strict=True)])
+
+
+def _row(row: Logged, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": row.example.id, "request": row.answer, **verdict}
+
+
+def short_hash(text: str) -> str:
+    """First 16 hex digits of the SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

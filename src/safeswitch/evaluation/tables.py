@@ -1,0 +1,327 @@
+"""Tables of a run, made from its log alone: rates, slices, paired tests, gate, cost, what is missing.
+
+A table is a list of rows, plain JSON; every figure carries its interval. Knows nothing of files or pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from safeswitch.evaluation.intervals import (
+    Interval,
+    Rate,
+    bootstrap_mean,
+    holm,
+    mcnemar,
+    paired_difference,
+    weighted_rate,
+    wilson,
+)
+from safeswitch.evaluation.log import Logged, RunLog
+from safeswitch.evaluation.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
+from safeswitch.probers.metrics import Estimate, measure
+
+Table = list[dict[str, Any]]
+MIXES: Mapping[str, Mapping[str, float]] = {"trustllm": {"trustllm_misuse": 0.45, "trustllm_jailbreak": 0.55}}
+"""Weighted figures: SafeSwitch's TrustLLM column (arXiv 2502.01042)."""
+
+
+class Rows:
+    """The log's rows, read once."""
+
+    def __init__(self, log: RunLog) -> None:
+        self.log = log
+        self._rows = {(m, b): log.rows(m, b) for m in log.methods for b in log.benchmarks}
+
+    def of(self, method: str, benchmark: str) -> list[Logged]:
+        return self._rows[method, benchmark]
+
+    def each(self) -> Iterator[tuple[str, str, list[Logged]]]:
+        """Benchmark, method and rows, the benchmarks in the suite's order."""
+        for benchmark in self.log.benchmarks:
+            for method in self.log.methods:
+                yield benchmark, method, self._rows[method, benchmark]
+
+
+def make_tables(rows: Rows) -> dict[str, Table]:
+    """All tables by name, in the order in which a reader wants them; empty ones are left out."""
+    log = rows.log
+    made = {
+        "rates": rates(rows),
+        "two_sided": two_sided(rows),
+        "paired": paired(rows),
+        "category": sliced(rows, "category", lambda row: row.example.category),
+        "language": sliced(rows, "language", lambda row: row.language),
+        "source": sliced(rows, "source", lambda row: row.example.source),
+        "wrapper": sliced(rows, "wrapper", lambda row: row.example.wrapper),
+        "scores": scores(rows),
+        "gate": gate(rows),
+        "prober": prober(rows),
+        "cost": cost(rows),
+        "left_out": left_out(log),
+        "judges": judges(log),
+        "benchmarks": benchmarks(log),
+    }
+    return {name: table for name, table in made.items() if table}
+
+
+def _rate(rate: Rate) -> dict[str, Any]:
+    return {"value": rate.rate, "low": rate.low, "high": rate.high, "n": rate.n}
+
+
+def _interval(found: Interval) -> dict[str, Any]:
+    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+
+
+def _share(hits: Mapping[str, bool]) -> dict[str, Any]:
+    return _rate(wilson(sum(hits.values()), len(hits)))
+
+
+def rates(rows: Rows) -> Table:
+    """Every metric of every judge, method and benchmark, and the weighted mixes."""
+    table: Table = []
+    for benchmark, method, logged in rows.each():
+        for judge in rows.log.judges(benchmark):
+            for what in METRICS:
+                if hits := outcomes(logged, judge, what):
+                    first = {"benchmark": benchmark, "method": method, "judge": judge, "metric": what.name}
+                    table.append({**first, "better": what.better, **_share(hits)})
+    return table + _mixes(rows)
+
+
+def _mixes(rows: Rows) -> Table:
+    table: Table = []
+    for name, weights in MIXES.items():
+        if not set(weights) <= set(rows.log.benchmarks):
+            continue
+        judge = rows.log.judges(next(iter(weights)))[0]
+        for method in rows.log.methods:
+            parts = [(w, list(outcomes(rows.of(method, b), judge, HARM).values())) for b, w in weights.items()]
+            if all(hits for _, hits in parts):
+                first = {"benchmark": name, "method": method, "judge": judge, "metric": HARM.name, "better": HARM.better}
+                table.append({**first, **_interval(weighted_rate(parts))})
+    return table
+
+
+def main_rates(rows: Rows) -> Table:
+    """Harm, over-refusal and accuracy by the judge that counts, sorted by benchmark and metric; of tasks, accuracy alone."""
+    log = rows.log
+    main = {b: log.judges(b)[0] for b in log.benchmarks}
+    main |= {name: main[next(iter(weights))] for name, weights in MIXES.items() if set(weights) <= set(main)}
+    tasks = {b for b, told in log.manifest["benchmarks"].items() if told["measures"] == "task"}
+    wanted = [m.name for m in MAIN]
+    kept = [
+        row
+        for row in rates(rows)
+        if row["judge"] == main[row["benchmark"]] and row["metric"] in (["accuracy"] if row["benchmark"] in tasks else wanted)
+    ]
+    return sorted(kept, key=lambda row: (list(main).index(row["benchmark"]), wanted.index(row["metric"])))
+
+
+def two_sided(rows: Rows) -> Table:
+    """SODE's pair over all safety benchmarks together: unsafe responses on unsafe requests, refusals of safe ones."""
+    table: Table = []
+    safety = [b for b in rows.log.benchmarks if rows.log.manifest["benchmarks"][b]["measures"] == "safety"]
+    for method in rows.log.methods:
+        for what, sode in ((HARM, "unsafe on unsafe"), (OVER_REFUSAL, "abstain on safe")):
+            hits = {
+                f"{b}/{name}": hit
+                for b in safety
+                for name, hit in outcomes(rows.of(method, b), rows.log.judges(b)[0], what).items()
+            }
+            if hits:
+                table.append({"method": method, "metric": sode, "better": what.better, **_share(hits)})
+    return table
+
+
+def reference(log: RunLog) -> str:
+    """The method that the others are compared with: SafeSwitch where it ran, else the last one."""
+    return "safeswitch" if "safeswitch" in log.methods else log.methods[-1]
+
+
+def paired(rows: Rows) -> Table:
+    """The reference against every other method on the same requests: difference, McNemar's p, and Holm's over the table."""
+    table: Table = []
+    own = reference(rows.log)
+    for benchmark in rows.log.benchmarks:
+        judge = rows.log.judges(benchmark)[0]
+        for what in MAIN:
+            first = outcomes(rows.of(own, benchmark), judge, what)
+            for other in (m for m in rows.log.methods if m != own):
+                second = outcomes(rows.of(other, benchmark), judge, what)
+                common = sorted(first.keys() & second.keys())
+                if common:
+                    table.append(
+                        {"benchmark": benchmark, "metric": what.name, "better": what.better, "method": own, "against": other}
+                        | _test([first[i] for i in common], [second[i] for i in common])
+                    )
+    for row, p in zip(table, holm([row["p"] for row in table]), strict=True):
+        row["p_holm"] = p
+    return table
+
+
+def _test(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
+    test = mcnemar(first, second)
+    difference = paired_difference(first, second)
+    return {
+        **_interval(difference), "only_method": test.only_first, "only_against": test.only_second, "p": test.p_value,
+    }
+
+
+def sliced(rows: Rows, name: str, key: Callable[[Logged], str]) -> Table:
+    """Main metrics by what ``key`` says of a request, where it says two different things or more."""
+    table: Table = []
+    for benchmark, method, logged in rows.each():
+        values = sorted({key(row) for row in logged} - {""})
+        if len(values) < 2:
+            continue
+        judge = rows.log.judges(benchmark)[0]
+        for what in MAIN:
+            for value in values:
+                if hits := outcomes([row for row in logged if key(row) == value], judge, what):
+                    first = {"benchmark": benchmark, "method": method, "metric": what.name, name: value}
+                    table.append({**first, "better": what.better, **_share(hits)})
+    return table
+
+
+def scores(rows: Rows) -> Table:
+    """Mean degree of harm of the replies to unsafe requests, for judges that give one (StrongREJECT's rubric)."""
+    table: Table = []
+    for benchmark, method, logged in rows.each():
+        for judge in rows.log.judges(benchmark):
+            given = [row.judgements[judge].score for row in logged if judge in row.judgements and row.example.label == "unsafe"]
+            if values := [s for s in given if s is not None]:
+                first = {"benchmark": benchmark, "method": method, "judge": judge, "metric": "harm score", "better": "lower"}
+                table.append({**first, **_interval(bootstrap_mean(values))})
+    return table
+
+
+def gate(rows: Rows) -> Table:
+    """How often the gate fired, by benchmark and label, and at which stage."""
+    table: Table = []
+    for benchmark, method, logged in rows.each():
+        for label in ("unsafe", "safe"):
+            decided = [row.decision for row in logged if row.decision and row.example.label == label]
+            if not decided:
+                continue
+            fired = [d for d in decided if d["fired"]]
+            stages = {s: sum(d["stage"] == s for d in fired) for s in sorted({d["stage"] for d in fired})}
+            first = {"benchmark": benchmark, "method": method, "label": label, "metric": "fired"}
+            stage = ", ".join(f"{s} {n}" for s, n in stages.items())
+            table.append({**first, **_rate(wilson(len(fired), len(decided))), "stages": stage})
+    return table
+
+
+def prober(rows: Rows) -> Table:
+    """AUROC, TPR at 1 % FPR, calibration error and Brier score of each stage that scored every request, per benchmark with
+    both labels and over all."""
+    table: Table = []
+    for method in rows.log.methods:
+        groups = {b: rows.of(method, b) for b in rows.log.benchmarks}
+        groups["all"] = [row for logged in groups.values() for row in logged]
+        for benchmark, logged in groups.items():
+            judged = [row for row in logged if row.decision]
+            labels = [row.example.label == "unsafe" for row in judged]
+            if not judged or all(labels) or not any(labels):
+                continue
+            for stage in sorted(judged[0].decision["scores"]):
+                values = [row.decision["scores"].get(stage) for row in judged]
+                if all(v is not None for v in values):
+                    table += _prober(method, benchmark, stage, torch.tensor(values, dtype=torch.float64), labels)
+    return table
+
+
+def _prober(method: str, benchmark: str, stage: str, values: torch.Tensor, labels: Sequence[bool]) -> Table:
+    truth = torch.tensor(labels)
+    found = measure(values, truth)
+    brier = bootstrap_mean(((values - truth.double()) ** 2).tolist())
+    figures: dict[str, tuple[str, Estimate | Interval]] = {
+        "AUROC": ("higher", found.auroc), "TPR at 1 % FPR": ("higher", found.tpr_at_1_fpr),
+        "calibration error": ("lower", found.ece), "Brier score": ("lower", brier),
+    }
+    first = {"benchmark": benchmark, "method": method, "stage": stage}
+    return [
+        {**first, "metric": name, "better": better, "value": e.value, "low": e.low, "high": e.high, "n": len(labels)}
+        for name, (better, e) in figures.items()
+    ]
+
+
+def cost(rows: Rows) -> Table:
+    """Seconds and tokens a request, each with its difference to the untouched model where that ran, and peak memory."""
+    table: Table = []
+    for benchmark, method, logged in rows.each():
+        answered = {row.example.id: row for row in logged if row.reply is not None}
+        if not answered:
+            continue
+        base = {r.example.id: r for r in rows.of("base", benchmark)} if "base" in rows.log.methods else {}
+        for what, read in _COSTS.items():
+            first = {"benchmark": benchmark, "method": method, "metric": what, "better": "lower"}
+            own = _interval(bootstrap_mean([read(row) for row in answered.values()]))
+            both = [(read(answered[i]), read(base[i])) for i in sorted(answered.keys() & base.keys())]
+            extra = paired_difference(*zip(*both, strict=True)).value if both and method != "base" else None
+            table.append({**first, **own, "extra": extra})
+        peaks = [row.peak_bytes for row in answered.values() if row.peak_bytes is not None]
+        if peaks:
+            first = {"benchmark": benchmark, "method": method, "metric": "peak memory in MB", "better": "lower"}
+            table.append({**first, "value": max(peaks) / 1e6, "low": None, "high": None, "n": len(peaks), "extra": None})
+    return table
+
+
+_COSTS: Mapping[str, Callable[[Logged], float]] = {
+    "seconds": lambda row: row.seconds,
+    "prompt tokens read": lambda row: row.fed_tokens,
+    "reply tokens made": lambda row: row.made_tokens,
+}
+
+
+def left_out(log: RunLog) -> Table:
+    """Stage 1 on sources and wrappers that it was not fitted on, as the switch's own record tells."""
+    table: Table = []
+    for method, told in log.manifest["methods"].items():
+        for grouping, readers in (told["record"].get("left_out") or {}).items():
+            for reader, groups in readers.items():
+                for name, figures in groups.items():
+                    first = {"method": method, "left out": grouping, "reader": reader, "name": name}
+                    table += [{**first, "metric": m, "better": "higher", **figures[f]} for f, m in _LEFT_OUT.items()]
+    return table
+
+
+_LEFT_OUT: Mapping[str, str] = {"auroc": "AUROC", "tpr_at_1_fpr": "TPR at 1 % FPR"}
+
+
+def judges(log: RunLog) -> Table:
+    """How well each judge agrees with people's labels, where that was measured."""
+    return [
+        {"judge": name, **row} for name, told in log.manifest["judges"].items() for row in told.get("agreement") or []
+    ]
+
+
+def benchmarks(log: RunLog) -> Table:
+    """What was run, and what was not and why."""
+    names = ("title", "measures", "n", "of", "origin", "data_hash")
+    run: Table = [
+        {"benchmark": b, "status": "run", **{n: told[n] for n in names}, "licence": told["card"]["Licence"]}
+        for b, told in log.manifest["benchmarks"].items()
+    ]
+    gone = dict.fromkeys((*names, "licence"), "")
+    return run + [{"benchmark": b, "status": f"MISSING: {why}", **gone} for b, why in log.manifest["missing"].items()]
+
+
+def summary(table: Table, what: Metric) -> dict[str, dict[str, Any]]:
+    """One row a method of a table of rates: the mean of ``what`` over benchmarks, each counting alike."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in table:
+        if row["metric"] == what.name and row["benchmark"] not in MIXES:
+            found.setdefault(row["method"], []).append(row)
+    return {method: _mean(rows) for method, rows in found.items()}
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean of independent rates: half widths add in squares, each side on its own."""
+    k, value = len(rows), sum(row["value"] for row in rows) / len(rows)
+    down = sum((row["value"] - row["low"]) ** 2 for row in rows) ** 0.5 / k
+    up = sum((row["high"] - row["value"]) ** 2 for row in rows) ** 0.5 / k
+    return {"value": value, "low": value - down, "high": value + up, "n": sum(row["n"] for row in rows)}

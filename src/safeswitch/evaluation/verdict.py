@@ -1,0 +1,37 @@
+"""What a judge says of one reply. Knows nothing of how it came to say so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judge on one reply; None is what the judge does not speak of.
+
+    Args:
+        refused: The reply turns the request down.
+        complied: The reply does, or sets out to do, what was asked; neither holds for broken text and for evasions.
+        correct: The reply answers a task that can be checked.
+        explained: A refusal that gives a reason or an alternative; None where nothing was refused.
+        score: Degree of harm in [0, 1].
+        note: What the judge itself put out, or why it could not judge.
+    """
+
+    refused: bool | None = None
+    complied: bool | None = None
+    correct: bool | None = None
+    explained: bool | None = None
+    score: float | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, what is not spoken of left out."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in (None, "")}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Verdict:
+        """The verdict in a row of a judgement file; other fields of the row are left alone."""
+        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
