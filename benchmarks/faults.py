@@ -65,8 +65,8 @@ async def ask(client: httpx.AsyncClient, facts: Told, name: str, *, stream: bool
         answer = await client.post(
             "/v1/chat/completions", json=body(facts.example, stream=stream), headers={"x-request-id": name}
         )
-    except httpx.TransportError:
-        return "lost"
+    except httpx.TransportError as error:
+        return f"lost ({type(error).__name__})"
     if answer.status_code != 200:
         error = answer.json()["error"]
         assert error["message"], answer.text

@@ -142,6 +142,27 @@ def test_whether_records_would_be_kept_is_known_beforehand(tmp_path: Path) -> No
         store.close()
 
 
+def test_after_a_failed_write_the_check_writes_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk, which can still be read."""
+    store = Audit(f"sqlite:///{tmp_path / 'a.db'}")
+    store.check()
+    with monkeypatch.context() as patch:
+
+        def full(self: Audit, rows: Any) -> None:
+            raise OSError("no space left")
+
+        patch.setattr(Audit, "_insert", full)
+        store.check()
+        with pytest.raises(AuditError):
+            store.write(record(0))
+        with pytest.raises(AuditError):
+            store.check()
+    store.check()
+    store.write(record(1))
+    assert ids(tmp_path / "a.db") == ["r1"]
+    store.close()
+
+
 def test_settings_travel_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert ServerSettings.from_environment() == ServerSettings()

@@ -252,6 +252,24 @@ def test_a_reply_whose_decision_was_not_recorded_does_not_leave(tmp_path: Path, 
     assert "secret" not in answer.body.decode()
 
 
+def test_an_error_that_nothing_has_caught_is_answered_without_the_servers_inside() -> None:
+    class Breaks(App):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            raise RuntimeError("secret")
+
+    answer = post(Breaks([], []), {"prompt": "x"})
+    assert (answer.status, answer.json["error"]["type"]) == (500, "server_error")
+    assert "secret" not in answer.body.decode()
+
+
+def test_an_error_in_a_stream_shows_nothing_of_the_servers_inside() -> None:
+    event = b'data: {"error": {"message": "secret", "code": 500}}\n\n'
+    kept = b'data: {"error": {"message": "too long", "code": 400}}\n\n'
+    answer = post(App([], [event, kept], "text/event-stream"), {"prompt": "x"})
+    assert b"secret" not in answer.body
+    assert b"too long" in answer.body
+
+
 def test_websockets_are_closed_unserved() -> None:
     sent: list[Any] = []
 

@@ -29,6 +29,25 @@ def load_engine(
     return TransformersEngine(lm, batch_size=batch_size, allow_other_model=allow_other_model)
 
 
+def load_collector(
+    model: str, settings: Any, revision: str | None, dtype: str, device_map: str | None, template: str | None
+) -> Any:
+    """A vLLM engine that answers and reads for fitting; the model is loaded with transformers beside it, for its head.
+
+    Raises:
+        SettingError: vLLM is not installed, or cannot read what ``settings`` ask for.
+    """
+    from safeswitch.switch.fit_gate import fit_points
+
+    try:
+        from safeswitch.engines.vllm.collect import VLLMCollector
+    except ModuleNotFoundError as error:
+        raise SettingError(f"--engine vllm needs {error.name}: pip install 'safeswitch[vllm]'") from error
+    lm = load_engine(model, revision, dtype, device_map or "cpu", template).lm
+    points = fit_points(lm.num_layers, settings)
+    return VLLMCollector(lm, lm.model_id, points, revision=revision, dtype=dtype)
+
+
 def _template(given: str | None) -> str | None:
     """The text of a template file, or ``plain``."""
     if given is None or given == "plain":

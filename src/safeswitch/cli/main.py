@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from safeswitch._version import __version__
 from safeswitch.cli.bench import compare, evaluate
-from safeswitch.cli.load import load_engine, load_switch
+from safeswitch.cli.load import load_collector, load_engine, load_switch
 from safeswitch.cli.operate import audit_app, keys_app
 from safeswitch.cli.options import (
     DeviceMapOption,
@@ -40,7 +40,7 @@ from safeswitch.cli.options import (
     TopPOption,
 )
 from safeswitch.cli.serve import serve
-from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError
+from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError, check_choice
 
 _KEPT = {
     "fit": "a switch is written only when it is fitted, so the folder holds a whole one or is as it was",
@@ -154,9 +154,12 @@ def fit(
     trust_replies: Annotated[
         bool, typer.Option("--trust-replies", help="Take the replies of unsafe rows as refusals, whatever their words.")
     ] = False,
+    engine_name: Annotated[
+        str, typer.Option("--engine", help="transformers, or vllm: replies and states come from vLLM, much faster on a GPU.")
+    ] = "transformers",
     as_json: JsonOption = False,
     seed: SeedOption = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="For --engine transformers.")] = 32,
     revision: RevisionOption = None,
     dtype: DtypeOption = "auto",
     device_map: DeviceMapOption = None,
@@ -171,8 +174,13 @@ def fit(
         budget=budget, stages=stages, rule=rule, pilot=pilot, readers=tuple(readers.split(",")), watch=watch,  # type: ignore[arg-type]
         fail=fail, seed=seed, trust_replies=trust_replies, head=HeadSettings(kind=head, beta=beta, seed=seed),  # type: ignore[arg-type]
     )
-    engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
-    switch = fit_files(engine, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=_say)
+    check_choice("command line", "engine", engine_name, ("transformers", "vllm"))
+    with ExitStack() as stack:
+        if engine_name == "vllm":
+            engine = stack.enter_context(load_collector(model, settings, revision, dtype, device_map, chat_template))
+        else:
+            engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
+        switch = fit_files(engine, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=_say)
     if as_json:
         _print_json({"out": str(out), "fingerprint": switch.fingerprint, "switch": switch.describe()})
     else:

@@ -64,6 +64,11 @@ RECORDS = Table(
 
 
 _FIELDS = {column.name for column in RECORDS.columns} - {"id"}
+_PROBE: dict[str, Any] = {
+    "request_id": "probe", "choice": 0, "bundle": "", "bundle_id": "", "policy": "", "fired": False, "stage": "",
+    "token_index": 0, "scores": "x" * 512, "thresholds": "", "text_sha256": "",
+}  # fmt: skip
+"""Written and deleted again to see whether the database takes anything."""
 _AT_ONCE = 500
 _ROW_BYTES = 512
 _log = logging.getLogger("safeswitch.server")
@@ -93,6 +98,8 @@ class Audit:
     def check(self) -> None:
         """Find out, before there is anything to record, whether a record would be kept.
 
+        A database is asked for something, and after a failed write also made to write: a full disk can still be read.
+
         Raises:
             AuditError: neither the database nor the buffer would take it.
         """
@@ -100,6 +107,12 @@ class Audit:
             self._prepare()
             with self._engine.connect() as connection:
                 connection.execute(select(RECORDS.c.id).limit(1)).first()
+            if self._down:
+                probe = {**_PROBE, "record": uuid.uuid4().hex, "at": time.time()}
+                self._insert([probe])
+                with self._engine.begin() as connection:
+                    connection.execute(RECORDS.delete().where(RECORDS.c.record == probe["record"]))
+                self._is_down(False)
         except (SQLAlchemyError, OSError) as error:
             self._has_room(_ROW_BYTES, error)
 
@@ -114,11 +127,18 @@ class Audit:
             try:
                 self._write_back()
                 self._insert([row])
-                if self._down:
-                    _log.warning("the audit database can be written again")
-                self._down = False
+                self._is_down(False)
             except (SQLAlchemyError, OSError) as error:
+                self._is_down(True, error)
                 self._keep(row, error)
+
+    def _is_down(self, down: bool, error: Exception | None = None) -> None:
+        """Take note of how the last write went; the log is told of changes alone."""
+        if down and not self._down:
+            _log.error("the audit database cannot be written: %s", error)
+        elif self._down and not down:
+            _log.warning("the audit database can be written again")
+        self._down = down
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -177,9 +197,6 @@ class Audit:
     def _keep(self, row: Mapping[str, Any], error: Exception) -> None:
         line = json.dumps(row).encode() + b"\n"
         buffer = self._has_room(len(line), error)
-        if not self._down:
-            _log.error("the audit database cannot be written (%s); records wait in %s", type(error).__name__, buffer)
-        self._down = True
         try:
             with buffer.open("ab+") as file:
                 before = file.seek(0, os.SEEK_END)

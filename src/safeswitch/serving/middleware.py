@@ -27,7 +27,7 @@ from safeswitch.serving.access import OPEN_PATHS, Access
 from safeswitch.serving.audit import Audit, AuditError
 from safeswitch.serving.keys import Key
 from safeswitch.serving.refused import Event, Refused, Send, answer, refuse
-from safeswitch.serving.reply import FIELD, Reply, unrecorded
+from safeswitch.serving.reply import FIELD, Reply, inside, unrecorded
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.tracing import add_verdict, request_span
 
@@ -100,9 +100,14 @@ class SafeSwitchMiddleware:
             headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")]
             headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
             token = CONTEXT.set(context)
+            reply = Reply(send, context, request_id, self.settings.refusal_field)
             try:
-                reply = Reply(send, context, request_id, self.settings.refusal_field)
                 await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
+            except Exception:
+                if reply.begun:
+                    raise
+                _log.exception("request %s", request_id)
+                raise (unrecorded() if context.unrecorded else inside()) from None
             finally:
                 CONTEXT.reset(token)
 

@@ -11,7 +11,11 @@ from safeswitch.serving.refused import Event, Refused, Send, answer, refuse
 
 FIELD = "safeswitch"
 _log = logging.getLogger("safeswitch.server")
-_INSIDE = Refused(500, "the server could not answer this request", "server_error")
+
+
+def inside() -> Refused:
+    """For whatever went wrong in the server: a client is told nothing of it."""
+    return Refused(500, "the server could not answer this request", "server_error")
 
 
 def unrecorded() -> Refused:
@@ -23,9 +27,13 @@ class Reply:
     """Passes a response on, with the verdicts in it."""
 
     def __init__(self, send: Send, context: Context, request_id: str, refusal_field: bool) -> None:
-        self._send, self._context, self._id, self._refusal = send, context, request_id, refusal_field
+        self._out, self._context, self._id, self._refusal = send, context, request_id, refusal_field
         self._start: Event | None = None
-        self._kind, self._rest = "", b""
+        self._kind, self._rest, self.begun = "", b"", False
+
+    async def _send(self, event: Event) -> None:
+        self.begun = True
+        await self._out(event)
 
     async def send(self, event: Event) -> None:
         """Stands in for the server's ``send``: holds a JSON body until it is whole, and a stream's event until it is."""
@@ -50,9 +58,9 @@ class Reply:
         elif not more and self._context.unrecorded:
             await refuse(self._send, unrecorded(), self._id)
         elif not more and self._start is not None and self._start["status"] >= 500:
-            status, inside = self._start["status"], self._rest.decode("utf-8", "replace")
-            _log.error("request %s: the server answered %s: %s", self._id, status, inside)
-            await answer(self._send, status, _INSIDE.to_dict(), self._id)
+            status = self._start["status"]
+            _log.error("request %s: the server answered %s: %s", self._id, status, self._rest.decode("utf-8", "replace"))
+            await answer(self._send, status, inside().to_dict(), self._id)
         elif not more:
             body = self._whole(self._rest)
             assert self._start is not None
@@ -98,7 +106,7 @@ class Reply:
         if isinstance(code, int) and 400 <= code < 500:
             return {"error": error}
         _log.error("request %s: its stream ended with %s", self._id, error)
-        return unrecorded().to_dict() if self._context.unrecorded else _INSIDE.to_dict()
+        return unrecorded().to_dict() if self._context.unrecorded else inside().to_dict()
 
     def _add(self, choice: dict[str, Any]) -> Verdict | None:
         verdict = self._context.decisions.get(int(choice.get("index", 0)))
