@@ -41,7 +41,9 @@ Row = tuple[str, str]
 """Request id, and how it ended: ``replied``, ``error 503``, ``lost`` (no answer of the server at all)."""
 
 
-async def load(url: str, facts: list[Told], n: int, seconds: float, during: Callable[[], None] | None = None) -> list[Row]:
+async def load(
+    url: str, facts: list[Told], n: int, seconds: float, during: Callable[[], None] | None = None, name: str = "load"
+) -> list[Row]:
     """``n`` requests over ``seconds``, half of them streamed; ``during`` is called after a third of that time."""
     draw = random.Random(1)
     limits = httpx.Limits(max_connections=32)
@@ -49,7 +51,7 @@ async def load(url: str, facts: list[Told], n: int, seconds: float, during: Call
 
         async def one(i: int) -> Row:
             await asyncio.sleep(draw.random() * seconds)
-            return f"load-{i}", await ask(client, facts[i % len(facts)], f"load-{i}", stream=i % 2 == 0)
+            return f"{name}-{i}", await ask(client, facts[i % len(facts)], f"{name}-{i}", stream=i % 2 == 0)
 
         async def breaks() -> None:
             await asyncio.sleep(seconds / 3)
@@ -114,10 +116,10 @@ def report(part: str, rows: list[Row], records: Counter[str] | None) -> None:
 
 
 def disk(folder: Path, engine: str, facts: list[Told]) -> None:
-    """Block: 503 while the disk is full. The database lies on a tmpfs of 200 kB that a file fills and leaves."""
+    """Block: 503 while the disk is full. The database lies on a tmpfs of 1 MB that a file fills and leaves."""
     small = folder / "small"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", small], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], check=True)
     url, filler = f"sqlite:///{small / 'audit.db'}", small / "filler"
 
     def fill() -> None:
@@ -130,8 +132,10 @@ def disk(folder: Path, engine: str, facts: list[Told]) -> None:
 
     try:
         with serving(folder, engine, "--audit", url) as running:
-            rows = asyncio.run(load(running.url, facts, 60, 12.0, fill))
-            full = asyncio.run(load(running.url, facts, 10, 1.0))
+            rows = asyncio.run(load(running.url, facts, 20, 2.0, name="before"))
+            assert {end for _, end in rows} == {"replied"}, rows
+            rows += asyncio.run(load(running.url, facts, 60, 12.0, fill))
+            full = asyncio.run(load(running.url, facts, 10, 1.0, name="full"))
             filler.unlink()
             answer = alone(running.url, facts[0], "after")
             assert answer.status_code == 200, answer.text
@@ -201,8 +205,10 @@ def fuzz(folder: Path, engine: str, facts: list[Told], bodies: int) -> None:
         )
         each = max(1, bodies // 2 // 8)
         command = [
-            str(Path(sys.executable).parent / "schemathesis"), "run", f"{running.url}/openapi.json", "--checks", "not_a_server_error",
-            "--phases", "fuzzing", "-n", str(each), "--include-path-regex", "^/(v1/(chat/)?completions|tokenize|detokenize)",
+            str(Path(sys.executable).parent / "schemathesis"), "run", f"{running.url}/openapi.json",
+            "--checks", "not_a_server_error", "--phases", "fuzzing",
+            "-n", str(each),
+            "--include-path-regex", "^/(v1/(chat/)?completions|tokenize|detokenize)",
             "--mode", "all", "--request-timeout", "60", "--continue-on-failure", "--generation-database", "none", "--no-color",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
@@ -218,12 +224,14 @@ async def fuzzed(running: Running, facts: list[Told], bodies: int) -> Counter[in
     """Chat bodies with something wrong in them: by status, how they ended."""
     draw, ends = random.Random(2), Counter[int]()
     wrong: tuple[Any, ...] = (
-        None, True, -1, 0, 1.5, 1e308, 2**70, "", "x" * 2000, "\ud800", "\x00", [], [[]], {}, {"a": {"b": []}}, ["user"], "user",
+        None, True, -1, 0, 1.5, 1e308, 2**70, "", "x" * 2000, "\ud800", "\x00", [], [[]], {}, {"a": {"b": []}}, ["user"],
+        "user",
     )  # fmt: skip
     fields = (
         "messages", "model", "max_tokens", "temperature", "top_p", "n", "stop", "stream", "stream_options", "seed", "logprobs",
-        "top_logprobs", "logit_bias", "response_format", "tools", "tool_choice", "user", "safeswitch", "vllm_xargs", "min_tokens",
-        "prompt_logprobs", "stop_token_ids", "allowed_token_ids", "bad_words", "structured_outputs", "chat_template", "documents",
+        "top_logprobs", "logit_bias", "response_format", "tools", "tool_choice", "user", "safeswitch", "vllm_xargs",
+        "min_tokens", "prompt_logprobs", "stop_token_ids", "allowed_token_ids", "bad_words", "structured_outputs", "documents",
+        "chat_template",
         "continue_final_message", "add_generation_prompt", "echo", "cache_salt", "priority", "request_id", "ignore_eos",
     )  # fmt: skip
 
