@@ -13,7 +13,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from safeswitch.core.errors import SettingError
-from safeswitch.engines.vllm.settings import KEY, GuardSettings, engine_flags
+from safeswitch.engines.vllm.settings import KEY, GuardSettings, engine_flags, prefer_v1_runner
 from safeswitch.serving.settings import ServerSettings
 
 MIDDLEWARE = "safeswitch.serving.vllm_plugin.SafeSwitchMiddleware"
@@ -55,6 +55,7 @@ def _additional(flags: list[str]) -> tuple[list[str], dict[str, Any]]:
 def serve(model: str | Path, guard: GuardSettings, server: ServerSettings, flags: Sequence[str]) -> None:
     """Run the server until it is told to stop."""
     server.export()
+    prefer_v1_runner()
     command = ServeSubcommand()
     parser = make_arg_parser(FlexibleArgumentParser(prog="safeswitch serve"))
     args = parser.parse_args(serve_arguments(str(model), guard, flags))

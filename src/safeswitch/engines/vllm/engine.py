@@ -25,7 +25,7 @@ from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
 from safeswitch.engines.base import Engine, row_seeds
 from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.vllm.frontend import install
-from safeswitch.engines.vllm.settings import GuardSettings, engine_flags
+from safeswitch.engines.vllm.settings import GuardSettings, engine_flags, prefer_v1_runner
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.switch.switch import Switch
 
@@ -64,6 +64,7 @@ class VLLMEngine(Engine):
             switch = Path(self._folder.name) / "switch"
         flags: dict[str, Any] = dict(engine_args)
         if switch is not None:
+            prefer_v1_runner()
             given = switch if isinstance(switch, GuardSettings) else None
             settings = given or GuardSettings({"default": str(Path(str(switch)).absolute())}, policy, allow_other_model)
             own = engine_flags(settings, list(AutoConfig.from_pretrained(str(model)).architectures or []))

@@ -124,6 +124,11 @@ def switched_off() -> bool:
     return os.environ.get(OFF, "") == "1"
 
 
+def prefer_v1_runner() -> None:
+    """Keep vLLM on its V1 model runner, unless the operator has said otherwise (and is then refused by name)."""
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+
+
 def engine_flags(settings: GuardSettings, architectures: list[str]) -> dict[str, Any]:
     """The engine arguments that put the guard into a stock vLLM engine, by the names of ``AsyncEngineArgs``."""
     return {
