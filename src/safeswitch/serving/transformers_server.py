@@ -1,0 +1,130 @@
+"""The guarded OpenAI-compatible server on the embedded transformers engine: its flags, its start and its end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import uvicorn
+
+from safeswitch.core.errors import SettingError
+from safeswitch.engines.vllm.settings import GuardSettings
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.serving.batcher import BatchSettings
+from safeswitch.serving.middleware import SafeSwitchMiddleware
+from safeswitch.serving.settings import ServerSettings
+from safeswitch.serving.transformers_app import create_app
+from safeswitch.serving.transformers_front import FrontEnd
+
+
+@dataclass(frozen=True)
+class TransformersSettings:
+    """Settings of the server process.
+
+    Args:
+        host: Address to listen at.
+        port: Port to listen at; 0 takes a free one.
+        name: Name under which the model is served.
+        max_tokens: Longest reply that may be asked for, and the default where a client says nothing.
+        grace: Seconds that running replies have to end when the server is told to stop.
+        batching: How requests are put together.
+        tls: Key and certificate file; None speaks plain HTTP.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str = "model"
+    max_tokens: int = 1024
+    grace: float = 30.0
+    batching: BatchSettings = field(default_factory=BatchSettings)
+    tls: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise SettingError(f"TransformersSettings: port must lie in [0, 65535]; got {self.port}")
+        if self.max_tokens < 1 or not self.grace >= 0:
+            raise SettingError("TransformersSettings: max_tokens must be 1 or more, grace 0 seconds or more")
+
+
+class GuardedServer(uvicorn.Server):
+    """uvicorn with the guarded application: what runs is ended, and the audit closed, before the process goes.
+
+    Args:
+        lm: The loaded model.
+        guard: Bundles and policy.
+        server: Settings of the middleware.
+        settings: Settings of the process.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, guard: GuardSettings, server: ServerSettings, settings: TransformersSettings
+    ) -> None:
+        self._front = FrontEnd(lm, guard, settings.batching, settings.max_tokens)
+        self._guarded = SafeSwitchMiddleware(create_app(self._front, settings.name), server)
+        self._grace = settings.grace
+        keyfile, certfile = settings.tls or (None, None)
+        super().__init__(uvicorn.Config(
+            self._guarded, host=settings.host, port=settings.port, ssl_keyfile=keyfile, ssl_certfile=certfile,
+            timeout_graceful_shutdown=int(settings.grace) + 10, log_level="info", server_header=False,
+        ))  # fmt: skip
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more requests, let running ones end within the grace, end the others cleanly."""
+        ending = asyncio.create_task(self._front.stop(self._grace))
+        await super().shutdown(sockets)
+        await ending
+        if self._guarded.audit is not None:
+            self._guarded.audit.close()
+
+
+class _Flags(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingError(f"safeswitch serve --engine transformers: {message}")
+
+
+def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, dict[str, Any]]:
+    """Settings of the process, and options of :meth:`LanguageModel.load`, from command-line flags.
+
+    Args:
+        flags: As on the command line.
+        name: Name under which the model is served where no flag says another.
+
+    Raises:
+        SettingError: an unknown flag, or a value that cannot be used.
+    """
+    own, batching = TransformersSettings(), BatchSettings()
+    parser = _Flags(prog="safeswitch serve --engine transformers", allow_abbrev=False)
+    parser.add_argument("--host", default=own.host)
+    parser.add_argument("--port", type=int, default=own.port)
+    parser.add_argument("--served-model-name", default=name)
+    parser.add_argument("--batch-size", type=int, default=batching.batch_size, help="most choices run together")
+    parser.add_argument("--max-wait-ms", type=float, default=batching.max_wait_ms, help="wait of the first for company")
+    parser.add_argument("--queue", type=int, default=batching.queue, help="most choices that wait")
+    parser.add_argument("--max-tokens", type=int, default=own.max_tokens, help="longest reply")
+    parser.add_argument("--grace", type=float, default=own.grace, help="seconds to end running replies in")
+    parser.add_argument("--ssl-keyfile")
+    parser.add_argument("--ssl-certfile")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device-map")
+    parser.add_argument("--revision")
+    given = parser.parse_args(list(flags))
+    if (given.ssl_keyfile is None) != (given.ssl_certfile is None):
+        parser.error("--ssl-keyfile and --ssl-certfile belong together")
+    settings = TransformersSettings(
+        host=given.host, port=given.port, name=given.served_model_name, max_tokens=given.max_tokens, grace=given.grace,
+        batching=BatchSettings(given.batch_size, given.max_wait_ms, given.queue),
+        tls=(given.ssl_keyfile, given.ssl_certfile) if given.ssl_keyfile is not None else None,
+    )
+    load = {name: getattr(given, name) for name in ("dtype", "device_map", "revision")}
+    return settings, {name: value for name, value in load.items() if value is not None}
+
+
+def serve(model: str | Path, name: str, guard: GuardSettings, server: ServerSettings, flags: Sequence[str]) -> None:
+    """Run the server until it is told to stop."""
+    settings, load = parse_flags(flags, name)
+    GuardedServer(LanguageModel.load(model, **load), guard, server, settings).run()
