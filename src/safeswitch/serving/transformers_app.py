@@ -23,7 +23,7 @@ from safeswitch._version import __version__
 from safeswitch.core.types import Message, Prompt, Reply, Tokens
 from safeswitch.serving.audit import AuditError
 from safeswitch.serving.batcher import Closed
-from safeswitch.serving.errors import ApiError, broken, overloaded, unrecorded
+from safeswitch.serving.errors import ApiError, broken, ending
 from safeswitch.serving.openai_replies import DONE, Form, event, usage
 from safeswitch.serving.openai_schema import (
     ChatMessage,
@@ -32,6 +32,8 @@ from safeswitch.serving.openai_schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from safeswitch.serving.refused import Refused
+from safeswitch.serving.reply import unrecorded
 from safeswitch.serving.stop_text import before_stop
 from safeswitch.serving.transformers_front import Answering, FrontEnd, Sampling
 
@@ -200,17 +202,17 @@ async def _stream(answering: Answering, form: Form) -> AsyncIterator[bytes]:
             yield form.usage(usage(answering.prompt_tokens, sum(choice.shown for choice in answering.choices)))
         yield DONE
     except Exception as error:  # a stream that has begun can only tell of it in its last event
-        yield event(_told(error).body())
+        yield event(_told(error).to_dict())
 
 
-def _told(error: Exception) -> ApiError:
+def _told(error: Exception) -> Refused:
     """What the client is told of a failure."""
-    if isinstance(error, ApiError):
+    if isinstance(error, Refused):
         return error
     if isinstance(error, AuditError):
         return unrecorded()
     if isinstance(error, Closed):
-        return overloaded("the server is shutting down")
+        return ending()
     _log.error("a request failed", exc_info=error)
     return broken()
 
@@ -227,7 +229,7 @@ def _answer_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return _error(ApiError(error.status_code, str(error.detail)))
 
-    for kind in (ApiError, AuditError, Closed, Exception):
+    for kind in (Refused, AuditError, Closed, Exception):
         app.add_exception_handler(kind, failed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
@@ -247,9 +249,9 @@ def _fault(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{where}: {reason}" if where else reason, param=where or None)
 
 
-def _error(error: ApiError) -> Response:
+def _error(error: Refused) -> Response:
     again = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
-    return _json(error.status, error.body(), again)
+    return _json(error.status, error.to_dict(), again)
 
 
 def _json(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:

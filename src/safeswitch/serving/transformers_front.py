@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from safeswitch.activations.record import prompt_text
-from safeswitch.core.errors import DataError, ModelError
+from safeswitch.core.errors import DataError, ModelError, check_choice
 from safeswitch.core.types import Prompt, Reply, Tokens, as_messages
 from safeswitch.engines.context import CONTEXT, Context, Verdict
 from safeswitch.engines.transformers_engine import TransformersEngine
@@ -20,7 +20,7 @@ from safeswitch.engines.vllm.settings import GuardSettings, switched_off
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.batcher import Batcher, BatchSettings, Closed, Full, Job, Left
 from safeswitch.serving.choice import Choice
-from safeswitch.serving.errors import ApiError, overloaded
+from safeswitch.serving.errors import ApiError, busy, ending
 from safeswitch.switch.actuators import NoAction, SystemPrompt
 from safeswitch.switch.switch import Switch
 
@@ -121,15 +121,26 @@ class FrontEnd:
         try:
             self._batcher.submit([Job(group, choice) for choice in choices])
         except Full:
-            raise overloaded("the server has too many requests waiting; try again later") from None
+            raise busy() from None
         except Closed:
-            raise overloaded("the server is shutting down") from None
+            raise ending() from None
         replies = [asyncio.create_task(self._conclude(choice, group, context)) for choice in choices]
         answering = Answering(choices, replies, sum(tokens for tokens, _ in sized), news)
         self._open.add(answering)
         for task in replies:
             task.add_done_callback(lambda _: self._forget(answering))
         return answering
+
+    def set_thresholds(self, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+        """Put thresholds in force for the batches to come; returns those in force.
+
+        Raises:
+            SettingError: an unknown bundle or stage, or a value outside [0, 1].
+        """
+        check_choice("thresholds", "bundle", bundle, tuple(self._switches))
+        switch = self._switches[bundle]
+        self._switches[bundle] = replace(switch, gate=switch.gate.with_thresholds(thresholds))
+        return self._switches[bundle].gate.thresholds()
 
     async def stop(self, grace: float) -> None:
         """Let replies end for ``grace`` seconds, then end them; return when all decisions are on record."""
@@ -138,7 +149,7 @@ class FrontEnd:
             await asyncio.wait(tasks, timeout=grace)
         for answering in list(self._open):
             for choice in answering.choices:
-                choice.leave(overloaded("the server is shutting down"))
+                choice.leave(ending())
         await asyncio.to_thread(self._batcher.close)
         await asyncio.gather(*(t for answering in self._open for t in answering.replies), return_exceptions=True)
 

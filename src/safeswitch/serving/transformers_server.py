@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.batcher import BatchSettings
-from safeswitch.serving.middleware import SafeSwitchMiddleware
+from safeswitch.serving.middleware import SafeSwitchMiddleware, Scope
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers_app import create_app
 from safeswitch.serving.transformers_front import FrontEnd
@@ -30,7 +30,6 @@ class TransformersSettings:
         host: Address to listen at.
         port: Port to listen at; 0 takes a free one.
         name: Name under which the model is served.
-        max_tokens: Longest reply that may be asked for, and the default where a client says nothing.
         grace: Seconds that running replies have to end when the server is told to stop.
         batching: How requests are put together.
         tls: Key and certificate file; None speaks plain HTTP.
@@ -39,7 +38,6 @@ class TransformersSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     name: str = "model"
-    max_tokens: int = 1024
     grace: float = 30.0
     batching: BatchSettings = field(default_factory=BatchSettings)
     tls: tuple[str, str] | None = None
@@ -47,8 +45,24 @@ class TransformersSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise SettingError(f"TransformersSettings: port must lie in [0, 65535]; got {self.port}")
-        if self.max_tokens < 1 or not self.grace >= 0:
-            raise SettingError("TransformersSettings: max_tokens must be 1 or more, grace 0 seconds or more")
+        if not 0 <= self.grace <= 3600:
+            raise SettingError(f"TransformersSettings: grace must lie in [0, 3600] seconds; got {self.grace}")
+
+
+MAX_TOKENS = 1024
+"""Longest reply where the operator sets no limit: whoever comes while a batch runs waits for it."""
+
+
+class Middleware(SafeSwitchMiddleware):
+    """The middleware, with the front end behind it."""
+
+    def __init__(self, front: FrontEnd, name: str, settings: ServerSettings) -> None:
+        # the front end knows the prompt's length and so holds replies to their limit itself
+        super().__init__(create_app(front, name), replace(settings, max_tokens=0))
+        self._front = front
+
+    async def set_thresholds(self, scope: Scope, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+        return self._front.set_thresholds(bundle, thresholds)
 
 
 class GuardedServer(uvicorn.Server):
@@ -64,8 +78,8 @@ class GuardedServer(uvicorn.Server):
     def __init__(
         self, lm: LanguageModel, guard: GuardSettings, server: ServerSettings, settings: TransformersSettings
     ) -> None:
-        self._front = FrontEnd(lm, guard, settings.batching, settings.max_tokens)
-        self._guarded = SafeSwitchMiddleware(create_app(self._front, settings.name), server)
+        self._front = FrontEnd(lm, guard, settings.batching, server.max_tokens or MAX_TOKENS)
+        self._guarded = Middleware(self._front, settings.name, server)
         self._grace = settings.grace
         keyfile, certfile = settings.tls or (None, None)
         super().__init__(uvicorn.Config(
@@ -105,7 +119,6 @@ def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, 
     parser.add_argument("--batch-size", type=int, default=batching.batch_size, help="most choices run together")
     parser.add_argument("--max-wait-ms", type=float, default=batching.max_wait_ms, help="wait of the first for company")
     parser.add_argument("--queue", type=int, default=batching.queue, help="most choices that wait")
-    parser.add_argument("--max-tokens", type=int, default=own.max_tokens, help="longest reply")
     parser.add_argument("--grace", type=float, default=own.grace, help="seconds to end running replies in")
     parser.add_argument("--ssl-keyfile")
     parser.add_argument("--ssl-certfile")
@@ -116,7 +129,7 @@ def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, 
     if (given.ssl_keyfile is None) != (given.ssl_certfile is None):
         parser.error("--ssl-keyfile and --ssl-certfile belong together")
     settings = TransformersSettings(
-        host=given.host, port=given.port, name=given.served_model_name, max_tokens=given.max_tokens, grace=given.grace,
+        host=given.host, port=given.port, name=given.served_model_name, grace=given.grace,
         batching=BatchSettings(given.batch_size, given.max_wait_ms, given.queue),
         tls=(given.ssl_keyfile, given.ssl_certfile) if given.ssl_keyfile is not None else None,
     )
