@@ -73,6 +73,9 @@ class GuardedServer(uvicorn.Server):
         guard: Bundles and policy.
         server: Settings of the middleware.
         settings: Settings of the process.
+
+    Raises:
+        AuditError: decisions cannot be recorded.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class GuardedServer(uvicorn.Server):
     ) -> None:
         self._front = FrontEnd(lm, guard, settings.batching, server.max_tokens or MAX_TOKENS)
         self._guarded = Middleware(self._front, settings.name, server)
+        if self._guarded.audit is not None:
+            self._guarded.audit.check()
         self._grace = settings.grace
         keyfile, certfile = settings.tls or (None, None)
         super().__init__(uvicorn.Config(
