@@ -34,7 +34,7 @@ def serve(
     audit_text: Annotated[bool, typer.Option("--audit-text", help="Keep the requests' text, not only its hash.")] = False,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request body in bytes.")] = 1 << 20,
     allow_other_model: OtherModelOption = False,
-    engine: Annotated[str, typer.Option(help="vllm or transformers; default: vllm with a GPU, where installed.")] = "",
+    engine: Annotated[str, typer.Option(help="vllm or transformers; default: vllm where it is installed.")] = "",
 ) -> None:
     """An OpenAI-compatible server, guarded. On vLLM any flag of `vllm serve` may follow; on transformers --host, --port,
     --batch-size, --max-wait-ms and others: `safeswitch serve --model M --switch S --engine transformers -- --help`."""
@@ -69,13 +69,11 @@ def serve(
 
 
 def _engine(asked: str) -> str:
-    """The engine that is asked for, or the one that fits this machine; says which where nobody asked."""
+    """The engine that is asked for, or vLLM where it is installed; says which where nobody asked."""
     if asked:
         check_choice("command line", "engine", asked, ENGINES)
         return asked
-    import torch
-
-    chosen = "vllm" if find_spec("vllm") is not None and torch.cuda.is_available() else "transformers"
+    chosen = "vllm" if find_spec("vllm") is not None else "transformers"
     typer.echo(f"engine: {chosen} (--engine {' or '.join(ENGINES)} chooses)", err=True)
     return chosen
 
