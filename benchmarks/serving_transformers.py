@@ -3,8 +3,8 @@
     python benchmarks/serving_transformers.py [--quick] [--streams 32]
 
 Two servers on nano with one thread each, one guarded and one with ``--policy off``, get the same safe streamed requests in
-turn, all at once; the ratio is the median over pairs, with its 95 % interval from order statistics. Requests that the gate would
-flag are left out beforehand, so that both servers write the same tokens.
+turn, all at once; the ratio is the median over pairs, with its 95 % interval from order statistics. Requests that the gate
+would flag are left out beforehand, so that both servers write the same tokens.
 """
 
 from __future__ import annotations

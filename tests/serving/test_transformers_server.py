@@ -21,7 +21,7 @@ import openai
 import pytest
 
 from safeswitch.core.errors import SettingError
-from safeswitch.core.types import Example, Reply, Tokens
+from safeswitch.core.types import Decision, Example, Reply, Tokens
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.engines.vllm.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
@@ -29,6 +29,7 @@ from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.serving.audit import AuditError
 from safeswitch.serving.batcher import BatchSettings
+from safeswitch.serving.choice import Choice
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers_server import GuardedServer, TransformersSettings, parse_flags
 from safeswitch.switch.switch import Switch
@@ -497,6 +498,24 @@ def test_a_server_that_is_stopped_ends_its_streams(tmp_path: Path, grace: float)
         whole = raw.rstrip().endswith(b"data: [DONE]")
         assert whole if grace else b'"error"' in raw.split(b"\n\n")[-2]
     assert len(ending.rows("last")) == 1
+
+
+def test_a_late_switch_in_a_stream_shows_the_refusal_even_where_an_empty_line_is_a_stop_string(
+    engine: TransformersEngine,
+) -> None:
+    async def shown() -> tuple[str, bool]:
+        choice = Choice(0, "x", 9, 0, ("\n\n", "END"), engine.lm.tokenizer, asyncio.Event())
+        for token in engine.lm.tokenizer("Here it is: EN", add_special_tokens=False)["input_ids"]:
+            choice.token(token)
+        choice.restart()
+        for token in engine.lm.tokenizer("I can't help with that.", add_special_tokens=False)["input_ids"]:
+            choice.token(token)
+        choice.done(told_nothing)
+        await choice.reply
+        return choice.take(), choice.stopped
+
+    told_nothing = Reply("", (), "stop", Decision(True, "watch"), 1)
+    assert asyncio.run(shown()) == ("Here it is: EN\n\nI can't help with that.", False)
 
 
 def test_flags_become_settings() -> None:

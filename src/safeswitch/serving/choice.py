@@ -41,9 +41,7 @@ class Choice(Follower):
         self.shown = 0
         self._lock, self._pieces, self._told = threading.Lock(), list[str](), False
         self._stop = StopText(stops, self._say)
-        self._release = Release(tokenizer, self._stop.feed) if tokenizer is not None else None
-        if self._release is not None:
-            self._release.put(torch.tensor([[]]))  # where a streamer is given the prompt
+        self._tokenizer, self._release = tokenizer, self._begin(tokenizer)
 
     @property
     def stopped(self) -> bool:
@@ -59,7 +57,8 @@ class Choice(Follower):
         if self._release is not None:
             self._release.end()
             self._stop.restart()
-            self._release.paragraph()
+            self._say("\n\n")  # around the stop strings, of which it may be one
+            self._release = self._begin(self._tokenizer)
 
     def done(self, reply: Reply) -> None:
         if self._release is not None:
@@ -84,6 +83,12 @@ class Choice(Follower):
         with self._lock:
             text, self._pieces, self._told = "".join(self._pieces), [], False
         return text
+
+    def _begin(self, tokenizer: PreTrainedTokenizerBase | None) -> Release | None:
+        release = Release(tokenizer, self._stop.feed) if tokenizer is not None else None
+        if release is not None:
+            release.put(torch.tensor([[]]))  # where a streamer is given the prompt
+        return release
 
     def _say(self, piece: str) -> None:
         with self._lock:
