@@ -126,7 +126,8 @@ def test_the_changelog_knows_the_version() -> None:
 EXTRAS = {
     "vllm": ("engines/vllm/", "serving/"), "matplotlib": ("evaluation/",), "datasets": ("data/",),
     "sqlalchemy": ("serving/",), "prometheus_client": ("serving/",), "lm_eval": ("evaluation/harness",),
-    "inspect_ai": ("evaluation/inspect_bridge",),
+    "inspect_ai": ("evaluation/inspect_bridge",), "fastapi": ("serving/",), "pydantic": ("serving/",),
+    "pydantic_core": ("serving/",), "starlette": ("serving/",), "uvicorn": ("serving/",),
 }
 """Optional packages, and the only folders that may import each."""
 
