@@ -198,12 +198,12 @@ def fuzz(folder: Path, engine: str, facts: list[Told], bodies: int) -> None:
     """No body may end in a 5xx, in a reply without a verdict, or in a server that is gone."""
     url = f"sqlite:///{folder / 'audit.db'}"
     with serving(folder, engine, "--audit", url) as running:
-        ends = asyncio.run(fuzzed(running, facts, bodies // 2))
+        ends = asyncio.run(fuzzed(running, facts, bodies - bodies // 3))
         print(
             "fuzz, chat bodies: " + ", ".join(f"{number} answered {status}" for status, number in sorted(ends.items())),
             flush=True,
         )
-        each = max(1, bodies // 2 // 8)
+        each = max(1, bodies // 3 // 5)
         command = [
             str(Path(sys.executable).parent / "schemathesis"), "run", f"{running.url}/openapi.json",
             "--checks", "not_a_server_error", "--phases", "fuzzing",
