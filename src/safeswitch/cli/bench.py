@@ -34,7 +34,8 @@ HubOption = Annotated[bool, typer.Option("--hub", help="Ask the hub for benchmar
 OutOption = Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run there is gone on with.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Most requests of each benchmark, drawn at random.")]
 JudgeOption = Annotated[
-    list[str] | None, typer.Option("--judge", help="A further judge, as kind:where; repeat for more. See the README.")
+    list[str] | None,
+    typer.Option("--judge", help="A further judge, as openai:MODEL@URL or llama-guard:MODEL; repeat for more."),
 ]
 BatchOption = Annotated[int, typer.Option(min=1)]
 FitDataOption = Annotated[
@@ -104,6 +105,7 @@ def _run(
     from safeswitch.evaluation.candidates import check_methods, prepare
     from safeswitch.evaluation.catalogue import benchmarks, suite_benchmarks
     from safeswitch.evaluation.fit_source import fitting_on
+    from safeswitch.evaluation.judges.named import make_judge
     from safeswitch.evaluation.picture import check_drawable
     from safeswitch.nano.bench import nano_fitting, nano_settings
     from safeswitch.switch.fit_settings import FitSettings
@@ -123,7 +125,7 @@ def _run(
     check_methods(methods)
     asked = Asked(
         suite if not benchmark else "own", tuple(benchmark or suite_benchmarks(suite)), data, hub, limit, seed,
-        command=tuple(sys.argv), fit=told,
+        judges=tuple(make_judge(spec, out / "judge-cache") for spec in judge or ()), command=tuple(sys.argv), fit=told,
     )
     with _bars(console) as advance:
         log = run_bench(
