@@ -50,14 +50,15 @@ def test_the_untouched_models_likelihood_is_that_of_a_row_alone() -> None:
         assert (one.log_prob, one.greedy) == (pytest.approx(expected, abs=1e-4), greedy)
 
 
-def test_the_greedy_reply_is_told_as_such() -> None:
+def test_the_likeliest_token_is_told_as_greedy_and_another_is_not() -> None:
     lm = tiny_lm("llama")
-    own = TransformersEngine(lm)
-    reply = own.generate(["ask me"], max_new_tokens=4, do_sample=False)[0]
-    text = lm.tokenizer.decode(list(reply.token_ids))
-    if lm.tokenizer(text, add_special_tokens=False)["input_ids"] != list(reply.token_ids):
-        pytest.skip("the tiny tokenizer does not give these tokens back")
-    assert log_likelihoods(own, [("ask me", text)])[0].greedy
+    vocabulary = [lm.tokenizer.decode([i]) for i in range(lm.vocab_size)]
+    whole = [text for text in vocabulary if len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) == 1]
+    found = log_likelihoods(TransformersEngine(lm), [("ask me", text) for text in whole])
+    logits = lm.model(torch.tensor(lm.encode([as_messages("ask me")]))).logits[0, -1]
+    best = lm.tokenizer.decode([int(logits.argmax())])
+    assert [text for text, one in zip(whole, found, strict=True) if one.greedy] == [best]
+    assert max(one.log_prob for one in found) == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
 
 
 def test_a_head_a_prompt_and_steering_are_in_force_where_the_gate_fires() -> None:
