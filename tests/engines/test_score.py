@@ -52,13 +52,15 @@ def test_the_untouched_models_likelihood_is_that_of_a_row_alone() -> None:
 
 def test_the_likeliest_token_is_told_as_greedy_and_another_is_not() -> None:
     lm = tiny_lm("llama")
-    vocabulary = [lm.tokenizer.decode([i]) for i in range(lm.vocab_size)]
-    whole = [text for text in vocabulary if len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) == 1]
-    found = log_likelihoods(TransformersEngine(lm), [("ask me", text) for text in whole])
+    texts = "abcdefghijklmnopqrstuvwxyz"
+    ids = [lm.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts]
+    found = log_likelihoods(TransformersEngine(lm), [("ask me", text) for text in texts])
     logits = lm.model(torch.tensor(lm.encode([as_messages("ask me")]))).logits[0, -1]
-    best = lm.tokenizer.decode([int(logits.argmax())])
-    assert [text for text, one in zip(whole, found, strict=True) if one.greedy] == [best]
-    assert max(one.log_prob for one in found) == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
+    assert [one.log_prob for one in found] == pytest.approx(logits.log_softmax(-1)[ids].tolist(), abs=1e-4)
+    assert not any(one.greedy for one in found)
+    lm.parts.head.weight.data[ids[7]] = 2 * lm.parts.head.weight.data[logits.argmax()]
+    again = log_likelihoods(TransformersEngine(lm), [("ask me", text) for text in texts])
+    assert [text for text, one in zip(texts, again, strict=True) if one.greedy] == ["h"]
 
 
 def test_a_head_a_prompt_and_steering_are_in_force_where_the_gate_fires() -> None:
