@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from safeswitch._version import __version__
-from safeswitch.cli.bench import compare, evaluate
+from safeswitch.cli.bench import compare, evaluate, harness
 from safeswitch.cli.load import load_collector, load_engine, load_switch
 from safeswitch.cli.operate import audit_app, keys_app
 from safeswitch.cli.options import (
@@ -272,6 +272,7 @@ def generate(
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command("eval")(evaluate)
 app.command()(compare)
+app.command()(harness)
 
 
 @app.command()
