@@ -53,6 +53,11 @@ class TokenSink:
         keep = rows.unread if running else 0
         self._show(len(self._held) - keep)
 
+    def say(self, tokens: Sequence[int]) -> None:
+        """Show a fixed reply."""
+        self._held = list(tokens)
+        self._break()
+
     def end(self) -> None:
         """Show what is left and close the streamer."""
         self._show(len(self._held))
