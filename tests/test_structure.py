@@ -125,7 +125,7 @@ def test_the_changelog_knows_the_version() -> None:
 
 EXTRAS = {
     "vllm": ("engines/vllm/", "serving/"), "matplotlib": ("evaluation/",), "datasets": ("data/",),
-    "sqlalchemy": ("serving/",), "prometheus_client": ("serving/",),
+    "sqlalchemy": ("serving/",), "prometheus_client": ("serving/",), "peft": ("methods/",), "gguf": ("switch/",),
 }
 """Optional packages, and the only folders that may import each."""
 
