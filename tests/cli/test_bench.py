@@ -85,7 +85,7 @@ def test_eval_measures_one_model_untouched_or_with_a_switch(call: Any, tmp_path:
 def test_what_is_wrong_is_told_before_any_work(call: Any, tmp_path: Path) -> None:
     given = ("compare", "--model", "nano", "--out", tmp_path / "x")
     for more, message in (
-        (("--methods", "base,magic"), "unknown method 'magic'; known: base"),
+        (("--methods", "base,magic"), "unknown method 'magic'; known: antidote, base"),
         (("--methods", "base,base"), "name at least one, each once"),
         (("--suite", "everything"), "suite: name must be one of 'quick', 'paper', 'full', 'nano'"),
         (("--benchmark", "nothing"), "unknown benchmark 'nothing'; known: "),

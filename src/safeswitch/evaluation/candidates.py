@@ -5,19 +5,18 @@ Knows methods by name only. Knows nothing of suites.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import safeswitch.methods as methods_package
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.runner import Candidate, short_hash
 from safeswitch.methods.base import METHODS, Method
+from safeswitch.methods.fitting import share
+from safeswitch.methods.resolve import Joined, resolve
 from safeswitch.switch.fit import does_not_refuse
 from safeswitch.switch.fit_data import Complied, Generating
 from safeswitch.switch.fit_settings import FitSettings
@@ -46,23 +45,14 @@ class Fitting:
     own: Switch | None = None
 
 
-def known_methods() -> list[str]:
-    """Names of all methods; importing their modules is what adds them to the table."""
-    for module in pkgutil.iter_modules(methods_package.__path__):
-        importlib.import_module(f"{methods_package.__name__}.{module.name}")
-    return list(METHODS)
-
-
 def check_methods(names: Sequence[str]) -> None:
-    """Refuse unknown and repeated names before any work.
+    """Refuse names that stand for no method and repeated ones before any work; see :mod:`safeswitch.methods.resolve`.
 
     Raises:
         SettingError: a name that is not in the table, or comes twice, or no name at all.
     """
-    known = known_methods()
     for name in names:
-        if name not in known:
-            raise SettingError(f"unknown method {name!r}; known: {', '.join(known)}")
+        resolve(name)
     if not names or len(set(names)) < len(names):
         raise SettingError(f"methods: name at least one, each once; got {', '.join(names) or 'none'}")
 
@@ -106,11 +96,16 @@ class _Ready:
         return Candidate(switch, method.wrap, {"options": _told(method)}, self._seconds.get(name))
 
     def _method(self, name: str) -> Method:
-        made = METHODS[name]
-        options = dict(self._fitting.options.get(name, {}))
-        if any(f.name == "fitted" for f in fields(made)):
-            options["fitted"] = self._switch(OWN, METHODS[OWN](self._fitting.settings, self._fitting.complied))
-        return made(self._fitting.settings, self._fitting.complied, **options)
+        kinds = [part.strip().partition(":")[0] for part in name.split("+")]
+        options: dict[str, Any] = {}
+        for kind in kinds:
+            options |= self._fitting.options.get(kind, {})
+        if any(f.name == "fitted" for kind in kinds for f in fields(METHODS[kind])):
+            options["fitted"] = self._own()
+        return resolve(name, self._fitting.settings, self._fitting.complied, **options)
+
+    def _own(self) -> Switch:
+        return self._switch(OWN, METHODS[OWN](self._fitting.settings, self._fitting.complied))
 
     def _switch(self, name: str, method: Method) -> Switch:
         if name not in self._switches:
@@ -123,6 +118,8 @@ class _Ready:
 
     def _prepare(self, name: str, method: Method) -> Switch:
         self._say(f"preparing {name}")
+        if OWN in name.split("+") and name != OWN:
+            share(self._engine, self._data(), self._fitting.settings, self._fitting.complied, self._own())
         return method.prepare(self._engine, self._data())
 
     def _data(self) -> Parts:
@@ -133,5 +130,7 @@ class _Ready:
 
 def _told(method: Method) -> str:
     """Hash of a method's own settings; the fitted parts count through the switch."""
+    if isinstance(method, Joined):
+        return short_hash(_told(method.first) + _told(method.second))
     own = {f.name: getattr(method, f.name) for f in fields(method) if f.name not in ("complied", "fitted")}
     return short_hash(repr(own))

@@ -31,7 +31,8 @@ _LEAST_REFUSALS = 8
 class Generating(Protocol):
     """What fitting needs of an engine."""
 
-    lm: LanguageModel
+    @property
+    def lm(self) -> LanguageModel: ...
 
     def generate(self, prompts: Sequence[Any], **options: Any) -> list[Reply]: ...
 
