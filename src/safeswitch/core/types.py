@@ -53,8 +53,8 @@ class Example:
         wrapper: Name of the jailbreak wrapper, empty when there is none.
         reply: A target reply (a refusal for head training, an answer for tasks).
         answers: Accepted answers of a checkable task.
-        prefill: Start of the reply that the model is made to go on from; the engines' replies do not repeat it.
         meta: Anything else, as flat text.
+        prefill: Start of the reply that the model is made to go on from; the engines' replies do not repeat it.
     """
 
     id: str
@@ -66,8 +66,8 @@ class Example:
     wrapper: str = ""
     reply: str | None = None
     answers: tuple[str, ...] = ()
-    prefill: str = ""
     meta: Mapping[str, str] = field(default_factory=dict)
+    prefill: str = ""
 
     def __post_init__(self) -> None:
         if self.label not in (*LABELS, ""):
