@@ -69,7 +69,7 @@ def test_every_wrapper_holds_the_request_and_a_template_without_slot_is_refused(
     for name, e in made(wrappers.Wrappers()).items():
         assert ASK.prompt in e.prompt
         assert e.wrapper == name
-    with pytest.raises(SettingError, match="'mine' has no {request}"):
+    with pytest.raises(SettingError, match=r"'mine' has no \{request\}"):
         wrappers.Wrappers({"mine": "no slot"})
 
 
