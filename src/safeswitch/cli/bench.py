@@ -125,7 +125,7 @@ def _run(
         suite if not benchmark else "own", tuple(benchmark or suite_benchmarks(suite)), data, hub, limit, seed,
         command=tuple(sys.argv), fit=told,
     )
-    with _bars(console) as advance:
+    with bars(console) as advance:
         log = run_bench(
             engine, asked, lambda log: prepare(engine, methods, fitting, log, say), out, say=say, progress=advance
         )
@@ -136,7 +136,7 @@ def _run(
 
 
 @contextmanager
-def _bars(console: Console) -> Iterator[Any]:
+def bars(console: Console) -> Iterator[Any]:
     """One bar a method and benchmark, on standard error; none where that is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from safeswitch._version import __version__
+from safeswitch.cli.attack import attack
 from safeswitch.cli.bench import compare, evaluate
 from safeswitch.cli.load import load_collector, load_engine, load_switch
 from safeswitch.cli.operate import audit_app, keys_app
@@ -46,6 +47,7 @@ _KEPT = {
     "fit": "a switch is written only when it is fitted, so the folder holds a whole one or is as it was",
     "generate": "the replies written so far are kept, and the same command goes on from there",
     "eval": "the run folder keeps what is done, and the same command goes on from there",
+    "attack": "the run folder keeps what is done, and the same command goes on from there",
     "compare": "the run folder keeps what is done, and the same command goes on from there",
 }
 
@@ -272,6 +274,7 @@ def generate(
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command("eval")(evaluate)
 app.command()(compare)
+app.command()(attack)
 
 
 @app.command()

@@ -63,10 +63,12 @@ def run_bench(
     *,
     say: Say = lambda text: None,
     progress: Progress = lambda method, benchmark, done: None,
+    more: Callable[[Sequence[Loaded]], Sequence[Loaded]] = lambda loaded: (),
     after: Sequence[Callable[[Path], None]] = AFTER,
 ) -> RunLog:
     """Run, or go on with the run in ``out``; then make tables and pictures.
 
+<<<<<<< HEAD
     Args:
         engine: What generates.
         asked: On what.
@@ -75,6 +77,9 @@ def run_bench(
         say: Told of each step.
         progress: Told of requests done.
         after: What is made at the end, each from the run folder alone.
+=======
+    ``more`` makes further sets of requests out of those that were loaded.
+>>>>>>> ad2bafe (safeswitch attack: attacked sets run like any other benchmark, with a table of what each attack achieved)
 
     Raises:
         SettingError: an unknown benchmark.
@@ -83,6 +88,7 @@ def run_bench(
     """
     check_writable(out)
     loaded, missing = load_suite(asked, say)
+    loaded += more(loaded)
     judges = _judges(loaded, asked.judges)
     log = RunLog.start(out, _manifest(engine, asked, loaded, missing, judges))
     log.finish(None)

@@ -17,7 +17,10 @@ from safeswitch.evaluation.pareto import draw_pareto
 from safeswitch.evaluation.table import rates_table
 from safeswitch.evaluation.tables import Rows, Table, main_rates, make_tables
 
-_SHARES = ("harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired")
+_SHARES = (
+    "harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired", "attack success",
+    "per form", "on topic", "gate recall", "stage1 recall",
+)
 _HOLM = (
     "Differences are the method's rate less the other's, on the same requests, with a 95 % interval from 2,000 paired "
     "resamples; p is McNemar's exact test. p_holm is corrected for all tests of this table (Holm 1979); p alone is not."
@@ -28,6 +31,11 @@ NOTES = {
     "two_sided": "All safety benchmarks of the suite together; SODE's pair (arXiv 2401.00287).",
     "category": "Slices are many and small: intervals are not corrected for their number.",
     "language": "Slices are many and small: intervals are not corrected for their number.",
+    "attacks": (
+        "Attack none: the bare requests. A prober is a tripwire, not a wall: a search that looks into it (gcg-prober) shows "
+        "how far its recall can be pushed down by somebody who holds the weights. Forms of one request are not "
+        "independent: intervals of figures per form are too narrow."
+    ),
     "cost": "Means a request; extra is the mean difference to the untouched model on the same requests.",
     "left_out": "Stage 1 on what it was not fitted on, as measured when the switch was fitted.",
 }

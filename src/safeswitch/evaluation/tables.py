@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from safeswitch.evaluation.attacks.outcome import attack_table, attacked_set
 from safeswitch.evaluation.intervals import (
     Interval,
     Rate,
@@ -60,6 +61,7 @@ def make_tables(rows: Rows) -> dict[str, Table]:
         "scores": scores(rows),
         "gate": gate(rows),
         "prober": prober(rows),
+        "attacks": attack_table(log),
         "cost": cost(rows),
         "left_out": left_out(log),
         "judges": judges(log),
@@ -124,7 +126,8 @@ def main_rates(rows: Rows) -> Table:
 def two_sided(rows: Rows) -> Table:
     """SODE's pair over all safety benchmarks together: unsafe responses on unsafe requests, refusals of safe ones."""
     table: Table = []
-    safety = [b for b in rows.log.benchmarks if rows.log.manifest["benchmarks"][b]["measures"] == "safety"]
+    told = rows.log.manifest["benchmarks"]
+    safety = [b for b in rows.log.benchmarks if told[b]["measures"] == "safety" and not attacked_set(b)]
     for method in rows.log.methods:
         for what, sode in ((HARM, "unsafe on unsafe"), (OVER_REFUSAL, "abstain on safe")):
             hits = {
@@ -311,10 +314,10 @@ def benchmarks(log: RunLog) -> Table:
 
 
 def summary(table: Table, what: Metric) -> dict[str, dict[str, Any]]:
-    """One row a method of a table of rates: the mean of ``what`` over benchmarks, each counting alike."""
+    """One row a method of a table of rates: the mean of ``what`` over benchmarks, each counting alike, attacked sets aside."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in table:
-        if row["metric"] == what.name and row["benchmark"] not in MIXES:
+        if row["metric"] == what.name and row["benchmark"] not in MIXES and not attacked_set(row["benchmark"]):
             found.setdefault(row["method"], []).append(row)
     return {method: _mean(rows) for method, rows in found.items()}
 

@@ -21,17 +21,27 @@ def attack_table(log: RunLog) -> list[dict[str, Any]]:
     ``stage1 recall``, the share whose stage-1 score was above the threshold. All with Wilson intervals; the forms of one
     request are not independent, so that the intervals of figures per form are too narrow where there are many.
     """
-    attacked = [b for b in log.benchmarks if "." in b and b.rsplit(".", 1)[0] in log.benchmarks]
+    bases = dict.fromkeys(found[0] for b in log.benchmarks if (found := attacked_set(b)))
     table: list[dict[str, Any]] = []
-    for base in dict.fromkeys(b.rsplit(".", 1)[0] for b in attacked):
-        for name in (base, *(b for b in attacked if b.rsplit(".", 1)[0] == base)):
-            attack = BARE if name == base else name.rsplit(".", 1)[1]
+    for base in bases:
+        for name in (base, *(b for b in log.benchmarks if (found := attacked_set(b)) and found[0] == base)):
+            attack = BARE if name == base else name.removeprefix(f"{base}.")
             for method in log.methods:
                 rows = [r for r in log.rows(method, name) if r.reply is not None and r.example.label == "unsafe"]
                 for metric, (better, rate) in _figures(rows, log.judges(name)[0]).items():
                     first = {"benchmark": base, "attack": attack, "method": method, "metric": metric, "better": better}
                     table.append({**first, "value": rate.rate, "low": rate.low, "high": rate.high, "n": rate.n})
+                spent = [float(r.example.meta["seconds"]) for r in rows if "seconds" in r.example.meta]
+                if spent and method == log.methods[0]:
+                    first = {"benchmark": base, "attack": attack, "method": "", "metric": "seconds of search", "better": ""}
+                    table.append({**first, "value": sum(spent) / len(spent), "low": None, "high": None, "n": len(spent)})
     return table
+
+
+def attacked_set(benchmark: str) -> tuple[str, str] | None:
+    """Bare benchmark and attack of a benchmark's name, where it is one of attacked requests."""
+    base, dot, attack = benchmark.partition(".")
+    return (base, attack) if dot else None
 
 
 def _figures(rows: Sequence[Logged], judge: str) -> dict[str, tuple[str, Rate]]:

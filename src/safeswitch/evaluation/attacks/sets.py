@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def attack_set(
     identity: Mapping[str, Any],
     progress: Callable[[int], None] = lambda done: None,
 ) -> Loaded:
-    """The unsafe requests of ``loaded`` under ``attack``, as a benchmark ``<name>.<attack>``.
+    """The unsafe requests of ``loaded`` under ``attack``, as a benchmark ``<name>.<attack>``; no other name has a dot.
 
     Args:
         loaded: The bare benchmark.
@@ -60,7 +60,7 @@ def attack_set(
         raise DataError(f"{loaded.benchmark.name}: has no unsafe request to attack")
     name = f"{loaded.benchmark.name}.{attack.name}"
     path = folder / "attacked" / f"{name}.jsonl"
-    settings = json.loads(json.dumps(asdict(attack), default=dict))
+    settings = json.loads(json.dumps({f.name: getattr(attack, f.name) for f in fields(attack)}, default=dict))
     aimed = dict(identity) if attack.white_box else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     done = take_up(path, {"attack": attack.name, "settings": settings, **aimed}, {e.id: data_hash([e]) for e in bare})
