@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from safeswitch.cli.bench import BatchOption, BenchmarkOption, DataOption, HubOption, OutOption, bars
+from safeswitch.cli.bench import BatchOption, BenchmarkOption, DataOption, FitDataOption, HubOption, OutOption, bars
 from safeswitch.cli.load import load_engine, load_switch
 from safeswitch.cli.options import (
     DeviceMapOption,
@@ -35,6 +35,10 @@ def attack(
             help="Joined by commas: wrappers, prefill, many-shot, multi-turn, encodings, translation, gcg, gcg-prober."
         ),
     ] = "wrappers,prefill,many-shot,multi-turn,encodings",
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, joined by commas; none: base, and safeswitch where there is a switch.")
+    ] = None,
+    fit_data: FitDataOption = None,
     benchmark: BenchmarkOption = None,
     data: DataOption = None,
     hub: HubOption = False,
@@ -53,7 +57,7 @@ def attack(
     device_map: DeviceMapOption = None,
     chat_template: TemplateOption = None,
 ) -> None:
-    """Attack your own model, untouched and behind a switch, with published methods; resumable.
+    """Attack your own model, untouched and defended, with published methods; resumable.
 
     Only the unsafe requests of the benchmarks are attacked: nano's plain ones, or HarmBench, unless others are named.
     """
@@ -74,14 +78,15 @@ def attack(
     chosen = build_attacks(names, _options(names, target, steps, seed, translations))
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
     own = load_switch(switch)
-    if model == "nano":
+    if model == "nano" and not fit_data:
         fitting, told = nano_fitting(nano_settings(seed), own=own)
     else:
-        fitting, told = fitting_on(engine, (), FitSettings(seed=seed), own, say)
+        fitting, told = fitting_on(engine, fit_data or (), FitSettings(seed=seed), own, say)
     benchmarks()
+    usual = "base,safeswitch" if own is not None else "base"
     asked = Asked(
         "attack", tuple(benchmark or (["nano_plain_unsafe"] if model == "nano" else ["harmbench"])),
-        ("base", "safeswitch") if own is not None else ("base",), data, hub, limit, seed, command=tuple(sys.argv), fit=told,
+        tuple(name.strip() for name in (methods or usual).split(",")), data, hub, limit, seed, command=tuple(sys.argv), fit=told,
     )
     with bars(console) as advance:
         run_attacks(engine, asked, fitting, chosen, out, say=say, progress=advance)

@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 from safeswitch._version import __version__
 from safeswitch.cli.attack import attack
 from safeswitch.cli.bench import compare, evaluate
+from safeswitch.cli.inquire import analyse, landscape
 from safeswitch.cli.load import load_collector, load_engine, load_switch
 from safeswitch.cli.operate import audit_app, keys_app
 from safeswitch.cli.options import (
@@ -275,6 +276,8 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(attack)
+app.command()(analyse)
+app.command()(landscape)
 
 
 @app.command()

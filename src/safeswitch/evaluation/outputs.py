@@ -20,6 +20,7 @@ from safeswitch.evaluation.tables import Rows, Table, main_rates, make_tables
 _SHARES = (
     "harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired", "attack success",
     "per form", "on topic", "gate recall", "stage1 recall",
+    "missed", "false trigger", "explained", "fewer than",
 )
 _HOLM = (
     "Differences are the method's rate less the other's, on the same requests, with a 95 % interval from 2,000 paired "

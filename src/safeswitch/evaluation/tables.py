@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from safeswitch.evaluation.analyses.errors import error_table, style_table
 from safeswitch.evaluation.attacks.outcome import attack_table, attacked_set
 from safeswitch.evaluation.intervals import (
     Interval,
@@ -61,6 +62,8 @@ def make_tables(rows: Rows) -> dict[str, Table]:
         "scores": scores(rows),
         "gate": gate(rows),
         "prober": prober(rows),
+        "errors": error_table(log),
+        "style": style_table(log),
         "attacks": attack_table(log),
         "cost": cost(rows),
         "left_out": left_out(log),
