@@ -86,7 +86,8 @@ def attack(
     usual = "base,safeswitch" if own is not None else "base"
     asked = Asked(
         "attack", tuple(benchmark or (["nano_plain_unsafe"] if model == "nano" else ["harmbench"])),
-        tuple(name.strip() for name in (methods or usual).split(",")), data, hub, limit, seed, command=tuple(sys.argv), fit=told,
+        tuple(name.strip() for name in (methods or usual).split(",")), data, hub, limit, seed, command=tuple(sys.argv),
+        fit=told,
     )
     with bars(console) as advance:
         run_attacks(engine, asked, fitting, chosen, out, say=say, progress=advance)
