@@ -1,0 +1,90 @@
+"""What the report is made from: the log's rows and tables, and, where they were made, analyses and landscape.
+
+Knows files. Knows nothing of HTML or pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safeswitch.core.artifact import read_json
+from safeswitch.evaluation.analyses.run import FILE as ANALYSES
+from safeswitch.evaluation.attacks.outcome import attacked_set
+from safeswitch.evaluation.landscape.survey import FILE as LANDSCAPE
+from safeswitch.evaluation.log import Logged, RunLog
+from safeswitch.evaluation.metrics import Metric, outcomes
+from safeswitch.evaluation.tables import Table, make_tables, reference, summary
+
+NAMES: Mapping[str, str] = {
+    "base": "untouched model", "prompt": "safety prompt", "head": "head always on", "safeswitch": "SafeSwitch",
+}
+"""Methods as a reader knows them; others keep their name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """One run, read once.
+
+    Args:
+        log: The run folder.
+        tables: All tables by name.
+        rows: Logged replies by method and benchmark.
+        analyses: What ``safeswitch analyse`` wrote, None where it did not run.
+        landscape: What ``safeswitch landscape`` wrote, None where it did not run.
+    """
+
+    log: RunLog
+    tables: Mapping[str, Table]
+    rows: Mapping[tuple[str, str], list[Logged]]
+    analyses: Mapping[str, Any] | None
+    landscape: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, folder: Path) -> Gathered:
+        """Read a run folder.
+
+        Raises:
+            ArtifactError: no run there, or a damaged file.
+        """
+        log = RunLog.open(folder)
+        rows = {(m, b): log.rows(m, b) for m in log.methods for b in log.benchmarks}
+        beside = {name: read_json(folder / name) if (folder / name).is_file() else None for name in (ANALYSES, LANDSCAPE)}
+        return cls(log, make_tables(log), rows, beside[ANALYSES], beside[LANDSCAPE])
+
+    @property
+    def own(self) -> str:
+        """The method that the report is about."""
+        return reference(self.log)
+
+    @property
+    def bare(self) -> list[str]:
+        """Benchmarks that are not attacked sets."""
+        return [b for b in self.log.benchmarks if not attacked_set(b)]
+
+    def means(self, what: Metric) -> dict[str, dict[str, Any]]:
+        """By method, the mean of ``what`` over the benchmarks that have it, by the judge that counts."""
+        first = {b: self.log.judges(b)[0] for b in self.log.benchmarks}
+        return summary([row for row in self.tables["rates"] if first.get(row["benchmark"]) == row["judge"]], what)
+
+    def decided(self, method: str) -> list[Logged]:
+        """All labelled requests of the bare benchmarks that the gate of ``method`` decided on."""
+        return [r for b in self.bare for r in self.rows[method, b] if r.decision and r.example.label]
+
+    def by_category(self, method: str, what: Metric) -> dict[str, list[bool]]:
+        """Outcomes of the bare benchmarks' requests by category."""
+        found: dict[str, list[bool]] = {}
+        for benchmark in self.bare:
+            logged = self.rows[method, benchmark]
+            hits = outcomes(logged, self.log.judges(benchmark)[0], what)
+            for row in logged:
+                if row.example.id in hits and row.example.category:
+                    found.setdefault(row.example.category, []).append(hits[row.example.id])
+        return found
+
+
+def named(method: str) -> str:
+    """A method's name for readers."""
+    return NAMES.get(method, method)
