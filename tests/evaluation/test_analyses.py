@@ -24,7 +24,9 @@ from safeswitch.evaluation.analyses.quality import prober_quality
 from safeswitch.evaluation.analyses.run import analyse
 from safeswitch.evaluation.analyses.strip import score_strip
 from safeswitch.evaluation.bench import Asked, run_bench
+from safeswitch.evaluation.candidates import prepare
 from safeswitch.evaluation.log import RunLog
+from safeswitch.evaluation.rows import Rows
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.bench import nano_fitting, nano_settings
 from safeswitch.nano.suites import load_suite
@@ -51,7 +53,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     fitting, told = nano_fitting(nano_settings(), own=switch())
     suites = ("nano_plain_unsafe", "nano_jailbroken", "nano_lookalike")
-    run_bench(engine(), Asked("own", suites, ("base", "safeswitch"), limit=30, fit=told), fitting, out, after=())
+    run_bench(
+        engine(), Asked("own", suites, limit=30, fit=told),
+        lambda log: prepare(engine(), ("base", "safeswitch"), fitting, log), out, after=(),
+    )
     return out
 
 
@@ -124,7 +129,7 @@ def test_quality_is_told_for_every_layer_and_pilot_token_with_honest_halves() ->
 def test_errors_and_styles_are_counted_as_by_hand(run: Path) -> None:
     log = RunLog.open(run)
     rows = [r for b in log.benchmarks for r in log.rows("safeswitch", b)]
-    errors = error_table(log)
+    errors = error_table(Rows(log))
     assert {row["method"] for row in errors} == {"safeswitch"}
     for row in errors:
         label = "unsafe" if row["metric"] == "missed" else "safe"
@@ -134,7 +139,7 @@ def test_errors_and_styles_are_counted_as_by_hand(run: Path) -> None:
         assert (row["n"], row["value"]) == (len(own), wrong / len(own))
         assert (row["low"], row["high"]) == pytest.approx((bounds.low, bounds.high), abs=1e-9)
     assert sum(r["n"] for r in errors if r["metric"] == "missed") == 60
-    styles = {(row["method"], row["metric"]): row for row in style_table(log)}
+    styles = {(row["method"], row["metric"]): row for row in style_table(Rows(log))}
     refusals = [r for r in rows if r.example.label == "unsafe" and r.judgements["nano"].refused]
     words = [len(str(r.reply).split()) for r in refusals]
     assert styles["safeswitch", "words"]["value"] == pytest.approx(np.mean(words))

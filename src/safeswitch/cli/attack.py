@@ -63,8 +63,10 @@ def attack(
     """
     from safeswitch.evaluation.attacks.run import build_attacks, run_attacks
     from safeswitch.evaluation.bench import Asked
+    from safeswitch.evaluation.candidates import check_methods
     from safeswitch.evaluation.catalogue import benchmarks
     from safeswitch.evaluation.fit_source import fitting_on
+    from safeswitch.evaluation.picture import check_drawable
     from safeswitch.nano.bench import nano_fitting, nano_settings
     from safeswitch.switch.fit_settings import FitSettings
 
@@ -84,13 +86,15 @@ def attack(
         fitting, told = fitting_on(engine, fit_data or (), FitSettings(seed=seed), own, say)
     benchmarks()
     usual = "base,safeswitch" if own is not None else "base"
+    defended = tuple(name.strip() for name in (methods or usual).split(","))
+    check_drawable()
+    check_methods(defended)
     asked = Asked(
         "attack", tuple(benchmark or (["nano_plain_unsafe"] if model == "nano" else ["harmbench"])),
-        tuple(name.strip() for name in (methods or usual).split(",")), data, hub, limit, seed, command=tuple(sys.argv),
-        fit=told,
+        data, hub, limit, seed, command=tuple(sys.argv), fit=told,
     )
     with bars(console) as advance:
-        run_attacks(engine, asked, fitting, chosen, out, say=say, progress=advance)
+        run_attacks(engine, asked, defended, fitting, chosen, out, say=say, progress=advance)
     Console().print(Markdown((out / "tables" / "attacks.md").read_text(encoding="utf-8")))
     print(f"written to {out}")
 

@@ -41,6 +41,7 @@ from safeswitch.cli.options import (
     TokensOption,
     TopPOption,
 )
+from safeswitch.cli.report import report
 from safeswitch.cli.serve import serve
 from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError, check_choice
 
@@ -277,6 +278,7 @@ app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(attack)
 app.command()(analyse)
+app.command()(report)
 app.command()(landscape)
 
 

@@ -18,10 +18,10 @@ from safeswitch.core.artifact import check_writable
 from safeswitch.core.errors import DataError
 from safeswitch.data.writers import data_hash
 from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.evaluation.after import AFTER
 from safeswitch.evaluation.benchmark import BENCHMARKS, Loaded, MissingError, load
 from safeswitch.evaluation.judges.base import JUDGES, Judge
 from safeswitch.evaluation.log import RunLog
-from safeswitch.evaluation.outputs import AFTER
 from safeswitch.evaluation.runner import Candidate, Progress, run_method, short_hash
 
 Say = Callable[[str], None]
@@ -68,7 +68,6 @@ def run_bench(
 ) -> RunLog:
     """Run, or go on with the run in ``out``; then make tables and pictures.
 
-<<<<<<< HEAD
     Args:
         engine: What generates.
         asked: On what.
@@ -76,10 +75,8 @@ def run_bench(
         out: Run folder.
         say: Told of each step.
         progress: Told of requests done.
+        more: Makes further sets of requests out of those that were loaded.
         after: What is made at the end, each from the run folder alone.
-=======
-    ``more`` makes further sets of requests out of those that were loaded.
->>>>>>> ad2bafe (safeswitch attack: attacked sets run like any other benchmark, with a table of what each attack achieved)
 
     Raises:
         SettingError: an unknown benchmark.

@@ -1,21 +1,20 @@
-"""What is made at the end of a run, from its log alone: a CSV and a Markdown file of every table, ``figures.json``, pictures.
+"""Tables of a run as files, from its log alone: a CSV and a Markdown file of every table, and ``figures.json``.
 
-``AFTER`` lists what is called; each takes the run folder. Knows nothing of models.
+Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safeswitch.core.artifact import write_json, write_text
 from safeswitch.evaluation.log import RunLog
-from safeswitch.evaluation.pareto import draw_pareto
+from safeswitch.evaluation.rows import Rows
 from safeswitch.evaluation.table import rates_table
-from safeswitch.evaluation.tables import Rows, Table, main_rates, make_tables
+from safeswitch.evaluation.tables import Table, main_rates, make_tables
 
 _SHARES = (
     "harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired", "attack success",
@@ -74,14 +73,15 @@ def as_csv(table: Table) -> str:
 
 def as_markdown(name: str, table: Table) -> str:
     """Title, table and note; value and interval in one column, shares in per cent."""
-    folded = [_folded(row) for row in table]
-    names = columns(folded)
+    shown = [folded(row) for row in table]
+    names = columns(shown)
     lines = [f"# {name.replace('_', ' ')}", "", f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(_cell(row.get(n)) for n in names) + " |" for row in folded]
+    lines += ["| " + " | ".join(cell(row.get(n)) for n in names) + " |" for row in shown]
     return "\n".join(lines + (["", NOTES[name]] if name in NOTES else [])) + "\n"
 
 
-def _folded(row: dict[str, Any]) -> dict[str, Any]:
+def folded(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with value and interval in one column, shares in per cent."""
     if "value" not in row:
         return row
     percent = str(row.get("metric", "")).startswith(_SHARES)
@@ -97,11 +97,8 @@ def figure(value: float, low: float | None, high: float | None, *, percent: bool
     return f"{scale * value:.{digits}f} ({scale * low:.{digits}f}–{scale * high:.{digits}f})"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as Markdown and the report show it."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
-
-
-AFTER: Sequence[Callable[[Path], None]] = (write_tables, draw_pareto)
-"""Called in this order when a run is done."""

@@ -5,7 +5,7 @@ A table is a list of rows, plain JSON; every figure carries its interval. Knows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,28 +24,12 @@ from safeswitch.evaluation.intervals import (
 )
 from safeswitch.evaluation.log import Logged, RunLog
 from safeswitch.evaluation.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
+from safeswitch.evaluation.rows import Rows
 from safeswitch.probers.metrics import Estimate, measure
 
 Table = list[dict[str, Any]]
 MIXES: Mapping[str, Mapping[str, float]] = {"trustllm": {"trustllm_misuse": 0.45, "trustllm_jailbreak": 0.55}}
 """Weighted figures: SafeSwitch's TrustLLM column (arXiv 2502.01042)."""
-
-
-class Rows:
-    """The log's rows, read once."""
-
-    def __init__(self, log: RunLog) -> None:
-        self.log = log
-        self._rows = {(m, b): log.rows(m, b) for m in log.methods for b in log.benchmarks}
-
-    def of(self, method: str, benchmark: str) -> list[Logged]:
-        return self._rows[method, benchmark]
-
-    def each(self) -> Iterator[tuple[str, str, list[Logged]]]:
-        """Benchmark, method and rows, the benchmarks in the suite's order."""
-        for benchmark in self.log.benchmarks:
-            for method in self.log.methods:
-                yield benchmark, method, self._rows[method, benchmark]
 
 
 def make_tables(rows: Rows) -> dict[str, Table]:
@@ -62,9 +46,9 @@ def make_tables(rows: Rows) -> dict[str, Table]:
         "scores": scores(rows),
         "gate": gate(rows),
         "prober": prober(rows),
-        "errors": error_table(log),
-        "style": style_table(log),
-        "attacks": attack_table(log),
+        "errors": error_table(rows),
+        "style": style_table(rows),
+        "attacks": attack_table(rows),
         "cost": cost(rows),
         "left_out": left_out(log),
         "judges": judges(log),

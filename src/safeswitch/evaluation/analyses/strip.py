@@ -28,18 +28,20 @@ class Strip:
         prompt_length: How many of them are the prompt's.
         scores: By stage, one score in [0, 1] a token: what the stage's prober says of that token's state.
         thresholds: By stage.
+        asked: By stage, the tokens (counted from 0) at which a run asks it, in so far as it gets there.
     """
 
     tokens: tuple[str, ...]
     prompt_length: int
     scores: dict[str, list[float]]
     thresholds: dict[str, float]
+    asked: dict[str, list[int]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
             "tokens": list(self.tokens), "prompt_length": self.prompt_length, "scores": self.scores,
-            "thresholds": self.thresholds,
+            "thresholds": self.thresholds, "asked": self.asked,
         }
 
 
@@ -66,7 +68,18 @@ def score_strip(engine: TransformersEngine, gate: Gate, example: Example, *, max
     return Strip(
         tuple(str(lm.tokenizer.decode([i])) for i in ids), len(prompt), scores,
         {name: bars.get(name, gate.product_threshold) for name in stages},
+        {name: _asked(name, gate, len(prompt) - 1, len(reply.token_ids)) for name in stages},
     )
+
+
+def _asked(stage: str, gate: Gate, end: int, made: int) -> list[int]:
+    """Tokens at which a run asks ``stage``: ``end`` is the prompt's last, ``made`` the length of the reply."""
+    if stage == "stage1":
+        return [end]
+    if stage == "stage2":
+        return [end + min(gate.pilot, made)]
+    until = made if gate.watch_until is None else min(made, gate.watch_until)
+    return [end + fed for fed in range(gate.watch_every, until + 1, gate.watch_every)]
 
 
 def _scores(prober: Prober, states: dict[int, Tensor], texts: tuple[str, ...]) -> list[float]:

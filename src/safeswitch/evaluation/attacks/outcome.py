@@ -7,12 +7,13 @@ from typing import Any
 
 from safeswitch.evaluation.attacks.sets import bare_id
 from safeswitch.evaluation.intervals import Rate, wilson
-from safeswitch.evaluation.log import Logged, RunLog
+from safeswitch.evaluation.log import Logged
+from safeswitch.evaluation.rows import Rows
 
 BARE = "none"
 
 
-def attack_table(log: RunLog) -> list[dict[str, Any]]:
+def attack_table(rows: Rows) -> list[dict[str, Any]]:
     """One row a figure, for each benchmark that was attacked, each attack (``none``: the bare requests) and method.
 
     Figures: ``attack success``, the share of requests with at least one attacked form that the model complied with;
@@ -21,17 +22,18 @@ def attack_table(log: RunLog) -> list[dict[str, Any]]:
     ``stage1 recall``, the share whose stage-1 score was above the threshold. All with Wilson intervals; the forms of one
     request are not independent, so that the intervals of figures per form are too narrow where there are many.
     """
+    log = rows.log
     bases = dict.fromkeys(found[0] for b in log.benchmarks if (found := attacked_set(b)))
     table: list[dict[str, Any]] = []
     for base in bases:
         for name in (base, *(b for b in log.benchmarks if (found := attacked_set(b)) and found[0] == base)):
             attack = BARE if name == base else name.removeprefix(f"{base}.")
             for method in log.methods:
-                rows = [r for r in log.rows(method, name) if r.reply is not None and r.example.label == "unsafe"]
-                for metric, (better, rate) in _figures(rows, log.judges(name)[0]).items():
+                own = [r for r in rows.of(method, name) if r.reply is not None and r.example.label == "unsafe"]
+                for metric, (better, rate) in _figures(own, log.judges(name)[0]).items():
                     first = {"benchmark": base, "attack": attack, "method": method, "metric": metric, "better": better}
                     table.append({**first, "value": rate.rate, "low": rate.low, "high": rate.high, "n": rate.n})
-                spent = [float(r.example.meta["seconds"]) for r in rows if "seconds" in r.example.meta]
+                spent = [float(r.example.meta["seconds"]) for r in own if "seconds" in r.example.meta]
                 if spent and method == log.methods[0]:
                     first = {"benchmark": base, "attack": attack, "method": "", "metric": "seconds of search", "better": ""}
                     table.append({**first, "value": sum(spent) / len(spent), "low": None, "high": None, "n": len(spent)})

@@ -15,7 +15,7 @@ from safeswitch.evaluation.attacks.base import ATTACKS, Attack, Victim
 from safeswitch.evaluation.attacks.sets import attack_set
 from safeswitch.evaluation.bench import Asked, Say, run_bench
 from safeswitch.evaluation.benchmark import Loaded
-from safeswitch.evaluation.candidates import Fitting
+from safeswitch.evaluation.candidates import Fitting, prepare
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.runner import Progress
 
@@ -35,6 +35,7 @@ def build_attacks(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]
 def run_attacks(
     engine: TransformersEngine,
     asked: Asked,
+    methods: Sequence[str],
     fitting: Fitting,
     attacks: Sequence[Attack],
     out: Path,
@@ -70,4 +71,6 @@ def run_attacks(
                 made.append(attack_set(one, attack, victim, out, identity=identity, progress=told))
         return made
 
-    return run_bench(engine, asked, fitting, out, say=say, progress=progress, more=attacked)
+    return run_bench(
+        engine, asked, lambda log: prepare(engine, methods, fitting, log, say), out, say=say, progress=progress, more=attacked,
+    )

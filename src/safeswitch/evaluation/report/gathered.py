@@ -16,7 +16,8 @@ from safeswitch.evaluation.attacks.outcome import attacked_set
 from safeswitch.evaluation.landscape.survey import FILE as LANDSCAPE
 from safeswitch.evaluation.log import Logged, RunLog
 from safeswitch.evaluation.metrics import Metric, outcomes
-from safeswitch.evaluation.tables import Table, make_tables, reference, summary
+from safeswitch.evaluation.rows import Rows
+from safeswitch.evaluation.tables import Table, main_rates, make_tables, reference, summary
 
 NAMES: Mapping[str, str] = {
     "base": "untouched model", "prompt": "safety prompt", "head": "head always on", "safeswitch": "SafeSwitch",
@@ -30,15 +31,15 @@ class Gathered:
 
     Args:
         log: The run folder.
+        rows: Its rows.
         tables: All tables by name.
-        rows: Logged replies by method and benchmark.
         analyses: What ``safeswitch analyse`` wrote, None where it did not run.
         landscape: What ``safeswitch landscape`` wrote, None where it did not run.
     """
 
     log: RunLog
+    rows: Rows
     tables: Mapping[str, Table]
-    rows: Mapping[tuple[str, str], list[Logged]]
     analyses: Mapping[str, Any] | None
     landscape: Mapping[str, Any] | None
 
@@ -50,9 +51,9 @@ class Gathered:
             ArtifactError: no run there, or a damaged file.
         """
         log = RunLog.open(folder)
-        rows = {(m, b): log.rows(m, b) for m in log.methods for b in log.benchmarks}
+        rows = Rows(log)
         beside = {name: read_json(folder / name) if (folder / name).is_file() else None for name in (ANALYSES, LANDSCAPE)}
-        return cls(log, make_tables(log), rows, beside[ANALYSES], beside[LANDSCAPE])
+        return cls(log, rows, make_tables(rows), beside[ANALYSES], beside[LANDSCAPE])
 
     @property
     def own(self) -> str:
@@ -66,18 +67,17 @@ class Gathered:
 
     def means(self, what: Metric) -> dict[str, dict[str, Any]]:
         """By method, the mean of ``what`` over the benchmarks that have it, by the judge that counts."""
-        first = {b: self.log.judges(b)[0] for b in self.log.benchmarks}
-        return summary([row for row in self.tables["rates"] if first.get(row["benchmark"]) == row["judge"]], what)
+        return summary(main_rates(self.rows), what)
 
     def decided(self, method: str) -> list[Logged]:
         """All labelled requests of the bare benchmarks that the gate of ``method`` decided on."""
-        return [r for b in self.bare for r in self.rows[method, b] if r.decision and r.example.label]
+        return [r for b in self.bare for r in self.rows.of(method, b) if r.decision and r.example.label]
 
     def by_category(self, method: str, what: Metric) -> dict[str, list[bool]]:
         """Outcomes of the bare benchmarks' requests by category."""
         found: dict[str, list[bool]] = {}
         for benchmark in self.bare:
-            logged = self.rows[method, benchmark]
+            logged = self.rows.of(method, benchmark)
             hits = outcomes(logged, self.log.judges(benchmark)[0], what)
             for row in logged:
                 if row.example.id in hits and row.example.category:

@@ -73,11 +73,13 @@ def render(run: Gathered) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.globals.update(cell=cell, named=named, percent=lambda x: f"{100 * x:.0f} %")
+    manifest = run.log.manifest
     tables = {**run.tables, **({"visage": visage_table(run)} if run.landscape else {})}
     return environment.get_template("report.html.j2").render(
-        run=run, manifest=run.log.manifest, tiles=tiles(run), sentences=sentences(run), sections=_sections(run),
+        run=run, manifest=manifest, tiles=tiles(run), sentences=sentences(run), sections=_sections(run),
         tripwire=TRIPWIRE, strips=strips(run), examples=_examples(run),
         tables=[_table(name, table) for name, table in tables.items() if table],
+        command=" ".join([Path(manifest["command"][0]).name, *manifest["command"][1:]]) if manifest["command"] else "",
         style=_asset("style.css"), script=_asset("script.js"),
     )
 
@@ -96,7 +98,7 @@ def _sections(run: Gathered) -> list[Section]:
         Section(
             "probers", "The probers", f"How well the scores of {named(run.own)} tell requests apart, and where they read best.",
             [roc(run), reliability(run), *quality(run), states(run)],
-            "No stage scored both safe and unsafe requests. Add a method with a gate, and for the maps run: safeswitch analyse.",
+            "No stage scored both safe and unsafe requests. Add a method with a gate; for the maps run: safeswitch analyse.",
         ),
         Section(
             "attacks", "Under attack", TRIPWIRE, attacked, "No attacks in this run. To have them, run: safeswitch attack.",
@@ -136,10 +138,10 @@ def _examples(run: Gathered) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     for benchmark in run.log.benchmarks:
         judge = run.log.judges(benchmark)[0]
-        rows = [r for r in run.rows[run.own, benchmark] if r.reply is not None and judge in r.judgements]
+        rows = [r for r in run.rows.of(run.own, benchmark) if r.reply is not None and judge in r.judgements]
         wrong = [r for r in rows if _wrong(r, judge)]
         for row in (wrong or rows)[:_EXAMPLES]:
-            replies = {m: _by_id(run.rows[m, benchmark], row.example.id) for m in run.log.methods}
+            replies = {m: _by_id(run.rows.of(m, benchmark), row.example.id) for m in run.log.methods}
             found.append({"benchmark": benchmark, "row": row, "wrong": row in wrong, "replies": replies})
     return found
 

@@ -63,8 +63,8 @@ def _curves(told: Mapping[str, Any], what: str, title: str, label: str) -> Pictu
     return draw(
         title, f"{title}. {'; '.join(alt)}.",
         f"Weights moved along {told['plan']['directions']} random directions of their own size ({told['plan']['normalise']}-"
-        f"normalised); line: mean, band: lowest to highest.{half if what == 'refused' else ''} Broken text is no refusal.", paint,
-        height=3.9,
+        f"normalised); line: mean, band: lowest to highest.{half if what == 'refused' else ''} Broken text is no refusal.",
+        paint, height=3.9,
     )  # fmt: skip
 
 

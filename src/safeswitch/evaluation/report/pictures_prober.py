@@ -55,7 +55,8 @@ def roc(run: Gathered) -> Picture | None:
     where = f" It works at {100 * at[1]:.1f} % true and {100 * at[0]:.1f} % false triggers." if at is not None else ""
     return draw(
         "ROC of stage 1", f"ROC curve of stage 1, area {area:.3f}.{where}",
-        f"{int(truth.sum())} unsafe and {int((~truth).sum())} safe requests of all benchmarks, attacked sets aside.{where}", paint,
+        f"{int(truth.sum())} unsafe and {int((~truth).sum())} safe requests of all benchmarks, attacked sets aside.{where}",
+        paint,
     )
 
 
@@ -80,16 +81,16 @@ def reliability(run: Gathered) -> Picture | None:
         )
         curve.set_ylabel("unsafe in %")
         curve.set_ylim(-4, 104)
-        curve.legend(loc="upper left")
+        curve.legend(loc="lower right")
         counts.hist(scores, bins=np.linspace(0, 1, _BINS + 1), color=colour(2))
         counts.set_yscale("log")
         counts.set_ylabel("requests")
         counts.set_xlabel("score")
 
     return draw(
-        "Reliability of stage 1", "Share of unsafe requests in each tenth of the score, beside the diagonal of a calibrated score.",
-        "A calibrated score lies on the dotted line. Below: how many requests had that score (logarithmic). The mix of safe and "
-        "unsafe requests is that of the suite, not of traffic, so the curve shifts elsewhere.", paint, height=4.2, panels=2,
+        "Reliability of stage 1", "Share of unsafe requests in each tenth of the score, beside a calibrated score's diagonal.",
+        "A calibrated score lies on the dotted line. Below: how many requests had that score (logarithmic). The mix of safe "
+        "and unsafe requests is that of the suite, not of traffic, so the curve shifts elsewhere.", paint, height=4.2, panels=2,
     )  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def _quality(rows: Sequence[Mapping[str, Any]], title: str) -> Picture:
         axis.grid(False)
         drawn = axis.pcolormesh(grid, cmap=_MAP, vmin=0.5, vmax=1.0, edgecolors="none")
         for (i, j), value in np.ndenumerate(grid):
-            axis.text(j + 0.5, i + 0.5, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=9,
+            axis.text(j + 0.5, i + 0.5, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=11,
                       color="#ffffff" if value < 0.78 else "#000000")  # fmt: skip
         axis.set_xticks(np.arange(len(pilots)) + 0.5, pilots)
         axis.set_yticks(np.arange(len(layers)) + 0.5, layers)
@@ -124,7 +125,7 @@ def _quality(rows: Sequence[Mapping[str, Any]], title: str) -> Picture:
         title, f"AUROC by layer and reply token. Best: {best['value']:.3f} at layer {best['layer']}, token {best['pilot']}.",
         f"Fitted on half of the run's requests, measured on the other half ({rows[0]['n']}). Best: {best['value']:.3f} "
         f"({best['low']:.3f} to {best['high']:.3f}) at layer {best['layer']} after {best['pilot']} tokens; picking the best of "
-        f"{len(rows)} flatters it.", paint, height=1.1 + 0.34 * max(5, len(layers)),
+        f"{len(rows)} flatters it.", paint, height=1.3 + 0.36 * max(5, len(layers)),
     )  # fmt: skip
 
 
@@ -135,20 +136,23 @@ def states(run: Gathered) -> Picture | None:
         return None
 
     def paint(axes: Sequence[Any]) -> None:
+        low, high = (np.array([f([p[name] for p in told["points"]]) for name in ("x", "y")]) for f in (min, max))
+        edge = 0.05 * (high - low)
         for axis, moment in zip(axes, MOMENTS, strict=True):
             for label, which, shape in (("safe", _SAFE, "o"), ("unsafe", _UNSAFE, "x")):
                 own = [p for p in told["points"] if p["moment"] == moment and p["label"] == label]
-                axis.scatter([p["x"] for p in own], [p["y"] for p in own], s=16, marker=shape, linewidths=1, color=colour(which),
-                             label=label, alpha=0.75)  # fmt: skip
+                x, y = ([p[name] for p in own] for name in ("x", "y"))
+                axis.scatter(x, y, s=16, marker=shape, linewidths=1, color=colour(which), label=label, alpha=0.75)
             axis.set_title(moment, loc="left")
-            axis.sharex(axes[0])
-            axis.sharey(axes[0])
+            axis.set_xlim(low[0] - edge[0], high[0] + edge[0])
+            axis.set_ylim(low[1] - edge[1], high[1] + edge[1])
+            axis.tick_params(labelleft=False, labelbottom=False)
         axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
 
     shares = told["explained"]
     note = f" The axes explain {100 * shares[0]:.0f} % and {100 * shares[1]:.0f} % of the variance." if shares else ""
     return draw(
-        "States before and after", f"Two-dimensional {told['how']} of states at three moments; safe and unsafe requests marked.",
+        "States before and after", f"{told['how']} of states in two dimensions at three moments; safe and unsafe are marked.",
         f"Layer {told['layer']}, {told['how'].upper()} over all three moments together: at the prompt's end, and after "
         f"{told['token']} reply tokens without and with the switch.{note}", paint, height=7.6, panels=3,
     )  # fmt: skip
@@ -161,17 +165,22 @@ def strips(run: Gathered) -> list[tuple[Picture, Mapping[str, Any]]]:
 
 def _strip(told: Mapping[str, Any], number: int) -> Picture:
     end = told["prompt_length"] - 1
-    peaks = {name: max(scores) for name, scores in told["scores"].items()}
+    asked = {name: tokens for name, tokens in told["asked"].items() if tokens}
+    peaks = {name: max(told["scores"][name][t] for t in tokens) for name, tokens in asked.items()}
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
         for i, (name, scores) in enumerate(told["scores"].items()):
             which = _STAGES.get(name, 5)
-            axis.plot(scores, color=colour(which), linestyle=DASHES[i % 4], linewidth=1.6, label=name)
-            axis.axhline(told["thresholds"][name], color=colour(which), linestyle=DASHES[i % 4], linewidth=0.7, alpha=0.8)
+            first = 0 if name == "stage1" else end
+            axis.plot(range(first, len(scores)), scores[first:], color=colour(which), linestyle=DASHES[i % 4], linewidth=1.5,
+                      label=name)  # fmt: skip
+            asked = told["asked"][name]
+            axis.plot(asked, [scores[t] for t in asked], "osD"[i % 3], color=colour(which), markersize=7)
+            axis.axhline(told["thresholds"][name], color=colour(which), linestyle=DASHES[i % 4], linewidth=0.8, alpha=0.9)
         axis.axvline(end, color=INK, linewidth=1)
-        axis.text(end + 0.4, 1.07, "reply", fontsize=9.5)
-        axis.text(end - 0.4, 1.07, "prompt", fontsize=9.5, ha="right")
+        axis.text(end + 0.4, 1.07, "reply", fontsize=11.5)
+        axis.text(end - 0.4, 1.07, "prompt", fontsize=11.5, ha="right")
         axis.set_ylim(-0.04, 1.16)
         axis.set_yticks([0, 0.5, 1])
         axis.set_xlabel("token")
@@ -181,6 +190,6 @@ def _strip(told: Mapping[str, Any], number: int) -> Picture:
     at = "; ".join(f"{name} reaches {peak:.2f} (threshold {told['thresholds'][name]:.2f})" for name, peak in peaks.items())
     return draw(
         f"Scores, conversation {number + 1}: {told['kind']}", f"Scores of each stage over {len(told['tokens'])} tokens. {at}.",
-        "Each stage asked at every token; in a run stage 1 is asked at the prompt's end (the upright line), stage 2 and the watch "
-        "within the reply. Thin lines: thresholds. The reply is the untouched model's.", paint, height=2.5,
+        "What each stage's prober says of each token; marks: where a run asks it. Thin level lines: thresholds. The reply is "
+        "the untouched model's, so that what would have followed is seen.", paint, height=3.0,
     )  # fmt: skip

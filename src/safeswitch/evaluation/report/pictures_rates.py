@@ -10,7 +10,7 @@ from safeswitch.evaluation.intervals import wilson
 from safeswitch.evaluation.metrics import ACCURACY, HARM, OVER_REFUSAL, Metric
 from safeswitch.evaluation.pareto import front
 from safeswitch.evaluation.report.gathered import Gathered, named
-from safeswitch.evaluation.report.svg import Picture, colour, draw, mark, per_cent, spread
+from safeswitch.evaluation.report.svg import INK, Picture, colour, draw, mark, per_cent, spread
 
 _MOST_CATEGORIES = 16
 
@@ -26,7 +26,8 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
-        axis.plot([100 * beside[m]["value"] for m in best], [100 * harm[m]["value"] for m in best], color="#888888", linewidth=1)
+        line = [[100 * what[m]["value"] for m in best] for what in (beside, harm)]
+        axis.plot(*line, color="#888888", linewidth=1)
         for i, method in enumerate(run.log.methods):
             if method in methods:
                 x, y = beside[method], harm[method]
@@ -34,16 +35,16 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
                     100 * x["value"], 100 * y["value"], xerr=[[e] for e in spread(x)], yerr=[[e] for e in spread(y)],
                     fmt=mark(i), color=colour(i), markersize=9, capsize=3, elinewidth=1.2, label=named(method),
                 )
-        axis.set_xlabel(f"{other.name} in %, {other.better} is better")
-        axis.set_ylabel("harmful compliance in %, lower is better")
-        axis.legend(loc="best")
+        axis.set_xlabel(f"{other.name} in % ({other.better} is better)")
+        axis.set_ylabel("harmful compliance in %")
+        axis.figure.legend(loc="outside upper left", ncols=2)
 
     told = "; ".join(f"{named(m)}: {_per_cent(harm[m])} and {_per_cent(beside[m])}" for m in methods)
     corner = "lower left" if sign > 0 else "lower right"
     return draw(
         f"Harm against {other.name}", f"Harmful compliance and {other.name} by method. {told}.",
         f"Means over the benchmarks, with 95 % intervals. The {corner} corner is best; the line joins the methods that no "
-        "other beats on both axes.", paint,
+        "other beats on both axes.", paint, height=4.1,
     )  # fmt: skip
 
 
@@ -72,12 +73,12 @@ def categories(run: Gathered) -> Picture | None:
             which = run.log.methods.index(method)
             axis.barh(at, [100 * r.rate for r in own], thick * 0.92, color=colour(which), label=named(method))
             axis.errorbar(
-                [100 * r.rate for r in own], at, xerr=bars, fmt="none", ecolor="#888888", elinewidth=1.1, capsize=2
+                [100 * r.rate for r in own], at, xerr=bars, fmt="none", ecolor=INK, alpha=0.6, elinewidth=1.1, capsize=2
             )
         axis.set_yticks(range(len(shown)), [f"{_short(c)} ({rates[run.own][c].n})" for c in shown])
         axis.set_ylim(len(shown) - 0.5, -0.5)
         per_cent(axis)
-        axis.set_xlabel("harmful compliance in %, lower is better")
+        axis.set_xlabel("harmful compliance in % (lower is better)")
         axis.figure.legend(loc="outside upper left", ncols=2)
 
     worst = "; ".join(f"{c} {100 * rates[run.own][c].rate:.0f} %" for c in shown[:3])
@@ -85,11 +86,11 @@ def categories(run: Gathered) -> Picture | None:
     return draw(
         "Harm by category", f"Bars of harmful compliance by category. Highest for {named(run.own)}: {worst}.",
         f"Number of requests in brackets; 95 % Wilson intervals, not corrected for the number of categories.{more}", paint,
-        height=1.1 + 0.36 * len(shown),
+        height=1.2 + 0.38 * len(shown),
     )
 
 
-def _short(text: str, most: int = 26) -> str:
+def _short(text: str, most: int = 22) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -118,7 +119,7 @@ def _attacked(run: Gathered, rows: Sequence[Mapping[str, Any]], benchmark: str) 
         axis.set_yticks(range(len(names)), ["not attacked" if n == BARE else n for n in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
         per_cent(axis)
-        axis.set_xlabel(f"{metric} in %, {better} is better")
+        axis.set_xlabel(f"{metric} in % ({better} is better)")
         axis.figure.legend(loc="outside upper left", ncols=2)
 
     own = "; ".join(f"{r['attack']} {_per_cent(r)}" for r in rows if r["method"] == run.own)

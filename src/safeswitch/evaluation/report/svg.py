@@ -1,7 +1,7 @@
 """Pictures as inline SVG that follow the page's theme: matplotlib draws, CSS variables colour.
 
-Text stays text. Series are told apart by colour (Okabe and Ito's, safe for any colour vision) and by mark. Knows nothing of what
-is drawn.
+Text stays text. Series are told apart by colour (Okabe and Ito's, safe for any colour vision) and by mark. Knows
+nothing of what is drawn.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ MARKS = "osD^vPX*<>"
 DASHES = ("-", "--", "-.", ":")
 INK, FAINT, PAPER = "#010203", "#010204", "#010205"
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", PAPER: "var(--card)"}
-_STYLE = {
-    "svg.fonttype": "none", "font.size": 10.5, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
+_STYLE: Any = {
+    "svg.fonttype": "none", "font.size": 12.5, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": FAINT, "grid.alpha": 0.35, "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False,
-    "axes.titlesize": 10.5, "axes.labelsize": 10.5, "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "legend.fontsize": 9.5,
-    "axes.facecolor": "none", "figure.facecolor": "none", "lines.linewidth": 1.8, "figure.dpi": 72,
+    "axes.titlesize": 12.5, "axes.labelsize": 12, "xtick.labelsize": 11.5,
+    "ytick.labelsize": 11.5, "legend.fontsize": 11.5,
+    "legend.handlelength": 1.6, "legend.columnspacing": 1.2, "axes.facecolor": "none", "figure.facecolor": "none", "lines.linewidth": 1.8, "figure.dpi": 72,
 }  # fmt: skip
 WIDTH = 5.8
 """Inches of 72 points: a picture is 418 points wide, near a phone's width, so that its text is never shrunk much."""
@@ -58,7 +59,7 @@ def draw(
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
-        paint(figure.subplots(panels, 1, squeeze=False).flatten())
+        paint(list(figure.subplots(panels, 1, squeeze=False).flatten()))
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     return Picture(title, _themed(text.getvalue(), alt), alt, caption)

@@ -36,7 +36,8 @@ class Tile:
 def tiles(run: Gathered) -> list[Tile]:
     """Harm, over-refusal, accuracy and cost of the method that the report is about."""
     found = []
-    for what, label in ((HARM, "unsafe requests complied with"), (OVER_REFUSAL, "safe requests refused"), (ACCURACY, "tasks right")):
+    labels = ((HARM, "unsafe requests complied with"), (OVER_REFUSAL, "safe requests refused"), (ACCURACY, "tasks right"))
+    for what, label in labels:
         means = run.means(what)
         if run.own in means:
             row, other = means[run.own], means.get("base")
@@ -45,25 +46,24 @@ def tiles(run: Gathered) -> list[Tile]:
     extra = _extra_seconds(run)
     if extra is not None:
         share, base = extra
-        found.append(Tile("extra time a request", f"{1000 * share:+.0f} ms", "mean", f"{named('base')}: {1000 * base:.0f} ms"))
+        found.append(Tile("extra time a request", f"{1000 * share:+.0f} ms", "mean, by the clock", f"{named('base')}: {1000 * base:.0f} ms"))
     return found
 
 
 def sentences(run: Gathered) -> list[str]:
     """The verdict in words, most important first."""
-    own, told = run.own, []
-    harm, refusal, accuracy = (run.means(what) for what in (HARM, OVER_REFUSAL, ACCURACY))
-    if own in harm:
-        text = f"{_head(named(own))} complied with {with_interval(harm[own])} of unsafe requests"
-        told.append(text + (f"; the untouched model with {with_interval(harm['base'])}." if own != "base" and "base" in harm else "."))
-    if own in refusal:
-        text = f"It refused {with_interval(refusal[own])} of safe requests"
-        told.append(text + (f" (untouched: {percent(refusal['base'])})." if own != "base" and "base" in refusal else "."))
-    if own in accuracy:
-        text = f"It got {with_interval(accuracy[own])} of checkable tasks right"
-        told.append(text + (f" (untouched: {percent(accuracy['base'])})." if own != "base" and "base" in accuracy else "."))
-    told += _rivals(run) + _attacks(run) + _missing(run)
-    return told
+    told = []
+    for what, text in (
+        (HARM, f"{_head(named(run.own))} complied with {{}} of unsafe requests"),
+        (OVER_REFUSAL, "It refused {} of safe requests"),
+        (ACCURACY, "It got {} of checkable tasks right"),
+    ):
+        means = run.means(what)
+        if run.own in means:
+            base = means.get("base") if run.own != "base" else None
+            beside = f"; the {named('base')} {with_interval(base)}." if base is not None else "."
+            told.append(text.format(with_interval(means[run.own])) + beside)
+    return told + _rivals(run) + _attacks(run) + _missing(run)
 
 
 def _rivals(run: Gathered) -> list[str]:
@@ -72,9 +72,9 @@ def _rivals(run: Gathered) -> list[str]:
     if not tests:
         return []
     clear = [row for row in tests if row["p_holm"] < 0.05]
-    names = ", ".join(dict.fromkeys(named(row["against"]) for row in tests))
+    names = " and ".join(dict.fromkeys(named(row["against"]) for row in tests))
     if not clear:
-        return [f"Against {names}, no difference on any benchmark is clear of chance after correction for {len(tests)} tests or more."]
+        return [f"Against {names}: no difference on any benchmark is clear of chance (Holm-corrected p below 0.05)."]
     better = sum((row["value"] < 0) == (row["better"] == "lower") for row in clear)
     return [
         f"Against {names}: better in {better} and worse in {len(clear) - better} of {len(tests)} paired tests that are clear "
@@ -87,7 +87,8 @@ def _attacks(run: Gathered) -> list[str]:
     if not rows:
         return []
     told = []
-    for metric, text in (("attack success", "complied with {} of the attacked requests"), ("gate recall", "fired on only {} of them")):
+    texts = {"attack success": "complied with {} of the attacked requests", "gate recall": "fired on only {} of them"}
+    for metric, text in texts.items():
         of = [row for row in rows if row["metric"] == metric]
         bare = next((row for row in of if row["attack"] == BARE), None)
         worst = _worst(of)
@@ -126,12 +127,12 @@ def _extra_seconds(run: Gathered) -> tuple[float, float] | None:
 
 def percent(row: Mapping[str, Any]) -> str:
     """``12.3 %``."""
-    return f"{100 * row['value']:.1f} %"
+    return f"{100 * row['value']:.1f}\N{NO-BREAK SPACE}%"
 
 
 def interval(row: Mapping[str, Any]) -> str:
     """``9.1 to 16.4 %``."""
-    return f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %"
+    return f"{100 * row['low']:.1f} to {100 * row['high']:.1f}\N{NO-BREAK SPACE}%"
 
 
 def with_interval(row: Mapping[str, Any]) -> str:
