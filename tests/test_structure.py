@@ -126,7 +126,7 @@ def test_the_changelog_knows_the_version() -> None:
 EXTRAS = {
     "vllm": ("engines/vllm/", "serving/"), "matplotlib": ("evaluation/",), "datasets": ("data/",),
     "sqlalchemy": ("serving/",), "prometheus_client": ("serving/",), "lm_eval": ("evaluation/harness",),
-    "inspect_ai": ("evaluation/inspect_bridge",),
+    "inspect_ai": ("evaluation/inspect_bridge",), "jinja2": ("evaluation/report",),
 }
 """Optional packages, and the only folders that may import each."""
 

@@ -16,15 +16,15 @@ from safeswitch.evaluation.picture import COLOURS
 
 MARKS = "osD^vPX*<>"
 DASHES = ("-", "--", "-.", ":")
-INK, FAINT, PAPER = "#010203", "#010204", "#010205"
-_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", PAPER: "var(--card)"}
+INK, FAINT = "#010203", "#010204"
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)"}
 _STYLE: Any = {
     "svg.fonttype": "none", "font.size": 12.5, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": FAINT, "grid.alpha": 0.35, "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False,
-    "axes.titlesize": 12.5, "axes.labelsize": 12, "xtick.labelsize": 11.5,
-    "ytick.labelsize": 11.5, "legend.fontsize": 11.5,
-    "legend.handlelength": 1.6, "legend.columnspacing": 1.2, "axes.facecolor": "none", "figure.facecolor": "none", "lines.linewidth": 1.8, "figure.dpi": 72,
+    "axes.titlesize": 12.5, "axes.labelsize": 12, "xtick.labelsize": 11.5, "ytick.labelsize": 11.5, "legend.fontsize": 11.5,
+    "legend.handlelength": 1.6, "legend.columnspacing": 1.2, "axes.facecolor": "none", "figure.facecolor": "none",
+    "lines.linewidth": 1.8, "figure.dpi": 72,
 }  # fmt: skip
 WIDTH = 5.8
 """Inches of 72 points: a picture is 418 points wide, near a phone's width, so that its text is never shrunk much."""

@@ -46,7 +46,8 @@ def tiles(run: Gathered) -> list[Tile]:
     extra = _extra_seconds(run)
     if extra is not None:
         share, base = extra
-        found.append(Tile("extra time a request", f"{1000 * share:+.0f} ms", "mean, by the clock", f"{named('base')}: {1000 * base:.0f} ms"))
+        beside = f"{named('base')}: {1000 * base:.0f} ms"
+        found.append(Tile("extra time a request", f"{1000 * share:+.0f} ms", "mean, by the clock", beside))
     return found
 
 
