@@ -72,7 +72,7 @@ def test_the_verdict_says_the_known_figures(html: str) -> None:
     assert f"complied with {share(ATTACKED_HARM[own])} of the attacked requests under gcg-prober" in plain
     assert f"fired on only {share(20 - SLIPPED)} of them under gcg-prober" in plain
     assert "A prober is a tripwire, not a wall" in plain
-    assert "missing here: gated_set" in plain
+    assert "missing here: gated_set (1 of the suite's benchmarks)" in plain
     assert "gated_set: the hub says no" in plain
     assert f'<div class="value">{5 * HARM[own]:.1f} %</div>' in plain
 
@@ -136,9 +136,12 @@ def test_what_was_not_run_is_said_and_leaves_no_empty_panel(tmp_path: Path) -> N
     assert html.count("<svg") == html.count("<figure>") > 0
 
 
-def test_the_same_folder_gives_the_same_report(folder: Path, html: str) -> None:
-    write_report(folder)
-    assert (folder / "report.html").read_text(encoding="utf-8") == html
+def test_the_same_folder_gives_the_same_report(tmp_path: Path) -> None:
+    texts = []
+    for _ in range(2):
+        write_report(made_run(tmp_path, attacked=False))
+        texts.append((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert texts[0] == texts[1]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -65,6 +65,12 @@ class Gathered:
         """Benchmarks that are not attacked sets."""
         return [b for b in self.log.benchmarks if not attacked_set(b)]
 
+    def series(self, method: str) -> int:
+        """Number of a method's colour and mark: the same in every report for those that ``NAMES`` knows."""
+        known = list(NAMES)
+        others = [m for m in self.log.methods if m not in known]
+        return known.index(method) if method in known else len(known) + others.index(method)
+
     def means(self, what: Metric) -> dict[str, dict[str, Any]]:
         """By method, the mean of ``what`` over the benchmarks that have it, by the judge that counts."""
         return summary(main_rates(self.rows), what)

@@ -28,13 +28,12 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
         axis = axes[0]
         line = [[100 * what[m]["value"] for m in best] for what in (beside, harm)]
         axis.plot(*line, color="#888888", linewidth=1)
-        for i, method in enumerate(run.log.methods):
-            if method in methods:
-                x, y = beside[method], harm[method]
-                axis.errorbar(
-                    100 * x["value"], 100 * y["value"], xerr=[[e] for e in spread(x)], yerr=[[e] for e in spread(y)],
-                    fmt=mark(i), color=colour(i), markersize=9, capsize=3, elinewidth=1.2, label=named(method),
-                )
+        for method in methods:
+            i, x, y = run.series(method), beside[method], harm[method]
+            place = 100 * x["value"], 100 * y["value"]
+            bars = {"xerr": [[e] for e in spread(x)], "yerr": [[e] for e in spread(y)]}
+            axis.errorbar(*place, **bars, fmt="none", ecolor=colour(i), capsize=3, elinewidth=1.2)
+            axis.plot(*place, mark(i), color=colour(i), markersize=9, label=named(method))
         axis.set_xlabel(f"{other.name} in % ({other.better} is better)")
         axis.set_ylabel("harmful compliance in %")
         axis.figure.legend(loc="outside upper left", ncols=2)
@@ -70,7 +69,7 @@ def categories(run: Gathered) -> Picture | None:
             at = [j + (i - (len(methods) - 1) / 2) * thick for j in range(len(shown))]
             own = [rates[method][c] for c in shown]
             bars = [[100 * (r.rate - r.low) for r in own], [100 * (r.high - r.rate) for r in own]]
-            which = run.log.methods.index(method)
+            which = run.series(method)
             axis.barh(at, [100 * r.rate for r in own], thick * 0.92, color=colour(which), label=named(method))
             axis.errorbar(
                 [100 * r.rate for r in own], at, xerr=bars, fmt="none", ecolor=INK, alpha=0.6, elinewidth=1.1, capsize=2
@@ -111,11 +110,10 @@ def _attacked(run: Gathered, rows: Sequence[Mapping[str, Any]], benchmark: str) 
             own = {row["attack"]: row for row in rows if row["method"] == method}
             at = [j + (i - (len(methods) - 1) / 2) * step for j, name in enumerate(names) if name in own]
             values = [own[name] for name in names if name in own]
-            which = run.log.methods.index(method)
-            axis.errorbar(
-                [100 * r["value"] for r in values], at, xerr=list(zip(*(spread(r) for r in values), strict=True)),
-                fmt=mark(which), color=colour(which), markersize=6.5, capsize=2.5, elinewidth=1.1, label=named(method),
-            )
+            which, rates = run.series(method), [100 * r["value"] for r in values]
+            bars = list(zip(*(spread(r) for r in values), strict=True))
+            axis.errorbar(rates, at, xerr=bars, fmt="none", ecolor=colour(which), capsize=2.5, elinewidth=1.1)
+            axis.plot(rates, at, mark(which), color=colour(which), markersize=6.5, label=named(method))
         axis.set_yticks(range(len(names)), ["not attacked" if n == BARE else n for n in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
         per_cent(axis)

@@ -110,7 +110,7 @@ def _missing(run: Gathered) -> list[str]:
     gone = list(run.log.manifest["missing"])
     told = []
     if gone:
-        told.append(f"{len(gone)} benchmarks of the suite were not at hand and are missing here: {', '.join(gone)}.")
+        told.append(f"Not at hand and missing here: {', '.join(gone)} ({len(gone)} of the suite's benchmarks).")
     if not run.log.manifest.get("finished"):
         told.append("This run is not finished: figures are of what has been answered so far.")
     return told
