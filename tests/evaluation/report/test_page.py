@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def html(folder: Path) -> str:
 
 
 def test_the_verdict_says_the_known_figures(html: str) -> None:
-    plain = re.sub(r"\s+", " ", html.replace("\N{NO-BREAK SPACE}", " "))
+    plain = re.sub(r"\s+", " ", unescape(html).replace("\N{NO-BREAK SPACE}", " "))
 
     def share(hits: int) -> str:
         bounds = binomtest(hits, 20).proportion_ci(method="wilson")
