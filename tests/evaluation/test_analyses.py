@@ -24,7 +24,7 @@ from safeswitch.evaluation.analyses.quality import prober_quality
 from safeswitch.evaluation.analyses.run import analyse
 from safeswitch.evaluation.analyses.strip import score_strip
 from safeswitch.evaluation.bench import Asked, run_bench
-from safeswitch.evaluation.candidates import prepare
+from safeswitch.evaluation.candidates import check_methods, prepare
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.rows import Rows
 from safeswitch.nano import switch_path, weights_path
@@ -52,6 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two methods on three suites."""
     out = tmp_path_factory.mktemp("run")
     fitting, told = nano_fitting(nano_settings(), own=switch())
+    check_methods(("base", "safeswitch"))
     suites = ("nano_plain_unsafe", "nano_jailbroken", "nano_lookalike")
     run_bench(
         engine(), Asked("own", suites, limit=30, fit=told),

@@ -63,7 +63,6 @@ def attack(
     """
     from safeswitch.evaluation.attacks.run import build_attacks, run_attacks
     from safeswitch.evaluation.bench import Asked
-    from safeswitch.evaluation.candidates import check_methods
     from safeswitch.evaluation.catalogue import benchmarks
     from safeswitch.evaluation.fit_source import fitting_on
     from safeswitch.evaluation.picture import check_drawable
@@ -88,7 +87,6 @@ def attack(
     usual = "base,safeswitch" if own is not None else "base"
     defended = tuple(name.strip() for name in (methods or usual).split(","))
     check_drawable()
-    check_methods(defended)
     asked = Asked(
         "attack", tuple(benchmark or (["nano_plain_unsafe"] if model == "nano" else ["harmbench"])),
         data, hub, limit, seed, command=tuple(sys.argv), fit=told,

@@ -15,7 +15,7 @@ from safeswitch.evaluation.attacks.base import ATTACKS, Attack, Victim
 from safeswitch.evaluation.attacks.sets import attack_set
 from safeswitch.evaluation.bench import Asked, Say, run_bench
 from safeswitch.evaluation.benchmark import Loaded
-from safeswitch.evaluation.candidates import Fitting, prepare
+from safeswitch.evaluation.candidates import Fitting, check_methods, prepare
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.runner import Progress
 
@@ -48,9 +48,11 @@ def run_attacks(
     White-box attacks look into the model and the gate of ``fitting.own``: the one that is defended with.
 
     Raises:
+        SettingError: an unknown method.
         DataError: no benchmark with unsafe requests.
-        SettingError, ArtifactError: see :func:`safeswitch.evaluation.bench.run_bench`.
+        ArtifactError: see :func:`safeswitch.evaluation.bench.run_bench`.
     """
+    check_methods(methods)
     own = fitting.own
     victim = Victim(engine.lm, own.gate if own is not None else None)
     identity = {"model": engine.lm.fingerprint, "switch": own.fingerprint if own is not None else "none"}
