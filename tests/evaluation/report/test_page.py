@@ -148,3 +148,7 @@ def test_the_same_folder_gives_the_same_report(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not exist"):
         write_report(tmp_path)
+    made_run(tmp_path, attacked=False)
+    (tmp_path / "landscape.json").write_text('{"format_version": 0}')
+    with pytest.raises(ArtifactError, match="landscape.json: format version 0 is not supported"):
+        write_report(tmp_path)

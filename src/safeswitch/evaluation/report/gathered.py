@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from safeswitch.core.artifact import read_json
+from safeswitch.core.errors import ArtifactError
 from safeswitch.evaluation.analyses.run import FILE as ANALYSES
+from safeswitch.evaluation.analyses.run import FORMAT_VERSION as ANALYSES_VERSION
 from safeswitch.evaluation.attacks.outcome import attacked_set
 from safeswitch.evaluation.landscape.survey import FILE as LANDSCAPE
+from safeswitch.evaluation.landscape.survey import FORMAT_VERSION as LANDSCAPE_VERSION
 from safeswitch.evaluation.log import Logged, RunLog
 from safeswitch.evaluation.metrics import Metric, outcomes
 from safeswitch.evaluation.rows import Rows
@@ -23,6 +26,7 @@ NAMES: Mapping[str, str] = {
     "base": "untouched model", "prompt": "safety prompt", "head": "head always on", "safeswitch": "SafeSwitch",
 }
 """Methods as a reader knows them; others keep their name."""
+_BESIDE = {ANALYSES: ANALYSES_VERSION, LANDSCAPE: LANDSCAPE_VERSION}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +56,7 @@ class Gathered:
         """
         log = RunLog.open(folder)
         rows = Rows(log)
-        beside = {name: read_json(folder / name) if (folder / name).is_file() else None for name in (ANALYSES, LANDSCAPE)}
+        beside = {name: _read(folder / name, version) for name, version in _BESIDE.items()}
         return cls(log, rows, make_tables(rows), beside[ANALYSES], beside[LANDSCAPE])
 
     @property
@@ -89,6 +93,16 @@ class Gathered:
                 if row.example.id in hits and row.example.category:
                     found.setdefault(row.example.category, []).append(hits[row.example.id])
         return found
+
+
+def _read(path: Path, version: int) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    told = read_json(path)
+    if told.get("format_version") != version:
+        got = told.get("format_version")
+        raise ArtifactError(f"{path}: format version {got!r} is not supported; this library reads {version}")
+    return told
 
 
 def named(method: str) -> str:
