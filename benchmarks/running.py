@@ -45,7 +45,7 @@ def serving(folder: Path, engine: str, *flags: str, patience: int = 300) -> Iter
     own: Sequence[str] = VLLM_FLAGS if engine == "vllm" else ()
     command = [
         sys.executable, "-m", "safeswitch.cli.main", "serve", "--model", "nano", "--switch", "nano",
-        "--port", str(port), *own, *flags,
+        "--engine", engine, "--port", str(port), *own, *flags,
     ]  # fmt: skip
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **_ENVIRONMENT}, cwd=folder)

@@ -27,8 +27,8 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 FOUND = transformers.__version__
 VERBS = (
-    "fit", "inspect", "push", "generate", "chat", "eval", "compare", "demo", "version", "nano", "nano build", "nano table",
-    "nano study",
+    "fit", "inspect", "push", "generate", "chat", "eval", "compare", "harness", "demo", "version", "nano",
+    "nano build", "nano table", "nano study",
 )
 
 
@@ -187,7 +187,7 @@ def test_chat_with_a_system_message_and_sampling_repeats_itself_for_a_seed(place
 def test_help_of_every_verb_names_its_options(run: Any) -> None:
     whole = run("--help")
     assert whole.code == 0
-    for verb in ("fit", "inspect", "push", "generate", "chat", "eval", "compare", "demo", "nano"):
+    for verb in ("fit", "inspect", "push", "generate", "chat", "eval", "compare", "harness", "demo", "nano"):
         assert verb in whole.out
     for verb in VERBS:
         ran = run(*verb.split(), "--help")

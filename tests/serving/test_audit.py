@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,15 @@ def test_whether_records_would_be_kept_is_known_beforehand(tmp_path: Path) -> No
         else:
             with pytest.raises(AuditError):
                 store.check()
+        store.close()
+
+
+def test_many_first_writers_make_one_table(tmp_path: Path) -> None:
+    stores = [Audit(f"sqlite:///{tmp_path / 'a.db'}") for _ in range(4)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda i: stores[i % 4].write(record(i)), range(32)))
+    assert sorted(ids(tmp_path / "a.db")) == sorted(f"r{i}" for i in range(32))
+    for store in stores:
         store.close()
 
 

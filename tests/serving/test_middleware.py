@@ -183,6 +183,11 @@ def test_the_reserved_argument_is_refused() -> None:
     assert post(App([], [b"{}"]), {"vllm_xargs": {"safeswitch": "off"}}).status == 400
 
 
+@pytest.mark.parametrize("given", [True, 1, "x", []])
+def test_structured_outputs_must_be_an_object(given: object) -> None:
+    assert post(App([], [b"{}"]), {"structured_outputs": given}).status == 400
+
+
 def test_beam_search_is_refused() -> None:
     assert post(App([], [b"{}"]), {"use_beam_search": True}).status == 400
 

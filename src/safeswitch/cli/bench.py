@@ -24,6 +24,7 @@ from safeswitch.cli.options import (
     SwitchOption,
     TemplateOption,
 )
+from safeswitch.core.errors import SettingError
 
 SuiteOption = Annotated[str, typer.Option("--suite", help="nano, quick, paper or full.")]
 BenchmarkOption = Annotated[
@@ -34,7 +35,8 @@ HubOption = Annotated[bool, typer.Option("--hub", help="Ask the hub for benchmar
 OutOption = Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run there is gone on with.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Most requests of each benchmark, drawn at random.")]
 JudgeOption = Annotated[
-    list[str] | None, typer.Option("--judge", help="A further judge, as kind:where; repeat for more. See the README.")
+    list[str] | None,
+    typer.Option("--judge", help="A further judge, as openai:MODEL@URL or llama-guard:MODEL; repeat for more."),
 ]
 BatchOption = Annotated[int, typer.Option(min=1)]
 FitDataOption = Annotated[
@@ -104,6 +106,7 @@ def _run(
     from safeswitch.evaluation.candidates import check_methods, prepare
     from safeswitch.evaluation.catalogue import benchmarks, suite_benchmarks
     from safeswitch.evaluation.fit_source import fitting_on
+    from safeswitch.evaluation.judges.named import make_judge
     from safeswitch.evaluation.picture import check_drawable
     from safeswitch.nano.bench import nano_fitting, nano_settings
     from safeswitch.switch.fit_settings import FitSettings
@@ -123,16 +126,45 @@ def _run(
     check_methods(methods)
     asked = Asked(
         suite if not benchmark else "own", tuple(benchmark or suite_benchmarks(suite)), data, hub, limit, seed,
-        command=tuple(sys.argv), fit=told,
+        judges=tuple(make_judge(spec, out / "judge-cache") for spec in judge or ()), command=tuple(sys.argv), fit=told,
     )
     with bars(console) as advance:
-        log = run_bench(
+        run_bench(
             engine, asked, lambda log: prepare(engine, methods, fitting, log, say), out, say=say, progress=advance
         )
     Console().print(Markdown((out / "table.md").read_text(encoding="utf-8")))
-    for name, why in log.manifest["missing"].items():
-        print(f"MISSING {name}: {why}")
     print(f"written to {out}: table.md, tables/, figures.json, pareto.png")
+
+
+def harness(
+    model: ModelOption,
+    tasks: Annotated[str, typer.Option("--tasks", help="Tasks of lm-evaluation-harness, joined by commas.")],
+    out: Annotated[Path, typer.Option("--out", help="JSON file for the results.")],
+    switch: SwitchOption = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder with more tasks, as YAML files.")] = None,
+    limit: LimitOption = None,
+    chat_turns: Annotated[bool, typer.Option("--chat-turns", help="Give examples as turns, not in one text.")] = False,
+    batch_size: BatchOption = 32,
+    allow_other_model: OtherModelOption = False,
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    device_map: DeviceMapOption = None,
+    chat_template: TemplateOption = None,
+) -> None:
+    """Utility under a switch, through lm-evaluation-harness."""
+    from safeswitch.core.artifact import write_json
+
+    try:
+        from safeswitch.evaluation.harness import run_tasks
+    except ModuleNotFoundError as error:
+        raise SettingError(f"safeswitch harness needs {error.name}: pip install 'safeswitch[harness]'") from error
+    engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
+    results = run_tasks(
+        engine, load_switch(switch), tasks.split(","), include_path=include_path, limit=limit, chat_turns=chat_turns
+    )
+    write_json(out, results)
+    for task, figures in results["results"].items():
+        print(task, *(f"{name}={value}" for name, value in figures.items() if "," in name))
 
 
 @contextmanager

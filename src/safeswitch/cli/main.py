@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from safeswitch._version import __version__
 from safeswitch.cli.attack import attack
-from safeswitch.cli.bench import compare, evaluate
+from safeswitch.cli.bench import compare, evaluate, harness
 from safeswitch.cli.inquire import analyse, landscape
 from safeswitch.cli.load import load_collector, load_engine, load_switch
 from safeswitch.cli.operate import audit_app, keys_app
@@ -276,10 +276,11 @@ def generate(
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command("eval")(evaluate)
 app.command()(compare)
+app.command()(harness)
 app.command()(attack)
 app.command()(analyse)
-app.command()(report)
 app.command()(landscape)
+app.command()(report)
 
 
 @app.command()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from safeswitch.cli.options import ModelOption, OtherModelOption, switch_folder
-from safeswitch.core.errors import SettingError
+from safeswitch.core.errors import SettingError, check_choice
+
+ENGINES = ("vllm", "transformers")
 
 
 def serve(
@@ -31,8 +34,10 @@ def serve(
     audit_text: Annotated[bool, typer.Option("--audit-text", help="Keep the requests' text, not only its hash.")] = False,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request body in bytes.")] = 1 << 20,
     allow_other_model: OtherModelOption = False,
+    engine: Annotated[str, typer.Option(help="vllm or transformers; default: vllm where it is installed.")] = "",
 ) -> None:
-    """An OpenAI-compatible server on vLLM, guarded; any flag of `vllm serve` may follow."""
+    """An OpenAI-compatible server, guarded. On vLLM any flag of `vllm serve` may follow; on transformers --host, --port,
+    --batch-size, --max-wait-ms and others: `safeswitch serve --model M --switch S --engine transformers -- --help`."""
     from safeswitch.engines.vllm.settings import GuardSettings
     from safeswitch.nano import weights_path
     from safeswitch.serving.settings import ServerSettings, calibration_of
@@ -44,17 +49,33 @@ def serve(
         keys=str(keys.absolute()) if keys else "", rate_storage=rate_storage, max_tokens=max_tokens, max_body=max_body,
         audit=audit, audit_failure=audit_failure, audit_text=audit_text, calibration=calibration_of(bundles),
     )
+    chosen, where, flags = _engine(engine), weights_path() if model == "nano" else model, list(context.args)
     try:
         from safeswitch.serving.middleware import check
 
         check(server)
+        if chosen == "transformers":
+            from safeswitch.serving.transformers_server import serve as run_transformers
+
+            run_transformers(where, model, guard, server, flags)
+            return
         from safeswitch.serving.vllm_server import serve as run
     except ModuleNotFoundError as error:
-        raise SettingError(f"safeswitch serve needs {error.name}: pip install 'safeswitch[vllm,server]'") from error
-    flags = list(context.args)
+        extra = "server" if chosen == "transformers" else "vllm,server"
+        raise SettingError(f"safeswitch serve needs {error.name}: pip install 'safeswitch[{extra}]'") from error
     if model == "nano":
         flags = ["--served-model-name", "nano", "--dtype", "float32", *flags]
-    run(weights_path() if model == "nano" else model, guard, server, flags)
+    run(where, guard, server, flags)
+
+
+def _engine(asked: str) -> str:
+    """The engine that is asked for, or vLLM where it is installed; says which where nobody asked."""
+    if asked:
+        check_choice("command line", "engine", asked, ENGINES)
+        return asked
+    chosen = "vllm" if find_spec("vllm") is not None else "transformers"
+    typer.echo(f"engine: {chosen} (--engine {' or '.join(ENGINES)} chooses)", err=True)
+    return chosen
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -102,7 +102,24 @@ class Example:
         return self.label == "unsafe"
 
 
-Prompt = str | Sequence[Message] | Sequence[Mapping[str, str]] | Example
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt that goes to the model as it is, without a chat template.
+
+    Args:
+        ids: Its tokens.
+        text: What they stand for, for readers of text.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise DataError("the prompt is empty; give at least one token")
+
+
+Prompt = str | Sequence[Message] | Sequence[Mapping[str, str]] | Example | Tokens
 
 
 def as_messages(prompt: Prompt) -> tuple[Message, ...]:
@@ -115,6 +132,8 @@ def as_messages(prompt: Prompt) -> tuple[Message, ...]:
     """
     if isinstance(prompt, Example):
         return (*prompt.messages, Message("assistant", prompt.prefill)) if prompt.prefill else prompt.messages
+    if isinstance(prompt, Tokens):
+        return (Message("user", prompt.text),)
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError("the prompt is empty; give at least one character that is not white space")

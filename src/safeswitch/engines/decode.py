@@ -34,10 +34,13 @@ class Loop:
         rows: The gate at work on the batch.
         seeds: One sampling seed per row, or None to draw from torch's global generator.
         listener: Told of every step.
+        context: Positions that the model has; rows that have ended stay at the last one while others go on.
     """
 
-    def __init__(self, rows: Rows, seeds: Sequence[int] | None = None, listener: Listener | None = None) -> None:
-        self.rows, self.seeds, self.listener = rows, seeds, listener
+    def __init__(
+        self, rows: Rows, seeds: Sequence[int] | None = None, listener: Listener | None = None, context: int | None = None
+    ) -> None:
+        self.rows, self.seeds, self.listener, self.context = rows, seeds, listener, context
         self.generators: list[torch.Generator] = []
         self.offset = torch.zeros(0, dtype=torch.long)
         self.offsets = [0]
@@ -72,6 +75,8 @@ class Loop:
             )
             outputs = model(**inputs, return_dict=True)
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            if self.context is not None and model_kwargs.get("position_ids") is not None:
+                model_kwargs["position_ids"].clamp_(max=self.context - 1)
             logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=device)
             del outputs
             first = False

@@ -73,9 +73,10 @@ class Options:
 
 
 def make_options(
-    own: GenerationConfig, max_new_tokens: int, stop: str | Sequence[str], keywords: Mapping[str, Any], pad_token_id: int
+    own: GenerationConfig, limits: Sequence[int], stop: str | Sequence[str], keywords: Mapping[str, Any], pad_token_id: int
 ) -> Options:
-    """Put together what the caller asks for and, where the caller says nothing, what ``own``, the model's config, says.
+    """Put together what the caller asks for (``limits``: reply tokens of each prompt) and, where the caller says nothing,
+    what ``own``, the model's config, says.
 
     Of ``own``, another cache than the dynamic one, switching the cache off and further outputs are passed over: they do
     not change which tokens are chosen.
@@ -83,8 +84,9 @@ def make_options(
     Raises:
         SettingError: an option that does not exist, or one that cannot be honoured on both sides of the switch.
     """
-    if max_new_tokens < 1:
-        raise SettingError(f"generate: max_new_tokens must be 1 or more; got {max_new_tokens}")
+    if min(limits, default=1) < 1:
+        raise SettingError(f"generate: max_new_tokens must be 1 or more; got {min(limits)}")
+    max_new_tokens = max(limits, default=1)
     _refuse(keywords)
     rest = dict(keywords)
     given, processors, criteria = (rest.pop(n, None) for n in ("generation_config", "logits_processor", "stopping_criteria"))

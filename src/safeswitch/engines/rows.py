@@ -115,9 +115,19 @@ class Rows:
             self._reader.__exit__(None, None, None)
 
     @property
+    def acts(self) -> bool:
+        """Whether a row that fires is changed, so that its text must wait until it is decided."""
+        return self.actuator.place != "none"
+
+    @property
+    def waiting(self) -> Tensor:
+        """``[b]`` bool: rows on whose newest token the gate will speak, if only because the row has ended there."""
+        return self.pending | self._watched
+
+    @property
     def owing(self) -> bool:
         """Whether a finished row still waits for a verdict, so that the loop must feed one more token."""
-        return bool(self.pending.any()) or (self._watching and bool((self._watched & ~self.alive).any()))
+        return bool((self.waiting & ~self.alive).any())
 
     @property
     def _watched(self) -> Tensor:
@@ -169,7 +179,7 @@ class Rows:
     def _act(self, head: nn.Module, hidden: Tensor, logits: Tensor, before: Tensor) -> None:
         """Write the second head's logits into the rows that have fired."""
         new = (self.fired & ~before).nonzero().flatten()
-        if self.actuator.place == "none":
+        if not self.acts:
             return
         if self.fed > 0 or self.head is None:
             self.turned = new

@@ -22,53 +22,126 @@ from safeswitch.core.types import Reply
 from safeswitch.engines.rows import Rows
 
 
-class TokenSink:
-    """Passes the prompt's tokens, then the decided reply tokens of a single row, on to a streamer."""
+class Follower:
+    """Is told of one reply of a batch while it comes, from the thread that generates. Override what is wanted."""
+
+    def token(self, token: int) -> None:
+        """The next decided token."""
+
+    def restart(self) -> None:
+        """What follows is another reply: the request has switched after tokens were shown."""
+
+    def done(self, reply: Reply) -> None:
+        """The reply is whole and decided; other rows of its batch may still be running."""
+
+    def gone(self) -> bool:
+        """Whether nobody waits for the reply any more: it then ends at its next token."""
+        return False
+
+
+class StreamerFollower(Follower):
+    """Passes the prompt's tokens, then the decided tokens, on to a streamer of ``transformers``."""
 
     def __init__(self, streamer: BaseStreamer, prompt: Sequence[int]) -> None:
         self.streamer = streamer
         streamer.put(torch.tensor([list(prompt)]))
-        self._rows: Rows | None = None
-        self._held: list[int] = []
-        self._shown = 0
 
-    def follow(self, rows: Rows) -> TokenSink:
-        """Listen to a decoding run; what an earlier run still held back is dropped."""
-        self._rows, self._held = rows, []
-        self._break()
-        return self
+    def token(self, token: int) -> None:
+        self.streamer.put(torch.tensor([token]))
 
-    def step(self, tokens: Tensor, turned: Tensor) -> None:
-        """Take the newest token and show what has been decided."""
-        rows = self._rows
-        assert rows is not None
-        if len(turned):
-            self._held = []
-            self._break()
-        if bool(rows.valid[0]):
-            self._held.append(int(tokens[0]))
-        if bool(rows.pending[0]):
-            return
-        running = not bool(rows.fired[0]) and (rows.owing or bool(rows.alive[0]))
-        keep = rows.unread if running else 0
-        self._show(len(self._held) - keep)
+    def restart(self) -> None:
+        if isinstance(self.streamer, Release):
+            self.streamer.paragraph()
 
-    def end(self) -> None:
-        """Show what is left and close the streamer."""
-        self._show(len(self._held))
+    def done(self, reply: Reply) -> None:
         self.streamer.end()
 
-    def _show(self, count: int) -> None:
-        for token in self._held[: max(0, count)]:
-            self.streamer.put(torch.tensor([token]))
-            self._shown += 1
-        self._held = self._held[max(0, count) :]
 
-    def _break(self) -> None:
-        """Set off what was shown from what follows; once, however many runs follow before something is shown again."""
-        if self._shown and isinstance(self.streamer, Release):
-            self.streamer.paragraph()
+class RowSink:
+    """Holds the tokens of one row back until they are decided."""
+
+    def __init__(self, follower: Follower) -> None:
+        self.follower = follower
+        self.tokens: list[int] = []
+        self.over = False
         self._shown = 0
+
+    def begin(self) -> None:
+        """The reply begins, or begins anew: what is still held back is dropped, what was shown is set off, once."""
+        if self._shown:
+            self.follower.restart()
+        self.tokens, self._shown = [], 0
+
+    def show(self, count: int) -> None:
+        """Let the first ``count`` tokens through."""
+        for token in self.tokens[self._shown : count]:
+            self.follower.token(token)
+        self._shown = max(self._shown, count)
+
+    def finish(self, reply: Reply) -> None:
+        """Let everything through, and the whole reply."""
+        self.show(len(self.tokens))
+        self.over = True
+        self.follower.done(reply)
+
+
+class Sinks:
+    """Listens to a decoding run for the followers of its rows.
+
+    Args:
+        rows: The run.
+        sinks: One per row.
+        reply: Makes the reply of a row from its number and tokens.
+    """
+
+    def __init__(self, rows: Rows, sinks: Sequence[RowSink], reply: Callable[[int, list[int]], Reply]) -> None:
+        self._rows, self._sinks, self._reply = rows, sinks, reply
+        for sink in sinks:
+            sink.begin()
+
+    def step(self, tokens: Tensor, turned: Tensor) -> None:
+        """Take the newest tokens; show what has been decided, and finish rows that have ended and are decided."""
+        rows, back, chosen = self._rows, set(turned.tolist()), tokens.tolist()
+        waiting, unread = rows.waiting, rows.unread if rows.acts else 0
+        for i, sink in enumerate(self._sinks):
+            if sink.over:
+                continue
+            if i in back:
+                sink.begin()
+            if bool(rows.valid[i]):
+                sink.tokens.append(chosen[i])
+            if bool(rows.pending[i]) and rows.acts:
+                continue
+            running = bool(rows.alive[i] | waiting[i])
+            sink.show(len(sink.tokens) - (unread if running and not bool(rows.fired[i]) else 0))
+            if sink.tokens and not running:
+                sink.finish(self._reply(i, sink.tokens))
+
+
+class Gone(StoppingCriteria):
+    """Ends the rows for which nobody waits any more."""
+
+    def __init__(self, sinks: Sequence[RowSink]) -> None:
+        self._sinks = sinks
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.tensor([not s.over and s.follower.gone() for s in self._sinks], device=input_ids.device)
+
+
+class Limits(StoppingCriteria):
+    """Ends each row at a length of its own.
+
+    Args:
+        width: Padded prompt length.
+        limits: Most reply tokens of each row.
+    """
+
+    def __init__(self, width: int, limits: Sequence[int]) -> None:
+        self._width, self._limits = width, limits
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        reached = input_ids.shape[1] - self._width
+        return torch.tensor([reached >= limit for limit in self._limits], device=input_ids.device)
 
 
 class Release(BaseStreamer):

@@ -20,13 +20,13 @@ from transformers.generation.streamers import BaseStreamer
 from safeswitch.activations.record import prompt_text, record
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, SettingError
-from safeswitch.core.types import Decision, Message, Prompt, ReadPoint, Reply, as_messages
+from safeswitch.core.types import Decision, Message, Prompt, ReadPoint, Reply, Tokens, as_messages
 from safeswitch.engines.base import Engine, row_seeds
-from safeswitch.engines.decode import Listener, Loop
+from safeswitch.engines.decode import Loop
 from safeswitch.engines.options import Options, make_options
 from safeswitch.engines.rows import Rows
 from safeswitch.engines.steer import steered
-from safeswitch.engines.streaming import Release, Stream, TokenSink
+from safeswitch.engines.streaming import Follower, Gone, Limits, Release, RowSink, Sinks, Stream, StreamerFollower
 from safeswitch.models.batching import length_batches, mixes
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators import Actuator, HeadActuator, NoAction, Steering, SystemPrompt
@@ -36,12 +36,27 @@ from safeswitch.switch.switch import Switch
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt on its way through the engine."""
+    """One prompt on its way through the engine.
+
+    Args:
+        index: Its place among the prompts.
+        messages: The conversation.
+        ids: Its tokens.
+        seed: Sampling seed.
+        limit: Most reply tokens.
+        decision: What an earlier reading decided, where the request is run again.
+    """
 
     index: int
     messages: tuple[Message, ...]
     ids: list[int]
     seed: int | None
+    limit: int
+    decision: Decision | None = None
+
+
+Followed = dict[int, RowSink]
+"""Who follows which request, by its place among the prompts: all of them, or none."""
 
 
 class TransformersEngine(Engine):
@@ -69,10 +84,11 @@ class TransformersEngine(Engine):
         prompts: Sequence[Prompt],
         switch: Switch | None = None,
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | Sequence[int] = 256,
         seed: int | Sequence[int] | None = None,
         stop_strings: str | Sequence[str] = (),
         streamer: BaseStreamer | None = None,
+        followers: Sequence[Follower] | None = None,
         progress: Callable[[int], None] | None = None,
         **options: Any,
     ) -> list[Reply]:
@@ -84,11 +100,12 @@ class TransformersEngine(Engine):
         Args:
             prompts: Texts, message lists or examples.
             switch: What to read, decide and do; None runs the untouched model.
-            max_new_tokens: Longest reply, on both sides of the switch.
+            max_new_tokens: Longest reply, on both sides of the switch; for all prompts or for each.
             seed: Sampling seed, one for prompt i = ``seed + i``, or one per prompt; a row then draws the same tokens in
                 any batch. None draws from torch's global generator.
             stop_strings: Strings that end a reply.
             streamer: A ``transformers`` streamer for a single prompt; is given decided tokens only.
+            followers: One for each prompt; each is given its reply's decided tokens, and the reply as soon as it is whole.
             progress: Called with the number of replies finished since the last call.
 
         Raises:
@@ -99,20 +116,24 @@ class TransformersEngine(Engine):
         """
         if streamer is not None and len(prompts) != 1:
             raise SettingError(f"generate: a streamer takes one prompt; got {len(prompts)}")
+        limits = list(max_new_tokens) if isinstance(max_new_tokens, Sequence) else [int(max_new_tokens)] * len(prompts)
+        for name, given in (("max_new_tokens", limits), ("followers", followers)):
+            if given is not None and len(given) != len(prompts):
+                raise SettingError(f"generate: {len(prompts)} prompts but {len(given)} {name}")
         own, pad = self.lm.model.generation_config, self.lm.pad_token_id
-        chosen = make_options(own, max_new_tokens, stop_strings, options, pad)
+        chosen = make_options(own, limits, stop_strings, options, pad)
         switch = switch or Switch(Gate(), NoAction())
         with self.lm.lock, torch.no_grad():
-            requests = self._requests(prompts, switch, chosen, seed)
-            sink = TokenSink(streamer, requests[0].ids) if streamer is not None else None
+            requests = self._requests(prompts, switch, limits, seed)
+            if streamer is not None:
+                followers = [StreamerFollower(streamer, requests[0].ids)]
+            followed = {i: RowSink(f) for i, f in enumerate(followers or ())}
             replies: dict[int, Reply] = {}
             for batch in self._batches(requests, _reach(switch.gate, chosen)):
-                for request, reply in zip(batch, self._run(batch, switch, chosen, sink), strict=True):
+                for request, reply in zip(batch, self._run(batch, switch, chosen, followed), strict=True):
                     replies[request.index] = reply
                 if progress is not None:
                     progress(len(batch))
-        if sink is not None:
-            sink.end()
         return [replies[i] for i in range(len(prompts))]
 
     def collect(
@@ -162,18 +183,23 @@ class TransformersEngine(Engine):
         return replace(reply, text=release.text)
 
     def _requests(
-        self, prompts: Sequence[Prompt], switch: Switch, options: Options, seed: int | Sequence[int] | None
+        self, prompts: Sequence[Prompt], switch: Switch, limits: Sequence[int], seed: int | Sequence[int] | None
     ) -> list[Request]:
         switch.check(self.lm, allow_other_model=self.allow_other_model)
         conversations = [as_messages(p) for p in prompts]
-        rows = self.lm.encode(conversations, room=max(options.max_new_tokens, switch.gate.pilot + 1))
+        rows = self.lm.encode(
+            [p if isinstance(p, Tokens) else m for p, m in zip(prompts, conversations, strict=True)],
+            room=[max(limit, switch.gate.pilot + 1) for limit in limits],
+        )
         if isinstance(switch.actuator, SystemPrompt):
-            self._edited(switch.actuator, conversations, options)
+            if any(isinstance(p, Tokens) for p in prompts):
+                raise SettingError("generate: SystemPrompt edits conversations; a prompt given as tokens is none")
+            self._edited(switch.actuator, conversations, limits)
         seeds = row_seeds(seed, len(rows))
-        return [Request(i, m, ids, s) for i, (m, ids, s) in enumerate(zip(conversations, rows, seeds, strict=True))]
+        return [Request(i, *parts) for i, parts in enumerate(zip(conversations, rows, seeds, limits, strict=True))]
 
     def _edited(
-        self, actuator: SystemPrompt, conversations: Sequence[tuple[Message, ...]], options: Options
+        self, actuator: SystemPrompt, conversations: Sequence[tuple[Message, ...]], limits: Sequence[int]
     ) -> tuple[list[tuple[Message, ...]], list[list[int]]]:
         """The conversations with the system text in front, and their tokens.
 
@@ -182,7 +208,7 @@ class TransformersEngine(Engine):
         """
         edited = [actuator.edit(messages) for messages in conversations]
         try:
-            return edited, self.lm.encode(edited, room=options.max_new_tokens)
+            return edited, self.lm.encode(edited, room=limits)
         except ContextLengthError as error:
             raise ContextLengthError(f"with the text of SystemPrompt in front, {error}") from error
 
@@ -192,42 +218,39 @@ class TransformersEngine(Engine):
         for rows in length_batches(lengths, self.lm.traits, batch_rows=self.batch_size, reach=reach):
             yield [requests[i] for i in rows]
 
-    def _run(
-        self, batch: list[Request], switch: Switch, options: Options, sink: TokenSink | None
-    ) -> list[Reply]:
+    def _run(self, batch: list[Request], switch: Switch, options: Options, followed: Followed) -> list[Reply]:
         """A batch under the gate; rows that must be read anew follow as a batch of their own."""
         place = switch.actuator.place
         if switch.gate.always and place in ("prompt", "body"):
             decision = Decision(True, "always", actuator=switch.actuator.kind)
-            return self._run_acted(batch, switch, options, [decision] * len(batch), sink)
+            return self._run_acted([replace(r, decision=decision) for r in batch], switch, options, followed)
         rows = self._rows(batch, switch, options)
-        replies = self._decode(batch, rows, options, sink)
+        replies = self._decode(batch, rows, options, followed)
         again = [i for i in range(len(batch)) if rows.decisions[i].fired and not replies[i].token_ids]
         if again and place != "none":
-            acted = self._run_acted([batch[i] for i in again], switch, options, [rows.decisions[i] for i in again], sink)
+            anew = [replace(batch[i], decision=rows.decisions[i]) for i in again]
+            acted = self._run_acted(anew, switch, options, followed)
             for i, reply in zip(again, acted, strict=True):
                 replies[i] = reply
         return replies
 
     def _run_acted(
-        self, batch: list[Request], switch: Switch, options: Options, decisions: Sequence[Decision], sink: TokenSink | None
+        self, batch: list[Request], switch: Switch, options: Options, followed: Followed
     ) -> list[Reply]:
         """Run requests from their prompt with the actuator in force from the first token."""
         actuator = switch.actuator
         around: AbstractContextManager[object] = nullcontext()
         if isinstance(actuator, SystemPrompt):
-            edited, rows = self._edited(actuator, [r.messages for r in batch], options)
+            edited, rows = self._edited(actuator, [r.messages for r in batch], [r.limit for r in batch])
             batch = [replace(r, messages=m, ids=ids) for r, m, ids in zip(batch, edited, rows, strict=True)]
         elif isinstance(actuator, Steering):
             around = steered(self.lm, actuator)
         inner = Switch(Gate(always=True), actuator) if isinstance(actuator, HeadActuator) else Switch(Gate(), NoAction())
         done: dict[int, Reply] = {}
-        decided = {r.index: d for r, d in zip(batch, decisions, strict=True)}
         with around:
             for part in self._batches(batch, options.max_new_tokens):
-                replies = self._decode(part, self._rows(part, inner, options), options, sink)
-                for request, reply in zip(part, replies, strict=True):
-                    done[request.index] = replace(reply, decision=decided[request.index])
+                replies = self._decode(part, self._rows(part, inner, options), options, followed)
+                done |= {request.index: reply for request, reply in zip(part, replies, strict=True)}
         return [done[r.index] for r in batch]
 
     def _rows(self, batch: Sequence[Request], switch: Switch, options: Options) -> Rows:
@@ -250,26 +273,33 @@ class TransformersEngine(Engine):
             self._heads[actuator] = actuator.to(self.lm.head_device, self.lm.head_dtype)
         return self._heads[actuator]
 
-    def _decode(self, batch: Sequence[Request], rows: Rows, options: Options, sink: TokenSink | None) -> list[Reply]:
+    def _decode(self, batch: Sequence[Request], rows: Rows, options: Options, followed: Followed) -> list[Reply]:
+        def made(i: int, tokens: list[int]) -> Reply:
+            return self._reply(batch[i], tokens, rows.decisions[i], options)
+
         ids, mask = self.lm.pad([r.ids for r in batch])
         seeds = None if batch[0].seed is None else [r.seed for r in batch if r.seed is not None]
-        listener: Listener | None = sink.follow(rows) if sink is not None else None
+        sinks = [followed[r.index] for r in batch] if followed else []
         criteria = StoppingCriteriaList(options.criteria)
+        if sinks:
+            criteria.append(Gone(sinks))
+        if any(r.limit < options.max_new_tokens for r in batch):
+            criteria.append(Limits(ids.shape[1], [r.limit for r in batch]))
         if options.stop:
             criteria.append(StopStringCriteria(self.lm.tokenizer, list(options.stop)))
-        loop = Loop(rows, seeds, listener)
+        loop = Loop(rows, seeds, Sinks(rows, sinks, made) if sinks else None, self.lm.context_length)
         with rows:
             tokens: Any = self.lm.model.generate(
                 input_ids=ids, attention_mask=mask, generation_config=options.config,
                 logits_processor=LogitsProcessorList(options.processors), stopping_criteria=criteria, custom_generate=loop,
             )
-        return [self._reply(r, t, d, options) for r, t, d in zip(batch, tokens, rows.decisions, strict=True)]
+        return [made(i, row) for i, row in enumerate(tokens)]
 
     def _reply(self, request: Request, tokens: list[int], decision: Decision, options: Options) -> Reply:
         text = str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
-        cut = len(tokens) >= options.max_new_tokens and tokens[-1] not in options.end_ids
+        cut = len(tokens) >= request.limit and tokens[-1] not in options.end_ids
         cut = cut and not any(s in text for s in options.stop)
-        return Reply(text, tuple(tokens), "length" if cut else "stop", decision, len(request.ids))
+        return Reply(text, tuple(tokens), "length" if cut else "stop", request.decision or decision, len(request.ids))
 
 
 def _reach(gate: Gate, options: Options) -> int:

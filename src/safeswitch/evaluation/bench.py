@@ -88,10 +88,11 @@ def run_bench(
     loaded += more(loaded)
     judges = _judges(loaded, asked.judges)
     log = RunLog.start(out, _manifest(engine, asked, loaded, missing, judges))
+    log.add_judges({one.benchmark.name: _entry(one, asked.judges)["judges"] for one in loaded}, _told(judges))
     log.finish(None)
     for name, candidate in candidates(log).items():
         say(f"running {name}")
-        run_method(engine, name, candidate, loaded, judges, log, progress=progress)
+        run_method(engine, name, candidate, loaded, judges, log, chunk=2 * engine.batch_size, progress=progress)
     log.finish(now())
     for make in after:
         make(out)
@@ -152,8 +153,12 @@ def _manifest(
         "benchmarks": {one.benchmark.name: _entry(one, asked.judges) for one in loaded},
         "missing": dict(missing),
         "methods": {},
-        "judges": {name: {"identity": dict(j.identity), "agreement": j.agreement()} for name, j in judges.items()},
+        "judges": _told(judges),
     }
+
+
+def _told(judges: Mapping[str, Judge]) -> dict[str, Any]:
+    return {name: {"identity": dict(j.identity), "agreement": j.agreement()} for name, j in judges.items()}
 
 
 def _entry(one: Loaded, more: Sequence[Judge]) -> dict[str, Any]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Message, as_messages
@@ -83,6 +86,39 @@ class EngineLM(LM):
             SettingError: always.
         """
         raise SettingError("perplexity of plain text is not measured under a switch; use the harness's own hf model for it")
+
+
+def run_tasks(
+    engine: TransformersEngine,
+    switch: Switch | None,
+    tasks: Sequence[str],
+    *,
+    include_path: Path | None = None,
+    limit: int | None = None,
+    chat_turns: bool = False,
+) -> dict[str, Any]:
+    """Results of tasks by name, as plain JSON, with the fingerprints of model and switch.
+
+    Args:
+        engine: What generates and scores.
+        switch: None is the untouched model.
+        tasks: Names of the harness's tasks, or of those in ``include_path``.
+        include_path: Folder with more tasks.
+        limit: Most requests of each task.
+        chat_turns: Give the examples of few-shot tasks as turns of a conversation.
+
+    Raises:
+        SettingError: a task that the harness does not know.
+    """
+    manager = TaskManager(include_path=str(include_path) if include_path else None)
+    unknown = [name for name in tasks if name not in manager.all_tasks]
+    if unknown:
+        raise SettingError(f"lm-evaluation-harness knows no task {', '.join(unknown)}; `lm_eval --tasks list` names them")
+    told = lm_eval.simple_evaluate(
+        EngineLM(engine, switch), tasks=list(tasks), limit=limit, apply_chat_template=chat_turns, task_manager=manager
+    )
+    plain: dict[str, Any] = json.loads(json.dumps({"results": told["results"], "versions": told["versions"]}, default=float))
+    return {"model": engine.lm.fingerprint, "switch": switch.fingerprint if switch is not None else None, **plain}
 
 
 def turns(context: str) -> tuple[Message, ...]:

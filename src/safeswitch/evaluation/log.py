@@ -49,7 +49,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,9 +161,16 @@ class RunLog:
         return log
 
     def note(self, part: str, entries: Mapping[str, Any]) -> None:
-        """Add entries to ``methods`` or ``judges``, and write the manifest."""
+        """Add entries to ``methods`` or ``judges``, and write the manifest; entries of the same name are replaced."""
         self.manifest[part] = {**self.manifest.get(part, {}), **entries}
         self._write()
+
+    def add_judges(self, by_benchmark: Mapping[str, Sequence[str]], told: Mapping[str, Any]) -> None:
+        """Judges that come in when a run goes on; those that were there stay, and stay in front."""
+        for benchmark, names in by_benchmark.items():
+            entry = self.manifest["benchmarks"][benchmark]
+            entry["judges"] = list(dict.fromkeys([*entry["judges"], *names]))
+        self.note("judges", told)
 
     def finish(self, when: str | None) -> None:
         """Say when the run was done, or with None that it is going on."""

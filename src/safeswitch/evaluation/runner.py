@@ -88,9 +88,12 @@ def run_method(
     judges: Mapping[str, Judge],
     log: RunLog,
     *,
+    chunk: int = _CHUNK,
     progress: Progress = lambda method, benchmark, done: None,
 ) -> None:
     """One method over all benchmarks: replies, then the judgements of all judges of each benchmark.
+
+    ``chunk`` requests are written at a time: no more is lost when the run is killed.
 
     Raises:
         ArtifactError: the folder cannot be written, or holds replies of another switch.
@@ -110,7 +113,7 @@ def run_method(
         path = log.replies_path(name, benchmark.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         generate_file(
-            meter, loaded.examples, path, candidate.switch, identity=identity, chunk=_CHUNK, measured=meter.read,
+            meter, loaded.examples, path, candidate.switch, identity=identity, chunk=chunk, measured=meter.read,
             progress=lambda done, b=benchmark.name: progress(name, b, done),  # type: ignore[misc]
             max_new_tokens=benchmark.max_new_tokens, do_sample=False,
         )

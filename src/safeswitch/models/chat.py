@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from safeswitch.core.errors import ContextLengthError, ModelError
-from safeswitch.core.types import Message, Prompt, as_messages
+from safeswitch.core.types import Message, Prompt, Tokens, as_messages
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,31 @@ class ChatEncoder:
     model_id: str
     chat_template: str | None = None
 
-    def encode(self, prompts: Sequence[Prompt], *, limit: int | None, room: int = 0) -> list[list[int]]:
+    def encode(self, prompts: Sequence[Prompt], *, limit: int | None, room: int | Sequence[int] = 0) -> list[list[int]]:
         """Token ids of each prompt, ready for the reply's first token, or for its next where the last turn has begun it.
 
         Args:
-            prompts: Text, messages or examples.
+            prompts: Text, messages or examples; what is given as tokens is taken as it is.
             limit: Tokens that the context holds, None for any number.
-            room: Reply tokens that must still fit.
+            room: Reply tokens that must still fit, for all prompts or for each.
 
         Raises:
             ModelError: no chat template, or one that refuses the conversation.
             ContextLengthError: a prompt that does not fit.
         """
         rows = [self._encode_one(prompt) for prompt in prompts]
-        for i, row in enumerate(rows):
-            if limit is not None and len(row) + room > limit:
+        rooms = [room] * len(rows) if isinstance(room, int) else room
+        for i, (row, wanted) in enumerate(zip(rows, rooms, strict=True)):
+            if limit is not None and len(row) + wanted > limit:
                 raise ContextLengthError(
-                    f"prompt {i} has {len(row)} tokens and {room} reply tokens are asked for, but {self.model_id} "
+                    f"prompt {i} has {len(row)} tokens and {wanted} reply tokens are asked for, but {self.model_id} "
                     f"takes {limit} in all; shorten the prompt or ask for at most {max(0, limit - len(row))} new tokens"
                 )
         return rows
 
     def _encode_one(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, Tokens):
+            return list(prompt.ids)
         messages = as_messages(prompt)
         if self.chat_template == "plain":
             return list(self.tokenizer("\n".join(m.content for m in messages))["input_ids"])

@@ -148,12 +148,14 @@ class LanguageModel:
             raise SettingError(f"layer {index} does not exist: {self.model_id} has layers 0..{count - 1} (or -1..-{count})")
         return index % count
 
-    def encode(self, prompts: Sequence[Prompt], *, room: int = 0, check: bool = True) -> list[list[int]]:
+    def encode(
+        self, prompts: Sequence[Prompt], *, room: int | Sequence[int] = 0, check: bool = True
+    ) -> list[list[int]]:
         """Token ids of each prompt through the chat template, ready for the reply's first token.
 
         Args:
-            prompts: Text, messages or examples.
-            room: Reply tokens that must still fit into the context.
+            prompts: Text, messages or examples; what is given as tokens is taken as it is.
+            room: Reply tokens that must still fit into the context, for all prompts or for each.
             check: Whether prompts that do not fit are refused.
 
         Raises:

@@ -67,7 +67,7 @@ def _benchmark(name: str) -> Benchmark:
         PREFIX + name,
         _CARD.format(name=name.replace("_", " "), usual=_USUAL, label=label),
         measures,
-        judges=("nano",),
+        judges=("nano", "rules"),
         max_new_tokens=REPLY_TOKENS,
         make=lambda n, seed: load_suite(name, n or _USUAL, seed),
     )

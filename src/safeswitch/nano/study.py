@@ -138,7 +138,7 @@ def run_demo(
 
 def to_json(rows: Rows, total: float, clock: Clock) -> dict[str, Any]:
     """Figures as plain JSON: seconds by stage, rates with intervals by suite and method."""
-    other = {(r["benchmark"], r["method"]): r["value"] for r in rates(rows) if r["metric"] == "neither"}
+    other = {(r["benchmark"], r["method"]): r["value"] for r in rates(rows) if (r["metric"], r["judge"]) == ("neither", "nano")}
     fired = {(r["benchmark"], r["method"]): r["value"] for r in gate(rows)}
     suites: dict[str, Any] = {}
     for row in main_rates(rows):

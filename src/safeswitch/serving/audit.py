@@ -93,7 +93,7 @@ class Audit:
     def __init__(self, url: str, *, buffer: Path | None = None, buffer_limit: int = 64 << 20) -> None:
         self._engine = _engine(url)
         self._buffer, self._limit, self._ready = buffer, buffer_limit, False
-        self._lock, self._down = threading.Lock(), False
+        self._lock, self._making, self._down = threading.Lock(), threading.Lock(), False
 
     def check(self) -> None:
         """Find out, before there is anything to record, whether a record would be kept.
@@ -153,8 +153,14 @@ class Audit:
             yield
 
     def _prepare(self) -> None:
-        if not self._ready:
-            _META.create_all(self._engine)
+        """Make the table where there is none; another process may be making it at this moment."""
+        with self._making:
+            if self._ready:
+                return
+            try:
+                _META.create_all(self._engine)
+            except SQLAlchemyError:
+                _META.create_all(self._engine)
             self._ready = True
 
     def _insert(self, rows: list[dict[str, Any]]) -> None:

@@ -139,6 +139,8 @@ class SafeSwitchMiddleware:
         wishes = asked.pop(FIELD, None)
         if asked.get("use_beam_search"):
             raise Refused(400, "beam search is not served: SafeSwitch decides on one reply at a time")
+        if not isinstance(asked.get("structured_outputs"), dict | None):
+            raise Refused(400, "structured_outputs takes an object")  # vLLM 0.32 fails on anything else
         extra = asked.get("vllm_xargs")
         if isinstance(extra, dict) and FIELD in extra:
             raise Refused(400, f"vllm_xargs.{FIELD} is reserved; ask with the field {FIELD!r}")

@@ -150,5 +150,5 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
     made_run(tmp_path, attacked=False)
     (tmp_path / "landscape.json").write_text('{"format_version": 0}')
-    with pytest.raises(ArtifactError, match="landscape.json: format version 0 is not supported"):
+    with pytest.raises(ArtifactError, match=r"landscape\.json: format version 0 is not supported"):
         write_report(tmp_path)

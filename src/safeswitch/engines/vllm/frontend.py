@@ -28,6 +28,8 @@ from safeswitch.core.types import Decision
 from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
 from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task, stop_token, switched_off
 
+_PATIENCE = 1.0
+"""Seconds after which the engine is asked whether it is still there."""
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
 
@@ -84,7 +86,7 @@ class FrontEnd:
         Raises:
             SettingError: the guard is not at work in the engine.
         """
-        answers = await self._engine.collective_rpc("safeswitch_bundles")
+        answers = await _alive(self._engine, self._engine.collective_rpc("safeswitch_bundles"))
         found: dict[str, Any] = next((a for a in answers if a), {})
         if set(found) != set(self.settings.bundles):
             raise SettingError("SafeSwitch is not at work in this engine's workers; no request is let through")
@@ -332,6 +334,20 @@ async def _merged(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _alive(engine: Any, call: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+    """What the workers answer; a call under way when their process dies would never end in vLLM.
+
+    Raises:
+        EngineDeadError: they are gone.
+    """
+    running = asyncio.ensure_future(call)
+    while not (await asyncio.wait({running}, timeout=_PATIENCE))[0]:
+        if engine.errored:
+            running.cancel()
+            raise engine.dead_error
+    return running.result()
+
+
 class _Coalesced:
     """One worker call for all requests that ask at about the same time."""
 
@@ -351,7 +367,7 @@ class _Coalesced:
         while self._waiting:
             asked, self._waiting = self._waiting, {}
             try:
-                answers = await self._engine.collective_rpc(self._method, args=(list(asked),))
+                answers = await _alive(self._engine, self._engine.collective_rpc(self._method, args=(list(asked),)))
             except Exception as error:
                 for future in asked.values():
                     if not future.done():

@@ -1,0 +1,235 @@
+"""The guarded front end of the transformers engine: requests in, choices out, each with its decision on record.
+
+Which switch and policy a request is served under comes from the context that the middleware sets. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from safeswitch.activations.record import prompt_text
+from safeswitch.core.errors import DataError, ModelError, check_choice
+from safeswitch.core.types import Prompt, Reply, Tokens, as_messages
+from safeswitch.engines.context import CONTEXT, Context, Verdict
+from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.vllm.settings import GuardSettings, switched_off
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.serving.batcher import Batcher, BatchSettings, Closed, Full, Job, Left
+from safeswitch.serving.choice import Choice
+from safeswitch.serving.errors import ApiError, busy, ending
+from safeswitch.switch.actuators import NoAction, SystemPrompt
+from safeswitch.switch.switch import Switch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen by all rows of a batch. ``temperature`` 0 takes the likeliest; None: as the model says."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    stops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """What requests must have in common to share a batch."""
+
+    bundle: str
+    policy: str
+    sampling: Sampling
+
+
+@dataclass(frozen=True, eq=False)
+class Answering:
+    """A request that is being answered.
+
+    Args:
+        choices: One for each prompt and reply asked for.
+        replies: The reply of each, once its decision is on record.
+        prompt_tokens: Of all prompts together.
+        news: Set whenever a choice has something new.
+    """
+
+    choices: list[Choice]
+    replies: list[asyncio.Task[Reply]]
+    prompt_tokens: int
+    news: asyncio.Event
+
+    def leave(self) -> None:
+        """Wait no longer; the decisions are still put on record."""
+        for choice in self.choices:
+            choice.leave(Left())
+
+
+class FrontEnd:
+    """See the module text.
+
+    Args:
+        lm: The model.
+        guard: Bundles and policy.
+        batching: How requests are put together.
+        max_tokens: Longest reply that may be asked for; a batch lasts as long as its longest reply.
+
+    Raises:
+        ArtifactError: a bundle that cannot be loaded, or one of another model.
+    """
+
+    def __init__(self, lm: LanguageModel, guard: GuardSettings, batching: BatchSettings, max_tokens: int) -> None:
+        self.lm, self.guard, self.max_tokens, self._queue = lm, guard, max_tokens, batching.queue
+        self._engine = TransformersEngine(lm, batch_size=batching.batch_size, allow_other_model=guard.allow_other_model)
+        self._switches = {name: Switch.from_pretrained(folder) for name, folder in guard.bundles.items()}
+        for switch in self._switches.values():
+            switch.check(lm, allow_other_model=guard.allow_other_model)
+        self._ids = {name: switch.fingerprint for name, switch in self._switches.items()}
+        self._policy = "off" if switched_off() else guard.policy
+        self._open: set[Answering] = set()
+        self._batcher: Batcher[Choice] = Batcher(self._run, batching)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken and run."""
+        return self._batcher.alive
+
+    async def begin(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, n: int, limit: int | None, seed: int | None, stream: bool
+    ) -> Answering:
+        """Queue ``n`` replies to each prompt.
+
+        Raises:
+            ApiError: why the client cannot be served.
+        """
+        context = CONTEXT.get() or Context()
+        bundle, policy = context.bundle or self.guard.default, context.policy or self._policy
+        if bundle not in self._switches:
+            raise ApiError(400, "there is no SafeSwitch bundle of that name", param="safeswitch")
+        if len(prompts) * n > self._queue:
+            raise ApiError(400, f"{len(prompts) * n} replies are asked for; at most {self._queue} can be", param="n")
+        switch = self._switches[bundle]
+        sized = await asyncio.to_thread(lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts])
+        news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
+        tokenizer = self.lm.tokenizer if stream else None
+        choices = [
+            Choice(p * n + i, prompt, sized[p][1], first + i, sampling.stops, tokenizer, news)
+            for p, prompt in enumerate(prompts)
+            for i in range(n)
+        ]
+        group = Group(bundle, policy, sampling)
+        try:
+            self._batcher.submit([Job(group, choice) for choice in choices])
+        except Full:
+            raise busy() from None
+        except Closed:
+            raise ending() from None
+        replies = [asyncio.create_task(self._conclude(choice, group, context)) for choice in choices]
+        answering = Answering(choices, replies, sum(tokens for tokens, _ in sized), news)
+        self._open.add(answering)
+        for task in replies:
+            task.add_done_callback(lambda _: self._forget(answering))
+        return answering
+
+    def set_thresholds(self, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+        """Put thresholds in force for the batches to come; returns those in force.
+
+        Raises:
+            SettingError: an unknown bundle or stage, or a value outside [0, 1].
+        """
+        check_choice("thresholds", "bundle", bundle, tuple(self._switches))
+        switch = self._switches[bundle]
+        self._switches[bundle] = replace(switch, gate=switch.gate.with_thresholds(thresholds))
+        return self._switches[bundle].gate.thresholds()
+
+    async def stop(self, grace: float) -> None:
+        """Let replies end for ``grace`` seconds, then end them; return when all decisions are on record."""
+        tasks = [task for answering in self._open for task in answering.replies]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
+        for answering in list(self._open):
+            for choice in answering.choices:
+                choice.leave(ending())
+        await asyncio.to_thread(self._batcher.close)
+        await asyncio.gather(*(t for answering in self._open for t in answering.replies), return_exceptions=True)
+
+    def _forget(self, answering: Answering) -> None:
+        if all(task.done() for task in answering.replies):
+            self._open.discard(answering)
+        for task in answering.replies:
+            if task.done() and not task.cancelled():
+                task.exception()  # a client that has left asks for none
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens.
+
+        Raises:
+            ApiError: a conversation that cannot be put into tokens.
+        """
+        try:
+            return self.lm.encode([prompt], check=False)[0]
+        except DataError as error:
+            raise ApiError(400, str(error), param="messages") from error
+        except ModelError as error:
+            raise ApiError(400, "the model's chat template refuses this conversation", param="messages") from error
+
+    def _size(self, prompt: Prompt, switch: Switch, policy: str, limit: int | None) -> tuple[int, int]:
+        """Prompt tokens, and the reply tokens that may follow.
+
+        Raises:
+            ApiError: a prompt that cannot be used, or more tokens than there is room for.
+        """
+        if limit is not None and limit > self.max_tokens:
+            raise ApiError(400, f"at most {self.max_tokens} reply tokens may be asked for; got {limit}", param="max_tokens")
+        edits = policy == "enforce" and isinstance(switch.actuator, SystemPrompt)
+        if edits and isinstance(prompt, Tokens):
+            raise ApiError(400, "the switch in force edits conversations; use /v1/chat/completions")
+        whole = self.encode(prompt)
+        longest = len(whole)
+        if isinstance(switch.actuator, SystemPrompt) and edits:
+            longest = max(longest, len(self.encode(switch.actuator.edit(as_messages(prompt)))))
+        least = switch.gate.pilot + 1
+        room = self.lm.context_length - longest if self.lm.context_length is not None else self.max_tokens
+        if room < max(limit or 1, least):
+            raise ApiError(
+                400, f"this model's context holds {self.lm.context_length} tokens; the prompt takes {longest} and the reply "
+                f"{max(limit or 1, least)}", param="messages", code="context_length_exceeded",
+            )
+        return len(whole), limit or min(room, self.max_tokens)
+
+    def _run(self, jobs: Sequence[Job[Choice]]) -> None:
+        """Run one batch, on the batcher's thread."""
+        group = jobs[0].group
+        assert isinstance(group, Group)
+        choices = [job.waiter for job in jobs]
+        self._engine.generate(
+            [c.prompt for c in choices], self._switch(group), max_new_tokens=[c.limit for c in choices],
+            seed=[c.seed for c in choices], stop_strings=group.sampling.stops, followers=choices,
+            **self._options(group.sampling),
+        )
+
+    def _switch(self, group: Group) -> Switch | None:
+        switch = self._switches[group.bundle]
+        return {"enforce": switch, "observe": replace(switch, actuator=NoAction()), "off": None}[group.policy]
+
+    def _options(self, sampling: Sampling) -> dict[str, Any]:
+        """Options of ``generate``: the client's, then the model's own, then OpenAI's defaults."""
+        own = self.lm.model.generation_config
+        if sampling.temperature == 0:
+            return {"do_sample": False}
+        asked = {"temperature": (sampling.temperature, own.temperature, 1.0), "top_p": (sampling.top_p, own.top_p, 1.0)}
+        chosen = {name: next(v for v in values if v is not None) for name, values in asked.items()}
+        return {"do_sample": True, "top_k": own.top_k or 0, **chosen}
+
+    async def _conclude(self, choice: Choice, group: Group, context: Context) -> Reply:
+        """The choice's reply, once its decision is on record; also where its client has left."""
+        reply = await choice.reply
+        if group.policy != "off":
+            text = prompt_text(choice.prompt)
+            verdict = Verdict(choice.index, reply.decision, group.bundle, self._ids[group.bundle], group.policy, text)
+            if context.on_decision is not None:
+                await context.on_decision(verdict)
+            context.decisions[choice.index] = verdict
+        if choice.reason is not None:
+            raise choice.reason
+        return reply

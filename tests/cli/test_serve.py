@@ -1,0 +1,45 @@
+"""`safeswitch serve` starts the engine that is asked for, with the settings that were given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from safeswitch.cli import serve as command
+from safeswitch.cli.main import app
+from safeswitch.core.errors import SettingError
+from safeswitch.nano import switch_path, weights_path
+from safeswitch.serving import transformers_server
+
+NANO = ["serve", "--model", "nano", "--switch", "nano"]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    calls: list[Any] = []
+    monkeypatch.setattr(transformers_server, "serve", lambda *given: calls.append(given))
+    return calls
+
+
+def test_flags_after_those_of_the_guard_go_to_the_engine(started: list[Any], tmp_path: Path) -> None:
+    own = ["--engine", "transformers", "--port", "9", "--batch-size", "4", "--policy", "observe", "--max-tokens", "50"]
+    result = CliRunner().invoke(app, [*NANO, *own], catch_exceptions=False)
+    assert result.exit_code == 0
+    where, name, guard, server, flags = started[0]
+    assert (where, name, flags) == (weights_path(), "nano", ["--port", "9", "--batch-size", "4"])
+    assert (guard.policy, dict(guard.bundles), server.max_tokens) == ("observe", {"default": str(switch_path())}, 50)
+
+
+def test_where_vllm_is_absent_transformers_is_taken_and_said(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    result = CliRunner().invoke(app, NANO, catch_exceptions=False)
+    assert "engine: transformers" in result.output
+    assert len(started) == 1
+
+
+def test_an_engine_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(SettingError, match="'vllm', 'transformers'"):
+        CliRunner().invoke(app, [*NANO, "--engine", "magic"], catch_exceptions=False)
