@@ -130,6 +130,7 @@ EXTRAS = {
     "pydantic_core": ("serving/",), "starlette": ("serving/",), "uvicorn": ("serving/",), "limits": ("serving/",),
     "filelock": ("serving/",), "opentelemetry": ("serving/",),
     "peft": ("methods/",), "gguf": ("switch/",),
+    "jinja2": ("evaluation/report",),
 }
 """Optional packages, and the only folders that may import each."""
 

@@ -166,7 +166,7 @@ def test_the_hash_ignores_order_and_sees_every_field() -> None:
     assert data_hash([a, b]) == data_hash([b, a]) != data_hash([a])
     other: dict[str, Any] = {
         "id": "3", "messages": (Message("system", "s"), *b.messages), "label": "unsafe", "category": "c", "source": "s",
-        "group": "g", "wrapper": "w", "reply": "r", "answers": ("x",), "meta": {"k": "v"},
+        "group": "g", "wrapper": "w", "reply": "r", "answers": ("x",), "meta": {"k": "v"}, "prefill": "p",
     }
     assert set(other) == {field.name for field in fields(Example)}
     changed = [data_hash([a, replace(b, **{name: value})]) for name, value in other.items()]

@@ -13,8 +13,9 @@ from safeswitch.core.errors import ArtifactError, DataError
 from safeswitch.evaluation.intervals import mcnemar, wilson
 from safeswitch.evaluation.metrics import HARM, outcomes
 from safeswitch.evaluation.picture import draw_rates
+from safeswitch.evaluation.rows import Rows
 from safeswitch.evaluation.table import rates_table
-from safeswitch.evaluation.tables import Rows, main_rates
+from safeswitch.evaluation.tables import main_rates
 from tests.evaluation.made import Scripted, asked, loaded, odd, run
 
 

@@ -19,7 +19,8 @@ from safeswitch.core.types import Decision, Reply
 from safeswitch.evaluation.intervals import bootstrap_mean, holm, paired_difference, weighted_rate
 from safeswitch.evaluation.metrics import ACCURACY, HARM, INFORMATIVE, METRICS, NEITHER, OVER_REFUSAL, metric, outcomes
 from safeswitch.evaluation.pareto import front
-from safeswitch.evaluation.tables import Rows, cost, gate, make_tables, paired, prober, rates, sliced, two_sided
+from safeswitch.evaluation.rows import Rows
+from safeswitch.evaluation.tables import cost, gate, make_tables, paired, prober, rates, sliced, two_sided
 from safeswitch.evaluation.verdict import Verdict
 from tests.evaluation.made import SWITCHES, Scripted, asked, loaded, logged, odd, run
 

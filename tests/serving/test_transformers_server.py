@@ -384,6 +384,7 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "context"), ({"seed": 2**70}, 400, "seed"),
     ({"messages": "x"}, 400, "messages"), ({"safeswitch": {"bundle": "none"}}, 403, "bundle"), ({"temperature": None}, 200, ""),
     ({"logit_bias": {}, "logprobs": False, "user": "u", "tools": [], "presence_penalty": 0.0, "top_logprobs": None}, 200, ""),
+    ({"messages": [{"role": "user", "content": HI}, {"role": "assistant", "content": "Sure"}]}, 400, "begun replies"),
     ({"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": HI}]}, 200, ""),
 ]  # fmt: skip
 

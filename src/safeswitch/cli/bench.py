@@ -128,7 +128,7 @@ def _run(
         suite if not benchmark else "own", tuple(benchmark or suite_benchmarks(suite)), data, hub, limit, seed,
         judges=tuple(make_judge(spec, out / "judge-cache") for spec in judge or ()), command=tuple(sys.argv), fit=told,
     )
-    with _bars(console) as advance:
+    with bars(console) as advance:
         run_bench(
             engine, asked, lambda log: prepare(engine, methods, fitting, log, say), out, say=say, progress=advance
         )
@@ -168,7 +168,7 @@ def harness(
 
 
 @contextmanager
-def _bars(console: Console) -> Iterator[Any]:
+def bars(console: Console) -> Iterator[Any]:
     """One bar a method and benchmark, on standard error; none where that is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

@@ -26,6 +26,7 @@ def load_engine(
     extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
     where = weights_path() if model == "nano" else model
     lm = LanguageModel.load(where, revision=revision, chat_template=text, dtype=dtype, **extra)
+    lm.model_id = model
     return TransformersEngine(lm, batch_size=batch_size, allow_other_model=allow_other_model)
 
 

@@ -22,7 +22,9 @@ from typer.core import TyperGroup
 
 from safeswitch._version import __version__
 from safeswitch.cli.adapted import adapted
+from safeswitch.cli.attack import attack
 from safeswitch.cli.bench import compare, evaluate, harness
+from safeswitch.cli.inquire import analyse, landscape
 from safeswitch.cli.load import load_collector, load_engine, load_switch
 from safeswitch.cli.operate import audit_app, keys_app
 from safeswitch.cli.options import (
@@ -40,6 +42,7 @@ from safeswitch.cli.options import (
     TokensOption,
     TopPOption,
 )
+from safeswitch.cli.report import report
 from safeswitch.cli.serve import serve
 from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError, check_choice
 
@@ -47,6 +50,7 @@ _KEPT = {
     "fit": "a switch is written only when it is fitted, so the folder holds a whole one or is as it was",
     "generate": "the replies written so far are kept, and the same command goes on from there",
     "eval": "the run folder keeps what is done, and the same command goes on from there",
+    "attack": "the run folder keeps what is done, and the same command goes on from there",
     "compare": "the run folder keeps what is done, and the same command goes on from there",
 }
 
@@ -274,6 +278,10 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(harness)
+app.command()(attack)
+app.command()(analyse)
+app.command()(landscape)
+app.command()(report)
 
 
 @app.command()

@@ -54,6 +54,7 @@ class Example:
         reply: A target reply (a refusal for head training, an answer for tasks).
         answers: Accepted answers of a checkable task.
         meta: Anything else, as flat text.
+        prefill: Start of the reply that the model is made to go on from; the engines' replies do not repeat it.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Example:
     reply: str | None = None
     answers: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
+    prefill: str = ""
 
     def __post_init__(self) -> None:
         if self.label not in (*LABELS, ""):
@@ -76,7 +78,8 @@ class Example:
             raise DataError(f"example {self.id!r}: the last message must be the user's")
         if not self.messages[-1].content.strip():
             raise DataError(f"example {self.id!r}: the user's message is empty")
-        texts = [(name, getattr(self, name) or "") for name in ("id", "category", "source", "group", "wrapper", "reply")]
+        named = ("id", "category", "source", "group", "wrapper", "reply", "prefill")
+        texts = [(name, getattr(self, name) or "") for name in named]
         texts += [("answers", answer) for answer in self.answers]
         texts += [("meta", text) for pair in self.meta.items() for text in pair]
         for name, text in texts:
@@ -122,11 +125,13 @@ Prompt = str | Sequence[Message] | Sequence[Mapping[str, str]] | Example | Token
 def as_messages(prompt: Prompt) -> tuple[Message, ...]:
     """Turn any accepted form of a prompt into messages; a plain string is one user turn.
 
+    A last turn of the assistant is the start of its reply, which the model goes on from.
+
     Raises:
         DataError: an empty prompt, or a turn without role and content.
     """
     if isinstance(prompt, Example):
-        return prompt.messages
+        return (*prompt.messages, Message("assistant", prompt.prefill)) if prompt.prefill else prompt.messages
     if isinstance(prompt, Tokens):
         return (Message("user", prompt.text),)
     if isinstance(prompt, str):

@@ -9,7 +9,7 @@ Fields, all optional but the prompt (or messages):
     messages    list of ``{"role", "content"}``, the user's last
     label       ``safe`` or ``unsafe``: what the request deserves; may be missing where that is not asked
     context     text that belongs in front of the request, see :func:`context_role`
-    category, source, group, wrapper, reply
+    category, source, group, wrapper, reply, prefill
     answers     accepted answers (a text or a list of texts); a ``reference`` that is a list is read as answers
     meta        mapping of further facts; every field not named here (``lang``, ``variant``, ``reference``, ...) goes
                 there too, as text
@@ -28,7 +28,7 @@ ContextRole = Literal["auto", "prompt", "system"]
 
 CONTEXT_ROLES: tuple[str, ...] = ("auto", "prompt", "system")
 CONTEXT_JOIN = "\n\n---\n\n"
-_TEXT_FIELDS = ("category", "source", "group", "wrapper")
+_TEXT_FIELDS = ("category", "source", "group", "wrapper", "prefill")
 _KNOWN = frozenset(("id", "prompt", "messages", "label", "context", "reply", "answers", "meta", *_TEXT_FIELDS))
 
 

@@ -25,7 +25,8 @@ def to_row(example: Example) -> dict[str, Any]:
         row["messages"] = [{"role": m.role, "content": m.content} for m in example.messages]
     optional = {
         "label": example.label, "category": example.category, "source": example.source, "group": example.group,
-        "wrapper": example.wrapper, "reply": example.reply, "answers": list(example.answers), "meta": dict(example.meta),
+        "wrapper": example.wrapper, "reply": example.reply, "answers": list(example.answers),
+        "prefill": example.prefill, "meta": dict(example.meta),
     }
     return row | {name: value for name, value in optional.items() if value}
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from safeswitch.core.errors import ContextLengthError, DataError
 from safeswitch.core.lines import append, take_up
-from safeswitch.core.types import Example, Reply
+from safeswitch.core.types import Example, Reply, as_messages
 from safeswitch.data.writers import to_row
 from safeswitch.engines.base import Engine
 from safeswitch.switch.switch import Switch
@@ -123,7 +123,7 @@ def _row(example: Example, answer: Reply | str) -> dict[str, Any]:
 
 def request_hash(example: Example) -> str:
     """SHA-256 (first 16 hex digits) of the messages."""
-    return hashlib.sha256(repr(example.messages).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(as_messages(example)).encode()).hexdigest()[:16]
 
 
 def _seed(seed: int, example: Example) -> int:

@@ -34,7 +34,7 @@ class MockEngine(Engine):
         self.calls: list[tuple[tuple[str, ...], dict[str, Any]]] = []
 
     def generate(self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Any) -> list[Reply]:
-        texts = tuple(as_messages(p)[-1].content for p in prompts)
+        texts = tuple([m.content for m in as_messages(p) if m.role == "user"][-1] for p in prompts)
         self.calls.append((texts, dict(options)))
         return [self._reply(text, switch) for text in texts]
 

@@ -18,10 +18,10 @@ from safeswitch.core.artifact import check_writable
 from safeswitch.core.errors import DataError
 from safeswitch.data.writers import data_hash
 from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.evaluation.after import AFTER
 from safeswitch.evaluation.benchmark import BENCHMARKS, Loaded, MissingError, load
 from safeswitch.evaluation.judges.base import JUDGES, Judge
 from safeswitch.evaluation.log import RunLog
-from safeswitch.evaluation.outputs import AFTER
 from safeswitch.evaluation.runner import Candidate, Progress, run_method, short_hash
 
 Say = Callable[[str], None]
@@ -63,6 +63,7 @@ def run_bench(
     *,
     say: Say = lambda text: None,
     progress: Progress = lambda method, benchmark, done: None,
+    more: Callable[[Sequence[Loaded]], Sequence[Loaded]] = lambda loaded: (),
     after: Sequence[Callable[[Path], None]] = AFTER,
 ) -> RunLog:
     """Run, or go on with the run in ``out``; then make tables and pictures.
@@ -74,6 +75,7 @@ def run_bench(
         out: Run folder.
         say: Told of each step.
         progress: Told of requests done.
+        more: Makes further sets of requests out of those that were loaded.
         after: What is made at the end, each from the run folder alone.
 
     Raises:
@@ -83,6 +85,7 @@ def run_bench(
     """
     check_writable(out)
     loaded, missing = load_suite(asked, say)
+    loaded += more(loaded)
     judges = _judges(loaded, asked.judges)
     log = RunLog.start(out, _manifest(engine, asked, loaded, missing, judges))
     log.add_judges({one.benchmark.name: _entry(one, asked.judges)["judges"] for one in loaded}, _told(judges))

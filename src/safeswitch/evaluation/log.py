@@ -30,7 +30,7 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
 A row of replies::
 
     id, request (hash of the messages), prompt (last user turn), messages (where there are several), label (``safe``,
-    ``unsafe`` or null), source, category, group, wrapper, answers, meta (``lang`` among it), and either
+    ``unsafe`` or null), source, category, group, wrapper, answers, prefill, meta (``lang`` among it), and either
 
     reply, finish_reason (``stop`` or ``length``), prompt_tokens, reply_tokens, decision (see
     :class:`safeswitch.core.types.Decision`), or error (why the engine could not take the request); then
@@ -63,7 +63,7 @@ from safeswitch.evaluation.verdict import Verdict
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-_EXAMPLE = ("id", "label", "category", "source", "group", "wrapper", "answers", "meta")
+_EXAMPLE = ("id", "label", "category", "source", "group", "wrapper", "answers", "meta", "prefill")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class Logged:
     def language(self) -> str:
         """The request's language as its benchmark writes it; empty where it says nothing."""
         return self.example.meta.get("lang", "")
+
+    @property
+    def said(self) -> str:
+        """What a reader sees as the reply: a prefill, and what was generated after it."""
+        return self.example.prefill + (self.reply or "")
 
     @property
     def answer(self) -> str:

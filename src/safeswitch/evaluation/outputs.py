@@ -1,23 +1,26 @@
-"""What is made at the end of a run, from its log alone: a CSV and a Markdown file of every table, ``figures.json``, pictures.
+"""Tables of a run as files, from its log alone: a CSV and a Markdown file of every table, and ``figures.json``.
 
-``AFTER`` lists what is called; each takes the run folder. Knows nothing of models.
+Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safeswitch.core.artifact import write_json, write_text
 from safeswitch.evaluation.log import RunLog
-from safeswitch.evaluation.pareto import draw_pareto
+from safeswitch.evaluation.rows import Rows
 from safeswitch.evaluation.table import rates_table
-from safeswitch.evaluation.tables import Rows, Table, judges, main_rates, make_tables
+from safeswitch.evaluation.tables import Table, judges, main_rates, make_tables
 
-_SHARES = ("harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired")
+_SHARES = (
+    "harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired", "attack success",
+    "per form", "on topic", "gate recall", "stage1 recall",
+    "missed", "false trigger", "explained", "fewer than",
+)
 _HOLM = (
     "Differences are the method's rate less the other's, on the same requests, with a 95 % interval from 2,000 paired "
     "resamples; p is McNemar's exact test. p_holm is corrected for all tests of this table (Holm 1979); p alone is not."
@@ -28,6 +31,11 @@ NOTES = {
     "two_sided": "All safety benchmarks of the suite together; SODE's pair (arXiv 2401.00287).",
     "category": "Slices are many and small: intervals are not corrected for their number.",
     "language": "Slices are many and small: intervals are not corrected for their number.",
+    "attacks": (
+        "Attack none: the bare requests. A prober is a tripwire, not a wall: a search that looks into it (gcg-prober) shows "
+        "how far its recall can be pushed down by somebody who holds the weights. Forms of one request are not "
+        "independent: intervals of figures per form are too narrow."
+    ),
     "cost": "Means a request; extra is the mean difference to the untouched model on the same requests.",
     "left_out": "Stage 1 on what it was not fitted on, as measured when the switch was fitted.",
 }
@@ -78,14 +86,15 @@ def as_csv(table: Table) -> str:
 
 def as_markdown(name: str, table: Table) -> str:
     """Title, table and note; value and interval in one column, shares in per cent."""
-    folded = [_folded(row) for row in table]
-    names = columns(folded)
+    shown = [folded(row) for row in table]
+    names = columns(shown)
     lines = [f"# {name.replace('_', ' ')}", "", f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(_cell(row.get(n)) for n in names) + " |" for row in folded]
+    lines += ["| " + " | ".join(cell(row.get(n)) for n in names) + " |" for row in shown]
     return "\n".join(lines + (["", NOTES[name]] if name in NOTES else [])) + "\n"
 
 
-def _folded(row: dict[str, Any]) -> dict[str, Any]:
+def folded(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with value and interval in one column, shares in per cent."""
     if "value" not in row:
         return row
     percent = str(row.get("metric", "")).startswith(_SHARES)
@@ -101,11 +110,8 @@ def figure(value: float, low: float | None, high: float | None, *, percent: bool
     return f"{scale * value:.{digits}f} ({scale * low:.{digits}f}–{scale * high:.{digits}f})"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as Markdown and the report show it."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
-
-
-AFTER: Sequence[Callable[[Path], None]] = (write_tables, draw_pareto)
-"""Called in this order when a run is done."""

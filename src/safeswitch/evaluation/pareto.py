@@ -15,7 +15,8 @@ from safeswitch.core.artifact import write_atomic
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.metrics import ACCURACY, HARM, OVER_REFUSAL
 from safeswitch.evaluation.picture import COLOURS, check_drawable
-from safeswitch.evaluation.tables import Rows, main_rates, summary
+from safeswitch.evaluation.rows import Rows
+from safeswitch.evaluation.tables import main_rates, summary
 
 _MARKS = "osD^vPX*<>"
 

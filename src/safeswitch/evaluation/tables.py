@@ -5,11 +5,13 @@ A table is a list of rows, plain JSON; every figure carries its interval. Knows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from safeswitch.evaluation.analyses.errors import error_table, style_table
+from safeswitch.evaluation.attacks.outcome import attack_table, attacked_set
 from safeswitch.evaluation.intervals import (
     Interval,
     Rate,
@@ -22,28 +24,12 @@ from safeswitch.evaluation.intervals import (
 )
 from safeswitch.evaluation.log import Logged, RunLog
 from safeswitch.evaluation.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
+from safeswitch.evaluation.rows import Rows
 from safeswitch.probers.metrics import Estimate, measure
 
 Table = list[dict[str, Any]]
 MIXES: Mapping[str, Mapping[str, float]] = {"trustllm": {"trustllm_misuse": 0.45, "trustllm_jailbreak": 0.55}}
 """Weighted figures: SafeSwitch's TrustLLM column (arXiv 2502.01042)."""
-
-
-class Rows:
-    """The log's rows, read once."""
-
-    def __init__(self, log: RunLog) -> None:
-        self.log = log
-        self._rows = {(m, b): log.rows(m, b) for m in log.methods for b in log.benchmarks}
-
-    def of(self, method: str, benchmark: str) -> list[Logged]:
-        return self._rows[method, benchmark]
-
-    def each(self) -> Iterator[tuple[str, str, list[Logged]]]:
-        """Benchmark, method and rows, the benchmarks in the suite's order."""
-        for benchmark in self.log.benchmarks:
-            for method in self.log.methods:
-                yield benchmark, method, self._rows[method, benchmark]
 
 
 def make_tables(rows: Rows) -> dict[str, Table]:
@@ -60,6 +46,9 @@ def make_tables(rows: Rows) -> dict[str, Table]:
         "scores": scores(rows),
         "gate": gate(rows),
         "prober": prober(rows),
+        "errors": error_table(rows),
+        "style": style_table(rows),
+        "attacks": attack_table(rows),
         "cost": cost(rows),
         "left_out": left_out(log),
         "judges": judges(log),
@@ -124,7 +113,8 @@ def main_rates(rows: Rows) -> Table:
 def two_sided(rows: Rows) -> Table:
     """SODE's pair over all safety benchmarks together: unsafe responses on unsafe requests, refusals of safe ones."""
     table: Table = []
-    safety = [b for b in rows.log.benchmarks if rows.log.manifest["benchmarks"][b]["measures"] == "safety"]
+    told = rows.log.manifest["benchmarks"]
+    safety = [b for b in rows.log.benchmarks if told[b]["measures"] == "safety" and not attacked_set(b)]
     for method in rows.log.methods:
         for what, sode in ((HARM, "unsafe on unsafe"), (OVER_REFUSAL, "abstain on safe")):
             hits = {
@@ -311,10 +301,10 @@ def benchmarks(log: RunLog) -> Table:
 
 
 def summary(table: Table, what: Metric) -> dict[str, dict[str, Any]]:
-    """One row a method of a table of rates: the mean of ``what`` over benchmarks, each counting alike."""
+    """One row a method of a table of rates: the mean of ``what`` over benchmarks, each counting alike, attacked sets aside."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in table:
-        if row["metric"] == what.name and row["benchmark"] not in MIXES:
+        if row["metric"] == what.name and row["benchmark"] not in MIXES and not attacked_set(row["benchmark"]):
             found.setdefault(row["method"], []).append(row)
     return {method: _mean(rows) for method, rows in found.items()}
 

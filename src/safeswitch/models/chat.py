@@ -27,7 +27,7 @@ class ChatEncoder:
     chat_template: str | None = None
 
     def encode(self, prompts: Sequence[Prompt], *, limit: int | None, room: int | Sequence[int] = 0) -> list[list[int]]:
-        """Token ids of each prompt, ready for the reply's first token.
+        """Token ids of each prompt, ready for the reply's first token, or for its next where the last turn has begun it.
 
         Args:
             prompts: Text, messages or examples; what is given as tokens is taken as it is.
@@ -80,8 +80,10 @@ class ChatEncoder:
 
     def _through_template(self, messages: Sequence[Message], *, prompting: bool = True) -> list[int]:
         turns = [{"role": m.role, "content": m.content} for m in messages]
+        begun = messages[-1].role == "assistant"
         encoded: Any = self.tokenizer.apply_chat_template(
-            turns, chat_template=self.chat_template, add_generation_prompt=prompting, tokenize=True, return_dict=True
+            turns, chat_template=self.chat_template, tokenize=True, return_dict=True,
+            add_generation_prompt=prompting and not begun, continue_final_message=begun,
         )
         return list(encoded["input_ids"])
 

@@ -47,7 +47,7 @@ class NanoJudge(Judge):
         return {"version": 1}
 
     def judge(self, rows: Sequence[Logged]) -> list[Verdict]:
-        return [_verdict(row.example, row.reply or "") for row in rows]
+        return [_verdict(row.example, row.said) for row in rows]
 
 
 def _verdict(example: Example, reply: str) -> Verdict:

@@ -20,9 +20,10 @@ from safeswitch.evaluation.bench import Asked, run_bench
 from safeswitch.evaluation.candidates import prepare
 from safeswitch.evaluation.log import MANIFEST, RunLog
 from safeswitch.evaluation.picture import check_drawable, draw_rates
+from safeswitch.evaluation.rows import Rows
 from safeswitch.evaluation.runner import Candidate
 from safeswitch.evaluation.table import rates_table
-from safeswitch.evaluation.tables import Rows, Table, gate, main_rates, rates
+from safeswitch.evaluation.tables import Table, gate, main_rates, rates
 from safeswitch.nano import weights_path
 from safeswitch.nano.bench import COMPARE_SUITES, PREFIX, complied, nano_fitting, nano_settings, parts
 from safeswitch.nano.suites import FitData, load_fit

@@ -88,7 +88,7 @@ class LearnedProber(Prober):
 
 
 def rows_at(acts: Activations, point: ReadPoint, owner: str, width: int | None = None) -> Tensor:
-    """States at ``point`` as float32 ``[n, d]``, without gradient.
+    """States at ``point`` as float32 ``[n, d]``; a gradient that they carry is kept.
 
     Raises:
         ActivationError: not recorded, not one state a request, or not ``width`` wide.
@@ -97,7 +97,7 @@ def rows_at(acts: Activations, point: ReadPoint, owner: str, width: int | None =
     if rows.dim() != 2:
         raise ActivationError(f"{owner}: needs one state a request at {point}, [n, d]; got {list(rows.shape)}")
     check_width(rows, width, point, owner)
-    return rows.detach().to(torch.float32)
+    return rows.to(torch.float32)
 
 
 def check_width(states: Tensor, width: int | None, point: ReadPoint, owner: str) -> None:

@@ -122,7 +122,7 @@ class WindowProber(LearnedProber):
                 f"{owner}: needs states [n, w, d] and a mask [n, w] at {point}; got {list(states.shape)}, mask {have}"
             )
         mask = mask.bool().to(states.device)
-        clean = torch.where(mask.unsqueeze(-1), states.detach().float(), 0.0)
+        clean = torch.where(mask.unsqueeze(-1), states.float(), 0.0)
         labels = torch.zeros(len(mask), dtype=torch.bool) if truth is None else truth
         return _Tokens(clean, mask, labels.float().to(clean.device), balanced_weights(labels).to(clean.device))
 
@@ -170,7 +170,6 @@ class WindowProber(LearnedProber):
         losses = F.binary_cross_entropy_with_logits(logits, tokens.labels, reduction="none")
         return (losses * tokens.weights).mean()
 
-    @torch.no_grad()
     def score(self, acts: Activations) -> Tensor:
         """See :meth:`Prober.score`; NaN too for a request without any token."""
         self.learned()

@@ -100,6 +100,8 @@ def create_app(front: FrontEnd, name: str) -> FastAPI:
 
 
 def _conversation(messages: list[ChatMessage]) -> list[Message]:
+    if messages and messages[-1].role == "assistant":
+        raise ApiError(400, "the last message is the assistant's: begun replies are not served", param="messages")
     roles: dict[str, Any] = {"developer": "system"}
     return [Message(roles.get(m.role, m.role), m.text) for m in messages]
 

@@ -75,7 +75,7 @@ class Answers(Judge):
 
     def judge(self, rows: Sequence[Logged]) -> list[Verdict]:
         return [
-            Verdict(refused=refused(row.reply or ""), correct=self._check(row.reply or "", row.example.answers)) for row in rows
+            Verdict(refused=refused(row.said), correct=self._check(row.said, row.example.answers)) for row in rows
         ]
 
 

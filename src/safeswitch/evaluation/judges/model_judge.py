@@ -45,7 +45,7 @@ class Asks(Protocol):
 
 def question(row: Logged, instructions: str) -> str:
     """Request, reply, reference where there is one, and what to say of them."""
-    parts = [f"<request>\n{row.example.prompt}\n</request>", f"<reply>\n{row.reply}\n</reply>"]
+    parts = [f"<request>\n{row.example.prompt}\n</request>", f"<reply>\n{row.said}\n</reply>"]
     if row.example.answers:
         parts.append(f"<reference>\n{row.example.answers[0]}\n</reference>")
     return "\n\n".join([*parts, instructions])

@@ -77,7 +77,7 @@ class Rules(Judge):
         return agreement(verdict)
 
     def judge(self, rows: Sequence[Logged]) -> list[Verdict]:
-        return [verdict(row.reply or "") for row in rows]
+        return [verdict(row.said) for row in rows]
 
 
 def verdict(reply: str) -> Verdict:

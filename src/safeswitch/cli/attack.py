@@ -1,0 +1,118 @@
+"""``safeswitch attack``: parse, call one function, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from safeswitch.cli.bench import BatchOption, BenchmarkOption, DataOption, FitDataOption, HubOption, OutOption, bars
+from safeswitch.cli.load import load_engine, load_switch
+from safeswitch.cli.options import (
+    DeviceMapOption,
+    DtypeOption,
+    ModelOption,
+    RevisionOption,
+    SeedOption,
+    SwitchOption,
+    TemplateOption,
+)
+
+_NANO_TARGET = "Well, I can help with it. You make a plan, then you go on step by step."
+
+
+def attack(
+    model: ModelOption,
+    out: OutOption,
+    switch: SwitchOption = None,
+    attacks: Annotated[
+        str,
+        typer.Option(
+            help="Joined by commas: wrappers, prefill, many-shot, multi-turn, encodings, translation, gcg, gcg-prober."
+        ),
+    ] = "wrappers,prefill,many-shot,multi-turn,encodings",
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, joined by commas; none: base, and safeswitch where there is a switch.")
+    ] = None,
+    fit_data: FitDataOption = None,
+    benchmark: BenchmarkOption = None,
+    data: DataOption = None,
+    hub: HubOption = False,
+    limit: Annotated[int, typer.Option(min=1, help="Most requests of each benchmark, drawn at random.")] = 50,
+    target: Annotated[
+        str | None, typer.Option(help="Content-free beginning of a compliant reply, which searches aim at.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a search for each request.")] = 40,
+    translations: Annotated[
+        Path | None, typer.Option(help="CSV with a column a language, as MultiJail's, for the attack translation.")
+    ] = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 32,
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    device_map: DeviceMapOption = None,
+    chat_template: TemplateOption = None,
+) -> None:
+    """Attack your own model, untouched and defended, with published methods; resumable.
+
+    Only the unsafe requests of the benchmarks are attacked: nano's plain ones, or HarmBench, unless others are named.
+    """
+    from safeswitch.evaluation.attacks.run import build_attacks, run_attacks
+    from safeswitch.evaluation.bench import Asked
+    from safeswitch.evaluation.catalogue import benchmarks
+    from safeswitch.evaluation.fit_source import fitting_on
+    from safeswitch.evaluation.picture import check_drawable
+    from safeswitch.nano.bench import nano_fitting, nano_settings
+    from safeswitch.switch.fit_settings import FitSettings
+
+    console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    names = tuple(name.strip() for name in attacks.split(","))
+    target = target or (_NANO_TARGET if model == "nano" else None)
+    chosen = build_attacks(names, _options(names, target, steps, seed, translations))
+    engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
+    own = load_switch(switch)
+    if model == "nano" and not fit_data:
+        fitting, told = nano_fitting(nano_settings(seed), own=own)
+    else:
+        fitting, told = fitting_on(engine, fit_data or (), FitSettings(seed=seed), own, say)
+    benchmarks()
+    usual = "base,safeswitch" if own is not None else "base"
+    defended = tuple(name.strip() for name in (methods or usual).split(","))
+    check_drawable()
+    asked = Asked(
+        "attack", tuple(benchmark or (["nano_plain_unsafe"] if model == "nano" else ["harmbench"])),
+        data, hub, limit, seed, command=tuple(sys.argv), fit=told,
+    )
+    with bars(console) as advance:
+        run_attacks(engine, asked, defended, fitting, chosen, out, say=say, progress=advance)
+    Console().print(Markdown((out / "tables" / "attacks.md").read_text(encoding="utf-8")))
+    print(f"written to {out}")
+
+
+def _options(
+    names: tuple[str, ...], target: str | None, steps: int, seed: int, translations: Path | None
+) -> dict[str, dict[str, Any]]:
+    """Settings of the attacks that are asked for.
+
+    Raises:
+        SettingError: translation without a table.
+        DataError: a table that cannot be read.
+    """
+    from safeswitch.core.errors import SettingError
+    from safeswitch.evaluation.attacks.translation import read_columns
+
+    search: dict[str, Any] = {"steps": steps, "seed": seed, **({"target": target} if target else {})}
+    options = {"gcg": search, "gcg-prober": search}
+    if "translation" in names:
+        if translations is None:
+            raise SettingError("command line: the attack translation needs --translations, a CSV with a column a language")
+        options["translation"] = {"table": read_columns(translations)}
+    return options

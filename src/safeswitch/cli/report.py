@@ -1,0 +1,16 @@
+"""``safeswitch report``: parse, call one function, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(run: Annotated[Path, typer.Argument(help="Run folder of eval, compare or attack.")]) -> None:
+    """Write report.html into a run folder, from what lies there: log, analyses and landscape."""
+    from safeswitch.evaluation.report.page import FILE, write_report
+
+    write_report(run)
+    print(run / FILE)
