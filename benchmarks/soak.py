@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py [--engine vllm|transformers] [--minutes 10] [--streams 32]
 
-The server on nano, with an audit; so many streams at all times, a part of them left early. Memory (resident, all processes
-of the server) and open files are sampled every 5 seconds. The first fifth warms up; over the rest the growth is the slope of a
+The server on nano, with an audit; so many streams at all times, a part of them left early. Memory (resident) and open files
+of each of the server's processes are sampled every 5 seconds. The first fifth warms up; over the rest the growth is the slope of a
 straight line (Theil-Sen) times its length, against the level at its start.
 """
 
@@ -27,19 +27,25 @@ from benchmarks.running import serving
 from scipy.stats import theilslopes
 
 
-def sample(pid: int) -> tuple[float, int]:
-    """Megabytes and open files of a process and all below it."""
+Sample = dict[str, tuple[float, int]]
+"""Megabytes and open files by process."""
+
+
+def sample(pid: int) -> Sample:
+    """A process and all below it, by name and number."""
     whole = psutil.Process(pid)
-    processes = [whole, *whole.children(recursive=True)]
-    return sum(p.memory_info().rss for p in processes) / 2**20, sum(p.num_fds() for p in processes)
+    found = {}
+    for i, p in enumerate([whole, *whole.children(recursive=True)]):
+        found[f"{i} {p.name()}"] = (p.memory_info().rss / 2**20, p.num_fds())
+    return found
 
 
 async def soak(
     url: str, pid: int, facts: list[Told], seconds: float, streams: int
-) -> tuple[list[tuple[float, float, int]], Counter[str]]:
+) -> tuple[list[tuple[float, Sample]], Counter[str]]:
     """Keep ``streams`` streams going; samples of time, megabytes and files, and how streams ended."""
     draw, ends, start = random.Random(0), Counter[str](), time.monotonic()
-    samples: list[tuple[float, float, int]] = []
+    samples: list[tuple[float, Sample]] = []
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=streams)) as client:
 
         async def stream() -> None:
@@ -49,7 +55,7 @@ async def soak(
 
         async def watch() -> None:
             while time.monotonic() - start < seconds:
-                samples.append((time.monotonic() - start, *sample(pid)))
+                samples.append((time.monotonic() - start, sample(pid)))
                 await asyncio.sleep(5)
 
         await asyncio.gather(watch(), *(stream() for _ in range(streams)))
@@ -61,23 +67,28 @@ def main() -> None:
     parser.add_argument("--engine", default="vllm", choices=("vllm", "transformers"))
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--policy", default="enforce", help="off: what the server does without the guard")
     args = parser.parse_args()
     facts = told(40)
     with tempfile.TemporaryDirectory() as folder:
         audit = f"sqlite:///{Path(folder) / 'audit.db'}"
-        with serving(Path(folder), args.engine, "--audit", audit) as running:
+        with serving(Path(folder), args.engine, "--audit", audit, "--policy", args.policy) as running:
             samples, ends = asyncio.run(soak(running.url, running.process.pid, facts, 60 * args.minutes, args.streams))
     kept = samples[len(samples) // 5 :]
     print(
         f"{sum(ends.values())} streams in {args.minutes:g} minutes: " + ", ".join(f"{n} {e}" for e, n in sorted(ends.items()))
     )
     print("| | at the start | at the end | growth over the line | 95 % interval |\n|---|---|---|---|---|")
-    times = [t for t, _, _ in kept]
+    times = [t for t, _ in kept]
     length = times[-1] - times[0]
-    for name, values in (("memory, MB", [m for _, m, _ in kept]), ("open files", [float(f) for _, _, f in kept])):
-        fit = theilslopes(values, times)
-        low, high = fit.low_slope * length, fit.high_slope * length
-        print(f"| {name} | {values[0]:.0f} | {values[-1]:.0f} | {fit.slope * length:+.1f} | {low:+.1f} to {high:+.1f} |")
+    for name in kept[-1][1]:
+        for column, unit in ((0, "MB"), (1, "open files")):
+            values = [float(one[name][column]) for _, one in kept if name in one]
+            fit = theilslopes(values, times[-len(values) :])
+            low, high = fit.low_slope * length, fit.high_slope * length
+            print(
+                f"| {name}, {unit} | {values[0]:.0f} | {values[-1]:.0f} | {fit.slope * length:+.1f} | {low:+.1f} to {high:+.1f} |"
+            )
 
 
 if __name__ == "__main__":
