@@ -115,8 +115,8 @@ async def one(client: httpx.AsyncClient, facts: Told, draw: random.Random, how: 
     check(facts, text, raw)
     if how == "reads to its end":
         assert text == facts.shown.text or facts.shown.decision.stage == "watch", (text, facts.shown.text)
-        assert verdict is not None
-        assert verdict["fired"] == facts.shown.decision.fired, verdict
+        assert (verdict or {}).get("fired", False) == facts.shown.decision.fired, verdict
+        assert verdict is not None or facts.shown.decision.stage == "none"
     return how
 
 

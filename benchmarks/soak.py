@@ -3,8 +3,8 @@
     python benchmarks/soak.py [--engine vllm|transformers] [--minutes 10] [--streams 32]
 
 The server on nano, with an audit; so many streams at all times, a part of them left early. Memory (resident) and open files
-of each of the server's processes are sampled every 5 seconds. The first fifth warms up; over the rest the growth is the slope of a
-straight line (Theil-Sen) times its length, against the level at its start.
+of each of the server's processes are sampled every 5 seconds. The first fifth warms up; over the rest the growth is the slope
+of a straight line (Theil-Sen) times its length, against the level at its start.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -25,7 +26,6 @@ import psutil
 from benchmarks.leak import Told, one, told
 from benchmarks.running import serving
 from scipy.stats import theilslopes
-
 
 Sample = dict[str, tuple[float, int]]
 """Megabytes and open files by process."""
@@ -70,6 +70,8 @@ def main() -> None:
     parser.add_argument("--policy", default="enforce", help="off: what the server does without the guard")
     args = parser.parse_args()
     facts = told(40)
+    if args.policy == "off":
+        facts = [replace(f, shown=f.untouched) for f in facts]
     with tempfile.TemporaryDirectory() as folder:
         audit = f"sqlite:///{Path(folder) / 'audit.db'}"
         with serving(Path(folder), args.engine, "--audit", audit, "--policy", args.policy) as running:
@@ -86,9 +88,8 @@ def main() -> None:
             values = [float(one[name][column]) for _, one in kept if name in one]
             fit = theilslopes(values, times[-len(values) :])
             low, high = fit.low_slope * length, fit.high_slope * length
-            print(
-                f"| {name}, {unit} | {values[0]:.0f} | {values[-1]:.0f} | {fit.slope * length:+.1f} | {low:+.1f} to {high:+.1f} |"
-            )
+            ends = f"{values[0]:.0f} | {values[-1]:.0f}"
+            print(f"| {name}, {unit} | {ends} | {fit.slope * length:+.1f} | {low:+.1f} to {high:+.1f} |")
 
 
 if __name__ == "__main__":
