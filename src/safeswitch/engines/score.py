@@ -8,7 +8,7 @@ Letters: b rows, t tokens, V vocabulary. Knows nothing of tasks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,8 @@ from safeswitch.core.types import Message, Prompt, as_messages
 from safeswitch.engines.steer import acting
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Actuator, BodyActuator, Canned, HeadActuator, NoAction, PromptActuator
+from safeswitch.switch.actuators import Actuator, BodyActuator, Canned, HeadActuator, NoAction, PromptActuator, Steering
+from safeswitch.switch.heads import EarlyHead, SoftHead
 from safeswitch.switch.switch import Switch
 
 
@@ -43,13 +44,12 @@ def log_likelihoods(
     Raises:
         ContextLengthError: a prompt that does not fit.
         FingerprintError: a switch of another model.
-        SettingError: a switch that answers with a fixed text.
+        SettingError: an action whose effect on a given reply is not the same at every token.
     """
-    if switch is not None and isinstance(switch.actuator, Canned):
-        raise SettingError("log_likelihoods: a switch that answers with a fixed text gives other replies no likelihood")
     conversations = [as_messages(prompt) for prompt, _ in pairs]
     fired = _fired(engine, conversations, switch)
     actuator = switch.actuator if switch is not None else NoAction()
+    _check(actuator)
     found: dict[int, Likelihood] = {}
     for acted in (False, True):
         rows = [i for i, hit in enumerate(fired) if hit == acted]
@@ -57,6 +57,12 @@ def log_likelihoods(
         edited = [own.edit(conversations[i]) if isinstance(own, PromptActuator) else conversations[i] for i in rows]
         found |= dict(zip(rows, _score(engine, edited, [pairs[i][1] for i in rows], own), strict=True))
     return [found[i] for i in range(len(pairs))]
+
+
+def _check(actuator: Actuator) -> None:
+    partly = isinstance(actuator, Canned | EarlyHead | SoftHead)
+    if partly or (isinstance(actuator, Steering) and (actuator.where != "all" or actuator.relief)):
+        raise SettingError(f"likelihoods: the action {actuator.kind} of this switch does not act alike on every token and request")
 
 
 def _fired(engine: TransformersEngine, conversations: Sequence[tuple[Message, ...]], switch: Switch | None) -> list[bool]:
@@ -107,12 +113,16 @@ def _likelihood(logits: Tensor, tail: Sequence[int]) -> Likelihood:
     return Likelihood(float(each.sum()), bool((told.argmax(-1) == wanted).all()))
 
 
-def _acting(lm: LanguageModel, actuator: Actuator, rows: int) -> AbstractContextManager[None]:
+@contextmanager
+def _acting(lm: LanguageModel, actuator: Actuator, rows: int) -> Iterator[None]:
     """An actuator in force on every row while the block of code runs; prompt edits have been made before."""
-    if isinstance(actuator, HeadActuator):
-        return _second_head(lm, actuator.to(lm.head_device, lm.head_dtype))
-    strength = actuator.strength if isinstance(actuator, BodyActuator) else 1.0
-    return acting(lm, actuator, [strength] * rows)
+    around: AbstractContextManager[object] = nullcontext()
+    if isinstance(actuator, BodyActuator):
+        around = acting(lm, actuator, [actuator.strength] * rows)
+    elif isinstance(actuator, HeadActuator):
+        around = _second_head(lm, actuator.to(lm.head_device, lm.head_dtype))
+    with around:
+        yield
 
 
 @contextmanager

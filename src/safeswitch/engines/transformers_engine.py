@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -45,6 +45,7 @@ class Request:
         ids: Its tokens.
         seed: Sampling seed.
         limit: Most reply tokens.
+        strength: Of the switch's steering, where it is not the switch's own.
         decision: What an earlier reading decided, where the request is run again.
     """
 
@@ -127,11 +128,8 @@ class TransformersEngine(Engine):
         own, pad = self.lm.model.generation_config, self.lm.pad_token_id
         chosen = make_options(own, limits, stop_strings, options, pad)
         switch = switch or Switch(Gate(), NoAction())
-        if (streamer is not None or followers is not None) and switch.gate.late is not None:
-            raise SettingError("generate: this switch reads finished replies (late), so that nothing can be streamed")
         with self.lm.lock, torch.no_grad():
-            strengths = _strengths(strength, len(prompts), switch.actuator)
-            requests = self._requests(prompts, switch, limits, seed, strengths)
+            requests = self._requests(prompts, switch, limits, seed, _strengths(strength, len(prompts), switch.actuator))
             if streamer is not None:
                 followers = [StreamerFollower(streamer, requests[0].ids)]
             followed = {i: RowSink(f) for i, f in enumerate(followers or ())}
@@ -234,24 +232,32 @@ class TransformersEngine(Engine):
             decision = Decision(True, "always", actuator=switch.actuator.kind)
             return self._run_acted([replace(r, decision=decision) for r in batch], switch, options, followed)
         rows = self._rows(batch, switch, options)
-        replies = self._decode(batch, rows, options, followed)
-        decisions = rows.decisions
-        late: set[int] = set()
+        replies = self._decode(batch, rows, options, followed if switch.gate.late is None else {})
+        found = self._read_late(batch, switch, options, replies)
+        late = {i for i, (old, new) in enumerate(zip(replies, found, strict=True)) if new.fired and not old.decision.fired}
+        acts = [d.actuator != "none" and not r.token_ids for d, r in zip(found, replies, strict=True)]
+        again = [i for i in range(len(batch)) if place != "none" and (i in late or acts[i])]
         if switch.gate.late is not None:
-            bodies = [[t for t in r.token_ids if t not in options.end_ids] for r in replies]
-            texts = [prompt_text(r.messages) for r in batch]
-            kind = switch.actuator.kind
-            decisions = judge_late(self.lm, switch.gate, [r.ids for r in batch], bodies, texts, decisions, kind)
-            late = {i for i, d in enumerate(decisions) if d.fired and not rows.decisions[i].fired}
-            replies = [replace(reply, decision=d) for reply, d in zip(replies, decisions, strict=True)]
-        acts = [decisions[i].actuator != "none" for i in range(len(batch))]
-        again = [i for i in range(len(batch)) if i in late or (acts[i] and not replies[i].token_ids)]
-        if again and place != "none":
-            anew = [replace(batch[i], decision=decisions[i]) for i in again]
-            acted = self._run_acted(anew, switch, options, followed)
+            replies = [replace(reply, decision=d) for reply, d in zip(replies, found, strict=True)]
+            for i, request in enumerate(batch):
+                if followed and i not in again:
+                    followed[request.index].hand(replies[i])
+        if again:
+            acted = self._run_acted([replace(batch[i], decision=found[i]) for i in again], switch, options, followed)
             for i, reply in zip(again, acted, strict=True):
                 replies[i] = reply
         return replies
+
+    def _read_late(
+        self, batch: Sequence[Request], switch: Switch, options: Options, replies: Sequence[Reply]
+    ) -> list[Decision]:
+        """The decisions after the late reading, where the gate has one."""
+        decisions = [reply.decision for reply in replies]
+        if switch.gate.late is None:
+            return decisions
+        bodies = [[t for t in r.token_ids if t not in options.end_ids] for r in replies]
+        texts, kind = [prompt_text(r.messages) for r in batch], switch.actuator.kind
+        return judge_late(self.lm, switch.gate, [r.ids for r in batch], bodies, texts, decisions, kind)
 
     def _run_acted(
         self, batch: list[Request], switch: Switch, options: Options, followed: Followed
@@ -266,7 +272,7 @@ class TransformersEngine(Engine):
         inner = Switch(Gate(always=True), actuator) if isinstance(actuator, HeadActuator) else Switch(Gate(), NoAction())
         done: dict[int, Reply] = {}
         for part in self._batches(batch, options.max_new_tokens):
-            with acting(self.lm, actuator, [_strength(request, actuator) for request in part]):
+            with acting(self.lm, actuator, [_strength(r, actuator) for r in part]):
                 replies = self._decode(part, self._rows(part, inner, options), options, followed)
             done |= {request.index: reply for request, reply in zip(part, replies, strict=True)}
         return [done[r.index] for r in batch]
@@ -277,12 +283,10 @@ class TransformersEngine(Engine):
         whole = list(self.lm.tokenizer(actuator.text, add_special_tokens=False)["input_ids"])
         tokens = whole[: request.limit]
         text = actuator.text if tokens == whole else str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
-        reply = Reply(text, tuple(tokens), "stop" if tokens == whole else "length", request.decision, len(request.ids))
+        reason: Literal["stop", "length"] = "stop" if tokens == whole else "length"
+        reply = Reply(text, tuple(tokens), reason, request.decision, len(request.ids))
         if followed:
-            sink = followed[request.index]
-            sink.begin()
-            sink.tokens = tokens
-            sink.finish(reply)
+            followed[request.index].hand(reply)
         return reply
 
     def _rows(self, batch: Sequence[Request], switch: Switch, options: Options) -> Rows:
@@ -355,7 +359,7 @@ def _strengths(given: float | Sequence[float] | None, count: int, actuator: Actu
 
 
 def _strength(request: Request, actuator: Actuator) -> float:
-    """The strength in force on one request that is acted on."""
+    """The strength in force on one request."""
     if isinstance(actuator, Steering) and request.decision is not None and not request.decision.fired:
         return actuator.relief
     own = actuator.strength if isinstance(actuator, BodyActuator) else 1.0
