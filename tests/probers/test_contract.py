@@ -39,6 +39,9 @@ def make(name: str) -> Prober:
     return make_prober({"kind": name.split()[0], **SPECS[name]})
 
 
+IN_CODE = {"appending", "transition", "likelihood", "condition", "ensemble"}
+"""Made in code by methods; ``tests/methods`` holds them to their formulas."""
+
 Fitted = Callable[[str], Prober]
 
 
@@ -65,7 +68,7 @@ def spoil(acts: Activations, row: int) -> Activations:
 
 
 def test_every_registered_kind_is_in_the_battery() -> None:
-    assert {name.split()[0] for name in SPECS} == set(PROBERS)
+    assert {name.split()[0] for name in SPECS} | IN_CODE == set(PROBERS)
 
 
 @every

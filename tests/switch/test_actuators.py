@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import json
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from safeswitch.core.types import Message
 from safeswitch.switch.actuators import (
     ACTUATORS,
     Actuator,
+    Canned,
     FullHead,
     LowRankHead,
     NoAction,
@@ -20,6 +21,9 @@ from safeswitch.switch.actuators import (
     SystemPrompt,
     actuator_from_state,
 )  # fmt: skip
+from safeswitch.switch.body import Adapter, Weights
+from safeswitch.switch.heads import EarlyHead, SoftHead, SparseHead
+from safeswitch.switch.prompts import FramedPrompt
 
 D, V, N = 5, 7, 3
 DRAW = torch.Generator().manual_seed(0)
@@ -30,6 +34,7 @@ def rand(*shape: int) -> torch.Tensor:
 
 
 HIDDEN, LOGITS = rand(N, D), rand(N, V)
+NONE = LowRankHead(rand(2, D), rand(V, 2))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
@@ -51,7 +56,10 @@ def test_a_full_head_interpolates_between_the_two_heads(beta: float) -> None:
 
 EXAMPLES: list[Actuator] = [
     NoAction(), LowRankHead(rand(2, D), rand(V, 2), 0.25), FullHead(rand(V, D), rand(V), 0.5), SystemPrompt("Be careful."),
-    Steering((1, 3), rand(2, D), 2.5),
+    Steering((1, 3), rand(2, D), 2.5), Canned("No."), FramedPrompt("Be careful.", (("a", "b"),), "<", ">"),
+    SparseHead.of(rand(V, D).where(rand(V, D) > 0, 0), 0.5), SoftHead(LowRankHead(rand(2, D), rand(V, 2)), 0.25, 0.5),
+    EarlyHead(FullHead(rand(V, D), rand(V)), 3, 2.0, 4), Adapter({"a.b": (rand(2, D), rand(V, 2))}, 0.5),
+    Weights.of({"a": rand(2, 3), "b": torch.zeros(2), "c": rand(4)}, 2.0),
 ]
 
 
@@ -64,9 +72,43 @@ def test_an_actuator_comes_back_from_its_state(actuator: Actuator) -> None:
     config, tensors = actuator.state()
     again = actuator_from_state(config, tensors)
     assert type(again) is type(actuator)
-    for field in fields(actuator):
-        old, new = getattr(actuator, field.name), getattr(again, field.name)
-        assert torch.equal(old, new) if isinstance(old, torch.Tensor) else old == new
+    told, held = again.state()
+    assert json.dumps(told) == json.dumps(config)
+    assert held.keys() == tensors.keys()
+    assert all(torch.equal(held[name], tensors[name]) for name in held)
+
+
+def test_a_sparse_head_is_its_difference_and_a_soft_one_rises_between_its_bars() -> None:
+    difference = rand(V, D).where(rand(V, D) > 0, 0)
+    found = SparseHead.of(difference, 0.5).apply(LOGITS, HIDDEN)
+    torch.testing.assert_close(found, LOGITS + 0.5 * HIDDEN @ difference.T)
+    scores = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9, float("nan")])
+    share = SoftHead(NONE, 0.25, 0.75).share(scores)
+    assert share.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("common", [1, 3, V])
+def test_an_early_head_mixes_probabilities_over_what_both_heads_rank_high(common: int) -> None:
+    inner = FullHead(rand(V, D), rand(V))
+    found = EarlyHead(inner, alpha=3.0, common=common).apply(LOGITS, HIDDEN)
+    for n in range(N):
+        base, expert = LOGITS[n].tolist(), inner.apply(LOGITS, HIDDEN)[n].tolist()
+        order = [sorted(range(V), key=odds.__getitem__, reverse=True) for odds in (base, expert)]
+        k = next(k for k in range(1, V + 1) if len(set(order[0][:k]) & set(order[1][:k])) >= common)
+        space = set(order[0][:k]) & set(order[1][:k])
+        p, q = (torch.tensor(odds).softmax(0).tolist() for odds in (base, expert))
+        mixed = [max(0.0, p[v] + 3 * (q[v] - p[v])) if v in space else 0.0 for v in range(V)]
+        if sum(mixed):
+            torch.testing.assert_close(found[n].softmax(0), torch.tensor(mixed) / sum(mixed))
+
+
+def test_a_frame_goes_around_the_conversation() -> None:
+    system, first, reply, last = (Message(r, t) for r, t in (("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c")))
+    edited = FramedPrompt("F", (("q", "r"),), "<", ">").edit((system, first, reply, last))
+    assert [(m.role, m.content) for m in edited] == [
+        ("system", "F\nS"), ("user", "q"), ("assistant", "r"), ("user", "a"), ("assistant", "b"), ("user", "<c>"),
+    ]
+    assert FramedPrompt(after="!").edit((last,)) == (Message("user", "c!"),)
 
 
 def test_to_moves_every_tensor_and_keeps_the_rest() -> None:
@@ -91,10 +133,18 @@ def test_a_system_prompt_goes_in_front_or_joins_the_one_there() -> None:
         (lambda: FullHead(rand(V, D), rand(V + 1)), "do not fit"),
         (lambda: FullHead(rand(V, D), rand(V), float("nan")), "beta must lie in"),
         (lambda: SystemPrompt("  "), "text is empty"),
+        (lambda: Canned(" "), "text is empty"),
+        (lambda: FramedPrompt(), "nothing is added"),
+        (lambda: SoftHead(NONE, 0.5, 0.5), "needs 0 <= low < high <= 1"),
+        (lambda: EarlyHead(NONE, tokens=0), "must be 1 or more"),
+        (lambda: SparseHead.of(rand(V, D)).check(D, V + 1), "made for"),
+        (lambda: Adapter({"a": (rand(2, D), rand(V, 3))}), "do not fit"),
+        (lambda: Weights.of({"a": torch.zeros(2)}), "0 everywhere"),
+        (lambda: Steering((1,), rand(1, D), where="here"), "where must be one of"),  # type: ignore[arg-type]
         (lambda: Steering((1,), rand(2, D)), "1 layers but vectors"),
         (lambda: LowRankHead(rand(2, D), rand(V, 2)).check(D, V + 1), r"made for \[V=7, d=5\], but the model has \[V=8, d=5\]"),
         (lambda: FullHead(rand(V, D), rand(V)).check(D + 1, V), "made for"),
-        (lambda: actuator_from_state({"kind": "laser"}, {}), "unknown actuator 'laser'; known: full_head, low_rank_head"),
+        (lambda: actuator_from_state({"kind": "laser"}, {}), "unknown actuator 'laser'; known: adapter, canned"),
     ],
 )
 def test_what_does_not_fit_is_refused(make: Any, message: str) -> None:

@@ -20,6 +20,8 @@ from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 
 Progress = Callable[[int, int], None]
+APART: tuple[str, ...] = ("appended", "nll")
+"""Kinds of position that :func:`safeswitch.activations.reread.reread` reads, in a pass of its own."""
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -113,6 +115,9 @@ def check_request(
     for point in points:
         if point.layer != lm.layer(point.layer):
             raise SettingError(f"record: read point {point} needs a resolved layer in 0..{lm.num_layers}")
+    apart = [str(p) for p in points if p.position.kind in APART]
+    if apart:
+        raise SettingError(f"record: {', '.join(apart)} is read after appended tokens; use reread")
     pilots = any(p.position.kind == "pilot" and p.position.index for p in points)
     limit = lm.context_length
     for i, (row, length) in enumerate(zip(sequences, lengths, strict=True)):

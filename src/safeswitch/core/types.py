@@ -16,11 +16,11 @@ from safeswitch.core.errors import DataError, SettingError, check_choice, check_
 
 Role = Literal["system", "user", "assistant"]
 Label = Literal["safe", "unsafe", ""]
-PositionKind = Literal["prompt_end", "pilot", "window"]
+PositionKind = Literal["prompt_end", "pilot", "window", "appended", "nll"]
 
 ROLES: tuple[str, ...] = ("system", "user", "assistant")
 LABELS: tuple[str, ...] = ("safe", "unsafe")
-POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "window")
+POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "window", "appended", "nll")
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,10 @@ class Position:
     Args:
         kind: ``prompt_end`` is the last prompt token (its state predicts the first reply token); ``pilot`` the
             state after ``index`` reply tokens have been fed (``index`` 0 equals ``prompt_end``); ``window`` the
-            last ``index`` prompt tokens, each on its own (0: all of them).
-        index: Pilot token count k, or window length in tokens.
+            last ``index`` prompt tokens, each on its own (0: all of them). Two are read in a pass of their own, after the
+            tokens that a prober appends: ``appended`` is the state of the last of these, ``nll`` no state but the mean
+            negative log-likelihood of the last ``index`` of them, in nats.
+        index: Pilot token count k, window length, or number of appended tokens, in tokens.
     """
 
     kind: PositionKind
@@ -209,7 +211,7 @@ class Decision:
 
     Args:
         fired: Whether the actuator took over.
-        stage: The stage that decided: ``none`` (no gate), ``always``, ``stage1``, ``stage2``, ``watch``, ``error``.
+        stage: The stage that decided: ``none`` (no gate), ``always``, ``stage1``, ``stage2``, ``watch``, ``late``, ``error``.
         scores: Score in [0, 1] by stage name, for the stages that ran.
         thresholds: Threshold in force by stage name (``product`` under the product rule).
         rule: Gate rule in force.

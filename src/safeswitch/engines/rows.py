@@ -11,7 +11,7 @@ Letters: b rows, d hidden size, V vocabulary, t reply tokens fed. Knows nothing 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ModelError
 from safeswitch.core.types import Decision, ReadPoint
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Actuator, HeadActuator
+from safeswitch.switch.actuators import Actuator, HeadActuator, Steering
 from safeswitch.switch.gate import Gate, Verdict
 
 
@@ -34,11 +34,12 @@ class Rows:
     Args:
         lm: The model.
         gate: What decides.
-        actuator: What is done to rows that fire; a ``prompt`` or ``body`` actuator is left to the caller, who finds the
-            rows in ``fired``.
+        actuator: What is done to rows that fire; any but a head is left to the caller, who finds the rows by the
+            ``actuator`` of their decision.
         lengths: Prompt tokens of each row.
         texts: Plain text of each request, for readers of text.
         in_place: Whether a row that fires late may be taken back inside this batch; else it only stops here.
+        apart: What stage 1 reads in a pass of its own, already read.
 
     Raises:
         ModelError: the gate reads the top layer of a model whose head is given something that cannot be worked back to it.
@@ -53,13 +54,18 @@ class Rows:
         texts: Sequence[str],
         *,
         in_place: bool,
+        apart: Mapping[ReadPoint, Tensor] | None = None,
     ) -> None:
         self.gate, self.actuator = gate, actuator
         self.head = actuator if isinstance(actuator, HeadActuator) else None
         self.in_place = in_place and self.head is not None
+        self._apart = apart or {}
         self.lengths, self.texts = lengths, tuple(texts)
         n = len(lengths)
         self.fired = torch.zeros(n, dtype=torch.bool)
+        self._relieved = torch.zeros(n, dtype=torch.bool)
+        self._began = torch.zeros(n, dtype=torch.long)
+        self._share = torch.ones(n)
         self.pending = torch.zeros(n, dtype=torch.bool)
         self.decisions = [Decision(False, "none", thresholds=gate.thresholds(), rule=gate.rule) for _ in range(n)]
         self.fed = 0
@@ -76,7 +82,7 @@ class Rows:
         self._prompt: Activations | None = None
         self._prompt_head_input: Tensor | None = None
         self._handle: Any = None
-        inner = [layer for layer in gate.layers if layer != self._top]
+        inner = [layer for layer in gate.running_layers if layer != self._top]
         self._windows: dict[int, int] = {}
         for point in gate.prompt_points:
             if point.position.kind == "window":
@@ -87,7 +93,7 @@ class Rows:
         self._reader = Reader(lm, layers, keep) if layers else None
 
     def _head_scale(self) -> float:
-        scale = self._lm.traits.head_scale if self._top in self.gate.layers else 1.0
+        scale = self._lm.traits.head_scale if self._top in self.gate.running_layers else 1.0
         if scale is None:
             raise ModelError(
                 f"layer {self._top} (-1) of {self._lm.model_id} cannot be read while it replies: between the final norm and "
@@ -181,17 +187,30 @@ class Rows:
         new = (self.fired & ~before).nonzero().flatten()
         if not self.acts:
             return
-        if self.fed > 0 or self.head is None:
+        if self.fed > 0:
             self.turned = new
+        elif self.head is None:
+            self.turned = (self.fired | self._relieved).nonzero().flatten()
         if self.head is None or not bool(self.fired.any()):
             return
+        self._began[new] = self.fed
         if self.fed > 0 and len(new) and self.in_place:
             assert self._prompt_head_input is not None
             kept = self._prompt_head_input[new.to(hidden.device)]
-            logits[new.to(logits.device)] = self.head.apply(head.forward(kept), kept)
-        rows = (before if self.fed > 0 else self.fired).nonzero().flatten().to(logits.device)
+            logits[new.to(logits.device)] = self._other(self.head, head.forward(kept), kept, new)
+        acting = before if self.fed > 0 else self.fired
+        if self.head.reach is not None:
+            acting = acting & (self.fed - self._began < self.head.reach)
+        rows = acting.nonzero().flatten()
         if len(rows):
-            logits[rows] = self.head.apply(logits[rows], hidden[rows.to(hidden.device)])
+            there = rows.to(logits.device)
+            logits[there] = self._other(self.head, logits[there], hidden[rows.to(hidden.device)], rows)
+
+    def _other(self, head: HeadActuator, logits: Tensor, hidden: Tensor, rows: Tensor) -> Tensor:
+        """The second head's logits ``[n, V]`` of ``rows`` ``[n]``, each with its share."""
+        found = head.apply(logits, hidden)
+        share = self._share[rows].to(found.device, found.dtype)[:, None]
+        return found if bool((share == 1.0).all()) else torch.lerp(logits, found, share)
 
     def _state(self, layer: int, hidden: Tensor) -> Tensor:
         """The newest token's state at ``layer``, ``[b, d]``."""
@@ -205,7 +224,9 @@ class Rows:
         states: dict[ReadPoint, Tensor] = {}
         masks: dict[ReadPoint, Tensor] = {}
         for point in self.gate.prompt_points:
-            if point.position.kind == "prompt_end":
+            if point in self._apart:
+                states[point] = self._apart[point].to(hidden.device)
+            elif point.position.kind == "prompt_end":
                 states[point] = self._state(point.layer, hidden)
             else:
                 states[point], masks[point] = self._window(point, hidden)
@@ -223,6 +244,12 @@ class Rows:
     def _reply_layers(self) -> set[int]:
         watched = self.gate.watch.prober.points if self.gate.watch is not None else ()
         return {point.layer for point in (*self.gate.pilot_points, *watched)}
+
+    def _relieve(self, verdict: Verdict) -> None:
+        """Mark the rows that a two-sided steering leads the other way."""
+        steering = self.actuator
+        if isinstance(steering, Steering) and steering.relief and self.gate.stage1 is not None:
+            self._relieved = ~verdict.fired & ~verdict.pending & (verdict.scores < steering.relief_below)
 
     def _window(self, point: ReadPoint, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """States ``[b, w, d]`` of the last w prompt tokens, zero where a row is shorter, and their mask ``[b, w]``."""
@@ -291,7 +318,11 @@ class Rows:
         self.pending[rows] = verdict.pending
         if stage == "stage1":
             self._stage1 = verdict.scores
+            self._relieve(verdict)
         asked = not self.gate.always and not (stage == "stage1" and self.gate.stage1 is None)
+        part = self.head.share(verdict.scores) if self.head is not None and asked else None
+        if part is not None:
+            self._share[rows] = torch.where(verdict.fired, part, self._share[rows])
         share = (time.perf_counter() - start) / max(1, len(rows))
         for place, row in enumerate(rows.tolist()):
             old, error = self.decisions[row], verdict.errors[place]
@@ -301,7 +332,7 @@ class Rows:
             scores = {**old.scores, stage: float(verdict.scores[place])} if asked and not error else dict(old.scores)
             self.decisions[row] = replace(
                 old, fired=fired, stage=name if asked or self.gate.always else old.stage, scores=scores,
-                token_index=fed, actuator=self.actuator.kind if fired else "none",
+                token_index=fed, actuator=self.actuator.kind if fired or bool(self._relieved[row]) else "none",
                 latency_s=old.latency_s + share, error=error or old.error,
             )
 

@@ -78,6 +78,12 @@ class RowSink:
             self.follower.token(token)
         self._shown = max(self._shown, count)
 
+    def hand(self, reply: Reply) -> None:
+        """A whole reply at once."""
+        self.begin()
+        self.tokens = list(reply.token_ids)
+        self.finish(reply)
+
     def finish(self, reply: Reply) -> None:
         """Let everything through, and the whole reply."""
         self.show(len(self.tokens))

@@ -7,10 +7,9 @@ states) is run again from its prompt: slower, and correct. Knows nothing of labe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,18 +17,20 @@ from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCr
 from transformers.generation.streamers import BaseStreamer
 
 from safeswitch.activations.record import prompt_text, record
+from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, SettingError
 from safeswitch.core.types import Decision, Message, Prompt, ReadPoint, Reply, Tokens, as_messages
 from safeswitch.engines.base import Engine, row_seeds
 from safeswitch.engines.decode import Loop
+from safeswitch.engines.late import judge_late
 from safeswitch.engines.options import Options, make_options
 from safeswitch.engines.rows import Rows
-from safeswitch.engines.steer import steered
+from safeswitch.engines.steer import acting
 from safeswitch.engines.streaming import Follower, Gone, Limits, Release, RowSink, Sinks, Stream, StreamerFollower
 from safeswitch.models.batching import length_batches, mixes
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Actuator, HeadActuator, NoAction, Steering, SystemPrompt
+from safeswitch.switch.actuators import Actuator, BodyActuator, Canned, HeadActuator, NoAction, PromptActuator, Steering
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
@@ -44,6 +45,7 @@ class Request:
         ids: Its tokens.
         seed: Sampling seed.
         limit: Most reply tokens.
+        strength: Of the switch's steering, where it is not the switch's own.
         decision: What an earlier reading decided, where the request is run again.
     """
 
@@ -52,6 +54,7 @@ class Request:
     ids: list[int]
     seed: int | None
     limit: int
+    strength: float | None = None
     decision: Decision | None = None
 
 
@@ -87,6 +90,7 @@ class TransformersEngine(Engine):
         max_new_tokens: int | Sequence[int] = 256,
         seed: int | Sequence[int] | None = None,
         stop_strings: str | Sequence[str] = (),
+        strength: float | Sequence[float] | None = None,
         streamer: BaseStreamer | None = None,
         followers: Sequence[Follower] | None = None,
         progress: Callable[[int], None] | None = None,
@@ -104,6 +108,7 @@ class TransformersEngine(Engine):
             seed: Sampling seed, one for prompt i = ``seed + i``, or one per prompt; a row then draws the same tokens in
                 any batch. None draws from torch's global generator.
             stop_strings: Strings that end a reply.
+            strength: Of the switch's steering on requests that fire, one or one per prompt, in place of its own.
             streamer: A ``transformers`` streamer for a single prompt; is given decided tokens only.
             followers: One for each prompt; each is given its reply's decided tokens, and the reply as soon as it is whole.
             progress: Called with the number of replies finished since the last call.
@@ -124,7 +129,7 @@ class TransformersEngine(Engine):
         chosen = make_options(own, limits, stop_strings, options, pad)
         switch = switch or Switch(Gate(), NoAction())
         with self.lm.lock, torch.no_grad():
-            requests = self._requests(prompts, switch, limits, seed)
+            requests = self._requests(prompts, switch, limits, seed, _strengths(strength, len(prompts), switch.actuator))
             if streamer is not None:
                 followers = [StreamerFollower(streamer, requests[0].ids)]
             followed = {i: RowSink(f) for i, f in enumerate(followers or ())}
@@ -183,25 +188,27 @@ class TransformersEngine(Engine):
         return replace(reply, text=release.text)
 
     def _requests(
-        self, prompts: Sequence[Prompt], switch: Switch, limits: Sequence[int], seed: int | Sequence[int] | None
+        self, prompts: Sequence[Prompt], switch: Switch, limits: Sequence[int], seed: int | Sequence[int] | None,
+        strengths: Sequence[float | None],
     ) -> list[Request]:
         switch.check(self.lm, allow_other_model=self.allow_other_model)
         conversations = [as_messages(p) for p in prompts]
         rows = self.lm.encode(
             [p if isinstance(p, Tokens) else m for p, m in zip(prompts, conversations, strict=True)],
-            room=[max(limit, switch.gate.pilot + 1) for limit in limits],
+            room=[_room(switch.gate, limit) for limit in limits],
         )
-        if isinstance(switch.actuator, SystemPrompt):
+        if isinstance(switch.actuator, PromptActuator):
             if any(isinstance(p, Tokens) for p in prompts):
-                raise SettingError("generate: SystemPrompt edits conversations; a prompt given as tokens is none")
+                kind = type(switch.actuator).__name__
+                raise SettingError(f"generate: {kind} edits conversations; a prompt given as tokens is none")
             self._edited(switch.actuator, conversations, limits)
-        seeds = row_seeds(seed, len(rows))
-        return [Request(i, *parts) for i, parts in enumerate(zip(conversations, rows, seeds, limits, strict=True))]
+        own = zip(conversations, rows, row_seeds(seed, len(rows)), limits, strengths, strict=True)
+        return [Request(i, *parts) for i, parts in enumerate(own)]
 
     def _edited(
-        self, actuator: SystemPrompt, conversations: Sequence[tuple[Message, ...]], limits: Sequence[int]
+        self, actuator: PromptActuator, conversations: Sequence[tuple[Message, ...]], limits: Sequence[int]
     ) -> tuple[list[tuple[Message, ...]], list[list[int]]]:
-        """The conversations with the system text in front, and their tokens.
+        """The conversations as the prompt action makes them, and their tokens.
 
         Raises:
             ContextLengthError: one that no longer fits.
@@ -210,7 +217,7 @@ class TransformersEngine(Engine):
         try:
             return edited, self.lm.encode(edited, room=limits)
         except ContextLengthError as error:
-            raise ContextLengthError(f"with the text of SystemPrompt in front, {error}") from error
+            raise ContextLengthError(f"with the text of {type(actuator).__name__} in front, {error}") from error
 
     def _batches(self, requests: Sequence[Request], reach: int) -> Iterator[list[Request]]:
         """Requests that may share a batch, like lengths together."""
@@ -221,37 +228,66 @@ class TransformersEngine(Engine):
     def _run(self, batch: list[Request], switch: Switch, options: Options, followed: Followed) -> list[Reply]:
         """A batch under the gate; rows that must be read anew follow as a batch of their own."""
         place = switch.actuator.place
-        if switch.gate.always and place in ("prompt", "body"):
+        if switch.gate.always and place in ("prompt", "body", "text"):
             decision = Decision(True, "always", actuator=switch.actuator.kind)
             return self._run_acted([replace(r, decision=decision) for r in batch], switch, options, followed)
         rows = self._rows(batch, switch, options)
-        replies = self._decode(batch, rows, options, followed)
-        again = [i for i in range(len(batch)) if rows.decisions[i].fired and not replies[i].token_ids]
-        if again and place != "none":
-            anew = [replace(batch[i], decision=rows.decisions[i]) for i in again]
-            acted = self._run_acted(anew, switch, options, followed)
+        replies = self._decode(batch, rows, options, followed if switch.gate.late is None else {})
+        found = self._read_late(batch, switch, options, replies)
+        late = {i for i, (old, new) in enumerate(zip(replies, found, strict=True)) if new.fired and not old.decision.fired}
+        acts = [d.actuator != "none" and not r.token_ids for d, r in zip(found, replies, strict=True)]
+        again = [i for i in range(len(batch)) if place != "none" and (i in late or acts[i])]
+        if switch.gate.late is not None:
+            replies = [replace(reply, decision=d) for reply, d in zip(replies, found, strict=True)]
+            for i, request in enumerate(batch):
+                if followed and i not in again:
+                    followed[request.index].hand(replies[i])
+        if again:
+            acted = self._run_acted([replace(batch[i], decision=found[i]) for i in again], switch, options, followed)
             for i, reply in zip(again, acted, strict=True):
                 replies[i] = reply
         return replies
+
+    def _read_late(
+        self, batch: Sequence[Request], switch: Switch, options: Options, replies: Sequence[Reply]
+    ) -> list[Decision]:
+        """The decisions after the late reading, where the gate has one."""
+        decisions = [reply.decision for reply in replies]
+        if switch.gate.late is None:
+            return decisions
+        bodies = [[t for t in r.token_ids if t not in options.end_ids] for r in replies]
+        texts, kind = [prompt_text(r.messages) for r in batch], switch.actuator.kind
+        return judge_late(self.lm, switch.gate, [r.ids for r in batch], bodies, texts, decisions, kind)
 
     def _run_acted(
         self, batch: list[Request], switch: Switch, options: Options, followed: Followed
     ) -> list[Reply]:
         """Run requests from their prompt with the actuator in force from the first token."""
         actuator = switch.actuator
-        around: AbstractContextManager[object] = nullcontext()
-        if isinstance(actuator, SystemPrompt):
+        if isinstance(actuator, Canned):
+            return [self._canned(request, actuator, followed) for request in batch]
+        if isinstance(actuator, PromptActuator):
             edited, rows = self._edited(actuator, [r.messages for r in batch], [r.limit for r in batch])
             batch = [replace(r, messages=m, ids=ids) for r, m, ids in zip(batch, edited, rows, strict=True)]
-        elif isinstance(actuator, Steering):
-            around = steered(self.lm, actuator)
         inner = Switch(Gate(always=True), actuator) if isinstance(actuator, HeadActuator) else Switch(Gate(), NoAction())
         done: dict[int, Reply] = {}
-        with around:
-            for part in self._batches(batch, options.max_new_tokens):
+        for part in self._batches(batch, options.max_new_tokens):
+            with acting(self.lm, actuator, [_strength(r, actuator) for r in part]):
                 replies = self._decode(part, self._rows(part, inner, options), options, followed)
-                done |= {request.index: reply for request, reply in zip(part, replies, strict=True)}
+            done |= {request.index: reply for request, reply in zip(part, replies, strict=True)}
         return [done[r.index] for r in batch]
+
+    def _canned(self, request: Request, actuator: Canned, followed: Followed) -> Reply:
+        """The fixed reply, cut where it is too long."""
+        assert request.decision is not None
+        whole = list(self.lm.tokenizer(actuator.text, add_special_tokens=False)["input_ids"])
+        tokens = whole[: request.limit]
+        text = actuator.text if tokens == whole else str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
+        reason: Literal["stop", "length"] = "stop" if tokens == whole else "length"
+        reply = Reply(text, tuple(tokens), reason, request.decision, len(request.ids))
+        if followed:
+            followed[request.index].hand(reply)
+        return reply
 
     def _rows(self, batch: Sequence[Request], switch: Switch, options: Options) -> Rows:
         gate, actuator = switch.gate, switch.actuator
@@ -259,7 +295,10 @@ class TransformersEngine(Engine):
         late = gate.watch is not None or gate.pilot > 0
         texts = [prompt_text(r.messages) for r in batch]
         in_place = late and self._can_turn_back(max(lengths), gate, options)
-        return Rows(self.lm, gate, self._placed(actuator), lengths, texts, in_place=in_place)
+        apart = None
+        if gate.stage1 is not None and gate.apart_points:
+            apart = reread(self.lm, [r.ids for r in batch], gate.stage1.prober.appended, gate.apart_points).states
+        return Rows(self.lm, gate, self._placed(actuator), lengths, texts, in_place=in_place, apart=apart)
 
     def _can_turn_back(self, width: int, gate: Gate, options: Options) -> bool:
         traits, most = self.lm.traits, width + _reach(gate, options)
@@ -300,6 +339,38 @@ class TransformersEngine(Engine):
         cut = len(tokens) >= request.limit and tokens[-1] not in options.end_ids
         cut = cut and not any(s in text for s in options.stop)
         return Reply(text, tuple(tokens), "length" if cut else "stop", request.decision or decision, len(request.ids))
+
+
+def _strengths(given: float | Sequence[float] | None, count: int, actuator: Actuator) -> list[float | None]:
+    """One strength a prompt, None for the actuator's own.
+
+    Raises:
+        SettingError: an actuator without strengths, or a list of another length.
+    """
+    if given is None:
+        return [None] * count
+    if not (isinstance(actuator, BodyActuator) and actuator.per_row):
+        raise SettingError(f"generate: strength is for switches that steer; this one's action is {actuator.kind}")
+    if isinstance(given, int | float):
+        return [float(given)] * count
+    if len(given) != count:
+        raise SettingError(f"generate: {count} prompts but {len(given)} strengths")
+    return [float(value) for value in given]
+
+
+def _strength(request: Request, actuator: Actuator) -> float:
+    """The strength in force on one request."""
+    if isinstance(actuator, Steering) and request.decision is not None and not request.decision.fired:
+        return actuator.relief
+    own = actuator.strength if isinstance(actuator, BodyActuator) else 1.0
+    return own if request.strength is None else request.strength
+
+
+def _room(gate: Gate, limit: int) -> int:
+    """Tokens that must fit behind a prompt: its reply, pilot tokens, tokens that a prober appends."""
+    first = len(gate.stage1.prober.appended) if gate.stage1 is not None else 0
+    last = len(gate.late.prober.appended) if gate.late is not None else 0
+    return max(limit + last, gate.pilot + 1, first)
 
 
 def _reach(gate: Gate, options: Options) -> int:

@@ -3,6 +3,8 @@
 Importing the package registers every kind, so that ``prober_from_state`` finds it.
 """
 
-from safeswitch.probers import fusion, linear, mean_difference, mlp, multilayer, text, window
+from safeswitch.probers import apart, condition, ensemble, fusion, linear, mean_difference, mlp, multilayer, text, window
 
-__all__ = ["fusion", "linear", "mean_difference", "mlp", "multilayer", "text", "window"]
+__all__ = [
+    "apart", "condition", "ensemble", "fusion", "linear", "mean_difference", "mlp", "multilayer", "text", "window",
+]

@@ -31,6 +31,8 @@ class Prober(ABC):
     points: tuple[ReadPoint, ...]
     reads_text: bool = False
     """Whether ``score`` needs the requests' plain text."""
+    appended: tuple[int, ...] = ()
+    """Token ids after which points of kind ``appended`` and ``nll`` are read, in a pass of their own."""
 
     @abstractmethod
     def fit(

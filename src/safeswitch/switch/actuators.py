@@ -1,7 +1,8 @@
 """Actuators: what happens to a request on which the gate has fired. Frozen specs, run by the engines.
 
-Three places of action: ``logits`` (a second head, switched per row and per step), ``prompt`` (the request is edited and
-read anew) and ``body`` (states inside the model are moved). Only the first needs no second reading of the prompt.
+Four places of action: ``logits`` (a second head, switched per row and per step), ``prompt`` (the request is edited and
+read anew), ``body`` (states or weights inside the model are moved) and ``text`` (a fixed reply). Only the first and the last
+need no second reading of the prompt. Further actions of each kind are in ``heads.py``, ``prompts.py`` and ``body.py``.
 
 Letters: n rows, d hidden size, V vocabulary, r rank. Knows nothing of gates or models.
 """
@@ -16,11 +17,11 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from safeswitch.core.errors import ArtifactError, SettingError, check_range
+from safeswitch.core.errors import ArtifactError, SettingError, check_choice, check_range
 from safeswitch.core.registry import Registry
 from safeswitch.core.types import Message
 
-Place = Literal["none", "logits", "prompt", "body"]
+Place = Literal["none", "logits", "prompt", "body", "text"]
 ACTUATORS: Registry[type[Actuator]] = Registry("actuator")
 
 
@@ -37,6 +38,11 @@ class Actuator(ABC):
         tensors = {name: value for name, value in own.items() if isinstance(value, Tensor)}
         return {"kind": self.kind, **{n: v for n, v in own.items() if n not in tensors}}, tensors
 
+    @classmethod
+    def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`; ``config`` without its ``kind``."""
+        return cls(**config, **tensors)
+
 
 def actuator_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Actuator:
     """Rebuild an actuator.
@@ -47,7 +53,7 @@ def actuator_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     """
     stored = {name: value for name, value in config.items() if name != "kind"}
     try:
-        return ACTUATORS[str(config.get("kind"))](**stored, **tensors)
+        return ACTUATORS[str(config.get("kind"))].rebuild(stored, tensors)
     except TypeError as error:
         raise ArtifactError(f"actuator {config.get('kind')!r} cannot be rebuilt: {error}") from error
 
@@ -61,14 +67,37 @@ class NoAction(Actuator):
     place: ClassVar[Place] = "none"
 
 
+@ACTUATORS.add("canned")
+@dataclass(frozen=True, eq=False)
+class Canned(Actuator):
+    """A fixed reply in place of the model's."""
+
+    text: str
+    kind: ClassVar[str] = "canned"
+    place: ClassVar[Place] = "text"
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise SettingError("Canned: text is empty")
+
+
 class HeadActuator(Actuator):
-    """A second LM head for the rows on which the gate fired."""
+    """A second LM head for the rows on which the gate fired.
+
+    Attributes:
+        reach: Reply tokens on which it acts; None for all.
+    """
 
     place: ClassVar[Place] = "logits"
+    reach: int | None = None
 
     def apply(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """New raw logits ``[n, V]`` from the base head's raw ``logits`` ``[n, V]`` and its input ``hidden`` ``[n, d]``."""
         raise NotImplementedError
+
+    def share(self, scores: Tensor) -> Tensor | None:
+        """How much of the head is in force on rows that fired at ``scores`` ``[n]``: ``[n]`` in [0, 1], None for all of it."""
+        return None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same head with its tensors on ``device`` in ``dtype``, as ``apply`` wants them."""
@@ -146,14 +175,23 @@ class FullHead(HeadActuator):
         _check_width("FullHead", self.weight.shape[1], self.weight.shape[0], hidden_size, vocab_size)
 
 
+class PromptActuator(Actuator):
+    """An edit of the request, which is then read anew."""
+
+    place: ClassVar[Place] = "prompt"
+
+    def edit(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The conversation as the model shall read it."""
+        raise NotImplementedError
+
+
 @ACTUATORS.add("system_prompt")
 @dataclass(frozen=True, eq=False)
-class SystemPrompt(Actuator):
+class SystemPrompt(PromptActuator):
     """Prompt edit: put ``text`` in front as, or joined to, the system message."""
 
     text: str
     kind: ClassVar[str] = "system_prompt"
-    place: ClassVar[Place] = "prompt"
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -166,24 +204,47 @@ class SystemPrompt(Actuator):
         return (Message("system", self.text), *messages)
 
 
+class BodyActuator(Actuator):
+    """States or weights inside the model are moved while it reads the prompt anew and replies.
+
+    Attributes:
+        per_row: Whether requests of one batch may each have a strength of their own.
+        strength: The strength of those that are given none.
+    """
+
+    place: ClassVar[Place] = "body"
+    per_row: ClassVar[bool] = True
+    strength: float
+
+
 @ACTUATORS.add("steering")
 @dataclass(frozen=True, eq=False)
-class Steering(Actuator):
-    """Add ``strength * vectors[i]`` to the output of block ``layers[i]`` at every position.
+class Steering(BodyActuator):
+    """Add ``strength * vectors[i]`` to the output of block ``layers[i]``.
+
+    Two-sided where ``relief`` is not 0: requests that did not fire and whose stage-1 score is below ``relief_below`` get that
+    strength instead (a negative one leads away from refusal); those in between are left alone.
 
     Args:
         layers: Layer numbers 1..num_layers - 1 (outputs of blocks).
         vectors: ``[len(layers), d]``.
         strength: Multiplier, in units of the vectors' own length.
+        relief: Multiplier on requests that are surely safe.
+        relief_below: Score in [0, 1] below which a request is surely safe.
+        where: ``all`` positions, or ``reply``: from the prompt's last token on.
     """
 
     layers: tuple[int, ...]
     vectors: Tensor
     strength: float = 1.0
+    relief: float = 0.0
+    relief_below: float = 1.0
+    where: Literal["all", "reply"] = "all"
     kind: ClassVar[str] = "steering"
-    place: ClassVar[Place] = "body"
 
     def __post_init__(self) -> None:
+        check_choice("Steering", "where", self.where, ("all", "reply"))
+        check_range("Steering", "relief_below", self.relief_below, 0.0, 1.0)
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
         if self.vectors.ndim != 2 or len(self.layers) != self.vectors.shape[0]:
             raise SettingError(f"Steering: {len(self.layers)} layers but vectors of shape {tuple(self.vectors.shape)}")

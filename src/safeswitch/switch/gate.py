@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from safeswitch.activations.record import APART
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError, check_choice, check_range
 from safeswitch.core.types import ReadPoint
@@ -57,11 +58,14 @@ class Gate:
         stage2: Is the model about to comply? Read after ``stage2.pilot`` reply tokens.
         watch: Read every ``watch_every`` reply tokens after stage 2, on requests that have not fired; its prober is given
             the newest token's state under each of its ``pilot`` points.
+        late: Read in a pass of its own, over the reply so far with its prober's tokens appended, every ``late_every`` reply
+            tokens and at the reply's end, on requests that have not fired.
         rule: How stage 1 and stage 2 combine.
         product_threshold: Threshold of the product rule, in [0, 1].
         watch_every: Reply tokens between two readings of ``watch``.
         watch_until: Reply tokens after which ``watch`` is no longer read (its threshold was calibrated up to there); None
             reads to the end.
+        late_every: Reply tokens between two readings of ``late``.
         always: Fire on every request without reading anything (an always-on baseline).
         fail: ``closed`` fires when a prober cannot run (exception, NaN); ``open`` lets the request pass.
     """
@@ -69,10 +73,12 @@ class Gate:
     stage1: Stage | None = None
     stage2: Stage | None = None
     watch: Stage | None = None
+    late: Stage | None = None
     rule: Rule = "and"
     product_threshold: float = 0.5
     watch_every: int = 8
     watch_until: int | None = None
+    late_every: int = 8
     always: bool = False
     fail: Fail = "closed"
 
@@ -86,6 +92,10 @@ class Gate:
             raise SettingError(
                 f"Gate: watch_until must be watch_every={self.watch_every} tokens or more, or None; got {self.watch_until}"
             )
+        if self.late_every < 1:
+            raise SettingError(f"Gate: late_every must be 1 or more tokens; got {self.late_every}")
+        for name in ("stage1", "stage2", "watch", "late"):
+            self._check_apart(name)
         if self.stage1 is not None and self.stage1.pilot:
             raise SettingError("Gate: stage1 must read the prompt only; its prober reads pilot tokens")
         read = [p.position for p in self.watch.prober.points] if self.watch is not None else []
@@ -96,6 +106,16 @@ class Gate:
             )
         if self.rule == "product" and (self.stage1 is None) != (self.stage2 is None):
             raise SettingError("Gate: the product rule needs stage1 and stage2")
+
+    def _check_apart(self, name: str) -> None:
+        stage: Stage | None = getattr(self, name)
+        apart = [str(p) for p in stage.prober.points if p.position.kind in APART] if stage is not None else []
+        if apart and name not in ("stage1", "late"):
+            raise SettingError(f"Gate: {name} cannot read {', '.join(apart)}; only stage1 and late read after appended tokens")
+        if apart and stage is not None and not stage.prober.appended:
+            raise SettingError(f"Gate: {name} reads {', '.join(apart)}, but its prober names no tokens to append")
+        if name == "late" and stage is not None and len(apart) != max(1, len(stage.prober.points)):
+            raise SettingError("Gate: late must read after appended tokens and nothing else")
 
     @property
     def pilot(self) -> int:
@@ -117,13 +137,24 @@ class Gate:
     @property
     def layers(self) -> tuple[int, ...]:
         """Every layer that any stage reads."""
-        stages = [s for s in (self.stage1, self.stage2, self.watch) if s is not None]
+        stages = [s for s in (self.stage1, self.stage2, self.watch, self.late) if s is not None]
         return tuple(sorted({p.layer for s in stages for p in s.prober.points}))
+
+    @property
+    def running_layers(self) -> tuple[int, ...]:
+        """The layers that are read in the pass that replies."""
+        stages = [s for s in (self.stage1, self.stage2, self.watch) if s is not None]
+        return tuple(sorted({p.layer for s in stages for p in s.prober.points if p.position.kind not in APART}))
 
     @property
     def reads_text(self) -> bool:
         """Whether any stage needs the requests' plain text."""
-        return any(s.prober.reads_text for s in (self.stage1, self.stage2, self.watch) if s is not None)
+        return any(s.prober.reads_text for s in (self.stage1, self.stage2, self.watch, self.late) if s is not None)
+
+    @property
+    def apart_points(self) -> tuple[ReadPoint, ...]:
+        """What stage 1 reads after appended tokens, in a pass of its own."""
+        return tuple(p for p in self.prompt_points if p.position.kind in APART)
 
     def at_prompt(self, acts: Activations) -> Verdict:
         """Judge n requests at the prompt's end; ``pending`` rows need stage 2."""
@@ -155,8 +186,16 @@ class Gate:
     def at_watch(self, acts: Activations) -> Verdict:
         """Judge running replies."""
         assert self.watch is not None
-        scores, errors = _score(self.watch, acts)
-        fired = self._passed(scores, self.watch.threshold)
+        return self._judge(self.watch, acts)
+
+    def at_late(self, acts: Activations) -> Verdict:
+        """Judge replies so far, read after appended tokens."""
+        assert self.late is not None
+        return self._judge(self.late, acts)
+
+    def _judge(self, stage: Stage, acts: Activations) -> Verdict:
+        scores, errors = _score(stage, acts)
+        fired = self._passed(scores, stage.threshold)
         return Verdict(scores, fired, torch.zeros_like(fired), errors)
 
     def thresholds(self) -> dict[str, float]:
@@ -165,7 +204,8 @@ class Gate:
             found = {"product": self.product_threshold}
         else:
             found = {n: s.threshold for n, s in (("stage1", self.stage1), ("stage2", self.stage2)) if s is not None}
-        return found | ({"watch": self.watch.threshold} if self.watch is not None else {})
+        own = (("watch", self.watch), ("late", self.late))
+        return found | {name: stage.threshold for name, stage in own if stage is not None}
 
     def with_thresholds(self, thresholds: Mapping[str, float]) -> Gate:
         """The same gate with some of its :meth:`thresholds` replaced.
@@ -177,7 +217,7 @@ class Gate:
         for name in thresholds:
             check_choice("Gate", "threshold", name, tuple(have))
         now = {**have, **thresholds}
-        own = {name: getattr(self, name) for name in ("stage1", "stage2", "watch")}
+        own = {name: getattr(self, name) for name in ("stage1", "stage2", "watch", "late")}
         stages = {n: replace(s, threshold=now[n]) for n, s in own.items() if s is not None and n in now}
         return replace(self, product_threshold=now.get("product", self.product_threshold), **stages)
 

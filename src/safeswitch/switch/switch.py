@@ -24,6 +24,7 @@ from safeswitch.core.errors import ArtifactError, FingerprintError, SafeSwitchEr
 from safeswitch.core.types import Example
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import prober_from_state
+from safeswitch.switch import body, heads, prompts  # noqa: F401  (registers their actions)
 from safeswitch.switch.actuators import Actuator, HeadActuator, actuator_from_state
 from safeswitch.switch.card import model_card
 from safeswitch.switch.fit import Say, does_not_refuse, fit
@@ -35,7 +36,7 @@ FORMAT_VERSION = 1
 _CONFIG, _PROBERS, _HEAD, _CARD = "config.json", "probers.safetensors", "refusal_head.safetensors", "README.md"
 _GATE_FIELDS = ("rule", "product_threshold", "watch_every", "watch_until", "always", "fail")
 _FILES = (_PROBERS, _HEAD, _CARD, _CONFIG)
-_STAGES = ("stage1", "stage2", "watch")
+_STAGES = ("stage1", "stage2", "watch", "late")
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class Switch:
             tensors |= {f"{name}.{key}": value for key, value in learned.items()}
         action, head = self.actuator.state()
         gate = {n: getattr(self.gate, n) for n in _GATE_FIELDS}
+        gate |= {"late_every": self.gate.late_every} if self.gate.late is not None else {}
         return (
             {
                 "format_version": FORMAT_VERSION,

@@ -11,7 +11,8 @@ from safeswitch.core.errors import FingerprintError, ModelError, SettingError
 from safeswitch.engines.vllm.guard import Tenant
 from safeswitch.engines.vllm.settings import EXTENSION, LOGPROBS, PROCESSOR, VERSIONS, GuardSettings, switched_off
 from safeswitch.models.fingerprint import fingerprint_of_files
-from safeswitch.switch.actuators import HeadActuator, NoAction
+from safeswitch.switch.actuators import HeadActuator
+from safeswitch.switch.capability import vllm_refusal
 from safeswitch.switch.switch import Switch
 
 
@@ -58,6 +59,9 @@ def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]
     tenants = {}
     for name, folder in settings.bundles.items():
         switch = Switch.from_pretrained(folder)
+        refusal = vllm_refusal(switch)
+        if refusal is not None:
+            raise SettingError(f"bundle {name!r}: {refusal}")
         if print_of is not None and switch.base is not None and switch.base.fingerprint != print_of:
             raise FingerprintError(
                 f"bundle {name!r} ({folder}) was fitted on {switch.base.model_id} (fingerprint {switch.base.fingerprint}), "
@@ -65,30 +69,18 @@ def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]
             )
         if isinstance(switch.actuator, HeadActuator):
             switch.actuator.check(int(text_config.hidden_size), int(text_config.vocab_size))
-        tenants[name] = Tenant(name, switch.gate, _head(name, switch, vllm_config), switch.fingerprint)
+        tenants[name] = Tenant(name, switch.gate, _head(switch, vllm_config), switch.fingerprint)
         _check_points(name, switch, int(text_config.num_hidden_layers))
     return tenants
 
 
-def _head(name: str, switch: Switch, vllm_config: Any) -> HeadActuator | None:
-    if isinstance(switch.actuator, HeadActuator):
-        device = torch.get_default_device()
-        return switch.actuator.to(device, vllm_config.model_config.dtype)
-    if isinstance(switch.actuator, NoAction):
+def _head(switch: Switch, vllm_config: Any) -> HeadActuator | None:
+    if not isinstance(switch.actuator, HeadActuator):
         return None
-    raise SettingError(
-        f"bundle {name!r}: its action, {switch.actuator.kind}, does not run in vLLM (only refusal heads do); "
-        "use --engine transformers"
-    )
+    return switch.actuator.to(torch.get_default_device(), vllm_config.model_config.dtype)
 
 
 def _check_points(name: str, switch: Switch, top: int) -> None:
-    windows = [str(p) for p in switch.gate.prompt_points if p.position.kind == "window"]
-    if windows:
-        raise SettingError(
-            f"bundle {name!r} reads a window of prompt tokens ({', '.join(windows)}), which vLLM's prefix cache may not "
-            "compute; fit it with --readers layers,text, or use --engine transformers"
-        )
     beyond = [layer for layer in switch.gate.layers if layer > top]
     if beyond:
         raise ModelError(f"bundle {name!r} reads layer {beyond[0]}, but the model has {top}")

@@ -1,0 +1,155 @@
+"""Probers that ask for tokens to be appended: a wrapper that says which, and two training-free readers for what comes of it.
+
+Shapes: n requests, L layers, d hidden size. Know nothing of models or tokenizers; tokens are numbers here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import NotFittedError, SettingError
+from safeswitch.core.types import Position, ReadPoint
+from safeswitch.probers.base import PROBERS, Prober, check_labels
+from safeswitch.probers.learned import mark_unreadable, rows_at
+from safeswitch.probers.nested import nest, unnest
+from safeswitch.probers.points import Labelled
+
+APPENDED = Position("appended")
+
+
+@PROBERS.add("appending")
+class AppendingProber(Prober):
+    """Another prober, with the tokens after which its ``appended`` and ``nll`` points are read.
+
+    Args:
+        inner: What scores.
+        appended: Token ids of the model that it is fitted on.
+    """
+
+    kind = "appending"
+
+    def __init__(self, inner: Prober, appended: Sequence[int]) -> None:
+        self.inner, self.points = inner, inner.points
+        self.appended = tuple(int(token) for token in appended)
+        self.reads_text = inner.reads_text
+        if not self.appended:
+            raise SettingError("appending prober: name one token or more to append")
+
+    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+        """Fit the inner prober."""
+        self.inner = self.inner.fit(acts, labels, validation=validation, seed=seed)
+        return self
+
+    def score(self, acts: Activations) -> Tensor:
+        """The inner prober's score."""
+        return self.inner.score(acts)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """``(config, tensors)``; see :meth:`Prober.state`."""
+        configs, tensors = nest([self.inner])
+        return {"kind": self.kind, "appended": list(self.appended), "probers": configs}, tensors
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`."""
+        return cls(unnest(config, "probers", tensors)[0], config["appended"])
+
+
+@PROBERS.add("transition")
+class TransitionProber(Prober):
+    """How far appended tokens move the states as they do behind unsafe requests (SCANS, arXiv 2408.11491, section 3).
+
+    With ``t_l = h_l(prompt's end) - h_l(appended)``, the score is ``(1 + s) / 2`` with
+    ``s = mean_l cos(t_l, mean over unsafe anchors of t_l)``. There is nothing to learn but that mean.
+
+    Args:
+        layers: Layer numbers.
+
+    Attributes:
+        reference_: ``[L, d]``.
+    """
+
+    kind = "transition"
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self.layers = tuple(layers)
+        self.points = tuple(ReadPoint(layer, where) for layer in self.layers for where in (Position("prompt_end"), APPENDED))
+
+    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+        """Take the mean over the positive rows; ``validation`` and ``seed`` have no effect."""
+        truth = check_labels(acts, labels, f"{self.kind} prober")
+        self.reference_ = self._moves(acts)[truth].mean(0)
+        return self
+
+    def _moves(self, acts: Activations) -> Tensor:
+        """``[n, L, d]``"""
+        owner = f"{self.kind} prober"
+        states = [rows_at(acts, point, owner) for point in self.points]
+        pairs = zip(states[::2], states[1::2], strict=True)
+        return torch.stack([end - after.to(end.device) for end, after in pairs], 1)
+
+    def score(self, acts: Activations) -> Tensor:
+        """See :meth:`Prober.score`."""
+        if not hasattr(self, "reference_"):
+            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+        moves = self._moves(acts)
+        likeness = functional.cosine_similarity(moves, self.reference_.to(moves.device)[None], dim=-1).mean(1)
+        return mark_unreadable((1 + likeness) / 2, moves)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """``(config, tensors)``; see :meth:`Prober.state`."""
+        if not hasattr(self, "reference_"):
+            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+        return {"kind": self.kind, "layers": list(self.layers)}, {"reference": self.reference_.clone()}
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`."""
+        prober = cls(config["layers"])
+        prober.reference_ = tensors["reference"].clone()
+        return prober
+
+
+@PROBERS.add("likelihood")
+class LikelihoodProber(Prober):
+    """How readily the model itself would say the appended note (SafeProbing, arXiv 2601.10543).
+
+    Score ``2 / (1 + exp(beta * NLL))``, NLL being the mean negative log-likelihood of the note's last tokens in nats; the
+    published bar, NLL below 2, is a score above 0.538. Nothing is learned.
+
+    Args:
+        layer: Number of the top layer (the likelihood belongs to no other).
+        tokens: Tokens of the note that are counted, from its end.
+        beta: Slope, per nat.
+    """
+
+    kind = "likelihood"
+
+    def __init__(self, layer: int, tokens: int = 4, beta: float = 0.5) -> None:
+        self.layer, self.tokens, self.beta = layer, tokens, beta
+        self.points = (ReadPoint(layer, Position("nll", tokens)),)
+
+    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+        """Nothing to learn."""
+        check_labels(acts, labels, f"{self.kind} prober")
+        return self
+
+    def score(self, acts: Activations) -> Tensor:
+        """See :meth:`Prober.score`."""
+        nll = rows_at(acts, self.points[0], f"{self.kind} prober", width=1)
+        return mark_unreadable(2 * torch.sigmoid(-self.beta * nll[:, 0]), nll)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """``(config, tensors)``; see :meth:`Prober.state`."""
+        return {"kind": self.kind, "layer": self.layer, "tokens": self.tokens, "beta": self.beta}, {}
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`."""
+        return cls(config["layer"], config["tokens"], config["beta"])

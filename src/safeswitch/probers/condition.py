@@ -1,0 +1,190 @@
+"""Conditions on the whole prompt and boolean rules over them (CAST, arXiv 2409.05907, sections 3 and 4).
+
+Shapes: n requests, K conditions, w prompt tokens, d hidden size. Knows nothing of steering.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import FitError, NotFittedError, SettingError
+from safeswitch.core.types import Position, ReadPoint
+from safeswitch.probers.base import PROBERS, Prober, check_labels
+from safeswitch.probers.learned import mark_unreadable
+from safeswitch.probers.points import Labelled
+
+WHOLE = Position("window", 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """``sim(h, proj_c h)`` above (or below) a threshold, h being the mean state of the prompt's tokens.
+
+    Args:
+        name: For rules; see :func:`plain_name`.
+        layer: Where h is read.
+        vector: c, ``[d]``.
+        threshold: In [0, 1].
+        above: Whether the condition holds above the threshold.
+    """
+
+    name: str
+    layer: int
+    vector: Tensor
+    threshold: float
+    above: bool
+
+    def margin(self, states: Tensor) -> Tensor:
+        """``[n]`` in [-1, 1], positive where the condition holds, for mean states ``[n, d]``."""
+        gap = similarity(states, self.vector) - self.threshold
+        return gap if self.above else -gap
+
+
+def plain_name(category: str) -> str:
+    """A category's name as rules spell it: lower case, other characters than letters and digits as ``_``."""
+    return re.sub(r"\W+", "_", category.strip().lower()).strip("_")
+
+
+def similarity(states: Tensor, vector: Tensor) -> Tensor:
+    """Cosine of h and its projection ``c c^T h / c^T c``, that is ``|cos(h, c)|``: ``[n]`` for states ``[n, d]``."""
+    return functional.cosine_similarity(states, vector.to(states)[None], dim=-1).abs()
+
+
+def fit_condition(name: str, layer: int, states: Tensor, positive: Tensor) -> Condition:
+    """Vector by PCA, threshold and side by the best F1 on the same rows, as published.
+
+    Args:
+        name: Of the condition.
+        layer: Where ``states`` were read.
+        states: Mean states ``[n, d]``.
+        positive: ``[n]`` bool.
+
+    Raises:
+        FitError: one class only.
+    """
+    if not bool(positive.any()) or bool(positive.all()):
+        raise FitError(f"condition {name!r}: needs requests of the category and others")
+    middle = (states[positive].mean(0) + states[~positive].mean(0)) / 2
+    vector = torch.linalg.svd(states - middle, full_matrices=False).Vh[0]
+    found = similarity(states, vector)
+    order = found.sort().values
+    best = (-1.0, 0.5, True)
+    for bar in ((order[1:] + order[:-1]) / 2).tolist():
+        for above in (True, False):
+            told = (found > bar) == above
+            hits = int((told & positive).sum())
+            f1 = 2 * hits / (int(told.sum()) + int(positive.sum()))
+            if f1 > best[0]:
+                best = (f1, bar, above)
+    return Condition(name, layer, vector, best[1], best[2])
+
+
+def parse_rule(rule: str, names: Sequence[str]) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """A function from margins by name to the rule's margin: ``and`` is the least, ``or`` the greatest, ``not`` the negative.
+
+    It is positive exactly where the rule, read as Boolean, holds.
+
+    Raises:
+        SettingError: anything but names, ``and``, ``or``, ``not`` and brackets; a name that there is not.
+    """
+    try:
+        tree = ast.parse(rule.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise SettingError(f"rule {rule!r}: {error.msg}; write names joined by and, or, not") from error
+
+    def build(node: ast.expr) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        if isinstance(node, ast.Name):
+            if node.id not in names:
+                raise SettingError(f"rule {rule!r}: unknown condition {node.id!r}; known: {', '.join(names)}")
+            return lambda margins: margins[node.id]
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            inner = build(node.operand)
+            return lambda margins: -inner(margins)
+        if isinstance(node, ast.BoolOp):
+            parts = [build(value) for value in node.values]
+            least = isinstance(node.op, ast.And)
+            return lambda margins: (torch.amin if least else torch.amax)(torch.stack([p(margins) for p in parts]), 0)
+        raise SettingError(f"rule {rule!r}: only names joined by and, or, not are allowed; got {ast.unparse(node)!r}")
+
+    return build(tree)
+
+
+@PROBERS.add("condition")
+class ConditionProber(Prober):
+    """A Boolean rule over conditions; score ``(1 + margin) / 2``, above 0.5 exactly where the rule holds.
+
+    Args:
+        layer: Layer of the single condition that ``fit`` learns.
+
+    Attributes:
+        conditions_, rule_: What is asked.
+    """
+
+    kind = "condition"
+    conditions_: tuple[Condition, ...]
+    rule_: str
+    _margin: Callable[[Mapping[str, Tensor]], Tensor]
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+        self.points: tuple[ReadPoint, ...] = (ReadPoint(layer, WHOLE),)
+
+    @classmethod
+    def of(cls, conditions: Sequence[Condition], rule: str) -> Self:
+        """A prober of given conditions.
+
+        Raises:
+            SettingError: a rule that cannot be read; see :func:`parse_rule`.
+        """
+        if not conditions:
+            raise SettingError("condition prober: there are no conditions")
+        prober = cls(conditions[0].layer)
+        prober.conditions_, prober.rule_ = tuple(conditions), rule
+        prober.points = tuple(dict.fromkeys(ReadPoint(c.layer, WHOLE) for c in conditions))
+        prober._margin = parse_rule(rule, [c.name for c in conditions])
+        return prober
+
+    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+        """Learn one condition, "unsafe"; ``validation`` and ``seed`` have no effect."""
+        truth = check_labels(acts, labels, f"{self.kind} prober")
+        learned = fit_condition("unsafe", self.layer, mean_states(acts, self.points[0]), truth)
+        self.__dict__.update(self.of([learned], "unsafe").__dict__)
+        return self
+
+    def score(self, acts: Activations) -> Tensor:
+        """See :meth:`Prober.score`."""
+        self._check()
+        margins = {c.name: c.margin(mean_states(acts, ReadPoint(c.layer, WHOLE))) for c in self.conditions_}
+        return mark_unreadable((1 + self._margin(margins)) / 2, torch.stack(list(margins.values()), 1))
+
+    def _check(self) -> None:
+        if not hasattr(self, "conditions_"):
+            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """``(config, tensors)``; see :meth:`Prober.state`."""
+        self._check()
+        told = [{"name": c.name, "layer": c.layer, "threshold": c.threshold, "above": c.above} for c in self.conditions_]
+        vectors = torch.stack([c.vector for c in self.conditions_])
+        return {"kind": self.kind, "rule": self.rule_, "conditions": told}, {"vectors": vectors}
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`."""
+        pairs = zip(config["conditions"], tensors["vectors"], strict=True)
+        return cls.of([Condition(vector=vector.clone(), **told) for told, vector in pairs], config["rule"])
+
+
+def mean_states(acts: Activations, point: ReadPoint) -> Tensor:
+    """Mean over a window's real tokens: ``[n, d]`` float32; NaN where one of them is."""
+    states, mask = acts.at(point).float(), acts.masks[point]
+    return states.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)

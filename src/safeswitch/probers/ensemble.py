@@ -1,0 +1,116 @@
+"""Many small readers, each of its own random layer and subspace, so that no one direction decides.
+
+Obfuscated activations (Bailey et al., arXiv 2412.09565) need to move what one known prober reads; here an attacker has to
+move random projections at several depths at once, and a new draw costs seconds. It raises the price and is no proof:
+the same paper breaks ensembles that it may differentiate through.
+
+Shapes: M members, n requests, d hidden size, s size of the subspaces. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import NotFittedError, SettingError, check_range
+from safeswitch.core.types import ReadPoint
+from safeswitch.probers.base import PROBERS, Prober, check_labels
+from safeswitch.probers.learned import mark_unreadable, rows_at
+from safeswitch.probers.logistic import fit_logistic
+from safeswitch.probers.points import Labelled
+from safeswitch.probers.split import balanced_weights
+from safeswitch.probers.standardise import fit_standardiser
+
+
+@PROBERS.add("ensemble")
+class EnsembleProber(Prober):
+    """Logistic readers of random subspaces; score is the sigmoid of a quantile of their log-odds.
+
+    Args:
+        points: Where members may read; each member draws one.
+        members: How many.
+        size: Dimensions of each random subspace, at most d.
+        quantile: In [0, 1]: 0.5 is the median; more lets fewer members carry the verdict.
+        l2: Strength of the penalty on each member's summed loss.
+
+    Attributes:
+        bases_: ``[M, s, d]`` with orthonormal rows.
+        weights_, offsets_: ``[M, s]`` and ``[M]``.
+        places_: Index into ``points`` of each member, ``[M]``.
+    """
+
+    kind = "ensemble"
+
+    def __init__(
+        self, points: Sequence[ReadPoint], members: int = 16, size: int = 32, quantile: float = 0.5, l2: float = 1.0
+    ) -> None:
+        check_range("ensemble prober", "quantile", quantile, 0.0, 1.0)
+        if not points or members < 1 or size < 1:
+            raise SettingError("ensemble prober: points, members and size must be one or more")
+        self.points = tuple(points)
+        self.members, self.size, self.quantile, self.l2 = members, size, quantile, l2
+
+    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+        """Draw the subspaces from ``seed`` and fit each member; ``validation`` has no effect."""
+        truth = check_labels(acts, labels, f"{self.kind} prober")
+        draw = torch.Generator().manual_seed(seed)
+        targets, weights = truth.double().numpy(), balanced_weights(truth).double().numpy()
+        places, bases, learned, offsets = [], [], [], []
+        for _ in range(self.members):
+            place = int(torch.randint(len(self.points), (1,), generator=draw))
+            rows = rows_at(acts, self.points[place], f"{self.kind} prober").cpu()
+            size = min(self.size, rows.shape[1])
+            basis = torch.linalg.qr(torch.randn(rows.shape[1], size, generator=draw)).Q.T.contiguous()
+            seen = rows @ basis.T
+            scaling = fit_standardiser(seen)
+            theta = torch.from_numpy(fit_logistic(scaling.apply(seen).double().numpy(), targets, weights, l2=self.l2)).float()
+            slope = theta[:-1] / scaling.scale
+            places.append(place)
+            bases.append(basis)
+            learned.append(slope)
+            offsets.append(theta[-1] - slope @ scaling.mean)
+        self.places_ = torch.tensor(places)
+        self.bases_, self.weights_, self.offsets_ = torch.stack(bases), torch.stack(learned), torch.stack(offsets)
+        return self
+
+    def _check(self) -> None:
+        if not hasattr(self, "places_"):
+            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+
+    @property
+    def directions(self) -> Tensor:
+        """Each member's direction in the hidden space, ``[M, d]``."""
+        self._check()
+        return torch.einsum("ms,msd->md", self.weights_, self.bases_)
+
+    def score(self, acts: Activations) -> Tensor:
+        """See :meth:`Prober.score`."""
+        ways, owner = self.directions, f"{self.kind} prober"
+        states = [rows_at(acts, p, owner, width=ways.shape[1]) for p in self.points]
+        members = [
+            states[int(place)] @ ways[i].to(states[int(place)]) + float(self.offsets_[i])
+            for i, place in enumerate(self.places_)
+        ]
+        odds = torch.stack([m.to(members[0].device) for m in members])
+        return mark_unreadable(torch.sigmoid(odds.quantile(self.quantile, dim=0)), odds.T)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """``(config, tensors)``; see :meth:`Prober.state`."""
+        self._check()
+        config = {"kind": self.kind, "points": [str(p) for p in self.points]}
+        config |= {name: getattr(self, name) for name in ("members", "size", "quantile", "l2")}
+        names = ("places", "bases", "weights", "offsets")
+        return config, {name: getattr(self, f"{name}_").clone() for name in names}
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`."""
+        settings = {name: config[name] for name in ("members", "size", "quantile", "l2")}
+        prober = cls([ReadPoint.parse(p) for p in config["points"]], **settings)
+        for name in ("places", "bases", "weights", "offsets"):
+            setattr(prober, f"{name}_", tensors[name].clone())
+        return prober

@@ -1,0 +1,38 @@
+"""Where a switch can run, told from the switch itself. Knows nothing of engines but their names."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from safeswitch.switch.actuators import HeadActuator, NoAction
+from safeswitch.switch.heads import EarlyHead, SoftHead
+from safeswitch.switch.switch import Switch
+
+EngineName = Literal["transformers", "vllm"]
+ENGINES: tuple[EngineName, ...] = ("transformers", "vllm")
+
+
+def vllm_refusal(switch: Switch) -> str | None:
+    """Why vLLM cannot run ``switch``; None where it can."""
+    gate, actuator = switch.gate, switch.actuator
+    if not isinstance(actuator, HeadActuator | NoAction):
+        return f"its action, {actuator.kind}, does not run in vLLM (only refusal heads do); use --engine transformers"
+    if isinstance(actuator, EarlyHead | SoftHead):
+        return (
+            f"its action, {actuator.kind}, needs the reply's token number or the request's score, which vLLM's logits "
+            "processor is not given; use --engine transformers"
+        )
+    if gate.late is not None or gate.apart_points:
+        return "its gate reads after appended tokens, in a pass of its own, which vLLM does not run; use --engine transformers"
+    windows = [str(p) for p in gate.prompt_points if p.position.kind == "window"]
+    if windows:
+        return (
+            f"it reads a window of prompt tokens ({', '.join(windows)}), which vLLM's prefix cache may not compute; fit it "
+            "with --readers layers,text, or use --engine transformers"
+        )
+    return None
+
+
+def engines_of(switch: Switch) -> tuple[EngineName, ...]:
+    """Names of the engines that run ``switch``."""
+    return ENGINES if vllm_refusal(switch) is None else ENGINES[:1]
