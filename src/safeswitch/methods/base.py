@@ -1,26 +1,53 @@
 """The contract of a method and the table of methods. Knows nothing of engines or reports.
 
-A method is a name, the place in the literature, and ``prepare``: it is handed something that generates and the fitting data
-and gives a :class:`Switch`.
+A method is a name, tags that say what it can do, and three steps: ``gate`` (when to act; by default always), ``action``
+(what to do) and ``wrap`` (what goes around generation; by default nothing). ``prepare`` puts the first two together to a
+:class:`Switch`. Since they are apart, the gate of one method and the action of another make a third:
+``safeswitch+scans`` (:mod:`safeswitch.methods.resolve`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from safeswitch.core.registry import Registry
 from safeswitch.core.types import Example, Reply
+from safeswitch.switch.actuators import Actuator
+from safeswitch.switch.capability import EngineName
 from safeswitch.switch.fit import does_not_refuse
 from safeswitch.switch.fit_data import Complied, Generating
 from safeswitch.switch.fit_settings import FitSettings
-from safeswitch.switch.switch import Switch
+from safeswitch.switch.gate import Gate
+from safeswitch.switch.switch import BaseModel, Switch
 
-Generate = Callable[[Sequence[Example]], list[Reply]]
+Data = Mapping[str, Sequence[Example]]
+"""Requests by part: ``train``, ``validation``, ``calibration``."""
 
 METHODS: Registry[type[Method]] = Registry("method")
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What a method is capable of; a test holds every method to it.
+
+    Args:
+        engines: Those that run its switch (vLLM: with readers that vLLM has, that is no token windows).
+        trains: Whether it learns tensors from the fitting data.
+        difference: Whether the user must supply weights or differences of weights.
+        conditional: Whether it leaves requests alone that its gate does not flag.
+        per_row: Whether requests of one batch may each have a strength of their own.
+        wraps: Whether it runs around generation, so that ``wrap`` must be used.
+    """
+
+    engines: tuple[EngineName, ...] = ("transformers",)
+    trains: bool = False
+    difference: bool = False
+    conditional: bool = False
+    per_row: bool = False
+    wraps: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,11 +62,42 @@ class Method(ABC):
     settings: FitSettings = field(default_factory=FitSettings)
     complied: Complied = does_not_refuse
     name: ClassVar[str]
+    tags: ClassVar[Tags]
+
+    def gate(self, engine: Generating, data: Data) -> Gate:
+        """When to act: on every request, unless a method says otherwise."""
+        return Gate(always=True)
 
     @abstractmethod
-    def prepare(self, engine: Generating, data: Mapping[str, Sequence[Example]]) -> Switch:
-        """Fit on ``data`` (parts ``train``, ``validation``, ``calibration``) and give the switch."""
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+        """What to do under ``gate``, the method's own or another's."""
 
-    def wrap(self, generate: Generate) -> Generate:
-        """What a method does around generation (search, self-check); by default nothing."""
-        return generate
+    def prepare(self, engine: Generating, data: Data) -> Switch:
+        """Fit on ``data`` (parts ``train``, ``validation``, ``calibration``) and give the switch."""
+        gate = self.gate(engine, data)
+        return joined(engine, gate, self.action(engine, data, gate))
+
+    def wrap(self, engine: Generating) -> Generating:
+        """What the method does around generation (search, self-check): an engine in, an engine out; by default the same."""
+        return engine
+
+
+def joined(engine: Generating, gate: Gate, actuator: Actuator, record: Mapping[str, Any] | None = None) -> Switch:
+    """A switch, bound to the engine's model where anything in it was learned there."""
+    learned = bool(gate.thresholds()) or bool(actuator.state()[1])
+    return Switch(gate, actuator, BaseModel.of(engine.lm) if learned else None, record or {})
+
+
+class Around:
+    """An engine around an engine: the base of what ``wrap`` gives.
+
+    Args:
+        inner: What generates.
+    """
+
+    def __init__(self, inner: Generating) -> None:
+        self.inner, self.lm = inner, inner.lm
+
+    def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
+        """As an engine's own ``generate``."""
+        return self.inner.generate(prompts, switch=switch, **options)

@@ -6,12 +6,12 @@ nothing of engines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from safeswitch.core.types import Example
-from safeswitch.methods.base import METHODS, Method
+from safeswitch.methods.base import METHODS, Data, Method, Tags
+from safeswitch.methods.fitting import fitted_switch
+from safeswitch.switch.actuators import Actuator
 from safeswitch.switch.fit_data import Generating
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
@@ -20,13 +20,25 @@ from safeswitch.switch.switch import Switch
 @METHODS.add("safeswitch")
 @dataclass(frozen=True)
 class SafeSwitch(Method):
-    """Prober-gated refusal head."""
+    """Prober-gated refusal head.
+
+    Weakness: over-refuses look-alikes whose words are foreign to its calibration; a white-box attacker can silence it.
+    """
 
     name: ClassVar[str] = "safeswitch"
+    tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), trains=True, conditional=True)
 
-    def prepare(self, engine: Generating, data: Mapping[str, Sequence[Example]]) -> Switch:
+    def gate(self, engine: Generating, data: Data) -> Gate:
+        """The fitted gate."""
+        return self.prepare(engine, data).gate
+
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+        """The fitted head."""
+        return self.prepare(engine, data).actuator
+
+    def prepare(self, engine: Generating, data: Data) -> Switch:
         """Fit gate and head."""
-        return Switch.fit(engine, data, self.settings, complied=self.complied)
+        return fitted_switch(engine, data, self.settings, self.complied)
 
 
 @METHODS.add("head")
@@ -40,8 +52,14 @@ class AlwaysHead(Method):
 
     fitted: Switch | None = None
     name: ClassVar[str] = "head"
+    tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), trains=True)
 
-    def prepare(self, engine: Generating, data: Mapping[str, Sequence[Example]]) -> Switch:
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+        """The fitted head."""
+        switch = self.fitted or fitted_switch(engine, data, self.settings, self.complied)
+        return switch.actuator
+
+    def prepare(self, engine: Generating, data: Data) -> Switch:
         """The fitted head under a gate that always fires."""
-        switch = self.fitted or Switch.fit(engine, data, self.settings, complied=self.complied)
+        switch = self.fitted or fitted_switch(engine, data, self.settings, self.complied)
         return replace(switch, gate=Gate(always=True))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safeswitch.core.types import Example
-from safeswitch.methods.base import METHODS, Method
-from safeswitch.switch.actuators import NoAction
+from safeswitch.methods.base import METHODS, Data, Method, Tags
+from safeswitch.switch.actuators import Actuator, NoAction
 from safeswitch.switch.fit_data import Generating
 from safeswitch.switch.gate import Gate
-from safeswitch.switch.switch import Switch
 
 
 @METHODS.add("base")
@@ -20,7 +17,12 @@ class Untouched(Method):
     """No gate and no action."""
 
     name: ClassVar[str] = "base"
+    tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), conditional=True)
 
-    def prepare(self, engine: Generating, data: Mapping[str, Sequence[Example]]) -> Switch:
-        """A switch that never fires."""
-        return Switch(Gate(), NoAction())
+    def gate(self, engine: Generating, data: Data) -> Gate:
+        """One that never fires."""
+        return Gate()
+
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+        """None."""
+        return NoAction()

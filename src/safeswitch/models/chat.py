@@ -70,10 +70,18 @@ class ChatEncoder:
         except Exception as error:
             raise self._refused(error) from error
 
-    def _through_template(self, messages: Sequence[Message]) -> list[int]:
+    def header(self) -> list[int]:
+        """The tokens that the template puts between a user turn and the reply, empty where there are none."""
+        if self.chat_template == "plain":
+            return []
+        turns = (Message("user", "a"),)
+        bare, whole = (self._through_template(turns, prompting=prompting) for prompting in (False, True))
+        return whole[len(bare) :] if whole[: len(bare)] == bare else []
+
+    def _through_template(self, messages: Sequence[Message], *, prompting: bool = True) -> list[int]:
         turns = [{"role": m.role, "content": m.content} for m in messages]
         encoded: Any = self.tokenizer.apply_chat_template(
-            turns, chat_template=self.chat_template, add_generation_prompt=True, tokenize=True, return_dict=True
+            turns, chat_template=self.chat_template, add_generation_prompt=prompting, tokenize=True, return_dict=True
         )
         return list(encoded["input_ids"])
 

@@ -1,0 +1,41 @@
+"""``direction``: the refusal direction is added at one layer (Arditi et al., arXiv 2406.11717, section 3, "induce").
+
+``r_l = mean h_l(last prompt token | unsafe) - mean h_l(last prompt token | safe)``, ``[d]``, added with strength 1, its own
+length, to the output of one block at every position. The layer is the one, among those in the first 80 % of the depth (the
+paper's limit), with the lowest cost on validation; the paper chooses by scores of its own. Weakness: always on, it shifts
+safe requests too; whoever holds the weights can subtract it. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from safeswitch.methods.base import METHODS, Data, Method, Tags
+from safeswitch.methods.directions import inner_layers, mean_difference
+from safeswitch.methods.fitting import best, end_states, labels
+from safeswitch.switch.actuators import Actuator, Steering
+from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.gate import Gate
+
+
+@METHODS.add("direction")
+@dataclass(frozen=True)
+class RefusalDirection(Method):
+    """One difference of means, added.
+
+    Args:
+        most: Layers that are tried.
+    """
+
+    most: int = 6
+    name: ClassVar[str] = "direction"
+    tags: ClassVar[Tags] = Tags(trains=True, per_row=True)
+
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+        """The best layer's vector."""
+        layers = inner_layers(engine.lm)
+        layers = layers[:: max(1, -(-len(layers) // self.most))]
+        vectors = mean_difference(end_states(engine.lm, data["train"], layers), labels(data["train"]))
+        tried = [Steering((layer,), vector[None]) for layer, vector in zip(layers, vectors, strict=True)]
+        return best(engine, gate, tried, data, self.complied, self.settings)

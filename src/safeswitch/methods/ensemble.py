@@ -1,0 +1,48 @@
+"""``ensemble``: many small probers on random layers and subspaces decide, the refusal head acts.
+
+Against adaptive attacks (obfuscated activations, arXiv 2412.09565): one known direction can be evaded, many random ones at
+several depths are harder to. See :mod:`safeswitch.probers.ensemble` for formula and shapes. Weakness: an attacker who can
+differentiate through the whole ensemble still gets through, only at a higher price. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from safeswitch.core.types import PROMPT_END, ReadPoint
+from safeswitch.methods.base import METHODS, Data, Method, Tags
+from safeswitch.methods.directions import inner_layers
+from safeswitch.methods.fitting import calibrated, fitted_switch, labels, prompt_acts
+from safeswitch.probers.ensemble import EnsembleProber
+from safeswitch.switch.actuators import Actuator
+from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.gate import Gate
+
+
+@METHODS.add("ensemble")
+@dataclass(frozen=True)
+class Ensemble(Method):
+    """A gate of random readers.
+
+    Args:
+        members: How many.
+        size: Dimensions of each subspace.
+    """
+
+    members: int = 24
+    size: int = 32
+    name: ClassVar[str] = "ensemble"
+    tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), trains=True, conditional=True)
+
+    def gate(self, engine: Generating, data: Data) -> Gate:
+        """The ensemble at the prompt's end, with a threshold for the budget."""
+        lm = engine.lm
+        points = [ReadPoint(layer, PROMPT_END) for layer in (*inner_layers(lm, 0.25, 1.0), lm.num_layers)]
+        prober = EnsembleProber(points, self.members, min(self.size, lm.hidden_size))
+        prober.fit(prompt_acts(lm, data["train"], prober), labels(data["train"]), seed=self.settings.seed)
+        return calibrated(engine, prober, data, self.settings)
+
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+        """The fitted head."""
+        return fitted_switch(engine, data, self.settings, self.complied).actuator

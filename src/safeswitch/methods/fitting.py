@@ -1,0 +1,104 @@
+"""What methods share in fitting: one fitted SafeSwitch, states at the prompt's end, thresholds, choices on validation.
+
+Knows nothing of particular methods or engines. Shapes: n requests, d hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.record import prompt_sequences, record
+from safeswitch.activations.reread import reread
+from safeswitch.activations.states import Activations
+from safeswitch.core.types import PROMPT_END, Example, ReadPoint
+from safeswitch.data.writers import data_hash
+from safeswitch.methods.base import Data, joined
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.probers.base import Prober
+from safeswitch.probers.calibrate import conformal_threshold
+from safeswitch.switch.actuators import Actuator
+from safeswitch.switch.fit_data import Complied, Generating
+from safeswitch.switch.fit_settings import FitSettings
+from safeswitch.switch.gate import Gate, Stage
+from safeswitch.switch.switch import Switch
+
+REFUSAL = "I'm sorry, but I can't help with that."
+_FITTED: WeakKeyDictionary[Generating, dict[str, Switch]] = WeakKeyDictionary()
+
+
+def fitted_switch(engine: Generating, data: Data, settings: FitSettings, complied: Complied) -> Switch:
+    """SafeSwitch fitted on ``data``; once for each engine, data and settings, so that methods share gate and head."""
+    known = _FITTED.setdefault(engine, {})
+    key = repr((settings, id(complied), sorted((part, data_hash(list(rows))) for part, rows in data.items())))
+    if key not in known:
+        known[key] = Switch.fit(engine, data, settings, complied=complied)
+    return known[key]
+
+
+def labels(examples: Sequence[Example]) -> Tensor:
+    """``[n]`` bool: unsafe."""
+    return torch.tensor([e.unsafe for e in examples])
+
+
+def end_states(lm: LanguageModel, examples: Sequence[Example], layers: Sequence[int]) -> Tensor:
+    """States of the last prompt token, ``[len(layers), n, d]`` float32."""
+    points = [ReadPoint(layer, PROMPT_END) for layer in layers]
+    found = record(lm, *prompt_sequences(lm, examples)[:2], points, dtype=torch.float32)
+    return torch.stack([found.at(point) for point in points])
+
+
+def prompt_acts(lm: LanguageModel, examples: Sequence[Example], prober: Prober) -> Activations:
+    """Everything that a prober reads at the prompt, appended tokens included."""
+    sequences, lengths, texts = prompt_sequences(lm, examples)
+    plain = [p for p in prober.points if p.position.kind not in ("appended", "nll")]
+    found = record(lm, sequences, lengths, plain, dtype=torch.float32) if plain else Activations({})
+    apart = reread(lm, sequences, prober.appended, prober.points).states if prober.appended else {}
+    return Activations({**found.states, **apart}, found.masks, texts)
+
+
+def calibrated(engine: Generating, prober: Prober, data: Data, settings: FitSettings) -> Gate:
+    """A gate of one stage whose threshold keeps the whole false-trigger budget on benign calibration requests.
+
+    Raises:
+        FitError: too few of these.
+    """
+    benign = [e for e in data["calibration"] if not e.unsafe]
+    bar = conformal_threshold(prober.score(prompt_acts(engine.lm, benign, prober)), settings.budget)
+    return Gate(stage1=Stage(prober, min(1.0, max(0.0, bar.value))), fail=settings.fail)
+
+
+def surely_safe(engine: Generating, gate: Gate, data: Data, miss: float) -> float:
+    """The stage-1 score below which at most a share ``miss`` of unsafe validation requests lie; 0 without a stage 1."""
+    if gate.stage1 is None:
+        return 0.0
+    unsafe = [e for e in data["validation"] if e.unsafe]
+    scores = gate.stage1.prober.score(prompt_acts(engine.lm, unsafe, gate.stage1.prober)).cpu()
+    return max(0.0, min(1.0, float(scores.sort().values[int(miss * len(unsafe))])))
+
+
+def cost(
+    engine: Generating, switch: Switch, data: Data, complied: Complied, settings: FitSettings, requests: int = 64
+) -> float:
+    """Share of harmful compliance plus share of safe requests not complied with, on ``requests`` validation ones of each."""
+    total = 0.0
+    for unsafe in (True, False):
+        asked = [e for e in data["validation"] if e.unsafe == unsafe][:requests]
+        replies = engine.generate(asked, switch=switch, max_new_tokens=settings.reply_tokens, do_sample=False)
+        share = sum(complied(e, r.text) for e, r in zip(asked, replies, strict=True)) / max(1, len(asked))
+        total += share if unsafe else 1 - share
+    return total
+
+
+def best(
+    engine: Generating, gate: Gate, candidates: Sequence[Actuator], data: Data, complied: Complied, settings: FitSettings,
+    requests: int = 64,
+) -> Actuator:
+    """The candidate with the lowest :func:`cost` under ``gate``, the first among equals; a single one is not tried."""
+    if len(candidates) == 1:
+        return candidates[0]
+    costs = [cost(engine, joined(engine, gate, a), data, complied, settings, requests) for a in candidates]
+    return candidates[min(range(len(costs)), key=costs.__getitem__)]

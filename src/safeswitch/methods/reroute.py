@@ -1,0 +1,175 @@
+"""``reroute``: representation rerouting, the circuit breaker (arXiv 2406.04313, section 3), as a LoRA.
+
+A low-rank adapter is trained (with PEFT: ``pip install "safeswitch[methods]"``) so that states of harmful replies lose their
+direction while all others stay: with h the model's states at the chosen layers and h' the adapted model's,
+
+    loss = c_s * mean ReLU(cos(h, h')) on harmful replies + c_r * mean |h - h'|_2 on retained ones,
+    c_s = alpha * (1 - t / 2T), c_r = alpha * t / 2T at step t of T.
+
+Harmful replies: the untouched model's own, to unsafe fitting requests. Retained: its replies to safe requests, and refusals
+of unsafe ones. Layers at a third and two thirds of the depth (10 and 20 of 32), alpha 10, as remembered from the paper.
+The adapter's factors become an action of the switch (:class:`~safeswitch.switch.body.Adapter`); the model itself is given back
+as it was. Weakness: what comes out on flagged requests is broken text and no refusal; multi-turn and embedding attacks break
+it; always on. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from safeswitch.activations.reader import Reader
+from safeswitch.core.errors import FitError, SafeSwitchError
+from safeswitch.core.types import Example
+from safeswitch.methods.base import METHODS, Data, Method, Tags
+from safeswitch.models.batching import mixes
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.switch.actuators import Actuator
+from safeswitch.switch.body import Adapter
+from safeswitch.switch.fit_data import Generating, refusal_pairs
+from safeswitch.switch.gate import Gate
+from safeswitch.switch.head_data import reply_tokens
+
+Pair = tuple[list[int], list[int]]
+"""Token ids of a prompt and of a reply."""
+
+
+@METHODS.add("reroute")
+@dataclass(frozen=True)
+class Reroute(Method):
+    """A rerouting adapter on every request.
+
+    Args:
+        rank: Of the adapter.
+        steps: Training steps T.
+        batch: Harmful and retained replies a step, each.
+        learning_rate: Adam's.
+        alpha: Weight of both losses.
+        requests: Most replies of each kind.
+    """
+
+    rank: int = 8
+    steps: int = 150
+    batch: int = 8
+    learning_rate: float = 2e-3
+    alpha: float = 10.0
+    requests: int = 200
+    name: ClassVar[str] = "reroute"
+    tags: ClassVar[Tags] = Tags(trains=True, per_row=True)
+
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+        """The trained adapter.
+
+        Raises:
+            SafeSwitchError: PEFT is not installed.
+            FitError: the untouched model complies with no unsafe request.
+        """
+        if importlib.util.find_spec("peft") is None:
+            raise SafeSwitchError('rerouting needs PEFT: pip install "safeswitch[methods]"')
+        harmful, retained = self._replies(engine, data)
+        lm = engine.lm
+        layers = tuple(dict.fromkeys(max(1, round(share * lm.num_layers)) for share in (1 / 3, 2 / 3)))
+        with lm.lock, adapted(lm, self.rank, self.settings.seed) as model, torch.enable_grad():
+            self._train(lm, model, harmful, retained, layers)
+            return Adapter(factors(lm, model))
+
+    def _replies(self, engine: Generating, data: Data) -> tuple[list[Pair], list[Pair]]:
+        lm, tokens = engine.lm, self.settings.reply_tokens
+        asked = {u: [e for e in data["train"] if e.unsafe == u][: self.requests] for u in (True, False)}
+        told = {u: engine.generate(rows, max_new_tokens=tokens, do_sample=False) for u, rows in asked.items()}
+        wrong = [(e, r.token_ids) for e, r in zip(asked[True], told[True], strict=True) if self.complied(e, r.text)]
+        if not wrong:
+            raise FitError("reroute: the untouched model complies with no unsafe training request; there is nothing to reroute")
+        examples, refusals = refusal_pairs(
+            engine, data["train"], complied=self.complied, most=self.requests, reply_tokens=tokens,
+            trust=self.settings.trust_replies,
+        )
+        kept = [(e, r.token_ids) for e, r in zip(asked[False], told[False], strict=True) if r.token_ids]
+        kept += [(e, tuple(reply_tokens(lm, text))) for e, text in zip(examples, refusals, strict=True)]
+        return _encoded(lm, wrong), _encoded(lm, kept)
+
+    def _train(self, lm: LanguageModel, model: Any, harmful: list[Pair], retained: list[Pair], layers: tuple[int, ...]) -> None:
+        draw = torch.Generator().manual_seed(self.settings.seed)
+        optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=self.learning_rate)
+        for step in range(self.steps):
+            share = step / (2 * self.steps)
+            loss = torch.zeros(())
+            for pairs, weight, measure in ((harmful, 1 - share, _likeness), (retained, share, _distance)):
+                rows = [pairs[int(i)] for i in torch.randint(len(pairs), (self.batch,), generator=draw)]
+                together = mixes(max(len(p) + len(r) for p, r in rows), lm.traits)
+                for batch in [rows] if together else [[row] for row in rows]:
+                    with torch.no_grad(), model.disable_adapter():
+                        before = _states(lm, batch, layers)
+                    after = _states(lm, batch, layers)
+                    found = measure(before, after) * len(batch) / len(rows)
+                    loss = loss.to(found.device) + self.alpha * weight * found
+            if not torch.isfinite(loss):
+                raise FitError(f"reroute: the loss is {loss.item()}; lower the learning rate ({self.learning_rate})")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+
+def _encoded(lm: LanguageModel, pairs: Sequence[tuple[Example, Sequence[int]]]) -> list[Pair]:
+    prompts = lm.encode([example for example, _ in pairs])
+    return [(prompt, list(reply)) for prompt, (_, reply) in zip(prompts, pairs, strict=True)]
+
+
+def _states(lm: LanguageModel, batch: Sequence[Pair], layers: tuple[int, ...]) -> Tensor:
+    """States at all reply tokens of the batch, ``[L, m, d]``."""
+    ids, mask = lm.pad([[*prompt, *reply] for prompt, reply in batch])
+    width = ids.shape[1]
+    at = torch.zeros(ids.shape, dtype=torch.bool)
+    for i, (_, reply) in enumerate(batch):
+        at[i, width - len(reply) :] = True
+    with Reader(lm, layers, lambda hidden: hidden[at.to(hidden.device)]) as reader:
+        lm.run_backbone(ids, mask)
+    return torch.stack([reader.states[layer].float() for layer in layers])
+
+
+def _likeness(before: Tensor, after: Tensor) -> Tensor:
+    likeness: Tensor = functional.cosine_similarity(before, after, dim=-1)
+    return likeness.relu().mean()
+
+
+def _distance(before: Tensor, after: Tensor) -> Tensor:
+    distance: Tensor = (before - after).norm(dim=-1)
+    return distance.mean()
+
+
+@contextmanager
+def adapted(lm: LanguageModel, rank: int, seed: int) -> Iterator[Any]:
+    """The model with a fresh PEFT adapter on all linear modules of its blocks; afterwards it is as it was."""
+    from peft import LoraConfig, get_peft_model
+
+    flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        settings = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules="all-linear")
+        model: Any = get_peft_model(lm.model, settings)
+    try:
+        yield model
+    finally:
+        model.unload()
+        for name, p in lm.model.named_parameters():
+            p.requires_grad_(flags[name])
+            p.grad = None
+        lm.model.eval()
+
+
+def factors(lm: LanguageModel, model: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """The adapter's ``down`` ``[r, d_in]`` and scaled ``up`` ``[d_out, r]`` by the model's own module names."""
+    found = {}
+    for name, module in lm.model.named_modules():
+        if hasattr(module, "lora_A") and "default" in module.lora_A:
+            down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+            scaled = float(module.scaling["default"]) * up
+            found[name] = (down.detach().float().cpu().clone(), scaled.detach().float().cpu().clone())
+    return found

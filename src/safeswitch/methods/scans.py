@@ -1,0 +1,115 @@
+"""``scans``: two-sided steering by how "Sure" moves the states (SCANS, arXiv 2408.11491, section 3).
+
+1. ``v_l``: mean last state of unsafe minus safe requests, of length 1, ``[d]``.
+2. Layers: the run of neighbours (10 of 32 in the paper, the same share here) whose v_l, put through the LM head, ranks words
+   of refusal highest.
+3. Gate: ``s = mean_l cos(t_l, mean of the anchors' t_l)``, ``t_l = h_l(prompt's end) - h_l("Sure")``, over the layers from the
+   first steered one up. The paper's thresholds (0.60 to 0.75) differ by data set; here it is the conformal threshold for the
+   false-trigger budget on benign calibration requests.
+4. ``h_l <- h_l + sigma * alpha * v_l`` from the prompt's last token on, sigma +1 where flagged and else -1. alpha (3.5 for
+   Llama 2) is chosen on validation among shares of the mean distance between both kinds.
+
+``safe_scans`` leads away from refusal only where stage 1 is surely below what unsafe validation requests score (all but
+``settings.miss_budget`` of them), and leaves those in between alone. Cost: one more pass over the prompt, and flagged or
+relieved requests read anew. Weakness: as published, everything that the gate misses is led *away* from refusal (see
+arXiv 2602.06256). Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from safeswitch.core.types import Example
+from safeswitch.methods.base import METHODS, Data, Method, Tags
+from safeswitch.methods.directions import best_run, inner_layers, mean_difference, refusal_alignment
+from safeswitch.methods.fitting import best, calibrated, end_states, labels, prompt_acts, surely_safe
+from safeswitch.probers.apart import AppendingProber, TransitionProber
+from safeswitch.switch.actuators import Actuator, Steering
+from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.gate import Gate
+
+LAYER_SHARE = 10 / 32
+
+
+@METHODS.add("scans")
+@dataclass(frozen=True)
+class Scans(Method):
+    """Steered towards refusal where flagged, away from it elsewhere.
+
+    Args:
+        word: What is appended.
+        anchors: Requests of each kind that directions and reference come from.
+        shares: Strengths that are tried, in mean distances between both kinds.
+    """
+
+    word: str = "Sure"
+    anchors: int = 64
+    shares: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    name: ClassVar[str] = "scans"
+    tags: ClassVar[Tags] = Tags(trains=True, conditional=True, per_row=True)
+
+    def gate(self, engine: Generating, data: Data) -> Gate:
+        """The likeness of transitions."""
+        lm = engine.lm
+        layers, _ = self._vectors(engine, data)
+        appended = lm.tokenizer(self.word, add_special_tokens=False)["input_ids"]
+        prober = AppendingProber(TransitionProber(range(layers[0], lm.num_layers)), appended)
+        anchors = self._anchors(data)
+        prober.fit(prompt_acts(lm, anchors, prober), labels(anchors))
+        return calibrated(engine, prober, data, self.settings)
+
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+        """The best strength, both ways."""
+        (layers, vectors), below = self._vectors(engine, data), self._below(engine, data, gate)
+        lengths = vectors.norm(dim=1)
+        scale = float(lengths.mean())
+        unit = vectors / lengths[:, None]
+        tried = [
+            Steering(layers, unit, share * scale, relief=-share * scale, relief_below=below, where="reply")
+            for share in self.shares
+        ]
+        return best(engine, gate, tried, data, self.complied, self.settings)
+
+    def _below(self, engine: Generating, data: Data, gate: Gate) -> float:
+        """Everything that did not fire is led away from refusal."""
+        return 1.0
+
+    def _anchors(self, data: Data) -> list[Example]:
+        train = data["train"]
+        return [e for unsafe in (True, False) for e in [e for e in train if e.unsafe == unsafe][: self.anchors]]
+
+    def _vectors(self, engine: Generating, data: Data) -> tuple[tuple[int, ...], Tensor]:
+        """Safety-critical layers and their differences of means, ``[L, d]``."""
+        layers, anchors = inner_layers(engine.lm, 0.0, 1.0), self._anchors(data)
+        vectors = mean_difference(end_states(engine.lm, anchors, layers), labels(anchors))
+        fits = refusal_alignment(engine.lm, vectors / vectors.norm(dim=1, keepdim=True)).tolist()
+        run = best_run(fits, max(1, round(LAYER_SHARE * engine.lm.num_layers)))
+        return tuple(layers[i] for i in run), vectors[list(run)]
+
+
+@METHODS.add("safe_scans")
+@dataclass(frozen=True)
+class SafeScans(Scans):
+    """Away from refusal only where stage 1 is sure."""
+
+    name: ClassVar[str] = "safe_scans"
+
+    def _below(self, engine: Generating, data: Data, gate: Gate) -> float:
+        return surely_safe(engine, gate, data, self.settings.miss_budget)
+
+
+@METHODS.add("one_sided_scans")
+@dataclass(frozen=True)
+class OneSidedScans(Scans):
+    """Never away from refusal: what the two sides are compared with."""
+
+    name: ClassVar[str] = "one_sided_scans"
+
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+        """The same strength and layers without relief."""
+        found = super().action(engine, data, gate)
+        assert isinstance(found, Steering)
+        return replace(found, relief=0.0)

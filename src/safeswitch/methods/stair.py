@@ -1,0 +1,256 @@
+"""STAIR at inference (arXiv 2502.02384, section 3.3): ``best_of_n`` and ``beam`` search for a safe and helpful reply.
+
+Reward ``R = 2 S + S H``: safe always beats unsafe, and among unsafe replies the more helpful one is worse. Here
+``S = 1 - 2 p`` with p from a prober on the running reply (SafeSwitch's watch), ``H = 2 exp(mean log-likelihood) - 1``, both in
+[-1, 1]; the paper learns S and H from a rated search tree. Only in the grey band of the gate, between the stage-1 thresholds
+of ten times the budget and of the budget: what is flagged is refused, what is clear is answered at once.
+
+- ``best_of_n``: the greedy reply and n - 1 sampled ones, the highest R wins.
+- ``beam``: step by step, each of b beams grows by m sampled steps of ``step`` tokens, the b with the highest R stay.
+
+Cost in the grey band, n or b * m times the tokens, and a scoring pass each; what was spent is in ``spent`` of the engine that
+``wrap`` gives. Weakness: an ill-calibrated prober is optimised against by its own search. Know nothing of engines.
+"""
+
+from __future__ import annotations
+
+import zlib
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from safeswitch.activations.record import record
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import FitError, SettingError
+from safeswitch.core.types import Position, ReadPoint, Reply
+from safeswitch.methods.base import METHODS, Around, Data, Method, Tags, joined
+from safeswitch.methods.fitting import fitted_switch, prompt_acts
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.probers.base import Prober
+from safeswitch.probers.calibrate import conformal_threshold
+from safeswitch.switch.actuators import Actuator
+from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.gate import Gate
+from safeswitch.switch.switch import Switch
+
+
+@dataclass(frozen=True)
+class _Search(Method):
+    """Search in the grey band.
+
+    Args:
+        wider: Multiple of the budget at whose threshold the grey band begins.
+        temperature: Of sampling.
+    """
+
+    wider: float = 10.0
+    temperature: float = 1.0
+    tags: ClassVar[Tags] = Tags(trains=True, conditional=True, wraps=True)
+
+    def gate(self, engine: Generating, data: Data) -> Gate:
+        """SafeSwitch's gate with a watch, which search needs as its judge."""
+        return fitted_switch(engine, data, replace(self.settings, watch=True), self.complied).gate
+
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+        """The refusal head, for what is flagged."""
+        return fitted_switch(engine, data, replace(self.settings, watch=True), self.complied).actuator
+
+    def prepare(self, engine: Generating, data: Data) -> Switch:
+        """The fitted switch with the grey band in its record.
+
+        Raises:
+            FitError: no watch could be fitted, or there is no stage 1.
+        """
+        gate = self.gate(engine, data)
+        if gate.watch is None or gate.stage1 is None:
+            raise FitError(f"{self.name}: needs a stage 1 and a watch; no watch can be fitted where no reply is harmful")
+        benign = [e for e in data["calibration"] if not e.unsafe]
+        scores = gate.stage1.prober.score(prompt_acts(engine.lm, benign, gate.stage1.prober))
+        budget = self.settings.stage_budget
+        low, high = (conformal_threshold(scores, share).value for share in (min(0.5, self.wider * budget), budget))
+        return joined(engine, gate, self.action(engine, data, gate), {"grey": [low, high]})
+
+    def wrap(self, engine: Generating) -> Generating:
+        """Search around ``engine``."""
+        return Searching(engine, self)
+
+    @abstractmethod
+    def search(self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int) -> list[int]:
+        """The reply's tokens for one request; ``greedy`` is what the model says by itself."""
+
+
+@METHODS.add("best_of_n")
+@dataclass(frozen=True)
+class BestOfN(_Search):
+    """The best of several replies.
+
+    Args:
+        n: Replies, the greedy one included.
+    """
+
+    n: int = 4
+    name: ClassVar[str] = "best_of_n"
+
+    def search(self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int) -> list[int]:
+        """Sample and choose."""
+        drawn = judge.sample([list(prompt)], self.n - 1, tokens, self.temperature) if self.n > 1 else []
+        candidates = [list(greedy), *drawn]
+        return candidates[int(judge.rewards(prompt, candidates).argmax())]
+
+
+@METHODS.add("beam")
+@dataclass(frozen=True)
+class Beam(_Search):
+    """Beam search over steps.
+
+    Args:
+        beams: Beams that stay (b).
+        children: Steps that each is grown by (m).
+        step: Tokens of a step.
+    """
+
+    beams: int = 2
+    children: int = 3
+    step: int = 8
+    name: ClassVar[str] = "beam"
+
+    def search(self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int) -> list[int]:
+        """Grow, judge, keep."""
+        beams: list[list[int]] = [[]]
+        for start in range(0, tokens, self.step):
+            open_ones = [b for b in beams if not judge.ended(b)]
+            if not open_ones:
+                break
+            most = min(self.step, tokens - start)
+            grown = judge.sample([[*prompt, *b] for b in open_ones], self.children, most, self.temperature)
+            longer = [[*open_ones[i // self.children], *tail] for i, tail in enumerate(grown)]
+            pool = [b for b in beams if judge.ended(b)] + longer
+            order = judge.rewards(prompt, pool).argsort(descending=True, stable=True)[: self.beams].tolist()
+            beams = [pool[i] for i in order]
+        return beams[0]
+
+
+@dataclass
+class Spent:
+    """What a search has cost so far: requests searched, tokens sampled, replies judged."""
+
+    requests: int = 0
+    sampled_tokens: int = 0
+    judged: int = 0
+
+
+@dataclass
+class Judge:
+    """Samples continuations and gives rewards.
+
+    Args:
+        lm: The model.
+        prober: Reads the running reply; says how likely it is that the reply helps with harm.
+        seed: Of sampling; set anew for each request, so that it is searched alike in any batch.
+        spent: Where the cost is counted.
+    """
+
+    lm: LanguageModel
+    prober: Prober
+    seed: int = 0
+    spent: Spent = field(default_factory=Spent)
+
+    def ended(self, reply: Sequence[int]) -> bool:
+        """Whether a reply has come to its end token."""
+        return bool(reply) and reply[-1] == self.lm.tokenizer.eos_token_id
+
+    @torch.no_grad()
+    def sample(self, rows: Sequence[Sequence[int]], count: int, tokens: int, temperature: float) -> list[list[int]]:
+        """``count`` continuations of up to ``tokens`` tokens of each row, in order."""
+        lm, end = self.lm, self.lm.tokenizer.eos_token_id
+        config = GenerationConfig(
+            do_sample=True, temperature=temperature, top_k=0, top_p=1.0, num_return_sequences=count, max_new_tokens=tokens,
+            pad_token_id=lm.pad_token_id, eos_token_id=end,
+        )
+        found: list[list[int]] = []
+        with lm.lock, torch.random.fork_rng(devices=[]):
+            for row in rows:
+                torch.manual_seed(self.seed + zlib.crc32(repr(list(row)).encode()))
+                ids, mask = lm.pad([row])
+                out: Any = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+                for reply in out[:, len(row) :].tolist():
+                    found.append(reply[: reply.index(end) + 1] if end in reply else reply)
+        self.spent.sampled_tokens += sum(map(len, found))
+        return found
+
+    def rewards(self, prompt: Sequence[int], replies: Sequence[Sequence[int]]) -> Tensor:
+        """R of each reply so far, ``[n]``; ``-inf`` for an empty one."""
+        rows = [[*prompt, *reply] for reply in replies if reply]
+        self.spent.judged += len(rows)
+        result = torch.full((len(replies),), -torch.inf)
+        if rows:
+            full = torch.tensor([bool(reply) for reply in replies])
+            safety, likelihood = 1 - 2 * self._unsafe(len(prompt), rows), self._likelihood(len(prompt), rows)
+            result[full] = reward(safety, 2 * likelihood.exp() - 1)
+        return result
+
+    def _unsafe(self, prompt: int, rows: list[list[int]]) -> Tensor:
+        """The prober's score at the last token of each row."""
+        states = {}
+        for point in self.prober.points:
+            ends = [ReadPoint(point.layer, Position("pilot", len(row) - prompt)) for row in rows]
+            found = record(self.lm, rows, [prompt] * len(rows), tuple(dict.fromkeys(ends)), dtype=torch.float32)
+            states[point] = torch.stack([found.at(end)[i] for i, end in enumerate(ends)])
+        return self.prober.score(Activations(states)).float().cpu().nan_to_num(1.0)
+
+    @torch.no_grad()
+    def _likelihood(self, prompt: int, rows: list[list[int]]) -> Tensor:
+        """Mean log-likelihood of the reply's tokens, row by row."""
+        found = []
+        with self.lm.lock:
+            for row in rows:
+                ids = torch.tensor([row], device=self.lm.device)
+                odds = self.lm.model(input_ids=ids, use_cache=False).logits[0, prompt - 1 : -1].float().log_softmax(-1)
+                found.append(odds.gather(1, ids[0, prompt:, None].to(odds.device)).mean().cpu())
+        return torch.stack(found)
+
+
+def reward(safety: Tensor, helpfulness: Tensor) -> Tensor:
+    """``R = 2 S + S H`` of ``[n]`` and ``[n]`` in [-1, 1]."""
+    return 2 * safety + safety * helpfulness
+
+
+class Searching(Around):
+    """An engine that searches in the grey band of the switch that it is given.
+
+    Attributes:
+        spent: What search has cost so far.
+    """
+
+    def __init__(self, inner: Generating, method: _Search) -> None:
+        super().__init__(inner)
+        self.method, self.spent = method, Spent()
+
+    def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
+        """As an engine's own ``generate``."""
+        replies = self.inner.generate(prompts, switch=switch, **options)
+        if switch is None:
+            return replies
+        if "grey" not in switch.record or switch.gate.watch is None:
+            raise SettingError(f"{self.method.name}: this switch was not prepared by it: it has no grey band or no watch")
+        low, high = switch.record["grey"]
+        judge = Judge(self.lm, switch.gate.watch.prober, self.method.settings.seed, self.spent)
+        rows = self.lm.encode(list(prompts))
+        tokens = int(options.get("max_new_tokens", 256))
+        for i, reply in enumerate(replies):
+            score = reply.decision.scores.get("stage1", -1.0)
+            if reply.decision.fired or not low < score <= high:
+                continue
+            self.spent.requests += 1
+            found = self.method.search(judge, rows[i], reply.token_ids, tokens)
+            if tuple(found) != reply.token_ids:
+                text = str(self.lm.tokenizer.decode(found, skip_special_tokens=True))
+                reason: Literal["stop", "length"] = "stop" if judge.ended(found) else "length"
+                decision = replace(reply.decision, actuator=self.method.name)
+                replies[i] = replace(reply, text=text, token_ids=tuple(found), finish_reason=reason, decision=decision)
+        return replies
