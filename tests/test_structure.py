@@ -128,7 +128,7 @@ EXTRAS = {
     "sqlalchemy": ("serving/",), "prometheus_client": ("serving/",), "lm_eval": ("evaluation/harness",),
     "inspect_ai": ("evaluation/inspect_bridge",), "fastapi": ("serving/",), "pydantic": ("serving/",),
     "pydantic_core": ("serving/",), "starlette": ("serving/",), "uvicorn": ("serving/",), "limits": ("serving/",),
-    "filelock": ("serving/",), "opentelemetry": ("serving/",),
+    "filelock": ("serving/",), "opentelemetry": ("serving/",), "peft": ("methods/",), "gguf": ("switch/",),
 }
 """Optional packages, and the only folders that may import each."""
 

@@ -38,12 +38,13 @@ PARTS = grouped_split(EXAMPLES)
 ASKED = ["ZAP river stone", "ask me", "ZAP it now, please", "and this one is safe"]
 SETTINGS = settings(budget=0.25, watch=True, watch_every=2, readers=("layers",))
 SMALL: dict[str, dict[str, Any]] = {
-    "reroute": {"steps": 3, "batch": 2, "requests": 4}, "beam": {"step": 2, "beams": 2, "children": 2}, "best_of_n": {"n": 2},
+    "reroute": {"steps": 3, "batch": 2, "requests": 8}, "safeswitch+reroute": {"steps": 3, "batch": 2, "requests": 8},
+    "beam": {"step": 2, "beams": 2, "children": 2}, "best_of_n": {"n": 2},
 }
 DIFFERENCES = ("merge", "patch_weights")
-JOINS = ("safeswitch+scans", "cast+head", "scans+patch", "header+head", "check_input+head", "safeswitch+antidote", "note+prompt")
+JOINS = ("safeswitch+scans", "cast+head", "scans+patch", "header+head", "check_input+head", "safeswitch+reroute", "note+prompt")
 EVERY = (*METHODS, *JOINS)
-SAMPLE = ("safeswitch", "head", "exemplars", "scans", "cast", "direction", "safedecoding", "header", "reroute", "best_of_n", "merge")
+SAMPLE = ("safeswitch", "exemplars", "scans", "cast", "direction", "safedecoding", "header", "reroute", "best_of_n", "merge")
 FAST = ("gemma2", "gpt2", "mamba")
 
 
@@ -175,7 +176,7 @@ def replace_text(switch: Switch) -> Switch:
 def test_tags_are_true(name: str, prepared: Prepared) -> None:
     method, switch = prepared(name)
     tags = method.tags
-    assert tags.engines == engines_of(switch)
+    assert tags.engines == (("transformers",) if tags.wraps else engines_of(switch))
     assert tags.conditional == (not switch.gate.always)
     assert tags.per_row == (isinstance(switch.actuator, BodyActuator) and switch.actuator.per_row)
     assert tags.trains == (switch.base is not None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +11,6 @@ import pytest
 
 from safeswitch.core.types import Decision, Example, Reply
 from safeswitch.data.splits import grouped_split
-from safeswitch.methods import safeswitch, safety_prompt, untouched  # noqa: F401  (registers them)
 from safeswitch.methods.base import METHODS
 from safeswitch.methods.safeswitch import AlwaysHead, SafeSwitch
 from safeswitch.methods.safety_prompt import PROMPTS, SafetyPrompt
@@ -22,9 +23,16 @@ PARTS = grouped_split(requests())
 SETTINGS = settings(stages="stage1")
 
 
-def test_the_table_holds_the_four_methods_under_their_own_names() -> None:
-    assert list(METHODS) == ["base", "head", "prompt", "safeswitch"]
+def test_the_table_holds_the_methods_under_their_own_names() -> None:
     assert all(METHODS[name].name == name for name in METHODS)
+    assert {"base", "head", "prompt", "safeswitch", "scans", "antidote", "cast", "beam"} <= set(METHODS)
+
+
+def test_every_methods_file_names_its_source_and_its_weakness() -> None:
+    for name in METHODS:
+        text = sys.modules[METHODS[name].__module__].__doc__ or ""
+        assert re.search(r"arXiv \d{4}\.\d{4,5}", text) or name == "base", name
+        assert "eakness" in text + (METHODS[name].__doc__ or "") or name in ("base", "head"), name
 
 
 def test_the_untouched_model_is_a_switch_that_never_fires() -> None:

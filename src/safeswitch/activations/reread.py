@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,29 +49,41 @@ def reread(
         found = record(lm, rows, [len(s) for s in sequences], tuple(dict.fromkeys(ends.values())), dtype=torch.float32)
         states = {point: found.at(end) for point, end in ends.items()}
     for point in wanted:
+        m = point.position.index
+        if point.position.kind == "nll" and not 1 <= m <= len(appended):
+            raise SettingError(f"reread: nll must be over 1..{len(appended)} of the appended tokens; got {m}")
         if point.position.kind == "nll":
-            states[point] = _likelihood(lm, rows, appended, point.position.index)[:, None]
+            states[point] = mean_nll(lm, rows, [m] * len(rows))[:, None]
     return Activations(states)
 
 
 @torch.no_grad()
-def _likelihood(lm: LanguageModel, rows: Sequence[Sequence[int]], appended: Sequence[int], m: int) -> Tensor:
-    """Mean negative log-likelihood ``[n]`` of the last ``m`` tokens of ``rows``."""
-    if not 1 <= m <= len(appended):
-        raise SettingError(f"reread: nll must be over 1..{len(appended)} of the appended tokens; got {m}")
-    longest, limit = max(map(len, rows)), lm.context_length
+def mean_nll(lm: LanguageModel, rows: Sequence[Sequence[int]], counts: Sequence[int], *, batch_rows: int = 8) -> Tensor:
+    """Mean negative log-likelihood of the last ``counts[i]`` tokens of each row, nats a token: ``[n]``; 0 for none.
+
+    Args:
+        lm: The model; hooks that are on it stay in force.
+        rows: Token ids, each with a token or more before those that are counted.
+        counts: Tokens that are counted.
+        batch_rows: Most rows in a batch (logits of all positions may be held for each).
+
+    Raises:
+        ContextLengthError: a row that the model cannot take.
+    """
+    longest, limit = max(map(len, rows), default=0), lm.context_length
     if limit is not None and longest > limit:
-        raise ContextLengthError(f"reread: a sequence has {longest} tokens; {lm.model_id} takes {limit}")
+        raise ContextLengthError(f"a sequence has {longest} tokens; {lm.model_id} takes {limit}")
     takes = inspect.signature(lm.model.forward).parameters
-    keep = {"logits_to_keep": m + 1} if "logits_to_keep" in takes else {}
-    targets = torch.tensor(appended[-m:], device=lm.device)
     found = torch.zeros(len(rows))
     with lm.lock:
-        for batch in length_batches([len(row) for row in rows], lm.traits):
+        for batch in length_batches([len(row) for row in rows], lm.traits, batch_rows=batch_rows):
             ids, mask = lm.pad([rows[i] for i in batch])
-            extra = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)} if "position_ids" in takes else {}
-            logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **extra, **keep).logits
-            odds = torch.log_softmax(logits[:, -m - 1 : -1].float(), -1)
-            picked = odds.gather(-1, targets.to(odds.device)[None, :, None].expand(len(batch), -1, 1))
-            found[torch.tensor(batch)] = -picked[..., 0].mean(1).cpu()
+            extra: dict[str, Any] = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)} if "position_ids" in takes else {}
+            if "logits_to_keep" in takes:
+                extra["logits_to_keep"] = max(counts[i] for i in batch) + 1
+            logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **extra).logits
+            for place, i in enumerate(batch):
+                if counts[i]:
+                    odds = logits[place, -counts[i] - 1 : -1].float().log_softmax(-1)
+                    found[i] = -odds.gather(1, ids[place, -counts[i] :, None].to(odds.device)).mean().cpu()
     return found

@@ -9,12 +9,13 @@ A method is a name, tags that say what it can do, and three steps: ``gate`` (whe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from safeswitch.activations.states import Activations
 from safeswitch.core.registry import Registry
-from safeswitch.core.types import Example, Reply
+from safeswitch.core.types import Example, ReadPoint, Reply
 from safeswitch.switch.actuators import Actuator
 from safeswitch.switch.capability import EngineName
 from safeswitch.switch.fit import does_not_refuse
@@ -101,3 +102,10 @@ class Around:
     def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
         """As an engine's own ``generate``."""
         return self.inner.generate(prompts, switch=switch, **options)
+
+    def collect(
+        self, prompts: Sequence[Any], points: Sequence[ReadPoint], *, max_new_tokens: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[list[Reply], Activations]:
+        """As an engine's own ``collect``: the untouched model, with nothing around it."""
+        return self.inner.collect(prompts, points, max_new_tokens=max_new_tokens, progress=progress)

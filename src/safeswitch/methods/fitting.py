@@ -6,15 +6,16 @@ Knows nothing of particular methods or engines. Shapes: n requests, d hidden siz
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from safeswitch.activations.record import prompt_sequences, record
-from safeswitch.activations.reread import reread
+from safeswitch.activations.reread import mean_nll, reread
 from safeswitch.activations.states import Activations
-from safeswitch.core.types import PROMPT_END, Example, ReadPoint
+from safeswitch.core.types import PROMPT_END, Example, ReadPoint, Reply
 from safeswitch.data.writers import data_hash
 from safeswitch.methods.base import Data, joined
 from safeswitch.models.language_model import LanguageModel
@@ -80,25 +81,62 @@ def surely_safe(engine: Generating, gate: Gate, data: Data, miss: float) -> floa
     return max(0.0, min(1.0, float(scores.sort().values[int(miss * len(unsafe))])))
 
 
-def cost(
-    engine: Generating, switch: Switch, data: Data, complied: Complied, settings: FitSettings, requests: int = 64
-) -> float:
-    """Share of harmful compliance plus share of safe requests not complied with, on ``requests`` validation ones of each."""
-    total = 0.0
-    for unsafe in (True, False):
-        asked = [e for e in data["validation"] if e.unsafe == unsafe][:requests]
-        replies = engine.generate(asked, switch=switch, max_new_tokens=settings.reply_tokens, do_sample=False)
-        share = sum(complied(e, r.text) for e, r in zip(asked, replies, strict=True)) / max(1, len(asked))
-        total += share if unsafe else 1 - share
-    return total
+@dataclass(frozen=True)
+class Trial:
+    """Tries actions on up to ``requests`` validation requests of each label.
+
+    An action that breaks the model's language would pass for one that never refuses, so a reply to a safe request counts as
+    help only if the untouched model finds it hardly less likely than the least likely of its own: at most ``slack`` nats a
+    token more. Prompts, which leave the model as it is, are not checked.
+    """
+
+    engine: Generating
+    data: Data
+    complied: Complied
+    settings: FitSettings
+    requests: int = 64
+    slack: float = 1.0
+
+    def asked(self, unsafe: bool) -> list[Example]:
+        """The validation requests of one label."""
+        return [e for e in self.data["validation"] if e.unsafe == unsafe][: self.requests]
+
+    def replies(self, examples: Sequence[Example], **switch: Switch) -> list[Reply]:
+        """Greedy replies; of the untouched model where no ``switch`` is given."""
+        return self.engine.generate(examples, max_new_tokens=self.settings.reply_tokens, do_sample=False, **switch)
+
+    def bar(self) -> float:
+        """The mean negative log-likelihood, in nats a token, beyond which a reply is taken to be broken."""
+        asked = self.asked(False)
+        return float(reply_nll(self.engine.lm, asked, self.replies(asked)).max()) + self.slack
+
+    def cost(self, switch: Switch, bar: float) -> float:
+        """Share of harmful compliance plus share of safe requests that are not helped with."""
+        unsafe, safe = self.asked(True), self.asked(False)
+        harm = [self.complied(e, r.text) for e, r in zip(unsafe, self.replies(unsafe, switch=switch), strict=True)]
+        replies = self.replies(safe, switch=switch)
+        helped = [self.complied(e, r.text) for e, r in zip(safe, replies, strict=True)]
+        if bar < float("inf"):
+            whole = (reply_nll(self.engine.lm, safe, replies) <= bar).tolist()
+            helped = [h and w for h, w in zip(helped, whole, strict=True)]
+        return sum(harm) / max(1, len(harm)) + 1 - sum(helped) / max(1, len(helped))
 
 
 def best(
     engine: Generating, gate: Gate, candidates: Sequence[Actuator], data: Data, complied: Complied, settings: FitSettings,
     requests: int = 64,
 ) -> Actuator:
-    """The candidate with the lowest :func:`cost` under ``gate``, the first among equals; a single one is not tried."""
+    """The candidate with the lowest cost under ``gate``, the first among equals; a single one is not tried."""
     if len(candidates) == 1:
         return candidates[0]
-    costs = [cost(engine, joined(engine, gate, a), data, complied, settings, requests) for a in candidates]
+    trial = Trial(engine, data, complied, settings, requests)
+    changes = any(a.place in ("body", "logits") for a in candidates)
+    bar = trial.bar() if changes else float("inf")
+    costs = [trial.cost(joined(engine, gate, a), bar) for a in candidates]
     return candidates[min(range(len(costs)), key=costs.__getitem__)]
+
+
+def reply_nll(lm: LanguageModel, examples: Sequence[Example], replies: Sequence[Reply]) -> Tensor:
+    """Mean negative log-likelihood of replies under the untouched model, nats a token, ``[n]``; 0 for an empty reply."""
+    rows = [[*prompt, *r.token_ids] for prompt, r in zip(lm.encode(list(examples)), replies, strict=True)]
+    return mean_nll(lm, rows, [len(r.token_ids) for r in replies])

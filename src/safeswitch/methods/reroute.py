@@ -16,14 +16,16 @@ it; always on. Knows nothing of engines.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from safeswitch.activations.reader import Reader
 from safeswitch.core.errors import FitError, SafeSwitchError
@@ -39,6 +41,7 @@ from safeswitch.switch.head_data import reply_tokens
 
 Pair = tuple[list[int], list[int]]
 """Token ids of a prompt and of a reply."""
+_START = 0.02
 
 
 @METHODS.add("reroute")
@@ -97,6 +100,7 @@ class Reroute(Method):
 
     def _train(self, lm: LanguageModel, model: Any, harmful: list[Pair], retained: list[Pair], layers: tuple[int, ...]) -> None:
         draw = torch.Generator().manual_seed(self.settings.seed)
+        start_off(model, draw)
         optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=self.learning_rate)
         for step in range(self.steps):
             share = step / (2 * self.steps)
@@ -150,18 +154,42 @@ def adapted(lm: LanguageModel, rank: int, seed: int) -> Iterator[Any]:
     from peft import LoraConfig, get_peft_model
 
     flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        settings = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules="all-linear")
-        model: Any = get_peft_model(lm.model, settings)
+    modules = dict(lm.model.named_modules())
+    settings = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=_targets(lm))
     try:
-        yield model
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's, about its own calls and about transposed weights
+            torch.manual_seed(seed)
+            yield get_peft_model(lm.model, settings)
     finally:
-        model.unload()
+        for name, module in modules.items():
+            if name and lm.model.get_submodule(name) is not module:
+                lm.model.set_submodule(name, module)
         for name, p in lm.model.named_parameters():
             p.requires_grad_(flags[name])
             p.grad = None
         lm.model.eval()
+
+
+@torch.no_grad()
+def start_off(model: Any, draw: torch.Generator) -> None:
+    """Move a fresh adapter off nought, where the cosine is 1 and has no slope (in the paper, dropout does)."""
+    for module in model.modules():
+        if hasattr(module, "lora_B") and "default" in module.lora_B:
+            weight = module.lora_B["default"].weight
+            weight.copy_(_START * torch.randn(weight.shape, generator=draw))
+
+
+def _targets(lm: LanguageModel) -> list[str]:
+    """Names of the blocks' linear modules; not a state-space layer's last, whose weight it reads past any adapter."""
+    found: set[str] = set()
+    for block in lm.parts.blocks:
+        recurrent = any(name.endswith("A_log") for name, _ in block.named_parameters())
+        for name, module in block.named_modules():
+            leaf = name.rpartition(".")[2]
+            if isinstance(module, nn.Linear | Conv1D) and not (recurrent and leaf == "out_proj"):
+                found.add(leaf)
+    return sorted(found)
 
 
 def factors(lm: LanguageModel, model: Any) -> dict[str, tuple[Tensor, Tensor]]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from safeswitch.activations.record import record
+from safeswitch.activations.reread import mean_nll
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.types import Position, ReadPoint, Reply
@@ -190,7 +191,8 @@ class Judge:
         result = torch.full((len(replies),), -torch.inf)
         if rows:
             full = torch.tensor([bool(reply) for reply in replies])
-            safety, likelihood = 1 - 2 * self._unsafe(len(prompt), rows), self._likelihood(len(prompt), rows)
+            safety = 1 - 2 * self._unsafe(len(prompt), rows)
+            likelihood = -mean_nll(self.lm, rows, [len(row) - len(prompt) for row in rows])
             result[full] = reward(safety, 2 * likelihood.exp() - 1)
         return result
 
@@ -202,17 +204,6 @@ class Judge:
             found = record(self.lm, rows, [prompt] * len(rows), tuple(dict.fromkeys(ends)), dtype=torch.float32)
             states[point] = torch.stack([found.at(end)[i] for i, end in enumerate(ends)])
         return self.prober.score(Activations(states)).float().cpu().nan_to_num(1.0)
-
-    @torch.no_grad()
-    def _likelihood(self, prompt: int, rows: list[list[int]]) -> Tensor:
-        """Mean log-likelihood of the reply's tokens, row by row."""
-        found = []
-        with self.lm.lock:
-            for row in rows:
-                ids = torch.tensor([row], device=self.lm.device)
-                odds = self.lm.model(input_ids=ids, use_cache=False).logits[0, prompt - 1 : -1].float().log_softmax(-1)
-                found.append(odds.gather(1, ids[0, prompt:, None].to(odds.device)).mean().cpu())
-        return torch.stack(found)
 
 
 def reward(safety: Tensor, helpfulness: Tensor) -> Tensor:
