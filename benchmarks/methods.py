@@ -33,7 +33,7 @@ JOINS = (
     "safeswitch+scans", "safeswitch+safe_scans", "safeswitch+antidote", "safeswitch+direction", "safeswitch+reroute",
     "safeswitch+patch", "safeswitch+safedecoding", "safeswitch+prompt", "cast+head", "scans+head", "note+head", "header+head",
 )
-NEED_FILES = ("merge", "patch_weights")
+NEED_FILES = ("merge", "patch_weights", "steer")
 OPTIONS: dict[str, dict[str, Any]] = {"prompt": {"candidates": tuple(SAFETY_PROMPTS_A)}}
 CLAIMS = (
     ("sparse steering is as good as dense (Antidote)", "antidote", "dense_antidote"),

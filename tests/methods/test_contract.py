@@ -41,7 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "reroute": {"steps": 3, "batch": 2, "requests": 8}, "safeswitch+reroute": {"steps": 3, "batch": 2, "requests": 8},
     "beam": {"step": 2, "beams": 2, "children": 2}, "best_of_n": {"n": 2},
 }
-DIFFERENCES = ("merge", "patch_weights")
+DIFFERENCES = ("merge", "patch_weights", "steer")
 JOINS = ("safeswitch+scans", "cast+head", "scans+patch", "header+head", "check_input+head", "safeswitch+reroute", "note+prompt")
 EVERY = (*METHODS, *JOINS)
 SAMPLE = ("safeswitch", "exemplars", "scans", "cast", "direction", "safedecoding", "header", "reroute", "best_of_n", "merge")
@@ -59,7 +59,10 @@ def made(name: str, lm: LanguageModel, folder: Path, chosen: FitSettings = SETTI
     if name in DIFFERENCES:
         parameter, weight = next((n, p) for n, p in lm.model.named_parameters() if p.dim() == 2 and "embed" not in n)
         draw = torch.Generator().manual_seed(0)
-        write_tensors(folder / "d.safetensors", {parameter: 0.3 * torch.randn(weight.shape, generator=draw)})
+        given = {parameter: 0.3 * torch.randn(weight.shape, generator=draw)}
+        if name == "steer":
+            given = {"direction.1": 3 * torch.randn(lm.hidden_size, generator=draw)}
+        write_tensors(folder / "d.safetensors", given)
         full = f"{name}:{folder / 'd.safetensors'}"
     return resolve(full, chosen, obeys, **SMALL.get(name, {}))
 
@@ -182,7 +185,8 @@ def test_tags_are_true(name: str, prepared: Prepared) -> None:
     assert tags.trains == (switch.base is not None)
     assert tags.wraps == (method.wrap(engine()) is not engine())
     if tags.difference:
-        with pytest.raises(SettingError, match="needs differences of weights"):
+        wanted = "a file of vectors" if name == "steer" else "differences of weights"
+        with pytest.raises(SettingError, match=f"needs {wanted}"):
             resolve(name, SETTINGS, obeys).prepare(engine(), PARTS)
 
 

@@ -35,7 +35,7 @@ class Antidote(Method):
 
     layer_share: float = 0.375
     entry_share: float = 0.05
-    multiples: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    multiples: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     name: ClassVar[str] = "antidote"
     tags: ClassVar[Tags] = Tags(trains=True, per_row=True)
 

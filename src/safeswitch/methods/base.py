@@ -36,8 +36,8 @@ class Tags:
 
     Args:
         engines: Those that run its switch (vLLM: with readers that vLLM has, that is no token windows).
-        trains: Whether it learns tensors from the fitting data.
-        difference: Whether the user must supply weights or differences of weights.
+        trains: Whether its switch holds tensors of one model, so that it is bound to that model.
+        difference: Whether the user must supply tensors: differences of weights, or vectors.
         conditional: Whether it leaves requests alone that its gate does not flag.
         per_row: Whether requests of one batch may each have a strength of their own.
         wraps: Whether it runs around generation, so that ``wrap`` must be used.

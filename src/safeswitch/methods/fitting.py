@@ -95,7 +95,7 @@ class Trial:
     complied: Complied
     settings: FitSettings
     requests: int = 64
-    slack: float = 1.0
+    slack: float = 0.25
 
     def asked(self, unsafe: bool) -> list[Example]:
         """The validation requests of one label."""

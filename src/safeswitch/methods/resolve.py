@@ -3,7 +3,7 @@
     scans                     a method under its own gate
     safeswitch+scans          the gate of the first, the action of the second
     cast+head                 any gate over the refusal head
-    merge:tuned.safetensors   a method with a file of weight differences
+    merge:tuned.safetensors   a method with a file, here of weight differences; steer:vector.gguf takes a steering vector
 
 Importing this module registers every method. Knows nothing of engines.
 """
@@ -30,6 +30,7 @@ from safeswitch.methods import (  # noqa: F401  (each registers its methods)
     safety_prompt,
     scans,
     stair,
+    steer,
     untouched,
 )
 from safeswitch.methods.base import METHODS, Data, Method, Tags, joined
