@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from safeswitch._version import __version__
+from safeswitch.cli.adapted import adapted
 from safeswitch.cli.bench import compare, evaluate
 from safeswitch.cli.load import load_collector, load_engine, load_switch
 from safeswitch.cli.operate import audit_app, keys_app
@@ -322,6 +323,9 @@ def demo(
     spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds["stages"].items())
     print(f"seconds: {seconds['total']:.1f} in all ({spent})")
     print(f"picture: {out / 'picture.png'}")
+
+
+app.command()(adapted)
 
 
 @app.command()

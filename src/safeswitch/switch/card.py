@@ -22,11 +22,12 @@ def model_card(switch: Switch) -> str:
     if base is not None:
         lines.append(f"Fitted on `{base.model_id}` (fingerprint `{base.fingerprint}`); refused on any other weights.")
     lines += ["", "| part | what |", "|---|---|", f"| rule | {gate.rule}, fails {gate.fail} |"]
-    for name, stage in (("stage1", gate.stage1), ("stage2", gate.stage2), ("watch", gate.watch)):
+    for name, stage in (("stage1", gate.stage1), ("stage2", gate.stage2), ("watch", gate.watch), ("late", gate.late)):
         if stage is not None:
             points = ", ".join(str(p) for p in stage.prober.points) or "text"
             until = gate.watch_until or "the end"
             when = f" and every {gate.watch_every} reply tokens, up to {until}" if name == "watch" else ""
+            when += f" every {gate.late_every} reply tokens and at the end, behind appended tokens" if name == "late" else ""
             lines.append(f"| {name} | {stage.prober.kind}, reads {points}{when}, threshold {stage.threshold:.4f} |")
     if gate.rule == "product":
         lines.append(f"| product threshold | {gate.product_threshold:.4f} |")

@@ -1,0 +1,38 @@
+"""``safeswitch adapted``: does a switch hold on a model that was changed after it was fitted?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safeswitch.cli.options import switch_folder
+
+
+def adapted(
+    before: Annotated[str, typer.Option(help="The model that the switch was fitted on: folder, hub id or 'nano'.")],
+    after: Annotated[str, typer.Option(help="The adapted model.")],
+    switch: Annotated[str, typer.Option(help="Switch folder or hub id; 'nano': its own.")],
+    data: Annotated[list[Path], typer.Option(help="Labelled requests that the switch was not fitted on; several times.")],
+    budget: Annotated[float, typer.Option(help="False-trigger budget of stage 1.")] = 0.01,
+    batch_size: Annotated[int, typer.Option(min=1, help="Largest number of rows decoded together.")] = 32,
+) -> None:
+    """Keep, recalibrate or refit a switch after fine-tuning, merging or quantising its model; prints the figures as JSON."""
+    from safeswitch.data.readers import read_examples
+    from safeswitch.engines.transformers_engine import TransformersEngine
+    from safeswitch.nano import weights_path
+    from safeswitch.switch.adapted import compare, standing
+    from safeswitch.switch.fit import does_not_refuse
+    from safeswitch.switch.switch import Switch
+
+    examples = [example for path in data for example in read_examples(path)]
+    bundle = Switch.from_pretrained(switch_folder(switch))
+    found = []
+    for name in (before, after):
+        engine = TransformersEngine.load(weights_path() if name == "nano" else name, batch_size=batch_size)
+        engine.allow_other_model = True
+        found.append(standing(engine, bundle, examples, complied=does_not_refuse, budget=budget))
+    print(json.dumps(asdict(compare(found[0], found[1], budget)), indent=2))
