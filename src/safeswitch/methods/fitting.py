@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,13 +29,13 @@ from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
 
 REFUSAL = "I'm sorry, but I can't help with that."
-_FITTED: WeakKeyDictionary[Generating, dict[str, Switch]] = WeakKeyDictionary()
+_FITTED: WeakKeyDictionary[Generating, dict[tuple[Any, ...], Switch]] = WeakKeyDictionary()
 
 
 def fitted_switch(engine: Generating, data: Data, settings: FitSettings, complied: Complied) -> Switch:
     """SafeSwitch fitted on ``data``; once for each engine, data and settings, so that methods share gate and head."""
     known = _FITTED.setdefault(engine, {})
-    key = repr((settings, id(complied), sorted((part, data_hash(list(rows))) for part, rows in data.items())))
+    key = (settings, complied, *sorted((part, data_hash(list(rows))) for part, rows in data.items()))
     if key not in known:
         known[key] = Switch.fit(engine, data, settings, complied=complied)
     return known[key]

@@ -12,7 +12,7 @@
 ``safe_scans`` leads away from refusal only where stage 1 is surely below what unsafe validation requests score (all but
 ``settings.miss_budget`` of them), and leaves those in between alone. Cost: one more pass over the prompt, and flagged or
 relieved requests read anew. Weakness: as published, everything that the gate misses is led *away* from refusal (see
-arXiv 2602.06256). Knows nothing of engines.
+arXiv 2602.06256); relieved requests are not watched any more. Knows nothing of engines.
 """
 
 from __future__ import annotations

@@ -223,7 +223,8 @@ class Steering(BodyActuator):
     """Add ``strength * vectors[i]`` to the output of block ``layers[i]``.
 
     Two-sided where ``relief`` is not 0: requests that did not fire and whose stage-1 score is below ``relief_below`` get that
-    strength instead (a negative one leads away from refusal); those in between are left alone.
+    strength instead (a negative one leads away from refusal); those in between are left alone. Relieved requests are read anew
+    without the gate, so that neither a watch nor a late reading sees their replies.
 
     Args:
         layers: Layer numbers 1..num_layers - 1 (outputs of blocks).
