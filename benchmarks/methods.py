@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,31 @@ import torch
 
 from safeswitch.core.artifact import read_json, write_json, write_text
 from safeswitch.core.errors import SafeSwitchError
+from safeswitch.core.types import Example
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.intervals import mcnemar, wilson
 from safeswitch.evaluation.table import percent
 from safeswitch.methods.base import METHODS
 from safeswitch.methods.resolve import resolve
-from safeswitch.nano import weights_path
-from safeswitch.nano.study import REPLY_TOKENS, complied, demo_settings, nano_suite
-from safeswitch.nano.suites import SAFETY_PROMPTS_A
+from safeswitch.nano import judge, weights_path
+from safeswitch.nano.bench import OPTIONS, REPLY_TOKENS, complied
+from safeswitch.nano.study import demo_settings
+from safeswitch.nano.suites import load_suite
 
 SUITES = ("plain_unsafe", "jailbroken", "lookalike", "lookalike_wrapped", "ordinary")
 JOINS = (
     "safeswitch+scans", "safeswitch+safe_scans", "safeswitch+antidote", "safeswitch+direction", "safeswitch+reroute",
     "safeswitch+patch", "safeswitch+safedecoding", "safeswitch+prompt", "cast+head", "scans+head", "note+head", "header+head",
 )
+Told = Callable[[Example, str], tuple[bool, bool]]
+"""Of a reply, whether it is a hit, and whether it is the other good outcome (neither: broken text)."""
+_HARM: tuple[str, Told] = ("harmful compliance", lambda e, text: (judge.complied(text), judge.refused(text)))
+KINDS: dict[str, tuple[str, Told]] = {
+    "plain": _HARM, "jailbroken": _HARM,
+    "lookalike": ("refusal", lambda e, text: (judge.refused(text), judge.complied(text))),
+    "ordinary": ("accuracy", lambda e, text: (judge.correct(e, text), judge.refused(text))),
+}
 NEED_FILES = ("merge", "patch_weights", "steer")
-OPTIONS: dict[str, dict[str, Any]] = {"prompt": {"candidates": tuple(SAFETY_PROMPTS_A)}}
 CLAIMS = (
     ("sparse steering is as good as dense (Antidote)", "antidote", "dense_antidote"),
     ("a sparse head is as good as the whole one (SafePatching's mask)", "patch", "head"),
@@ -60,15 +70,15 @@ def one(engine: TransformersEngine, name: str, parts: Any, settings: Any, n: int
     wrapped = method.wrap(engine)
     suites: dict[str, Any] = {}
     for title in SUITES:
-        suite = nano_suite(title, n)
+        examples = load_suite(title, n=n)
         start = time.perf_counter()
-        replies = wrapped.generate(list(suite.examples), switch=switch, max_new_tokens=REPLY_TOKENS, do_sample=False)
+        replies = wrapped.generate(examples, switch=switch, max_new_tokens=REPLY_TOKENS, do_sample=False)
         seconds = time.perf_counter() - start
-        pairs = list(zip(suite.examples, replies, strict=True))
+        kind = next(kind for kind in KINDS if title.startswith(kind))
+        judged = [KINDS[kind][1](e, r.text) for e, r in zip(examples, replies, strict=True)]
         suites[title] = {
-            "metric": suite.metric, "hits": [suite.hit(e, r.text) for e, r in pairs], "seconds": seconds / n,
-            "fired": [r.decision.fired for r in replies],
-            "neither": sum(not suite.hit(e, r.text) and not (suite.helped or suite.hit)(e, r.text) for e, r in pairs),
+            "metric": KINDS[kind][0], "hits": [hit for hit, _ in judged], "seconds": seconds / n,
+            "fired": [r.decision.fired for r in replies], "neither": sum(not hit and not other for hit, other in judged),
         }
     spent = getattr(wrapped, "spent", None)
     return {"fit_seconds": fit, "suites": suites, "spent": vars(spent) if spent is not None else None}

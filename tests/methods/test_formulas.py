@@ -427,8 +427,9 @@ def test_a_late_reading_fires_at_the_first_length_that_is_over_the_bar() -> None
         if first is not None:
             assert (two.decision.stage, two.decision.token_index) == ("late", first)
     assert len({r.decision.fired for r in replies}) == 2
-    with pytest.raises(SettingError, match="nothing can be streamed"):
-        list(on.stream(ASKED[0], Switch(Gate(late=Stage(prober, bar)), Canned("No."))))
+    for prompt, reply in zip(ASKED, replies, strict=True):
+        stream = on.stream(prompt, Switch(Gate(late=Stage(prober, bar), late_every=every), Canned("No.")), max_new_tokens=7)
+        assert "".join(stream) == reply.text
 
 
 def test_late_lengths_are_every_few_and_the_end() -> None:

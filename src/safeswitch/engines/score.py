@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Message, Prompt, as_messages
-from safeswitch.engines.steer import steered
+from safeswitch.engines.steer import acting
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Actuator, HeadActuator, NoAction, Steering, SystemPrompt
+from safeswitch.switch.actuators import Actuator, BodyActuator, Canned, HeadActuator, NoAction, PromptActuator, Steering
+from safeswitch.switch.heads import EarlyHead, SoftHead
 from safeswitch.switch.switch import Switch
 
 
@@ -42,17 +44,25 @@ def log_likelihoods(
     Raises:
         ContextLengthError: a prompt that does not fit.
         FingerprintError: a switch of another model.
+        SettingError: an action whose effect on a given reply is not the same at every token.
     """
     conversations = [as_messages(prompt) for prompt, _ in pairs]
     fired = _fired(engine, conversations, switch)
     actuator = switch.actuator if switch is not None else NoAction()
+    _check(actuator)
     found: dict[int, Likelihood] = {}
     for acted in (False, True):
         rows = [i for i, hit in enumerate(fired) if hit == acted]
         own = actuator if acted else NoAction()
-        edited = [own.edit(conversations[i]) if isinstance(own, SystemPrompt) else conversations[i] for i in rows]
+        edited = [own.edit(conversations[i]) if isinstance(own, PromptActuator) else conversations[i] for i in rows]
         found |= dict(zip(rows, _score(engine, edited, [pairs[i][1] for i in rows], own), strict=True))
     return [found[i] for i in range(len(pairs))]
+
+
+def _check(actuator: Actuator) -> None:
+    partly = isinstance(actuator, Canned | EarlyHead | SoftHead)
+    if partly or (isinstance(actuator, Steering) and (actuator.where != "all" or actuator.relief)):
+        raise SettingError(f"likelihoods: the action {actuator.kind} of this switch does not act alike on every token and request")
 
 
 def _fired(engine: TransformersEngine, conversations: Sequence[tuple[Message, ...]], switch: Switch | None) -> list[bool]:
@@ -74,10 +84,11 @@ def _score(
     rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: dict[int, Likelihood] = {}
-    with lm.lock, torch.no_grad(), _acting(lm, actuator):
+    with lm.lock, torch.no_grad():
         for start in range(0, len(order), engine.batch_size):
             part = order[start : start + engine.batch_size]
-            logits = _logits(lm, [rows[i] for i in part])
+            with _acting(lm, actuator, len(part)):
+                logits = _logits(lm, [rows[i] for i in part])
             for place, i in enumerate(part):
                 found[i] = _likelihood(logits[place, : len(rows[i])], tails[i])
     return [found[i] for i in range(len(rows))]
@@ -103,11 +114,11 @@ def _likelihood(logits: Tensor, tail: Sequence[int]) -> Likelihood:
 
 
 @contextmanager
-def _acting(lm: LanguageModel, actuator: Actuator) -> Iterator[None]:
+def _acting(lm: LanguageModel, actuator: Actuator, rows: int) -> Iterator[None]:
     """An actuator in force on every row while the block of code runs; prompt edits have been made before."""
     around: AbstractContextManager[object] = nullcontext()
-    if isinstance(actuator, Steering):
-        around = steered(lm, actuator)
+    if isinstance(actuator, BodyActuator):
+        around = acting(lm, actuator, [actuator.strength] * rows)
     elif isinstance(actuator, HeadActuator):
         around = _second_head(lm, actuator.to(lm.head_device, lm.head_dtype))
     with around:

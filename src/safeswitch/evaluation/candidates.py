@@ -5,19 +5,18 @@ Knows methods by name only. Knows nothing of suites.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import safeswitch.methods as methods_package
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.runner import Candidate, short_hash
-from safeswitch.methods.base import METHODS, Method
+from safeswitch.methods.base import Method
+from safeswitch.methods.fitting import remember
+from safeswitch.methods.resolve import resolve
 from safeswitch.switch.fit import does_not_refuse
 from safeswitch.switch.fit_data import Complied, Generating
 from safeswitch.switch.fit_settings import FitSettings
@@ -46,23 +45,15 @@ class Fitting:
     own: Switch | None = None
 
 
-def known_methods() -> list[str]:
-    """Names of all methods; importing their modules is what adds them to the table."""
-    for module in pkgutil.iter_modules(methods_package.__path__):
-        importlib.import_module(f"{methods_package.__name__}.{module.name}")
-    return list(METHODS)
-
-
 def check_methods(names: Sequence[str]) -> None:
     """Refuse unknown and repeated names before any work.
 
     Raises:
-        SettingError: a name that is not in the table, or comes twice, or no name at all.
+        SettingError: a name that stands for no method (see :func:`safeswitch.methods.resolve.resolve`), or comes twice, or no
+            name at all.
     """
-    known = known_methods()
     for name in names:
-        if name not in known:
-            raise SettingError(f"unknown method {name!r}; known: {', '.join(known)}")
+        resolve(name)
     if not names or len(set(names)) < len(names):
         raise SettingError(f"methods: name at least one, each once; got {', '.join(names) or 'none'}")
 
@@ -72,7 +63,7 @@ def prepare(
 ) -> dict[str, Candidate]:
     """Every method with its switch, from ``log`` where it is there already.
 
-    A method with the field ``fitted`` is handed the fitted SafeSwitch, so that both run the same parts.
+    Methods that use SafeSwitch's gate or head are handed the fitted one, so that all run the same parts.
 
     Raises:
         FitError, DataError, SettingError: see :meth:`Method.prepare`.
@@ -106,11 +97,9 @@ class _Ready:
         return Candidate(switch, method.wrap, {"options": _told(method)}, self._seconds.get(name))
 
     def _method(self, name: str) -> Method:
-        made = METHODS[name]
-        options = dict(self._fitting.options.get(name, {}))
-        if any(f.name == "fitted" for f in fields(made)):
-            options["fitted"] = self._switch(OWN, METHODS[OWN](self._fitting.settings, self._fitting.complied))
-        return made(self._fitting.settings, self._fitting.complied, **options)
+        given = [self._fitting.options.get(part.partition(":")[0], {}) for part in name.split("+")]
+        options = {key: value for own in given for key, value in own.items()}
+        return resolve(name, self._fitting.settings, self._fitting.complied, **options)
 
     def _switch(self, name: str, method: Method) -> Switch:
         if name not in self._switches:
@@ -123,6 +112,11 @@ class _Ready:
 
     def _prepare(self, name: str, method: Method) -> Switch:
         self._say(f"preparing {name}")
+        own = self._switches.get(OWN)
+        if own is None and name != OWN and (self._log.switch_folder(OWN) / "config.json").is_file():
+            own = Switch.from_pretrained(self._log.switch_folder(OWN))
+        if own is not None:
+            remember(own, self._engine, self._data(), self._fitting.settings, self._fitting.complied)
         return method.prepare(self._engine, self._data())
 
     def _data(self) -> Parts:
@@ -134,4 +128,4 @@ class _Ready:
 def _told(method: Method) -> str:
     """Hash of a method's own settings; the fitted parts count through the switch."""
     own = {f.name: getattr(method, f.name) for f in fields(method) if f.name not in ("complied", "fitted")}
-    return short_hash(repr(own))
+    return short_hash(repr({name: _told(value) if isinstance(value, Method) else value for name, value in own.items()}))

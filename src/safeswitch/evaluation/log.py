@@ -183,13 +183,13 @@ class RunLog:
         return tuple(self.manifest["benchmarks"][benchmark]["judges"])
 
     def switch_folder(self, method: str) -> Path:
-        return self.folder / "methods" / method
+        return self.folder / "methods" / plain(method)
 
     def replies_path(self, method: str, benchmark: str) -> Path:
-        return self.folder / "replies" / method / f"{benchmark}.jsonl"
+        return self.folder / "replies" / plain(method) / f"{benchmark}.jsonl"
 
     def judgements_path(self, method: str, benchmark: str, judge: str) -> Path:
-        return self.folder / "judgements" / method / benchmark / f"{judge}.jsonl"
+        return self.folder / "judgements" / plain(method) / benchmark / f"{judge}.jsonl"
 
     def rows(self, method: str, benchmark: str) -> list[Logged]:
         """What has been generated so far, with all judgements of these very replies, sorted by id.
@@ -204,6 +204,11 @@ class RunLog:
             said[file.stem] = read_rows(file)
         rows = [_logged(row, path) for row in raw.values()]
         return sorted((_with_judgements(row, said) for row in rows), key=lambda row: row.example.id)
+
+
+def plain(method: str) -> str:
+    """A method's name as a folder: a file that it names loses its separators."""
+    return method.replace("/", "_").replace("\\", "_")
 
 
 def _logged(row: Mapping[str, Any], path: Path) -> Logged:

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 
 from safeswitch.core.lines import append, take_up
-from safeswitch.core.types import Decision, Example, Prompt, Reply
+from safeswitch.core.types import Decision, Prompt, Reply
 from safeswitch.engines.base import Engine
 from safeswitch.engines.jsonl import generate_file
 from safeswitch.evaluation.benchmark import Loaded
 from safeswitch.evaluation.judges.base import Judge
 from safeswitch.evaluation.log import Logged, RunLog
 from safeswitch.evaluation.memory import Peak
-from safeswitch.methods.base import Generate
+from safeswitch.methods.base import Around
+from safeswitch.switch.fit_data import Generating
 from safeswitch.switch.switch import Switch
 
 Progress = Callable[[str, str, int], None]
@@ -41,7 +42,7 @@ class Candidate:
     """
 
     switch: Switch
-    wrap: Callable[[Generate], Generate] = lambda generate: generate
+    wrap: Callable[[Generating], Generating] = lambda engine: engine
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
 
@@ -55,24 +56,40 @@ class Meter(Engine):
         peak: Memory gauge; None where memory is not measured.
     """
 
-    def __init__(self, engine: Engine, wrap: Callable[[Generate], Generate], peak: Peak | None = None) -> None:
-        self._engine, self._wrap, self._peak = engine, wrap, peak
-        self._fed = self._made = 0
+    def __init__(self, engine: Any, wrap: Callable[[Generating], Generating], peak: Peak | None = None) -> None:
+        self._counted, self._peak = _Counted(engine), peak
+        self._wrapped = wrap(self._counted)
 
     def generate(self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Any) -> list[Reply]:
-        def inner(examples: Sequence[Example]) -> list[Reply]:
-            replies = self._engine.generate(examples, switch, **options)
-            self._fed += sum(r.prompt_tokens for r in replies)
-            self._made += sum(len(r.token_ids) + taken_back(r.decision) for r in replies)
-            return replies
-
-        return self._wrap(inner)(prompts)  # type: ignore[arg-type]
+        return self._wrapped.generate(prompts, switch=switch, **options)
 
     def read(self, rows: int) -> dict[str, Any]:
         """Cost since the last reading, shared evenly by ``rows``."""
-        cost = {"fed_tokens": self._fed / rows, "made_tokens": self._made / rows}
+        fed, made = self._counted.take()
+        return {
+            "fed_tokens": fed / rows, "made_tokens": made / rows,
+            "peak_bytes": self._peak.read() if self._peak is not None else None,
+        }
+
+
+class _Counted(Around):
+    """The engine as a method's wrapper is handed it: every token that passes is counted."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.lm = inner, getattr(inner, "lm", None)  # type: ignore[assignment]
         self._fed = self._made = 0
-        return {**cost, "peak_bytes": self._peak.read() if self._peak is not None else None}
+
+    def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
+        replies = self.inner.generate(prompts, switch=switch, **options)
+        self._fed += sum(r.prompt_tokens for r in replies)
+        self._made += sum(len(r.token_ids) + taken_back(r.decision) for r in replies)
+        return replies
+
+    def take(self) -> tuple[int, int]:
+        """Tokens fed and made since the last call."""
+        taken = self._fed, self._made
+        self._fed = self._made = 0
+        return taken
 
 
 def taken_back(decision: Decision) -> int:

@@ -35,10 +35,19 @@ _FITTED: WeakKeyDictionary[Generating, dict[tuple[Any, ...], Switch]] = WeakKeyD
 def fitted_switch(engine: Generating, data: Data, settings: FitSettings, complied: Complied) -> Switch:
     """SafeSwitch fitted on ``data``; once for each engine, data and settings, so that methods share gate and head."""
     known = _FITTED.setdefault(engine, {})
-    key = (settings, complied, *sorted((part, data_hash(list(rows))) for part, rows in data.items()))
+    key = _key(data, settings, complied)
     if key not in known:
         known[key] = Switch.fit(engine, data, settings, complied=complied)
     return known[key]
+
+
+def remember(switch: Switch, engine: Generating, data: Data, settings: FitSettings, complied: Complied) -> None:
+    """Let methods share a SafeSwitch that was fitted before, instead of fitting one."""
+    _FITTED.setdefault(engine, {})[_key(data, settings, complied)] = switch
+
+
+def _key(data: Data, settings: FitSettings, complied: Complied) -> tuple[Any, ...]:
+    return (settings, complied, *sorted((part, data_hash(list(rows))) for part, rows in data.items()))
 
 
 def labels(examples: Sequence[Example]) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.bench import Asked, run_bench
-from safeswitch.evaluation.candidates import kept, known_methods, prepare
+from safeswitch.evaluation.candidates import kept, prepare
 from safeswitch.evaluation.intervals import Paired, Rate, mcnemar, wilson
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.metrics import ACCURACY, HARM, INFORMATIVE, NEITHER, OVER_REFUSAL, Metric, outcomes
@@ -108,7 +108,6 @@ def run_study(
     check_writable(out)
     started = time.perf_counter()
     engine = TransformersEngine.load(model or weights_path(), batch_size=64)
-    known_methods()
     told: list[Told] = []
     for seed in range(seeds):
         chosen = replace(settings or nano_settings(), seed=seed)

@@ -17,7 +17,7 @@ from typing import Any
 from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.bench import Asked, run_bench
-from safeswitch.evaluation.candidates import known_methods, prepare
+from safeswitch.evaluation.candidates import prepare
 from safeswitch.evaluation.log import MANIFEST, RunLog
 from safeswitch.evaluation.picture import check_drawable, draw_rates
 from safeswitch.evaluation.runner import Candidate
@@ -114,7 +114,6 @@ def run_demo(
     with clock.stage("load"):
         say("loading the embedded model")
         engine = TransformersEngine.load(model or weights_path(), batch_size=64)
-        known_methods()
     fitting, told = nano_fitting(settings or nano_settings(seed), (lambda: data) if data is not None else None)
 
     def candidates(log: RunLog) -> dict[str, Candidate]:
