@@ -62,7 +62,7 @@ def log_likelihoods(
 def _check(actuator: Actuator) -> None:
     partly = isinstance(actuator, Canned | EarlyHead | SoftHead)
     if partly or (isinstance(actuator, Steering) and (actuator.where != "all" or actuator.relief)):
-        raise SettingError(f"likelihoods: the action {actuator.kind} of this switch does not act alike on every token and request")
+        raise SettingError(f"likelihoods: this switch's action, {actuator.kind}, does not act alike on every token and request")
 
 
 def _fired(engine: TransformersEngine, conversations: Sequence[tuple[Message, ...]], switch: Switch | None) -> list[bool]:

@@ -8,8 +8,8 @@
 
 Published readings are at random steps (10-20 % of them); here they are evenly spaced, so that a reply is judged alike in any
 batch. Both act by a fixed refusal, or, under a ``+``, by any action. Cost: one more pass over request and reply so far for
-each reading; a stream shows nothing before the end. Weakness: a note that the model was never trained on says little in a small model.
-Know nothing of engines.
+each reading; a stream shows nothing before the end. Weakness: a note that the model was never trained on says little in a small
+model. Know nothing of engines.
 """
 
 from __future__ import annotations
