@@ -61,6 +61,7 @@ def make_tables(rows: Rows) -> dict[str, Table]:
         "gate": gate(rows),
         "prober": prober(rows),
         "cost": cost(rows),
+        "errors": errors(rows),
         "left_out": left_out(log),
         "judges": judges(log),
         "benchmarks": benchmarks(log),
@@ -267,6 +268,17 @@ def cost(rows: Rows) -> Table:
         if peaks:
             first = {"benchmark": benchmark, "method": method, "metric": "peak memory in MB", "better": "lower"}
             table.append({**first, "value": max(peaks) / 1e6, "low": None, "high": None, "n": len(peaks), "extra": None})
+    return table
+
+
+def errors(rows: Rows) -> Table:
+    """Requests that the model could not take, which no rate counts, and the first reason."""
+    table: Table = []
+    for benchmark, method, logged in rows.each():
+        reasons = [row.error for row in logged if row.error is not None]
+        if reasons:
+            table.append({"benchmark": benchmark, "method": method, "requests": len(reasons), "of": len(logged),
+                          "first reason": reasons[0]})  # fmt: skip
     return table
 
 
