@@ -14,13 +14,16 @@ from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from safeswitch.core.errors import DataError
+from safeswitch.core.errors import ContextLengthError, DataError
 from safeswitch.core.types import Decision, Reply
+from safeswitch.evaluation.bench import _fitted
 from safeswitch.evaluation.intervals import bootstrap_mean, holm, paired_difference, weighted_rate
+from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.metrics import ACCURACY, HARM, INFORMATIVE, METRICS, NEITHER, OVER_REFUSAL, metric, outcomes
+from safeswitch.evaluation.outputs import write_tables
 from safeswitch.evaluation.pareto import front
 from safeswitch.evaluation.rows import Rows
-from safeswitch.evaluation.tables import cost, gate, make_tables, paired, prober, rates, sliced, two_sided
+from safeswitch.evaluation.tables import cost, gate, make_tables, not_taken, paired, prober, rates, sliced, two_sided
 from safeswitch.evaluation.verdict import Verdict
 from tests.evaluation.made import SWITCHES, Scripted, asked, loaded, logged, odd, run
 
@@ -169,3 +172,25 @@ def test_prober_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
 def test_the_front_holds_what_no_other_point_beats() -> None:
     points = {"a": (0.1, 0.9), "b": (0.2, 0.5), "c": (0.3, 0.5), "d": (0.6, 0.1), "e": (0.7, 0.7)}
     assert front(points) == ["a", "b", "d"]
+
+
+def test_requests_that_were_not_taken_are_told_and_count_in_no_rate(tmp_path: Path) -> None:
+    class Short(Scripted):
+        def generate(self, prompts: Any, switch: Any = None, **options: Any) -> list[Reply]:
+            if any(e.id == "a1" for e in prompts):
+                raise ContextLengthError("too long")
+            return super().generate(prompts, switch, **options)
+
+    run(tmp_path, [loaded("a", asked("a", 3))], Short(), {"base": SWITCHES["base"]})
+    rows = Rows(RunLog.open(tmp_path))
+    (row,) = not_taken(rows)
+    assert (row["requests"], row["of"], row["first reason"]) == (1, 3, "ContextLengthError: too long")
+    assert {r["n"] for r in rates(rows)} == {2}
+    write_tables(tmp_path)
+    assert "NOT TAKEN: 1 of 3 requests of a by base" in (tmp_path / "table.md").read_text()
+
+
+def test_replies_leave_half_of_a_small_context_to_the_prompt() -> None:
+    one = loaded("a", asked("a", 1), max_new_tokens=512)
+    lengths = [_fitted(one, *given).benchmark.max_new_tokens for given in ((None, None), (None, 512), (64, 512), (900, 4096))]
+    assert lengths == [512, 256, 64, 900]

@@ -34,6 +34,9 @@ DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of bench
 HubOption = Annotated[bool, typer.Option("--hub", help="Ask the hub for benchmarks that the folder does not hold.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run there is gone on with.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Most requests of each benchmark, drawn at random.")]
+LongestOption = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Longest reply in tokens; default: each benchmark's own.")
+]
 JudgeOption = Annotated[
     list[str] | None,
     typer.Option("--judge", help="A further judge, as openai:MODEL@URL or llama-guard:MODEL; repeat for more."),
@@ -54,6 +57,7 @@ def evaluate(
     hub: HubOption = False,
     limit: LimitOption = None,
     seed: SeedOption = 0,
+    max_new_tokens: LongestOption = None,
     judge: JudgeOption = None,
     batch_size: BatchOption = 32,
     allow_other_model: OtherModelOption = False,
@@ -65,7 +69,7 @@ def evaluate(
     """Measure one model, with a switch or untouched, on a suite: log, tables and pictures, resumable."""
     methods = ("safeswitch",) if switch else ("base",)
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
-    _run(engine, model, methods, switch, None, suite, benchmark, data, hub, limit, seed, judge, out)
+    _run(engine, model, methods, switch, None, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out)
 
 
 def compare(
@@ -80,6 +84,7 @@ def compare(
     hub: HubOption = False,
     limit: LimitOption = None,
     seed: SeedOption = 0,
+    max_new_tokens: LongestOption = None,
     judge: JudgeOption = None,
     batch_size: BatchOption = 32,
     allow_other_model: OtherModelOption = False,
@@ -94,13 +99,13 @@ def compare(
     """
     names = tuple(name.strip() for name in methods.split(","))
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
-    _run(engine, model, names, switch, fit_data, suite, benchmark, data, hub, limit, seed, judge, out)
+    _run(engine, model, names, switch, fit_data, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out)
 
 
 def _run(
     engine: Any, model: str, methods: tuple[str, ...], switch: str | None, fit_data: list[str] | None, suite: str,
-    benchmark: list[str] | None, data: Path | None, hub: bool, limit: int | None, seed: int, judge: list[str] | None,
-    out: Path,
+    benchmark: list[str] | None, data: Path | None, hub: bool, limit: int | None, seed: int,
+    max_new_tokens: int | None, judge: list[str] | None, out: Path,
 ) -> None:
     from safeswitch.evaluation.bench import Asked, run_bench
     from safeswitch.evaluation.candidates import check_methods, prepare
@@ -126,7 +131,8 @@ def _run(
     check_methods(methods)
     asked = Asked(
         suite if not benchmark else "own", tuple(benchmark or suite_benchmarks(suite)), data, hub, limit, seed,
-        judges=tuple(make_judge(spec, out / "judge-cache") for spec in judge or ()), command=tuple(sys.argv), fit=told,
+        max_new_tokens, judges=tuple(make_judge(spec, out / "judge-cache") for spec in judge or ()),
+        command=tuple(sys.argv), fit=told,
     )
     with bars(console) as advance:
         run_bench(

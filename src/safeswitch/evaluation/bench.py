@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +39,7 @@ class Asked:
         hub: Whether the hub may be asked for what the folder does not hold.
         limit: Most requests of each benchmark.
         seed: Of the choice of requests.
+        max_new_tokens: Longest reply in place of each benchmark's own; never more than half of the model's context.
         judges: Judges beside each benchmark's own.
         command: The words of the command, for the record.
         fit: On what and how methods are fitted, for the record, as plain JSON.
@@ -50,6 +51,7 @@ class Asked:
     hub: bool = False
     limit: int | None = None
     seed: int = 0
+    max_new_tokens: int | None = None
     judges: tuple[Judge, ...] = ()
     command: tuple[str, ...] = ()
     fit: Mapping[str, Any] | None = None
@@ -86,6 +88,7 @@ def run_bench(
     check_writable(out)
     loaded, missing = load_suite(asked, say)
     loaded += more(loaded)
+    loaded = [_fitted(one, asked.max_new_tokens, engine.lm.context_length) for one in loaded]
     judges = _judges(loaded, asked.judges)
     log = RunLog.start(out, _manifest(engine, asked, loaded, missing, judges))
     log.add_judges({one.benchmark.name: _entry(one, asked.judges)["judges"] for one in loaded}, _told(judges))
@@ -118,6 +121,12 @@ def load_suite(asked: Asked, say: Say) -> tuple[list[Loaded], dict[str, str]]:
     return loaded, missing
 
 
+def _fitted(one: Loaded, asked: int | None, context: int | None) -> Loaded:
+    """The benchmark with replies as long as was asked for, where the model's context has room for them and a prompt."""
+    tokens = asked or one.benchmark.max_new_tokens
+    return replace(one, benchmark=replace(one.benchmark, max_new_tokens=min(tokens, context // 2) if context else tokens))
+
+
 def _judges(loaded: Sequence[Loaded], more: Sequence[Judge]) -> dict[str, Judge]:
     names = dict.fromkeys(name for one in loaded for name in one.benchmark.judges)
     return {name: JUDGES[name]() for name in names} | {judge.name: judge for judge in more}
@@ -138,6 +147,7 @@ def _manifest(
             "suite": asked.suite,
             "seed": asked.seed,
             "limit": asked.limit,
+            "max_new_tokens": asked.max_new_tokens,
             "versions": {name: versions[name] for name in ("safeswitch", "torch", "transformers")},
             "fit": dict(asked.fit or {}),
             "data": {one.benchmark.name: data_hash(one.examples) for one in loaded},

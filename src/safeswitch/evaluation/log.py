@@ -13,8 +13,8 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
 
     format_version   1
     identity         what must be the same for a run to go on: ``model`` (fingerprint), ``chat_template`` (hash), ``dtype``,
-                     ``suite``, ``seed``, ``limit``, ``versions`` (of safeswitch, torch, transformers), ``fit`` (on what and
-                     how methods are fitted), ``data`` (hash of the chosen requests by benchmark)
+                     ``suite``, ``seed``, ``limit``, ``max_new_tokens``, ``versions`` (of safeswitch, torch, transformers),
+                     ``fit`` (on what and how methods are fitted), ``data`` (hash of the chosen requests by benchmark)
     model            ``id``, ``revision``, ``fingerprint``, ``device``, ``num_layers``
     command          the words of the command that began the run
     started, finished   ISO 8601, UTC; ``finished`` is null while the run is not done

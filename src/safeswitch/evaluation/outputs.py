@@ -14,7 +14,7 @@ from safeswitch.core.artifact import write_json, write_text
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.rows import Rows
 from safeswitch.evaluation.table import rates_table
-from safeswitch.evaluation.tables import Table, judges, main_rates, make_tables
+from safeswitch.evaluation.tables import Table, judges, main_rates, make_tables, not_taken
 
 _SHARES = (
     "harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired", "attack success",
@@ -50,21 +50,26 @@ def write_tables(folder: Path) -> None:
     log = RunLog.open(folder)
     rows = Rows(log)
     tables = make_tables(rows)
-    write_text(folder / "table.md", "\n".join([rates_table(main_rates(rows), log.methods), *remarks(log)]))
+    main = main_rates(rows)
+    write_text(folder / "table.md", "\n".join([*([rates_table(main, log.methods)] if main else []), *remarks(rows)]))
     for name, table in tables.items():
         write_text(folder / "tables" / f"{name}.csv", as_csv(table))
         write_text(folder / "tables" / f"{name}.md", as_markdown(name, table))
     write_json(folder / "figures.json", {"notes": NOTES, "tables": tables})
 
 
-def remarks(log: RunLog) -> list[str]:
+def remarks(rows: Rows) -> list[str]:
     """What stands below the first table: how far the judges can be trusted, what could not be run."""
+    log = rows.log
     lines = ["Per cent with 95 % intervals, Wilson's for shares.", ""]
     for row in judges(log):
         if row["lang"] == "all" and row["metric"] != "accuracy":
             value = figure(row["value"], row["low"], row["high"], percent=True)
             about = f"Judge {row['judge']}, {row['what']}, on {row['n']} replies labelled by hand"
             lines += [f"{about}: {row['metric']} {value}.", ""]
+    for row in not_taken(rows):
+        lines += [f"NOT TAKEN: {row['requests']} of {row['of']} requests of {row['benchmark']} by {row['method']}: "
+                  f"{row['first reason']}.", ""]  # fmt: skip
     for name, why in log.manifest["missing"].items():
         lines += [f"MISSING {name}: {why}.", ""]
     return lines

@@ -50,6 +50,7 @@ def make_tables(rows: Rows) -> dict[str, Table]:
         "style": style_table(rows),
         "attacks": attack_table(rows),
         "cost": cost(rows),
+        "not_taken": not_taken(rows),
         "left_out": left_out(log),
         "judges": judges(log),
         "benchmarks": benchmarks(log),
@@ -257,6 +258,17 @@ def cost(rows: Rows) -> Table:
         if peaks:
             first = {"benchmark": benchmark, "method": method, "metric": "peak memory in MB", "better": "lower"}
             table.append({**first, "value": max(peaks) / 1e6, "low": None, "high": None, "n": len(peaks), "extra": None})
+    return table
+
+
+def not_taken(rows: Rows) -> Table:
+    """Requests that the model could not take, which no rate counts, and the first reason."""
+    table: Table = []
+    for benchmark, method, logged in rows.each():
+        reasons = [row.error for row in logged if row.error is not None]
+        if reasons:
+            table.append({"benchmark": benchmark, "method": method, "requests": len(reasons), "of": len(logged),
+                          "first reason": reasons[0]})  # fmt: skip
     return table
 
 
