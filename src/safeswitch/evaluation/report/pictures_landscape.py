@@ -76,7 +76,8 @@ def _map(told: Mapping[str, Any], one: Mapping[str, Any]) -> Picture:
         axis = axes[0]
         axis.grid(False)
         drawn = axis.pcolormesh(distances, distances, grid, cmap="cividis", vmin=0, vmax=100, shading="nearest")
-        axis.plot(0, 0, "+", color="#ffffff", markersize=9)
+        for shade, thick in (("#000000", 4), ("#ffffff", 1.6)):
+            axis.plot(0, 0, "+", color=shade, markersize=10, markeredgewidth=thick)
         axis.set_xlabel("distance along the first direction")
         axis.set_ylabel("along the second")
         axis.figure.colorbar(drawn, ax=axis, label="unsafe requests refused in %")
