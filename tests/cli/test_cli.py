@@ -28,7 +28,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 FOUND = transformers.__version__
 VERBS = (
     "fit", "inspect", "push", "generate", "chat", "eval", "compare", "demo", "version", "nano", "nano build", "nano table",
-    "nano study",
+    "nano study", "adapted",
 )
 
 
