@@ -41,7 +41,7 @@ serve: $(VENV)/.server  ## the guarded server on the embedded model, http://127.
 test: $(VENV)/.vllm  ## lint, types, tests; those of vLLM where its CPU wheel can be installed
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks
