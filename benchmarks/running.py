@@ -35,8 +35,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(folder: Path, engine: str, *flags: str, patience: int = 300) -> Iterator[Running]:
-    """``safeswitch serve`` on nano with its switch, until the block ends; then SIGINT, and SIGKILL after a minute.
+def serving(
+    folder: Path, engine: str, *flags: str, model: str = "nano", switch: str = "nano", patience: int = 300
+) -> Iterator[Running]:
+    """``safeswitch serve``, by default on nano with its switch, until the block ends; then SIGINT, and SIGKILL after a minute.
 
     Raises:
         RuntimeError: the server does not come up; the end of its log is in the message.
@@ -44,7 +46,7 @@ def serving(folder: Path, engine: str, *flags: str, patience: int = 300) -> Iter
     port, log = free_port(), folder / "log"
     own: Sequence[str] = VLLM_FLAGS if engine == "vllm" else ()
     command = [
-        sys.executable, "-m", "safeswitch.cli.main", "serve", "--model", "nano", "--switch", "nano",
+        sys.executable, "-m", "safeswitch.cli.main", "serve", "--model", model, "--switch", switch,
         "--engine", engine, "--port", str(port), *own, *flags,
     ]  # fmt: skip
     with log.open("w") as out:
