@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-VLLM_FLAGS = ("--enforce-eager", "--max-model-len", "512", "--block-size", "32")
+VLLM_FLAGS = ("--enforce-eager", "--max-model-len", "512", "--block-size", "32", "--num-gpu-blocks-override", "512")
+"""A cache so small that all of its pages are soon in use: those that are touched later would look like a leak."""
 _ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
