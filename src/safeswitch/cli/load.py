@@ -18,16 +18,22 @@ def load_engine(
 ) -> Any:
     from safeswitch.engines.transformers_engine import TransformersEngine
     from safeswitch.models.language_model import LanguageModel
-    from safeswitch.nano import weights_path
 
     check_choice("command line", "dtype", dtype, DTYPES)
     text = _template(template)
     no_bars_in_a_file()
     extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
-    where = weights_path() if model == "nano" else model
-    lm = LanguageModel.load(where, revision=revision, chat_template=text, dtype=dtype, **extra)
+    lm = LanguageModel.load(model_folder(model), revision=revision, chat_template=text, dtype=dtype, **extra)
+    lm.model_id = model
     lm.model_id = model
     return TransformersEngine(lm, batch_size=batch_size, allow_other_model=allow_other_model)
+
+
+def model_folder(model: str) -> str:
+    """The folder or hub id that ``--model`` means: ``nano`` is the embedded model."""
+    from safeswitch.nano import weights_path
+
+    return str(weights_path()) if model == "nano" else model
 
 
 def load_collector(
@@ -46,7 +52,7 @@ def load_collector(
         raise SettingError(f"--engine vllm needs {error.name}: pip install 'safeswitch[vllm]'") from error
     lm = load_engine(model, revision, dtype, device_map or "cpu", template).lm
     points = fit_points(lm.num_layers, settings)
-    return VLLMCollector(lm, lm.model_id, points, revision=revision, dtype=dtype)
+    return VLLMCollector(lm, model_folder(model), points, revision=revision, dtype=dtype)
 
 
 def _template(given: str | None) -> str | None:
