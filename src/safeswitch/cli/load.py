@@ -16,6 +16,7 @@ def load_engine(
     model: str, revision: str | None, dtype: str, device_map: str | None, template: str | None, batch_size: int = 32,
     allow_other_model: bool = False,
 ) -> Any:
+    """A transformers engine over the model that ``--model`` names."""
     from safeswitch.engines.transformers_engine import TransformersEngine
     from safeswitch.models.language_model import LanguageModel
 
