@@ -20,6 +20,7 @@ from safeswitch.data.writers import data_hash
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.after import AFTER
 from safeswitch.evaluation.benchmark import BENCHMARKS, Loaded, MissingError, load
+from safeswitch.evaluation.judges import answers, rules  # noqa: F401  (each registers its judges)
 from safeswitch.evaluation.judges.base import JUDGES, Judge
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.runner import Candidate, Progress, run_method, short_hash
