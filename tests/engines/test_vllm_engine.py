@@ -6,6 +6,7 @@ The engine under test prefills in chunks, caches prefixes and has room for about
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -187,7 +188,11 @@ def test_a_seed_gives_the_same_reply_in_any_company(unchunked: Any) -> None:
         assert facts(unchunked.generate([ROWS[i]], seed=[3 + i], **options)[0]) == facts(together[i])
 
 
-def test_stop_strings_hold_on_both_sides(engine: Any) -> None:
+@pytest.mark.parametrize("late", [0.0, 0.1], ids=["prompt", "late"])
+def test_stop_strings_hold_on_both_sides(engine: Any, late: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM finds stop strings in the front end; when that is late, the workers have read past the end of the reply."""
+    process = engine.llm.output_processor.process_outputs
+    monkeypatch.setattr(engine.llm.output_processor, "process_outputs", lambda *a, **k: (time.sleep(late), process(*a, **k))[1])
     want = expected("llama")
     plain, turned = next(r for r in want if not r.decision.fired), next(r for r in want if r.decision.stage == "stage2")
     stops = [next(c for c in r.text[2:] if c.isprintable() and ord(c) < 128) for r in (plain, turned)]

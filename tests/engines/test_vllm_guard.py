@@ -47,15 +47,15 @@ def test_a_row_fires_when_both_stages_do_and_is_stopped_after_its_pilot_tokens()
     g = guard(gate())
     row = g.add(task())
     assert step(g, row, 0, [1, 0, 0, 0]) == ([], [])
-    assert g.pending(["r", "unknown"]) == {"r": True}
+    assert g.pending({"r": None, "unknown": None}) == {"r": True}
     assert step(g, row, 1, [0, 1, 0, 0]) == ([], [])
     assert step(g, row, 2, [0, 1, 0, 0]) == ([], [0])
-    assert g.pending(["r"]) == {"r": True}, "a row that has fired is not cleared"
-    decision = g.take(["r"])["r"]
+    assert g.pending({"r": None}) == {"r": True}, "a row that has fired is not cleared"
+    decision = g.take({"r": None})["r"]
     assert (decision.fired, decision.stage, decision.token_index) == (True, "stage2", 2)
     assert decision.actuator == "low_rank_head"
     assert decision.scores == pytest.approx({"stage1": 1 / (1 + 2.718281828**-10), "stage2": 1 / (1 + 2.718281828**-10)})
-    assert g.take(["r"]) == {}
+    assert g.take({"r": None}) == {}
 
 
 @pytest.mark.parametrize(("prompt", "pilot"), [([0, 0, 0, 0], [0, 1, 0, 0]), ([1, 0, 0, 0], [0, 0, 0, 0])])
@@ -64,7 +64,7 @@ def test_a_row_with_one_stage_below_its_threshold_passes(prompt: list[float], pi
     row = g.add(task())
     for fed, state in enumerate([prompt, pilot, pilot, pilot]):
         assert step(g, row, fed, state) == ([], [])
-    assert not g.take(["r"])["r"].fired
+    assert not g.take({"r": None})["r"].fired
 
 
 def test_stage_1_alone_switches_from_the_first_token_on() -> None:
@@ -78,7 +78,7 @@ def test_the_last_chunk_of_a_prompt_is_the_one_that_counts() -> None:
     row = g.add(task())
     assert step(g, row, 0, [1, 0, 0, 0]) == ([0], [])
     assert step(g, row, 0, [0, 0, 0, 0]) == ([], [])
-    assert not g.take(["r"])["r"].fired
+    assert not g.take({"r": None})["r"].fired
 
 
 def test_a_preempted_row_is_read_again_where_it_was_and_keeps_its_first_verdict() -> None:
@@ -91,7 +91,7 @@ def test_a_preempted_row_is_read_again_where_it_was_and_keeps_its_first_verdict(
     assert again is row
     assert step(g, again, 2, [0, 1, 0, 0]) == ([], [0])  # a chunk of the prompt that is being computed anew
     assert step(g, again, 2, [0, 0, 0, 0]) == ([], [])
-    assert not g.take(["r"])["r"].fired
+    assert not g.take({"r": None})["r"].fired
 
 
 def test_a_reply_that_ends_early_is_judged_on_its_last_token() -> None:
@@ -101,8 +101,45 @@ def test_a_reply_that_ends_early_is_judged_on_its_last_token() -> None:
     judged = g.add(task("judge", fed=1))
     assert judged is row
     assert step(g, judged, 0, [0, 1, 0, 0]) == ([], [0])
-    decision = g.take(["r"])["r"]
+    decision = g.take({"r": None})["r"]
     assert (decision.stage, decision.token_index) == ("stage2", 1)
+
+
+def test_readings_past_the_end_of_a_reply_do_not_count() -> None:
+    watch = Stage(Axis(ReadPoint(1, Position("pilot", 2)), 2), 0.5)
+    g = guard(gate(watch=watch, watch_every=2, watch_until=8))
+    for key, end in (("short", 1), ("long", 3)):
+        row = g.add(task(key=key))
+        step(g, row, 0, [1, 0, 0, 0])
+        for fed in range(1, 6):
+            step(g, row, fed, [0, 0, fed == 4, 0])
+        assert row.state.decision.fired
+        assert g.pending({key: end}) == {key: end < 2}
+        assert step(g, g.add(task("judge", key=key, fed=end)), 0, [0, 0, 0, 0]) == ([], [])
+        decision = g.take({key: end})[key]
+        assert (decision.fired, decision.stage, decision.token_index) == (False, "watch", end)
+
+
+def test_of_a_reply_that_its_client_has_left_everything_read_counts_and_of_an_ended_one_what_it_had_said() -> None:
+    decisions = []
+    for ended in (None, 1):
+        g = guard(gate())
+        row = g.add(task())
+        for fed, state in enumerate([[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]):
+            step(g, row, fed, state)
+        decisions.append(g.take({"r": ended})["r"])
+    assert [(d.fired, d.stage, d.token_index) for d in decisions] == [(True, "stage2", 2), (False, "stage1", 0)]
+
+
+def test_a_row_that_is_far_ahead_of_its_front_end_forgets_its_oldest_readings() -> None:
+    watch = Stage(Axis(ReadPoint(1, Position("pilot", 2)), 2), 0.5)
+    g = guard(gate(watch=watch, watch_every=1))
+    row = g.add(task())
+    for fed in range(500):
+        step(g, row, fed, [0, 0, fed == 499, 0])
+    assert row.before(1).decision.token_index == 434
+    assert len(row._known) == 66
+    assert g.take({"r": 3})["r"].token_index == 434
 
 
 def test_the_watch_reads_every_few_tokens_until_it_is_told_to_stop() -> None:
@@ -123,7 +160,7 @@ def test_observing_scores_and_changes_nothing() -> None:
     row = g.add(task("observe"))
     for fed in range(3):
         assert step(g, row, fed, [1, 1, 0, 0]) == ([], [])
-    decision = g.take(["r"])["r"]
+    decision = g.take({"r": None})["r"]
     assert decision.fired
     assert decision.actuator == "none"
 
@@ -135,14 +172,14 @@ def test_refuse_mode_switches_every_token_and_keeps_the_verdict() -> None:
         step(g, row, fed, [1, 1, 0, 0])
     again = g.add(task("refuse"))
     assert [step(g, again, fed, [0, 0, 0, 0]) for fed in range(2)] == [([0], [])] * 2
-    assert g.take(["r"])["r"].stage == "stage2"
+    assert g.take({"r": None})["r"].stage == "stage2"
 
 
 @pytest.mark.parametrize(("fail", "stops"), [("closed", [0]), ("open", [])])
 def test_a_row_whose_verdict_is_lost_goes_by_the_failure_rule(fail: str, stops: list[int]) -> None:
     g = guard(gate(fail=fail))
     assert step(g, g.add(task()), 5, [0, 0, 0, 0]) == ([], stops)
-    assert g.take(["r"])["r"].stage == "error"
+    assert g.take({"r": None})["r"].stage == "error"
 
 
 def test_states_that_are_not_finite_fire() -> None:
@@ -165,7 +202,7 @@ def test_new_thresholds_hold_for_requests_that_come_later() -> None:
     new = g.add(task(key="new"))
     step(g, old, 0, [1, 0, 0, 0])
     step(g, new, 0, [1, 0, 0, 0])
-    assert g.pending(["r", "new"]) == {"r": True, "new": False}
+    assert g.pending({"r": None, "new": None}) == {"r": True, "new": False}
     mixed = [(0, old, 1), (1, new, 1)]
     g.step(mixed, lambda layer: torch.zeros(2, D))
     assert g.step([(0, old, 2), (1, new, 2)], lambda layer: torch.tensor([[0, 1.0, 0, 0]] * 2)) == ([], [0])

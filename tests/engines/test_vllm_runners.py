@@ -159,7 +159,7 @@ def test_both_runners_change_the_same_logits() -> None:
     assert set(one) == set(two) == {(request, fed) for request in range(PROMPTS) for fed in range(NEW)}
     for at in one:
         torch.testing.assert_close(one[at], two[at], msg=lambda text, at=at: f"request and fed {at}: {text}")
-    names = [str(request) for request in range(PROMPTS)]
+    names = {str(request): None for request in range(PROMPTS)}
     decisions = first.take(names)
     assert {k: (d.fired, d.stage, d.token_index) for k, d in decisions.items()} == {
         k: (d.fired, d.stage, d.token_index) for k, d in second.take(names).items()

@@ -177,7 +177,7 @@ class FrontEnd:
 
     async def _one(
         self, prompt: Any, params: SamplingParams, request_id: str, task: Task, kwargs: dict[str, Any],
-        conclude: Callable[[], Coroutine[Any, Any, Decision | None]],
+        conclude: Callable[[int | None], Coroutine[Any, Any, Decision | None]],
     ) -> AsyncGenerator[RequestOutput, None]:
         """One choice of one request, from submission to its decision."""
         if task.mode == "off":
@@ -190,6 +190,7 @@ class FrontEnd:
         held: list[RequestOutput] = []
         tokens: list[int] = []
         shown, fired, pending, asked = 0, False, plan.staged, not plan.staged
+        ended: int | None = None
         sent = _with(params, task, stop=self.stop if enforcing else None)
         try:
             async with aclosing(self._generate(prompt, sent, request_id, **kwargs)) as outputs:
@@ -206,16 +207,17 @@ class FrontEnd:
                         yield held.pop()
                         continue
                     if pending and not asked and len(tokens) <= plan.pilot:
-                        pending, asked = await self._calls["peek"](task.id) is not False, True
+                        pending, asked = await self._calls["peek"](task.id, len(tokens)) is not False, True
                     while held and shown + len(held[0].outputs[0].token_ids) <= plan.decided(len(tokens), pending):
                         shown += len(held[0].outputs[0].token_ids)
                         yield held.pop(0)
             if not fired and tokens:
                 pending = pending and len(tokens) <= plan.pilot
                 if pending:
-                    pending = await self._calls["peek"](task.id) is not False
+                    pending = await self._calls["peek"](task.id, len(tokens)) is not False
                 if plan.owes(len(tokens), pending):
                     fired = await self._judge(prompt, held[-1], tokens, params, request_id, task, kwargs) and enforcing
+                ended = len(tokens)
             if fired:
                 held = []
                 refuse = _with(params, replace(task, mode="refuse"))
@@ -228,7 +230,7 @@ class FrontEnd:
                         else:
                             yield out
         finally:
-            decision = await self._shielded(conclude())
+            decision = await self._shielded(conclude(ended))
         if decision is None and tokens:
             raise SettingError("SafeSwitch: the engine has no verdict on this request; its reply is withheld")
         if enforcing and not fired and decision is not None and decision.fired and decision.token_index > 0:
@@ -245,10 +247,10 @@ class FrontEnd:
         running.add_done_callback(self._concluding.discard)
         return await asyncio.shield(running)
 
-    async def _conclude(self, task: Task, context: Context, choice: int, text: str) -> Decision | None:
-        """Take the decision from the workers and tell the server, before the reply's last output leaves; also of a request
-        that its client has left."""
-        found = await self._calls["take"](task.id)
+    async def _conclude(self, task: Task, context: Context, choice: int, text: str, ended: int | None) -> Decision | None:
+        """Take the decision on a reply of ``ended`` tokens from the workers and tell the server, before the reply's last output
+        leaves; also of a request that its client has left (None)."""
+        found = await self._calls["take"](task.id, ended)
         if found is None:
             return None
         if task.mode == "observe":
@@ -353,12 +355,12 @@ class _Coalesced:
 
     def __init__(self, engine: Any, method: str) -> None:
         self._engine, self._method = engine, method
-        self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._waiting: dict[str, tuple[int | None, asyncio.Future[Any]]] = {}
         self._running: asyncio.Task[None] | None = None
 
-    async def __call__(self, key: str) -> Any:
+    async def __call__(self, key: str, fed: int | None) -> Any:
         future = asyncio.get_running_loop().create_future()
-        self._waiting[key] = future
+        self._waiting[key] = fed, future
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
         return await future
@@ -366,15 +368,16 @@ class _Coalesced:
     async def _run(self) -> None:
         while self._waiting:
             asked, self._waiting = self._waiting, {}
+            counts = {key: fed for key, (fed, _) in asked.items()}
             try:
-                answers = await _alive(self._engine, self._engine.collective_rpc(self._method, args=(list(asked),)))
+                answers = await _alive(self._engine, self._engine.collective_rpc(self._method, args=(counts,)))
             except Exception as error:
-                for future in asked.values():
+                for _, future in asked.values():
                     if not future.done():
                         future.set_exception(error)
                 continue
             found: dict[str, Any] = next((a for a in answers if a), {})
-            for key, future in asked.items():
+            for key, (_, future) in asked.items():
                 if not future.done():
                     future.set_result(found.get(key))
 

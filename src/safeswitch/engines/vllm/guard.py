@@ -2,7 +2,8 @@
 
 Follows :mod:`safeswitch.engines.rows` reading for reading, so that both engines decide alike; here every row has its own
 count of reply tokens, and a reading may have to be done again: a chunk of a prompt, or a request that was preempted, shows
-the same count twice, and the last reading of a count is the one that holds. Knows nothing of vLLM.
+the same count twice, and the last reading of a count is the one that holds. A reply that the front end ends (a stop string) has
+been read past its end by then, so what was known at every count is kept for a while. Knows nothing of vLLM.
 
 Letters: n rows of a step, d hidden size.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,6 +26,8 @@ from safeswitch.switch.actuators import HeadActuator
 from safeswitch.switch.gate import Gate, Verdict
 
 _KEPT = 8192
+_LAG = 64
+"""Tokens by which the workers may be ahead of the front end with nothing known of a row forgotten."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +57,30 @@ class Row:
 
     def __init__(self, task: Task, tenant: Tenant) -> None:
         self.task, self.tenant = task, tenant
-        self.state = self.before = State(_undecided(tenant.gate))
-        self.fed = -1
         self.live = False
+        self._known = [(-1, State(_undecided(tenant.gate)))]
 
-    def resume(self, task: Task) -> None:
-        """The same request under another task: a refusal, or a verdict on its ended reply."""
-        self.task, self.fed, self.before = task, -1, self.state
+    @property
+    def state(self) -> State:
+        """What is known now."""
+        return self._known[-1][1]
+
+    def before(self, fed: int) -> State:
+        """What was known before the reading at ``fed`` reply tokens; of the first kept reading where that is forgotten."""
+        return next((state for at, state in reversed(self._known) if at < fed), self._known[0][1])
 
     def enter(self, fed: int) -> None:
-        """Begin a reading at ``fed`` reply tokens; a second one at the same count starts from what was known before."""
-        if fed == self.fed:
-            self.state = self.before
-        else:
-            self.before, self.fed = self.state, fed
+        """Begin a reading at ``fed`` reply tokens: what readings there and further on have said is undone."""
+        while len(self._known) > 1 and self._known[-1][0] >= fed:
+            self._known.pop()
+
+    def know(self, fed: int, state: State) -> None:
+        """Put on record what the reading at ``fed`` reply tokens has said."""
+        if self._known[-1][0] >= fed:
+            self._known.pop()
+        self._known.append((fed, state))
+        while len(self._known) > 1 and self._known[1][0] < fed - _LAG:
+            self._known.pop(0)
 
 
 class Guard:
@@ -89,9 +102,7 @@ class Guard:
         row = self.rows.get(task.id)
         if row is None:
             row = self.rows[task.id] = Row(task, self.tenants[task.bundle])
-        elif row.task != task:
-            row.resume(task)
-        row.live = True
+        row.task, row.live = task, True
         self.rows.move_to_end(task.id)
         self._forget_oldest()
         return row
@@ -106,9 +117,10 @@ class Guard:
         self._strays += 1
         return Task(f"stray-{self._strays}", next(iter(self.tenants)), "enforce")
 
-    def pending(self, ids: Iterable[str]) -> dict[str, bool]:
-        """Whether requests still wait for stage 2, or have fired after their prompt; unknown ids are left out."""
-        states = {key: self.rows[key].state for key in ids if key in self.rows}
+    def pending(self, asked: Mapping[str, int | None]) -> dict[str, bool]:
+        """Whether requests still waited for stage 2, or had fired after their prompt, before the reading at a number of reply
+        tokens (None: the last one); unknown ids are left out."""
+        states = {key: _at(self.rows[key], fed) for key, fed in asked.items() if key in self.rows}
         return {k: s.pending or (s.decision.fired and s.decision.token_index > 0) for k, s in states.items()}
 
     def set_thresholds(self, name: str, thresholds: Mapping[str, float]) -> dict[str, float]:
@@ -122,10 +134,11 @@ class Guard:
         self.tenants[name] = replace(tenant, gate=tenant.gate.with_thresholds(thresholds))
         return self.tenants[name].gate.thresholds()
 
-    def take(self, ids: Iterable[str]) -> dict[str, Decision]:
-        """Decisions on finished requests, which are then forgotten; unknown ids are left out."""
-        found = {key: self.rows.pop(key) for key in ids if key in self.rows}
-        return {key: row.state.decision for key, row in found.items()}
+    def take(self, asked: Mapping[str, int | None]) -> dict[str, Decision]:
+        """Decisions on requests whose replies have ended after a number of tokens (None: left before their end), which are then
+        forgotten; unknown ids are left out."""
+        found = [(key, self.rows.pop(key), ended) for key, ended in asked.items() if key in self.rows]
+        return {key: _at(row, None if ended is None else ended + 1).decision for key, row, ended in found}
 
     def step(self, rows: Sequence[tuple[int, Row, int]], read: Callable[[int], Tensor]) -> tuple[list[int], list[int]]:
         """Judge the rows of one sampling step.
@@ -140,9 +153,9 @@ class Guard:
         switch: list[int] = []
         stop: list[int] = []
         due = [(i, row, fed + row.task.fed) for i, row, fed in rows]
-        for _, row, fed in due:
-            row.enter(fed)
         watching = [item for item in due if item[1].task.mode != "refuse"]
+        for _, row, fed in watching:
+            row.enter(fed)
         for tenant in dict.fromkeys(row.tenant for _, row, _ in watching):
             mine = [item for item in watching if item[1].tenant is tenant]
             self._at_prompt(tenant, [item for item in mine if item[2] == 0], read)
@@ -172,7 +185,7 @@ class Guard:
             if row.state.pending:
                 kept = {p: t[at].clone() for p, t in states.items()}
                 first = {p: read(p.layer)[i].clone() for p in gate.pilot_points if p.position.index == 0}
-                row.state = replace(row.state, prompt=kept, pilot=first)
+                row.know(0, replace(row.state, prompt=kept, pilot=first))
         if gate.pilot == 0:
             self._judge_pilot(tenant, [item for item in rows if item[1].state.pending])
 
@@ -182,7 +195,7 @@ class Guard:
         for i, row, fed in rows:
             ended = row.task.mode == "judge"
             new = [p for p in gate.pilot_points if p.position.index == fed or (ended and p.position.index > fed)]
-            row.state = replace(row.state, pilot={**row.state.pilot, **{p: read(p.layer)[i].clone() for p in new}})
+            row.know(fed, replace(row.state, pilot={**row.state.pilot, **{p: read(p.layer)[i].clone() for p in new}}))
         self._judge_pilot(tenant, [item for item in rows if item[2] >= gate.pilot or item[1].task.mode == "judge"])
 
     def _judge_pilot(self, tenant: Tenant, rows: list[tuple[int, Row, int]]) -> None:
@@ -241,7 +254,11 @@ class Guard:
             )
             stage1 = score if stage == "stage1" else row.state.stage1
             kept = row.state if pending else replace(row.state, prompt={}, pilot={})
-            row.state = replace(kept, decision=decision, pending=pending, stage1=stage1)
+            row.know(fed, replace(kept, decision=decision, pending=pending, stage1=stage1))
+
+
+def _at(row: Row, fed: int | None) -> State:
+    return row.state if fed is None else row.before(fed)
 
 
 def _undecided(gate: Gate) -> Decision:
@@ -259,4 +276,4 @@ def _points(gate: Gate) -> tuple[ReadPoint, ...]:
 def _fail(row: Row, stage: str, why: str, fed: int) -> None:
     gate = row.tenant.gate
     decision = replace(row.state.decision, fired=gate.fail == "closed", stage="error", error=why, token_index=fed)
-    row.state = State(decision)
+    row.know(fed, State(decision))

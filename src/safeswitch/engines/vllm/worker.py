@@ -19,13 +19,14 @@ class SafeSwitchWorker:
         model = LIVE.get(self.vllm_config.instance_id)
         return None if model is None else model.safeswitch_guard
 
-    def safeswitch_peek(self, ids: list[str]) -> dict[str, bool]:
-        """Whether requests still wait for stage 2, by id."""
-        return {} if self._guard is None else self._guard.pending(ids)
+    def safeswitch_peek(self, asked: dict[str, int | None]) -> dict[str, bool]:
+        """Whether requests still wait for stage 2, by id, after the reply tokens that the front end has seen."""
+        return {} if self._guard is None else self._guard.pending(asked)
 
-    def safeswitch_take(self, ids: list[str]) -> dict[str, dict[str, Any]]:
-        """Decisions on finished requests by id, as plain JSON; each can be taken once."""
-        return {} if self._guard is None else {key: d.to_dict() for key, d in self._guard.take(ids).items()}
+    def safeswitch_take(self, asked: dict[str, int | None]) -> dict[str, dict[str, Any]]:
+        """Decisions on requests by id, after the tokens of their reply (None: left before its end), as plain JSON; each can be
+        taken once."""
+        return {} if self._guard is None else {key: d.to_dict() for key, d in self._guard.take(asked).items()}
 
     def safeswitch_recorded(self, ids: list[str]) -> dict[str, dict[str, bytes]]:
         """States of requests, as float32; each can be taken once."""
