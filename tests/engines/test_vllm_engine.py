@@ -9,15 +9,21 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from safeswitch.activations.record import prompt_text
 from safeswitch.core.errors import ContextLengthError, FingerprintError, SettingError
 from safeswitch.core.types import Reply
 from safeswitch.engines.context import CONTEXT, Context
+from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.vllm.settings import GuardSettings
+from safeswitch.nano import switch_path, weights_path
+from safeswitch.nano.suites import load_suite
 from safeswitch.switch.switch import Switch
-from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, saved, switch, vllm_engine
+from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, saved, switch, vllm_engine, vllm_options
 from tests.switch.made import requests
 
 pytestmark = [needs_vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -69,8 +75,6 @@ async def collect(engine: Any, rows: list[list[int]], params: Any, policy: str |
     """Every output of requests sent together."""
     from vllm.inputs import tokens_input
 
-    from safeswitch.activations.record import prompt_text
-    from safeswitch.engines.context import CONTEXT, Context
 
     async def one(i: int) -> list[Any]:
         CONTEXT.set(Context(text=prompt_text(ROWS[i].messages), policy=policy))
@@ -115,13 +119,18 @@ def test_replies_shorter_than_the_pilot_are_judged_too(engine: Any) -> None:
         assert_same(engine.generate(ROWS, max_new_tokens=new), expected("llama", max_new_tokens=new))
 
 
-def test_the_engine_did_preempt(engine: Any) -> None:
+def preempted(engine: Any) -> float:
+    """Requests that engines of this process have put off so far."""
     from prometheus_client import REGISTRY
 
-    engine.generate([row.prompt * 3 for row in ROWS], max_new_tokens=NEW)
     engine._wait(engine.llm.do_log_stats())
     samples = [s for metric in REGISTRY.collect() for s in metric.samples if s.name == "vllm:num_preemptions_total"]
-    assert sum(s.value for s in samples) > 0
+    return sum(s.value for s in samples)
+
+
+def test_the_engine_did_preempt(engine: Any) -> None:
+    engine.generate([row.prompt * 3 for row in ROWS], max_new_tokens=NEW)
+    assert preempted(engine) > 0
 
 
 def test_unflagged_requests_equal_the_unguarded_engine(engine: Any) -> None:
@@ -367,8 +376,70 @@ def test_logprobs_are_those_of_the_head_that_spoke(engine: Any) -> None:
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
 def test_other_architectures_equal_the_transformers_engine(name: str) -> None:
-    with vllm_engine(name) as made:
-        assert_same(made.generate(ROWS, max_new_tokens=NEW), expected(name))
+    """All at once, with prefill in chunks, cached prefixes and preemption; then one by one; and the engine without a guard."""
+    bias = {"logit_bias": {0: -100.0}}
+    with vllm_engine(name, num_gpu_blocks_override=24) as made:
+        before = preempted(made)
+        want = expected(name)
+        assert_same(made.generate(ROWS, max_new_tokens=NEW), want)
+        assert preempted(made) > before
+        for i in range(0, 80, 10):
+            assert_same(made.generate([ROWS[i]], max_new_tokens=NEW), [want[i]])
+        plain = [outs[-1].outputs[0].token_ids for outs in sent(made, sampling("FINAL_ONLY", **bias), "off")]
+        safe = [(reply, tokens) for reply, tokens in zip(want, plain, strict=True) if not reply.decision.fired]
+        assert safe
+        assert all(list(reply.token_ids) == list(tokens) for reply, tokens in safe)
+
+
+def test_two_bundles_in_one_batch_are_each_enforced(tmp_path: Path) -> None:
+    """The second has no watch and other thresholds; its own change by HTTP's way leaves the first alone."""
+    from vllm.inputs import tokens_input
+
+    other = unwatched()
+    switch("llama").save_pretrained(tmp_path / "default")
+    other.save_pretrained(tmp_path / "other")
+    settings = GuardSettings({"default": str(tmp_path / "default"), "other": str(tmp_path / "other")})
+    rows = reference("llama").lm.encode(ROWS)
+
+    async def one(engine: Any, i: int, bundle: str) -> Any:
+        CONTEXT.set(Context(text=prompt_text(ROWS[i].messages), bundle=bundle))
+        outs = [out async for out in engine.llm.generate(tokens_input(rows[i]), sampling("FINAL_ONLY"), f"{bundle}-{i}")]
+        return tuple(outs[-1].outputs[0].token_ids), outs[-1].safeswitch.fired, outs[-1].safeswitch.stage
+
+    async def mixed(engine: Any) -> list[Any]:
+        return await asyncio.gather(
+            *(asyncio.create_task(one(engine, i, bundle)) for i in range(len(rows)) for bundle in settings.bundles)
+        )
+
+    def facts_of(replies: list[Reply]) -> list[Any]:
+        return [(r.token_ids, r.decision.fired, r.decision.stage) for r in replies]
+
+    first, second = facts_of(expected("llama")), facts_of(expected("llama", other))
+    assert first != second
+    with vllm_engine("llama", switch=settings) as engine:
+        got = engine._wait(mixed(engine))
+        assert (got[::2], got[1::2]) == (first, second)
+        never = {"stage1": 1.0}
+        engine._wait(engine.llm.collective_rpc("safeswitch_thresholds", args=("other", never)))
+        got = engine._wait(mixed(engine))
+        assert got[::2] == first
+        assert not any(fired for _, fired, _ in got[1::2])
+
+
+def test_nano_equals_the_transformers_engine_at_64_and_at_1() -> None:
+    from safeswitch.engines.vllm.engine import VLLMEngine
+
+    rows = [e for suite in ("jailbroken", "plain_unsafe", "lookalike", "ordinary") for e in load_suite(suite, 16, 0)]
+    made = Switch.from_pretrained(switch_path())
+    want = TransformersEngine.load(weights_path()).generate(rows, made, max_new_tokens=48, do_sample=False)
+    assert {reply.decision.stage for reply in want if reply.decision.fired} >= {"stage2", "watch"}
+    options = vllm_options(max_model_len=512, num_gpu_blocks_override=56)
+    with VLLMEngine(weights_path(), made, **options) as engine:
+        before = preempted(engine)
+        assert_same(engine.generate(rows, max_new_tokens=48), want)
+        assert preempted(engine) > before
+        for i in range(0, 64, 8):
+            assert_same(engine.generate([rows[i]], max_new_tokens=48), [want[i]])
 
 
 def test_an_engine_in_which_the_guard_would_not_work_does_not_start() -> None:
