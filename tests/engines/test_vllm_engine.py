@@ -391,6 +391,14 @@ def test_other_architectures_equal_the_transformers_engine(name: str) -> None:
         assert all(list(reply.token_ids) == list(tokens) for reply, tokens in safe)
 
 
+def test_worker_and_engine_may_share_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do on one GPU; on the CPU vLLM has to be told so."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with vllm_engine("llama", num_gpu_blocks_override=14) as made:
+        assert made.llm.vllm_config.parallel_config.distributed_executor_backend == "uni"
+        assert_same(made.generate(ROWS, max_new_tokens=NEW), expected("llama"))
+
+
 def test_two_bundles_in_one_batch_are_each_enforced(tmp_path: Path) -> None:
     """The second has no watch and other thresholds; its own change by HTTP's way leaves the first alone."""
     from vllm.inputs import tokens_input

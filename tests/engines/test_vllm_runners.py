@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safeswitch.core.types import Position, ReadPoint
 from safeswitch.engines.vllm.guard import Guard, Tenant
-from safeswitch.engines.vllm.live import LIVE
+from safeswitch.engines.vllm.live import keep
 from safeswitch.engines.vllm.recorder import Recorder
 from safeswitch.engines.vllm.settings import GuardSettings, Task
 from safeswitch.switch.actuators import LowRankHead
@@ -76,9 +76,12 @@ def schedule() -> list[list[tuple[int, int]]]:
     return steps
 
 
-def settings(model: Model, name: str) -> Any:
-    LIVE[name] = model
-    return SimpleNamespace(instance_id=name, additional_config={"safeswitch": GuardSettings({"default": "/x"}).to_dict()})
+def settings(model: Model) -> Any:
+    config = SimpleNamespace(
+        compilation_config=SimpleNamespace(), additional_config={"safeswitch": GuardSettings({"default": "/x"}).to_dict()}
+    )
+    keep(config, model)
+    return config
 
 
 def under_v1() -> tuple[dict[tuple[int, int], Tensor], Guard]:
@@ -88,7 +91,7 @@ def under_v1() -> tuple[dict[tuple[int, int], Tensor], Guard]:
     from safeswitch.engines.vllm.processor import SafeSwitchProcessor
 
     model = Model()
-    processor = SafeSwitchProcessor(settings(model, "v1"))
+    processor = SafeSwitchProcessor(settings(model))
     places: list[int | None] = [None] * SLOTS
     outputs: dict[int, list[int]] = {}
     seen = {}
@@ -133,7 +136,7 @@ def under_v2() -> tuple[dict[tuple[int, int], Tensor], Guard]:
         device=torch.device("cpu"), max_num_reqs=SLOTS, vocab_size=V, all_token_ids=nothing,
         prompt_len=SimpleNamespace(np=lengths), prefill_len=nothing, total_len=nothing,
     )  # fmt: skip
-    processor = SafeSwitchProcessor(settings(model, "v2"), known)
+    processor = SafeSwitchProcessor(settings(model), known)
     slots: dict[int, int] = {}
     seen = {}
     for rows in schedule():

@@ -5,5 +5,19 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakValueDictionary
 
-LIVE: WeakValueDictionary[str, Any] = WeakValueDictionary()
-"""By ``instance_id`` of the engine's configuration."""
+_MODELS: WeakValueDictionary[int, Any] = WeakValueDictionary()
+
+
+def keep(vllm_config: Any, model: Any) -> None:
+    """Remember the guarded model of an engine.
+
+    Known by the part of the configuration that vLLM itself registers layers in: the configuration's ``instance_id`` changes
+    after the model has been loaded where worker and engine share a process (one GPU), and copies of it share this part.
+    """
+    model.safeswitch_key = vllm_config.compilation_config  # as long as the model lives, nobody else has this identity
+    _MODELS[id(vllm_config.compilation_config)] = model
+
+
+def find(vllm_config: Any) -> Any:
+    """The guarded model of an engine; None where there is none."""
+    return _MODELS.get(id(vllm_config.compilation_config))

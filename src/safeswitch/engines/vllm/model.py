@@ -25,7 +25,7 @@ from vllm.model_executor.models.registry import ModelRegistry, _LazyRegisteredMo
 from safeswitch.core.errors import ModelError
 from safeswitch.core.types import ReadPoint
 from safeswitch.engines.vllm.guard import Guard
-from safeswitch.engines.vllm.live import LIVE
+from safeswitch.engines.vllm.live import keep
 from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
 from safeswitch.engines.vllm.recorder import Recorder
 from safeswitch.engines.vllm.settings import GuardSettings, stop_token, switched_off
@@ -55,7 +55,7 @@ class GuardedModel(nn.Module):
         inner = tuple(sorted(read - {self.safeswitch_top}))
         if inner:
             self._let_out(inner, vllm_config)
-        LIVE[vllm_config.instance_id] = self
+        keep(vllm_config, self)
 
     def _let_out(self, layers: tuple[int, ...], vllm_config: Any) -> None:
         if not supports_eagle3(self):

@@ -18,7 +18,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
 from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.guard import Guard, Row
-from safeswitch.engines.vllm.live import LIVE
+from safeswitch.engines.vllm.live import find
 from safeswitch.engines.vllm.settings import GuardSettings, Task, switched_off
 
 
@@ -35,7 +35,7 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
         settings = GuardSettings.parse(vllm_config.additional_config)
         if settings is None and not switched_off():
             raise SettingError("SafeSwitch's logits processor is in use, but additional_config has no 'safeswitch' entry")
-        self._instance, self._settings = vllm_config.instance_id, settings
+        self._config, self._settings = vllm_config, settings
         self._slots: dict[int, tuple[Row | Task, list[int]]] = {}
         self._v2: Any = second if hasattr(second, "prompt_len") else None
 
@@ -45,7 +45,7 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
     @property
     def guard(self) -> Guard:
         """The guard over the model that this engine has loaded."""
-        guard: Guard = LIVE[self._instance].safeswitch_guard
+        guard: Guard = find(self._config).safeswitch_guard
         return guard
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
@@ -95,7 +95,7 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
             known = [(i, row, len(output)) for i, (row, output) in self._slots.items() if i < logits.shape[0]]
         else:
             known = self._v2_rows(ctx)
-        model, guard = LIVE[self._instance], self.guard
+        model, guard = find(self._config), self.guard
         sampled = model.safeswitch_take(logits.shape[0])
         recorded = [(i, t.id, fed + t.fed, t.mode == "record-end") for i, t, fed in known if isinstance(t, Task)]
         model.safeswitch_recorder.step(recorded, lambda layer: model.safeswitch_read(sampled, layer))

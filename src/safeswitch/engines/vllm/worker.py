@@ -6,7 +6,7 @@ from typing import Any
 
 from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.guard import Guard
-from safeswitch.engines.vllm.live import LIVE
+from safeswitch.engines.vllm.live import find
 
 
 class SafeSwitchWorker:
@@ -16,7 +16,7 @@ class SafeSwitchWorker:
 
     @property
     def _guard(self) -> Guard | None:
-        model = LIVE.get(self.vllm_config.instance_id)
+        model = find(self.vllm_config)
         return None if model is None else model.safeswitch_guard
 
     def safeswitch_peek(self, asked: dict[str, int | None]) -> dict[str, bool]:
@@ -30,7 +30,7 @@ class SafeSwitchWorker:
 
     def safeswitch_recorded(self, ids: list[str]) -> dict[str, dict[str, bytes]]:
         """States of requests, as float32; each can be taken once."""
-        model = LIVE.get(self.vllm_config.instance_id)
+        model = find(self.vllm_config)
         return {} if model is None else model.safeswitch_recorder.take(ids)
 
     def safeswitch_bundles(self) -> dict[str, dict[str, Any]]:
