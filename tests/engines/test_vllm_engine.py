@@ -478,6 +478,7 @@ def test_an_engine_in_which_the_guard_would_not_work_does_not_start() -> None:
 
     settings = GuardSettings({"default": "/nowhere"})
     refuse_unless_supported(config(), settings)
+    refuse_unless_supported(config(v2=True), replace(settings, try_v2_runner=True))
     for changes, match in (
         ({"processors": []}, "logits-processors"), ({"extension": ""}, "extension"), ({"overrides": {}}, "overrides"),
         ({"speculative": object()}, "speculative"), ({"engines": 2}, "load balancer"),

@@ -38,6 +38,7 @@ class GuardSettings:
         allow_other_model: Accept bundles fitted on other weights.
         stop_token: Id that a worker emits for a request to be taken back; None takes the tokenizer's padding token, or the
             last id of the vocabulary. No guarded request can produce it by itself.
+        try_v2_runner: Let the engine start on vLLM's V2 model runner, on which the guard has not been run yet.
         record: Read points whose states are kept for fitting; such an engine guards nothing and has no bundles.
     """
 
@@ -45,6 +46,7 @@ class GuardSettings:
     policy: str = "enforce"
     allow_other_model: bool = False
     stop_token: int | None = None
+    try_v2_runner: bool = False
     record: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
