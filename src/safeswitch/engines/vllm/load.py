@@ -39,7 +39,7 @@ def refuse_unless_supported(vllm_config: Any, settings: GuardSettings | None) ->
         raise SettingError(f"SafeSwitch: --logprobs-mode must be {LOGPROBS}; {config.logprobs_mode} shows the unguarded head")
     if vllm_config.use_v2_model_runner and not settings.try_v2_runner:
         raise SettingError(
-            "SafeSwitch has not been run on vLLM's V2 model runner; set VLLM_USE_V2_MODEL_RUNNER=0, or try it with try_v2_runner"
+            "SafeSwitch has not been run on vLLM's V2 model runner: set VLLM_USE_V2_MODEL_RUNNER=0, or try_v2_runner"
         )
     parallel = vllm_config.parallel_config
     if parallel.data_parallel_size > 1 and not parallel.data_parallel_external_lb:
