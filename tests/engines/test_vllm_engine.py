@@ -71,21 +71,23 @@ def both(engine: Any, **options: Any) -> tuple[list[Reply], list[Reply]]:
     return engine.generate(ROWS, max_new_tokens=NEW, **options), expected("llama")
 
 
-async def collect(engine: Any, rows: list[list[int]], params: Any, policy: str | None = None) -> list[list[Any]]:
+async def collect(
+    engine: Any, rows: list[list[int]], params: Any, policy: str | None = None, tell: bool = False
+) -> list[list[Any]]:
     """Every output of requests sent together."""
     from vllm.inputs import tokens_input
 
 
     async def one(i: int) -> list[Any]:
-        CONTEXT.set(Context(text=prompt_text(ROWS[i].messages), policy=policy))
+        CONTEXT.set(Context(text=prompt_text(ROWS[i].messages), policy=policy, tell_refusals=tell))
         return [out async for out in engine.llm.generate(tokens_input(rows[i]), params, f"test-{policy}-{id(params)}-{i}")]
 
     return await asyncio.gather(*(asyncio.create_task(one(i)) for i in range(len(rows))))
 
 
-def sent(engine: Any, params: Any, policy: str | None = None, count: int = 80) -> list[list[Any]]:
+def sent(engine: Any, params: Any, policy: str | None = None, count: int = 80, tell: bool = False) -> list[list[Any]]:
     rows = reference("llama").lm.encode(ROWS[:count])
-    result: list[list[Any]] = engine._wait(collect(engine, rows, params, policy))
+    result: list[list[Any]] = engine._wait(collect(engine, rows, params, policy, tell))
     return result
 
 
@@ -171,6 +173,24 @@ def test_streams_show_decided_tokens_only_and_end_in_the_same_reply(engine: Any)
         assert shown <= cleared, "a token was shown on which the gate had not spoken"
         assert tokens[:shown] == list(base.token_ids[:shown])
         assert ("\n\n" in text) >= (shown > 0)
+
+
+def test_streams_say_which_of_their_tokens_are_a_refusals(engine: Any) -> None:
+    want = expected("llama")
+    for reply, outs in zip(want, sent(engine, sampling("DELTA"), tell=True), strict=True):
+        refusal = [t for o in outs if o.refusing for t in o.outputs[0].token_ids]
+        assert refusal == (list(reply.token_ids) if reply.decision.fired else [])
+
+
+def test_refusals_that_begin_with_the_first_token_are_known_in_streams() -> None:
+    made = switch("llama")
+    first = replace(made, gate=replace(made.gate, stage2=None, watch=None, watch_until=None))
+    want = expected("llama", first)
+    assert {reply.decision.token_index for reply in want if reply.decision.fired} == {0}
+    with vllm_engine("llama", switch=first) as engine:
+        for reply, outs in zip(want, sent(engine, sampling("DELTA"), tell=True), strict=True):
+            assert [o.refusing for o in outs] == [reply.decision.fired] * len(outs)
+            assert tuple(t for o in outs for t in o.outputs[0].token_ids) == reply.token_ids
 
 
 def test_several_choices_are_each_decided(unchunked: Any) -> None:

@@ -47,10 +47,10 @@ def test_a_row_fires_when_both_stages_do_and_is_stopped_after_its_pilot_tokens()
     g = guard(gate())
     row = g.add(task())
     assert step(g, row, 0, [1, 0, 0, 0]) == ([], [])
-    assert g.pending({"r": None, "unknown": None}) == {"r": True}
+    assert g.standing({"r": None, "unknown": None}) == {"r": "pending"}
     assert step(g, row, 1, [0, 1, 0, 0]) == ([], [])
     assert step(g, row, 2, [0, 1, 0, 0]) == ([], [0])
-    assert g.pending({"r": None}) == {"r": True}, "a row that has fired is not cleared"
+    assert g.standing({"r": None}) == {"r": "pending"}, "a row that has fired is not cleared"
     decision = g.take({"r": None})["r"]
     assert (decision.fired, decision.stage, decision.token_index) == (True, "stage2", 2)
     assert decision.actuator == "low_rank_head"
@@ -71,6 +71,7 @@ def test_stage_1_alone_switches_from_the_first_token_on() -> None:
     g = guard(Gate(stage1=Stage(Axis(END, 0), 0.5)))
     row = g.add(task())
     assert [step(g, row, fed, [1, 0, 0, 0]) for fed in range(3)] == [([0], [])] * 3
+    assert g.standing({"r": 1}) == {"r": "refusing"}
 
 
 def test_the_last_chunk_of_a_prompt_is_the_one_that_counts() -> None:
@@ -114,7 +115,7 @@ def test_readings_past_the_end_of_a_reply_do_not_count() -> None:
         for fed in range(1, 6):
             step(g, row, fed, [0, 0, fed == 4, 0])
         assert row.state.decision.fired
-        assert g.pending({key: end}) == {key: end < 2}
+        assert g.standing({key: end}) == {key: "pending" if end < 2 else "clear"}
         assert step(g, g.add(task("judge", key=key, fed=end)), 0, [0, 0, 0, 0]) == ([], [])
         decision = g.take({key: end})[key]
         assert (decision.fired, decision.stage, decision.token_index) == (False, "watch", end)
@@ -202,7 +203,7 @@ def test_new_thresholds_hold_for_requests_that_come_later() -> None:
     new = g.add(task(key="new"))
     step(g, old, 0, [1, 0, 0, 0])
     step(g, new, 0, [1, 0, 0, 0])
-    assert g.pending({"r": None, "new": None}) == {"r": True, "new": False}
+    assert g.standing({"r": None, "new": None}) == {"r": "pending", "new": "clear"}
     mixed = [(0, old, 1), (1, new, 1)]
     g.step(mixed, lambda layer: torch.zeros(2, D))
     assert g.step([(0, old, 2), (1, new, 2)], lambda layer: torch.tensor([[0, 1.0, 0, 0]] * 2)) == ([], [0])

@@ -28,7 +28,7 @@ from safeswitch.models.language_model import LanguageModel
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.serving.audit import AuditError
-from safeswitch.serving.batcher import BatchSettings
+from safeswitch.serving.batcher import BatchSettings, Closed
 from safeswitch.serving.choice import Choice
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers_server import GuardedServer, TransformersSettings, parse_flags
@@ -56,12 +56,15 @@ class Running:
 
 
 @contextmanager
-def serving(folder: Path, bundles: dict[str, str], **settings: Any) -> Iterator[Running]:
+def serving(folder: Path, bundles: dict[str, str], *, refusal_field: bool = False, **settings: Any) -> Iterator[Running]:
     """A server on a thread of this process, until the block ends."""
     audit = folder / "audit.db"
     server = GuardedServer(
         LanguageModel.load(weights_path()), GuardSettings(bundles),
-        ServerSettings(clients_may=("observe", "off"), clients_bundles=tuple(bundles), audit=f"sqlite:///{audit}"),
+        ServerSettings(
+            clients_may=("observe", "off"), clients_bundles=tuple(bundles), audit=f"sqlite:///{audit}",
+            refusal_field=refusal_field,
+        ),
         TransformersSettings(port=0, name="nano", **settings),
     )
     thread = threading.Thread(target=server.run)
@@ -504,11 +507,12 @@ def test_a_server_that_is_stopped_ends_its_streams(tmp_path: Path, grace: float)
 def test_a_late_switch_in_a_stream_shows_the_refusal_even_where_an_empty_line_is_a_stop_string(
     engine: TransformersEngine,
 ) -> None:
-    async def shown() -> tuple[str, bool]:
+    async def shown() -> tuple[list[tuple[bool, str]], bool]:
         choice = Choice(0, "x", 9, 0, ("\n\n", "END"), engine.lm.tokenizer, asyncio.Event())
         for token in engine.lm.tokenizer("Here it is: EN", add_special_tokens=False)["input_ids"]:
             choice.token(token)
         choice.restart()
+        choice.refuses()
         for token in engine.lm.tokenizer("I can't help with that.", add_special_tokens=False)["input_ids"]:
             choice.token(token)
         choice.done(told_nothing)
@@ -516,7 +520,39 @@ def test_a_late_switch_in_a_stream_shows_the_refusal_even_where_an_empty_line_is
         return choice.take(), choice.stopped
 
     told_nothing = Reply("", (), "stop", Decision(True, "watch"), 1)
-    assert asyncio.run(shown()) == ("Here it is: EN\n\nI can't help with that.", False)
+    assert asyncio.run(shown()) == ([(False, "Here it is: EN\n\n"), (True, "I can't help with that.")], False)
+
+
+def test_streams_and_whole_replies_say_what_is_a_refusal_where_the_operator_wants_it(told: list[Reply], tmp_path: Path) -> None:
+    stages = {r.decision.stage for r in told if r.decision.fired}
+    assert "watch" in stages
+    with (
+        serving(tmp_path, {"default": str(switch_path())}, refusal_field=True) as found,
+        openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        for example, reply in zip(EXAMPLES, told, strict=True):
+            said, refusal = "", ""
+            for chunk in client.chat.completions.create(**body(example), stream=True):
+                for choice in chunk.choices:
+                    said, refusal = said + (choice.delta.content or ""), refusal + (choice.delta.refusal or "")
+            whole = client.chat.completions.create(**body(example)).choices[0].message
+            if reply.decision.fired:
+                assert (refusal, whole.refusal, whole.content) == (reply.text, reply.text, None)
+                assert not said.endswith(reply.text)
+            else:
+                assert (said, refusal, whole.content, whole.refusal) == (reply.text, "", reply.text, None)
+
+
+def test_a_server_that_is_about_to_end_says_so_and_when_to_come_again(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(jobs: Any) -> None:
+        raise Closed
+
+    monkeypatch.setattr(running.front._batcher, "submit", closed)
+    answer = httpx.post(f"{running.url}/v1/chat/completions", json=body(EXAMPLES[0]))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"]["message"] == "the server is shutting down"
 
 
 def test_flags_become_settings() -> None:

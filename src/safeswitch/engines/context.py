@@ -12,6 +12,7 @@ from safeswitch.core.types import Decision
 
 POLICIES: tuple[str, ...] = ("enforce", "observe", "off")
 
+
 @dataclass(frozen=True)
 class Verdict:
     """What was decided on one choice of one request, under which switch and policy, and on what text."""
@@ -35,6 +36,8 @@ class Context:
         on_decision: Awaited with each verdict before the last output of its choice is handed out.
         decisions: Verdicts so far by choice.
         unrecorded: A verdict could not be recorded; the reply must not leave.
+        tell_refusals: Whether streams are to say in ``refusing`` where refusals begin.
+        refusing: Choices whose text is a refusal from the output in hand on.
     """
 
     policy: str | None = None
@@ -44,6 +47,8 @@ class Context:
     decisions: dict[int, Verdict] = field(default_factory=dict)
     choices: Any = field(default_factory=itertools.count)
     unrecorded: bool = False
+    tell_refusals: bool = False
+    refusing: set[int] = field(default_factory=set)
 
 
 CONTEXT: ContextVar[Context | None] = ContextVar("safeswitch_context", default=None)

@@ -31,6 +31,9 @@ class Follower:
     def restart(self) -> None:
         """What follows is another reply: the request has switched after tokens were shown."""
 
+    def refuses(self) -> None:
+        """From here on the reply is the switch's: the request has fired."""
+
     def done(self, reply: Reply) -> None:
         """The reply is whole and decided; other rows of its batch may still be running."""
 
@@ -65,6 +68,7 @@ class RowSink:
         self.tokens: list[int] = []
         self.over = False
         self._shown = 0
+        self._fired = False
 
     def begin(self) -> None:
         """The reply begins, or begins anew: what is still held back is dropped, what was shown is set off, once."""
@@ -78,9 +82,17 @@ class RowSink:
             self.follower.token(token)
         self._shown = max(self._shown, count)
 
+    def fire(self) -> None:
+        """The request has fired and is acted on."""
+        if not self._fired:
+            self._fired = True
+            self.follower.refuses()
+
     def hand(self, reply: Reply) -> None:
         """A whole reply at once."""
         self.begin()
+        if reply.decision.actuator != "none":
+            self.fire()
         self.tokens = list(reply.token_ids)
         self.finish(reply)
 
@@ -114,6 +126,8 @@ class Sinks:
                 continue
             if i in back:
                 sink.begin()
+            if bool(rows.fired[i]) and rows.acts:
+                sink.fire()
             if bool(rows.valid[i]):
                 sink.tokens.append(chosen[i])
             if bool(rows.pending[i]) and rows.acts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from safeswitch.core.types import Prompt, Reply
 from safeswitch.engines.streaming import Follower, Release
 from safeswitch.serving.stop_text import StopText
+
+Piece = tuple[bool, str]
+"""Whether text is the refusal's, and the text."""
 
 
 class Choice(Follower):
@@ -39,7 +43,8 @@ class Choice(Follower):
         self.reply: asyncio.Future[Reply] = self._loop.create_future()
         self.reason: Exception | None = None
         self.shown = 0
-        self._lock, self._pieces, self._told = threading.Lock(), list[str](), False
+        self._lock, self._pieces, self._told = threading.Lock(), list[Piece](), False
+        self._refuses = False
         self._stop = StopText(stops, self._say)
         self._tokenizer, self._release = tokenizer, self._begin(tokenizer)
 
@@ -60,6 +65,9 @@ class Choice(Follower):
             self._say("\n\n")  # around the stop strings, of which it may be one
             self._release = self._begin(self._tokenizer)
 
+    def refuses(self) -> None:
+        self._refuses = True
+
     def done(self, reply: Reply) -> None:
         if self._release is not None:
             self._release.end()
@@ -78,11 +86,12 @@ class Choice(Follower):
         if not self.reply.done():
             self.reason = self.reason or reason
 
-    def take(self) -> str:
+    def take(self) -> list[Piece]:
         """The text that has come since the last call."""
         with self._lock:
-            text, self._pieces, self._told = "".join(self._pieces), [], False
-        return text
+            pieces, self._pieces, self._told = self._pieces, [], False
+        runs = ((refuses, "".join(text for _, text in run)) for refuses, run in groupby(pieces, lambda piece: piece[0]))
+        return [(refuses, text) for refuses, text in runs if text]
 
     def _begin(self, tokenizer: PreTrainedTokenizerBase | None) -> Release | None:
         release = Release(tokenizer, self._stop.feed) if tokenizer is not None else None
@@ -92,7 +101,7 @@ class Choice(Follower):
 
     def _say(self, piece: str) -> None:
         with self._lock:
-            self._pieces.append(piece)
+            self._pieces.append((self._refuses, piece))
             told, self._told = self._told, True
         if not told:
             self._loop.call_soon_threadsafe(self._news.set)

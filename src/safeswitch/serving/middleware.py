@@ -52,6 +52,9 @@ class SafeSwitchMiddleware:
         settings: The operator's; None reads them from the environment.
     """
 
+    own_errors = False
+    """Whether the server's errors hold nothing of its inside, and so may pass."""
+
     def __init__(self, app: Any, settings: ServerSettings | None = None) -> None:
         self.app = app
         self.settings = settings or ServerSettings.from_environment()
@@ -100,7 +103,7 @@ class SafeSwitchMiddleware:
             headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")]
             headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
             token = CONTEXT.set(context)
-            reply = Reply(send, context, request_id, self.settings.refusal_field)
+            reply = Reply(send, context, request_id, self.own_errors)
             try:
                 await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
             except Exception:
@@ -222,7 +225,7 @@ class SafeSwitchMiddleware:
                     context.unrecorded = True
                     raise
 
-        context = Context(on_decision=decided)
+        context = Context(on_decision=decided, tell_refusals=self.settings.refusal_field)
         return context
 
     def _record(self, verdict: Verdict, request_id: str, key: Key | None) -> dict[str, Any]:

@@ -26,8 +26,8 @@ def unrecorded() -> Refused:
 class Reply:
     """Passes a response on, with the verdicts in it."""
 
-    def __init__(self, send: Send, context: Context, request_id: str, refusal_field: bool) -> None:
-        self._out, self._context, self._id, self._refusal = send, context, request_id, refusal_field
+    def __init__(self, send: Send, context: Context, request_id: str, own_errors: bool) -> None:
+        self._out, self._context, self._id, self._own_errors = send, context, request_id, own_errors
         self._start: Event | None = None
         self._kind, self._rest, self.begun = "", b"", False
 
@@ -57,7 +57,7 @@ class Reply:
             await self._send({**event, "body": done})
         elif not more and self._context.unrecorded:
             await refuse(self._send, unrecorded(), self._id)
-        elif not more and self._start is not None and self._start["status"] >= 500:
+        elif not more and self._start is not None and self._start["status"] >= 500 and not self._own_errors:
             status = self._start["status"]
             _log.error("request %s: the server answered %s: %s", self._id, status, self._rest.decode("utf-8", "replace"))
             await answer(self._send, status, inside().to_dict(), self._id)
@@ -76,7 +76,7 @@ class Reply:
         for choice in choices or []:
             verdict = self._add(choice)
             message = choice.get("message")
-            if self._refusal and verdict is not None and _switched(verdict) and isinstance(message, dict):
+            if self._context.tell_refusals and verdict is not None and _switched(verdict) and isinstance(message, dict):
                 message["refusal"], message["content"] = message.get("content"), None
         if isinstance(reply, dict) and len(self._context.decisions) == 1:
             reply[FIELD] = _public(next(iter(self._context.decisions.values())))
@@ -93,12 +93,22 @@ class Reply:
             return part
         if isinstance(chunk.get("error"), dict):
             return part[: start + 6] + json.dumps(self._error(chunk["error"])).encode()
-        ended = [choice for choice in chunk.get("choices") or [] if choice.get("finish_reason")]
+        choices = chunk.get("choices") or []
+        refused = [choice["delta"] for choice in choices if self._refuses(choice)]
+        for delta in refused:
+            delta["refusal"], delta["content"] = delta["content"], None
+        ended = [choice for choice in choices if choice.get("finish_reason")]
         for choice in ended:
             self._add(choice)
         if len(ended) == 1 and FIELD in ended[0]:
             chunk[FIELD] = ended[0][FIELD]
-        return part[: start + 6] + json.dumps(chunk, ensure_ascii=False).encode() if ended else part
+        return part[: start + 6] + json.dumps(chunk, ensure_ascii=False).encode() if ended or refused else part
+
+    def _refuses(self, choice: dict[str, Any]) -> bool:
+        """Whether a chunk of a chat holds text of a refusal that the client is to be told of as such."""
+        delta = choice.get("delta")
+        told = self._context.tell_refusals and int(choice.get("index", 0)) in self._context.refusing
+        return told and isinstance(delta, dict) and bool(delta.get("content"))
 
     def _error(self, error: dict[str, Any]) -> dict[str, Any]:
         """An error in the middle of a stream, without the server's inside."""

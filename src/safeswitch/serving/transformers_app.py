@@ -195,7 +195,9 @@ async def _stream(answering: Answering, form: Form) -> AsyncIterator[bytes]:
             for choice, replied in list(running):
                 ended = choice.reply.done()
                 reply = await asyncio.shield(replied) if ended else None
-                if text := choice.take():
+                for refuses, text in choice.take():
+                    if refuses:
+                        answering.context.refusing.add(choice.index)
                     yield form.piece(choice.index, text)
                 if reply is not None:
                     yield form.closing(choice.index, "stop" if choice.stopped else reply.finish_reason)

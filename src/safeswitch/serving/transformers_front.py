@@ -52,12 +52,14 @@ class Answering:
         replies: The reply of each, once its decision is on record.
         prompt_tokens: Of all prompts together.
         news: Set whenever a choice has something new.
+        context: What the server has told of the request, and is told.
     """
 
     choices: list[Choice]
     replies: list[asyncio.Task[Reply]]
     prompt_tokens: int
     news: asyncio.Event
+    context: Context
 
     def leave(self) -> None:
         """Wait no longer; the decisions are still put on record."""
@@ -125,7 +127,7 @@ class FrontEnd:
         except Closed:
             raise ending() from None
         replies = [asyncio.create_task(self._conclude(choice, group, context)) for choice in choices]
-        answering = Answering(choices, replies, sum(tokens for tokens, _ in sized), news)
+        answering = Answering(choices, replies, sum(tokens for tokens, _ in sized), news, context)
         self._open.add(answering)
         for task in replies:
             task.add_done_callback(lambda _: self._forget(answering))

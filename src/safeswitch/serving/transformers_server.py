@@ -56,6 +56,8 @@ MAX_TOKENS = 1024
 class Middleware(SafeSwitchMiddleware):
     """The middleware, with the front end behind it."""
 
+    own_errors = True
+
     def __init__(self, front: FrontEnd, name: str, settings: ServerSettings) -> None:
         # the front end knows the prompt's length and so holds replies to their limit itself
         super().__init__(create_app(front, name), replace(settings, max_tokens=0))

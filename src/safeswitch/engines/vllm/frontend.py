@@ -30,6 +30,8 @@ from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task, stop_toke
 
 _PATIENCE = 1.0
 """Seconds after which the engine is asked whether it is still there."""
+_DECIDED = ("clear", "refusing")
+"""Of a request that does not wait for stage 2. One of which the workers know nothing waits."""
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
 
@@ -116,18 +118,21 @@ class FrontEnd:
             self._make_room(prompt, params, self.plans[bundle])
         text = self._text(prompt, context)
         task = Task(f"{request_id}-{uuid.uuid4().hex}", bundle, policy, text=text if self.plans[bundle].text else "")
-        first = next(context.choices)
+        base = first = next(context.choices)
         runs = []
         for index in range(params.n):
             own = copy(params)
             own.n = 1
             own.seed = None if params.seed is None else params.seed + index
             mine = replace(task, id=f"{task.id}-{index}")
-            runs.append(self._one(prompt, own, request_id, mine, kwargs, partial(self._conclude, mine, context, first, text)))
+            conclude = partial(self._conclude, mine, context, first, text)
+            runs.append(self._one(prompt, own, request_id, mine, kwargs, conclude, context.tell_refusals))
             first = first if index + 1 == params.n else next(context.choices)
         outputs = runs[0] if params.n == 1 else _merged(runs, params.output_kind)
         async with aclosing(outputs):
             async for out in outputs:
+                if getattr(out, "refusing", False):
+                    context.refusing.add(base + out.outputs[0].index)
                 yield out
 
     def _policy(self, asked: Any, context: Context) -> str:
@@ -177,7 +182,7 @@ class FrontEnd:
 
     async def _one(
         self, prompt: Any, params: SamplingParams, request_id: str, task: Task, kwargs: dict[str, Any],
-        conclude: Callable[[int | None], Coroutine[Any, Any, Decision | None]],
+        conclude: Callable[[int | None], Coroutine[Any, Any, Decision | None]], tell: bool,
     ) -> AsyncGenerator[RequestOutput, None]:
         """One choice of one request, from submission to its decision."""
         if task.mode == "off":
@@ -189,7 +194,8 @@ class FrontEnd:
         enforcing = task.mode == "enforce" and plan.acts
         held: list[RequestOutput] = []
         tokens: list[int] = []
-        shown, fired, pending, asked = 0, False, plan.staged, not plan.staged
+        shown, fired, refusing, pending = 0, False, False, plan.staged
+        asked = not plan.staged and not tell
         ended: int | None = None
         sent = _with(params, task, stop=self.stop if enforcing else None)
         try:
@@ -206,15 +212,16 @@ class FrontEnd:
                     if not enforcing:
                         yield held.pop()
                         continue
-                    if pending and not asked and len(tokens) <= plan.pilot:
-                        pending, asked = await self._calls["peek"](task.id, len(tokens)) is not False, True
+                    if not asked and (tell or len(tokens) <= plan.pilot):
+                        standing, asked = await self._calls["peek"](task.id, len(tokens)), True
+                        pending, refusing = standing not in _DECIDED, standing == "refusing"
                     while held and shown + len(held[0].outputs[0].token_ids) <= plan.decided(len(tokens), pending):
                         shown += len(held[0].outputs[0].token_ids)
-                        yield held.pop(0)
+                        yield _marked(held.pop(0), refusing)
             if not fired and tokens:
                 pending = pending and len(tokens) <= plan.pilot
                 if pending:
-                    pending = await self._calls["peek"](task.id, len(tokens)) is not False
+                    pending = await self._calls["peek"](task.id, len(tokens)) not in _DECIDED
                 if plan.owes(len(tokens), pending):
                     fired = await self._judge(prompt, held[-1], tokens, params, request_id, task, kwargs) and enforcing
                 ended = len(tokens)
@@ -228,7 +235,7 @@ class FrontEnd:
                         if out.finished:
                             held.append(out)
                         else:
-                            yield out
+                            yield _marked(out, True)
         finally:
             decision = await self._shielded(conclude(ended))
         if decision is None and tokens:
@@ -238,7 +245,7 @@ class FrontEnd:
         for out in held:
             if out.finished and decision is not None:
                 out.safeswitch = decision
-            yield out
+            yield _marked(out, fired or refusing)
 
     async def _shielded(self, work: Coroutine[Any, Any, Decision | None]) -> Decision | None:
         """``work`` to its end, even when whoever waits for it is cancelled."""
@@ -279,6 +286,12 @@ class FrontEnd:
             async for out in outputs:
                 answer += out.outputs[0].token_ids
         return self.stop in answer
+
+
+def _marked(out: RequestOutput, refusing: bool) -> RequestOutput:
+    """``out``, with a word on whether it is part of a refusal."""
+    out.refusing = refusing
+    return out
 
 
 def _with(params: SamplingParams, task: Task, stop: int | None = None) -> SamplingParams:

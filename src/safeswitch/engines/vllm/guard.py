@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from safeswitch.engines.vllm.settings import Task
 from safeswitch.switch.actuators import HeadActuator
 from safeswitch.switch.gate import Gate, Verdict
 
+Standing = Literal["pending", "refusing", "clear"]
 _KEPT = 8192
 _LAG = 64
 """Tokens by which the workers may be ahead of the front end with nothing known of a row forgotten."""
@@ -117,11 +119,11 @@ class Guard:
         self._strays += 1
         return Task(f"stray-{self._strays}", next(iter(self.tenants)), "enforce")
 
-    def pending(self, asked: Mapping[str, int | None]) -> dict[str, bool]:
-        """Whether requests still waited for stage 2, or had fired after their prompt, before the reading at a number of reply
-        tokens (None: the last one); unknown ids are left out."""
+    def standing(self, asked: Mapping[str, int | None]) -> dict[str, Standing]:
+        """How requests stood before the reading at a number of reply tokens (None: the last one): waiting for stage 2 or about
+        to be taken back, refusing since their prompt, or clear; unknown ids are left out."""
         states = {key: _at(self.rows[key], fed) for key, fed in asked.items() if key in self.rows}
-        return {k: s.pending or (s.decision.fired and s.decision.token_index > 0) for k, s in states.items()}
+        return {key: _standing(state) for key, state in states.items()}
 
     def set_thresholds(self, name: str, thresholds: Mapping[str, float]) -> dict[str, float]:
         """Put thresholds (``stage1``, ``stage2``, ``watch``, ``product``) in force for requests that come from now on.
@@ -259,6 +261,12 @@ class Guard:
 
 def _at(row: Row, fed: int | None) -> State:
     return row.state if fed is None else row.before(fed)
+
+
+def _standing(state: State) -> Standing:
+    if state.pending or (state.decision.fired and state.decision.token_index > 0):
+        return "pending"
+    return "refusing" if state.decision.fired else "clear"
 
 
 def _undecided(gate: Gate) -> Decision:

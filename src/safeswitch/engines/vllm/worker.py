@@ -19,9 +19,9 @@ class SafeSwitchWorker:
         model = find(self.vllm_config)
         return None if model is None else model.safeswitch_guard
 
-    def safeswitch_peek(self, asked: dict[str, int | None]) -> dict[str, bool]:
-        """Whether requests still wait for stage 2, by id, after the reply tokens that the front end has seen."""
-        return {} if self._guard is None else self._guard.pending(asked)
+    def safeswitch_peek(self, asked: dict[str, int | None]) -> dict[str, str]:
+        """How requests stand, by id, after the reply tokens that the front end has seen."""
+        return {} if self._guard is None else dict(self._guard.standing(asked))
 
     def safeswitch_take(self, asked: dict[str, int | None]) -> dict[str, dict[str, Any]]:
         """Decisions on requests by id, after the tokens of their reply (None: left before its end), as plain JSON; each can be
