@@ -1,10 +1,11 @@
 """What the server does when what it stands on breaks: does every request end well, is every decision on record?
 
-    python benchmarks/faults.py [--engine vllm|transformers] [--only disk,postgres,fuzz,kill] [--bodies 2000]
+    python benchmarks/faults.py [--engine vllm|transformers] [--only disk,postgres,fuzz,stop,kill] [--bodies 2000]
 
 disk      the audit's file system fills up (a small tmpfs; needs root)
 postgres  PostgreSQL is stopped in the middle of a load and started again (needs its programs)
 fuzz      malformed bodies: schemathesis over the server's own OpenAPI page, and a fuzzer of chat bodies
+stop      the server is told to stop (SIGTERM) in the middle of a load
 kill      the engine process is killed in the middle of a load (vLLM only)
 
 In every part: each request ends in the reply that the transformers engine gives, or in an error in OpenAI's shape; each
@@ -267,6 +268,17 @@ async def fuzzed(running: Running, facts: list[Told], bodies: int) -> Counter[in
     return ends
 
 
+def stop(folder: Path, engine: str, facts: list[Told]) -> None:
+    """The server is told to stop: what runs ends in its reply or in an error, and is not cut off; nobody new is let in."""
+    url = f"sqlite:///{folder / 'audit.db'}"
+    with serving(folder, engine, "--audit", url) as running:
+        rows = asyncio.run(load(running.url, facts, 120, 6.0, lambda: running.process.send_signal(signal.SIGTERM)))
+        code = running.process.wait(60)
+        report("stop", rows, recorded(url))
+        print(f"stop: the server ended with exit code {code}")
+        assert {end for _, end in rows} <= {"replied", "error 503", "lost (ConnectError)"}
+
+
 def kill(folder: Path, engine: str, facts: list[Told]) -> None:
     """The engine process dies: what has not been answered ends in an error, and so does what comes after."""
     url = f"sqlite:///{folder / 'audit.db'}"
@@ -288,7 +300,7 @@ def kill(folder: Path, engine: str, facts: list[Told]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", default="vllm", choices=("vllm", "transformers"))
-    parser.add_argument("--only", default="disk,postgres,fuzz,kill")
+    parser.add_argument("--only", default="disk,postgres,fuzz,stop,kill")
     parser.add_argument("--bodies", type=int, default=2000)
     args = parser.parse_args()
     facts = told(16)
@@ -301,7 +313,7 @@ def main() -> None:
             if part == "fuzz":
                 fuzz(folder, args.engine, facts, args.bodies)
             else:
-                {"disk": disk, "postgres": postgres, "kill": kill}[part](folder, args.engine, facts)
+                {"disk": disk, "postgres": postgres, "stop": stop, "kill": kill}[part](folder, args.engine, facts)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ The engine under test prefills in chunks, caches prefixes and has room for about
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -468,6 +470,31 @@ def test_nano_equals_the_transformers_engine_at_64_and_at_1() -> None:
         assert preempted(engine) > before
         for i in range(0, 64, 8):
             assert_same(engine.generate([rows[i]], max_new_tokens=48), [want[i]])
+
+
+@pytest.mark.parametrize(("patience", "ended"), [(30, True), (0, False)])
+def test_an_engine_is_stopped_when_the_servers_requests_have_ended_or_the_time_is_over(patience: int, ended: bool) -> None:
+    from safeswitch.engines.vllm.frontend import Door, draining
+
+    class Engine:
+        vllm_config = SimpleNamespace(shutdown_timeout=patience)
+        stopped: list[tuple[bool, int]] = []
+
+    engine, left = Engine(), threading.Event()
+    shutdown = draining(lambda self, timeout: self.stopped.append((Door.of(self).closed, Door.of(self).inside)))
+
+    def request() -> None:
+        with Door.of(engine):
+            inside.set()
+            left.wait(30)
+
+    inside, visitor = threading.Event(), threading.Thread(target=request)
+    visitor.start()
+    inside.wait()
+    threading.Timer(0.3, left.set).start()
+    shutdown(engine, 30)
+    assert engine.stopped.pop() == (True, 0 if ended else 1)
+    visitor.join()
 
 
 def test_an_engine_in_which_the_guard_would_not_work_does_not_start() -> None:

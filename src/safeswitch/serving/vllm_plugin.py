@@ -8,15 +8,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from safeswitch.core.errors import SettingError
-from safeswitch.engines.vllm.frontend import install
+from safeswitch.engines.vllm.frontend import Door, install
+from safeswitch.serving.errors import ending
+from safeswitch.serving.middleware import Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
-from safeswitch.serving.middleware import Scope
+from safeswitch.serving.refused import Send, refuse
 
 install()
 
 
 class SafeSwitchMiddleware(Base):
     """The middleware, in a process whose engine client is guarded."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """No requests are let in any more once the server has been told to stop; those inside are waited for."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await super().__call__(scope, receive, send)
+            return
+        door = Door.of(scope["app"].state.engine_client)
+        if door.closed:
+            await refuse(send, ending(), "")
+            return
+        with door:
+            await super().__call__(scope, receive, send)
 
     async def set_thresholds(self, scope: Scope, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
         """In every worker of the engine."""

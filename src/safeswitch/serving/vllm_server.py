@@ -17,6 +17,8 @@ from safeswitch.engines.vllm.settings import KEY, GuardSettings, engine_flags, p
 from safeswitch.serving.settings import ServerSettings
 
 MIDDLEWARE = "safeswitch.serving.vllm_plugin.SafeSwitchMiddleware"
+GRACE = "30"
+"""Seconds that running requests have to end when the server is told to stop."""
 OWN_FLAGS = (
     "--logits-processors", "--worker-extension-cls", "--model-class-overrides", "--logprobs-mode", "--speculative-config",
 )  # fmt: skip
@@ -33,9 +35,11 @@ def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> l
             raise SettingError(f"safeswitch serve: {flag.split('=')[0]} cannot be given; the guard needs it")
     flags, additional = _additional(list(flags))
     own = engine_flags(guard, list(AutoConfig.from_pretrained(model).architectures or []))
-    host = [] if any(f.split("=")[0] in ("--host", "--uds") for f in flags) else ["--host", "127.0.0.1"]
+    given = {flag.split("=")[0].replace("_", "-") for flag in flags}
+    grace = [] if "--shutdown-timeout" in given else ["--shutdown-timeout", GRACE]
+    host = [] if given & {"--host", "--uds"} else ["--host", "127.0.0.1"]
     return [
-        model, *host, "--additional-config", json.dumps({**additional, KEY: own["additional_config"][KEY]}),
+        model, *host, *grace, "--additional-config", json.dumps({**additional, KEY: own["additional_config"][KEY]}),
         "--logits-processors", *own["logits_processors"], "--worker-extension-cls", own["worker_extension_cls"],
         "--model-class-overrides", json.dumps(own["model_class_overrides"]), "--logprobs-mode", own["logprobs_mode"],
         "--middleware", MIDDLEWARE, *flags,

@@ -1,6 +1,7 @@
 """The guarded way into a vLLM engine: what it sends, what it holds back, and how a request is taken back.
 
-Wraps ``AsyncLLM.generate`` (vLLM 0.32: ``v1/engine/async_llm.py``), so every endpoint of vLLM's server goes through it. A
+Wraps ``AsyncLLM.generate`` (vLLM 0.32: ``v1/engine/async_llm.py``), so every endpoint of vLLM's server goes through it, and
+``AsyncLLM.shutdown``, which waits for what runs: an engine that has been told to stop takes no resubmission any more. A
 request that fires late answers with the reserved stop token; its reply so far is dropped unseen and the same prompt goes in
 again in refuse mode, on the prefix cache. A reply that ends before the gate has spoken is put behind its prompt and read once
 more (mode ``judge``). Nothing undecided is ever yielded.
@@ -9,6 +10,7 @@ more (mode ``judge``). Nothing undecided is ever yielded.
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
@@ -77,7 +79,7 @@ class FrontEnd:
         self.settings, self._engine, self._generate = settings, engine, generate
         self.stop = stop_token(settings, engine.vllm_config.model_config.hf_text_config)
         self.plans: dict[str, Plan] = {}
-        self._concluding: set[asyncio.Task[Decision | None]] = set()
+        self.concluding: set[asyncio.Task[Decision | None]] = set()
         self._calls: dict[str, _Coalesced] = {
             name: _Coalesced(engine, f"safeswitch_{name}") for name in ("peek", "take")
         }
@@ -250,8 +252,8 @@ class FrontEnd:
     async def _shielded(self, work: Coroutine[Any, Any, Decision | None]) -> Decision | None:
         """``work`` to its end, even when whoever waits for it is cancelled."""
         running = asyncio.create_task(work)
-        self._concluding.add(running)
-        running.add_done_callback(self._concluding.discard)
+        self.concluding.add(running)
+        running.add_done_callback(self.concluding.discard)
         return await asyncio.shield(running)
 
     async def _conclude(self, task: Task, context: Context, choice: int, text: str, ended: int | None) -> Decision | None:
@@ -414,9 +416,42 @@ def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
     return generate
 
 
+class Door:
+    """Lets a server's requests to one engine in until it is closed, and counts those inside."""
+
+    def __init__(self) -> None:
+        self.closed, self.inside = False, 0
+
+    @staticmethod
+    def of(engine: Any) -> Door:
+        """The door of an ``AsyncLLM``."""
+        door: Door = engine.__dict__.setdefault("safeswitch_door", Door())
+        return door
+
+    def __enter__(self) -> None:
+        self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.inside -= 1
+
+
+def draining(original: Callable[..., None]) -> Callable[..., None]:
+    """``AsyncLLM.shutdown`` once the server's requests have ended, or the engine's ``shutdown_timeout`` is over."""
+
+    def shutdown(self: Any, timeout: float | None = None) -> None:
+        door, front = self.__dict__.get("safeswitch_door"), self.__dict__.get("safeswitch")
+        if door is not None and asyncio._get_running_loop() is None:  # vLLM's server stops its engine from a thread
+            door.closed, last = True, time.monotonic() + self.vllm_config.shutdown_timeout
+            while (door.inside or (front is not None and front.concluding)) and time.monotonic() < last:
+                time.sleep(0.05)
+        original(self, timeout)
+
+    return shutdown
+
+
 def install() -> None:
-    """Put the guard around ``AsyncLLM.generate`` of this process; a second call changes nothing."""
+    """Put the guard around ``AsyncLLM.generate`` and ``shutdown`` of this process; a second call changes nothing."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if not getattr(AsyncLLM.generate, "safeswitch", False):
-        AsyncLLM.generate = guarded(AsyncLLM.generate)
+        AsyncLLM.generate, AsyncLLM.shutdown = guarded(AsyncLLM.generate), draining(AsyncLLM.shutdown)
