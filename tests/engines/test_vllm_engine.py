@@ -476,12 +476,9 @@ def test_nano_equals_the_transformers_engine_at_64_and_at_1() -> None:
 def test_an_engine_is_stopped_when_the_servers_requests_have_ended_or_the_time_is_over(patience: int, ended: bool) -> None:
     from safeswitch.engines.vllm.frontend import Door, draining
 
-    class Engine:
-        vllm_config = SimpleNamespace(shutdown_timeout=patience)
-        stopped: list[tuple[bool, int]] = []
-
-    engine, left = Engine(), threading.Event()
-    shutdown = draining(lambda self, timeout: self.stopped.append((Door.of(self).closed, Door.of(self).inside)))
+    found: list[tuple[bool, int]] = []
+    engine, left = SimpleNamespace(vllm_config=SimpleNamespace(shutdown_timeout=patience)), threading.Event()
+    shutdown = draining(lambda self, timeout: found.append((Door.of(self).closed, Door.of(self).inside)))
 
     def request() -> None:
         with Door.of(engine):
@@ -493,7 +490,7 @@ def test_an_engine_is_stopped_when_the_servers_requests_have_ended_or_the_time_i
     inside.wait()
     threading.Timer(0.3, left.set).start()
     shutdown(engine, 30)
-    assert engine.stopped.pop() == (True, 0 if ended else 1)
+    assert found == [(True, 0 if ended else 1)]
     visitor.join()
 
 
