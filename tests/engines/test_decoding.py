@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, SynthIDTextWatermarkingConfig
+from transformers import DynamicCache, GenerationConfig, SynthIDTextWatermarkingConfig
 
 from safeswitch.activations.record import record
 from safeswitch.core.errors import ContextLengthError, DataError, FingerprintError, ModelError, SettingError
@@ -290,6 +290,12 @@ def test_options_in_a_generation_config_are_refused_like_keywords(
         with pytest.raises(SettingError, match=named) as caught:
             TransformersEngine(lm).generate(["a"], **given)
         assert "the model's generation config" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params"])
+def test_a_cache_of_the_caller_is_refused_under_every_name(lm: LanguageModel, name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name}=.*the engine owns the cache"):
+        TransformersEngine(lm).generate(["a"], **{name: DynamicCache()})
 
 
 def test_a_generation_config_and_keywords_count_together_without_a_warning(

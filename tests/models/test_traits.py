@@ -48,7 +48,7 @@ class Feed:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         names = inspect.signature(model.forward).parameters
-        self.cache_name = "cache_params" if "cache_params" in names else "past_key_values"
+        (self.cache_name,) = {"cache", "past_key_values", "cache_params"} & set(names)
         self.positions = "position_ids" in names
         self.cache: Any = None
 
@@ -169,4 +169,12 @@ def test_a_model_that_cannot_be_run_is_named() -> None:
     model = tiny_model("llama")
     model.forward = lambda **_: 1 / 0  # type: ignore[method-assign]
     with pytest.raises((ModelError, ZeroDivisionError)):
+        find_traits(model)
+
+
+def test_a_model_without_a_cache_is_named() -> None:
+    model = tiny_model("llama")
+    whole = model.forward
+    model.forward = lambda input_ids, attention_mask=None, **_: whole(input_ids)  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="LlamaForCausalLM takes no cache"):
         find_traits(model)

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import GenerationConfig, SynthIDTextWatermarkingConfig
 
 from safeswitch.core.errors import SettingError
+from safeswitch.models.traits import CACHE_NAMES
 
 _ASSISTED = "assisted decoding proposes tokens past the gate"
 _BEAMS = "beam search has no single running text that could be held back"
@@ -32,7 +33,7 @@ _REFUSED = {
     "use_cache": "the loop feeds one token at a time and needs the cache",
     "penalty_alpha": "contrastive search looks ahead past the gate",
     "dola_layers": "DoLa takes tokens from other layers than the one that is gated",
-    "past_key_values": "the engine owns the cache",
+    **dict.fromkeys(CACHE_NAMES, "the engine owns the cache"),
     "custom_generate": "the engine uses it itself",
     "output_scores": "scores are in the Decision",
     "output_logits": _PLAIN,

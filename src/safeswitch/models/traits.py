@@ -25,6 +25,9 @@ from safeswitch.core.errors import ModelError
 from safeswitch.models.locate import locate
 from safeswitch.models.offload import compute_device
 
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""Names under which models take and return their cache: from ``transformers`` 5.24 on the first, before it the others."""
+
 _PROMPT, _PILOT = 5, 2
 
 
@@ -137,10 +140,10 @@ def _parameters(model: PreTrainedModel) -> set[str]:
 
 def _cache_name(model: PreTrainedModel) -> str:
     names = _parameters(model)
-    for name in ("past_key_values", "cache_params"):
+    for name in CACHE_NAMES:
         if name in names:
             return name
-    raise ModelError(f"{type(model).__name__} takes neither past_key_values nor cache_params")
+    raise ModelError(f"{type(model).__name__} takes no cache: none of {', '.join(CACHE_NAMES)} is an argument of its forward")
 
 
 def _cache_layers(model: PreTrainedModel, prompt: Tensor) -> list[Any]:
