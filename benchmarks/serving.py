@@ -3,10 +3,10 @@
     python benchmarks/serving.py [--quick] [--streams 64] [--only vllm,transformers] [--enforce-eager]
 
 A random Llama of about 100 million parameters on the CPU, safe streamed traffic, pairs in turn, all in one run: a stock vLLM
-engine and a guarded one; the server on the transformers engine with ``--policy off`` and guarded, over HTTP. Of two that run side
-by side the one started second may be favoured, so there are two sittings, in which they are started in either order. The gate is
-two stages over three layers, with n-grams beside stage 1; it never fires. Goal: throughput at least 0.97 of the unguarded. The
-time to the first token is, over HTTP, that to the first event: a random model's tokens need not be text.
+engine and a guarded one; the server on the transformers engine with ``--policy off`` and guarded, over HTTP. Of two that run
+side by side the one started second may be favoured, so there are two sittings, in which they are started in either order. The
+gate is two stages over three layers, with n-grams beside stage 1; it never fires. Goal: throughput at least 0.97 of the
+unguarded. The time to the first token is, over HTTP, that to the first event: a random model's tokens need not be text.
 """
 
 from __future__ import annotations
