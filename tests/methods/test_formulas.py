@@ -504,7 +504,7 @@ def test_gguf_counts_blocks_from_nought_as_repeng_does(tmp_path: Path) -> None:
 
 
 def test_a_rank_one_head_in_few_places_is_its_largest_entries() -> None:
-    method = resolve("patch", SETTINGS, obeys, shares=(0.05,), spared=0.02)
+    method = resolve("patch", SETTINGS, obeys, shares=(0.05,), spared=(0.02,))
     switch = method.prepare(engine(), PARTS)
     held = resolve("head", SETTINGS, obeys).prepare(engine(), PARTS).actuator
     assert isinstance(held, LowRankHead)

@@ -22,13 +22,13 @@ def importance(weights: Tensors, gradients: Tensors) -> dict[str, Tensor]:
 
 
 def top_mask(scores: Tensors, share: float) -> dict[str, Tensor]:
-    """Bool masks of the ``share`` of entries with the highest scores, within each parameter; at least one each."""
+    """Bool masks of the ``share`` of entries with the highest scores, within each parameter; at least one of each, unless it is 0."""
     check_range("top_mask", "share", share, 0.0, 1.0)
     masks = {}
     for name, score in scores.items():
         flat = score.flatten()
         chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-        chosen[flat.topk(max(1, round(share * len(flat)))).indices] = True
+        chosen[flat.topk(max(1, round(share * len(flat))) if share else 0).indices] = True
         masks[name] = chosen.view_as(score)
     return masks
 

@@ -2,7 +2,7 @@
 
 - ``patch``: a sparse refusal head. The refusal head's difference to the base head is kept only where
   ``|W * dL/dW|`` is among the highest for refusals of unsafe requests (A) and not among the highest for the model's own
-  replies to safe ones (B); A's share is chosen on validation. ``dL/dW = (softmax - onehot)^T H / m``, ``[V, d]``.
+  replies to safe ones (B); both shares are chosen on validation. ``dL/dW = (softmax - onehot)^T H / m``, ``[V, d]``.
 - ``patch_weights``: differences d1, d2 of any parameters that the user supplies (``source``: a safetensors file, named as the
   model names them; ``source_other``: a second patch, against over-refusal), merged as ``alpha d1|(A - B) + beta d2|(B - A)``
   and applied while the model replies. A and B are the top entries of ``|(W + d) * dL/dW|`` for d1 and d2, L being the loss on
@@ -48,20 +48,20 @@ class SparsePatch(Method):
 
     Args:
         shares: Shares of the head's entries in A that are tried.
-        spared: Share of entries in B.
+        spared: Shares of entries in B that are tried: what safe replies need can be the very entries that refusals need.
         keep: Probability with which an entry is kept at all.
         requests: Most requests of each kind that importance comes from.
     """
 
     shares: tuple[float, ...] = (0.03, 0.1, 0.3)
-    spared: float = 0.02
+    spared: tuple[float, ...] = (0.02, 0.0)
     keep: float = 1.0
     requests: int = 64
     name: ClassVar[str] = "patch"
     tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), trains=True)
 
     def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
-        """The sparse head at the best share."""
+        """The sparse head at the best shares."""
         lm = engine.lm
         head = fitted_switch(engine, data, self.settings, self.complied).actuator
         weight, _ = head_weight(lm)
@@ -70,7 +70,9 @@ class SparsePatch(Method):
         a, b = (importance({_HEAD: weight}, {_HEAD: head_gradient(lm, states)}) for states in (refused, answered))
         kept = retained(difference, self.keep, self.settings.seed)
         tried = [
-            SparseHead.of(patched(kept, top_mask(a, share), None, top_mask(b, self.spared))[_HEAD]) for share in self.shares
+            SparseHead.of(patched(kept, top_mask(a, share), None, top_mask(b, spared))[_HEAD])
+            for spared in self.spared
+            for share in self.shares
         ]
         return best(engine, gate, tried, data, self.complied, self.settings)
 
@@ -149,7 +151,7 @@ class PatchWeights(_Supplied):
     Args:
         source_other: A second file: differences against over-refusal; none by default.
         share: Share of entries in A.
-        spared: Share of entries in B.
+        spared: Shares of entries in B that are tried: what safe replies need can be the very entries that refusals need.
         keep: Probability with which an entry is kept at all.
         alpha: Multiplier of the first patch.
         beta: Multiplier of the second.
