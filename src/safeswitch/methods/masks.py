@@ -22,7 +22,7 @@ def importance(weights: Tensors, gradients: Tensors) -> dict[str, Tensor]:
 
 
 def top_mask(scores: Tensors, share: float) -> dict[str, Tensor]:
-    """Bool masks of the ``share`` of entries with the highest scores, within each parameter; at least one of each, unless it is 0."""
+    """Bool masks of the ``share`` of entries with the highest scores, within each parameter; one at least, unless it is 0."""
     check_range("top_mask", "share", share, 0.0, 1.0)
     masks = {}
     for name, score in scores.items():
