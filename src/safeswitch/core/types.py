@@ -16,11 +16,11 @@ from safeswitch.core.errors import DataError, SettingError, check_choice, check_
 
 Role = Literal["system", "user", "assistant"]
 Label = Literal["safe", "unsafe", ""]
-PositionKind = Literal["prompt_end", "pilot", "window", "appended", "nll"]
+PositionKind = Literal["prompt_end", "pilot", "answer", "window", "appended", "nll"]
 
 ROLES: tuple[str, ...] = ("system", "user", "assistant")
 LABELS: tuple[str, ...] = ("safe", "unsafe")
-POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "window", "appended", "nll")
+POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "answer", "window", "appended", "nll")
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,13 @@ class Position:
 
     Args:
         kind: ``prompt_end`` is the last prompt token (its state predicts the first reply token); ``pilot`` the
-            state after ``index`` reply tokens have been fed (``index`` 0 equals ``prompt_end``); ``window`` the
-            last ``index`` prompt tokens, each on its own (0: all of them). Two are read in a pass of their own, after the
-            tokens that a prober appends: ``appended`` is the state of the last of these, ``nll`` no state but the mean
+            state after ``index`` reply tokens have been fed (``index`` 0 equals ``prompt_end``); ``answer`` the state after
+            ``index`` tokens of the answer of a reasoning model have been fed, ``index`` 0 being the last token of the mark that
+            ends its thinking (a reply without thinking is all answer: there it equals ``pilot``); ``window`` the last
+            ``index`` prompt tokens, each on its own (0: all of them). Two are read in a pass of their own, after the tokens
+            that a prober appends: ``appended`` is the state of the last of these, ``nll`` no state but the mean
             negative log-likelihood of the last ``index`` of them, in nats.
-        index: Pilot token count k, window length, or number of appended tokens, in tokens.
+        index: Pilot or answer token count k, window length, or number of appended tokens, in tokens.
     """
 
     kind: PositionKind

@@ -84,6 +84,7 @@ class Loop:
             tokens = self._choose(self._process(logits_processor, input_ids, logits), generation_config.do_sample)
             if not bool(alive.all()):
                 tokens = torch.where(alive.to(device), tokens, pad_id)
+            rows.see(tokens)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             rows.valid = alive
             rows.fed += 1

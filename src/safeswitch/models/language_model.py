@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from safeswitch.core.errors import ModelError, SettingError
-from safeswitch.core.types import Prompt
+from safeswitch.core.types import Message, Prompt
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.models.fingerprint import fingerprint
 from safeswitch.models.locate import Parts, locate
 from safeswitch.models.offload import compute_device
+from safeswitch.models.thinking import Thinking
 from safeswitch.models.traits import Traits, find_traits
 
 
@@ -37,6 +38,7 @@ class LanguageModel:
         revision: Hub revision, for the record.
         chat_template: A Jinja template to use instead of the tokenizer's; ``"plain"`` joins the turns' text with line
             breaks, for base models.
+        thinking: Start and end mark of the model's thinking; None looks for well-known ones.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class LanguageModel:
         model_id: str = "",
         revision: str | None = None,
         chat_template: str | None = None,
+        thinking: tuple[str, str] | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.model_id = model_id or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.revision = revision
         self.chat_template = chat_template
+        self._marks = thinking
         self.parts: Parts = locate(model)
         self.lock = threading.RLock()
         """Held by whoever has hooks on the model."""
@@ -67,6 +71,7 @@ class LanguageModel:
         cache_dir: str | None = None,
         chat_template: str | None = None,
         trust_remote_code: bool = False,
+        thinking: tuple[str, str] | None = None,
         **kwargs: Any,
     ) -> LanguageModel:
         """Load a hub id or a local folder; ``kwargs`` (``dtype``, ``device_map``, ``quantization_config``, ...) go to
@@ -84,7 +89,7 @@ class LanguageModel:
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ModelError(f"cannot load a causal language model from {str(model)!r}: {reason}") from error
-        return cls(loaded, tokenizer, model_id=str(model), revision=revision, chat_template=chat_template)
+        return cls(loaded, tokenizer, model_id=str(model), revision=revision, chat_template=chat_template, thinking=thinking)
 
     @property
     def num_layers(self) -> int:
@@ -137,6 +142,60 @@ class LanguageModel:
         """What the architecture can do, found by running a few tokens through it."""
         return find_traits(self.model)
 
+    @cached_property
+    def thinking(self) -> Thinking | None:
+        """The marks of the model's thinking, None where it does none."""
+        if self._marks is not None:
+            return Thinking.of(self.tokenizer, self._marks)
+        template = self.chat_template or self.tokenizer.chat_template
+        return Thinking.find(self.tokenizer, template if isinstance(template, str) else None)
+
+    @cached_property
+    def _header(self) -> list[int]:
+        return self._chat.header() if self.chat_template or self.tokenizer.chat_template else []
+
+    def thinking_opened(self, messages: Sequence[Message], ids: Sequence[int]) -> bool | None:
+        """What a prompt says of the thinking of its reply, see :meth:`Thinking.opened`: the reply's own header and a reply
+        that has been begun are asked, never what a user wrote.
+
+        Args:
+            messages: The conversation.
+            ids: Its tokens.
+        """
+        if self.thinking is None:
+            return False
+        if messages[-1].role == "assistant":
+            start, end = (messages[-1].content.rfind(mark) for mark in self.thinking.marks)
+            return start > end
+        header = self._header
+        return self.thinking.opened(header) if header and list(ids[-len(header) :]) == header else None
+
+    def needs_thinking(self) -> Thinking:
+        """The marks of the model's thinking.
+
+        Raises:
+            SettingError: none are known.
+        """
+        if self.thinking is None:
+            raise SettingError(
+                f"{self.model_id} has no thinking marks that are known here, and a gate or a budget waits for the end of its "
+                "thinking; name them with LanguageModel.load(..., thinking=(start, end))"
+            )
+        return self.thinking
+
+    def answer_start(self, messages: Sequence[Message], ids: Sequence[int], reply: Sequence[int]) -> int:
+        """Tokens of ``reply`` in front of its answer: all of them where that has not begun.
+
+        Raises:
+            SettingError: the model has no known thinking marks.
+        """
+        start = self.needs_thinking().answer_start(reply, self.thinking_opened(messages, ids))
+        return len(reply) if start is None else start
+
+    @property
+    def _chat(self) -> ChatEncoder:
+        return ChatEncoder(self.tokenizer, self.model_id, self.chat_template)
+
     def layer(self, index: int) -> int:
         """Resolve a layer number, counting from the end when negative.
 
@@ -162,8 +221,7 @@ class LanguageModel:
             ModelError: no chat template, or one that refuses the conversation.
             ContextLengthError: a prompt that does not fit.
         """
-        chat = ChatEncoder(self.tokenizer, self.model_id, self.chat_template)
-        return chat.encode(prompts, limit=self.context_length if check else None, room=room)
+        return self._chat.encode(prompts, limit=self.context_length if check else None, room=room)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Left-pad token rows to one batch: ids ``[n, t]`` and attention mask ``[n, t]``, on the model's device."""

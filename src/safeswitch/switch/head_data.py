@@ -15,7 +15,7 @@ from torch import Tensor
 
 from safeswitch.activations.reader import Reader
 from safeswitch.core.errors import ContextLengthError, DataError
-from safeswitch.core.types import Prompt
+from safeswitch.core.types import Prompt, as_messages
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 
@@ -45,6 +45,17 @@ def reply_tokens(lm: LanguageModel, reply: str | Sequence[int]) -> list[int]:
     ids = list(lm.tokenizer(reply, add_special_tokens=False)["input_ids"])
     end = lm.tokenizer.eos_token_id
     return [*ids, int(end)] if end is not None else ids
+
+
+def closed_first(lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[str | list[int]]:
+    """Refusals as a head should learn them: where the prompt has opened the model's thinking, the mark that ends it comes
+    first, so that the refusal is no thought."""
+    found: list[str | list[int]] = []
+    for prompt, reply in zip(prompts, replies, strict=True):
+        ids = lm.encode([prompt], check=False)[0] if lm.thinking is not None else []
+        opened = lm.thinking_opened(as_messages(prompt), ids)
+        found.append([*lm.needs_thinking().end, *reply_tokens(lm, reply)] if opened else reply)
+    return found
 
 
 @torch.no_grad()
