@@ -217,7 +217,8 @@ def test_a_judge_is_shown_the_answer_and_never_the_thinking() -> None:
     reply = Reply("-", (50, 34, 60, 61), "length", Decision(False, "none"), 4)
     assert spoken(lm, "a", reply) == lm.tokenizer.decode([60, 61])
     assert spoken(lm, "a", replace(reply, token_ids=(50, 60))) == ""
-    assert spoken(lm, "a", replace(reply, token_ids=(50, 60), decision=Decision(True, "stage1"))) == lm.tokenizer.decode([50, 60])
+    refusal = replace(reply, token_ids=(50, 60), decision=Decision(True, "stage1"))
+    assert spoken(lm, "a", refusal) == lm.tokenizer.decode([50, 60])
     assert spoken(tiny_lm(), "a", reply) == "-"
 
 
