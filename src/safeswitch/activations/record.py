@@ -18,6 +18,7 @@ from safeswitch.core.errors import ActivationError, ContextLengthError, SettingE
 from safeswitch.core.types import Position, Prompt, ReadPoint, as_messages
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.models.vision import Vision
 
 Progress = Callable[[int, int], None]
 APART: tuple[str, ...] = ("appended", "nll")
@@ -53,6 +54,7 @@ def record(
     *,
     texts: Sequence[str] = (),
     answers: Sequence[int] = (),
+    visions: Sequence[Vision] = (),
     batch_tokens: int = 16384,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
@@ -72,6 +74,7 @@ def record(
         points: What to read; layers are resolved numbers.
         texts: The requests' plain texts, to be carried along.
         answers: Reply tokens in front of each sequence's answer, for ``answer`` points; none: the replies are all answer.
+        visions: The images of each sequence's prompt; none: text alone.
         batch_tokens: Most tokens in a batch, padding included; a longer sequence runs alone.
         dtype: Of the states returned; None keeps the model's.
         device: Where the states are gathered.
@@ -97,7 +100,8 @@ def record(
     with lm.lock, Reader(lm, [point.layer for point in points]) as reader:
         for batch in length_batches([len(row) for row in rows], lm.traits, batch_tokens=batch_tokens):
             reader.keep = gather.plan(batch, [len(rows[i]) for i in batch])
-            lm.run_backbone(*lm.pad([rows[i] for i in batch]))
+            part = [rows[i] for i in batch]
+            lm.run_backbone(*lm.pad(part), lm.collate([visions[i] for i in batch] if visions else [], part))
             gather.take(batch, reader.states)
             done += len(batch)
             if progress is not None:

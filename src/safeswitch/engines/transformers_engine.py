@@ -7,7 +7,7 @@ states) is run again from its prompt: slower, and correct. Knows nothing of labe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from safeswitch.activations.record import RUNNING, prompt_text, record
 from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import ContextLengthError, SettingError
+from safeswitch.core.errors import ContextLengthError, DataError, SettingError
 from safeswitch.core.types import Decision, Message, Prompt, ReadPoint, Reply, Tokens, as_messages
 from safeswitch.engines.base import Engine, row_seeds
 from safeswitch.engines.budget import ThinkingBudget
@@ -32,6 +32,7 @@ from safeswitch.engines.streaming import Follower, Gone, Limits, Release, RowSin
 from safeswitch.models.batching import length_batches, mixes
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thread
+from safeswitch.models.vision import Encoded, Vision
 from safeswitch.switch.actuators import Actuator, BodyActuator, Canned, HeadActuator, NoAction, PromptActuator, Steering
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
@@ -48,6 +49,7 @@ class Request:
         seed: Sampling seed.
         limit: Most reply tokens.
         strength: Of the switch's steering, where it is not the switch's own.
+        vision: Its images.
         opened: What the prompt says of the thinking of its reply.
         decision: What an earlier reading decided, where the request is run again.
     """
@@ -58,6 +60,7 @@ class Request:
     seed: int | None
     limit: int
     strength: float | None = None
+    vision: Vision = field(default_factory=dict)
     opened: bool | None = False
     decision: Decision | None = None
 
@@ -175,7 +178,8 @@ class TransformersEngine(Engine):
         replies: list[Reply] = []
         if max_new_tokens:
             replies = self.generate(prompts, max_new_tokens=max_new_tokens, do_sample=False, progress=progress)
-        rows = self.lm.encode(list(prompts))
+        encoded = self.lm.inputs(list(prompts))
+        rows = [one.ids for one in encoded]
         deepest = max((p.position.index for p in points if p.position.kind in RUNNING), default=0)
         answers = [0] * len(rows)
         if replies and any(p.position.kind == "answer" for p in points):
@@ -186,7 +190,8 @@ class TransformersEngine(Engine):
         texts = [prompt_text(p) for p in prompts]
         with self.lm.lock:
             acts = record(
-                self.lm, sequences, [len(row) for row in rows], points, texts=texts, answers=answers, dtype=torch.float32
+                self.lm, sequences, [len(row) for row in rows], points, texts=texts, answers=answers,
+                visions=[one.vision for one in encoded], dtype=torch.float32,
             )
         return replies, acts
 
@@ -211,30 +216,33 @@ class TransformersEngine(Engine):
     ) -> list[Request]:
         switch.check(self.lm, allow_other_model=self.allow_other_model)
         conversations = [as_messages(p) for p in prompts]
-        rows = self.lm.encode(
+        encoded = self.lm.inputs(
             [p if isinstance(p, Tokens) else m for p, m in zip(prompts, conversations, strict=True)],
             room=[_room(switch.gate, limit) for limit in limits],
         )
+        rows = [one.ids for one in encoded]
+        _check_apart(switch.gate, encoded)
         if isinstance(switch.actuator, PromptActuator):
             if any(isinstance(p, Tokens) for p in prompts):
                 kind = type(switch.actuator).__name__
                 raise SettingError(f"generate: {kind} edits conversations; a prompt given as tokens is none")
             self._edited(switch.actuator, conversations, limits)
         opened = [self.lm.thinking_opened(m, ids) for m, ids in zip(conversations, rows, strict=True)]
-        own = zip(conversations, rows, row_seeds(seed, len(rows)), limits, strengths, opened, strict=True)
+        seeds = row_seeds(seed, len(rows))
+        own = zip(conversations, rows, seeds, limits, strengths, [one.vision for one in encoded], opened, strict=True)
         return [Request(i, *parts) for i, parts in enumerate(own)]
 
     def _edited(
         self, actuator: PromptActuator, conversations: Sequence[tuple[Message, ...]], limits: Sequence[int]
-    ) -> tuple[list[tuple[Message, ...]], list[list[int]]]:
-        """The conversations as the prompt action makes them, and their tokens.
+    ) -> tuple[list[tuple[Message, ...]], list[Encoded]]:
+        """The conversations as the prompt action makes them, as they are and encoded.
 
         Raises:
             ContextLengthError: one that no longer fits.
         """
         edited = [actuator.edit(messages) for messages in conversations]
         try:
-            return edited, self.lm.encode(edited, room=limits)
+            return edited, self.lm.inputs(edited, room=limits)
         except ContextLengthError as error:
             raise ContextLengthError(f"with the text of {type(actuator).__name__} in front, {error}") from error
 
@@ -287,7 +295,8 @@ class TransformersEngine(Engine):
             return [self._canned(request, actuator, followed) for request in batch]
         if isinstance(actuator, PromptActuator):
             edited, rows = self._edited(actuator, [r.messages for r in batch], [r.limit for r in batch])
-            batch = [replace(r, messages=m, ids=ids) for r, m, ids in zip(batch, edited, rows, strict=True)]
+            told = zip(batch, edited, rows, strict=True)
+            batch = [replace(r, messages=m, ids=one.ids, vision=one.vision) for r, m, one in told]
         inner = Switch(Gate(always=True), actuator) if isinstance(actuator, HeadActuator) else Switch(Gate(), NoAction())
         done: dict[int, Reply] = {}
         for part in self._batches(batch, options.max_new_tokens):
@@ -343,7 +352,8 @@ class TransformersEngine(Engine):
         def made(i: int, tokens: list[int]) -> Reply:
             return self._reply(batch[i], tokens, rows.decisions[i], options)
 
-        ids, mask = self.lm.pad([r.ids for r in batch])
+        prompts = [r.ids for r in batch]
+        (ids, mask), vision = self.lm.pad(prompts), self.lm.collate([r.vision for r in batch], prompts)
         seeds = None if batch[0].seed is None else [r.seed for r in batch if r.seed is not None]
         sinks = [followed[r.index] for r in batch] if followed else []
         criteria = StoppingCriteriaList(options.criteria)
@@ -360,7 +370,7 @@ class TransformersEngine(Engine):
         loop = Loop(rows, seeds, Sinks(rows, sinks, made) if sinks else None, self.lm.context_length)
         with rows:
             tokens: Any = self.lm.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=options.config,
+                input_ids=ids, attention_mask=mask, **vision, generation_config=options.config,
                 logits_processor=processors, stopping_criteria=criteria, custom_generate=loop,
             )
         return [made(i, row) for i, row in enumerate(tokens)]
@@ -399,6 +409,16 @@ def _strength(request: Request, actuator: Actuator) -> float:
         return actuator.relief
     own = actuator.strength if isinstance(actuator, BodyActuator) else 1.0
     return own if request.strength is None else request.strength
+
+
+def _check_apart(gate: Gate, encoded: Sequence[Encoded]) -> None:
+    """Refuse images where a stage reads in a pass of its own, which is given tokens alone.
+
+    Raises:
+        DataError: such a gate, and a prompt with images.
+    """
+    if (gate.late is not None or gate.apart_points) and any(one.vision for one in encoded):
+        raise DataError("the gate reads after appended tokens, in a pass that takes no images; give text alone")
 
 
 def _room(gate: Gate, limit: int) -> int:

@@ -90,7 +90,7 @@ def spoken(lm: LanguageModel, prompt: Prompt, reply: Reply) -> str:
     """What a reply says: its text, or where the model thinks, that of its answer alone."""
     if lm.thinking is None:
         return reply.text
-    opened = lm.thinking_opened(as_messages(prompt), lm.encode([prompt], check=False)[0])
+    opened = lm.thinking_opened(as_messages(prompt), lm.inputs([prompt], check=False)[0].ids)
     told = lm.thinking.visible(reply.token_ids, opened, whole=reply.decision.fired)
     return str(lm.tokenizer.decode(told, skip_special_tokens=True))
 
@@ -150,8 +150,8 @@ def _with_room(engine: Generating, examples: Sequence[Example], room: int) -> li
         return list(examples)
     most = [0] * len(examples)
     for instruction in REFUSAL_INSTRUCTIONS:
-        rows = engine.lm.encode([_instructed(e, instruction) for e in examples], check=False)
-        most = [max(length, len(row)) for length, row in zip(most, rows, strict=True)]
+        rows = engine.lm.inputs([_instructed(e, instruction) for e in examples], check=False)
+        most = [max(length, len(row.ids)) for length, row in zip(most, rows, strict=True)]
     return [e for e, length in zip(examples, most, strict=True) if length + room <= limit]
 
 
