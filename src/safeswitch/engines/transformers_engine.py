@@ -345,7 +345,8 @@ class TransformersEngine(Engine):
         if not isinstance(actuator, HeadActuator):
             return actuator
         if actuator not in self._heads:
-            self._heads[actuator] = actuator.to(self.lm.head_device, self.lm.head_dtype)
+            head = actuator.widened(self.lm.vocab_size) if self.allow_other_model else actuator
+            self._heads[actuator] = head.to(self.lm.head_device, self.lm.head_dtype)
         return self._heads[actuator]
 
     def _decode(self, batch: Sequence[Request], rows: Rows, options: Options, followed: Followed) -> list[Reply]:
