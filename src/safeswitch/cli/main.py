@@ -42,6 +42,7 @@ from safeswitch.cli.options import (
     TokensOption,
     TopPOption,
 )
+from safeswitch.cli.reasoning import reasoning
 from safeswitch.cli.report import report
 from safeswitch.cli.serve import serve
 from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError, check_choice
@@ -51,6 +52,7 @@ _KEPT = {
     "generate": "the replies written so far are kept, and the same command goes on from there",
     "eval": "the run folder keeps what is done, and the same command goes on from there",
     "attack": "the run folder keeps what is done, and the same command goes on from there",
+    "reasoning": "the run folder keeps what is done, and the same command goes on from there",
     "compare": "the run folder keeps what is done, and the same command goes on from there",
 }
 
@@ -335,6 +337,7 @@ def demo(
 
 
 app.command()(adapted)
+app.command()(reasoning)
 
 
 @app.command()
