@@ -127,10 +127,13 @@ def test_no_token_is_shown_before_the_reading_behind_thinking(prompt: str) -> No
     assert recorder.passes[0] == places[at] + 1  # the prompt's pass, and one for each token that was fed
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_hidden_thinking_appears_in_no_stream_and_no_text(gated: bool) -> None:
+@pytest.mark.parametrize("gated", ["stage2", "watch", ""])
+def test_hidden_thinking_appears_in_no_stream_and_no_text(gated: str) -> None:
     lm = thinking_lm()
     switch, _, _ = answer_switch(lm, 1)
+    if gated == "watch":
+        watch = Stage(Projection(pilot_point(lm, 4), lm.hidden_size, seed=9), 0.9)
+        switch = Switch(Gate(watch=watch, watch_every=4), switch.actuator)
     engine = TransformersEngine(lm)
     kinds = set()
     for prompt in PROMPTS:
@@ -142,8 +145,15 @@ def test_hidden_thinking_appears_in_no_stream_and_no_text(gated: bool) -> None:
         shown = hidden.token_ids[start:] if start is not None else hidden.token_ids if hidden.decision.fired else ()
         assert hidden.text == lm.tokenizer.decode(list(shown), skip_special_tokens=True)
         assert whole.text == lm.tokenizer.decode(list(whole.token_ids), skip_special_tokens=True)
-        stream = engine.stream(prompt, switch if gated else None, show_thinking=False, **options)
-        assert "".join(stream) == hidden.text
+        streamed = "".join(engine.stream(prompt, switch if gated else None, show_thinking=False, **options))
+        plain = plain_reply(lm, lm.encode([prompt])[0])
+        thought, read = answer_by_hand(lm, plain) or len(plain), hidden.decision.token_index
+        if hidden.decision.stage == "watch" and hidden.decision.fired and read > thought:  # some answer was cleared before
+            cleared = lm.tokenizer.decode(plain[thought:read], skip_special_tokens=True)
+            assert streamed.endswith(hidden.text)
+            assert cleared.startswith(streamed.removesuffix(hidden.text).rstrip("\n"))
+        else:
+            assert streamed == hidden.text
         kinds.add((start is None, hidden.decision.fired))
     assert len(kinds) > 1
 

@@ -100,7 +100,7 @@ class RowSink:
     def _give(self, start: int, count: int) -> None:
         for token in self.tokens[start:count]:
             self.follower.token(token)
-        self._shown = max(self._shown, count)
+            self._shown = count
 
     def fire(self) -> None:
         """The request has fired and is acted on."""
