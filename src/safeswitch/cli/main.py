@@ -150,6 +150,8 @@ def fit(
     stages: Annotated[str, typer.Option(help="two, stage1 or direct.")] = "two",
     rule: Annotated[str, typer.Option(help="auto, and, product.")] = "auto",
     pilot: Annotated[int, typer.Option(min=0, help="Pilot tokens before stage 2.")] = 3,
+    pilot_from: Annotated[str, typer.Option(help="reply, or answer: counted from the end of a model's thinking.")] = "reply",
+    reply_tokens: Annotated[int, typer.Option(min=1, help="Length of the replies that are judged, thinking included.")] = 32,
     readers: Annotated[
         str, typer.Option(help="What stage 1 fuses, joined by commas: layers, window, text.")
     ] = "layers,window,text",
@@ -179,6 +181,7 @@ def fit(
 
     settings = FitSettings(
         budget=budget, stages=stages, rule=rule, pilot=pilot, readers=tuple(readers.split(",")), watch=watch,  # type: ignore[arg-type]
+        pilot_from=pilot_from, reply_tokens=reply_tokens,  # type: ignore[arg-type]
         fail=fail, seed=seed, trust_replies=trust_replies, head=HeadSettings(kind=head, beta=beta, seed=seed),  # type: ignore[arg-type]
     )
     check_choice("command line", "engine", engine_name, ("transformers", "vllm"))
