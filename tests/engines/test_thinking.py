@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,7 +197,7 @@ def test_recorded_states_are_those_of_full_passes() -> None:
         record(lm, lm.encode(["a"]), [len(lm.encode(["a"])[0])], points)
 
 
-def test_a_switch_fitted_behind_thinking_decides_at_run_time_on_what_it_was_fitted_on() -> None:
+def test_a_switch_fitted_behind_thinking_decides_at_run_time_on_what_it_was_fitted_on(tmp_path: Path) -> None:
     lm = thinking_lm()
     engine = TransformersEngine(lm, batch_size=64)
     data = [
@@ -212,6 +213,9 @@ def test_a_switch_fitted_behind_thinking_decides_at_run_time_on_what_it_was_fitt
     replies = engine.generate(data, switch, max_new_tokens=NEW, do_sample=False)
     told = torch.tensor([r.decision.scores["stage2"] for r in replies])
     torch.testing.assert_close(told, scores.float(), atol=1e-5, rtol=0)
+    switch.save_pretrained(tmp_path)
+    again = engine.generate(data[:5], Switch.from_pretrained(tmp_path), max_new_tokens=NEW, do_sample=False)
+    assert [r.token_ids for r in again] == [r.token_ids for r in replies[:5]]
     assert "end of thinking" in (vllm_refusal(switch) or "")
 
 
