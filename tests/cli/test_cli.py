@@ -28,7 +28,8 @@ from tests.tiny import tiny_model, tiny_tokenizer
 FOUND = transformers.__version__
 VERBS = (
     "fit", "inspect", "push", "generate", "chat", "eval", "compare", "harness", "attack", "analyse", "landscape", "report",
-    "adapted", "demo", "version", "keys", "keys add", "audit", "audit export", "nano", "nano build", "nano table", "nano study",
+    "adapted", "reasoning", "demo", "version", "keys", "keys add", "audit", "audit export", "nano", "nano build", "nano table",
+    "nano study",
 )
 
 
@@ -302,6 +303,8 @@ def test_faults_of_fitting(place: Path, tmp_path: Path, run: Any) -> None:
     fault(fit("--head", "lora"), "SettingError", "kind must be one of 'low_rank', 'full'")
     fault(fit("--beta", 3), "SettingError", "beta must lie in [0.0, 1.0]; got 3.0")
     fault(fit("--pilot", 99), "SettingError", "pilot must lie in 0..31")
+    fault(fit("--pilot-from", "thinking"), "SettingError", "pilot_from must be one of 'reply', 'answer'; got 'thinking'")
+    fault(fit("--reply-tokens", 2), "SettingError", "pilot must lie in 0..1")
     only = tmp_path / "only.jsonl"
     write_examples([e for e in requests() if e.unsafe], only)
     fault(fit(data=only), "FitError", "all unsafe; add --data with the other label")

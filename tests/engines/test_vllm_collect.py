@@ -85,5 +85,7 @@ def test_what_vllm_cannot_read_is_named(collector: Any) -> None:
     window = ReadPoint(2, Position("window", 4))
     with pytest.raises(SettingError, match="window"):
         VLLMCollector(reference("llama").lm, saved("llama"), [window])
+    with pytest.raises(SettingError, match="does not follow thinking"):
+        VLLMCollector(reference("llama").lm, saved("llama"), [ReadPoint(2, Position("answer", 1))])
     with pytest.raises(SettingError, match="9@prompt_end"):
         collector.collect(requests(2), [ReadPoint(9, PROMPT_END)], max_new_tokens=1)

@@ -18,10 +18,13 @@ from safeswitch.core.errors import ActivationError, ContextLengthError, SettingE
 from safeswitch.core.types import Position, Prompt, ReadPoint, as_messages
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.models.vision import Vision
 
 Progress = Callable[[int, int], None]
 APART: tuple[str, ...] = ("appended", "nll")
 """Kinds of position that :func:`safeswitch.activations.reread.reread` reads, in a pass of its own."""
+RUNNING: tuple[str, ...] = ("pilot", "answer")
+"""Kinds of position in the running reply."""
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -50,6 +53,8 @@ def record(
     points: Sequence[ReadPoint],
     *,
     texts: Sequence[str] = (),
+    answers: Sequence[int] = (),
+    visions: Sequence[Vision] = (),
     batch_tokens: int = 16384,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
@@ -58,9 +63,9 @@ def record(
     """Record the states of n sequences at ``points``.
 
     ``prompt_end`` is the state of the prompt's last token, ``pilot:k`` the state after k reply tokens (teacher-forced
-    from ``sequences``), ``window:w`` the states of the last w prompt tokens, left-padded with zeros; ``window:0`` takes
-    whole prompts, padded to the longest. A reply of fewer than k tokens gives the state of its last token, as a run
-    that has come to its end keeps its last state.
+    from ``sequences``), ``answer:k`` that after k tokens of the answer, ``window:w`` the states of
+    the last w prompt tokens, left-padded with zeros; ``window:0`` takes whole prompts, padded to the longest. A reply of
+    fewer than k tokens gives the state of its last token, as a run that has come to its end keeps its last state.
 
     Args:
         lm: The model.
@@ -68,6 +73,8 @@ def record(
         prompt_lengths: Tokens of each sequence that are the prompt's, at least 1.
         points: What to read; layers are resolved numbers.
         texts: The requests' plain texts, to be carried along.
+        answers: Reply tokens in front of each sequence's answer, for ``answer`` points; none: the replies are all answer.
+        visions: The images of each sequence's prompt; none: text alone.
         batch_tokens: Most tokens in a batch, padding included; a longer sequence runs alone.
         dtype: Of the states returned; None keeps the model's.
         device: Where the states are gathered.
@@ -83,13 +90,18 @@ def record(
         ContextLengthError: a sequence that the model cannot take.
     """
     check_request(lm, sequences, prompt_lengths, points, texts, batch_tokens)
-    rows = [list(row[: _needed(length, points)]) for row, length in zip(sequences, prompt_lengths, strict=True)]
-    gather = _Gather(points, prompt_lengths, torch.device(device), dtype)
+    starts = answers or [0] * len(sequences)
+    rows = [
+        list(row[: _needed(length, start, points)])
+        for row, length, start in zip(sequences, prompt_lengths, starts, strict=True)
+    ]
+    gather = _Gather(points, prompt_lengths, starts, torch.device(device), dtype)
     done = 0
     with lm.lock, Reader(lm, [point.layer for point in points]) as reader:
         for batch in length_batches([len(row) for row in rows], lm.traits, batch_tokens=batch_tokens):
             reader.keep = gather.plan(batch, [len(rows[i]) for i in batch])
-            lm.run_backbone(*lm.pad([rows[i] for i in batch]))
+            part = [rows[i] for i in batch]
+            lm.run_backbone(*lm.pad(part), lm.collate([visions[i] for i in batch] if visions else [], part))
             gather.take(batch, reader.states)
             done += len(batch)
             if progress is not None:
@@ -118,7 +130,7 @@ def check_request(
     apart = [str(p) for p in points if p.position.kind in APART]
     if apart:
         raise SettingError(f"record: {', '.join(apart)} is read after appended tokens; use reread")
-    pilots = any(p.position.kind == "pilot" and p.position.index for p in points)
+    pilots = any(p.position.kind in RUNNING and p.position.index for p in points)
     limit = lm.context_length
     for i, (row, length) in enumerate(zip(sequences, lengths, strict=True)):
         if not 1 <= length <= len(row):
@@ -129,9 +141,14 @@ def check_request(
             raise ContextLengthError(f"sequence {i} has {len(row)} tokens; {lm.model_id} takes {limit}")
 
 
-def _needed(prompt_length: int, points: Sequence[ReadPoint]) -> int:
+def _after(position: Position, start: int) -> int:
+    """Reply tokens that must have been fed at ``position``, where the answer begins after ``start`` of them."""
+    return {"pilot": position.index, "answer": start + position.index}.get(position.kind, 0)
+
+
+def _needed(prompt_length: int, start: int, points: Sequence[ReadPoint]) -> int:
     """Tokens after which nothing is read any more."""
-    return prompt_length + max(p.position.index if p.position.kind == "pilot" else 0 for p in points)
+    return prompt_length + max(_after(p.position, start) for p in points)
 
 
 @dataclass
@@ -140,6 +157,7 @@ class _Gather:
 
     points: Sequence[ReadPoint]
     prompt_lengths: Sequence[int]
+    answers: Sequence[int]
     device: torch.device
     dtype: torch.dtype | None
     states: dict[ReadPoint, Tensor] = field(default_factory=dict)
@@ -159,7 +177,7 @@ class _Gather:
                 steps = torch.arange(min(position.index or most, most) - 1, -1, -1)
                 columns = (start + prompt - 1)[:, None] - steps
             else:
-                after = position.index if position.kind == "pilot" else 0
+                after = torch.tensor([_after(position, self.answers[i]) for i in batch])
                 columns = (start + torch.minimum(prompt - 1 + after, size - 1))[:, None]
             self._valid[position] = columns >= start[:, None]
             self._columns[position] = columns.clamp_min(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,7 +69,7 @@ def evaluate(
     """Measure one model, with a switch or untouched, on a suite: log, tables and pictures, resumable."""
     methods = ("safeswitch",) if switch else ("base",)
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
-    _run(engine, model, methods, switch, None, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out)
+    run(engine, model, methods, switch, None, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out)
 
 
 def compare(
@@ -99,14 +99,19 @@ def compare(
     """
     names = tuple(name.strip() for name in methods.split(","))
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
-    _run(engine, model, names, switch, fit_data, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out)
+    run(engine, model, names, switch, fit_data, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out)
 
 
-def _run(
+def run(
     engine: Any, model: str, methods: tuple[str, ...], switch: str | None, fit_data: list[str] | None, suite: str,
     benchmark: list[str] | None, data: Path | None, hub: bool, limit: int | None, seed: int,
-    max_new_tokens: int | None, judge: list[str] | None, out: Path,
+    max_new_tokens: int | None, judge: list[str] | None, out: Path, around: Callable[[Any], Any] = lambda ready: ready,
 ) -> None:
+    """Run methods on a suite and print the first table.
+
+    Args:
+        around: Makes out of what prepares the methods what is run.
+    """
     from safeswitch.evaluation.bench import Asked, run_bench
     from safeswitch.evaluation.candidates import check_methods, prepare
     from safeswitch.evaluation.catalogue import benchmarks, suite_benchmarks
@@ -136,7 +141,7 @@ def _run(
     )
     with bars(console) as advance:
         run_bench(
-            engine, asked, lambda log: prepare(engine, methods, fitting, log, say), out, say=say, progress=advance
+            engine, asked, around(lambda log: prepare(engine, methods, fitting, log, say)), out, say=say, progress=advance
         )
     Console().print(Markdown((out / "table.md").read_text(encoding="utf-8")))
     print(f"written to {out}: table.md, tables/, figures.json, pareto.png")

@@ -42,6 +42,7 @@ from safeswitch.cli.options import (
     TokensOption,
     TopPOption,
 )
+from safeswitch.cli.reasoning import reasoning
 from safeswitch.cli.report import report
 from safeswitch.cli.serve import serve
 from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError, check_choice
@@ -51,6 +52,7 @@ _KEPT = {
     "generate": "the replies written so far are kept, and the same command goes on from there",
     "eval": "the run folder keeps what is done, and the same command goes on from there",
     "attack": "the run folder keeps what is done, and the same command goes on from there",
+    "reasoning": "the run folder keeps what is done, and the same command goes on from there",
     "compare": "the run folder keeps what is done, and the same command goes on from there",
 }
 
@@ -148,6 +150,8 @@ def fit(
     stages: Annotated[str, typer.Option(help="two, stage1 or direct.")] = "two",
     rule: Annotated[str, typer.Option(help="auto, and, product.")] = "auto",
     pilot: Annotated[int, typer.Option(min=0, help="Pilot tokens before stage 2.")] = 3,
+    pilot_from: Annotated[str, typer.Option(help="reply, or answer: counted from the end of a model's thinking.")] = "reply",
+    reply_tokens: Annotated[int, typer.Option(min=1, help="Length of the replies that are judged, thinking included.")] = 32,
     readers: Annotated[
         str, typer.Option(help="What stage 1 fuses, joined by commas: layers, window, text.")
     ] = "layers,window,text",
@@ -177,6 +181,7 @@ def fit(
 
     settings = FitSettings(
         budget=budget, stages=stages, rule=rule, pilot=pilot, readers=tuple(readers.split(",")), watch=watch,  # type: ignore[arg-type]
+        pilot_from=pilot_from, reply_tokens=reply_tokens,  # type: ignore[arg-type]
         fail=fail, seed=seed, trust_replies=trust_replies, head=HeadSettings(kind=head, beta=beta, seed=seed),  # type: ignore[arg-type]
     )
     check_choice("command line", "engine", engine_name, ("transformers", "vllm"))
@@ -335,6 +340,7 @@ def demo(
 
 
 app.command()(adapted)
+app.command()(reasoning)
 
 
 @app.command()

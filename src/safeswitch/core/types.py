@@ -9,26 +9,34 @@ Layer numbers follow ``output_hidden_states`` of transformers: 0 is the embeddin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from safeswitch.core.errors import DataError, SettingError, check_choice, check_unicode
+from safeswitch.core.pictures import Picture, read_parts
 
 Role = Literal["system", "user", "assistant"]
 Label = Literal["safe", "unsafe", ""]
-PositionKind = Literal["prompt_end", "pilot", "window", "appended", "nll"]
+PositionKind = Literal["prompt_end", "pilot", "answer", "window", "appended", "nll"]
 
 ROLES: tuple[str, ...] = ("system", "user", "assistant")
 LABELS: tuple[str, ...] = ("safe", "unsafe")
-POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "window", "appended", "nll")
+POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "answer", "window", "appended", "nll")
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Args:
+        role: Whose.
+        content: Its text.
+        images: Its images, for models that take them.
+    """
 
     role: Role
     content: str
+    images: tuple[Picture, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -36,6 +44,34 @@ class Message:
         if not isinstance(self.content, str):
             raise DataError(f"message content must be text; got {type(self.content).__name__}")
         check_unicode("message content", self.content)
+
+    @classmethod
+    def of(cls, role: Any, content: Any) -> Message:
+        """A turn whose content is text, or a list of parts (see :func:`safeswitch.core.pictures.read_parts`)."""
+        return cls(role, *read_parts(content)) if isinstance(content, list | tuple) else cls(role, content)
+
+    def around(self, before: str = "", after: str = "") -> Message:
+        """The turn with text before and after its own; images stay where they stand in it."""
+        moved = tuple(replace(picture, at=picture.at + len(before)) for picture in self.images)
+        return replace(self, content=f"{before}{self.content}{after}", images=moved)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing in it but white space."""
+        return not (self.content.strip() or self.images)
+
+    def to_content(self) -> str | list[dict[str, str]]:
+        """As plain JSON: text, or a list of parts where there are images."""
+        if not self.images:
+            return self.content
+        parts: list[dict[str, str]] = []
+        start = 0
+        for picture in sorted(self.images, key=lambda p: p.at):
+            if picture.at > start:
+                parts.append({"type": "text", "text": self.content[start : picture.at]})
+                start = picture.at
+            parts.append(picture.to_part())
+        return [*parts, {"type": "text", "text": self.content[start:]}] if start < len(self.content) else parts
 
 
 @dataclass(frozen=True)
@@ -76,7 +112,7 @@ class Example:
             raise DataError(f"example {self.id!r}: has no messages")
         if self.messages[-1].role != "user":
             raise DataError(f"example {self.id!r}: the last message must be the user's")
-        if not self.messages[-1].content.strip():
+        if self.messages[-1].empty:
             raise DataError(f"example {self.id!r}: the user's message is empty")
         named = ("id", "category", "source", "group", "wrapper", "reply", "prefill")
         texts = [(name, getattr(self, name) or "") for name in named]
@@ -119,7 +155,7 @@ class Tokens:
             raise DataError("the prompt is empty; give at least one token")
 
 
-Prompt = str | Sequence[Message] | Sequence[Mapping[str, str]] | Example | Tokens
+Prompt = str | Sequence[Message] | Sequence[Mapping[str, Any]] | Example | Tokens
 
 
 def as_messages(prompt: Prompt) -> tuple[Message, ...]:
@@ -143,12 +179,12 @@ def as_messages(prompt: Prompt) -> tuple[Message, ...]:
         if isinstance(turn, Message):
             messages.append(turn)
         elif isinstance(turn, Mapping) and "role" in turn and "content" in turn:
-            messages.append(Message(turn["role"], turn["content"]))
+            messages.append(Message.of(turn["role"], turn["content"]))
         else:
             raise DataError(f"turn {i} of the prompt needs 'role' and 'content'; got {turn!r}")
     if not messages:
         raise DataError("the prompt has no messages")
-    if messages[-1].role == "user" and not messages[-1].content.strip():
+    if messages[-1].role == "user" and messages[-1].empty:
         raise DataError("the last user message is empty")
     return tuple(messages)
 
@@ -159,11 +195,13 @@ class Position:
 
     Args:
         kind: ``prompt_end`` is the last prompt token (its state predicts the first reply token); ``pilot`` the
-            state after ``index`` reply tokens have been fed (``index`` 0 equals ``prompt_end``); ``window`` the
-            last ``index`` prompt tokens, each on its own (0: all of them). Two are read in a pass of their own, after the
-            tokens that a prober appends: ``appended`` is the state of the last of these, ``nll`` no state but the mean
+            state after ``index`` reply tokens have been fed (``index`` 0 equals ``prompt_end``); ``answer`` the state after
+            ``index`` tokens of the answer of a reasoning model have been fed, ``index`` 0 being the last token of the mark that
+            ends its thinking (a reply without thinking is all answer: there it equals ``pilot``); ``window`` the last
+            ``index`` prompt tokens, each on its own (0: all of them). Two are read in a pass of their own, after the tokens
+            that a prober appends: ``appended`` is the state of the last of these, ``nll`` no state but the mean
             negative log-likelihood of the last ``index`` of them, in nats.
-        index: Pilot token count k, window length, or number of appended tokens, in tokens.
+        index: Pilot or answer token count k, window length, or number of appended tokens, in tokens.
     """
 
     kind: PositionKind

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safeswitch.core.errors import DataError, SettingError, check_choice
-from safeswitch.core.types import LABELS, Example
+from safeswitch.core.types import LABELS, Example, Message
 from safeswitch.data.hub import hub_rows
 from safeswitch.data.rows import CONTEXT_ROLES, ContextRole, to_example
 
@@ -73,7 +73,17 @@ def read_examples(
         raise DataError(_report([f"{source}, {fault}" for fault in faults]))
     if not examples:
         raise DataError(f"{source} holds no rows")
+    beside = Path(source).parent
+    examples = [replace(e, messages=tuple(_beside(m, beside) for m in e.messages)) for e in examples]
     return [e if e.category or not category else replace(e, category=category) for e in examples]
+
+
+def _beside(message: Message, folder: Path) -> Message:
+    """The turn with the paths of its images taken from the data file's folder."""
+    if not message.images:
+        return message
+    images = [replace(p, source=str(folder / p.source)) if isinstance(p.source, str) else p for p in message.images]
+    return replace(message, images=tuple(images))
 
 
 def _sort_out(rows: Iterable[Row], settings: Mapping[str, Any]) -> tuple[list[Example], list[str]]:

@@ -6,7 +6,7 @@ Fields, all optional but the prompt (or messages):
 
     id          unique within the file; default ``<file stem>-<row number>``
     prompt      text of one user turn; or
-    messages    list of ``{"role", "content"}``, the user's last
+    messages    list of ``{"role", "content"}``, the user's last; content is text, or a list of parts with text and images
     label       ``safe`` or ``unsafe``: what the request deserves; may be missing where that is not asked
     context     text that belongs in front of the request, see :func:`context_role`
     category, source, group, wrapper, reply, prefill
@@ -130,7 +130,7 @@ def _messages(row: Mapping[str, Any], prompt_field: str) -> tuple[Message, ...]:
     for i, turn in enumerate(turns):
         if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn):
             raise DataError(f"field 'messages': turn {i} needs 'role' and 'content'; got {turn!r}")
-    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
+    return tuple(Message.of(turn["role"], turn["content"]) for turn in turns)
 
 
 def _with_context(messages: tuple[Message, ...], context: str, role: str) -> tuple[Message, ...]:
@@ -138,8 +138,7 @@ def _with_context(messages: tuple[Message, ...], context: str, role: str) -> tup
         if messages[0].role == "system":
             raise DataError("field 'context' is to be the system message, but 'messages' has one already")
         return (Message("system", context), *messages)
-    last = messages[-1]
-    return (*messages[:-1], Message(last.role, f"{context}{CONTEXT_JOIN}{last.content}"))
+    return (*messages[:-1], messages[-1].around(before=f"{context}{CONTEXT_JOIN}"))
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -17,12 +17,12 @@ from safeswitch.core.types import Example
 
 def to_row(example: Example) -> dict[str, Any]:
     """Plain JSON types, empty fields left out; :func:`safeswitch.data.rows.to_example` reads it back equal
-    (an empty source comes back as the file's stem)."""
+    (an empty source comes back as the file's stem), but for images that came loaded and not by path."""
     row: dict[str, Any] = {"id": example.id}
-    if len(example.messages) == 1:
+    if len(example.messages) == 1 and not example.messages[0].images:
         row["prompt"] = example.prompt
     else:
-        row["messages"] = [{"role": m.role, "content": m.content} for m in example.messages]
+        row["messages"] = [{"role": m.role, "content": m.to_content()} for m in example.messages]
     optional = {
         "label": example.label, "category": example.category, "source": example.source, "group": example.group,
         "wrapper": example.wrapper, "reply": example.reply, "answers": list(example.answers),

@@ -44,6 +44,8 @@ class Loop:
         self.generators: list[torch.Generator] = []
         self.offset = torch.zeros(0, dtype=torch.long)
         self.offsets = [0]
+        self.ends = torch.zeros(0, dtype=torch.long)
+        """Position of each row's first reply token: its prompt's length, or less where images take up fewer positions."""
 
     def __call__(
         self,
@@ -79,11 +81,14 @@ class Loop:
                 model_kwargs["position_ids"].clamp_(max=self.context - 1)
             logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=device)
             del outputs
+            if first and model_kwargs.get("position_ids") is not None:
+                self.ends = model_kwargs["position_ids"][..., -1].clone()
             first = False
             turned = self._turn_back(input_ids, width, alive, ends, pad_id, model_kwargs)
             tokens = self._choose(self._process(logits_processor, input_ids, logits), generation_config.do_sample)
             if not bool(alive.all()):
                 tokens = torch.where(alive.to(device), tokens, pad_id)
+            rows.see(tokens)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             rows.valid = alive
             rows.fed += 1
@@ -114,8 +119,7 @@ class Loop:
             model_kwargs["attention_mask"] = input_ids.new_ones(input_ids.shape[0], width + fed + 1)
         model_kwargs["attention_mask"][at, width : width + fed] = 0
         if model_kwargs.get("position_ids") is not None:
-            lengths = torch.tensor([rows.lengths[int(row)] for row in turned], device=input_ids.device)
-            model_kwargs["position_ids"][..., at, -1] = lengths
+            model_kwargs["position_ids"][..., at, -1] = self.ends[..., at]
         prompts = input_ids[at, :width].clone()
         input_ids[at, fed:] = prompts
         input_ids[at, :fed] = pad_id

@@ -123,7 +123,9 @@ def _row(example: Example, answer: Reply | str) -> dict[str, Any]:
 
 def request_hash(example: Example) -> str:
     """SHA-256 (first 16 hex digits) of the messages."""
-    return hashlib.sha256(repr(as_messages(example)).encode()).hexdigest()[:16]
+    messages = as_messages(example)
+    images = [(i, picture.at, picture.key) for i, message in enumerate(messages) for picture in message.images]
+    return hashlib.sha256(f"{messages!r}{images or ''}".encode()).hexdigest()[:16]
 
 
 def _seed(seed: int, example: Example) -> int:

@@ -58,6 +58,8 @@ class Options:
         config: All that ``transformers`` is told.
         processors: The caller's logits processors.
         criteria: The caller's stopping criteria.
+        show_thinking: Whether text holds the model's thinking.
+        thinking_budget: Tokens after which thinking is made to end.
     """
 
     max_new_tokens: int
@@ -65,6 +67,12 @@ class Options:
     config: GenerationConfig
     processors: Sequence[Any]
     criteria: Sequence[Any]
+    show_thinking: bool = True
+    thinking_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.thinking_budget is not None and self.thinking_budget < 0:
+            raise SettingError(f"generate: thinking_budget must be 0 tokens or more; got {self.thinking_budget}")
 
     @property
     def end_ids(self) -> set[int]:
@@ -74,7 +82,8 @@ class Options:
 
 
 def make_options(
-    own: GenerationConfig, limits: Sequence[int], stop: str | Sequence[str], keywords: Mapping[str, Any], pad_token_id: int
+    own: GenerationConfig, limits: Sequence[int], stop: str | Sequence[str], keywords: Mapping[str, Any], pad_token_id: int,
+    show_thinking: bool = True, thinking_budget: int | None = None,
 ) -> Options:
     """Put together what the caller asks for (``limits``: reply tokens of each prompt) and, where the caller says nothing,
     what ``own``, the model's config, says.
@@ -107,7 +116,10 @@ def make_options(
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     more, config.stop_strings = config.stop_strings or (), None
     stops += (more,) if isinstance(more, str) else tuple(more)
-    return Options(max_new_tokens, tuple(s for s in stops if s), config, tuple(processors or ()), tuple(criteria or ()))
+    return Options(
+        max_new_tokens, tuple(s for s in stops if s), config, tuple(processors or ()), tuple(criteria or ()), show_thinking,
+        thinking_budget,
+    )
 
 
 def _inherit(config: GenerationConfig, own: GenerationConfig) -> None:

@@ -24,6 +24,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ModelError
 from safeswitch.core.types import Decision, ReadPoint
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.models.thinking import Thread
 from safeswitch.switch.actuators import Actuator, HeadActuator, Steering
 from safeswitch.switch.gate import Gate, Verdict
 
@@ -40,6 +41,7 @@ class Rows:
         texts: Plain text of each request, for readers of text.
         in_place: Whether a row that fires late may be taken back inside this batch; else it only stops here.
         apart: What stage 1 reads in a pass of its own, already read.
+        threads: Follow the thinking of each row, where stage 2 waits for its end.
 
     Raises:
         ModelError: the gate reads the top layer of a model whose head is given something that cannot be worked back to it.
@@ -55,11 +57,13 @@ class Rows:
         *,
         in_place: bool,
         apart: Mapping[ReadPoint, Tensor] | None = None,
+        threads: Sequence[Thread] = (),
     ) -> None:
         self.gate, self.actuator = gate, actuator
         self.head = actuator if isinstance(actuator, HeadActuator) else None
         self.in_place = in_place and self.head is not None
         self._apart = apart or {}
+        self._threads = tuple(threads)
         self.lengths, self.texts = lengths, tuple(texts)
         n = len(lengths)
         self.fired = torch.zeros(n, dtype=torch.bool)
@@ -140,7 +144,7 @@ class Rows:
         """``[b]`` bool: rows whose newest token the watch may judge."""
         if not self._watching:
             return torch.zeros_like(self.fired)
-        return ~self.fired & ~self.pending & self.valid
+        return ~self.fired & (~self.pending | self.gate.answers) & self.valid
 
     @property
     def _watching(self) -> bool:
@@ -151,6 +155,27 @@ class Rows:
     def unread(self) -> int:
         """Newest tokens of a running row on which the watch has yet to speak."""
         return (self.fed % self.gate.watch_every or self.gate.watch_every) if self._watching else 0
+
+    def see(self, tokens: Tensor) -> None:
+        """Be told of the tokens ``[b]`` just chosen, before they are fed, where rows wait for the end of their thinking."""
+        following = (self.pending & self.alive).nonzero().flatten().tolist() if self._threads else []
+        if following:
+            chosen = tokens.tolist()
+            for row in following:
+                self._threads[row].take(chosen[row])
+
+    @property
+    def _answers(self) -> Tensor:
+        """``[b]``: reply tokens in front of each row's answer, infinite while it has not begun."""
+        if not self.gate.answers:
+            return torch.zeros(len(self.lengths))
+        return torch.tensor([float("inf") if t.answer is None else float(t.answer) for t in self._threads])
+
+    @property
+    def _due(self) -> Tensor:
+        """``[b]`` bool: rows on which stage 2 is to speak now."""
+        over = self.gate.answers & ~self.alive
+        return self.pending & (over | (self.fed >= self._answers + self.gate.pilot))
 
     def _keep(self, layer: int, hidden: Tensor) -> Tensor:
         """What is kept of one layer's output ``[b, t, d]``: its prompt window, or its last token ``[b, 1, d]``."""
@@ -237,7 +262,7 @@ class Rows:
         if bool(self.pending.any()):
             self._last = {layer: self._state(layer, hidden).clone() for layer in self._reply_layers}
         self._take_pilot()
-        if self.gate.pilot == 0 and bool(self.pending.any()):
+        if bool(self._due.any()):
             self._judge_pilot()
 
     @property
@@ -266,8 +291,9 @@ class Rows:
         if bool(self.pending.any()):
             self._keep_newest(hidden)
             self._take_pilot()
-            if self.fed == self.gate.pilot:
-                ended = self.pending & ~self.valid
+            due = self._due
+            if bool(due.any()):
+                ended = due & ~self.valid
                 self._judge_pilot()
         if self.gate.watch is not None:
             self._judge_watched(hidden, ended & ~self.fired)
@@ -299,14 +325,15 @@ class Rows:
 
     def _take_pilot(self) -> None:
         for point in self.gate.pilot_points if self._last else ():
-            if point.position.index == self.fed:
-                self._pilot[point] = self._last[point.layer].clone()
+            newest = self._last[point.layer]
+            running = (self.fed <= self._answers + point.position.index).to(newest.device)[:, None]
+            self._pilot[point] = torch.where(running, newest, self._pilot[point]) if self.fed else newest.clone()
 
     def _judge_pilot(self) -> None:
         assert self._prompt is not None
         start = time.perf_counter()
         everything = Activations({**self._prompt.states, **self._pilot}, self._prompt.masks, self.texts)
-        due = self.pending.clone()
+        due = self._due
         rows = due.nonzero().flatten()
         verdict = self.gate.at_pilot(everything.select(rows), self._stage1[rows])
         self._record("stage2", verdict, due, start)
@@ -315,7 +342,7 @@ class Rows:
         """Write a verdict on the ``judged`` rows into flags and decisions."""
         rows = judged.nonzero().flatten()
         self.fired[rows] = verdict.fired
-        self.pending[rows] = verdict.pending
+        self.pending[rows] = verdict.pending if stage != "watch" else self.pending[rows] & ~verdict.fired
         if stage == "stage1":
             self._stage1 = verdict.scores
             self._relieve(verdict)

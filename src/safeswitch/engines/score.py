@@ -69,6 +69,8 @@ def _fired(engine: TransformersEngine, conversations: Sequence[tuple[Message, ..
     """The gate's decision on each conversation; equal ones are asked once."""
     if switch is None:
         return [False] * len(conversations)
+    if switch.gate.answers:
+        raise SettingError("likelihoods: the gate waits for the end of the model's thinking, and a given reply has none")
     distinct = list(dict.fromkeys(conversations))
     replies = engine.generate(distinct, switch, max_new_tokens=switch.gate.pilot + 1, do_sample=False)
     decided = {c: r.decision.fired for c, r in zip(distinct, replies, strict=True)}

@@ -20,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from safeswitch.core.types import Reply
 from safeswitch.engines.rows import Rows
+from safeswitch.models.thinking import Thread
 
 
 class Follower:
@@ -61,10 +62,17 @@ class StreamerFollower(Follower):
 
 
 class RowSink:
-    """Holds the tokens of one row back until they are decided."""
+    """Holds the tokens of one row back until they are decided, and those of its thinking for good where they are not wanted.
 
-    def __init__(self, follower: Follower) -> None:
+    Args:
+        follower: Is given the others.
+        thread: Makes what follows the reply's thinking, where that is to be hidden.
+    """
+
+    def __init__(self, follower: Follower, thread: Callable[[], Thread] | None = None) -> None:
         self.follower = follower
+        self._made = thread
+        self._thread = thread() if thread is not None else None
         self.tokens: list[int] = []
         self.over = False
         self._shown = 0
@@ -75,12 +83,24 @@ class RowSink:
         if self._shown:
             self.follower.restart()
         self.tokens, self._shown = [], 0
+        self._thread = self._made() if self._made is not None else None
+
+    def take(self, token: int) -> None:
+        """The row's next token."""
+        self.tokens.append(token)
+        if self._thread is not None:
+            self._thread.take(token)
 
     def show(self, count: int) -> None:
-        """Let the first ``count`` tokens through."""
-        for token in self.tokens[self._shown : count]:
+        """Let the first ``count`` tokens through, but for hidden thinking."""
+        hidden = self._thread.answer if self._thread is not None else 0
+        if hidden is not None:
+            self._give(max(hidden, self._shown), count)
+
+    def _give(self, start: int, count: int) -> None:
+        for token in self.tokens[start:count]:
             self.follower.token(token)
-        self._shown = max(self._shown, count)
+            self._shown = count
 
     def fire(self) -> None:
         """The request has fired and is acted on."""
@@ -93,12 +113,15 @@ class RowSink:
         self.begin()
         if reply.decision.actuator != "none":
             self.fire()
-        self.tokens = list(reply.token_ids)
+        for token in reply.token_ids:
+            self.take(token)
         self.finish(reply)
 
     def finish(self, reply: Reply) -> None:
         """Let everything through, and the whole reply."""
         self.show(len(self.tokens))
+        if self._thread is not None and self._thread.answer is None and reply.decision.fired:
+            self._give(0, len(self.tokens))
         self.over = True
         self.follower.done(reply)
 
@@ -129,7 +152,7 @@ class Sinks:
             if bool(rows.fired[i]) and rows.acts:
                 sink.fire()
             if bool(rows.valid[i]):
-                sink.tokens.append(chosen[i])
+                sink.take(chosen[i])
             if bool(rows.pending[i]) and rows.acts:
                 continue
             running = bool(rows.alive[i] | waiting[i])

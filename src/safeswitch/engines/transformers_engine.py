@@ -7,7 +7,7 @@ states) is run again from its prompt: slower, and correct. Knows nothing of labe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -16,12 +16,13 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from safeswitch.activations.record import prompt_text, record
+from safeswitch.activations.record import RUNNING, prompt_text, record
 from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import ContextLengthError, SettingError
+from safeswitch.core.errors import ContextLengthError, DataError, SettingError
 from safeswitch.core.types import Decision, Message, Prompt, ReadPoint, Reply, Tokens, as_messages
 from safeswitch.engines.base import Engine, row_seeds
+from safeswitch.engines.budget import ThinkingBudget
 from safeswitch.engines.decode import Loop
 from safeswitch.engines.late import judge_late
 from safeswitch.engines.options import Options, make_options
@@ -30,6 +31,8 @@ from safeswitch.engines.steer import acting
 from safeswitch.engines.streaming import Follower, Gone, Limits, Release, RowSink, Sinks, Stream, StreamerFollower
 from safeswitch.models.batching import length_batches, mixes
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.models.thinking import Thread
+from safeswitch.models.vision import Encoded, Vision
 from safeswitch.switch.actuators import Actuator, BodyActuator, Canned, HeadActuator, NoAction, PromptActuator, Steering
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
@@ -46,6 +49,8 @@ class Request:
         seed: Sampling seed.
         limit: Most reply tokens.
         strength: Of the switch's steering, where it is not the switch's own.
+        vision: Its images.
+        opened: What the prompt says of the thinking of its reply.
         decision: What an earlier reading decided, where the request is run again.
     """
 
@@ -55,6 +60,8 @@ class Request:
     seed: int | None
     limit: int
     strength: float | None = None
+    vision: Vision = field(default_factory=dict)
+    opened: bool | None = False
     decision: Decision | None = None
 
 
@@ -94,6 +101,8 @@ class TransformersEngine(Engine):
         streamer: BaseStreamer | None = None,
         followers: Sequence[Follower] | None = None,
         progress: Callable[[int], None] | None = None,
+        show_thinking: bool = True,
+        thinking_budget: int | None = None,
         **options: Any,
     ) -> list[Reply]:
         """One reply per prompt, in order. ``options`` are those of ``transformers``' ``generate``.
@@ -112,11 +121,14 @@ class TransformersEngine(Engine):
             streamer: A ``transformers`` streamer for a single prompt; is given decided tokens only.
             followers: One for each prompt; each is given its reply's decided tokens, and the reply as soon as it is whole.
             progress: Called with the number of replies finished since the last call.
+            show_thinking: Whether text and streams hold the model's thinking; a reply's tokens hold it in any case.
+            thinking_budget: Tokens after which thinking is made to end, by its mark; replies that have switched are let be.
 
         Raises:
             DataError: an empty prompt.
             ContextLengthError: a prompt that leaves no room for the reply, as it is or with a system text in front.
-            SettingError: an option that cannot be honoured on both sides of the switch.
+            SettingError: an option that cannot be honoured on both sides of the switch, or a gate or budget that waits for
+                the end of thinking where the model has no known marks.
             FingerprintError: a switch of another model.
         """
         if streamer is not None and len(prompts) != 1:
@@ -126,13 +138,15 @@ class TransformersEngine(Engine):
             if given is not None and len(given) != len(prompts):
                 raise SettingError(f"generate: {len(prompts)} prompts but {len(given)} {name}")
         own, pad = self.lm.model.generation_config, self.lm.pad_token_id
-        chosen = make_options(own, limits, stop_strings, options, pad)
+        chosen = make_options(own, limits, stop_strings, options, pad, show_thinking, thinking_budget)
         switch = switch or Switch(Gate(), NoAction())
+        if switch.gate.answers or thinking_budget is not None:
+            self.lm.needs_thinking()
         with self.lm.lock, torch.no_grad():
             requests = self._requests(prompts, switch, limits, seed, _strengths(strength, len(prompts), switch.actuator))
             if streamer is not None:
                 followers = [StreamerFollower(streamer, requests[0].ids)]
-            followed = {i: RowSink(f) for i, f in enumerate(followers or ())}
+            followed = {i: RowSink(f, self._hider(requests[i], chosen)) for i, f in enumerate(followers or ())}
             replies: dict[int, Reply] = {}
             for batch in self._batches(requests, _reach(switch.gate, chosen)):
                 for request, reply in zip(batch, self._run(batch, switch, chosen, followed), strict=True):
@@ -159,17 +173,26 @@ class TransformersEngine(Engine):
 
         Raises:
             ActivationError: states that are not finite.
+            SettingError: ``answer`` points, and a model without known thinking marks.
         """
         replies: list[Reply] = []
         if max_new_tokens:
             replies = self.generate(prompts, max_new_tokens=max_new_tokens, do_sample=False, progress=progress)
-        rows = self.lm.encode(list(prompts))
-        deepest = max((p.position.index for p in points if p.position.kind == "pilot"), default=0)
-        fed = [reply.token_ids[:deepest] for reply in replies] or [()] * len(rows)
+        encoded = self.lm.inputs(list(prompts))
+        rows = [one.ids for one in encoded]
+        deepest = max((p.position.index for p in points if p.position.kind in RUNNING), default=0)
+        answers = [0] * len(rows)
+        if replies and any(p.position.kind == "answer" for p in points):
+            told = zip(prompts, rows, replies, strict=True)
+            answers = [self.lm.answer_start(as_messages(p), ids, r.token_ids) for p, ids, r in told]
+        fed = [r.token_ids[: a + deepest] for r, a in zip(replies, answers, strict=True)] if replies else [()] * len(rows)
         sequences = [[*row, *tokens] for row, tokens in zip(rows, fed, strict=True)]
         texts = [prompt_text(p) for p in prompts]
         with self.lm.lock:
-            acts = record(self.lm, sequences, [len(row) for row in rows], points, texts=texts, dtype=torch.float32)
+            acts = record(
+                self.lm, sequences, [len(row) for row in rows], points, texts=texts, answers=answers,
+                visions=[one.vision for one in encoded], dtype=torch.float32,
+            )
         return replies, acts
 
     def stream(self, prompt: Prompt, switch: Switch | None = None, **options: Any) -> Stream:
@@ -193,29 +216,33 @@ class TransformersEngine(Engine):
     ) -> list[Request]:
         switch.check(self.lm, allow_other_model=self.allow_other_model)
         conversations = [as_messages(p) for p in prompts]
-        rows = self.lm.encode(
+        encoded = self.lm.inputs(
             [p if isinstance(p, Tokens) else m for p, m in zip(prompts, conversations, strict=True)],
             room=[_room(switch.gate, limit) for limit in limits],
         )
+        rows = [one.ids for one in encoded]
+        _check_apart(switch.gate, encoded)
         if isinstance(switch.actuator, PromptActuator):
             if any(isinstance(p, Tokens) for p in prompts):
                 kind = type(switch.actuator).__name__
                 raise SettingError(f"generate: {kind} edits conversations; a prompt given as tokens is none")
             self._edited(switch.actuator, conversations, limits)
-        own = zip(conversations, rows, row_seeds(seed, len(rows)), limits, strengths, strict=True)
+        opened = [self.lm.thinking_opened(m, ids) for m, ids in zip(conversations, rows, strict=True)]
+        seeds = row_seeds(seed, len(rows))
+        own = zip(conversations, rows, seeds, limits, strengths, [one.vision for one in encoded], opened, strict=True)
         return [Request(i, *parts) for i, parts in enumerate(own)]
 
     def _edited(
         self, actuator: PromptActuator, conversations: Sequence[tuple[Message, ...]], limits: Sequence[int]
-    ) -> tuple[list[tuple[Message, ...]], list[list[int]]]:
-        """The conversations as the prompt action makes them, and their tokens.
+    ) -> tuple[list[tuple[Message, ...]], list[Encoded]]:
+        """The conversations as the prompt action makes them, as they are and encoded.
 
         Raises:
             ContextLengthError: one that no longer fits.
         """
         edited = [actuator.edit(messages) for messages in conversations]
         try:
-            return edited, self.lm.encode(edited, room=limits)
+            return edited, self.lm.inputs(edited, room=limits)
         except ContextLengthError as error:
             raise ContextLengthError(f"with the text of {type(actuator).__name__} in front, {error}") from error
 
@@ -268,7 +295,8 @@ class TransformersEngine(Engine):
             return [self._canned(request, actuator, followed) for request in batch]
         if isinstance(actuator, PromptActuator):
             edited, rows = self._edited(actuator, [r.messages for r in batch], [r.limit for r in batch])
-            batch = [replace(r, messages=m, ids=ids) for r, m, ids in zip(batch, edited, rows, strict=True)]
+            told = zip(batch, edited, rows, strict=True)
+            batch = [replace(r, messages=m, ids=one.ids, vision=one.vision) for r, m, one in told]
         inner = Switch(Gate(always=True), actuator) if isinstance(actuator, HeadActuator) else Switch(Gate(), NoAction())
         done: dict[int, Reply] = {}
         for part in self._batches(batch, options.max_new_tokens):
@@ -292,13 +320,21 @@ class TransformersEngine(Engine):
     def _rows(self, batch: Sequence[Request], switch: Switch, options: Options) -> Rows:
         gate, actuator = switch.gate, switch.actuator
         lengths = [len(r.ids) for r in batch]
-        late = gate.watch is not None or gate.pilot > 0
+        late = gate.watch is not None or gate.pilot > 0 or gate.answers
         texts = [prompt_text(r.messages) for r in batch]
         in_place = late and self._can_turn_back(max(lengths), gate, options)
         apart = None
         if gate.stage1 is not None and gate.apart_points:
             apart = reread(self.lm, [r.ids for r in batch], gate.stage1.prober.appended, gate.apart_points).states
-        return Rows(self.lm, gate, self._placed(actuator), lengths, texts, in_place=in_place, apart=apart)
+        threads = [self._thread(r) for r in batch] if gate.answers else []
+        return Rows(self.lm, gate, self._placed(actuator), lengths, texts, in_place=in_place, apart=apart, threads=threads)
+
+    def _thread(self, request: Request) -> Thread:
+        return Thread(self.lm.needs_thinking(), request.opened)
+
+    def _hider(self, request: Request, options: Options) -> Callable[[], Thread] | None:
+        """What a stream follows the reply's thinking with, where that is to be hidden."""
+        return None if options.show_thinking or self.lm.thinking is None else lambda: self._thread(request)
 
     def _can_turn_back(self, width: int, gate: Gate, options: Options) -> bool:
         traits, most = self.lm.traits, width + _reach(gate, options)
@@ -309,14 +345,16 @@ class TransformersEngine(Engine):
         if not isinstance(actuator, HeadActuator):
             return actuator
         if actuator not in self._heads:
-            self._heads[actuator] = actuator.to(self.lm.head_device, self.lm.head_dtype)
+            head = actuator.widened(self.lm.vocab_size) if self.allow_other_model else actuator
+            self._heads[actuator] = head.to(self.lm.head_device, self.lm.head_dtype)
         return self._heads[actuator]
 
     def _decode(self, batch: Sequence[Request], rows: Rows, options: Options, followed: Followed) -> list[Reply]:
         def made(i: int, tokens: list[int]) -> Reply:
             return self._reply(batch[i], tokens, rows.decisions[i], options)
 
-        ids, mask = self.lm.pad([r.ids for r in batch])
+        prompts = [r.ids for r in batch]
+        (ids, mask), vision = self.lm.pad(prompts), self.lm.collate([r.vision for r in batch], prompts)
         seeds = None if batch[0].seed is None else [r.seed for r in batch if r.seed is not None]
         sinks = [followed[r.index] for r in batch] if followed else []
         criteria = StoppingCriteriaList(options.criteria)
@@ -326,19 +364,27 @@ class TransformersEngine(Engine):
             criteria.append(Limits(ids.shape[1], [r.limit for r in batch]))
         if options.stop:
             criteria.append(StopStringCriteria(self.lm.tokenizer, list(options.stop)))
+        processors = LogitsProcessorList(options.processors)
+        if options.thinking_budget is not None:
+            opened, marks = [r.opened for r in batch], self.lm.needs_thinking()
+            processors.append(ThinkingBudget(marks, options.thinking_budget, ids.shape[1], opened, rows))
         loop = Loop(rows, seeds, Sinks(rows, sinks, made) if sinks else None, self.lm.context_length)
         with rows:
             tokens: Any = self.lm.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=options.config,
-                logits_processor=LogitsProcessorList(options.processors), stopping_criteria=criteria, custom_generate=loop,
+                input_ids=ids, attention_mask=mask, **vision, generation_config=options.config,
+                logits_processor=processors, stopping_criteria=criteria, custom_generate=loop,
             )
         return [made(i, row) for i, row in enumerate(tokens)]
 
     def _reply(self, request: Request, tokens: list[int], decision: Decision, options: Options) -> Reply:
-        text = str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
+        final = request.decision or decision
+        text = whole = str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
+        if not options.show_thinking and self.lm.thinking is not None:
+            shown = self.lm.thinking.visible(tokens, request.opened, whole=final.fired)
+            text = str(self.lm.tokenizer.decode(shown, skip_special_tokens=True))
         cut = len(tokens) >= request.limit and tokens[-1] not in options.end_ids
-        cut = cut and not any(s in text for s in options.stop)
-        return Reply(text, tuple(tokens), "length" if cut else "stop", request.decision or decision, len(request.ids))
+        cut = cut and not any(s in whole for s in options.stop)
+        return Reply(text, tuple(tokens), "length" if cut else "stop", final, len(request.ids))
 
 
 def _strengths(given: float | Sequence[float] | None, count: int, actuator: Actuator) -> list[float | None]:
@@ -366,6 +412,16 @@ def _strength(request: Request, actuator: Actuator) -> float:
     return own if request.strength is None else request.strength
 
 
+def _check_apart(gate: Gate, encoded: Sequence[Encoded]) -> None:
+    """Refuse images where a stage reads in a pass of its own, which is given tokens alone.
+
+    Raises:
+        DataError: such a gate, and a prompt with images.
+    """
+    if (gate.late is not None or gate.apart_points) and any(one.vision for one in encoded):
+        raise DataError("the gate reads after appended tokens, in a pass that takes no images; give text alone")
+
+
 def _room(gate: Gate, limit: int) -> int:
     """Tokens that must fit behind a prompt: its reply, pilot tokens, tokens that a prober appends."""
     first = len(gate.stage1.prober.appended) if gate.stage1 is not None else 0
@@ -375,5 +431,5 @@ def _room(gate: Gate, limit: int) -> int:
 
 def _reach(gate: Gate, options: Options) -> int:
     """Tokens by which a row may grow: its reply, and what may have to be thrown away before it."""
-    wasted = options.max_new_tokens if gate.watch is not None else gate.pilot
+    wasted = options.max_new_tokens if gate.watch is not None or gate.answers else gate.pilot
     return wasted + options.max_new_tokens

@@ -6,8 +6,9 @@ Knows methods by name only. Knows nothing of suites.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from safeswitch.core.errors import SettingError
@@ -86,7 +87,7 @@ def kept(log: RunLog, name: str, make: Callable[[], Switch]) -> tuple[Switch, bo
 class _Ready:
     def __init__(self, engine: Generating, fitting: Fitting, log: RunLog, say: Callable[[str], None]) -> None:
         self._engine, self._fitting, self._log, self._say = engine, fitting, log, say
-        self._parts: Parts | None = None
+        self._parts = _Late(fitting.data)
         self._seconds: dict[str, float | None] = {}
         self._switches: dict[str, Switch] = {OWN: fitting.own} if fitting.own is not None else {}
 
@@ -119,13 +120,24 @@ class _Ready:
     def _prepare(self, name: str, method: Method) -> Switch:
         self._say(f"preparing {name}")
         if OWN in name.split("+") and name != OWN:
-            share(self._engine, self._data(), self._fitting.settings, self._fitting.complied, self._own())
-        return method.prepare(self._engine, self._data())
+            share(self._engine, self._parts, self._fitting.settings, self._fitting.complied, self._own())
+        return method.prepare(self._engine, self._parts)
 
-    def _data(self) -> Parts:
-        if self._parts is None:
-            self._parts = self._fitting.data()
-        return self._parts
+
+class _Late(Mapping[str, Sequence[Example]]):
+    """Parts that are read when a method looks at them first; a method that needs no fitting runs without any."""
+
+    def __init__(self, read: Callable[[], Parts]) -> None:
+        self._read = cache(read)
+
+    def __getitem__(self, name: str) -> Sequence[Example]:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
 
 
 def _told(method: Method) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from safeswitch.core.errors import ContextLengthError, ModelError
+from safeswitch.core.errors import ContextLengthError, DataError, ModelError
 from safeswitch.core.types import Message, Prompt, Tokens, as_messages
+from safeswitch.models.vision import Encoded, turn_parts
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,18 @@ class ChatEncoder:
         tokenizer: The model's.
         model_id: For messages.
         chat_template: A Jinja template to use instead of the tokenizer's; ``"plain"`` joins the turns' text with line breaks.
+        processor: Of a model that takes images; its template is then taken, and turns are handed to it in parts.
+        no_images: Why images cannot be taken, where there is no processor.
     """
 
     tokenizer: PreTrainedTokenizerBase
     model_id: str
     chat_template: str | None = None
+    processor: Any = None
+    no_images: str = "it reads text only"
 
-    def encode(self, prompts: Sequence[Prompt], *, limit: int | None, room: int | Sequence[int] = 0) -> list[list[int]]:
-        """Token ids of each prompt, ready for the reply's first token, or for its next where the last turn has begun it.
+    def encode(self, prompts: Sequence[Prompt], *, limit: int | None, room: int | Sequence[int] = 0) -> list[Encoded]:
+        """Each prompt as the model is given it, ready for the reply's first token, or for its next where one was begun.
 
         Args:
             prompts: Text, messages or examples; what is given as tokens is taken as it is.
@@ -37,30 +42,43 @@ class ChatEncoder:
         Raises:
             ModelError: no chat template, or one that refuses the conversation.
             ContextLengthError: a prompt that does not fit.
+            DataError: images, where the model takes none, or that cannot be read.
         """
         rows = [self._encode_one(prompt) for prompt in prompts]
         rooms = [room] * len(rows) if isinstance(room, int) else room
         for i, (row, wanted) in enumerate(zip(rows, rooms, strict=True)):
-            if limit is not None and len(row) + wanted > limit:
+            size = len(row.ids)
+            if limit is not None and size + wanted > limit:
                 raise ContextLengthError(
-                    f"prompt {i} has {len(row)} tokens and {wanted} reply tokens are asked for, but {self.model_id} "
-                    f"takes {limit} in all; shorten the prompt or ask for at most {max(0, limit - len(row))} new tokens"
+                    f"prompt {i} has {size} tokens and {wanted} reply tokens are asked for, but {self.model_id} "
+                    f"takes {limit} in all; shorten the prompt or ask for at most {max(0, limit - size)} new tokens"
                 )
         return rows
 
-    def _encode_one(self, prompt: Prompt) -> list[int]:
+    @property
+    def template(self) -> Any:
+        """The template in force, None where there is none."""
+        own = self.processor.chat_template if self.processor is not None else None
+        return self.chat_template or own or self.tokenizer.chat_template
+
+    def _encode_one(self, prompt: Prompt) -> Encoded:
         if isinstance(prompt, Tokens):
-            return list(prompt.ids)
+            return Encoded(list(prompt.ids))
         messages = as_messages(prompt)
+        if any(m.images for m in messages) and (self.processor is None or self.chat_template == "plain"):
+            reason = self.no_images if self.processor is None else "chat_template='plain' gives it the turns' text alone"
+            raise DataError(f"the prompt has images, but {self.model_id} cannot be given any: {reason}")
         if self.chat_template == "plain":
-            return list(self.tokenizer("\n".join(m.content for m in messages))["input_ids"])
-        if not (self.chat_template or self.tokenizer.chat_template):
+            return Encoded(list(self.tokenizer("\n".join(m.content for m in messages))["input_ids"]))
+        if not self.template:
             raise ModelError(
                 f"{self.model_id} has no chat template; give one with chat_template=..., or chat_template='plain' to "
                 "send the bare text of a base model"
             )
         try:
             return self._through_template(messages)
+        except DataError:
+            raise
         except Exception as error:  # a template is foreign code: jinja's errors, and any of Python's
             merged = _without_system(messages)
             if merged is None:
@@ -75,17 +93,25 @@ class ChatEncoder:
         if self.chat_template == "plain":
             return []
         turns = (Message("user", "a"),)
-        bare, whole = (self._through_template(turns, prompting=prompting) for prompting in (False, True))
+        bare, whole = (self._through_template(turns, prompting=prompting).ids for prompting in (False, True))
         return whole[len(bare) :] if whole[: len(bare)] == bare else []
 
-    def _through_template(self, messages: Sequence[Message], *, prompting: bool = True) -> list[int]:
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+    def _through_template(self, messages: Sequence[Message], *, prompting: bool = True) -> Encoded:
         begun = messages[-1].role == "assistant"
-        encoded: Any = self.tokenizer.apply_chat_template(
-            turns, chat_template=self.chat_template, tokenize=True, return_dict=True,
-            add_generation_prompt=prompting and not begun, continue_final_message=begun,
-        )
-        return list(encoded["input_ids"])
+        options: dict[str, Any] = {
+            "tokenize": True, "return_dict": True, "add_generation_prompt": prompting and not begun,
+            "continue_final_message": begun,
+        }
+        if self.processor is None:
+            turns = [{"role": m.role, "content": m.content} for m in messages]
+            encoded: Any = self.tokenizer.apply_chat_template(turns, chat_template=self.chat_template, **options)
+            return Encoded(list(encoded["input_ids"]))
+        parts = [{"role": m.role, "content": turn_parts(m.content, m.images)} for m in messages]
+        encoded = self.processor.apply_chat_template(parts, chat_template=self.template, return_tensors="pt", **options)
+        ids = encoded["input_ids"][0].tolist()
+        if not any(m.images for m in messages):
+            return Encoded(ids)
+        return Encoded(ids, {k: v for k, v in encoded.items() if k not in ("input_ids", "attention_mask")})
 
     def _refused(self, error: Exception) -> ModelError:
         return ModelError(f"the chat template of {self.model_id} refuses the conversation: {type(error).__name__}: {error}")
@@ -99,5 +125,5 @@ def _without_system(messages: Sequence[Message]) -> list[Message] | None:
     first = next((i for i, m in enumerate(messages) if m.role == "user"), None)
     if first is None or messages[0].role != "system":
         return None
-    joined = Message("user", f"{messages[0].content}\n\n{messages[first].content}")
+    joined = messages[first].around(before=f"{messages[0].content}\n\n")
     return [*messages[1:first], joined, *messages[first + 1 :]]

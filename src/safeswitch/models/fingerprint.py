@@ -14,9 +14,10 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from safeswitch.core.errors import ModelError
+from safeswitch.models.locate import sees_images
 from safeswitch.models.offload import loaded_parameters
 
 _SAMPLES_PER_TENSOR = 64
@@ -48,7 +49,7 @@ def fingerprint_of_files(model: str | Path, revision: str | None = None) -> str:
         opened: Any = safe_open(file, framework="pt")
         holders.update(dict.fromkeys(opened.keys(), opened))
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        empty = _empty(AutoConfig.from_pretrained(folder))
     parameters = list(loaded_parameters(empty))
     names: dict[int, list[str]] = {}
     for name, parameter in parameters:
@@ -62,6 +63,16 @@ def fingerprint_of_files(model: str | Path, revision: str | None = None) -> str:
             yield name, holders[stored].get_tensor(stored)
 
     return _digest(tensors())
+
+
+def _empty(config: Any) -> PreTrainedModel:
+    kind = AutoModelForImageTextToText if loads_with_vision(config) else AutoModelForCausalLM
+    return kind.from_config(config)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def loads_with_vision(config: Any) -> bool:
+    """Whether the model of this configuration is loaded with its vision part."""
+    return sees_images(config) and type(config) in AutoModelForImageTextToText._model_mapping
 
 
 def _digest(parameters: Iterable[tuple[str, Tensor]]) -> str:

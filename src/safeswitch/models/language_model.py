@@ -1,6 +1,6 @@
 """A loaded model with its tokenizer: the one object that everything else is given.
 
-Knows loading, chat templates, layer numbers and what the architecture can do (traits). Knows nothing of probers,
+Knows loading, chat templates, images, layer numbers and what the architecture can do (traits). Knows nothing of probers,
 switches or decoding.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,40 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from safeswitch.core.errors import ModelError, SettingError
-from safeswitch.core.types import Prompt
+from safeswitch.core.errors import DataError, ModelError, SettingError
+from safeswitch.core.types import Message, Prompt
 from safeswitch.models.chat import ChatEncoder
-from safeswitch.models.fingerprint import fingerprint
+from safeswitch.models.fingerprint import fingerprint, loads_with_vision
 from safeswitch.models.locate import Parts, locate
 from safeswitch.models.offload import compute_device
+from safeswitch.models.thinking import Thinking
 from safeswitch.models.traits import Traits, find_traits
+from safeswitch.models.vision import Encoded, Vision, collate
 
 
 class LanguageModel:
-    """A decoder-only language model and its tokenizer.
+    """A decoder-only language model and its tokenizer; it may be that of a vision-language model.
 
     Args:
-        model: A loaded ``transformers`` causal LM; it is put into eval mode.
+        model: A loaded ``transformers`` causal LM, or image-text-to-text model; it is put into eval mode.
         tokenizer: Its tokenizer.
         model_id: Folder or hub id, for the record.
         revision: Hub revision, for the record.
         chat_template: A Jinja template to use instead of the tokenizer's; ``"plain"`` joins the turns' text with line
             breaks, for base models.
+        thinking: Start and end mark of the model's thinking; None looks for well-known ones.
+        processor: Of a vision-language model, for prompts with images; its chat template is then taken.
+        no_images: Why images cannot be taken, for messages, where there is no processor.
     """
 
     def __init__(
@@ -47,12 +60,17 @@ class LanguageModel:
         model_id: str = "",
         revision: str | None = None,
         chat_template: str | None = None,
+        thinking: tuple[str, str] | None = None,
+        processor: Any = None,
+        no_images: str = "it reads text only",
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.model_id = model_id or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.revision = revision
         self.chat_template = chat_template
+        self.processor = processor
+        self._marks, self._no_images = thinking, no_images
         self.parts: Parts = locate(model)
         self.lock = threading.RLock()
         """Held by whoever has hooks on the model."""
@@ -67,10 +85,11 @@ class LanguageModel:
         cache_dir: str | None = None,
         chat_template: str | None = None,
         trust_remote_code: bool = False,
+        thinking: tuple[str, str] | None = None,
         **kwargs: Any,
     ) -> LanguageModel:
-        """Load a hub id or a local folder; ``kwargs`` (``dtype``, ``device_map``, ``quantization_config``, ...) go to
-        ``AutoModelForCausalLM.from_pretrained``.
+        """Load a hub id or a local folder; ``kwargs`` (``dtype``, ``device_map``, ``quantization_config``, ...) go to the
+        model's ``from_pretrained``. A vision-language model whose processor cannot be loaded takes text alone.
 
         Raises:
             ModelError: nothing loadable there, or weights that are damaged or do not fit on the device.
@@ -79,12 +98,19 @@ class LanguageModel:
             "revision": revision, "token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code,
         }
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(str(model), **shared, **kwargs)
+            config = AutoConfig.from_pretrained(str(model), **shared)
+            sees = loads_with_vision(config)
+            kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+            loaded = kind.from_pretrained(str(model), **shared, **kwargs)
             tokenizer = AutoTokenizer.from_pretrained(str(model), **shared)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ModelError(f"cannot load a causal language model from {str(model)!r}: {reason}") from error
-        return cls(loaded, tokenizer, model_id=str(model), revision=revision, chat_template=chat_template)
+        processor, reason = _processor(str(model), shared) if sees else (None, "it reads text only")
+        return cls(
+            loaded, tokenizer, model_id=str(model), revision=revision, chat_template=chat_template, thinking=thinking,
+            processor=processor, no_images=reason,
+        )
 
     @property
     def num_layers(self) -> int:
@@ -137,6 +163,60 @@ class LanguageModel:
         """What the architecture can do, found by running a few tokens through it."""
         return find_traits(self.model)
 
+    @cached_property
+    def thinking(self) -> Thinking | None:
+        """The marks of the model's thinking, None where it does none."""
+        if self._marks is not None:
+            return Thinking.of(self.tokenizer, self._marks)
+        template = self._chat.template
+        return Thinking.find(self.tokenizer, template if isinstance(template, str) else None)
+
+    @cached_property
+    def _header(self) -> list[int]:
+        return self._chat.header() if self._chat.template else []
+
+    def thinking_opened(self, messages: Sequence[Message], ids: Sequence[int]) -> bool | None:
+        """What a prompt says of the thinking of its reply, see :meth:`Thinking.opened`: the reply's own header and a reply
+        that has been begun are asked, never what a user wrote.
+
+        Args:
+            messages: The conversation.
+            ids: Its tokens.
+        """
+        if self.thinking is None:
+            return False
+        if messages[-1].role == "assistant":
+            start, end = (messages[-1].content.rfind(mark) for mark in self.thinking.marks)
+            return start > end
+        header = self._header
+        return self.thinking.opened(header) if header and list(ids[-len(header) :]) == header else None
+
+    def needs_thinking(self) -> Thinking:
+        """The marks of the model's thinking.
+
+        Raises:
+            SettingError: none are known.
+        """
+        if self.thinking is None:
+            raise SettingError(
+                f"{self.model_id} has no thinking marks that are known here, and a gate or a budget waits for the end of its "
+                "thinking; name them with LanguageModel.load(..., thinking=(start, end))"
+            )
+        return self.thinking
+
+    def answer_start(self, messages: Sequence[Message], ids: Sequence[int], reply: Sequence[int]) -> int:
+        """Tokens of ``reply`` in front of its answer: all of them where that has not begun.
+
+        Raises:
+            SettingError: the model has no known thinking marks.
+        """
+        start = self.needs_thinking().answer_start(reply, self.thinking_opened(messages, ids))
+        return len(reply) if start is None else start
+
+    @property
+    def _chat(self) -> ChatEncoder:
+        return ChatEncoder(self.tokenizer, self.model_id, self.chat_template, self.processor, self._no_images)
+
     def layer(self, index: int) -> int:
         """Resolve a layer number, counting from the end when negative.
 
@@ -151,7 +231,21 @@ class LanguageModel:
     def encode(
         self, prompts: Sequence[Prompt], *, room: int | Sequence[int] = 0, check: bool = True
     ) -> list[list[int]]:
-        """Token ids of each prompt through the chat template, ready for the reply's first token.
+        """Token ids of each prompt, as :meth:`inputs` gives them, for callers who can do nothing with images.
+
+        Raises:
+            DataError: a prompt with images.
+        """
+        encoded = self.inputs(prompts, room=room, check=check)
+        seeing = next((i for i, one in enumerate(encoded) if one.vision), None)
+        if seeing is not None:
+            raise DataError(f"prompt {seeing} has images, which what was asked for cannot take; give text alone")
+        return [one.ids for one in encoded]
+
+    def inputs(
+        self, prompts: Sequence[Prompt], *, room: int | Sequence[int] = 0, check: bool = True
+    ) -> list[Encoded]:
+        """Each prompt through the chat template, ready for the reply's first token.
 
         Args:
             prompts: Text, messages or examples; what is given as tokens is taken as it is.
@@ -161,9 +255,9 @@ class LanguageModel:
         Raises:
             ModelError: no chat template, or one that refuses the conversation.
             ContextLengthError: a prompt that does not fit.
+            DataError: images, where the model takes none, or that cannot be read.
         """
-        chat = ChatEncoder(self.tokenizer, self.model_id, self.chat_template)
-        return chat.encode(prompts, limit=self.context_length if check else None, room=room)
+        return self._chat.encode(prompts, limit=self.context_length if check else None, room=room)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Left-pad token rows to one batch: ids ``[n, t]`` and attention mask ``[n, t]``, on the model's device."""
@@ -175,15 +269,29 @@ class LanguageModel:
             mask[i, width - len(row) :] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def run_backbone(self, ids: Tensor, mask: Tensor) -> None:
+    def collate(self, visions: Sequence[Vision], rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """The images of rows that :meth:`pad` makes a batch of, as further arguments of the model, on its device."""
+        lengths = [len(row) for row in rows]
+        return {name: part.to(self.device) for name, part in collate(visions, lengths, max(lengths)).items()}
+
+    def run_backbone(self, ids: Tensor, mask: Tensor, vision: Mapping[str, Tensor] | None = None) -> None:
         """One forward pass of the backbone over a left-padded batch ``[n, t]``, without cache and without logits.
 
         Whatever is to be seen of it is read by hooks.
+
+        Args:
+            ids: Tokens.
+            mask: 1 where they are real.
+            vision: The batch's images, see :meth:`collate`.
         """
-        extra: dict[str, Tensor] = {}
-        if "position_ids" in inspect.signature(self.parts.backbone.forward).parameters:
+        extra: dict[str, Any] = dict(vision or {})
+        body = self.parts.body
+        if body is not self.parts.backbone:  # positions of image tokens are the model's own affair
+            told = {"attention_mask": mask, **extra}
+            extra["position_ids"] = self.model._prepare_position_ids_for_generation(ids, told)
+        elif "position_ids" in inspect.signature(body.forward).parameters:
             extra["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-        self.parts.backbone(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
+        body(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
 
     @property
     def pad_token_id(self) -> int:
@@ -192,3 +300,11 @@ class LanguageModel:
             if token_id is not None:
                 return int(token_id)
         return 0
+
+
+def _processor(model: str, shared: dict[str, Any]) -> tuple[Any, str]:
+    """The processor of a vision-language model, or None and why it cannot be loaded."""
+    try:
+        return AutoProcessor.from_pretrained(model, **shared), ""
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        return None, f"its processor cannot be loaded ({type(error).__name__}: {error})"

@@ -7,6 +7,7 @@ embedding. Knows nothing of tokenizers or of what is read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,8 +17,18 @@ from safeswitch.core.errors import ModelError
 
 @dataclass(frozen=True)
 class Parts:
-    """The places where states are read and logits changed."""
+    """The places where states are read and logits changed.
 
+    Args:
+        body: What is run to have the backbone run: the backbone itself, or in a vision-language model the module that puts
+            images among its inputs.
+        backbone: Maps tokens to final-norm states.
+        blocks: Its layers.
+        head: The LM head.
+        tied: Whether the head shares the embedding's weight.
+    """
+
+    body: nn.Module
     backbone: nn.Module
     blocks: nn.ModuleList
     head: nn.Module
@@ -49,4 +60,10 @@ def locate(model: PreTrainedModel) -> Parts:
     if not lists:
         raise ModelError(f"{name}: found no list of {depth} blocks below {type(backbone).__name__}")
     tied = embedding is not None and getattr(head, "weight", None) is getattr(embedding, "weight", object())
-    return Parts(backbone, lists[0], head, tied)
+    body = model.base_model if sees_images(model.config) and backbone in model.base_model.modules() else backbone
+    return Parts(body, backbone, lists[0], head, tied)
+
+
+def sees_images(config: Any) -> bool:
+    """Whether a model of this configuration has a vision part."""
+    return getattr(config, "vision_config", None) is not None

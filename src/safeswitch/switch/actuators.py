@@ -105,6 +105,11 @@ class HeadActuator(Actuator):
         moved = {n: t.to(device=device, dtype=dtype) for n, t in own.items() if isinstance(t, Tensor)}
         return replace(self, **moved)
 
+    def widened(self, vocab_size: int) -> Self:
+        """The head for a model to whose vocabulary an adaptation has added tokens, whose logits it leaves alone; the same
+        head where it cannot be told."""
+        return self
+
     def check(self, hidden_size: int, vocab_size: int) -> None:
         """Raise :class:`SettingError` unless the head fits a model of that width and vocabulary."""
         raise NotImplementedError
@@ -139,6 +144,10 @@ class LowRankHead(HeadActuator):
 
     def apply(self, logits: Tensor, hidden: Tensor) -> Tensor:
         return logits + self.beta * ((hidden @ self.down.T) @ self.up.T)
+
+    def widened(self, vocab_size: int) -> Self:
+        more = vocab_size - self.up.shape[0]
+        return replace(self, up=torch.cat([self.up, self.up.new_zeros(more, self.rank)])) if more > 0 else self
 
     def check(self, hidden_size: int, vocab_size: int) -> None:
         _check_width("LowRankHead", self.down.shape[1], self.up.shape[0], hidden_size, vocab_size)

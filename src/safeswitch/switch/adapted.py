@@ -21,7 +21,7 @@ from safeswitch.core.errors import FitError, SettingError, check_range
 from safeswitch.core.types import Example
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.probers.metrics import measure
-from safeswitch.switch.fit_data import Complied, Generating
+from safeswitch.switch.fit_data import Complied, Generating, spoken
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
@@ -123,7 +123,7 @@ def standing(
     harmful = [e for e in examples if e.unsafe]
     always = Switch(Gate(always=True), switch.actuator, switch.base)
     replies = engine.generate(harmful, switch=always, max_new_tokens=reply_tokens, do_sample=False)
-    harm = sum(complied(e, r.text) for e, r in zip(harmful, replies, strict=True)) / len(harmful)
+    harm = sum(complied(e, spoken(engine.lm, e, r)) for e, r in zip(harmful, replies, strict=True)) / len(harmful)
     auroc = measure(scores, unsafe).auroc
     return Standing(
         {"value": auroc.value, "low": auroc.low, "high": auroc.high}, _share(scores[~unsafe], threshold),

@@ -24,6 +24,8 @@ def vllm_refusal(switch: Switch) -> str | None:
         )
     if gate.late is not None or gate.apart_points:
         return "its gate reads after appended tokens, in a pass of its own, which vLLM does not run; use --engine transformers"
+    if gate.answers:
+        return "its stage 2 waits for the end of thinking, which vLLM's guard does not follow; use --engine transformers"
     windows = [str(p) for p in gate.prompt_points if p.position.kind == "window"]
     if windows:
         return (

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
+from safeswitch.activations.record import RUNNING
 from safeswitch.core.errors import DataError, FitError
 from safeswitch.core.types import Example
 from safeswitch.data.refusal_text import refuses
@@ -21,7 +22,7 @@ from safeswitch.switch.fit_data import Complied, Generating, Observed, observe, 
 from safeswitch.switch.fit_gate import fit_gate, fit_points
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate
-from safeswitch.switch.head_data import reply_states
+from safeswitch.switch.head_data import closed_first, reply_states
 from safeswitch.switch.refusal_head import HeadData, HeadResult, train_refusal_head
 
 Say = Callable[[str], None]
@@ -114,7 +115,7 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float) -> None:
 def tokens_read(num_layers: int, settings: FitSettings) -> int:
     """Reply tokens that must be there for everything that fitting reads."""
     points = fit_points(num_layers, settings)
-    return 1 + max((p.position.index for p in points if p.position.kind == "pilot"), default=0)
+    return 1 + max((p.position.index for p in points if p.position.kind in RUNNING), default=0)
 
 
 def _observe_all(
@@ -151,7 +152,8 @@ def fit_head(
         if not safe:
             raise FitError("the model's replies to safe requests are all white space; the head has nothing to stay close to")
         states += [
-            reply_states(lm, examples, refusals), reply_states(lm, [e for e, _ in safe], [ids for _, ids in safe]),
+            reply_states(lm, examples, closed_first(lm, examples, refusals)),
+            reply_states(lm, [e for e, _ in safe], [ids for _, ids in safe]),
         ]
     data = HeadData(refusals=states[0], safe=states[1], refusals_validation=states[2], safe_validation=states[3])
     return train_refusal_head(lm, data, settings.head)

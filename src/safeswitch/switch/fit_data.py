@@ -14,7 +14,7 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError
-from safeswitch.core.types import Example, Message, ReadPoint, Reply
+from safeswitch.core.types import Example, Message, Prompt, ReadPoint, Reply, as_messages
 from safeswitch.models.language_model import LanguageModel
 
 Complied = Callable[[Example, str], bool]
@@ -81,9 +81,18 @@ def observe(
         tuple(examples),
         tuple(replies),
         torch.tensor([e.unsafe for e in examples]),
-        torch.tensor([complied(e, r.text) for e, r in zip(examples, replies, strict=True)]),
+        torch.tensor([complied(e, spoken(engine.lm, e, r)) for e, r in zip(examples, replies, strict=True)]),
         acts,
     )
+
+
+def spoken(lm: LanguageModel, prompt: Prompt, reply: Reply) -> str:
+    """What a reply says: its text, or where the model thinks, that of its answer alone."""
+    if lm.thinking is None:
+        return reply.text
+    opened = lm.thinking_opened(as_messages(prompt), lm.inputs([prompt], check=False)[0].ids)
+    told = lm.thinking.visible(reply.token_ids, opened, whole=reply.decision.fired)
+    return str(lm.tokenizer.decode(told, skip_special_tokens=True))
 
 
 def refusal_pairs(
@@ -121,9 +130,10 @@ def refusal_pairs(
             break
         asked = [_instructed(e, instruction) for e in open_ones]
         replies = engine.generate(asked, max_new_tokens=room, do_sample=False)
-        told = list(zip(open_ones, replies, strict=True))
-        pairs += [(e, r.text.strip()) for e, r in told if r.text.strip() and not complied(e, r.text)]
-        open_ones = [e for e, r in told if not r.text.strip() or complied(e, r.text)]
+        texts = [spoken(engine.lm, prompt, reply) for prompt, reply in zip(asked, replies, strict=True)]
+        told = list(zip(open_ones, texts, strict=True))
+        pairs += [(e, text.strip()) for e, text in told if text.strip() and not complied(e, text)]
+        open_ones = [e for e, text in told if not text.strip() or complied(e, text)]
     least = min(_LEAST_REFUSALS, most)
     if len(pairs) < least:
         raise FitError(
@@ -140,8 +150,8 @@ def _with_room(engine: Generating, examples: Sequence[Example], room: int) -> li
         return list(examples)
     most = [0] * len(examples)
     for instruction in REFUSAL_INSTRUCTIONS:
-        rows = engine.lm.encode([_instructed(e, instruction) for e in examples], check=False)
-        most = [max(length, len(row)) for length, row in zip(most, rows, strict=True)]
+        rows = engine.lm.inputs([_instructed(e, instruction) for e in examples], check=False)
+        most = [max(length, len(row.ids)) for length, row in zip(most, rows, strict=True)]
     return [e for e, length in zip(examples, most, strict=True) if length + room <= limit]
 
 

@@ -46,9 +46,14 @@ def fit_points(num_layers: int, settings: FitSettings) -> tuple[ReadPoint, ...]:
     if "window" in settings.readers:
         points.append(ReadPoint(window_layer(num_layers, settings), Position("window", settings.window)))
     if settings.stages != "stage1":
-        points += [ReadPoint(layer, Position("pilot", settings.pilot)) for layer in layers]
+        points += [ReadPoint(layer, pilot_position(settings)) for layer in layers]
     points += _watch_points(num_layers, settings)
     return tuple(dict.fromkeys(points))
+
+
+def pilot_position(settings: FitSettings) -> Position:
+    """Where stage 2 reads."""
+    return Position("answer" if settings.pilot_from == "answer" else "pilot", settings.pilot)
 
 
 def _watch_points(num_layers: int, settings: FitSettings) -> list[ReadPoint]:
@@ -99,7 +104,7 @@ def fit_gate(
             what = "harmful compliance" if settings.stages == "direct" else "compliance"
             notes["stage2"] = f"left out: {what} on {missing}"
         else:
-            spec = _average(layers, Position("pilot", settings.pilot))
+            spec = _average(layers, pilot_position(settings))
             second = _fit(spec, train.acts, target, validation, settings, held)
             told = test.harmful if settings.stages == "direct" else test.complied
             metrics |= _named("stage2", second, test, told, settings)

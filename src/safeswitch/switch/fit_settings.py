@@ -12,6 +12,7 @@ from safeswitch.switch.refusal_head import HeadSettings
 READERS: tuple[str, ...] = ("layers", "window", "text")
 FIT_RULES: tuple[str, ...] = ("auto", "and", "product")
 STAGES: tuple[str, ...] = ("two", "stage1", "direct")
+PILOT_FROM: tuple[str, ...] = ("reply", "answer")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class FitSettings:
             about to comply).
         rule: Gate rule; ``auto`` takes the one that catches more on validation at the same budget.
         pilot: Pilot tokens k before stage 2.
+        pilot_from: Where they are counted from: the ``reply``'s first token, or that of the ``answer``, behind a reasoning
+            model's thinking, which ``reply_tokens`` must then have room for.
         readers: What stage 1 fuses: ``layers`` (average over layers at the prompt's end), ``window`` (token-wise over
             the prompt's last tokens), ``text`` (word n-grams).
         layers: Layer numbers to read, negative ones from the end; None chooses ``layer_count`` on validation.
@@ -45,6 +48,7 @@ class FitSettings:
     stages: Literal["two", "stage1", "direct"] = "two"
     rule: Literal["auto", "and", "product"] = "auto"
     pilot: int = 3
+    pilot_from: Literal["reply", "answer"] = "reply"
     readers: tuple[str, ...] = ("layers", "window", "text")
     layers: tuple[int, ...] | None = None
     layer_count: int = 3
@@ -65,6 +69,7 @@ class FitSettings:
         check_choice("FitSettings", "rule", self.rule, FIT_RULES)
         check_choice("FitSettings", "stages", self.stages, STAGES)
         check_choice("FitSettings", "fail", self.fail, FAILS)
+        check_choice("FitSettings", "pilot_from", self.pilot_from, PILOT_FROM)
         if not self.readers:
             raise SettingError(f"FitSettings: readers is empty; name at least one of {', '.join(READERS)}")
         for reader in self.readers:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from safeswitch.activations.record import APART
+from safeswitch.activations.record import APART, RUNNING
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError, check_choice, check_range
 from safeswitch.core.types import ReadPoint
@@ -45,8 +45,13 @@ class Stage:
 
     @property
     def pilot(self) -> int:
-        """Reply tokens that must have been fed before this stage can be scored."""
-        return max((p.position.index for p in self.prober.points if p.position.kind == "pilot"), default=0)
+        """Tokens of the reply, or of the answer where it reads there, that must have been fed before it can be scored."""
+        return max((p.position.index for p in self.prober.points if p.position.kind in RUNNING), default=0)
+
+    @property
+    def answers(self) -> bool:
+        """Whether it reads behind the end of thinking."""
+        return any(p.position.kind == "answer" for p in self.prober.points)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +60,11 @@ class Gate:
 
     Args:
         stage1: Is the request unsafe? Read at the prompt's end.
-        stage2: Is the model about to comply? Read after ``stage2.pilot`` reply tokens.
-        watch: Read every ``watch_every`` reply tokens after stage 2, on requests that have not fired; its prober is given
-            the newest token's state under each of its ``pilot`` points.
+        stage2: Is the model about to comply? Read after ``stage2.pilot`` reply tokens; with ``answer`` points, after so many
+            tokens behind the end of the model's thinking, or at the reply's end where it has not come so far.
+        watch: Read every ``watch_every`` reply tokens after stage 2, on requests that have not fired; where stage 2 waits for
+            the end of thinking, from the reply's beginning, thinking included. Its prober is given the newest token's state
+            under each of its ``pilot`` points.
         late: Read in a pass of its own, over the reply so far with its prober's tokens appended, every ``late_every`` reply
             tokens and at the reply's end, on requests that have not fired.
         rule: How stage 1 and stage 2 combine.
@@ -96,8 +103,10 @@ class Gate:
             raise SettingError(f"Gate: late_every must be 1 or more tokens; got {self.late_every}")
         for name in ("stage1", "stage2", "watch", "late"):
             self._check_apart(name)
-        if self.stage1 is not None and self.stage1.pilot:
-            raise SettingError("Gate: stage1 must read the prompt only; its prober reads pilot tokens")
+        if self.stage1 is not None and (self.stage1.pilot or self.stage1.answers):
+            raise SettingError("Gate: stage1 must read the prompt only; its prober reads reply tokens")
+        if self.answers and any(p.position.kind == "pilot" for p in self.pilot_points):
+            raise SettingError("Gate: stage2 must read pilot points or answer points, not both")
         read = [p.position for p in self.watch.prober.points] if self.watch is not None else []
         if self.watch is not None and (not read or any(position.kind != "pilot" for position in read)):
             raise SettingError(
@@ -119,20 +128,25 @@ class Gate:
 
     @property
     def pilot(self) -> int:
-        """Reply tokens after which every request without a watch is decided."""
+        """Tokens of the reply, or of the answer, after which every request without a watch is decided."""
         return self.stage2.pilot if self.stage2 is not None else 0
+
+    @property
+    def answers(self) -> bool:
+        """Whether stage 2 waits for the end of the model's thinking."""
+        return self.stage2 is not None and self.stage2.answers
 
     @property
     def prompt_points(self) -> tuple[ReadPoint, ...]:
         """What must be read at the prompt's end."""
-        points = [p for s in (self.stage1, self.stage2) if s for p in s.prober.points if p.position.kind != "pilot"]
+        points = [p for s in (self.stage1, self.stage2) if s for p in s.prober.points if p.position.kind not in RUNNING]
         return tuple(dict.fromkeys(points))
 
     @property
     def pilot_points(self) -> tuple[ReadPoint, ...]:
-        """What must be read at pilot tokens for stage 2."""
+        """What must be read in the running reply for stage 2."""
         points = self.stage2.prober.points if self.stage2 is not None else ()
-        return tuple(p for p in points if p.position.kind == "pilot")
+        return tuple(p for p in points if p.position.kind in RUNNING)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from safeswitch.activations.reader import Reader
 from safeswitch.core.errors import ContextLengthError, DataError
-from safeswitch.core.types import Prompt
+from safeswitch.core.types import Prompt, as_messages
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 
@@ -47,6 +47,17 @@ def reply_tokens(lm: LanguageModel, reply: str | Sequence[int]) -> list[int]:
     return [*ids, int(end)] if end is not None else ids
 
 
+def closed_first(lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[str | list[int]]:
+    """Refusals as a head should learn them: where the prompt has opened the model's thinking, the mark that ends it comes
+    first, so that the refusal is no thought."""
+    found: list[str | list[int]] = []
+    for prompt, reply in zip(prompts, replies, strict=True):
+        ids = lm.inputs([prompt], check=False)[0].ids if lm.thinking is not None else []
+        opened = lm.thinking_opened(as_messages(prompt), ids)
+        found.append([*lm.needs_thinking().end, *reply_tokens(lm, reply)] if opened else reply)
+    return found
+
+
 @torch.no_grad()
 def reply_states(
     lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str | Sequence[int]], *, batch_size: int = 32
@@ -65,7 +76,8 @@ def reply_states(
     for i, (reply, tokens) in enumerate(zip(replies, targets, strict=True)):
         if not tokens or (isinstance(reply, str) and not reply.strip()):
             raise DataError(f"head data: reply {i} is empty")
-    rows = lm.encode(prompts)
+    encoded = lm.inputs(prompts)
+    rows = [one.ids for one in encoded]
     limit = lm.context_length
     for i, (row, tokens) in enumerate(zip(rows, targets, strict=True)):
         if limit is not None and len(row) + len(tokens) - 1 > limit:
@@ -78,7 +90,7 @@ def reply_states(
         ids, mask = lm.pad([sequences[i] for i in batch])
         longest = max(len(targets[i]) for i in batch)
         with lm.lock, Reader(lm, [lm.num_layers], partial(_last, longest)) as reader:
-            lm.run_backbone(ids, mask)
+            lm.run_backbone(ids, mask, lm.collate([encoded[i].vision for i in batch], [sequences[i] for i in batch]))
             states = reader.states[lm.num_layers]
         for place, i in enumerate(batch):
             hidden[i] = states[place, -len(targets[i]) :].to("cpu", torch.float32, copy=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from safeswitch.activations.record import RUNNING
 from safeswitch.core.types import Example
 from safeswitch.data.splits import bundles
 from safeswitch.probers.build import make_prober
@@ -68,7 +69,7 @@ def left_out_report(engine: Generating, examples: Sequence[Example], settings: F
     if not wanted:
         return {}
     lm = engine.lm
-    points = tuple(p for p in fit_points(lm.num_layers, settings) if p.position.kind != "pilot")
+    points = tuple(p for p in fit_points(lm.num_layers, settings) if p.position.kind not in RUNNING)
     _, acts = engine.collect(list(examples), points, max_new_tokens=0)
     labels = torch.tensor([e.unsafe for e in examples])
     clusters = [str(b) for b in bundles(examples)]

@@ -40,6 +40,6 @@ class FramedPrompt(PromptActuator):
         shown = [m for user, reply in self.turns for m in (Message("user", user), Message("assistant", reply))]
         last = max((i for i, m in enumerate(edited) if m.role == "user"), default=-1)
         framed = [
-            Message("user", f"{self.before}{m.content}{self.after}") if i == last else m for i, m in enumerate(edited)
+            m.around(self.before, self.after) if i == last else m for i, m in enumerate(edited)
         ]
         return (*framed[:start], *shown, *framed[start:])

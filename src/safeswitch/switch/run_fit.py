@@ -107,7 +107,7 @@ def fitting_requests(engine: Generating, examples: Sequence[Example], settings: 
     limit = engine.lm.context_length
     if limit is None:
         return list(examples)
-    lengths = [len(row) for row in engine.lm.encode(list(examples), check=False)]
+    lengths = [len(row.ids) for row in engine.lm.inputs(list(examples), check=False)]
     own = max(settings.reply_tokens, tokens_read(engine.lm.num_layers, settings))
     replies = [len(engine.lm.tokenizer(e.reply)["input_ids"]) + 1 if e.unsafe and e.reply else 0 for e in examples]
     fits = [length + max(own, reply) <= limit for length, reply in zip(lengths, replies, strict=True)]

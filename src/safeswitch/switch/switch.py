@@ -99,7 +99,8 @@ class Switch:
                 "allow_other_model=True if you know that the weights are equivalent"
             )
         if isinstance(self.actuator, HeadActuator):
-            self.actuator.check(lm.hidden_size, lm.vocab_size)
+            head = self.actuator.widened(lm.vocab_size) if allow_other_model else self.actuator
+            head.check(lm.hidden_size, lm.vocab_size)
         for layer in self.gate.layers:
             lm.layer(layer)
 

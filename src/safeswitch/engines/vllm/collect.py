@@ -35,7 +35,7 @@ class VLLMCollector(VLLMEngine):
         engine_args: Arguments of vLLM's ``AsyncEngineArgs``.
 
     Raises:
-        SettingError: a window of prompt tokens, which vLLM's prefix cache may not compute.
+        SettingError: a window of prompt tokens, which vLLM's prefix cache may not compute, or points behind thinking.
     """
 
     def __init__(self, lm: LanguageModel, model: str | Path, points: Sequence[ReadPoint], **engine_args: Any) -> None:
@@ -45,6 +45,8 @@ class VLLMCollector(VLLMEngine):
                 f"vLLM cannot read a window of prompt tokens ({', '.join(windows)}): its prefix cache may not compute them; "
                 "fit with --readers layers,text"
             )
+        if any(p.position.kind == "answer" for p in points):
+            raise SettingError("vLLM's guard does not follow thinking; fit with --pilot-from reply, or --engine transformers")
         self.lm, self._points, self._numbers = lm, tuple(points), itertools.count()
         settings = GuardSettings({}, "off", record=tuple(map(str, points)))
         super().__init__(model, settings, chat_template=lm.chat_template, **engine_args)

@@ -123,7 +123,8 @@ class VLLMEngine(Engine):
         if unknown:
             raise SettingError(f"VLLMEngine.generate: vLLM's SamplingParams has no {', '.join(sorted(unknown))}")
         conversations = [as_messages(p) for p in prompts]
-        rows = self._chat.encode(conversations, limit=int(self.llm.model_config.max_model_len), room=max_new_tokens)
+        limit = int(self.llm.model_config.max_model_len)
+        rows = [e.ids for e in self._chat.encode(conversations, limit=limit, room=max_new_tokens)]
         stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
         if not do_sample:
             options = {**options, "temperature": 0.0}

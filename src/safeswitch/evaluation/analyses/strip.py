@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
-from safeswitch.core.types import Example, ReadPoint
+from safeswitch.core.types import Example, ReadPoint, as_messages
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.probers.base import Prober
 from safeswitch.switch.gate import Gate
@@ -57,6 +57,7 @@ def score_strip(engine: TransformersEngine, gate: Gate, example: Example, *, max
     (reply,) = engine.generate([example], max_new_tokens=max_new_tokens, do_sample=False)
     prompt = lm.encode([example])[0]
     ids = [*prompt, *reply.token_ids]
+    start = lm.answer_start(as_messages(example), prompt, reply.token_ids) if gate.answers else 0
     stages = {n: s for n in ("stage1", "stage2", "watch") if (s := getattr(gate, n)) is not None}
     layers = {point.layer for stage in stages.values() for point in stage.prober.points}
     with lm.lock, Reader(lm, layers, keep=lambda hidden: hidden[0:1].clone()) as reader:
@@ -68,16 +69,17 @@ def score_strip(engine: TransformersEngine, gate: Gate, example: Example, *, max
     return Strip(
         tuple(str(lm.tokenizer.decode([i])) for i in ids), len(prompt), scores,
         {name: bars.get(name, gate.product_threshold) for name in stages},
-        {name: _asked(name, gate, len(prompt) - 1, len(reply.token_ids)) for name in stages},
+        {name: _asked(name, gate, len(prompt) - 1, len(reply.token_ids), start) for name in stages},
     )
 
 
-def _asked(stage: str, gate: Gate, end: int, made: int) -> list[int]:
-    """Tokens at which a run asks ``stage``: ``end`` is the prompt's last, ``made`` the length of the reply."""
+def _asked(stage: str, gate: Gate, end: int, made: int, start: int) -> list[int]:
+    """Tokens at which a run asks ``stage``: ``end`` is the prompt's last, ``made`` the length of the reply, whose answer
+    begins after ``start`` tokens."""
     if stage == "stage1":
         return [end]
     if stage == "stage2":
-        return [end + min(gate.pilot, made)]
+        return [end + min(start + gate.pilot, made)]
     until = made if gate.watch_until is None else min(made, gate.watch_until)
     return [end + fed for fed in range(gate.watch_every, until + 1, gate.watch_every)]
 
