@@ -47,6 +47,7 @@ class Request:
         limit: Most reply tokens.
         strength: Of the switch's steering, where it is not the switch's own.
         decision: What an earlier reading decided, where the request is run again.
+        discarded: Tokens that were generated for it before, where it is run again.
     """
 
     index: int
@@ -56,6 +57,7 @@ class Request:
     limit: int
     strength: float | None = None
     decision: Decision | None = None
+    discarded: int = 0
 
 
 Followed = dict[int, RowSink]
@@ -243,7 +245,8 @@ class TransformersEngine(Engine):
                 if followed and i not in again:
                     followed[request.index].hand(replies[i])
         if again:
-            acted = self._run_acted([replace(batch[i], decision=found[i]) for i in again], switch, options, followed)
+            anew = [replace(batch[i], decision=found[i], discarded=replies[i].generated or 0) for i in again]
+            acted = self._run_acted(anew, switch, options, followed)
             for i, reply in zip(again, acted, strict=True):
                 replies[i] = reply
         return replies
@@ -284,7 +287,7 @@ class TransformersEngine(Engine):
         tokens = whole[: request.limit]
         text = actuator.text if tokens == whole else str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
         reason: Literal["stop", "length"] = "stop" if tokens == whole else "length"
-        reply = Reply(text, tuple(tokens), reason, request.decision, len(request.ids))
+        reply = Reply(text, tuple(tokens), reason, request.decision, len(request.ids), request.discarded)
         if followed:
             followed[request.index].hand(reply)
         return reply
@@ -314,7 +317,7 @@ class TransformersEngine(Engine):
 
     def _decode(self, batch: Sequence[Request], rows: Rows, options: Options, followed: Followed) -> list[Reply]:
         def made(i: int, tokens: list[int]) -> Reply:
-            return self._reply(batch[i], tokens, rows.decisions[i], options)
+            return self._reply(batch[i], tokens, rows.decisions[i], options, int(loop.generated[i]))
 
         ids, mask = self.lm.pad([r.ids for r in batch])
         seeds = None if batch[0].seed is None else [r.seed for r in batch if r.seed is not None]
@@ -334,11 +337,13 @@ class TransformersEngine(Engine):
             )
         return [made(i, row) for i, row in enumerate(tokens)]
 
-    def _reply(self, request: Request, tokens: list[int], decision: Decision, options: Options) -> Reply:
+    def _reply(self, request: Request, tokens: list[int], decision: Decision, options: Options, generated: int) -> Reply:
         text = str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
         cut = len(tokens) >= request.limit and tokens[-1] not in options.end_ids
         cut = cut and not any(s in text for s in options.stop)
-        return Reply(text, tuple(tokens), "length" if cut else "stop", request.decision or decision, len(request.ids))
+        reason: Literal["stop", "length"] = "length" if cut else "stop"
+        decision = request.decision or decision
+        return Reply(text, tuple(tokens), reason, decision, len(request.ids), request.discarded + generated)
 
 
 def _strengths(given: float | Sequence[float] | None, count: int, actuator: Actuator) -> list[float | None]:
