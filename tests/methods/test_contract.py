@@ -20,6 +20,7 @@ from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example
 from safeswitch.data.splits import grouped_split
 from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.evaluation.runner import Meter
 from safeswitch.methods.base import METHODS, Method
 from safeswitch.methods.resolve import resolve
 from safeswitch.models.language_model import LanguageModel
@@ -188,6 +189,34 @@ def test_tags_are_true(name: str, prepared: Prepared) -> None:
         wanted = "a file of vectors" if name == "steer" else "differences of weights"
         with pytest.raises(SettingError, match=f"needs {wanted}"):
             resolve(name, SETTINGS, obeys).prepare(engine(), PARTS)
+
+
+@every
+def test_every_generated_token_is_counted(name: str, prepared: Prepared) -> None:
+    """Against the model's own passes with a cache: each gives a token to a row that has not ended, but the one that shows
+    that the request must be run anew."""
+    method, switch = prepared(name)
+    lm, passes = engine().lm, 0
+    over = {lm.tokenizer.eos_token_id, lm.pad_token_id}
+
+    def count(_model: Any, _args: Any, given: dict[str, Any]) -> None:
+        nonlocal passes
+        if given.get("use_cache"):
+            passes += sum(int(token) not in over for token in given["input_ids"][:, -1])
+
+    if "grey" in switch.record:
+        switch = replace(switch, record={"grey": [-1.0, 1.0]})
+    meter = Meter(engine(), method.wrap)
+    hook = lm.model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        replies = [meter.generate([prompt], switch, max_new_tokens=6, do_sample=False)[0] for prompt in ASKED]
+    finally:
+        hook.remove()
+    read_only = ("stage1", "stage2", "watch") if switch.actuator.place in ("prompt", "body", "text") else ()
+    anew = sum(r.decision.stage in read_only and r.decision.actuator != "none" for r in replies)
+    made = meter.read(1)["made_tokens"]
+    assert made == passes - anew
+    assert made > sum(len(r.token_ids) for r in replies) or not method.tags.wraps
 
 
 def test_a_strength_a_request_is_that_request_alone_with_it(prepared: Prepared) -> None:

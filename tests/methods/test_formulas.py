@@ -371,7 +371,7 @@ def test_a_reward_puts_safe_before_unsafe_and_helpful_unsafe_last() -> None:
 
 def test_a_judge_scores_replies_so_far_as_a_forward_pass_does() -> None:
     prober = Projection(ReadPoint(TOP, Position("pilot", 1)), D)
-    judge, replies = Judge(LM, prober), [[30, 31, 32], [40], []]
+    judge, replies = Judge(engine(), prober), [[30, 31, 32], [40], []]
     found = judge.rewards(ROWS[0], replies)
     for reply, value in zip(replies[:2], found, strict=False):
         row = [*ROWS[0], *reply]
@@ -395,12 +395,12 @@ def test_search_only_touches_the_grey_band_and_never_lowers_the_reward(name: str
     plain = engine().generate(ASKED, wide, max_new_tokens=6, do_sample=False)
     searching = method.wrap(engine())
     found = searching.generate(ASKED, switch=wide, max_new_tokens=6, do_sample=False)
-    judge = Judge(engine().lm, wide.gate.watch.prober)
+    judge = Judge(engine(), wide.gate.watch.prober)
     for row, one, two in zip(ROWS, plain, found, strict=True):
         if name == "best_of_n" and not one.decision.fired:
             before, after = judge.rewards(row, [one.token_ids, two.token_ids])
             assert after >= before - 1e-5
-    assert searching.spent.requests == sum(not r.decision.fired for r in plain)  # type: ignore[attr-defined]
+    assert searching.searched == sum(not r.decision.fired for r in plain)  # type: ignore[attr-defined]
     narrow = replace(wide, record={"grey": [1.0, 1.0]})
     none = method.wrap(engine()).generate(ASKED, switch=narrow, max_new_tokens=6, do_sample=False)
     assert [r.token_ids for r in none] == [r.token_ids for r in plain]

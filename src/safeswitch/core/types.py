@@ -292,6 +292,8 @@ class Reply:
         finish_reason: ``stop`` (end token or stop string) or ``length``.
         decision: The gate's record.
         prompt_tokens: Length of the templated prompt.
+        generated: Tokens that the model generated for it, those that were thrown away among them (of a fixed text it
+            generates none); None where the engine does not say, and then as many as the reply has.
     """
 
     text: str
@@ -299,3 +301,4 @@ class Reply:
     finish_reason: Literal["stop", "length"]
     decision: Decision
     prompt_tokens: int
+    generated: int | None = None

@@ -35,6 +35,9 @@ class Loop:
         seeds: One sampling seed per row, or None to draw from torch's global generator.
         listener: Told of every step.
         context: Positions that the model has; rows that have ended stay at the last one while others go on.
+
+    Attributes:
+        generated: ``[b]`` tokens chosen for each row so far, those that were thrown away among them.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Loop:
         self.offsets = [0]
         self.ends = torch.zeros(0, dtype=torch.long)
         """Position of each row's first reply token: its prompt's length, or less where images take up fewer positions."""
+        self.generated = torch.zeros(0, dtype=torch.long)
 
     def __call__(
         self,
@@ -68,6 +72,7 @@ class Loop:
         pad_id = int(pad) if pad is not None else 0
         alive = torch.ones(b, dtype=torch.bool)
         self.offset, self.offsets = torch.zeros(b, dtype=torch.long), [0]
+        self.generated = torch.zeros(b, dtype=torch.long)
         ends = torch.full((b,), -1, dtype=torch.long)
         rows = self.rows
         first = True
@@ -90,6 +95,7 @@ class Loop:
                 tokens = torch.where(alive.to(device), tokens, pad_id)
             rows.see(tokens)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
+            self.generated += alive
             rows.valid = alive
             rows.fed += 1
             done = self._per_offset(input_ids, lambda ids: stopping_criteria(ids, None)).cpu() & alive

@@ -52,6 +52,7 @@ class Request:
         vision: Its images.
         opened: What the prompt says of the thinking of its reply.
         decision: What an earlier reading decided, where the request is run again.
+        discarded: Tokens that were generated for it before, where it is run again.
     """
 
     index: int
@@ -63,6 +64,7 @@ class Request:
     vision: Vision = field(default_factory=dict)
     opened: bool | None = False
     decision: Decision | None = None
+    discarded: int = 0
 
 
 Followed = dict[int, RowSink]
@@ -270,7 +272,8 @@ class TransformersEngine(Engine):
                 if followed and i not in again:
                     followed[request.index].hand(replies[i])
         if again:
-            acted = self._run_acted([replace(batch[i], decision=found[i]) for i in again], switch, options, followed)
+            anew = [replace(batch[i], decision=found[i], discarded=replies[i].generated or 0) for i in again]
+            acted = self._run_acted(anew, switch, options, followed)
             for i, reply in zip(again, acted, strict=True):
                 replies[i] = reply
         return replies
@@ -312,7 +315,7 @@ class TransformersEngine(Engine):
         tokens = whole[: request.limit]
         text = actuator.text if tokens == whole else str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
         reason: Literal["stop", "length"] = "stop" if tokens == whole else "length"
-        reply = Reply(text, tuple(tokens), reason, request.decision, len(request.ids))
+        reply = Reply(text, tuple(tokens), reason, request.decision, len(request.ids), request.discarded)
         if followed:
             followed[request.index].hand(reply)
         return reply
@@ -351,7 +354,7 @@ class TransformersEngine(Engine):
 
     def _decode(self, batch: Sequence[Request], rows: Rows, options: Options, followed: Followed) -> list[Reply]:
         def made(i: int, tokens: list[int]) -> Reply:
-            return self._reply(batch[i], tokens, rows.decisions[i], options)
+            return self._reply(batch[i], tokens, rows.decisions[i], options, int(loop.generated[i]))
 
         prompts = [r.ids for r in batch]
         (ids, mask), vision = self.lm.pad(prompts), self.lm.collate([r.vision for r in batch], prompts)
@@ -376,7 +379,7 @@ class TransformersEngine(Engine):
             )
         return [made(i, row) for i, row in enumerate(tokens)]
 
-    def _reply(self, request: Request, tokens: list[int], decision: Decision, options: Options) -> Reply:
+    def _reply(self, request: Request, tokens: list[int], decision: Decision, options: Options, generated: int) -> Reply:
         final = request.decision or decision
         text = whole = str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
         if not options.show_thinking and self.lm.thinking is not None:
@@ -384,7 +387,8 @@ class TransformersEngine(Engine):
             text = str(self.lm.tokenizer.decode(shown, skip_special_tokens=True))
         cut = len(tokens) >= request.limit and tokens[-1] not in options.end_ids
         cut = cut and not any(s in whole for s in options.stop)
-        return Reply(text, tuple(tokens), "length" if cut else "stop", final, len(request.ids))
+        reason: Literal["stop", "length"] = "length" if cut else "stop"
+        return Reply(text, tuple(tokens), reason, final, len(request.ids), request.discarded + generated)
 
 
 def _strengths(given: float | Sequence[float] | None, count: int, actuator: Actuator) -> list[float | None]:

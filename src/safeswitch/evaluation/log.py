@@ -35,9 +35,10 @@ A row of replies::
     reply, finish_reason (``stop`` or ``length``), prompt_tokens, reply_tokens, decision (see
     :class:`safeswitch.core.types.Decision`), or error (why the engine could not take the request); then
 
-    seconds (wall time of the chunk, shared evenly), fed_tokens and made_tokens (prompt tokens read and reply tokens made in
-    all passes of the chunk, shared evenly: more than the reply's own where a method searches), peak_bytes (largest memory
-    of the process, or of the GPU where the model is there, in the chunk; null where unknown)
+    seconds (wall time of the chunk, shared evenly), fed_tokens and made_tokens (prompt tokens given to the engine and tokens
+    generated in all requests to it that the chunk took, shared evenly: more than the reply's own where a method searches, asks
+    or throws tokens away; what a prober reads a second time is in neither, only in seconds), peak_bytes (largest memory of the
+    process, or of the GPU where the model is there, in the chunk; null where unknown)
 
 A row of judgements: ``id``, ``request`` (hash of request and reply), and the fields of
 :class:`safeswitch.evaluation.verdict.Verdict` that the judge speaks of.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from safeswitch.core.lines import append, take_up
-from safeswitch.core.types import Decision, Prompt, Reply
+from safeswitch.core.types import Prompt, Reply
 from safeswitch.engines.base import Engine
 from safeswitch.engines.jsonl import generate_file
 from safeswitch.evaluation.benchmark import Loaded
@@ -81,13 +81,8 @@ class _Counted(Around):
     def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
         replies = super().generate(prompts, switch, **options)
         self.fed += sum(r.prompt_tokens for r in replies)
-        self.made += sum(len(r.token_ids) + taken_back(r.decision) for r in replies)
+        self.made += sum(len(r.token_ids) if r.generated is None else r.generated for r in replies)
         return replies
-
-
-def taken_back(decision: Decision) -> int:
-    """Reply tokens that were decoded and thrown away when the gate fired."""
-    return decision.token_index if decision.fired else 0
 
 
 def run_method(

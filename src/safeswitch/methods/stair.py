@@ -8,8 +8,9 @@ of ten times the budget and of the budget: what is flagged is refused, what is c
 - ``best_of_n``: the greedy reply and n - 1 sampled ones, the highest R wins.
 - ``beam``: step by step, each of b beams grows by m sampled steps of ``step`` tokens, the b with the highest R stay.
 
-Cost in the grey band, n or b * m times the tokens, and a scoring pass each; what was spent is in ``spent`` of the engine that
-``wrap`` gives. Weakness: an ill-calibrated prober is optimised against by its own search. Know nothing of engines.
+Cost in the grey band: n or b * m times the tokens, each a request to the engine, and a scoring pass each; how many requests
+were searched is in ``searched`` of the engine that ``wrap`` gives. Weakness: an ill-calibrated prober is optimised against by
+its own search. Know nothing of engines.
 """
 
 from __future__ import annotations
@@ -17,21 +18,19 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from safeswitch.activations.record import record
 from safeswitch.activations.reread import mean_nll
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
-from safeswitch.core.types import Position, ReadPoint, Reply
+from safeswitch.core.types import Position, ReadPoint, Reply, Tokens
 from safeswitch.methods.base import METHODS, Around, Data, Method, Tags, joined
 from safeswitch.methods.fitting import fitted_switch, prompt_acts
-from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.switch.actuators import Actuator
@@ -136,63 +135,43 @@ class Beam(_Search):
         return beams[0]
 
 
-@dataclass
-class Spent:
-    """What a search has cost so far: requests searched, tokens sampled, replies judged."""
-
-    requests: int = 0
-    sampled_tokens: int = 0
-    judged: int = 0
-
-
-@dataclass
+@dataclass(frozen=True)
 class Judge:
     """Samples continuations and gives rewards.
 
     Args:
-        lm: The model.
+        engine: Samples, without a switch.
         prober: Reads the running reply; says how likely it is that the reply helps with harm.
-        seed: Of sampling; set anew for each request, so that it is searched alike in any batch.
-        spent: Where the cost is counted.
+        seed: Of sampling; each continuation's follows from it and the tokens it goes on from, in any batch.
     """
 
-    lm: LanguageModel
+    engine: Generating
     prober: Prober
     seed: int = 0
-    spent: Spent = field(default_factory=Spent)
 
     def ended(self, reply: Sequence[int]) -> bool:
         """Whether a reply has come to its end token."""
-        return bool(reply) and reply[-1] == self.lm.tokenizer.eos_token_id
+        return bool(reply) and reply[-1] == self.engine.lm.tokenizer.eos_token_id
 
-    @torch.no_grad()
     def sample(self, rows: Sequence[Sequence[int]], count: int, tokens: int, temperature: float) -> list[list[int]]:
         """``count`` continuations of up to ``tokens`` tokens of each row, in order."""
-        lm, end = self.lm, self.lm.tokenizer.eos_token_id
-        config = GenerationConfig(
-            do_sample=True, temperature=temperature, top_k=0, top_p=1.0, num_return_sequences=count, max_new_tokens=tokens,
-            pad_token_id=lm.pad_token_id, eos_token_id=end,
+        tokenizer = self.engine.lm.tokenizer
+        prompts = [Tokens(tuple(row), str(tokenizer.decode(list(row)))) for row in rows for _ in range(count)]
+        firsts = [self.seed + zlib.crc32(repr(list(row)).encode()) for row in rows]
+        replies = self.engine.generate(
+            prompts, max_new_tokens=tokens, seed=[first + i for first in firsts for i in range(count)], do_sample=True,
+            temperature=temperature, top_k=0, top_p=1.0, eos_token_id=tokenizer.eos_token_id,
         )
-        found: list[list[int]] = []
-        with lm.lock, torch.random.fork_rng(devices=[]):
-            for row in rows:
-                torch.manual_seed(self.seed + zlib.crc32(repr(list(row)).encode()))
-                ids, mask = lm.pad([row])
-                out: Any = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-                for reply in out[:, len(row) :].tolist():
-                    found.append(reply[: reply.index(end) + 1] if end in reply else reply)
-        self.spent.sampled_tokens += sum(map(len, found))
-        return found
+        return [list(reply.token_ids) for reply in replies]
 
     def rewards(self, prompt: Sequence[int], replies: Sequence[Sequence[int]]) -> Tensor:
         """R of each reply so far, ``[n]``; ``-inf`` for an empty one."""
         rows = [[*prompt, *reply] for reply in replies if reply]
-        self.spent.judged += len(rows)
         result = torch.full((len(replies),), -torch.inf)
         if rows:
             full = torch.tensor([bool(reply) for reply in replies])
             safety = 1 - 2 * self._unsafe(len(prompt), rows)
-            likelihood = -mean_nll(self.lm, rows, [len(row) - len(prompt) for row in rows])
+            likelihood = -mean_nll(self.engine.lm, rows, [len(row) - len(prompt) for row in rows])
             result[full] = reward(safety, 2 * likelihood.exp() - 1)
         return result
 
@@ -201,7 +180,7 @@ class Judge:
         states = {}
         for point in self.prober.points:
             ends = [ReadPoint(point.layer, Position("pilot", len(row) - prompt)) for row in rows]
-            found = record(self.lm, rows, [prompt] * len(rows), tuple(dict.fromkeys(ends)), dtype=torch.float32)
+            found = record(self.engine.lm, rows, [prompt] * len(rows), tuple(dict.fromkeys(ends)), dtype=torch.float32)
             states[point] = torch.stack([found.at(end)[i] for i, end in enumerate(ends)])
         return self.prober.score(Activations(states)).float().cpu().nan_to_num(1.0)
 
@@ -215,12 +194,12 @@ class Searching(Around):
     """An engine that searches in the grey band of the switch that it is given.
 
     Attributes:
-        spent: What search has cost so far.
+        searched: Requests searched so far.
     """
 
     def __init__(self, inner: Generating, method: _Search) -> None:
         super().__init__(inner)
-        self.method, self.spent = method, Spent()
+        self.method, self.searched = method, 0
 
     def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
         """As an engine's own ``generate``."""
@@ -230,14 +209,14 @@ class Searching(Around):
         if "grey" not in switch.record or switch.gate.watch is None:
             raise SettingError(f"{self.method.name}: this switch was not prepared by it: it has no grey band or no watch")
         low, high = switch.record["grey"]
-        judge = Judge(self.lm, switch.gate.watch.prober, self.method.settings.seed, self.spent)
+        judge = Judge(self.inner, switch.gate.watch.prober, self.method.settings.seed)
         rows = self.lm.encode(list(prompts))
         tokens = int(options.get("max_new_tokens", 256))
         for i, reply in enumerate(replies):
             score = reply.decision.scores.get("stage1", -1.0)
             if reply.decision.fired or not low < score <= high:
                 continue
-            self.spent.requests += 1
+            self.searched += 1
             found = self.method.search(judge, rows[i], reply.token_ids, tokens)
             if tuple(found) != reply.token_ids:
                 text = str(self.lm.tokenizer.decode(found, skip_special_tokens=True))

@@ -159,7 +159,8 @@ class VLLMEngine(Engine):
         decision = context.decisions[0].decision if context.decisions else Decision(False, "none")
         cut = choice.finish_reason == "length"
         text = str(self.tokenizer.decode(choice.token_ids, skip_special_tokens=True))
-        return Reply(text, tuple(choice.token_ids), "length" if cut else "stop", decision, len(ids))
+        generated = len(choice.token_ids) + (decision.token_index if decision.fired else 0)
+        return Reply(text, tuple(choice.token_ids), "length" if cut else "stop", decision, len(ids), generated)
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> dict[str, float]:
         """Put other thresholds in force for requests that come from now on; returns those in force."""
