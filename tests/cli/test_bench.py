@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from safeswitch.cli import main as module
 from safeswitch.data.writers import write_examples
 from safeswitch.evaluation.log import RunLog
 from safeswitch.nano import switch_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.switch.switch import Switch
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["safeswitch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            module.main()
-        told = capsys.readouterr()
-        return int(end.value.code or 0), told.out, told.err
-
-    return run
 
 
 @pytest.mark.slow

@@ -81,8 +81,8 @@ def landscape(
     from safeswitch.nano.bench import NanoJudge
     from safeswitch.nano.suites import load_suite
 
-    if switch is None or (data is None and model != "nano"):
-        raise SettingError("command line: landscape needs --switch and, for other models than nano, --in with requests")
+    if data is None and model != "nano":
+        raise SettingError("command line: landscape needs --in with requests, for other models than nano")
     plan = Plan(
         tuple(parts.split(",")), reach, points, directions, map_points, normalise, max_new_tokens, seed,  # type: ignore[arg-type]
     )
