@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,13 @@ def test_answers_are_checked(check: Any, reply: str, answers: tuple[str, ...], r
 def test_a_letter_alone_is_taken_before_one_in_the_text() -> None:
     assert chosen_letter("C. since A is wrong") == "C"
     assert chosen_letter("I think it is B.") == "B"
+
+
+def test_letters_are_those_of_the_question() -> None:
+    five = replace(QUESTION, answers=("E",), meta={"letters": "ABCDE"})
+    four = replace(QUESTION, answers=("E",))
+    said = [JUDGES["letter"]().judge([logged(e, "The answer is E.")])[0].correct for e in (five, four)]
+    assert said == [True, False]
 
 
 def test_task_judges_tell_refusals_apart_from_wrong_answers() -> None:
