@@ -72,7 +72,7 @@ def test_a_reply_is_right_when_all_is_followed_and_settings_that_are_not_given_d
 def test_without_what_it_judges_with_the_benchmark_is_missing_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nltk")
     monkeypatch.setattr("nltk.data.path", [])
-    with pytest.raises(MissingError, match="python -m nltk.downloader punkt_tab"):
+    with pytest.raises(MissingError, match=r"python -m nltk\.downloader punkt_tab"):
         JUDGES["ifeval"]()
     row = {"prompt": "x", "instructions": [], "kwargs": []}
     (tmp_path / "ifeval.jsonl").write_text(json.dumps(row) + "\n")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +24,7 @@ from safeswitch.evaluation.judges.named import make_judge
 from safeswitch.evaluation.judges.rules import degenerate, verdict
 from safeswitch.evaluation.verdict import Verdict
 from safeswitch.models.language_model import LanguageModel
+from tests.evaluation.chat_server import chat_server
 from tests.evaluation.made import asked, logged
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -163,43 +161,17 @@ def test_strongrejects_score_is_that_of_the_paper() -> None:
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A real OpenAI-compatible server: fails twice with 503 and 429, then answers; remembers what it was asked."""
-    starlette = pytest.importorskip("starlette.applications", reason="starlette is not installed")
-    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
-    pytest.importorskip("openai", reason="openai is not installed")
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse
-    from starlette.routing import Route
-
+    """Fails twice with 503 and 429, then answers; remembers what it was asked."""
     seen: list[dict[str, Any]] = []
 
-    async def complete(request: Request) -> JSONResponse:
-        body = await request.json()
-        seen.append({**body, "key": request.headers["authorization"]})
+    def answer(body: dict[str, Any]) -> str | tuple[int, str]:
+        seen.append(body)
         if len(seen) <= 2:
-            error = {"message": "later", "type": "server_error"}
-            return JSONResponse({"error": error}, 503 if len(seen) == 1 else 429, {"retry-after-ms": "1"})
-        if "unknown" in body["model"]:
-            return JSONResponse({"error": {"message": "no such model", "type": "invalid"}}, 404)
-        content = '{"refused": false, "complied": true}'
-        return JSONResponse({
-            "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
-            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
-            "usage": {"prompt_tokens": 30, "completion_tokens": 10, "total_tokens": 40},
-        })  # fmt: skip
+            return (503 if len(seen) == 1 else 429), "later"
+        return (404, "no such model") if "unknown" in body["model"] else '{"refused": false, "complied": true}'
 
-    app = starlette.Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}/v1", seen
-    running.should_exit = True
-    thread.join()
+    with chat_server(answer) as url:
+        yield url, seen
 
 
 def test_a_chat_model_is_asked_again_after_errors_and_once_for_the_same_question(server: Any, tmp_path: Path) -> None:

@@ -128,11 +128,11 @@ def _run(
         fitting, told = fitting_on(engine, fit_data or (), FitSettings(seed=seed), own, say)
     benchmarks()
     check_drawable()
-    check_methods(methods)
+    judges = tuple(make_judge(spec, out / "judge-cache") for spec in judge or ())
+    check_methods(methods, judges)
     asked = Asked(
         suite if not benchmark else "own", tuple(benchmark or suite_benchmarks(suite)), data, hub, limit, seed,
-        max_new_tokens, judges=tuple(make_judge(spec, out / "judge-cache") for spec in judge or ()),
-        command=tuple(sys.argv), fit=told,
+        max_new_tokens, judges=judges, command=tuple(sys.argv), fit=told,
     )
     with bars(console) as advance:
         run_bench(

@@ -23,7 +23,7 @@ from safeswitch.evaluation.benchmark import BENCHMARKS, Loaded, MissingError, lo
 from safeswitch.evaluation.judges import answers, ifeval, rules  # noqa: F401  (each registers its judges)
 from safeswitch.evaluation.judges.base import JUDGES, Judge
 from safeswitch.evaluation.log import RunLog
-from safeswitch.evaluation.runner import Candidate, Progress, run_method, short_hash
+from safeswitch.evaluation.runner import Candidate, Progress, compare_replies, run_method, short_hash
 
 Say = Callable[[str], None]
 _LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "tokenizers", "safetensors")
@@ -97,6 +97,7 @@ def run_bench(
     for name, candidate in candidates(log).items():
         say(f"running {name}")
         run_method(engine, name, candidate, loaded, judges, log, chunk=2 * engine.batch_size, progress=progress)
+    compare_replies(log, judges)
     log.finish(now())
     for make in after:
         make(out)

@@ -12,6 +12,7 @@ from typing import Any
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example
+from safeswitch.evaluation.judges.base import Judge
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.runner import Candidate, short_hash
 from safeswitch.methods.base import METHODS, Method
@@ -45,16 +46,20 @@ class Fitting:
     own: Switch | None = None
 
 
-def check_methods(names: Sequence[str]) -> None:
+def check_methods(names: Sequence[str], judges: Sequence[Judge] = ()) -> None:
     """Refuse names that stand for no method and repeated ones before any work; see :mod:`safeswitch.methods.resolve`.
 
     Raises:
-        SettingError: a name that is not in the table, or comes twice, or no name at all.
+        SettingError: a name that is not in the table, or comes twice, or no name at all, or a judge that compares with a
+            method that is not among them.
     """
     for name in names:
         resolve(name)
     if not names or len(set(names)) < len(names):
         raise SettingError(f"methods: name at least one, each once; got {', '.join(names) or 'none'}")
+    for judge in judges:
+        if judge.against and judge.against not in names:
+            raise SettingError(f"judge {judge.name} compares with {judge.against}; add it to the methods {', '.join(names)}")
 
 
 def prepare(

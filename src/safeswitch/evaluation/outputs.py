@@ -18,7 +18,7 @@ from safeswitch.evaluation.tables import Table, judges, main_rates, make_tables,
 
 _SHARES = (
     "harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired", "attack success",
-    "per form", "on topic", "gate recall", "stage1 recall",
+    "per form", "win rate", "on topic", "gate recall", "stage1 recall",
     "missed", "false trigger", "explained", "fewer than",
 )
 _HOLM = (
@@ -36,6 +36,7 @@ NOTES = {
         "how far its recall can be pushed down by somebody who holds the weights. Forms of one request are not "
         "independent: intervals of figures per form are too narrow."
     ),
+    "wins": "Both orders of the two replies are judged; ties, and preferences that follow the order, count half.",
     "cost": "Means a request; extra is the mean difference to the untouched model on the same requests.",
     "left_out": "Stage 1 on what it was not fitted on, as measured when the switch was fitted.",
 }

@@ -44,6 +44,7 @@ def make_tables(rows: Rows) -> dict[str, Table]:
         "source": sliced(rows, "source", lambda row: row.example.source),
         "wrapper": sliced(rows, "wrapper", lambda row: row.example.wrapper),
         "scores": scores(rows),
+        "wins": wins(rows),
         "gate": gate(rows),
         "prober": prober(rows),
         "errors": error_table(rows),
@@ -187,6 +188,19 @@ def scores(rows: Rows) -> Table:
             if values := [s for s in given if s is not None]:
                 first = {"benchmark": benchmark, "method": method, "judge": judge, "metric": "harm score", "better": "lower"}
                 table.append({**first, **_interval(bootstrap_mean(values))})
+    return table
+
+
+def wins(rows: Rows) -> Table:
+    """Share of open requests on which a judge prefers the reply to that of the method it compares with, ties half."""
+    table: Table = []
+    for benchmark, method, logged in rows.each():
+        for judge in rows.log.judges(benchmark):
+            given = [row.judgements[judge].won for row in logged if judge in row.judgements]
+            if values := [w for w in given if w is not None]:
+                against = rows.log.manifest["judges"][judge]["identity"]["against"]
+                first = {"benchmark": benchmark, "method": method, "against": against, "judge": judge}
+                table.append({**first, "metric": "win rate", "better": "higher", **_interval(bootstrap_mean(values))})
     return table
 
 

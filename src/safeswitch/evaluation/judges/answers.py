@@ -1,8 +1,8 @@
 """Judges ``number``, ``letter``, ``alias``: does the reply hold the right answer of a task? Also whether it refuses.
 
 ``number``: the reply's last number equals the answer (GSM8K). ``letter``: the option that the reply names equals the answer
-(MMLU, TruthfulQA; ``meta["letters"]`` says which options there are, A to D by default). ``alias``: one of the answers stands in the reply as whole words, compared as TriviaQA does: lower case, without
-punctuation and articles. Knows nothing of models.
+(MMLU, TruthfulQA; ``meta["letters"]`` says which options there are, A to D by default). ``alias``: one of the answers stands in
+the reply as whole words, compared as TriviaQA does: lower case, without punctuation and articles. Knows nothing of models.
 """
 
 from __future__ import annotations
