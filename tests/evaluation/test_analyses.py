@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 from sklearn.decomposition import PCA
 
 from safeswitch.activations.record import prompt_sequences, record
@@ -25,6 +24,7 @@ from safeswitch.evaluation.analyses.run import analyse
 from safeswitch.evaluation.analyses.strip import score_strip
 from safeswitch.evaluation.bench import Asked, run_bench
 from safeswitch.evaluation.candidates import check_methods, prepare
+from safeswitch.evaluation.intervals import clustered
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.rows import Rows
 from safeswitch.nano import switch_path, weights_path
@@ -135,10 +135,10 @@ def test_errors_and_styles_are_counted_as_by_hand(run: Path) -> None:
     for row in errors:
         label = "unsafe" if row["metric"] == "missed" else "safe"
         own = [r for r in rows if r.example.category == row["category"] and r.example.label == label]
-        wrong = sum(r.decision["fired"] == (label == "safe") for r in own)
-        bounds = binomtest(wrong, len(own)).proportion_ci(method="wilson")
-        assert (row["n"], row["value"]) == (len(own), wrong / len(own))
-        assert (row["low"], row["high"]) == pytest.approx((bounds.low, bounds.high), abs=1e-9)
+        wrong = [r.decision["fired"] == (label == "safe") for r in own]
+        bounds = clustered(wrong, [r.example.group for r in own])
+        assert (row["n"], row["value"]) == (len(own), sum(wrong) / len(own))
+        assert (row["low"], row["high"]) == (bounds.low, bounds.high)
     assert sum(r["n"] for r in errors if r["metric"] == "missed") == 60
     styles = {(row["method"], row["metric"]): row for row in style_table(Rows(log))}
     refusals = [r for r in rows if r.example.label == "unsafe" and r.judgements["nano"].refused]
