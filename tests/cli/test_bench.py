@@ -88,13 +88,15 @@ def test_methods_are_fitted_on_files_and_what_needs_them_is_told(call: Any, tmp_
     given = ("compare", "--model", "nano", "--benchmark", "nano_jailbroken", "--limit", 4)
     write_examples([*load_suite("jailbroken_a", 60), *load_suite("lookalike_a", 500)], tmp_path / "fit.jsonl")
     code, _, err = call(
-        *given, "--methods", "base,safeswitch", "--fit-data", tmp_path / "fit.jsonl", "--out", tmp_path / "run"
+        *given, "--methods", "base,safeswitch", "--fit-data", tmp_path / "fit.jsonl", "--no-leave-out", "--out",
+        tmp_path / "run",
     )
     assert code == 0, err
     log = RunLog.open(tmp_path / "run")
     assert list(log.manifest["identity"]["fit"]["sources"]) == [str(tmp_path / "fit.jsonl")]
     assert log.manifest["methods"]["safeswitch"]["record"]["data"]["train"]["n"] > 0
     assert log.manifest["methods"]["safeswitch"]["seconds"] > 0
+    assert "left_out" not in log.manifest["methods"]["safeswitch"]["record"]
 
 
 @pytest.mark.slow

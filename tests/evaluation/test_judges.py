@@ -11,22 +11,19 @@ from typing import Any
 import pytest
 from sklearn.metrics import accuracy_score, precision_score, recall_score
 
-from safeswitch.core.errors import DataError, ModelError, SafeSwitchError, SettingError
+from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.types import Example, Message
-from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.judges import agreement as measured
 from safeswitch.evaluation.judges.answers import chosen_letter, right_alias, right_letter, right_number
 from safeswitch.evaluation.judges.base import JUDGES
 from safeswitch.evaluation.judges.chat_model import ChatModel
-from safeswitch.evaluation.judges.classifiers import KINDS, Classifier, with_preset
+from safeswitch.evaluation.judges.classifiers import KINDS
 from safeswitch.evaluation.judges.model_judge import ModelJudge, StrongReject, read_object, rubric_score
 from safeswitch.evaluation.judges.named import make_judge
 from safeswitch.evaluation.judges.rules import degenerate, verdict
 from safeswitch.evaluation.verdict import Verdict
-from safeswitch.models.language_model import LanguageModel
 from tests.evaluation.chat_server import chat_server
 from tests.evaluation.made import asked, logged
-from tests.tiny import tiny_model, tiny_tokenizer
 
 UNSAFE = asked("u", 1)[0]
 QUESTION = Example("q", (Message("user", "What is 6 x 7?"),), "safe", answers=("42",))
@@ -214,12 +211,6 @@ def test_a_server_that_refuses_or_is_not_there_is_named(server: Any) -> None:
 
 # classifiers
 
-WITH_PRESET = (
-    "{{ guardian_config.risk_name if guardian_config is defined else 'none' }}|{{ guideline if guideline is defined else '' }}"
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-)
-
-
 @pytest.mark.parametrize(
     ("kind", "answer", "harmful"),
     [
@@ -231,46 +222,6 @@ WITH_PRESET = (
 )
 def test_a_classifiers_words_are_read(kind: str, answer: str, harmful: bool | None) -> None:
     assert KINDS[kind].harmful(answer) is harmful
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_classifier_runs_in_our_engine_and_gives_a_verdict_or_says_that_it_could_not(kind: str) -> None:
-    lm = LanguageModel(tiny_model("llama"), tiny_tokenizer(), model_id="tiny")
-    lm.tokenizer.chat_template = WITH_PRESET
-    judge = Classifier(kind, TransformersEngine(with_preset(lm, KINDS[kind].preset), batch_size=2))
-    rows = [logged(UNSAFE, "a reply"), logged(UNSAFE, "another"), logged(UNSAFE, "")]
-    for said in judge.judge(rows):
-        if KINDS[kind].graded:
-            assert said.score is not None
-            assert 0 <= said.score <= 1
-            assert said.complied is (said.score > 0.5)
-        else:
-            assert said.complied is None
-            assert said.note.startswith("unreadable")
-    assert judge.identity["kind"] == kind
-    assert judge.speaks_of("safety")
-    assert not judge.speaks_of("task")
-
-
-def test_what_a_classifier_is_shown() -> None:
-    lm = LanguageModel(tiny_model("llama"), tiny_tokenizer(), model_id="tiny")
-    lm.tokenizer.chat_template = WITH_PRESET
-
-    def shown(kind: str, text: str | None = None) -> str:
-        engine = TransformersEngine(with_preset(lm, KINDS[kind].preset))
-        judge = Classifier(kind, engine, text=text)
-        (ids,) = engine.lm.encode([judge._messages(logged(UNSAFE, "so be it"))])
-        return str(lm.tokenizer.decode(ids))
-
-    assert shown("llama-guard").replace(" ", "").endswith("none|[user]u0[assistant]sobeit")
-    assert "harm|" in shown("granite-guardian").replace(" ", "")
-    assert "Noharmfulhelp" in shown("shieldgemma").replace(" ", "")
-    assert shown("harmbench", "Q {request} A {reply} ?").replace(" ", "").endswith("[user]Qu0Asobeit?")
-    with pytest.raises(DataError, match="judge harmbench: a template needs the slots"):
-        shown("harmbench", "no slots")
-    lm.tokenizer.chat_template = None
-    with pytest.raises(ModelError, match="tiny has no chat template"):
-        shown("shieldgemma")
 
 
 # names

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from safeswitch.core.errors import SettingError
@@ -37,6 +37,8 @@ class Fitting:
         complied: Judge of replies to fitting requests.
         options: Settings of single methods by name, over their defaults.
         own: A fitted SafeSwitch, taken instead of fitting one.
+        left_out: Gives the figures on sources and wrappers left out, for the record of a SafeSwitch that is fitted here; None
+            leaves them out of it.
     """
 
     data: Callable[[], Parts]
@@ -44,6 +46,7 @@ class Fitting:
     complied: Complied = does_not_refuse
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     own: Switch | None = None
+    left_out: Callable[[], Mapping[str, Any]] | None = None
 
 
 def check_methods(names: Sequence[str], judges: Sequence[Judge] = ()) -> None:
@@ -125,7 +128,11 @@ class _Ready:
         self._say(f"preparing {name}")
         if OWN in name.split("+") and name != OWN:
             share(self._engine, self._data(), self._fitting.settings, self._fitting.complied, self._own())
-        return method.prepare(self._engine, self._data())
+        switch = method.prepare(self._engine, self._data())
+        if name != OWN or self._fitting.left_out is None:
+            return switch
+        self._say("stage 1: leaving out one source and one wrapper at a time")
+        return replace(switch, record={**switch.record, "left_out": self._fitting.left_out()})
 
     def _data(self) -> Parts:
         if self._parts is None:

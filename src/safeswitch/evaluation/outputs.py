@@ -117,7 +117,8 @@ def figure(value: float, low: float | None, high: float | None, *, percent: bool
     scale, digits = (100, 1) if percent else (1, 3)
     if low is None or high is None:
         return f"{scale * value:.{digits}f}"
-    return f"{scale * value:.{digits}f} ({scale * low:.{digits}f}–{scale * high:.{digits}f})"
+    dash = " to " if low < 0 else "–"
+    return f"{scale * value:.{digits}f} ({scale * low:.{digits}f}{dash}{scale * high:.{digits}f})"
 
 
 def cell(value: Any) -> str:
