@@ -81,8 +81,21 @@ def test_the_plane_is_that_of_a_pca_over_all_three_moments() -> None:
 
 @pytest.mark.skipif(project.has_umap(), reason="umap-learn is installed")
 def test_umap_says_how_it_is_installed_where_it_is_not() -> None:
-    with pytest.raises(SafeSwitchError, match="pip install umap-learn"):
+    with pytest.raises(SafeSwitchError, match=r"pip install .safeswitch\[umap\]"):
         project.projection(engine(), switch(), [], layer=1, how="umap")
+
+
+@pytest.mark.skipif(not project.has_umap(), reason="umap-learn is not installed (pip install 'safeswitch[umap]')")
+@pytest.mark.filterwarnings("ignore:n_jobs value 1 overridden:UserWarning")
+def test_umap_keeps_neighbours_together_and_draws_the_same_plane_for_a_seed() -> None:
+    rng = np.random.default_rng(0)
+    states = np.concatenate([rng.normal(centre, 1.0, (40, 16)) for centre in (-4.0, 4.0)])
+    flat, explained = project._flatten(states, "umap", 0)
+    again, _ = project._flatten(states, "umap", 0)
+    assert (flat.shape, explained) == ((80, 2), None)
+    assert np.array_equal(flat, again)
+    far = np.linalg.norm(flat[:, None] - flat[None], axis=-1) + 1e9 * np.eye(80)
+    assert np.mean((far.argmin(1) < 40) == (np.arange(80) < 40)) == 1.0
 
 
 def test_a_strip_holds_what_the_gate_saw_in_its_run() -> None:

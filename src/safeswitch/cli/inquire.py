@@ -26,7 +26,7 @@ def analyse(
     method: Annotated[str, typer.Option(help="Method of the run whose gate is looked at.")] = "safeswitch",
     limit: Annotated[int, typer.Option(min=20, help="Most requests, drawn at random.")] = 400,
     strips: Annotated[int, typer.Option(min=0, help="Example conversations whose scores are shown token by token.")] = 6,
-    how: Annotated[str, typer.Option(help="pca, or umap where umap-learn is installed.")] = "pca",
+    how: Annotated[str, typer.Option(help="pca, or umap (pip install 'safeswitch[umap]').")] = "pca",
     seed: SeedOption = 0,
     revision: RevisionOption = None,
     dtype: DtypeOption = "auto",

@@ -63,7 +63,7 @@ def projection(
     """
     check_choice("projection", "how", how, HOW)
     if how == "umap" and not has_umap():
-        raise SafeSwitchError("UMAP needs umap-learn: pip install umap-learn")
+        raise SafeSwitchError('UMAP needs umap-learn: pip install "safeswitch[umap]"')
     lm = engine.lm
     prompts, lengths, _ = prompt_sequences(lm, examples)
     end, later = ReadPoint(lm.layer(layer)), ReadPoint(lm.layer(layer), Position("pilot", token))
