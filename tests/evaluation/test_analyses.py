@@ -86,7 +86,7 @@ def test_umap_says_how_it_is_installed_where_it_is_not() -> None:
 
 
 @pytest.mark.skipif(not project.has_umap(), reason="umap-learn is not installed (pip install 'safeswitch[umap]')")
-@pytest.mark.filterwarnings("ignore:n_jobs value 1 overridden:UserWarning")
+@pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
 def test_umap_keeps_neighbours_together_and_draws_the_same_plane_for_a_seed() -> None:
     rng = np.random.default_rng(0)
     states = np.concatenate([rng.normal(centre, 1.0, (40, 16)) for centre in (-4.0, 4.0)])

@@ -19,13 +19,14 @@ from safeswitch.evaluation.catalogue import benchmarks
 from safeswitch.evaluation.fit_source import fitting_on
 from safeswitch.evaluation.report.page import write_report
 from safeswitch.evaluation.tables import left_out
-from safeswitch.nano import weights_path
+from safeswitch.nano import bench, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.refusal_head import HeadSettings
 from safeswitch.switch.switch import Switch
 
 benchmarks()
+HARM, LOOKALIKE = bench.PREFIX + "jailbroken", bench.PREFIX + "lookalike"
 SETTINGS = FitSettings(readers=("layers",), stages="stage1", budget=0.1, head=HeadSettings(ranks=(1,), epochs=1))
 
 
@@ -41,17 +42,18 @@ def test_a_run_that_fits_carries_the_figures_of_left_out_sources_into_its_report
     def report(engine: object, examples: Sequence[Example], settings: FitSettings) -> dict[str, Any]:
         asked.append({e.source for e in examples})
         assert len(examples) == 76
-        figure = {"value": 0.75, "low": 0.5, "high": 1.0}
-        return {"source": {"stage1": {name: {"auroc": figure, "tpr_at_1_fpr": figure} for name in ("one", "two")}}}
+        estimate = {"value": 0.75, "low": 0.5, "high": 1.0}
+        found = {"auroc": estimate, "tpr_at_1_fpr": estimate, "positives": 8, "negatives": 30}
+        return {"source": {reader: {"one": found, "two": found} for reader in ("stage1", "text baseline")}}
 
     monkeypatch.setattr("safeswitch.evaluation.fit_source.left_out_report", report)
     fitting, told = fitting_on(engine, [str(tmp_path / "fit.jsonl")], SETTINGS, None, lambda text: None, leave_out=True)
     log = run_bench(
-        engine, Asked("own", ("nano_jailbroken", "nano_lookalike"), limit=4, fit=told),
+        engine, Asked("own", (HARM, LOOKALIKE), limit=4, fit=told),
         lambda log: prepare(engine, ("base", "head", "safeswitch"), fitting, log), tmp_path / "run", after=(write_report,),
     )
     assert asked == [{"one", "two"}]
-    table = [r for r in left_out(log) if (r["method"], r["metric"]) == ("safeswitch", "AUROC")]
+    table = [r for r in left_out(log) if (r["method"], r["reader"], r["metric"]) == ("safeswitch", "stage1", "AUROC")]
     assert [(r["left out"], r["reader"], r["name"], r["value"]) for r in table] == [
         ("source", "stage1", "one", 0.75), ("source", "stage1", "two", 0.75)
     ]

@@ -113,12 +113,12 @@ def _attacked(run: Gathered, rows: Sequence[Mapping[str, Any]], benchmark: str) 
         axis.set_yticks(range(len(names)), ["not attacked" if n == BARE else n for n in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
         per_cent(axis)
-        axis.set_xlabel(f"{metric} in % ({better} is better)")
+        axis.set_xlabel(f"{ATTACK_TITLES[metric].lower()} in % ({better} is better)")
         axis.figure.legend(loc="outside upper left", ncols=2)
 
     own = "; ".join(f"{r['attack']} {_per_cent(r)}" for r in rows if r["method"] == run.own)
     return draw(
-        f"{ATTACK_TITLES[metric]} under attack, {benchmark}",
+        f"{ATTACK_TITLES[metric]}: {benchmark}",
         f"{metric} by attack and method. {named(run.own)}: {own}.", _ATTACKED[metric], paint,
         height=1.2 + 0.42 * len(names),
     )  # fmt: skip
