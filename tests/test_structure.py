@@ -126,7 +126,7 @@ def test_the_changelog_knows_the_version() -> None:
 EXTRAS = {
     "vllm": ("engines/vllm/", "serving/"), "matplotlib": ("evaluation/",), "datasets": ("data/",),
     "sqlalchemy": ("serving/",), "prometheus_client": ("serving/",), "lm_eval": ("evaluation/harness",),
-    "inspect_ai": ("evaluation/inspect_bridge",), "fastapi": ("serving/",), "pydantic": ("serving/",),
+    "inspect_ai": ("evaluation/inspect_bridge", "cli/inspect_registry"), "fastapi": ("serving/",), "pydantic": ("serving/",),
     "pydantic_core": ("serving/",), "starlette": ("serving/",), "uvicorn": ("serving/",), "limits": ("serving/",),
     "filelock": ("serving/",), "opentelemetry": ("serving/",),
     "peft": ("methods/",), "gguf": ("switch/",),

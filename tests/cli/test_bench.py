@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from safeswitch.cli import main as module
 from safeswitch.data.writers import write_examples
 from safeswitch.evaluation.log import RunLog
 from safeswitch.nano import switch_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.switch.switch import Switch
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["safeswitch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            module.main()
-        told = capsys.readouterr()
-        return int(end.value.code or 0), told.out, told.err
-
-    return run
 
 
 @pytest.mark.slow
@@ -102,13 +88,15 @@ def test_methods_are_fitted_on_files_and_what_needs_them_is_told(call: Any, tmp_
     given = ("compare", "--model", "nano", "--benchmark", "nano_jailbroken", "--limit", 4)
     write_examples([*load_suite("jailbroken_a", 60), *load_suite("lookalike_a", 500)], tmp_path / "fit.jsonl")
     code, _, err = call(
-        *given, "--methods", "base,safeswitch", "--fit-data", tmp_path / "fit.jsonl", "--out", tmp_path / "run"
+        *given, "--methods", "base,safeswitch", "--fit-data", tmp_path / "fit.jsonl", "--no-leave-out", "--out",
+        tmp_path / "run",
     )
     assert code == 0, err
     log = RunLog.open(tmp_path / "run")
     assert list(log.manifest["identity"]["fit"]["sources"]) == [str(tmp_path / "fit.jsonl")]
     assert log.manifest["methods"]["safeswitch"]["record"]["data"]["train"]["n"] > 0
     assert log.manifest["methods"]["safeswitch"]["seconds"] > 0
+    assert "left_out" not in log.manifest["methods"]["safeswitch"]["record"]
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 from sklearn.decomposition import PCA
 
 from safeswitch.activations.record import prompt_sequences, record
@@ -25,6 +24,7 @@ from safeswitch.evaluation.analyses.run import analyse
 from safeswitch.evaluation.analyses.strip import score_strip
 from safeswitch.evaluation.bench import Asked, run_bench
 from safeswitch.evaluation.candidates import check_methods, prepare
+from safeswitch.evaluation.intervals import clustered
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.rows import Rows
 from safeswitch.nano import switch_path, weights_path
@@ -81,8 +81,21 @@ def test_the_plane_is_that_of_a_pca_over_all_three_moments() -> None:
 
 @pytest.mark.skipif(project.has_umap(), reason="umap-learn is installed")
 def test_umap_says_how_it_is_installed_where_it_is_not() -> None:
-    with pytest.raises(SafeSwitchError, match="pip install umap-learn"):
+    with pytest.raises(SafeSwitchError, match=r"pip install .safeswitch\[umap\]"):
         project.projection(engine(), switch(), [], layer=1, how="umap")
+
+
+@pytest.mark.skipif(not project.has_umap(), reason="umap-learn is not installed (pip install 'safeswitch[umap]')")
+@pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
+def test_umap_keeps_neighbours_together_and_draws_the_same_plane_for_a_seed() -> None:
+    rng = np.random.default_rng(0)
+    states = np.concatenate([rng.normal(centre, 1.0, (40, 16)) for centre in (-4.0, 4.0)])
+    flat, explained = project._flatten(states, "umap", 0)
+    again, _ = project._flatten(states, "umap", 0)
+    assert (flat.shape, explained) == ((80, 2), None)
+    assert np.array_equal(flat, again)
+    far = np.linalg.norm(flat[:, None] - flat[None], axis=-1) + 1e9 * np.eye(80)
+    assert np.mean((far.argmin(1) < 40) == (np.arange(80) < 40)) == 1.0
 
 
 def test_a_strip_holds_what_the_gate_saw_in_its_run() -> None:
@@ -135,10 +148,10 @@ def test_errors_and_styles_are_counted_as_by_hand(run: Path) -> None:
     for row in errors:
         label = "unsafe" if row["metric"] == "missed" else "safe"
         own = [r for r in rows if r.example.category == row["category"] and r.example.label == label]
-        wrong = sum(r.decision["fired"] == (label == "safe") for r in own)
-        bounds = binomtest(wrong, len(own)).proportion_ci(method="wilson")
-        assert (row["n"], row["value"]) == (len(own), wrong / len(own))
-        assert (row["low"], row["high"]) == pytest.approx((bounds.low, bounds.high), abs=1e-9)
+        wrong = [r.decision["fired"] == (label == "safe") for r in own]
+        bounds = clustered(wrong, [r.example.group for r in own])
+        assert (row["n"], row["value"]) == (len(own), sum(wrong) / len(own))
+        assert (row["low"], row["high"]) == (bounds.low, bounds.high)
     assert sum(r["n"] for r in errors if r["metric"] == "missed") == 60
     styles = {(row["method"], row["metric"]): row for row in style_table(Rows(log))}
     refusals = [r for r in rows if r.example.label == "unsafe" and r.judgements["nano"].refused]

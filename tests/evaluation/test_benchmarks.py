@@ -217,6 +217,12 @@ FORMATS: dict[str, tuple[dict[str, Any], str, list[tuple[str, str, str, str, str
                       "correct_answers": ["Yes"], "incorrect_answers": ["No"], "source": "x"}]},
         config("generation", validation="v.jsonl"), [(ASK, "safe", "Law", "", "", ())],
     ),
+    "truthfulqa_mc1": (
+        {"v.jsonl": [{"question": ASK, "mc1_targets": {"choices": ["No", "Yes", "Once"], "labels": [0, 1, 0]},
+                      "mc2_targets": {"choices": ["No", "Yes"], "labels": [0, 1]}}]},
+        config("multiple_choice", validation="v.jsonl"),
+        [(f"{ASK}\nA. No\nB. Yes\nC. Once\n\nAnswer with the letter of the right option.", "safe", "", "", "", ("B",))],
+    ),
     "trivia_qa": (
         {"v.jsonl": [{"question": ASK, "question_id": "q1", "answer": {"value": "Oven", "aliases": ["Oven", "Stove"]}}]},
         config("rc.nocontext", validation="v.jsonl"), [(ASK, "safe", "", "", "", ("Oven", "Stove"))],
@@ -264,6 +270,19 @@ def test_a_copy_of_the_hubs_repository_is_read_in_its_public_columns(
         (e.prompt, e.label, e.category, e.wrapper, e.meta.get("lang", ""), e.answers) for e in found.examples
     ] == expected
     assert len({e.id for e in found.examples}) == len(expected)
+
+
+def test_the_choices_of_a_question_are_shuffled_the_same_way_each_time_and_too_few_are_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{ASK} {i}", "choices": ["right", "wrong", "worse"]} for i in range(60)]
+    (tmp_path / "truthfulqa_mc1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load(BENCHMARKS["truthfulqa_mc1"], data=tmp_path).examples
+    assert found == load(BENCHMARKS["truthfulqa_mc1"], data=tmp_path).examples
+    assert all(f"\n{e.answers[0]}. right\n" in e.prompt for e in found)
+    assert min(Counter(e.answers[0] for e in found).values()) > 8
+    assert {e.meta["letters"] for e in found} == {"ABC"}
+    (tmp_path / "truthfulqa_mc1.jsonl").write_text(json.dumps({"prompt": ASK, "choices": ["right"]}) + "\n")
+    with pytest.raises(DataError, match="needs 2 to 25 choices; got 1"):
+        load(BENCHMARKS["truthfulqa_mc1"], data=tmp_path)
 
 
 def test_local_files_in_our_schema_need_no_label_where_all_have_one(tmp_path: Path) -> None:

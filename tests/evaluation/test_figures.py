@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import brier_score_loss, roc_auc_score, roc_curve
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -17,7 +21,7 @@ from statsmodels.stats.proportion import proportion_confint
 from safeswitch.core.errors import ContextLengthError, DataError
 from safeswitch.core.types import Decision, Reply
 from safeswitch.evaluation.bench import _fitted
-from safeswitch.evaluation.intervals import bootstrap_mean, holm, paired_difference, weighted_rate
+from safeswitch.evaluation.intervals import bootstrap_mean, clustered, holm, mcnemar, paired_difference, weighted_rate, wilson
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.metrics import ACCURACY, HARM, INFORMATIVE, METRICS, NEITHER, OVER_REFUSAL, metric, outcomes
 from safeswitch.evaluation.outputs import write_tables
@@ -51,6 +55,69 @@ def test_a_paired_difference_is_narrower_than_that_of_two_samples_and_needs_the_
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.3 / 10, abs=0.02)
     with pytest.raises(DataError, match="100 values against 1"):
         paired_difference(better, [True])
+
+
+GROUPED = [1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 1]  # hits of eleven variants
+VARIANTS = ["a", "a", "a", "a", "b", "b", "c", "c", "d", "d", "e"]  # of five requests
+OTHER = [0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0]
+
+
+def test_a_share_of_variants_has_the_design_effect_of_statsmodels() -> None:
+    hits = [bool(hit) for hit in GROUPED]
+    model = OLS(np.array(GROUPED, dtype=float), np.ones(11))
+    by_group = model.fit(cov_type="cluster", cov_kwds={"groups": pd.factorize(pd.Series(VARIANTS))[0]}).bse[0] ** 2
+    effect = by_group / model.fit().bse[0] ** 2
+    assert effect > 1.2
+    found = clustered(hits, VARIANTS)
+    assert (found.rate, found.n) == (pytest.approx(6 / 11), 11)
+    rivals = proportion_confint(6 / effect, 11 / effect, method="wilson")
+    assert (found.low, found.high) == pytest.approx(rivals)
+
+
+def test_variants_that_tell_nothing_new_count_as_one_request_and_single_ones_each() -> None:
+    rng = random.Random(4)
+    requests = [rng.random() < 0.3 for _ in range(40)]
+    alone = clustered(requests, range(40))
+    assert alone == wilson(sum(requests), 40)
+    assert clustered(requests, None) == alone
+    five = clustered([hit for hit in requests for _ in range(5)], [i for i in range(40) for _ in range(5)])
+    assert (five.low, five.high) == pytest.approx((alone.low, alone.high), abs=0.004)
+    none = clustered([False] * 200, [i for i in range(40) for _ in range(5)])
+    assert (none.low, none.high) == pytest.approx((0.0, wilson(0, 40).high))
+    with pytest.raises(DataError, match="got 2 values and 1 groups"):
+        clustered([True, False], ["a"])
+
+
+def test_a_paired_difference_draws_groups_as_a_whole() -> None:
+    apart = [a - b for a, b in zip(GROUPED, OTHER, strict=True)]
+    sums = [sum(d for d, g in zip(apart, VARIANTS, strict=True) if g == name) for name in "abcde"]
+    sizes = [VARIANTS.count(name) for name in "abcde"]
+    every = [
+        sum(sums[i] for i in drawn) / sum(sizes[i] for i in drawn) for drawn in itertools.product(range(5), repeat=5)
+    ]  # each of the 3125 resamples is as likely as any other
+    found = paired_difference(GROUPED, OTHER, VARIANTS, n_boot=60_000)
+    assert found.value == pytest.approx(3 / 11)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(every, [0.025, 0.975])), abs=0.01)
+    assert found.high - found.low > 1.2 * (np.diff(np.quantile(_drawn(apart), [0.025, 0.975]))[0])
+
+
+def _drawn(values: list[int]) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).choice(values, (9000, len(values))).mean(1)
+
+
+def test_the_test_of_grouped_pairs_counts_all_signs_and_without_groups_is_mcnemars() -> None:
+    apart = [a - b for a, b in zip(GROUPED, OTHER, strict=True)]
+    sums = [sum(d for d, g in zip(apart, VARIANTS, strict=True) if g == name) for name in "abcde"]
+    signs = list(itertools.product((1, -1), repeat=5))
+    far = sum(abs(sum(s * d for s, d in zip(sign, sums, strict=True))) >= abs(sum(sums)) for sign in signs)
+    first, second = [bool(x) for x in GROUPED], [bool(x) for x in OTHER]
+    found = mcnemar(first, second, VARIANTS)
+    assert found.p_value == pytest.approx(far / 32)
+    assert (found.only_first, found.only_second) == (4, 1)
+    plain = their_mcnemar([[2, 4], [1, 4]], exact=True).pvalue
+    assert mcnemar(first, second).p_value == mcnemar(first, second, range(11)).p_value == pytest.approx(plain)
+    many = mcnemar([True] * 400 + [False] * 30, [False] * 300 + [True] * 130)
+    assert many.p_value == pytest.approx(stats.binomtest(30, 330).pvalue)
 
 
 def test_a_weighted_rate_is_the_sum_with_the_spread_of_both() -> None:
@@ -194,3 +261,21 @@ def test_replies_leave_half_of_a_small_context_to_the_prompt() -> None:
     one = loaded("a", asked("a", 1), max_new_tokens=512)
     lengths = [_fitted(one, *given).benchmark.max_new_tokens for given in ((None, None), (None, 512), (64, 512), (900, 4096))]
     assert lengths == [512, 256, 64, 900]
+
+
+def test_tables_count_variants_of_one_request_as_a_group(tmp_path: Path) -> None:
+    variants = [replace(e, group=f"g{i // 4}") for i, e in enumerate(asked("v", 16))]
+    fires = {"v 0", "v 1", "v 2", "v 3", "v 4", "v 5", "v 6", "v 7", "v 8"}  # all of two groups and one of a third
+    rows = Rows(run(tmp_path, [loaded("vary", variants)], Scripted(unsafe=fires.__contains__)))
+    expected = clustered([i > 8 for i in range(16)], [i // 4 for i in range(16)])
+    assert expected.high - expected.low > 1.3 * (wilson(7, 16).high - wilson(7, 16).low)
+    (rate,) = pick(rates(rows), method="prompt", metric="harmful compliance")
+    (both,) = pick(two_sided(rows), method="prompt")
+    (fired,) = pick(gate(rows), method="prompt")
+    for row in (rate, both):
+        assert (row["value"], row["low"], row["high"], row["n"]) == (7 / 16, expected.low, expected.high, 16)
+    assert (fired["low"], fired["high"]) == pytest.approx((1 - expected.high, 1 - expected.low))
+    (pair,) = paired(rows)
+    assert pair["p"] == 2 / 2**3  # three groups differ, all in one direction
+    assert pair["value"] == -9 / 16
+    assert (pair["low"], pair["high"]) == (-1.0, pytest.approx(-0.0625, abs=0.07))

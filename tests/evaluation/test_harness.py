@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,27 @@ def test_inspect_runs_our_benchmark_on_the_engine(nano: Any, suite: str, metric:
         assert [s.output.metadata["decision"]["fired"] for s in log.samples] == [r.decision.fired for r in replies]
         assert log.results.scores[0].metrics["mean"].value == pytest.approx(sum(map(bool, hits)) / 5)
         assert log.results.scores[0].name == metric
+
+
+@pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
+def test_inspect_runs_our_benchmark_on_our_provider_by_their_names(nano: Any, tmp_path: Path) -> None:
+    pytest.importorskip("inspect_ai", reason="inspect-ai is not installed")
+    from inspect_ai import eval as inspect_eval
+
+    from safeswitch.cli.inspect_registry import benchmark
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["entry-points"]["inspect_ai"] == {"safeswitch": benchmark.__module__}
+    (log,) = inspect_eval(
+        benchmark("nano_jailbroken", limit=3), model="safeswitch/nano", model_args={"switch": "nano"}, log_dir=str(tmp_path),
+        display="none",
+    )
+    assert log.status == "success", log.error
+    assert (log.eval.model, log.eval.task) == ("safeswitch/nano", "nano_jailbroken")
+    asked = load(BENCHMARKS["nano_jailbroken"], limit=3).examples
+    replies = nano[0].generate(asked, nano[1], max_new_tokens=bench.REPLY_TOKENS, do_sample=False)
+    assert [s.output.completion for s in log.samples] == [r.text for r in replies]
+    with pytest.raises(SettingError, match="neither address nor key"):
+        inspect_eval(benchmark("nano_jailbroken", limit=1), model="safeswitch/nano", model_base_url="http://x", display="none")

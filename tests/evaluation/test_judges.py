@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sklearn.metrics import accuracy_score, precision_score, recall_score
 
-from safeswitch.core.errors import DataError, ModelError, SafeSwitchError, SettingError
+from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.types import Example, Message
-from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.judges import agreement as measured
 from safeswitch.evaluation.judges.answers import chosen_letter, right_alias, right_letter, right_number
 from safeswitch.evaluation.judges.base import JUDGES
 from safeswitch.evaluation.judges.chat_model import ChatModel
-from safeswitch.evaluation.judges.classifiers import KINDS, Classifier, with_preset
+from safeswitch.evaluation.judges.classifiers import KINDS
 from safeswitch.evaluation.judges.model_judge import ModelJudge, StrongReject, read_object, rubric_score
 from safeswitch.evaluation.judges.named import make_judge
 from safeswitch.evaluation.judges.rules import degenerate, verdict
 from safeswitch.evaluation.verdict import Verdict
-from safeswitch.models.language_model import LanguageModel
+from tests.evaluation.chat_server import chat_server
 from tests.evaluation.made import asked, logged
-from tests.tiny import tiny_model, tiny_tokenizer
 
 UNSAFE = asked("u", 1)[0]
 QUESTION = Example("q", (Message("user", "What is 6 x 7?"),), "safe", answers=("42",))
@@ -99,6 +95,13 @@ def test_a_letter_alone_is_taken_before_one_in_the_text() -> None:
     assert chosen_letter("I think it is B.") == "B"
 
 
+def test_letters_are_those_of_the_question() -> None:
+    five = replace(QUESTION, answers=("E",), meta={"letters": "ABCDE"})
+    four = replace(QUESTION, answers=("E",))
+    said = [JUDGES["letter"]().judge([logged(e, "The answer is E.")])[0].correct for e in (five, four)]
+    assert said == [True, False]
+
+
 def test_task_judges_tell_refusals_apart_from_wrong_answers() -> None:
     judge = JUDGES["number"]()
     assert judge.judge([logged(QUESTION, "42"), logged(QUESTION, "I can't help with that.")]) == [
@@ -155,43 +158,17 @@ def test_strongrejects_score_is_that_of_the_paper() -> None:
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A real OpenAI-compatible server: fails twice with 503 and 429, then answers; remembers what it was asked."""
-    starlette = pytest.importorskip("starlette.applications", reason="starlette is not installed")
-    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
-    pytest.importorskip("openai", reason="openai is not installed")
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse
-    from starlette.routing import Route
-
+    """Fails twice with 503 and 429, then answers; remembers what it was asked."""
     seen: list[dict[str, Any]] = []
 
-    async def complete(request: Request) -> JSONResponse:
-        body = await request.json()
-        seen.append({**body, "key": request.headers["authorization"]})
+    def answer(body: dict[str, Any]) -> str | tuple[int, str]:
+        seen.append(body)
         if len(seen) <= 2:
-            error = {"message": "later", "type": "server_error"}
-            return JSONResponse({"error": error}, 503 if len(seen) == 1 else 429, {"retry-after-ms": "1"})
-        if "unknown" in body["model"]:
-            return JSONResponse({"error": {"message": "no such model", "type": "invalid"}}, 404)
-        content = '{"refused": false, "complied": true}'
-        return JSONResponse({
-            "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
-            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
-            "usage": {"prompt_tokens": 30, "completion_tokens": 10, "total_tokens": 40},
-        })  # fmt: skip
+            return (503 if len(seen) == 1 else 429), "later"
+        return (404, "no such model") if "unknown" in body["model"] else '{"refused": false, "complied": true}'
 
-    app = starlette.Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}/v1", seen
-    running.should_exit = True
-    thread.join()
+    with chat_server(answer) as url:
+        yield url, seen
 
 
 def test_a_chat_model_is_asked_again_after_errors_and_once_for_the_same_question(server: Any, tmp_path: Path) -> None:
@@ -234,12 +211,6 @@ def test_a_server_that_refuses_or_is_not_there_is_named(server: Any) -> None:
 
 # classifiers
 
-WITH_PRESET = (
-    "{{ guardian_config.risk_name if guardian_config is defined else 'none' }}|{{ guideline if guideline is defined else '' }}"
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-)
-
-
 @pytest.mark.parametrize(
     ("kind", "answer", "harmful"),
     [
@@ -251,46 +222,6 @@ WITH_PRESET = (
 )
 def test_a_classifiers_words_are_read(kind: str, answer: str, harmful: bool | None) -> None:
     assert KINDS[kind].harmful(answer) is harmful
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_classifier_runs_in_our_engine_and_gives_a_verdict_or_says_that_it_could_not(kind: str) -> None:
-    lm = LanguageModel(tiny_model("llama"), tiny_tokenizer(), model_id="tiny")
-    lm.tokenizer.chat_template = WITH_PRESET
-    judge = Classifier(kind, TransformersEngine(with_preset(lm, KINDS[kind].preset), batch_size=2))
-    rows = [logged(UNSAFE, "a reply"), logged(UNSAFE, "another"), logged(UNSAFE, "")]
-    for said in judge.judge(rows):
-        if KINDS[kind].graded:
-            assert said.score is not None
-            assert 0 <= said.score <= 1
-            assert said.complied is (said.score > 0.5)
-        else:
-            assert said.complied is None
-            assert said.note.startswith("unreadable")
-    assert judge.identity["kind"] == kind
-    assert judge.speaks_of("safety")
-    assert not judge.speaks_of("task")
-
-
-def test_what_a_classifier_is_shown() -> None:
-    lm = LanguageModel(tiny_model("llama"), tiny_tokenizer(), model_id="tiny")
-    lm.tokenizer.chat_template = WITH_PRESET
-
-    def shown(kind: str, text: str | None = None) -> str:
-        engine = TransformersEngine(with_preset(lm, KINDS[kind].preset))
-        judge = Classifier(kind, engine, text=text)
-        (ids,) = engine.lm.encode([judge._messages(logged(UNSAFE, "so be it"))])
-        return str(lm.tokenizer.decode(ids))
-
-    assert shown("llama-guard").replace(" ", "").endswith("none|[user]u0[assistant]sobeit")
-    assert "harm|" in shown("granite-guardian").replace(" ", "")
-    assert "Noharmfulhelp" in shown("shieldgemma").replace(" ", "")
-    assert shown("harmbench", "Q {request} A {reply} ?").replace(" ", "").endswith("[user]Qu0Asobeit?")
-    with pytest.raises(DataError, match="judge harmbench: a template needs the slots"):
-        shown("harmbench", "no slots")
-    lm.tokenizer.chat_template = None
-    with pytest.raises(ModelError, match="tiny has no chat template"):
-        shown("shieldgemma")
 
 
 # names

@@ -10,17 +10,23 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from safeswitch.cli.bench import BatchOption, BenchmarkOption, DataOption, FitDataOption, HubOption, OutOption, bars
-from safeswitch.cli.load import load_engine, load_switch
+from safeswitch.cli.load import load_engine, load_fitting, load_switch
 from safeswitch.cli.options import (
+    BatchOption,
+    BenchmarkOption,
+    DataOption,
     DeviceMapOption,
     DtypeOption,
+    FitDataOption,
+    HubOption,
     ModelOption,
+    OutOption,
     RevisionOption,
     SeedOption,
     SwitchOption,
     TemplateOption,
 )
+from safeswitch.cli.screen import bars, say
 
 _NANO_TARGET = "Well, I can help with it. You make a plan, then you go on step by step."
 
@@ -64,25 +70,14 @@ def attack(
     from safeswitch.evaluation.attacks.run import build_attacks, run_attacks
     from safeswitch.evaluation.bench import Asked
     from safeswitch.evaluation.catalogue import benchmarks
-    from safeswitch.evaluation.fit_source import fitting_on
     from safeswitch.evaluation.picture import check_drawable
-    from safeswitch.nano.bench import nano_fitting, nano_settings
-    from safeswitch.switch.fit_settings import FitSettings
-
-    console = Console(stderr=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     names = tuple(name.strip() for name in attacks.split(","))
     target = target or (_NANO_TARGET if model == "nano" else None)
     chosen = build_attacks(names, _options(names, target, steps, seed, translations))
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
     own = load_switch(switch)
-    if model == "nano" and not fit_data:
-        fitting, told = nano_fitting(nano_settings(seed), own=own)
-    else:
-        fitting, told = fitting_on(engine, fit_data or (), FitSettings(seed=seed), own, say)
+    fitting, told = load_fitting(engine, model, fit_data, own, seed, leave_out=False, say=say)
     benchmarks()
     usual = "base,safeswitch" if own is not None else "base"
     defended = tuple(name.strip() for name in (methods or usual).split(","))
@@ -91,7 +86,7 @@ def attack(
         "attack", tuple(benchmark or (["nano_plain_unsafe"] if model == "nano" else ["harmbench"])),
         data, hub, limit, seed, command=tuple(sys.argv), fit=told,
     )
-    with bars(console) as advance:
+    with bars() as advance:
         run_attacks(engine, asked, defended, fitting, chosen, out, say=say, progress=advance)
     Console().print(Markdown((out / "tables" / "attacks.md").read_text(encoding="utf-8")))
     print(f"written to {out}")

@@ -3,48 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from safeswitch.cli.load import load_engine, load_switch
+from safeswitch.cli.load import load_engine, load_fitting, load_switch
 from safeswitch.cli.options import (
+    BatchOption,
+    BenchmarkOption,
+    DataOption,
     DeviceMapOption,
     DtypeOption,
+    FitDataOption,
+    HubOption,
+    JudgeOption,
+    LeaveOutOption,
+    LimitOption,
+    LongestOption,
     ModelOption,
     OtherModelOption,
+    OutOption,
     RevisionOption,
     SeedOption,
+    SuiteOption,
     SwitchOption,
     TemplateOption,
 )
+from safeswitch.cli.screen import bars, say
 from safeswitch.core.errors import SettingError
-
-SuiteOption = Annotated[str, typer.Option("--suite", help="nano, quick, paper or full.")]
-BenchmarkOption = Annotated[
-    list[str] | None, typer.Option("--benchmark", help="A benchmark in place of the suite's; repeat for more.")
-]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of benchmark files, one <name>.jsonl each.")]
-HubOption = Annotated[bool, typer.Option("--hub", help="Ask the hub for benchmarks that the folder does not hold.")]
-OutOption = Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run there is gone on with.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Most requests of each benchmark, drawn at random.")]
-LongestOption = Annotated[
-    int | None, typer.Option("--max-new-tokens", min=1, help="Longest reply in tokens; default: each benchmark's own.")
-]
-JudgeOption = Annotated[
-    list[str] | None,
-    typer.Option("--judge", help="A further judge, as openai:MODEL@URL or llama-guard:MODEL; repeat for more."),
-]
-BatchOption = Annotated[int, typer.Option(min=1)]
-FitDataOption = Annotated[
-    list[str] | None, typer.Option("--fit-data", help="File or hub data set to fit methods on; none: nano's own.")
-]
 
 
 def evaluate(
@@ -69,7 +59,7 @@ def evaluate(
     """Measure one model, with a switch or untouched, on a suite: log, tables and pictures, resumable."""
     methods = ("safeswitch",) if switch else ("base",)
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
-    run(engine, model, methods, switch, None, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out)
+    run(engine, model, methods, switch, None, False, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out)
 
 
 def compare(
@@ -78,6 +68,7 @@ def compare(
     methods: Annotated[str, typer.Option("--methods", help="Methods, joined by commas.")] = "base,prompt,head,safeswitch",
     switch: SwitchOption = None,
     fit_data: FitDataOption = None,
+    leave_out: LeaveOutOption = True,
     suite: SuiteOption = "quick",
     benchmark: BenchmarkOption = None,
     data: DataOption = None,
@@ -99,12 +90,14 @@ def compare(
     """
     names = tuple(name.strip() for name in methods.split(","))
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
-    run(engine, model, names, switch, fit_data, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out)
+    run(
+        engine, model, names, switch, fit_data, leave_out, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out
+    )
 
 
 def run(
-    engine: Any, model: str, methods: tuple[str, ...], switch: str | None, fit_data: list[str] | None, suite: str,
-    benchmark: list[str] | None, data: Path | None, hub: bool, limit: int | None, seed: int,
+    engine: Any, model: str, methods: tuple[str, ...], switch: str | None, fit_data: list[str] | None, leave_out: bool,
+    suite: str, benchmark: list[str] | None, data: Path | None, hub: bool, limit: int | None, seed: int,
     max_new_tokens: int | None, judge: list[str] | None, out: Path, around: Callable[[Any], Any] = lambda ready: ready,
 ) -> None:
     """Run methods on a suite and print the first table.
@@ -115,31 +108,19 @@ def run(
     from safeswitch.evaluation.bench import Asked, run_bench
     from safeswitch.evaluation.candidates import check_methods, prepare
     from safeswitch.evaluation.catalogue import benchmarks, suite_benchmarks
-    from safeswitch.evaluation.fit_source import fitting_on
     from safeswitch.evaluation.judges.named import make_judge
     from safeswitch.evaluation.picture import check_drawable
-    from safeswitch.nano.bench import nano_fitting, nano_settings
-    from safeswitch.switch.fit_settings import FitSettings
 
-    console = Console(stderr=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    own = load_switch(switch)
-    if model == "nano" and not fit_data:
-        fitting, told = nano_fitting(nano_settings(seed), own=own)
-    else:
-        fitting, told = fitting_on(engine, fit_data or (), FitSettings(seed=seed), own, say)
+    fitting, told = load_fitting(engine, model, fit_data, load_switch(switch), seed, leave_out, say)
     benchmarks()
     check_drawable()
-    check_methods(methods)
+    judges = tuple(make_judge(spec, out / "judge-cache") for spec in judge or ())
+    check_methods(methods, judges)
     asked = Asked(
         suite if not benchmark else "own", tuple(benchmark or suite_benchmarks(suite)), data, hub, limit, seed,
-        max_new_tokens, judges=tuple(make_judge(spec, out / "judge-cache") for spec in judge or ()),
-        command=tuple(sys.argv), fit=told,
+        max_new_tokens, judges=judges, command=tuple(sys.argv), fit=told,
     )
-    with bars(console) as advance:
+    with bars() as advance:
         run_bench(
             engine, asked, around(lambda log: prepare(engine, methods, fitting, log, say)), out, say=say, progress=advance
         )
@@ -176,18 +157,3 @@ def harness(
     write_json(out, results)
     for task, figures in results["results"].items():
         print(task, *(f"{name}={value}" for name, value in figures.items() if "," in name))
-
-
-@contextmanager
-def bars(console: Console) -> Iterator[Any]:
-    """One bar a method and benchmark, on standard error; none where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        tasks: dict[tuple[str, str], Any] = {}
-
-        def advance(method: str, benchmark: str, done: int) -> None:
-            if (method, benchmark) not in tasks:
-                tasks[method, benchmark] = progress.add_task(f"{method} on {benchmark}", total=None)
-            progress.advance(tasks[method, benchmark], done)
-
-        yield advance

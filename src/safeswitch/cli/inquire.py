@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from safeswitch.cli.load import load_engine, load_switch
 from safeswitch.cli.options import (
@@ -19,12 +17,7 @@ from safeswitch.cli.options import (
     SwitchOption,
     TemplateOption,
 )
-
-_console = Console(stderr=True)
-
-
-def _say(text: str) -> None:
-    _console.print(text, markup=False, highlight=False, soft_wrap=True)
+from safeswitch.cli.screen import bar, say
 
 
 def analyse(
@@ -33,7 +26,7 @@ def analyse(
     method: Annotated[str, typer.Option(help="Method of the run whose gate is looked at.")] = "safeswitch",
     limit: Annotated[int, typer.Option(min=20, help="Most requests, drawn at random.")] = 400,
     strips: Annotated[int, typer.Option(min=0, help="Example conversations whose scores are shown token by token.")] = 6,
-    how: Annotated[str, typer.Option(help="pca, or umap where umap-learn is installed.")] = "pca",
+    how: Annotated[str, typer.Option(help="pca, or umap (pip install 'safeswitch[umap]').")] = "pca",
     seed: SeedOption = 0,
     revision: RevisionOption = None,
     dtype: DtypeOption = "auto",
@@ -45,7 +38,7 @@ def analyse(
     from safeswitch.evaluation.analyses.run import analyse as look
 
     engine = load_engine(model, revision, dtype, device_map, chat_template)
-    look(engine, run, method=method, limit=limit, strips=strips, how=how, seed=seed, say=_say)  # type: ignore[arg-type]
+    look(engine, run, method=method, limit=limit, strips=strips, how=how, seed=seed, say=say)  # type: ignore[arg-type]
     print(run / FILE)
 
 
@@ -81,8 +74,8 @@ def landscape(
     from safeswitch.nano.bench import NanoJudge
     from safeswitch.nano.suites import load_suite
 
-    if switch is None or (data is None and model != "nano"):
-        raise SettingError("command line: landscape needs --switch and, for other models than nano, --in with requests")
+    if data is None and model != "nano":
+        raise SettingError("command line: landscape needs --in with requests, for other models than nano")
     plan = Plan(
         tuple(parts.split(",")), reach, points, directions, map_points, normalise, max_new_tokens, seed,  # type: ignore[arg-type]
     )
@@ -94,10 +87,8 @@ def landscape(
         examples = [e for label in ("unsafe", "safe") for e in [x for x in examples if x.label == label][:limit]]
     engine, own = load_engine(model, revision, dtype, device_map, chat_template, 64), load_switch(switch)
     judge = JUDGES[NanoJudge.name if data is None else Rules.name]()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console, disable=not _console.is_terminal) as progress:
-        task = progress.add_task("surveying", total=Surveyor(engine, own, examples, judge, plan).places())
-        told = survey(engine, own, examples, judge, out, plan, step=lambda: progress.advance(task))
+    with bar(Surveyor(engine, own, examples, judge, plan).places(), "surveying") as advance:
+        told = survey(engine, own, examples, judge, out, plan, step=lambda: advance(1))
     for curve in told["curves"]:
         gate = "with the gate" if curve["gate"] else "without"
         print(f"VISAGE {curve['part']}, {gate}, direction {curve['direction']}: {curve['visage']:.1f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ def load_engine(
     no_bars_in_a_file()
     extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
     lm = LanguageModel.load(model_folder(model), revision=revision, chat_template=text, dtype=dtype, **extra)
-    lm.model_id = model
     lm.model_id = model
     return TransformersEngine(lm, batch_size=batch_size, allow_other_model=allow_other_model)
 
@@ -71,6 +71,19 @@ def load_switch(name: str | None) -> Any:
 
     no_bars_in_a_file()
     return Switch.from_pretrained(switch_folder(name)) if name else None
+
+
+def load_fitting(
+    engine: Any, model: str, fit_data: list[str] | None, own: Any, seed: int, leave_out: bool, say: Callable[[str], None]
+) -> tuple[Any, dict[str, Any]]:
+    """How a bench's methods are fitted, and the same for its identity: on ``--fit-data``, or on nano's own corpus for nano."""
+    from safeswitch.evaluation.fit_source import fitting_on
+    from safeswitch.nano.bench import nano_fitting, nano_settings
+    from safeswitch.switch.fit_settings import FitSettings
+
+    if model == "nano" and not fit_data:
+        return nano_fitting(nano_settings(seed), own=own)
+    return fitting_on(engine, fit_data or (), FitSettings(seed=seed), own, say, leave_out=leave_out)
 
 
 def no_bars_in_a_file() -> None:

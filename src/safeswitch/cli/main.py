@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +16,6 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typer.core import TyperGroup
 
 from safeswitch._version import __version__
@@ -28,9 +26,11 @@ from safeswitch.cli.inquire import analyse, landscape
 from safeswitch.cli.load import load_collector, load_engine, load_switch
 from safeswitch.cli.operate import audit_app, keys_app
 from safeswitch.cli.options import (
+    BatchOption,
     DeviceMapOption,
     DtypeOption,
     JsonOption,
+    LeaveOutOption,
     ModelOption,
     OtherModelOption,
     RevisionOption,
@@ -44,6 +44,7 @@ from safeswitch.cli.options import (
 )
 from safeswitch.cli.reasoning import reasoning
 from safeswitch.cli.report import report
+from safeswitch.cli.screen import bar, console, say
 from safeswitch.cli.serve import serve
 from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError, check_choice
 
@@ -64,7 +65,7 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say(f"interrupted; {_KEPT.get(str(ctx.invoked_subcommand), 'no file is left half-written')}")
+            say(f"interrupted; {_KEPT.get(str(ctx.invoked_subcommand), 'no file is left half-written')}")
             raise typer.Exit(130) from None
 
 
@@ -75,7 +76,6 @@ nano_app = typer.Typer(no_args_is_help=True, help="The embedded tiny model: rebu
 app.add_typer(nano_app, name="nano")
 app.add_typer(keys_app, name="keys")
 app.add_typer(audit_app, name="audit")
-console = Console(stderr=True)
 
 
 def main() -> None:
@@ -125,20 +125,6 @@ def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _say(text: str) -> None:
-    """A line on standard error, as it stands."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _bar(total: int, text: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error that vanishes where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(text, total=total)
-        yield lambda done: progress.advance(task, done)
-
-
 @app.command()
 def fit(
     model: ModelOption,
@@ -159,7 +145,7 @@ def fit(
     head: Annotated[str, typer.Option(help="Refusal head: low_rank or full.")] = "low_rank",
     beta: Annotated[float, typer.Option(help="Share of the head's difference in force, 0 to 1.")] = 1.0,
     fail: Annotated[str, typer.Option(help="closed: a prober that cannot run fires; open: it lets pass.")] = "closed",
-    leave_out: Annotated[bool, typer.Option(help="Report every source with its leave-one-out figure.")] = True,
+    leave_out: LeaveOutOption = True,
     trust_replies: Annotated[
         bool, typer.Option("--trust-replies", help="Take the replies of unsafe rows as refusals, whatever their words.")
     ] = False,
@@ -168,7 +154,7 @@ def fit(
     ] = "transformers",
     as_json: JsonOption = False,
     seed: SeedOption = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="For --engine transformers.")] = 32,
+    batch_size: BatchOption = 32,
     revision: RevisionOption = None,
     dtype: DtypeOption = "auto",
     device_map: DeviceMapOption = None,
@@ -190,12 +176,12 @@ def fit(
             engine = stack.enter_context(load_collector(model, settings, revision, dtype, device_map, chat_template))
         else:
             engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
-        switch = fit_files(engine, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=_say)
+        switch = fit_files(engine, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=say)
     if as_json:
         _print_json({"out": str(out), "fingerprint": switch.fingerprint, "switch": switch.describe()})
     else:
         _show(switch)
-    _say(f"written to {out}")
+    say(f"written to {out}")
 
 
 @app.command()
@@ -247,7 +233,7 @@ def generate(
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
     seed: SeedOption = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: BatchOption = 32,
     as_json: JsonOption = False,
     allow_other_model: OtherModelOption = False,
     revision: RevisionOption = None,
@@ -269,14 +255,14 @@ def generate(
         "chat template": hashlib.sha256(str(engine.lm.chat_template).encode()).hexdigest()[:16],
         "dtype": str(engine.lm.model.dtype),
     }
-    with _bar(len(examples), "answering") as advance:
+    with bar(len(examples), "answering") as advance:
         done = generate_file(
             engine, examples, out, loaded, identity=identity, chunk=2 * batch_size, progress=advance,
             seed=seed if sample else None, max_new_tokens=max_new_tokens, **sampling,
         )
     if as_json:
         _print_json({"out": str(out), **asdict(done)})
-    _say(f"{done.new} new rows, {done.rows} in all, {done.errors} of them with an error in place of a reply, in {out}")
+    say(f"{done.new} new rows, {done.rows} in all, {done.errors} of them with an error in place of a reply, in {out}")
 
 
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
@@ -331,7 +317,7 @@ def demo(
     from safeswitch.nano.study import demo_settings, run_demo
 
     data, settings = demo_settings(seed)
-    run_demo(out, n=n, data=data, settings=settings, seed=seed, say=_say)
+    run_demo(out, n=n, data=data, settings=settings, seed=seed, say=say)
     seconds = json.loads((out / "results.json").read_text(encoding="utf-8"))["seconds"]
     Console().print(Markdown((out / "table.md").read_text(encoding="utf-8")))
     spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds["stages"].items())
@@ -370,8 +356,8 @@ def nano_switch(
     """Fit nano's own switch anew, as the one that is shipped was."""
     from safeswitch.nano.study import fit_switch
 
-    fit_switch(seed, say=_say).save_pretrained(out)
-    _say(f"written to {out}")
+    fit_switch(seed, say=say).save_pretrained(out)
+    say(f"written to {out}")
 
 
 @nano_app.command()
@@ -394,7 +380,7 @@ def study(
     from safeswitch.nano.effect import run_study
     from safeswitch.nano.suites import SUITES
 
-    run_study(out, seeds=seeds, n=n, suites=tuple(suite or SUITES), say=_say)
+    run_study(out, seeds=seeds, n=n, suites=tuple(suite or SUITES), say=say)
     Console().print(Markdown((out / "study.md").read_text(encoding="utf-8")))
 
 

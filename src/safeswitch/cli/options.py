@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,26 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 OtherModelOption = Annotated[
     bool, typer.Option("--allow-other-model", help="Accept a switch that was fitted on other weights.")
 ]
+SuiteOption = Annotated[str, typer.Option("--suite", help="nano, quick, paper or full.")]
+BenchmarkOption = Annotated[
+    list[str] | None, typer.Option("--benchmark", help="A benchmark in place of the suite's; repeat for more.")
+]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of benchmark files, one <name>.jsonl each.")]
+HubOption = Annotated[bool, typer.Option("--hub", help="Ask the hub for benchmarks that the folder does not hold.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run there is gone on with.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Most requests of each benchmark, drawn at random.")]
+LongestOption = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Longest reply in tokens; default: each benchmark's own.")
+]
+JudgeOption = Annotated[
+    list[str] | None,
+    typer.Option("--judge", help="A further judge, as openai:MODEL@URL or llama-guard:MODEL; repeat for more."),
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Largest number of rows decoded together.")]
+FitDataOption = Annotated[
+    list[str] | None, typer.Option("--fit-data", help="File or hub data set to fit methods on; none: nano's own.")
+]
+LeaveOutOption = Annotated[bool, typer.Option(help="Report every source with its leave-one-out figure.")]
 
 
 def switch_folder(name: str) -> str:

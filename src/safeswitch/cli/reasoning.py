@@ -8,27 +8,26 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from safeswitch.cli.bench import (
+from safeswitch.cli.bench import run
+from safeswitch.cli.load import load_engine
+from safeswitch.cli.options import (
     BatchOption,
     BenchmarkOption,
     DataOption,
+    DeviceMapOption,
+    DtypeOption,
     FitDataOption,
     HubOption,
     JudgeOption,
+    LeaveOutOption,
     LimitOption,
     LongestOption,
-    OutOption,
-    SuiteOption,
-    run,
-)
-from safeswitch.cli.load import load_engine
-from safeswitch.cli.options import (
-    DeviceMapOption,
-    DtypeOption,
     ModelOption,
     OtherModelOption,
+    OutOption,
     RevisionOption,
     SeedOption,
+    SuiteOption,
     SwitchOption,
     TemplateOption,
 )
@@ -41,6 +40,7 @@ def reasoning(
     methods: Annotated[str, typer.Option("--methods", help="Methods, joined by commas.")] = "base,safeswitch",
     switch: SwitchOption = None,
     fit_data: FitDataOption = None,
+    leave_out: LeaveOutOption = False,
     suite: SuiteOption = "quick",
     benchmark: BenchmarkOption = None,
     data: DataOption = None,
@@ -64,7 +64,7 @@ def reasoning(
     chosen = check_efforts([name.strip() for name in efforts.split(",")], engine.lm)
     names = tuple(name.strip() for name in methods.split(","))
     run(
-        engine, model, names, switch, fit_data, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out,
+        engine, model, names, switch, fit_data, leave_out, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out,
         around=lambda ready: at_efforts(ready, chosen),
     )
     write_tradeoff(out)

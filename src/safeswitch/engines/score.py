@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from safeswitch.core.errors import SettingError
-from safeswitch.core.types import Message, Prompt, as_messages
+from safeswitch.core.types import Message, Prompt, Tokens, as_messages
 from safeswitch.engines.steer import acting
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators import Actuator, BodyActuator, Canned, HeadActuator, NoAction, PromptActuator, Steering
 from safeswitch.switch.heads import EarlyHead, SoftHead
 from safeswitch.switch.switch import Switch
+
+_Given = tuple[Message, ...] | Tokens
 
 
 class Likelihood(NamedTuple):
@@ -38,15 +40,15 @@ def log_likelihoods(
 
     Args:
         engine: Model and batch size.
-        pairs: Prompt (through the chat template) and the reply's text, which may be the beginning of a reply.
+        pairs: Prompt (through the chat template, tokens as they are) and the text of a reply or of its beginning.
         switch: None scores the untouched model.
 
     Raises:
         ContextLengthError: a prompt that does not fit.
         FingerprintError: a switch of another model.
-        SettingError: an action whose effect on a given reply is not the same at every token.
+        SettingError: an action whose effect on a given reply is not the same at every token, or that would edit tokens.
     """
-    conversations = [as_messages(prompt) for prompt, _ in pairs]
+    conversations = [prompt if isinstance(prompt, Tokens) else as_messages(prompt) for prompt, _ in pairs]
     fired = _fired(engine, conversations, switch)
     actuator = switch.actuator if switch is not None else NoAction()
     _check(actuator)
@@ -54,9 +56,15 @@ def log_likelihoods(
     for acted in (False, True):
         rows = [i for i, hit in enumerate(fired) if hit == acted]
         own = actuator if acted else NoAction()
-        edited = [own.edit(conversations[i]) if isinstance(own, PromptActuator) else conversations[i] for i in rows]
+        edited = [_edited(conversations[i], own) for i in rows]
         found |= dict(zip(rows, _score(engine, edited, [pairs[i][1] for i in rows], own), strict=True))
     return [found[i] for i in range(len(pairs))]
+
+
+def _edited(prompt: _Given, actuator: Actuator) -> _Given:
+    if isinstance(actuator, PromptActuator) and isinstance(prompt, Tokens):
+        raise SettingError("likelihoods: an action that edits the conversation cannot act on a prompt given as tokens")
+    return actuator.edit(prompt) if isinstance(actuator, PromptActuator) and not isinstance(prompt, Tokens) else prompt
 
 
 def _check(actuator: Actuator) -> None:
@@ -65,7 +73,7 @@ def _check(actuator: Actuator) -> None:
         raise SettingError(f"likelihoods: this switch's action, {actuator.kind}, does not act alike on every token and request")
 
 
-def _fired(engine: TransformersEngine, conversations: Sequence[tuple[Message, ...]], switch: Switch | None) -> list[bool]:
+def _fired(engine: TransformersEngine, conversations: Sequence[_Given], switch: Switch | None) -> list[bool]:
     """The gate's decision on each conversation; equal ones are asked once."""
     if switch is None:
         return [False] * len(conversations)
@@ -78,7 +86,7 @@ def _fired(engine: TransformersEngine, conversations: Sequence[tuple[Message, ..
 
 
 def _score(
-    engine: TransformersEngine, prompts: Sequence[tuple[Message, ...]], replies: Sequence[str], actuator: Actuator
+    engine: TransformersEngine, prompts: Sequence[_Given], replies: Sequence[str], actuator: Actuator
 ) -> list[Likelihood]:
     lm = engine.lm
     tails = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in replies]

@@ -20,10 +20,10 @@ from safeswitch.data.writers import data_hash
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.after import AFTER
 from safeswitch.evaluation.benchmark import BENCHMARKS, Loaded, MissingError, load
-from safeswitch.evaluation.judges import answers, rules  # noqa: F401  (each registers its judges)
+from safeswitch.evaluation.judges import answers, ifeval, rules  # noqa: F401  (each registers its judges)
 from safeswitch.evaluation.judges.base import JUDGES, Judge
 from safeswitch.evaluation.log import RunLog
-from safeswitch.evaluation.runner import Candidate, Progress, run_method, short_hash
+from safeswitch.evaluation.runner import Candidate, Progress, compare_replies, run_method, short_hash
 
 Say = Callable[[str], None]
 _LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "tokenizers", "safetensors")
@@ -97,6 +97,7 @@ def run_bench(
     for name, candidate in candidates(log).items():
         say(f"running {name}")
         run_method(engine, name, candidate, loaded, judges, log, chunk=2 * engine.batch_size, progress=progress)
+    compare_replies(log, judges)
     log.finish(now())
     for make in after:
         make(out)
@@ -113,7 +114,10 @@ def load_suite(asked: Asked, say: Say) -> tuple[list[Loaded], dict[str, str]]:
     loaded, missing = [], {}
     for benchmark in [BENCHMARKS[name] for name in asked.benchmarks]:
         try:
-            loaded.append(load(benchmark, data=asked.data, hub=asked.hub, limit=asked.limit, seed=asked.seed))
+            found = load(benchmark, data=asked.data, hub=asked.hub, limit=asked.limit, seed=asked.seed)
+            for judge in benchmark.judges:
+                JUDGES[judge]()  # says so where it lacks what it judges with
+            loaded.append(found)
         except MissingError as error:
             missing[benchmark.name] = str(error)
             say(f"MISSING: {error}")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example
+from safeswitch.evaluation.judges.base import Judge
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.runner import Candidate, short_hash
 from safeswitch.methods.base import METHODS, Method
@@ -37,6 +38,8 @@ class Fitting:
         complied: Judge of replies to fitting requests.
         options: Settings of single methods by name, over their defaults.
         own: A fitted SafeSwitch, taken instead of fitting one.
+        left_out: Gives the figures on sources and wrappers left out, for the record of a SafeSwitch that is fitted here; None
+            leaves them out of it.
     """
 
     data: Callable[[], Parts]
@@ -44,18 +47,23 @@ class Fitting:
     complied: Complied = does_not_refuse
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     own: Switch | None = None
+    left_out: Callable[[], Mapping[str, Any]] | None = None
 
 
-def check_methods(names: Sequence[str]) -> None:
+def check_methods(names: Sequence[str], judges: Sequence[Judge] = ()) -> None:
     """Refuse names that stand for no method and repeated ones before any work; see :mod:`safeswitch.methods.resolve`.
 
     Raises:
-        SettingError: a name that is not in the table, or comes twice, or no name at all.
+        SettingError: a name that is not in the table, or comes twice, or no name at all, or a judge that compares with a
+            method that is not among them.
     """
     for name in names:
         resolve(name)
     if not names or len(set(names)) < len(names):
         raise SettingError(f"methods: name at least one, each once; got {', '.join(names) or 'none'}")
+    for judge in judges:
+        if judge.against and judge.against not in names:
+            raise SettingError(f"judge {judge.name} compares with {judge.against}; add it to the methods {', '.join(names)}")
 
 
 def prepare(
@@ -121,7 +129,11 @@ class _Ready:
         self._say(f"preparing {name}")
         if OWN in name.split("+") and name != OWN:
             share(self._engine, self._parts, self._fitting.settings, self._fitting.complied, self._own())
-        return method.prepare(self._engine, self._parts)
+        switch = method.prepare(self._engine, self._parts)
+        if name != OWN or self._fitting.left_out is None:
+            return switch
+        self._say("stage 1: leaving out one source and one wrapper at a time")
+        return replace(switch, record={**switch.record, "left_out": self._fitting.left_out()})
 
 
 class _Late(Mapping[str, Sequence[Example]]):

@@ -19,8 +19,8 @@ SUITES: dict[str, tuple[str, ...]] = {
         "advbench", "harmbench", "jailbreakbench_harmful", "jailbreakbench_benign", "strongreject", "sorry_bench",
         "sorry_bench_mutations", "trustllm_misuse", "trustllm_jailbreak", "xstest", "oktest", "or_bench", "or_bench_toxic",
         "phtest", "do_not_answer", "simple_safety_tests", "catqa", "multijail", "safety_prompts", "safety_prompts_attacks",
-        "sode", "cyberseceval_frr", "cyberseceval_frr_multilingual", "truthfulqa", "trivia_qa", "gsm8k", "mmlu",
-        "alpaca_eval", "ifeval", "mt_bench",
+        "sode", "cyberseceval_frr", "cyberseceval_frr_multilingual", "truthfulqa", "truthfulqa_mc1", "trivia_qa",
+        "gsm8k", "mmlu", "alpaca_eval", "ifeval", "mt_bench",
     ),
 }
 """``paper``: the columns of SafeSwitch's table (arXiv 2502.01042). Packages further down may add suites of their own."""

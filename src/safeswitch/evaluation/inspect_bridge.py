@@ -1,6 +1,7 @@
 """Our engine as a model of Inspect, and our benchmarks as its tasks, scored by our judges.
 
-Needs ``inspect_ai`` (``pip install "safeswitch[inspect]"``). Inspect asks for one reply at a time. Knows nothing of single
+Needs ``inspect_ai`` (``pip install "safeswitch[inspect]"``); by name they are there as the provider and the task of
+:mod:`safeswitch.cli.inspect_registry`. Inspect asks for one reply at a time. Knows nothing of single
 benchmarks.
 """
 
@@ -43,7 +44,6 @@ _TURNS: Mapping[str, Callable[..., ChatMessage]] = {
 }
 
 
-@modelapi(name="safeswitch")
 class EngineAPI(ModelAPI):
     """An engine and a switch, as Inspect wants a model. The gate's decision is in ``ModelOutput.metadata``.
 
@@ -90,9 +90,12 @@ class EngineAPI(ModelAPI):
         )
 
 
+_engine_api: Any = modelapi(name="safeswitch-engine")(EngineAPI)
+
+
 def inspect_model(engine: Engine, switch: Switch | None = None, name: str = "safeswitch") -> Model:
     """A model for ``inspect_ai.eval``."""
-    return Model(EngineAPI(engine, switch, name), GenerateConfig())
+    return Model(_engine_api(engine, switch, name), GenerateConfig())
 
 
 def inspect_task(loaded: Loaded) -> Task:

@@ -1,17 +1,24 @@
-"""Rates with 95 % intervals and paired tests. Knows nothing of what was counted."""
+"""Rates with 95 % intervals and paired tests, with or without groups of values that belong together. Knows nothing of what was
+counted.
+
+Variants of one request tend to succeed and fail together, so that they tell less than as many requests of their own would.
+Where groups are given (one a value, equal for those that belong together), groups are what is drawn anew and what is exchanged.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
+from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from safeswitch.core.errors import DataError
 
 _AT_ONCE = 1_000_000  # numbers drawn at once
+Groups = Sequence[Hashable] | None
 
 
 @dataclass(frozen=True)
@@ -35,20 +42,57 @@ def wilson(hits: float, n: int) -> Rate:
     """
     if n < 1 or not 0 <= hits <= n:
         raise DataError(f"wilson: needs 0 <= hits <= n and n >= 1; got hits={hits}, n={n}")
-    p, z = hits / n, float(norm.ppf(0.975))
+    return Rate(hits / n, *_wilson(hits / n, n), n)
+
+
+def _wilson(p: float, n: float) -> tuple[float, float]:
+    z = float(norm.ppf(0.975))
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Rate(p, max(0.0, centre - half) if hits else 0.0, min(1.0, centre + half) if hits < n else 1.0, n)
+    return max(0.0, centre - half) if p > 0 else 0.0, min(1.0, centre + half) if p < 1 else 1.0
+
+
+def clustered(hits: Sequence[bool], groups: Groups) -> Rate:
+    """A share with Wilson's interval at the effective number of trials (Dean and Pagano 2015, doi 10.1093/jssam/smv024).
+
+    That is the number of trials over the design effect, the variance of the share when groups are drawn anew (linearised) over
+    that of as many independent trials, taken as 1 at least; where all outcomes are the same, the number of groups. The
+    percentile interval of a bootstrap would have no width there and too little near it, which is where rates of a good defence
+    lie. With groups of one it is Wilson's.
+
+    Raises:
+        DataError: no outcomes, or another number of groups.
+    """
+    sums, sizes = _by_group([float(hit) for hit in hits], groups, "clustered")
+    n, count = len(hits), len(sums)
+    if count == n:
+        return wilson(sum(hits), n)
+    p = float(sums.sum()) / n
+    variance = count / max(1, count - 1) * float(((sums - p * sizes) ** 2).sum()) / n**2
+    effective = min(n, n * p * (1 - p) / ((n - 1) * variance)) if variance > 0 else count
+    return Rate(p, *_wilson(p, effective), n)
+
+
+def _by_group(values: Sequence[float], groups: Groups, what: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Sum and size of each group; every value is one of its own where there are no groups."""
+    if not len(values) or (groups is not None and len(groups) != len(values)):
+        count = "" if groups is None else f" and {len(groups)} groups"
+        raise DataError(f"{what}: needs values, and a group for each; got {len(values)} values{count}")
+    if groups is None:
+        return np.asarray(values, dtype=np.float64), np.ones(len(values))
+    index = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    own = [index[group] for group in groups]
+    return np.bincount(own, weights=values), np.bincount(own).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """McNemar's exact test on two methods judged on the same requests.
+    """Two methods judged on the same requests.
 
     Args:
         only_first: Requests on which only the first method scored.
         only_second: Requests on which only the second did.
-        p_value: Two-sided exact binomial probability; 1 when they never differ.
+        p_value: Two-sided exact probability; 1 when they never differ.
     """
 
     only_first: int
@@ -56,17 +100,28 @@ class Paired:
     p_value: float
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
-    """Exact McNemar test on paired outcomes.
+def mcnemar(first: Sequence[bool], second: Sequence[bool], groups: Groups = None) -> Paired:
+    """McNemar's exact test on paired outcomes; with groups, the exact test that exchanges the methods group by group.
+
+    If the methods were alike, each group's difference of hits could as well have the other sign. The probability is that of a
+    total as far from zero, over all signs. With groups of one request that is McNemar's.
 
     Raises:
         DataError: sequences of different length.
     """
     if len(first) != len(second):
         raise DataError(f"mcnemar: {len(first)} outcomes against {len(second)}; both need the same requests")
-    a = sum(x and not y for x, y in zip(first, second, strict=True))
-    b = sum(y and not x for x, y in zip(first, second, strict=True))
-    return Paired(a, b, float(binomtest(a, a + b).pvalue) if a + b else 1.0)
+    apart = [int(x) - int(y) for x, y in zip(first, second, strict=True)]
+    sums = _by_group(apart, groups, "mcnemar")[0].astype(int) if apart else np.zeros(0, dtype=int)
+    chances = np.ones(1)  # of each total from -reach to reach
+    for size in np.abs(sums[sums != 0]):
+        wider = np.zeros(len(chances) + 2 * size)
+        wider[: len(chances)] += chances / 2
+        wider[2 * size :] += chances / 2
+        chances = wider
+    reach, total = len(chances) // 2, abs(int(sums.sum()))
+    p = float(chances[reach + total :].sum() + chances[: reach - total + 1].sum()) if total else 1.0
+    return Paired(apart.count(1), apart.count(-1), min(1.0, p))
 
 
 @dataclass(frozen=True)
@@ -78,33 +133,39 @@ class Interval:
     high: float
     n: int
 
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
 
-def bootstrap_mean(values: Sequence[float], *, n_boot: int = 2000, seed: int = 0) -> Interval:
-    """Mean of ``values`` with the percentile interval of a seeded bootstrap (Efron and Tibshirani 1993, chapter 13).
+
+def bootstrap_mean(values: Sequence[float], groups: Groups = None, *, n_boot: int = 2000, seed: int = 0) -> Interval:
+    """Mean of ``values`` with the percentile interval of a seeded bootstrap (Efron and Tibshirani 1993, chapter 13), in which
+    groups are drawn as a whole.
 
     Raises:
-        DataError: no values.
+        DataError: no values, or another number of groups.
     """
-    if not values:
-        raise DataError("bootstrap_mean: there are no values")
-    data = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    step = max(1, _AT_ONCE // len(data))
+    sums, sizes = _by_group(values, groups, "bootstrap_mean")
+    rng, count = np.random.default_rng(seed), len(sums)
+    step = max(1, _AT_ONCE // count)
     parts = [min(step, n_boot - done) for done in range(0, n_boot, step)]
-    means = np.concatenate([data[rng.integers(0, len(data), (part, len(data)))].mean(1) for part in parts])
+    drawn = (rng.integers(0, count, (part, count)) for part in parts)
+    means = np.concatenate([sums[i].sum(1) / sizes[i].sum(1) for i in drawn])
     low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(data.mean()), float(low), float(high), len(data))
+    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high), len(values))
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], *, n_boot: int = 2000, seed: int = 0) -> Interval:
-    """Mean of ``first - second`` over the same requests, which are drawn anew as pairs.
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], groups: Groups = None, *, n_boot: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean of ``first - second`` over the same requests, which are drawn anew as pairs, those of a group together.
 
     Raises:
         DataError: sequences of different length, or empty.
     """
     if len(first) != len(second):
         raise DataError(f"paired_difference: {len(first)} values against {len(second)}; both need the same requests")
-    return bootstrap_mean([float(a) - float(b) for a, b in zip(first, second, strict=True)], n_boot=n_boot, seed=seed)
+    apart = [float(a) - float(b) for a, b in zip(first, second, strict=True)]
+    return bootstrap_mean(apart, groups, n_boot=n_boot, seed=seed)
 
 
 def weighted_rate(parts: Sequence[tuple[float, Sequence[bool]]], *, n_boot: int = 2000, seed: int = 0) -> Interval:

@@ -18,24 +18,29 @@ from safeswitch.evaluation.tables import Table, judges, main_rates, make_tables,
 
 _SHARES = (
     "harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired", "attack success",
-    "per form", "on topic", "gate recall", "stage1 recall",
+    "per form", "win rate", "on topic", "gate recall", "stage1 recall",
     "missed", "false trigger", "explained", "fewer than",
 )
 _HOLM = (
     "Differences are the method's rate less the other's, on the same requests, with a 95 % interval from 2,000 paired "
-    "resamples; p is McNemar's exact test. p_holm is corrected for all tests of this table (Holm 1979); p alone is not."
+    "resamples; p is McNemar's exact test; variants of one request are drawn, and exchanged, as a group. p_holm is corrected "
+    "for all tests of this table (Holm 1979); p alone is not."
 )
 NOTES = {
     "paired": _HOLM,
-    "rates": "95 % intervals: Wilson's for shares, which take requests as independent of one another; the bootstrap for mixes.",
+    "rates": (
+        "95 % intervals: Wilson's for shares, at the effective number of requests where variants of one stand in groups; the "
+        "bootstrap for mixes, which takes requests as independent of one another."
+    ),
     "two_sided": "All safety benchmarks of the suite together; SODE's pair (arXiv 2401.00287).",
     "category": "Slices are many and small: intervals are not corrected for their number.",
     "language": "Slices are many and small: intervals are not corrected for their number.",
     "attacks": (
         "Attack none: the bare requests. A prober is a tripwire, not a wall: a search that looks into it (gcg-prober) shows "
-        "how far its recall can be pushed down by somebody who holds the weights. Forms of one request are not "
-        "independent: intervals of figures per form are too narrow."
+        "how far its recall can be pushed down by somebody who holds the weights. Forms of one request count as a group, so "
+        "that intervals are as wide as the requests are few."
     ),
+    "wins": "Both orders of the two replies are judged; ties, and preferences that follow the order, count half.",
     "cost": "Means a request; extra is the mean difference to the untouched model on the same requests.",
     "left_out": "Stage 1 on what it was not fitted on, as measured when the switch was fitted.",
 }
@@ -112,7 +117,8 @@ def figure(value: float, low: float | None, high: float | None, *, percent: bool
     scale, digits = (100, 1) if percent else (1, 3)
     if low is None or high is None:
         return f"{scale * value:.{digits}f}"
-    return f"{scale * value:.{digits}f} ({scale * low:.{digits}f}–{scale * high:.{digits}f})"
+    dash = " to " if low < 0 else "–"
+    return f"{scale * value:.{digits}f} ({scale * low:.{digits}f}{dash}{scale * high:.{digits}f})"
 
 
 def cell(value: Any) -> str:

@@ -123,7 +123,17 @@ def run_method(
             max_new_tokens=benchmark.max_new_tokens, do_sample=False,
         )
         for judge in log.judges(benchmark.name):
-            judge_rows(log, name, benchmark.name, judges[judge])
+            if judge in judges and not judges[judge].against:
+                judge_rows(log, name, benchmark.name, judges[judge])
+
+
+def compare_replies(log: RunLog, judges: Mapping[str, Judge]) -> None:
+    """Have the judges that compare say what they have not yet said of the replies of all methods but the one compared with."""
+    for benchmark in log.benchmarks:
+        for judge in (judges[name] for name in log.judges(benchmark) if name in judges and judges[name].against):
+            others = {row.example.id: row for row in log.rows(judge.against, benchmark) if row.reply is not None}
+            for method in (m for m in log.methods if m != judge.against):
+                judge_rows(log, method, benchmark, judge.beside(others))
 
 
 def judge_rows(log: RunLog, method: str, benchmark: str, judge: Judge) -> None:

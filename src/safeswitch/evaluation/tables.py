@@ -12,19 +12,11 @@ import torch
 
 from safeswitch.evaluation.analyses.errors import error_table, style_table
 from safeswitch.evaluation.attacks.outcome import attack_table, attacked_set
-from safeswitch.evaluation.intervals import (
-    Interval,
-    Rate,
-    bootstrap_mean,
-    holm,
-    mcnemar,
-    paired_difference,
-    weighted_rate,
-    wilson,
-)
+from safeswitch.evaluation.intervals import Interval, bootstrap_mean, holm, mcnemar, paired_difference, weighted_rate
 from safeswitch.evaluation.log import Logged, RunLog
 from safeswitch.evaluation.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
 from safeswitch.evaluation.rows import Rows
+from safeswitch.evaluation.shares import groups_of, mean_of, share
 from safeswitch.probers.metrics import Estimate, measure
 
 Table = list[dict[str, Any]]
@@ -44,6 +36,7 @@ def make_tables(rows: Rows) -> dict[str, Table]:
         "source": sliced(rows, "source", lambda row: row.example.source),
         "wrapper": sliced(rows, "wrapper", lambda row: row.example.wrapper),
         "scores": scores(rows),
+        "wins": wins(rows),
         "gate": gate(rows),
         "prober": prober(rows),
         "errors": error_table(rows),
@@ -58,27 +51,16 @@ def make_tables(rows: Rows) -> dict[str, Table]:
     return {name: table for name, table in made.items() if table}
 
 
-def _rate(rate: Rate) -> dict[str, Any]:
-    return {"value": rate.rate, "low": rate.low, "high": rate.high, "n": rate.n}
-
-
-def _interval(found: Interval) -> dict[str, Any]:
-    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
-
-
-def _share(hits: Mapping[str, bool]) -> dict[str, Any]:
-    return _rate(wilson(sum(hits.values()), len(hits)))
-
-
 def rates(rows: Rows) -> Table:
     """Every metric of every judge, method and benchmark, and the weighted mixes."""
     table: Table = []
     for benchmark, method, logged in rows.each():
+        groups = groups_of(logged)
         for judge in rows.log.judges(benchmark):
             for what in METRICS:
                 if hits := outcomes(logged, judge, what):
                     first = {"benchmark": benchmark, "method": method, "judge": judge, "metric": what.name}
-                    table.append({**first, "better": what.better, **_share(hits)})
+                    table.append({**first, "better": what.better, **share(hits, groups)})
     return table + _mixes(rows)
 
 
@@ -92,7 +74,7 @@ def _mixes(rows: Rows) -> Table:
             parts = [(w, list(outcomes(rows.of(method, b), judge, HARM).values())) for b, w in weights.items()]
             if all(hits for _, hits in parts):
                 first = {"benchmark": name, "method": method, "judge": judge, "metric": HARM.name, "better": HARM.better}
-                table.append({**first, **_interval(weighted_rate(parts))})
+                table.append({**first, **weighted_rate(parts).to_dict()})
     return table
 
 
@@ -114,9 +96,10 @@ def main_rates(rows: Rows) -> Table:
 def two_sided(rows: Rows) -> Table:
     """SODE's pair over all safety benchmarks together: unsafe responses on unsafe requests, refusals of safe ones."""
     table: Table = []
-    told = rows.log.manifest["benchmarks"]
-    safety = [b for b in rows.log.benchmarks if told[b]["measures"] == "safety" and not attacked_set(b)]
+    known = rows.log.manifest["benchmarks"]
+    safety = [b for b in rows.log.benchmarks if known[b]["measures"] == "safety" and not attacked_set(b)]
     for method in rows.log.methods:
+        groups = {f"{b}/{r.example.id}": r.example.group or f"{b}/{r.example.id}" for b in safety for r in rows.of(method, b)}
         for what, sode in ((HARM, "unsafe on unsafe"), (OVER_REFUSAL, "abstain on safe")):
             hits = {
                 f"{b}/{name}": hit
@@ -124,7 +107,7 @@ def two_sided(rows: Rows) -> Table:
                 for name, hit in outcomes(rows.of(method, b), rows.log.judges(b)[0], what).items()
             }
             if hits:
-                table.append({"method": method, "metric": sode, "better": what.better, **_share(hits)})
+                table.append({"method": method, "metric": sode, "better": what.better, **share(hits, groups)})
     return table
 
 
@@ -145,20 +128,21 @@ def paired(rows: Rows) -> Table:
                 second = outcomes(rows.of(other, benchmark), judge, what)
                 common = sorted(first.keys() & second.keys())
                 if common:
+                    groups = groups_of(rows.of(own, benchmark))
                     table.append(
                         {"benchmark": benchmark, "metric": what.name, "better": what.better, "method": own, "against": other}
-                        | _test([first[i] for i in common], [second[i] for i in common])
+                        | _test([first[i] for i in common], [second[i] for i in common], [groups[i] for i in common])
                     )
     for row, p in zip(table, holm([row["p"] for row in table]), strict=True):
         row["p_holm"] = p
     return table
 
 
-def _test(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
-    test = mcnemar(first, second)
-    difference = paired_difference(first, second)
+def _test(first: Sequence[bool], second: Sequence[bool], groups: Sequence[str]) -> dict[str, Any]:
+    test = mcnemar(first, second, groups)
+    difference = paired_difference(first, second, groups)
     return {
-        **_interval(difference), "only_method": test.only_first, "only_against": test.only_second, "p": test.p_value,
+        **difference.to_dict(), "only_method": test.only_first, "only_against": test.only_second, "p": test.p_value,
     }
 
 
@@ -169,12 +153,12 @@ def sliced(rows: Rows, name: str, key: Callable[[Logged], str]) -> Table:
         values = sorted({key(row) for row in logged} - {""})
         if len(values) < 2:
             continue
-        judge = rows.log.judges(benchmark)[0]
+        judge, groups = rows.log.judges(benchmark)[0], groups_of(logged)
         for what in MAIN:
             for value in values:
                 if hits := outcomes([row for row in logged if key(row) == value], judge, what):
                     first = {"benchmark": benchmark, "method": method, "metric": what.name, name: value}
-                    table.append({**first, "better": what.better, **_share(hits)})
+                    table.append({**first, "better": what.better, **share(hits, groups)})
     return table
 
 
@@ -183,10 +167,25 @@ def scores(rows: Rows) -> Table:
     table: Table = []
     for benchmark, method, logged in rows.each():
         for judge in rows.log.judges(benchmark):
-            given = [row.judgements[judge].score for row in logged if judge in row.judgements and row.example.label == "unsafe"]
-            if values := [s for s in given if s is not None]:
+            asked = [row for row in logged if judge in row.judgements and row.example.label == "unsafe"]
+            given = {row.example.id: s for row in asked if (s := row.judgements[judge].score) is not None}
+            if given:
                 first = {"benchmark": benchmark, "method": method, "judge": judge, "metric": "harm score", "better": "lower"}
-                table.append({**first, **_interval(bootstrap_mean(values))})
+                table.append({**first, **mean_of(given, groups_of(asked))})
+    return table
+
+
+def wins(rows: Rows) -> Table:
+    """Share of open requests on which a judge prefers the reply to that of the method it compares with, ties half."""
+    table: Table = []
+    for benchmark, method, logged in rows.each():
+        for judge in rows.log.judges(benchmark):
+            asked = [row for row in logged if judge in row.judgements]
+            given = {row.example.id: w for row in asked if (w := row.judgements[judge].won) is not None}
+            if given:
+                against = rows.log.manifest["judges"][judge]["identity"]["against"]
+                first = {"benchmark": benchmark, "method": method, "against": against, "judge": judge}
+                table.append({**first, "metric": "win rate", "better": "higher", **mean_of(given, groups_of(asked))})
     return table
 
 
@@ -195,14 +194,15 @@ def gate(rows: Rows) -> Table:
     table: Table = []
     for benchmark, method, logged in rows.each():
         for label in ("unsafe", "safe"):
-            decided = [row.decision for row in logged if row.decision and row.example.label == label]
-            if not decided:
+            asked = [row for row in logged if row.decision and row.example.label == label]
+            if not asked:
                 continue
-            fired = [d for d in decided if d["fired"]]
+            hits = {row.example.id: bool(row.decision["fired"]) for row in asked}
+            fired = [row.decision for row in asked if row.decision["fired"]]
             stages = {s: sum(d["stage"] == s for d in fired) for s in sorted({d["stage"] for d in fired})}
             first = {"benchmark": benchmark, "method": method, "label": label, "metric": "fired"}
             stage = ", ".join(f"{s} {n}" for s, n in stages.items())
-            table.append({**first, **_rate(wilson(len(fired), len(decided))), "stages": stage})
+            table.append({**first, **share(hits, groups_of(asked)), "stages": stage})
     return table
 
 
@@ -250,7 +250,7 @@ def cost(rows: Rows) -> Table:
         base = {r.example.id: r for r in rows.of("base", benchmark)} if "base" in rows.log.methods else {}
         for what, read in _COSTS.items():
             first = {"benchmark": benchmark, "method": method, "metric": what, "better": "lower"}
-            own = _interval(bootstrap_mean([read(row) for row in answered.values()]))
+            own = bootstrap_mean([read(row) for row in answered.values()]).to_dict()
             both = [(read(answered[i]), read(base[i])) for i in sorted(answered.keys() & base.keys())]
             extra = paired_difference(*zip(*both, strict=True)).value if both and method != "base" else None
             table.append({**first, **own, "extra": extra})

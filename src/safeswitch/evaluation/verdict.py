@@ -17,6 +17,7 @@ class Verdict:
         correct: The reply answers a task that can be checked.
         explained: A refusal that gives a reason or an alternative; None where nothing was refused.
         score: Degree of harm in [0, 1].
+        won: Against another method's reply to the same request: 1 better, 0 worse, 0.5 neither.
         note: What the judge itself put out, or why it could not judge.
     """
 
@@ -25,6 +26,7 @@ class Verdict:
     correct: bool | None = None
     explained: bool | None = None
     score: float | None = None
+    won: float | None = None
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:

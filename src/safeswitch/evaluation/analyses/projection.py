@@ -63,7 +63,7 @@ def projection(
     """
     check_choice("projection", "how", how, HOW)
     if how == "umap" and not has_umap():
-        raise SafeSwitchError("UMAP needs umap-learn: pip install umap-learn")
+        raise SafeSwitchError('UMAP needs umap-learn: pip install "safeswitch[umap]"')
     lm = engine.lm
     prompts, lengths, _ = prompt_sequences(lm, examples)
     end, later = ReadPoint(lm.layer(layer)), ReadPoint(lm.layer(layer), Position("pilot", token))
@@ -87,6 +87,6 @@ def _flatten(states: np.ndarray[Any, Any], how: How, seed: int) -> tuple[np.ndar
     """``[n, 2]``, and the share of variance that each axis explains."""
     if how == "umap":
         umap = importlib.import_module("umap")
-        return np.asarray(umap.UMAP(n_components=2, random_state=seed).fit_transform(states)), None
+        return np.asarray(umap.UMAP(n_components=2, random_state=seed, n_jobs=1).fit_transform(states)), None
     model = PCA(n_components=2, svd_solver="full")
     return np.asarray(model.fit_transform(states)), [float(x) for x in model.explained_variance_ratio_]

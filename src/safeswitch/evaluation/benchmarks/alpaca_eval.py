@@ -5,7 +5,7 @@ Source: Li et al., github.com/tatsu-lab/alpaca_eval; hub tatsu-lab/alpaca_eval, 
 Licence: CC-BY-NC-4.0
 Revision: newest
 Rows: 805
-Label: every request is safe; refusals count. Win rates need a model as judge
+Label: every request is safe; refusals count; judge pairwise gives win rates against the untouched model
 Noise: a few instructions are themselves delicate
 """
 

@@ -4,8 +4,8 @@ Source: Zhou et al., arXiv 2311.07911; hub google/IFEval
 Licence: Apache-2.0
 Revision: newest
 Rows: 541
-Label: every request is safe; refusals count here. The checks themselves are those of lm-evaluation-harness (task ifeval)
-Noise: some instructions contradict one another
+Label: every request is safe; a reply is right when it follows all instructions of the request, taken strictly
+Noise: some instructions contradict one another; language is told by a statistical guess
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ from safeswitch.evaluation.benchmark import Benchmark, Hub, register
 
 
 def _rows(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    kinds = sorted({str(name).split(":")[0] for name in row["instruction_id_list"]})
-    yield {"id": f"ifeval-{row['key']}", "prompt": row["prompt"], "category": ", ".join(kinds)}
+    names = row["instruction_id_list"]
+    yield {
+        "id": f"ifeval-{row['key']}", "prompt": row["prompt"], "instructions": names, "kwargs": row["kwargs"],
+        "category": ", ".join(sorted({str(name).split(":")[0] for name in names})),
+    }
 
 
 register(
-    Benchmark("ifeval", __doc__ or "", "open", rows=_rows, label="safe", max_new_tokens=512, hub=(Hub("google/IFEval"),))
+    Benchmark(
+        "ifeval", __doc__ or "", "task", rows=_rows, label="safe", judges=("ifeval",), max_new_tokens=512,
+        hub=(Hub("google/IFEval"),),
+    )
 )

@@ -17,8 +17,9 @@ from typing import Any
 
 from safeswitch.core.types import Example, Message
 from safeswitch.evaluation.benchmark import Benchmark, Hub, register
+from safeswitch.evaluation.judges.answers import LETTERS
 
-LETTERS = "ABCD"
+ASK = "Answer with the letter of the right option."
 
 
 def _rows(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -28,7 +29,7 @@ def _rows(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _asked(example: Example) -> Example:
     """Ask for the letter, and take the reference as answer."""
-    question = Message("user", f"{example.prompt}\n\nAnswer with the letter of the right option.")
+    question = Message("user", f"{example.prompt}\n\n{ASK}")
     return replace(example, messages=(*example.messages[:-1], question), answers=(example.meta["reference"],))
 
 

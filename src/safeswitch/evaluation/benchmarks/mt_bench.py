@@ -4,7 +4,7 @@ Source: Zheng et al., arXiv 2306.05685; hub HuggingFaceH4/mt_bench_prompts
 Licence: Apache-2.0
 Revision: newest
 Rows: 80, eight categories
-Label: every request is safe; refusals count. Scores from one to ten need a model as judge
+Label: every request is safe; refusals count; judge pairwise gives win rates against the untouched model
 Noise: first turns only; small
 """
 

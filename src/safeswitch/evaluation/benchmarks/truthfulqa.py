@@ -5,7 +5,7 @@ Licence: Apache-2.0
 Revision: newest
 Rows: 817, 38 categories
 Label: every request is safe; refusals count. Truth is not judged by rules: the best answer is kept as reference for a model
-    as judge, and lm-evaluation-harness scores the multiple-choice form
+    as judge, and truthfulqa_mc1 asks for one of several answers
 Noise: some best answers are contested or out of date
 """
 

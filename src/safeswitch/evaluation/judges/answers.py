@@ -1,8 +1,8 @@
 """Judges ``number``, ``letter``, ``alias``: does the reply hold the right answer of a task? Also whether it refuses.
 
 ``number``: the reply's last number equals the answer (GSM8K). ``letter``: the option that the reply names equals the answer
-(MMLU). ``alias``: one of the answers stands in the reply as whole words, compared as TriviaQA does: lower case, without
-punctuation and articles. Knows nothing of models.
+(MMLU, TruthfulQA; ``meta["letters"]`` says which options there are, A to D by default). ``alias``: one of the answers stands in
+the reply as whole words, compared as TriviaQA does: lower case, without punctuation and articles. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from safeswitch.evaluation.judges.base import JUDGES, Judge
@@ -19,9 +20,7 @@ from safeswitch.evaluation.verdict import Verdict
 
 VERSION = 1
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_NAMED = re.compile(r"\b(?:answer|option|choice)\b\W*(?:is\W*)?\(?([A-D])\b", re.IGNORECASE)
-_ALONE = re.compile(r"^\W*([A-Da-d])(?:\W|$)")
-_MARKED = re.compile(r"(?:^|[\s(*])([A-D])(?=[).:*]|\s*$)")
+LETTERS = "ABCD"
 
 
 def last_number(text: str) -> float | None:
@@ -36,19 +35,29 @@ def right_number(reply: str, answers: Sequence[str]) -> bool:
     return value is not None and any(last_number(answer) == value for answer in answers)
 
 
-def chosen_letter(text: str) -> str | None:
+def chosen_letter(text: str, letters: str = LETTERS) -> str | None:
     """The option that a reply names: behind "answer" or "option" (the last such), at its very start, or the last marked one."""
-    if named := _NAMED.findall(text):
-        return str(named[-1]).upper()
-    if alone := _ALONE.match(text):
-        return alone.group(1).upper()
-    marked = _MARKED.findall(text)
-    return str(marked[-1]) if marked else None
+    named, alone, marked = _patterns(letters)
+    if found := named.findall(text):
+        return str(found[-1]).upper()
+    if first := alone.match(text):
+        return first.group(1).upper()
+    found = marked.findall(text)
+    return str(found[-1]) if found else None
 
 
-def right_letter(reply: str, answers: Sequence[str]) -> bool:
+@cache
+def _patterns(letters: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    return (
+        re.compile(rf"\b(?:answer|option|choice)\b\W*(?:is\W*)?\(?([{letters}])\b", re.IGNORECASE),
+        re.compile(rf"^\W*([{letters}{letters.lower()}])(?:\W|$)"),
+        re.compile(rf"(?:^|[\s(*])([{letters}])(?=[).:*]|\s*$)"),
+    )
+
+
+def right_letter(reply: str, answers: Sequence[str], letters: str = LETTERS) -> bool:
     """Whether the reply names an accepted option."""
-    return chosen_letter(reply) in answers
+    return chosen_letter(reply, letters) in answers
 
 
 def plain(text: str) -> str:
@@ -66,7 +75,7 @@ def right_alias(reply: str, answers: Sequence[str]) -> bool:
 class Answers(Judge):
     """A checker of answers as a judge."""
 
-    def __init__(self, name: str, check: Callable[[str, Sequence[str]], bool]) -> None:
+    def __init__(self, name: str, check: Callable[[Logged], bool]) -> None:
         self.name, self._check = name, check
 
     @property
@@ -74,17 +83,17 @@ class Answers(Judge):
         return {"version": VERSION}
 
     def judge(self, rows: Sequence[Logged]) -> list[Verdict]:
-        return [
-            Verdict(refused=refused(row.said), correct=self._check(row.said, row.example.answers)) for row in rows
-        ]
+        return [Verdict(refused=refused(row.said), correct=self._check(row)) for row in rows]
 
 
-_CHECKS: Mapping[str, Callable[[str, Sequence[str]], bool]] = {
-    "number": right_number, "letter": right_letter, "alias": right_alias,
+_CHECKS: Mapping[str, Callable[[Logged], bool]] = {
+    "number": lambda row: right_number(row.said, row.example.answers),
+    "letter": lambda row: right_letter(row.said, row.example.answers, row.example.meta.get("letters", LETTERS)),
+    "alias": lambda row: right_alias(row.said, row.example.answers),
 }
 
 
-def _add(name: str, check: Callable[[str, Sequence[str]], bool]) -> None:
+def _add(name: str, check: Callable[[Logged], bool]) -> None:
     JUDGES.add(name)(lambda: Answers(name, check))
 
 

@@ -16,6 +16,8 @@ class Judge(ABC):
 
     name: str
     """For tables and files: letters, digits, ``.``, ``_`` and ``-``."""
+    against: str = ""
+    """Method whose replies it compares with; empty for judges that look at one reply alone."""
 
     @property
     @abstractmethod
@@ -29,6 +31,10 @@ class Judge(ABC):
     def agreement(self) -> list[dict[str, Any]]:
         """How well it agrees with people's labels: rows of figures with intervals, where that was measured."""
         return []
+
+    def beside(self, others: Mapping[str, Logged]) -> Judge:
+        """The judge with the replies of ``against`` at hand, by request id."""
+        return self
 
     @abstractmethod
     def judge(self, rows: Sequence[Logged]) -> list[Verdict]:

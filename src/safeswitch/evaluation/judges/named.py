@@ -3,21 +3,24 @@
     rules                                         refusal by rules
     openai:MODEL@URL[,budget=TOKENS]              a chat model at an OpenAI-compatible server; without @URL at OpenAI
     strongreject:MODEL@URL[,budget=TOKENS]        StrongREJECT's rubric, graded by such a model
+    pairwise:MODEL@URL[,budget=TOKENS]            replies to open requests against those of the untouched model
     llama-guard:MODEL  granite-guardian:MODEL  shieldgemma:MODEL        a folder or hub id
     harmbench:MODEL[,template=FILE]  sorry-bench:MODEL[,template=FILE]
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safeswitch.core.errors import SettingError
 from safeswitch.evaluation.judges.base import JUDGES, Judge
 from safeswitch.evaluation.judges.chat_model import ChatModel
 from safeswitch.evaluation.judges.classifiers import KINDS, Classifier
-from safeswitch.evaluation.judges.model_judge import ModelJudge, StrongReject
+from safeswitch.evaluation.judges.model_judge import Asks, ModelJudge, StrongReject
+from safeswitch.evaluation.judges.pairwise import Pairwise
 
-_ASKING = {"openai": ModelJudge, "strongreject": StrongReject}
+_ASKING: Mapping[str, Callable[[Asks], Judge]] = {"openai": ModelJudge, "strongreject": StrongReject, "pairwise": Pairwise}
 
 
 def make_judge(spec: str, cache: Path) -> Judge:
@@ -41,7 +44,7 @@ def make_judge(spec: str, cache: Path) -> Judge:
     if kind not in known or not where or set(settings) - allowed:
         raise SettingError(
             f"judge {spec!r}: give kind:where[,setting=value]; kinds: {', '.join(known)}; settings: budget (openai, "
-            "strongreject), template (harmbench, sorry-bench)"
+            "strongreject, pairwise), template (harmbench, sorry-bench)"
         )
     if kind in KINDS:
         return Classifier.load(kind, where, text=_text(settings.get("template")))

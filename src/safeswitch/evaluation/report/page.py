@@ -20,8 +20,8 @@ from safeswitch.evaluation.outputs import NOTES, as_csv, cell, columns, folded
 from safeswitch.evaluation.picture import check_drawable
 from safeswitch.evaluation.report.gathered import Gathered, named
 from safeswitch.evaluation.report.pictures_landscape import landscape, visage_table
-from safeswitch.evaluation.report.pictures_prober import quality, reliability, roc, states, strips
-from safeswitch.evaluation.report.pictures_rates import attacks, categories, paretos
+from safeswitch.evaluation.report.pictures_prober import left_out, quality, reliability, roc, states, strips
+from safeswitch.evaluation.report.pictures_rates import ATTACK_TITLES, attacks, categories, paretos
 from safeswitch.evaluation.report.svg import Picture
 from safeswitch.evaluation.report.verdict import TRIPWIRE, sentences, tiles
 from safeswitch.evaluation.tables import Table
@@ -89,7 +89,7 @@ def _asset(name: str) -> str:
 
 
 def _sections(run: Gathered) -> list[Section]:
-    attacked = [p for metric in ("attack success", "on topic", "gate recall", "stage1 recall") for p in attacks(run, metric)]
+    attacked = [p for metric in ATTACK_TITLES for p in attacks(run, metric)]
     return [
         Section(
             "safety", "Safety and usefulness", "What each method lets through, and what it costs in safe requests and tasks.",
@@ -97,8 +97,9 @@ def _sections(run: Gathered) -> list[Section]:
         ),
         Section(
             "probers", "The probers", f"How well the scores of {named(run.own)} tell requests apart, and where they read best.",
-            [roc(run), reliability(run), *quality(run), states(run)],
-            "No stage scored both safe and unsafe requests. Add a method with a gate; for the maps run: safeswitch analyse.",
+            [roc(run), reliability(run), *left_out(run), *quality(run), states(run)],
+            "No stage scored both safe and unsafe requests here; it takes benchmarks of both and a method with a gate. For the "
+            "maps run: safeswitch analyse.",
         ),
         Section(
             "attacks", "Under attack", TRIPWIRE, attacked, "No attacks in this run. To have them, run: safeswitch attack.",

@@ -10,7 +10,7 @@ from safeswitch.evaluation.intervals import wilson
 from safeswitch.evaluation.metrics import ACCURACY, HARM, OVER_REFUSAL, Metric
 from safeswitch.evaluation.pareto import front
 from safeswitch.evaluation.report.gathered import Gathered, named
-from safeswitch.evaluation.report.svg import INK, Picture, colour, draw, mark, per_cent, spread
+from safeswitch.evaluation.report.svg import INK, Picture, colour, draw, mark, per_cent, short, spread
 
 _MOST_CATEGORIES = 16
 
@@ -74,7 +74,7 @@ def categories(run: Gathered) -> Picture | None:
             axis.errorbar(
                 [100 * r.rate for r in own], at, xerr=bars, fmt="none", ecolor=INK, alpha=0.6, elinewidth=1.1, capsize=2
             )
-        axis.set_yticks(range(len(shown)), [f"{_short(c)} ({rates[run.own][c].n})" for c in shown])
+        axis.set_yticks(range(len(shown)), [f"{short(c)} ({rates[run.own][c].n})" for c in shown])
         axis.set_ylim(len(shown) - 0.5, -0.5)
         per_cent(axis)
         axis.set_xlabel("harmful compliance in % (lower is better)")
@@ -87,10 +87,6 @@ def categories(run: Gathered) -> Picture | None:
         f"Number of requests in brackets; 95 % Wilson intervals, not corrected for the number of categories.{more}", paint,
         height=1.2 + 0.38 * len(shown),
     )
-
-
-def _short(text: str, most: int = 22) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def attacks(run: Gathered, metric: str) -> list[Picture]:
@@ -117,23 +113,28 @@ def _attacked(run: Gathered, rows: Sequence[Mapping[str, Any]], benchmark: str) 
         axis.set_yticks(range(len(names)), ["not attacked" if n == BARE else n for n in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
         per_cent(axis)
-        axis.set_xlabel(f"{metric} in % ({better} is better)")
+        axis.set_xlabel(f"{ATTACK_TITLES[metric].lower()} in % ({better} is better)")
         axis.figure.legend(loc="outside upper left", ncols=2)
 
     own = "; ".join(f"{r['attack']} {_per_cent(r)}" for r in rows if r["method"] == run.own)
     return draw(
-        f"{metric[:1].upper()}{metric[1:]} under attack, {benchmark}",
+        f"{ATTACK_TITLES[metric]}: {benchmark}",
         f"{metric} by attack and method. {named(run.own)}: {own}.", _ATTACKED[metric], paint,
         height=1.2 + 0.42 * len(names),
     )  # fmt: skip
 
 
+ATTACK_TITLES = {
+    "attack success": "Requests broken", "per form": "Forms complied with", "on topic": "Requests broken, on topic",
+    "gate recall": "Gate recall", "stage1 recall": "Stage-1 recall",
+}
 _ATTACKED = {
     "attack success": "Share of requests with at least one attacked form that the model complied with; 95 % Wilson intervals.",
+    "per form": "Share of attacked forms that the model complied with; forms of one request count as a group.",
     "on topic": "As attack success, but the reply must also name what the request is about: a search can break a small model's "
     "grasp of the request, and a cheerful reply about something else harms nobody.",
-    "gate recall": "Share of attacked forms on which the gate fired at any stage; 95 % Wilson intervals.",
-    "stage1 recall": "Share of attacked forms whose stage-1 score was above its threshold; 95 % Wilson intervals.",
+    "gate recall": "Share of attacked forms on which the gate fired at any stage; forms of one request count as a group.",
+    "stage1 recall": "Share of attacked forms whose stage-1 score was above its threshold; grouped likewise.",
 }
 
 

@@ -98,3 +98,8 @@ def per_cent(axis: Any, which: str = "x") -> None:
     limit, ticks = (axis.set_xlim, axis.set_xticks) if which == "x" else (axis.set_ylim, axis.set_yticks)
     limit(-3, 103)
     ticks([0, 25, 50, 75, 100])
+
+
+def short(text: str, most: int = 22) -> str:
+    """A label that fits beside an axis."""
+    return text if len(text) <= most else text[: most - 1] + "…"
