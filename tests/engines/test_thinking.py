@@ -13,9 +13,10 @@ from safeswitch.activations.record import record
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Example, Message, Position, ReadPoint, Reply, Tokens
 from safeswitch.engines.score import log_likelihoods
+from safeswitch.engines.streaming import Follower, RowSink
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.models.thinking import Thinking
+from safeswitch.models.thinking import Thinking, Thread
 from safeswitch.switch.actuators import NoAction
 from safeswitch.switch.capability import vllm_refusal
 from safeswitch.switch.fit_data import spoken
@@ -157,6 +158,29 @@ def test_hidden_thinking_appears_in_no_stream_and_no_text(gated: str) -> None:
             assert streamed == hidden.text
         kinds.add((start is None, hidden.decision.fired))
     assert len(kinds) > 1
+
+
+def test_a_reply_of_which_only_hidden_thinking_came_begins_anew_without_a_break() -> None:
+    class Noting(Follower):
+        def __init__(self) -> None:
+            self.told: list[Any] = []
+
+        def token(self, token: int) -> None:
+            self.told.append(token)
+
+        def restart(self) -> None:
+            self.told.append("break")
+
+    thinking, noting = Thinking(("a", "b"), (3,), (4,), tiny_tokenizer()), Noting()
+    sink = RowSink(noting, lambda: Thread(thinking, True))
+    for token in (50, 51, 52):
+        sink.take(token)
+    sink.show(2)
+    sink.begin()
+    for token in (60, 4, 61):
+        sink.take(token)
+    sink.show(3)
+    assert noting.told == [61]
 
 
 @pytest.mark.parametrize("budget", [0, 3, 50])
