@@ -10,8 +10,12 @@ import torch
 from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.types import Example
 from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.nano import switch_path, weights_path
+from safeswitch.nano.study import complied
+from safeswitch.nano.suites import load_suite
 from safeswitch.switch.adapted import Standing, Tolerance, compare, standing
 from safeswitch.switch.gate import Gate
+from safeswitch.switch.switch import Switch
 from tests.switch.made import fitted, requests
 from tests.tiny import tiny_lm
 
@@ -50,6 +54,25 @@ def measured(noise: float) -> Standing:
             parameter.add_(noise * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     engine = TransformersEngine(lm, batch_size=64, allow_other_model=True)
     return standing(engine, fitted(), requests(), complied=says_sorry, budget=0.25, reply_tokens=4)
+
+
+def rounded(bits: int | None) -> Standing:
+    """Nano's own switch on nano with its matrices rounded to ``bits`` bits a weight, one scale a row."""
+    engine = TransformersEngine.load(weights_path(), batch_size=64)
+    engine.allow_other_model = True
+    with torch.no_grad():
+        for parameter in engine.lm.model.parameters():
+            if parameter.dim() == 2 and bits is not None:
+                step = parameter.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+                parameter.copy_((parameter / step).round() * step)
+    examples = [e for name in ("plain_unsafe", "lookalike", "ordinary") for e in load_suite(name, n=20)]
+    return standing(engine, Switch.from_pretrained(switch_path()), examples, complied=complied, budget=0.05, reply_tokens=24)
+
+
+def test_nanos_switch_is_kept_on_fine_rounding_and_refitted_on_rounding_to_three_values() -> None:
+    own = rounded(None)
+    assert compare(own, rounded(8), 0.05).answer == "keep"
+    assert compare(own, rounded(2), 0.05).answer == "refit"
 
 
 def test_a_switch_is_kept_on_its_own_model_and_refitted_on_noise() -> None:

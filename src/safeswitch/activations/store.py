@@ -85,7 +85,7 @@ def collect(
                 )
             except ActivationError as error:
                 raise ActivationError(f"{path.name}, rows {start}..{rows.stop - 1} of the data: {error}") from error
-            write_tensors(path, _named(acts))
+            write_tensors(path, named(acts))
         if progress is not None:
             progress(rows.stop, len(sequences))
     return load(folder)
@@ -109,9 +109,9 @@ def load(folder: str | Path) -> Activations:
     states: dict[ReadPoint, Tensor] = {}
     masks: dict[ReadPoint, Tensor] = {}
     for point in (ReadPoint.parse(text) for text in manifest["points"]):
-        states[point] = _join([_tensor(path, str(point)) for path in shards])
+        states[point] = join([_tensor(path, str(point)) for path in shards])
         if point.position.kind == "window":
-            masks[point] = _join([_tensor(path, f"{_MASK}{point}") for path in shards])
+            masks[point] = join([_tensor(path, f"{_MASK}{point}") for path in shards])
     for point, tensor in states.items():
         if len(tensor) != manifest["rows"]:
             raise ArtifactError(f"{folder}: {len(tensor)} rows at {point}; the manifest says {manifest['rows']}")
@@ -172,9 +172,17 @@ def _shard(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:05d}.safetensors"
 
 
-def _named(acts: Activations) -> dict[str, Tensor]:
+def named(acts: Activations) -> dict[str, Tensor]:
+    """States and masks under the names that they have in a file."""
     states = {str(point): tensor for point, tensor in acts.states.items()}
     return states | {f"{_MASK}{point}": mask for point, mask in acts.masks.items()}
+
+
+def unnamed(tensors: Mapping[str, Tensor], texts: Sequence[str]) -> Activations:
+    """What :func:`named` was given."""
+    states = {ReadPoint.parse(name): t for name, t in tensors.items() if not name.startswith(_MASK)}
+    masks = {ReadPoint.parse(name.removeprefix(_MASK)): t for name, t in tensors.items() if name.startswith(_MASK)}
+    return Activations(states, masks, tuple(texts))
 
 
 def _whole(path: Path, points: Sequence[ReadPoint], rows: int) -> bool:
@@ -195,7 +203,7 @@ def _tensor(path: Path, name: str) -> Tensor:
         raise ArtifactError(f"{path} is damaged or truncated: {error}; collect again to replace it") from error
 
 
-def _join(parts: Sequence[Tensor]) -> Tensor:
+def join(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate along rows; windows of different widths are left-padded to the widest."""
     if parts[0].dim() == 1 or len({part.shape[1:] for part in parts}) == 1:
         return torch.cat(list(parts))

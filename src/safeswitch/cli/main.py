@@ -146,6 +146,9 @@ def fit(
     beta: Annotated[float, typer.Option(help="Share of the head's difference in force, 0 to 1.")] = 1.0,
     fail: Annotated[str, typer.Option(help="closed: a prober that cannot run fires; open: it lets pass.")] = "closed",
     leave_out: LeaveOutOption = True,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for the model's answers and states; a fit that was cut off goes on from it.")
+    ] = None,
     trust_replies: Annotated[
         bool, typer.Option("--trust-replies", help="Take the replies of unsafe rows as refusals, whatever their words.")
     ] = False,
@@ -162,6 +165,7 @@ def fit(
 ) -> None:
     """Fit a switch on labelled requests and write it to a folder."""
     from safeswitch.switch.fit_settings import FitSettings
+    from safeswitch.switch.kept import Kept
     from safeswitch.switch.refusal_head import HeadSettings
     from safeswitch.switch.run_fit import fit_files
 
@@ -176,7 +180,8 @@ def fit(
             engine = stack.enter_context(load_collector(model, settings, revision, dtype, device_map, chat_template))
         else:
             engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
-        switch = fit_files(engine, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=say)
+        asked = engine if keep is None else Kept(engine, keep)
+        switch = fit_files(asked, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=say)
     if as_json:
         _print_json({"out": str(out), "fingerprint": switch.fingerprint, "switch": switch.describe()})
     else:
