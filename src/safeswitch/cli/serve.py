@@ -40,6 +40,7 @@ def serve(
     --batch-size, --max-wait-ms and others: `safeswitch serve --model M --switch S --engine transformers -- --help`."""
     from safeswitch.engines.vllm.settings import GuardSettings
     from safeswitch.nano import weights_path
+    from safeswitch.serving.heap import one_heap
     from safeswitch.serving.settings import ServerSettings, calibration_of
 
     bundles = dict(_named(text) for text in switch)
@@ -54,6 +55,7 @@ def serve(
         from safeswitch.serving.middleware import check
 
         check(server)
+        one_heap()
         if chosen == "transformers":
             from safeswitch.serving.transformers_server import serve as run_transformers
 
