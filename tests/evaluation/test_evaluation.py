@@ -76,6 +76,16 @@ def test_the_table_has_a_row_a_benchmark_and_a_column_a_method(tmp_path: Path) -
     )
 
 
+def test_the_table_has_a_row_a_method_where_there_are_more_methods_than_benchmarks(tmp_path: Path) -> None:
+    log = run(tmp_path, [loaded("a", asked("a", 4))], Scripted(unsafe=odd))
+    assert rates_table(main_rates(Rows(log)), log.methods, {"a": "First"}) == (
+        "| method | First: harmful compliance (n = 4) |\n"
+        "|---|---|\n"
+        "| base | 100.0 (51.0–100.0) |\n"
+        "| prompt | 50.0 (15.0–85.0) |\n"
+    )
+
+
 @pytest.mark.parametrize(("suites", "columns", "size"), [(1, 4, (4, 1)), (5, 2, (2, 3))])
 def test_the_picture_has_the_size_of_its_panels(suites: int, columns: int, size: tuple[int, int], tmp_path: Path) -> None:
     chosen = [loaded(f"s{i}", asked("s", 4)) for i in range(suites)]

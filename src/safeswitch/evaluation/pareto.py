@@ -7,18 +7,23 @@ of how the figures came about.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safeswitch.core.artifact import write_atomic
 from safeswitch.evaluation.log import RunLog
-from safeswitch.evaluation.metrics import ACCURACY, HARM, OVER_REFUSAL
+from safeswitch.evaluation.metrics import ACCURACY, HARM, NEITHER, OVER_REFUSAL
 from safeswitch.evaluation.picture import COLOURS, check_drawable
 from safeswitch.evaluation.rows import Rows
-from safeswitch.evaluation.tables import main_rates, summary
+from safeswitch.evaluation.tables import main_rates, rates, summary
 
 _MARKS = "osD^vPX*<>"
+_FEW = 8
+"""Methods up to which each has its own mark; of more, those on the front and these have."""
+ALWAYS = ("base", "prompt", "head", "safeswitch")
+BROKEN = 0.1
+"""Share of replies that neither refuse nor help above which a method is drawn hollow: silence passes for safety."""
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -38,8 +43,11 @@ def draw_pareto(folder: Path) -> None:
         ArtifactError: the file cannot be written.
     """
     log = RunLog.open(folder)
-    table = main_rates(Rows(log))
+    everything = Rows(log)
+    table = main_rates(everything)
     harm, refusal, accuracy = (summary(table, what) for what in (HARM, OVER_REFUSAL, ACCURACY))
+    main = {b: log.judges(b)[0] for b in log.benchmarks}
+    broken = summary([row for row in rates(everything) if row["judge"] == main.get(row["benchmark"])], NEITHER)
     panels = [(refusal, "over-refusal (%)", 1), (accuracy, "task accuracy (%)", -1)]
     drawn = [(other, label, sign) for other, label, sign in panels if harm.keys() & other.keys()]
     if not drawn:
@@ -48,30 +56,47 @@ def draw_pareto(folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6 * len(drawn), 4.6), dpi=120, layout="constrained")
+    points = [
+        {m: (sign * other[m]["value"], harm[m]["value"]) for m in log.methods if m in harm and m in other}
+        for other, _, sign in drawn
+    ]
+    best = [front(found) for found in points]
+    named = [m for m in log.methods if len(log.methods) <= _FEW or m in ALWAYS or any(m in found for found in best)]
+    looks = {m: (_MARKS[i % len(_MARKS)], COLOURS[i % len(COLOURS)]) for i, m in enumerate(named)}
+    figure = Figure(figsize=(5.6 * len(drawn), 4.6 + 0.2 * (len(named) // 4 + 1)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(drawn), squeeze=False).flatten()
-    for axis, (other, label, sign) in zip(axes, drawn, strict=True):
-        _panel(axis, harm, other, sign, [m for m in log.methods if m in harm and m in other])
+    for axis, (other, label, sign), found, edge in zip(axes, drawn, points, best, strict=True):
+        axis.plot(
+            [100 * other[m]["value"] for m in edge], [100 * harm[m]["value"] for m in edge], color="#999999", linewidth=1
+        )
+        for method in sorted(found, key=lambda m: m in looks):
+            hollow = broken.get(method, {"value": 0.0})["value"] > BROKEN
+            _point(axis, method, other[method], harm[method], looks.get(method), hollow)
         axis.set_xlabel(label)
         axis.set_ylabel("harmful compliance (%)")
         axis.set_title(f"lower {'left' if sign > 0 else 'right'} is better; the line joins the front", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    grey = "; grey: other methods" if len(named) < len(log.methods) else ""
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False, title_fontsize=8,
+        title=f"hollow: over {100 * BROKEN:.0f} % of replies neither refuse nor help{grey}",
+    )
     image = io.BytesIO()
     figure.savefig(image, format="png")
     write_atomic(folder / "pareto.png", lambda p: p.write_bytes(image.getvalue()))
 
 
-def _panel(axis: Any, harm: Mapping[str, Any], other: Mapping[str, Any], sign: int, methods: Sequence[str]) -> None:
-    best = front({m: (sign * other[m]["value"], harm[m]["value"]) for m in methods})
-    axis.plot([100 * other[m]["value"] for m in best], [100 * harm[m]["value"] for m in best], color="#999999", linewidth=1)
-    for i, method in enumerate(methods):
-        x, y = other[method], harm[method]
-        axis.errorbar(
-            100 * x["value"], 100 * y["value"], xerr=_spread(x), yerr=_spread(y), fmt=_MARKS[i % len(_MARKS)],
-            color=COLOURS[i % len(COLOURS)], markersize=9, capsize=3, elinewidth=1, label=method,
-        )
+def _point(
+    axis: Any, method: str, x: Mapping[str, float], y: Mapping[str, float], look: tuple[str, str] | None, hollow: bool
+) -> None:
+    mark, colour = look or (".", "#bbbbbb")
+    axis.errorbar(
+        100 * x["value"], 100 * y["value"], xerr=_spread(x), yerr=_spread(y), fmt=mark, color=colour,
+        markerfacecolor="none" if hollow else colour, markersize=9 if look else 6, capsize=3 if look else 0,
+        elinewidth=1 if look else 0.5, label=method if look else None,
+    )
 
 
 def _spread(row: Mapping[str, float]) -> list[list[float]]:

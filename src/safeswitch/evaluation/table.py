@@ -1,4 +1,5 @@
-"""The one table that people look at first: a row a benchmark and metric, a column a method. Knows nothing of files."""
+"""The one table that people look at first: a row a benchmark and metric, a column a method; the other way round where there are
+more methods than rows. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def rates_table(rates: Table, methods: Sequence[str], titles: Mapping[str, str] 
 
     Args:
         rates: Rows as of :func:`safeswitch.evaluation.tables.main_rates`.
-        methods: Columns.
+        methods: In order.
         titles: What benchmarks and methods are called, where not by their names.
 
     Raises:
@@ -28,17 +29,21 @@ def rates_table(rates: Table, methods: Sequence[str], titles: Mapping[str, str] 
     """
     if not rates:
         raise DataError("rates_table: there are no results to show")
-    lines = [
-        "| requests | n | measured | " + " | ".join(titles.get(m, m) for m in methods) + " |",
-        "|---|---|---|" + "---|" * len(methods),
-    ]
     cells: dict[tuple[str, str], dict[str, str]] = {}
     counts: dict[tuple[str, str], int] = {}
     for row in rates:
         place = row["benchmark"], row["metric"]
         cells.setdefault(place, {})[row["method"]] = percent(row["value"], row["low"], row["high"])
         counts[place] = max(counts.get(place, 0), row["n"])
-    for (benchmark, metric), found in cells.items():
-        figures = " | ".join(found.get(m, "") for m in methods)
-        lines.append(f"| {titles.get(benchmark, benchmark)} | {counts[benchmark, metric]} | {metric} | {figures} |")
-    return "\n".join(lines) + "\n"
+    places = [[titles.get(benchmark, benchmark), str(counts[benchmark, metric]), metric] for benchmark, metric in cells]
+    figures = [[found.get(m, "") for m in methods] for found in cells.values()]
+    names = [titles.get(m, m) for m in methods]
+    if len(methods) <= len(places):
+        return _markdown(["requests", "n", "measured", *names], [p + f for p, f in zip(places, figures, strict=True)])
+    heads = ["method", *(f"{requests}: {metric} (n = {n})" for requests, n, metric in places)]
+    return _markdown(heads, [list(row) for row in zip(names, *figures, strict=True)])
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" if line[0] != "---" else f"|{'|'.join(line)}|\n" for line in lines)
