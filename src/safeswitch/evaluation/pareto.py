@@ -1,6 +1,7 @@
 """Pareto picture of a run: harm against over-refusal, and harm against utility; one point a method, with intervals.
 
-A method is on the front when no other is at least as good on both axes and better on one. Needs matplotlib. Knows nothing
+A method is on the front when no other is at least as good on both axes and better on one; methods that break replies are
+drawn hollow and are on no front, for silence passes for safety. Needs matplotlib. Knows nothing
 of how the figures came about.
 """
 
@@ -23,7 +24,7 @@ _FEW = 8
 """Methods up to which each has its own mark; of more, those on the front and these have."""
 ALWAYS = ("base", "prompt", "head", "safeswitch")
 BROKEN = 0.1
-"""Share of replies that neither refuse nor help above which a method is drawn hollow: silence passes for safety."""
+"""Share of replies that neither refuse nor help above which a method breaks replies."""
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -60,7 +61,8 @@ def draw_pareto(folder: Path) -> None:
         {m: (sign * other[m]["value"], harm[m]["value"]) for m in log.methods if m in harm and m in other}
         for other, _, sign in drawn
     ]
-    best = [front(found) for found in points]
+    silent = {m for m, row in broken.items() if row["value"] > BROKEN}
+    best = [front({m: point for m, point in found.items() if m not in silent}) for found in points]
     named = [m for m in log.methods if len(log.methods) <= _FEW or m in ALWAYS or any(m in found for found in best)]
     looks = {m: (_MARKS[i % len(_MARKS)], COLOURS[i % len(COLOURS)]) for i, m in enumerate(named)}
     figure = Figure(figsize=(5.6 * len(drawn), 4.6 + 0.2 * (len(named) // 4 + 1)), dpi=120, layout="constrained")
@@ -71,8 +73,7 @@ def draw_pareto(folder: Path) -> None:
             [100 * other[m]["value"] for m in edge], [100 * harm[m]["value"] for m in edge], color="#999999", linewidth=1
         )
         for method in sorted(found, key=lambda m: m in looks):
-            hollow = broken.get(method, {"value": 0.0})["value"] > BROKEN
-            _point(axis, method, other[method], harm[method], looks.get(method), hollow)
+            _point(axis, method, other[method], harm[method], looks.get(method), method in silent)
         axis.set_xlabel(label)
         axis.set_ylabel("harmful compliance (%)")
         axis.set_title(f"lower {'left' if sign > 0 else 'right'} is better; the line joins the front", fontsize=9)
