@@ -5,7 +5,8 @@
 Soft tokens (free input embeddings) are put behind jailbroken requests that the gate catches, and moved by gradient descent
 until the attacked readers' log-odds are low, with the first reply token held where it was (obfuscated activations, Bailey et
 al., arXiv 2412.09565). Counted: requests that still fire, and requests that no longer fire and get an answer. Attackers know
-the weights of what they attack; ``redrawn`` is an ensemble of another seed, which they do not know.
+the weights of what they attack; ``redrawn`` is an ensemble of another seed, which they do not know. The control moves soft tokens
+to hold the first reply token alone: what it lowers is the work of foreign embeddings, not of the attack.
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class Attack:
             return plain
         return torch.cat([plain[:, : -self.header], soft[None], plain[:, -self.header :]], 1)
 
-    def run(self, row: Sequence[int], target: Guarded, seed: int) -> Tensor:
-        """Embeddings ``[1, t, d]`` at the end of the search."""
+    def run(self, row: Sequence[int], target: Guarded | None, seed: int) -> Tensor:
+        """Embeddings ``[1, t, d]`` at the end of the search; without a target, of the control."""
         draw = torch.Generator().manual_seed(seed)
         start = self.table[torch.randint(len(self.table), (self.tokens,), generator=draw)].clone()
         soft = start.requires_grad_(True)
@@ -116,8 +117,9 @@ class Attack:
             reference = self.states(self.embedded(row))[1]
         for _ in range(self.steps):
             states, logits = self.states(self.embedded(row, soft))
-            silent = torch.relu(target.odds(states) - target.bar + 1.0).mean()
-            loss = silent + (reference.exp() * (reference - logits)).sum()
+            loss = (reference.exp() * (reference - logits)).sum()
+            if target is not None:
+                loss = loss + torch.relu(target.odds(states) - target.bar + 1.0).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -158,7 +160,9 @@ def main() -> None:
         guards[name] = averaged(prober, bar) if isinstance(prober, LayerAverageProber) else assembled(prober, bar)
     attack = Attack(lm, layers, args.tokens, args.steps, args.rate)
     rows = lm.encode(load_suite("jailbroken", n=args.requests))
-    tried: dict[str, Guarded | None] = {"none": None, **{n: g for n, g in guards.items() if n != "redrawn"}}
+    tried: dict[str, Guarded | None] = {
+        "nothing": None, "nothing, with soft tokens (control)": None, **{n: g for n, g in guards.items() if n != "redrawn"},
+    }  # fmt: skip
     print("| attacked | " + " | ".join(f"{name} fires" for name in guards) + " | "
           + " | ".join(f"answered past {name}" for name in guards) + " |")
     print("|---|" + "---|" * (2 * len(guards)))
@@ -167,7 +171,7 @@ def main() -> None:
         fired: dict[str, list[bool]] = {name: [] for name in guards}
         helped = []
         for i, row in enumerate(rows):
-            embedded = attack.embedded(row) if target is None else attack.run(row, target, i)
+            embedded = attack.embedded(row) if title == "nothing" else attack.run(row, target, i)
             with torch.no_grad():
                 states, _ = attack.states(embedded)
             for name, guard in guards.items():
