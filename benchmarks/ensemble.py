@@ -5,8 +5,8 @@
 Soft tokens (free input embeddings) are put behind jailbroken requests that the gate catches, and moved by gradient descent
 until the attacked readers' log-odds are low, with the first reply token held where it was (obfuscated activations, Bailey et
 al., arXiv 2412.09565). Counted: requests that still fire, and requests that no longer fire and get an answer. Attackers know
-the weights of what they attack; ``redrawn`` is an ensemble of another seed, which they do not know. The control moves soft tokens
-to hold the first reply token alone: what it lowers is the work of foreign embeddings, not of the attack.
+the weights of what they attack; ``redrawn`` is an ensemble of another seed, which they do not know. The control moves soft
+tokens to hold the first reply token alone: what it lowers is the work of foreign embeddings, not of the attack.
 """
 
 from __future__ import annotations
