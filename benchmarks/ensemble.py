@@ -178,7 +178,7 @@ def main() -> None:
                 fired[name].append(guard.fires(states))
             helped.append(attack.answered(embedded))
         past = {name: [h and not f for h, f in zip(helped, hits, strict=True)] for name, hits in fired.items()}
-        cells = [percent(wilson(sum(hits), len(rows))) for hits in (*fired.values(), *past.values())]
+        cells = [percent(*wilson(sum(hits), len(rows))[:3]) for hits in (*fired.values(), *past.values())]
         print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
         figures[title] = {"fired": fired, "past": past, "answered": helped}
     if args.out is not None:
