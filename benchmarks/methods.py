@@ -1,9 +1,9 @@
 """Every method on the embedded model, through ``safeswitch compare``; and what papers claim of them, tested request by request.
 
-    python benchmarks/methods.py --out build/methods                       # all methods, 200 requests a suite; goes on after a kill
+    python benchmarks/methods.py --out build/methods        # all methods, 200 requests a suite; goes on after a kill
 
-Table, pictures and tests are those of ``compare``, in the run folder; ``claims.md`` is added there. Thresholds and strengths are
-fitted on fitting data, never on these suites. About an hour on two cores.
+Table, pictures and tests are those of ``compare``, in the run folder, and ``claims.md`` beside them. Thresholds and strengths
+are fitted on fitting data, never on these suites. About an hour on two cores.
 """
 
 from __future__ import annotations
