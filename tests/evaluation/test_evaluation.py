@@ -76,7 +76,8 @@ def test_the_table_has_a_row_a_benchmark_and_a_column_a_method(tmp_path: Path) -
     )
 
 
-def test_the_table_has_a_row_a_method_where_there_are_more_methods_than_benchmarks(tmp_path: Path) -> None:
+def test_the_table_has_a_row_a_method_where_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safeswitch.evaluation.table.FEW", 1)
     log = run(tmp_path, [loaded("a", asked("a", 4))], Scripted(unsafe=odd))
     assert rates_table(main_rates(Rows(log)), log.methods, {"a": "First"}) == (
         "| method | First: harmful compliance (n = 4) |\n"

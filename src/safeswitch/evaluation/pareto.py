@@ -17,12 +17,12 @@ from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.metrics import ACCURACY, HARM, NEITHER, OVER_REFUSAL
 from safeswitch.evaluation.picture import COLOURS, check_drawable
 from safeswitch.evaluation.rows import Rows
+from safeswitch.evaluation.table import FEW
 from safeswitch.evaluation.tables import main_rates, rates, summary
 
 _MARKS = "osD^vPX*<>"
-_FEW = 8
-"""Methods up to which each has its own mark; of more, those on the front and these have."""
 ALWAYS = ("base", "prompt", "head", "safeswitch")
+"""Where there are many methods, these and those on the front have marks of their own."""
 BROKEN = 0.1
 """Share of replies that neither refuse nor help above which a method breaks replies."""
 
@@ -63,7 +63,7 @@ def draw_pareto(folder: Path) -> None:
     ]
     silent = {m for m, row in broken.items() if row["value"] > BROKEN}
     best = [front({m: point for m, point in found.items() if m not in silent}) for found in points]
-    named = [m for m in log.methods if len(log.methods) <= _FEW or m in ALWAYS or any(m in found for found in best)]
+    named = [m for m in log.methods if len(log.methods) <= FEW or m in ALWAYS or any(m in found for found in best)]
     looks = {m: (_MARKS[i % len(_MARKS)], COLOURS[i % len(COLOURS)]) for i, m in enumerate(named)}
     figure = Figure(figsize=(5.6 * len(drawn), 4.6 + 0.2 * (len(named) // 4 + 1)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,5 +1,5 @@
 """The one table that people look at first: a row a benchmark and metric, a column a method; the other way round where there are
-more methods than rows. Knows nothing of files."""
+many methods. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from safeswitch.core.errors import DataError
 from safeswitch.evaluation.tables import Table
 
 NAMES: Mapping[str, str] = {}
+FEW = 8
+"""Methods that a table has room for side by side, and a picture marks for."""
 
 
 def percent(value: float, low: float, high: float) -> str:
@@ -38,7 +40,7 @@ def rates_table(rates: Table, methods: Sequence[str], titles: Mapping[str, str] 
     places = [[titles.get(benchmark, benchmark), str(counts[benchmark, metric]), metric] for benchmark, metric in cells]
     figures = [[found.get(m, "") for m in methods] for found in cells.values()]
     names = [titles.get(m, m) for m in methods]
-    if len(methods) <= len(places):
+    if len(methods) <= max(FEW, len(places)):
         return _markdown(["requests", "n", "measured", *names], [p + f for p, f in zip(places, figures, strict=True)])
     heads = ["method", *(f"{requests}: {metric} (n = {n})" for requests, n, metric in places)]
     return _markdown(heads, [list(row) for row in zip(names, *figures, strict=True)])
