@@ -474,7 +474,7 @@ def test_nano_equals_the_transformers_engine_at_64_and_at_1() -> None:
 
 @pytest.mark.parametrize(("patience", "ended"), [(30, True), (0, False)])
 def test_an_engine_is_stopped_when_the_servers_requests_have_ended_or_the_time_is_over(patience: int, ended: bool) -> None:
-    from safeswitch.engines.vllm.frontend import Door, draining
+    from safeswitch.engines.vllm.install import Door, draining
 
     found: list[tuple[bool, int]] = []
     engine, left = SimpleNamespace(vllm_config=SimpleNamespace(shutdown_timeout=patience)), threading.Event()

@@ -151,7 +151,7 @@ class PatchWeights(_Supplied):
     Args:
         source_other: A second file: differences against over-refusal; none by default.
         share: Share of entries in A.
-        spared: Shares of entries in B that are tried: what safe replies need can be the very entries that refusals need.
+        spared: Share of entries in B.
         keep: Probability with which an entry is kept at all.
         alpha: Multiplier of the first patch.
         beta: Multiplier of the second.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from safeswitch.core.errors import SettingError
-from safeswitch.engines.vllm.frontend import Door, install
+from safeswitch.engines.vllm.install import Door, install
 from safeswitch.serving.errors import ending
 from safeswitch.serving.middleware import Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base

@@ -24,7 +24,7 @@ from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
 from safeswitch.engines.base import Engine, row_seeds
 from safeswitch.engines.context import CONTEXT, Context
-from safeswitch.engines.vllm.frontend import install
+from safeswitch.engines.vllm.install import install
 from safeswitch.engines.vllm.settings import GuardSettings, engine_flags, prefer_v1_runner
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.switch.switch import Switch

@@ -1,8 +1,6 @@
 """The guarded way into a vLLM engine: what it sends, what it holds back, and how a request is taken back.
 
-Wraps ``AsyncLLM.generate`` (vLLM 0.32: ``v1/engine/async_llm.py``), so every endpoint of vLLM's server goes through it, and
-``AsyncLLM.shutdown``, which waits for what runs: an engine that has been told to stop takes no resubmission any more. A
-request that fires late answers with the reserved stop token; its reply so far is dropped unseen and the same prompt goes in
+A request that fires late answers with the reserved stop token; its reply so far is dropped unseen and the same prompt goes in
 again in refuse mode, on the prefix cache. A reply that ends before the gate has spoken is put behind its prompt and read once
 more (mode ``judge``). Nothing undecided is ever yielded.
 """
@@ -10,7 +8,6 @@ more (mode ``judge``). Nothing undecided is ever yielded.
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
@@ -28,10 +25,9 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision
 from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
-from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task, stop_token, switched_off
+from safeswitch.engines.vllm.calls import Coalesced, alive
+from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task, stop_token
 
-_PATIENCE = 1.0
-"""Seconds after which the engine is asked whether it is still there."""
 _DECIDED = ("clear", "refusing")
 """Of a request that does not wait for stage 2. One of which the workers know nothing waits."""
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
@@ -80,8 +76,8 @@ class FrontEnd:
         self.stop = stop_token(settings, engine.vllm_config.model_config.hf_text_config)
         self.plans: dict[str, Plan] = {}
         self.concluding: set[asyncio.Task[Decision | None]] = set()
-        self._calls: dict[str, _Coalesced] = {
-            name: _Coalesced(engine, f"safeswitch_{name}") for name in ("peek", "take")
+        self._calls: dict[str, Coalesced] = {
+            name: Coalesced(engine, f"safeswitch_{name}") for name in ("peek", "take")
         }
 
     async def start(self) -> None:
@@ -90,7 +86,7 @@ class FrontEnd:
         Raises:
             SettingError: the guard is not at work in the engine.
         """
-        answers = await _alive(self._engine, self._engine.collective_rpc("safeswitch_bundles"))
+        answers = await alive(self._engine, self._engine.collective_rpc("safeswitch_bundles"))
         found: dict[str, Any] = next((a for a in answers if a), {})
         if set(found) != set(self.settings.bundles):
             raise SettingError("SafeSwitch is not at work in this engine's workers; no request is let through")
@@ -349,109 +345,3 @@ async def _merged(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _alive(engine: Any, call: Coroutine[Any, Any, list[Any]]) -> list[Any]:
-    """What the workers answer; a call under way when their process dies would never end in vLLM.
-
-    Raises:
-        EngineDeadError: they are gone.
-    """
-    running = asyncio.ensure_future(call)
-    while not (await asyncio.wait({running}, timeout=_PATIENCE))[0]:
-        if engine.errored:
-            running.cancel()
-            raise engine.dead_error
-    return running.result()
-
-
-class _Coalesced:
-    """One worker call for all requests that ask at about the same time."""
-
-    def __init__(self, engine: Any, method: str) -> None:
-        self._engine, self._method = engine, method
-        self._waiting: dict[str, tuple[int | None, asyncio.Future[Any]]] = {}
-        self._running: asyncio.Task[None] | None = None
-
-    async def __call__(self, key: str, fed: int | None) -> Any:
-        future = asyncio.get_running_loop().create_future()
-        self._waiting[key] = fed, future
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        return await future
-
-    async def _run(self) -> None:
-        while self._waiting:
-            asked, self._waiting = self._waiting, {}
-            counts = {key: fed for key, (fed, _) in asked.items()}
-            try:
-                answers = await _alive(self._engine, self._engine.collective_rpc(self._method, args=(counts,)))
-            except Exception as error:
-                for _, future in asked.values():
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            found: dict[str, Any] = next((a for a in answers if a), {})
-            for key, (_, future) in asked.items():
-                if not future.done():
-                    future.set_result(found.get(key))
-
-
-def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``AsyncLLM.generate`` with the guard around it, for engines whose ``additional_config`` asks for it."""
-
-    async def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
-        settings = GuardSettings.parse(self.vllm_config.additional_config)
-        if switched_off() or settings is None or settings.record:
-            run = original(self, prompt, sampling_params, request_id, **kwargs)
-        else:
-            front = self.__dict__.get("safeswitch") or FrontEnd(self, original.__get__(self))
-            self.safeswitch = front
-            run = front.generate(prompt, sampling_params, request_id, **kwargs)
-        async with aclosing(run):
-            async for out in run:
-                yield out
-
-    generate.safeswitch = True  # type: ignore[attr-defined]
-    return generate
-
-
-class Door:
-    """Lets a server's requests to one engine in until it is closed, and counts those inside."""
-
-    def __init__(self) -> None:
-        self.closed, self.inside = False, 0
-
-    @staticmethod
-    def of(engine: Any) -> Door:
-        """The door of an ``AsyncLLM``."""
-        door: Door = engine.__dict__.setdefault("safeswitch_door", Door())
-        return door
-
-    def __enter__(self) -> None:
-        self.inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.inside -= 1
-
-
-def draining(original: Callable[..., None]) -> Callable[..., None]:
-    """``AsyncLLM.shutdown`` once the server's requests have ended, or the engine's ``shutdown_timeout`` is over."""
-
-    def shutdown(self: Any, timeout: float | None = None) -> None:
-        door, front = self.__dict__.get("safeswitch_door"), self.__dict__.get("safeswitch")
-        if door is not None and asyncio._get_running_loop() is None:  # vLLM's server stops its engine from a thread
-            door.closed, last = True, time.monotonic() + self.vllm_config.shutdown_timeout
-            while (door.inside or (front is not None and front.concluding)) and time.monotonic() < last:
-                time.sleep(0.05)
-        original(self, timeout)
-
-    return shutdown
-
-
-def install() -> None:
-    """Put the guard around ``AsyncLLM.generate`` and ``shutdown`` of this process; a second call changes nothing."""
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    if not getattr(AsyncLLM.generate, "safeswitch", False):
-        AsyncLLM.generate, AsyncLLM.shutdown = guarded(AsyncLLM.generate), draining(AsyncLLM.shutdown)

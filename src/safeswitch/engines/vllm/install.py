@@ -1,0 +1,76 @@
+"""The two things of vLLM 0.32 that are replaced: ``AsyncLLM.generate`` and ``AsyncLLM.shutdown`` (``v1/engine/async_llm.py``).
+
+``generate`` is what every endpoint of vLLM's server goes through. ``shutdown`` waits for what runs: an engine that has been
+told to stop takes no resubmission any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+from safeswitch.engines.vllm.frontend import FrontEnd
+from safeswitch.engines.vllm.settings import GuardSettings, switched_off
+
+
+def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``AsyncLLM.generate`` with the guard around it, for engines whose ``additional_config`` asks for it."""
+
+    async def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
+        settings = GuardSettings.parse(self.vllm_config.additional_config)
+        if switched_off() or settings is None or settings.record:
+            run = original(self, prompt, sampling_params, request_id, **kwargs)
+        else:
+            front = self.__dict__.get("safeswitch") or FrontEnd(self, original.__get__(self))
+            self.safeswitch = front
+            run = front.generate(prompt, sampling_params, request_id, **kwargs)
+        async with aclosing(run):
+            async for out in run:
+                yield out
+
+    generate.safeswitch = True  # type: ignore[attr-defined]
+    return generate
+
+
+class Door:
+    """Lets a server's requests to one engine in until it is closed, and counts those inside."""
+
+    def __init__(self) -> None:
+        self.closed, self.inside = False, 0
+
+    @staticmethod
+    def of(engine: Any) -> Door:
+        """The door of an ``AsyncLLM``."""
+        door: Door = engine.__dict__.setdefault("safeswitch_door", Door())
+        return door
+
+    def __enter__(self) -> None:
+        self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.inside -= 1
+
+
+def draining(original: Callable[..., None]) -> Callable[..., None]:
+    """``AsyncLLM.shutdown`` once the server's requests have ended, or the engine's ``shutdown_timeout`` is over."""
+
+    def shutdown(self: Any, timeout: float | None = None) -> None:
+        door, front = self.__dict__.get("safeswitch_door"), self.__dict__.get("safeswitch")
+        if door is not None and asyncio._get_running_loop() is None:  # vLLM's server stops its engine from a thread
+            door.closed, last = True, time.monotonic() + self.vllm_config.shutdown_timeout
+            while (door.inside or (front is not None and front.concluding)) and time.monotonic() < last:
+                time.sleep(0.05)
+        original(self, timeout)
+
+    return shutdown
+
+
+def install() -> None:
+    """Put the guard around ``AsyncLLM.generate`` and ``shutdown`` of this process; a second call changes nothing."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if not getattr(AsyncLLM.generate, "safeswitch", False):
+        AsyncLLM.generate, AsyncLLM.shutdown = guarded(AsyncLLM.generate), draining(AsyncLLM.shutdown)
