@@ -28,7 +28,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 FOUND = transformers.__version__
 VERBS = (
     "fit", "inspect", "push", "generate", "chat", "eval", "compare", "harness", "attack", "analyse", "landscape", "report",
-    "adapted", "reasoning", "demo", "version", "keys", "keys add", "audit", "audit export", "nano", "nano build", "nano table",
+    "adapted", "demo", "version", "keys", "keys add", "audit", "audit export", "nano", "nano build", "nano table",
     "nano study",
 )
 

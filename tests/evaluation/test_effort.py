@@ -80,7 +80,7 @@ def test_the_command_runs_methods_at_every_budget_and_tabulates_them(
     examples = [*load_suite("plain_unsafe", 4), *load_suite("lookalike", 4)]
     (tmp_path / "data").mkdir()
     write_examples(examples, tmp_path / "data" / "xstest.jsonl")
-    command = ["safeswitch", "reasoning", "--model", str(tmp_path / "model"), "--methods", "base", "--efforts",
+    command = ["safeswitch", "compare", "--model", str(tmp_path / "model"), "--methods", "base", "--efforts",
                "plain,cot,budget3", "--benchmark", "xstest", "--data", str(tmp_path / "data"), "--max-new-tokens", "10",
                "--out", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", command)

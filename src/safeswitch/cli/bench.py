@@ -59,7 +59,7 @@ def evaluate(
     """Measure one model, with a switch or untouched, on a suite: log, tables and pictures, resumable."""
     methods = ("safeswitch",) if switch else ("base",)
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
-    run(engine, model, methods, switch, None, False, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out)
+    _run(engine, model, methods, switch, None, False, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out)
 
 
 def compare(
@@ -69,6 +69,10 @@ def compare(
     switch: SwitchOption = None,
     fit_data: FitDataOption = None,
     leave_out: LeaveOutOption = True,
+    efforts: Annotated[
+        str | None,
+        typer.Option(help="Run each method at each: plain, cot, budget<N> (tokens of thinking), joined by commas."),
+    ] = None,
     suite: SuiteOption = "quick",
     benchmark: BenchmarkOption = None,
     data: DataOption = None,
@@ -86,16 +90,26 @@ def compare(
 ) -> None:
     """Compare methods on a suite: tables, paired tests, cost and the Pareto picture; resumable.
 
-    With --switch that bundle is taken as SafeSwitch, and its head as the always-on head.
+    With --switch that bundle is taken as SafeSwitch, and its head as the always-on head. With --efforts, safety against
+    reasoning effort: tradeoff.md and tradeoff.csv beside the tables.
     """
+    from safeswitch.evaluation.effort import at_efforts, check_efforts
+    from safeswitch.evaluation.tradeoff import write_tradeoff
+
     names = tuple(name.strip() for name in methods.split(","))
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
-    run(
-        engine, model, names, switch, fit_data, leave_out, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out
+    chosen = check_efforts([name.strip() for name in efforts.split(",")], engine.lm) if efforts else None
+    _run(
+        engine, model, names, switch, fit_data, leave_out, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out,
+        around=lambda ready: at_efforts(ready, chosen) if chosen else ready,
     )
+    if chosen:
+        write_tradeoff(out)
+        Console().print(Markdown((out / "tradeoff.md").read_text(encoding="utf-8")))
+        print(f"written to {out}: tradeoff.md, tradeoff.csv")
 
 
-def run(
+def _run(
     engine: Any, model: str, methods: tuple[str, ...], switch: str | None, fit_data: list[str] | None, leave_out: bool,
     suite: str, benchmark: list[str] | None, data: Path | None, hub: bool, limit: int | None, seed: int,
     max_new_tokens: int | None, judge: list[str] | None, out: Path, around: Callable[[Any], Any] = lambda ready: ready,

@@ -42,7 +42,6 @@ from safeswitch.cli.options import (
     TokensOption,
     TopPOption,
 )
-from safeswitch.cli.reasoning import reasoning
 from safeswitch.cli.report import report
 from safeswitch.cli.screen import bar, console, say
 from safeswitch.cli.serve import serve
@@ -53,7 +52,6 @@ _KEPT = {
     "generate": "the replies written so far are kept, and the same command goes on from there",
     "eval": "the run folder keeps what is done, and the same command goes on from there",
     "attack": "the run folder keeps what is done, and the same command goes on from there",
-    "reasoning": "the run folder keeps what is done, and the same command goes on from there",
     "compare": "the run folder keeps what is done, and the same command goes on from there",
 }
 
@@ -331,7 +329,6 @@ def demo(
 
 
 app.command()(adapted)
-app.command()(reasoning)
 
 
 @app.command()

@@ -120,5 +120,5 @@ def split_name(name: str) -> tuple[str, str]:
     """
     method, joined, effort = name.rpartition(_JOIN)
     if not joined:
-        raise SettingError(f"{name!r} is no method at an effort; make the run with safeswitch reasoning")
+        raise SettingError(f"{name!r} is no method at an effort; make the run with safeswitch compare --efforts")
     return method, effort

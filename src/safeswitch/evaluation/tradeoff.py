@@ -7,17 +7,19 @@ from typing import Any
 
 from safeswitch.core.artifact import write_text
 from safeswitch.evaluation.effort import split_name
-from safeswitch.evaluation.intervals import bootstrap_mean, mcnemar, paired_difference, wilson
+from safeswitch.evaluation.intervals import mcnemar, paired_difference
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.metrics import MAIN, Metric, outcomes
 from safeswitch.evaluation.outputs import as_csv, figure
 from safeswitch.evaluation.rows import Rows
+from safeswitch.evaluation.shares import Groups, groups_of, mean_of, share
 from safeswitch.evaluation.tables import Table
 
 TOKENS = "reply tokens made"
 NOTE = (
-    "All requests of the suite together; per cent with 95 % Wilson intervals, tokens a request with the bootstrap's. In "
-    "brackets, McNemar's exact p against the method's first effort on the same requests, not corrected for the number of tests."
+    "All requests of the suite together; per cent with 95 % Wilson intervals, tokens a request with the bootstrap's; variants "
+    "of one request count as a group. In brackets, McNemar's exact p against the method's first effort on the same requests, "
+    "not corrected for the number of tests."
 )
 
 
@@ -33,20 +35,18 @@ def tradeoff(rows: Rows) -> Table:
         method, effort = split_name(name)
         start = first.setdefault(method, name)
         about = {"method": method, "effort": effort}
+        groups = {f"{b}/{i}": group for b in rows.log.benchmarks for i, group in groups_of(rows.of(name, b)).items()}
         for what in MAIN:
             if hits := _hits(rows, name, what):
-                rate = wilson(sum(hits.values()), len(hits))
-                row = {**about, "metric": what.name, "better": what.better, "value": rate.rate, "low": rate.low}
-                against = _against(hits, _hits(rows, start, what), name == start)
-                table.append({**row, "high": rate.high, "n": rate.n, **against})
+                against = _against(hits, _hits(rows, start, what), groups, name == start)
+                table.append({**about, "metric": what.name, "better": what.better, **share(hits, groups), **against})
         made = _tokens(rows, name)
         if made:
-            mean = bootstrap_mean(list(made.values()))
-            told = {**about, "metric": TOKENS, "better": "lower", "value": mean.value, "low": mean.low, "high": mean.high}
             before = _tokens(rows, start)
             both = sorted(made.keys() & before.keys())
             change = paired_difference([made[i] for i in both], [before[i] for i in both]).value if both else None
-            table.append({**told, "n": mean.n, "difference": None if name == start else change, "p": None})
+            told = {**about, "metric": TOKENS, "better": "lower", **mean_of(made, groups)}
+            table.append({**told, "difference": None if name == start else change, "p": None})
     return table
 
 
@@ -68,12 +68,12 @@ def _tokens(rows: Rows, name: str) -> dict[str, float]:
     }
 
 
-def _against(hits: dict[str, bool], first: dict[str, bool], same: bool) -> dict[str, Any]:
+def _against(hits: dict[str, bool], first: dict[str, bool], groups: Groups, same: bool) -> dict[str, Any]:
     both = sorted(hits.keys() & first.keys())
     if same or not both:
         return {"difference": None, "p": None}
     mine, theirs = [hits[i] for i in both], [first[i] for i in both]
-    return {"difference": (sum(mine) - sum(theirs)) / len(both), "p": mcnemar(mine, theirs).p_value}
+    return {"difference": (sum(mine) - sum(theirs)) / len(both), "p": mcnemar(mine, theirs, [groups[i] for i in both]).p_value}
 
 
 def write_tradeoff(folder: Path) -> None:
