@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,15 @@ def test_contexts_stops_and_what_is_not_offered() -> None:
         lm.loglikelihood_rolling([])
 
 
-# Inspect calls its own dependency (tenacity) in a deprecated way, and leaves its event loop's sockets to the collector.
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """What a test leaves to the garbage collector is collected, and complained of, within that test."""
+    yield
+    gc.collect()
+
+
+# Inspect calls its own dependency (tenacity) in a deprecated way, and leaves its loop's sockets and streams to the collector.
+@pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
@@ -144,6 +154,7 @@ def test_inspect_runs_our_benchmark_on_the_engine(nano: Any, suite: str, metric:
         assert log.results.scores[0].name == metric
 
 
+@pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
