@@ -177,22 +177,27 @@ def test_streams_show_decided_tokens_only_and_end_in_the_same_reply(engine: Any)
         assert ("\n\n" in text) >= (shown > 0)
 
 
-def test_streams_say_which_of_their_tokens_are_a_refusals(engine: Any) -> None:
+@pytest.mark.parametrize("late", [0.0, 0.1], ids=["prompt", "late"])
+def test_streams_say_which_of_their_tokens_are_a_refusals(engine: Any, late: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    be_late(engine, late, monkeypatch)
     want = expected("llama")
     for reply, outs in zip(want, sent(engine, sampling("DELTA"), tell=True), strict=True):
         refusal = [t for o in outs if o.refusing for t in o.outputs[0].token_ids]
         assert refusal == (list(reply.token_ids) if reply.decision.fired else [])
 
 
-def test_refusals_that_begin_with_the_first_token_are_known_in_streams() -> None:
+def test_refusals_that_begin_with_the_first_token_are_known_in_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a whole reply comes as one output, as it does when the front end is late."""
     made = switch("llama")
     first = replace(made, gate=replace(made.gate, stage2=None, watch=None, watch_until=None))
     want = expected("llama", first)
     assert {reply.decision.token_index for reply in want if reply.decision.fired} == {0}
     with vllm_engine("llama", switch=first) as engine:
-        for reply, outs in zip(want, sent(engine, sampling("DELTA"), tell=True), strict=True):
-            assert [o.refusing for o in outs] == [reply.decision.fired] * len(outs)
-            assert tuple(t for o in outs for t in o.outputs[0].token_ids) == reply.token_ids
+        for late in (0.0, 0.1):
+            be_late(engine, late, monkeypatch)
+            for reply, outs in zip(want, sent(engine, sampling("DELTA"), tell=True), strict=True):
+                assert [o.refusing for o in outs] == [reply.decision.fired] * len(outs)
+                assert tuple(t for o in outs for t in o.outputs[0].token_ids) == reply.token_ids
 
 
 def test_several_choices_are_each_decided(unchunked: Any) -> None:
@@ -219,11 +224,17 @@ def test_a_seed_gives_the_same_reply_in_any_company(unchunked: Any) -> None:
         assert facts(unchunked.generate([ROWS[i]], seed=[3 + i], **options)[0]) == facts(together[i])
 
 
+def be_late(engine: Any, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold the front end up at every output, so that the workers get ahead of it."""
+    process = engine.llm.output_processor.process_outputs
+    held_up = lambda *a, **k: (time.sleep(seconds), process(*a, **k))[1]  # noqa: E731
+    monkeypatch.setattr(engine.llm.output_processor, "process_outputs", held_up)
+
+
 @pytest.mark.parametrize("late", [0.0, 0.1], ids=["prompt", "late"])
 def test_stop_strings_hold_on_both_sides(engine: Any, late: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM finds stop strings in the front end; when that is late, the workers have read past the end of the reply."""
-    process = engine.llm.output_processor.process_outputs
-    monkeypatch.setattr(engine.llm.output_processor, "process_outputs", lambda *a, **k: (time.sleep(late), process(*a, **k))[1])
+    be_late(engine, late, monkeypatch)
     want = expected("llama")
     plain, turned = next(r for r in want if not r.decision.fired), next(r for r in want if r.decision.stage == "stage2")
     stops = [next(c for c in r.text[2:] if c.isprintable() and ord(c) < 128) for r in (plain, turned)]

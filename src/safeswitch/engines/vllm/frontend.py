@@ -240,10 +240,11 @@ class FrontEnd:
             raise SettingError("SafeSwitch: the engine has no verdict on this request; its reply is withheld")
         if enforcing and not fired and decision is not None and decision.fired and decision.token_index > 0:
             raise SettingError("SafeSwitch: the gate has fired on this reply after it had ended; it is withheld")
+        refusing = enforcing and decision is not None and decision.fired
         for out in held:
             if out.finished and decision is not None:
                 out.safeswitch = decision
-            yield _marked(out, fired or refusing)
+            yield _marked(out, refusing)
 
     async def _shielded(self, work: Coroutine[Any, Any, Decision | None]) -> Decision | None:
         """``work`` to its end, even when whoever waits for it is cancelled."""
