@@ -23,7 +23,7 @@ from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.switch.card import model_card
 from safeswitch.switch.switch import Switch
 from tests.switch.made import fitted, requests
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 
 FOUND = transformers.__version__
 VERBS = (
@@ -110,6 +110,27 @@ def test_fit_inspect_generate_and_resume_go_hand_in_hand(place: Path, tmp_path: 
     assert [json.loads(x)["reply"] for x in (tmp_path / "r.jsonl").read_text().splitlines()] == [
         json.loads(x)["reply"] for x in whole.decode().splitlines()
     ]
+
+
+def test_thinking_is_left_out_and_ended_where_the_command_says_so(place: Path, tmp_path: Path, run: Any) -> None:
+    model = tmp_path / "thinks"
+    tiny_model("llama").save_pretrained(model)
+    tiny_tokenizer(chat_template=CHAT_TEMPLATE.replace("<|assistant|>{%", "<|assistant|><think>{%")).save_pretrained(model)
+    asked = ("--model", model, "--in", place / "data.jsonl", "--limit", 3, "--max-new-tokens", 20)
+    ended, made = ("--thinking-budget", 2), {}
+    for name, more in {"whole": (), "ended": ended, "hidden": (*ended, "--hide-thinking")}.items():
+        assert run("generate", *asked, "--out", tmp_path / name, *more).code == 0
+        made[name] = [json.loads(line)["reply"] for line in (tmp_path / name).read_text().splitlines()]
+    assert not any("</think>" in reply for reply in made["whole"])
+    assert [reply.partition("</think>")[2] for reply in made["ended"]] == made["hidden"]
+    assert all(made["hidden"])
+    chat = run("chat", "--model", model, "--max-new-tokens", 20, "--thinking-budget", 2, "--hide-thinking", stdin="Hello\n")
+    assert chat.code == 0
+    assert chat.out.strip("\n")
+    assert "</think>" not in chat.out
+    assert "</think>" in run("chat", "--model", model, "--max-new-tokens", 20, "--thinking-budget", 2, stdin="Hello\n").out
+    asked = ("generate", "--model", place / "model", "--in", place / "data.jsonl", "--out", tmp_path / "none")
+    fault(run(*asked, "--thinking-budget", 2), "SettingError", "no thinking marks")
 
 
 def test_a_fit_takes_no_more_of_a_source_than_its_limit(place: Path, tmp_path: Path, run: Any) -> None:

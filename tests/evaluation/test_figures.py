@@ -21,7 +21,16 @@ from statsmodels.stats.proportion import proportion_confint
 from safeswitch.core.errors import ContextLengthError, DataError
 from safeswitch.core.types import Decision, Reply
 from safeswitch.evaluation.bench import _fitted
-from safeswitch.evaluation.intervals import bootstrap_mean, clustered, holm, mcnemar, paired_difference, weighted_rate, wilson
+from safeswitch.evaluation.intervals import (
+    Interval,
+    bootstrap_mean,
+    clustered,
+    holm,
+    mcnemar,
+    paired_difference,
+    weighted_mean,
+    wilson,
+)
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.metrics import ACCURACY, HARM, INFORMATIVE, METRICS, NEITHER, OVER_REFUSAL, metric, outcomes
 from safeswitch.evaluation.outputs import write_tables
@@ -120,11 +129,17 @@ def test_the_test_of_grouped_pairs_counts_all_signs_and_without_groups_is_mcnema
     assert many.p_value == pytest.approx(stats.binomtest(30, 330).pvalue)
 
 
-def test_a_weighted_rate_is_the_sum_with_the_spread_of_both() -> None:
-    found = weighted_rate([(0.45, [True] * 30 + [False] * 70), (0.55, [True] * 10 + [False] * 190)])
+def test_a_weighted_mean_is_the_sum_with_the_spread_of_both() -> None:
+    one, other = (Interval(r.rate, r.low, r.high, r.n) for r in (wilson(30, 100), wilson(10, 200)))
+    found = weighted_mean([(0.45, one), (0.55, other)])
     spread = (0.45**2 * 0.3 * 0.7 / 100 + 0.55**2 * 0.05 * 0.95 / 200) ** 0.5
     assert found.value == pytest.approx(0.45 * 0.3 + 0.55 * 0.05)
     assert (found.low, found.high) == pytest.approx((found.value - 1.96 * spread, found.value + 1.96 * spread), abs=0.01)
+    assert found.n == 300
+    none = Interval(0.0, 0.0, wilson(0, 50).high, 50)
+    assert weighted_mean([(0.5, none), (0.5, none)]).high == pytest.approx(none.high / 2**0.5)
+    with pytest.raises(DataError, match="at least one figure"):
+        weighted_mean([])
 
 
 def test_what_each_metric_counts() -> None:

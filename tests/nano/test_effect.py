@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from math import comb
 from pathlib import Path
@@ -32,8 +33,11 @@ def small_fit(seed: int = 0) -> FitData:
     return load_fit(seed, n_unsafe=80, n_safe=80, n_validation=60, n_calibration=60)
 
 
-def pooled(metric: str = "harmful compliance", **hits: list[tuple[bool, ...]]) -> dict[str, Pooled]:
-    return {name: Pooled(metric, tuple(hits.get(name, hits["base"])), 0.0, None) for name in METHOD_NAMES}
+def pooled(
+    metric: str = "harmful compliance", groups: Sequence[str] | None = None, **hits: list[tuple[bool, ...]]
+) -> dict[str, Pooled]:
+    own = tuple(groups or map(str, range(len(hits["base"]))))
+    return {name: Pooled(metric, tuple(hits.get(name, hits["base"])), own, 0.0, None) for name in METHOD_NAMES}
 
 
 @pytest.mark.slow
@@ -86,7 +90,8 @@ def test_a_study_goes_on_where_it_was_stopped_and_gives_the_same(tmp_path: Path,
 
 
 def test_seeds_are_repeats_of_a_request_and_no_requests_of_their_own() -> None:
-    seeds = [{"metric": "m", "hits": hits, "neither": 0.1, "informative": None} for hits in ([1, 0, 0, 1], [1, 0, 1, 0])]
+    fixed = {"metric": "m", "groups": ["a", "b", "c", "d"], "neither": 0.1, "informative": None}
+    seeds = [{**fixed, "hits": hits} for hits in ([1, 0, 0, 1], [1, 0, 1, 0])]
     found = pool(seeds)
     assert found.by_seed == [0.5, 0.5]
     assert (found.rate.rate, found.rate.n) == (0.5, 4)
@@ -99,6 +104,16 @@ def test_the_paired_test_counts_each_request_once() -> None:
     test = paired_tests({"jailbroken": row})["jailbroken"]["base"]
     assert (test.only_first, test.only_second) == (6, 0)
     assert test.p_value == pytest.approx(2 * comb(6, 0) / 2**6)
+
+
+def test_variants_of_one_request_count_as_one_in_interval_and_test() -> None:
+    hits = [(True, True, True)] * 6 + [(False,) * 3] * 6
+    row = pooled(groups=[name for name in "abcd" for _ in range(3)], base=hits, safeswitch=[(False,) * 3] * 12)
+    assert (row["base"].rate.rate, row["base"].rate.n) == (0.5, 12)
+    assert row["safeswitch"].rate.high == pytest.approx(wilson(0, 4).high)
+    assert row["base"].rate.high > wilson(6, 12).high
+    test = paired_tests({"jailbroken": row})["jailbroken"]["base"]
+    assert (test.only_first, test.only_second, test.p_value) == (6, 0, 2 / 2**2)
 
 
 def test_goals_are_met_at_their_limit_and_missed_beyond_it() -> None:

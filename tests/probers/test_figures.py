@@ -110,11 +110,12 @@ def test_tpr_at_one_percent_lets_floor_of_one_percent_of_the_negatives_through()
     assert m.tpr_at_1_fpr.value == pytest.approx(2 / 4)  # .248 and .249 may exceed: the threshold is .247
 
 
-def test_a_resample_has_the_figures_of_the_rows_it_repeats() -> None:
+@pytest.mark.parametrize("group", [1, 7])
+def test_a_resample_has_the_figures_of_the_rows_it_repeats(group: int) -> None:
     from safeswitch.probers import bootstrap
 
     scores, labels = (t.numpy() for t in scored(80))
-    drawn = bootstrap.Resamples.draw(scores.astype(np.float64), labels, 5, 0)
+    drawn = bootstrap.Resamples.draw(scores.astype(np.float64), labels, 5, 0, np.arange(80) // group)
     for b in range(1, 6):
         p = np.repeat(drawn.positives, drawn.positive_counts[b].astype(int))
         n = np.repeat(drawn.negatives, drawn.negative_counts[b].astype(int))
@@ -125,6 +126,20 @@ def test_a_resample_has_the_figures_of_the_rows_it_repeats() -> None:
         assert bootstrap.tpr_at_fpr(drawn, 0.1)[b] == pytest.approx((p > threshold).mean())
         ece = expected_calibration_error(torch.from_numpy(s), torch.from_numpy(y))
         assert bootstrap.calibration_error(drawn, 15)[b] == pytest.approx(ece)
+
+
+def test_variants_of_one_request_are_drawn_together() -> None:
+    scores, labels = scored(200)
+    alone = measure(scores, labels).auroc
+    copies, truth = scores.repeat_interleave(5), labels.repeat_interleave(5)
+    grouped = measure(copies, truth, groups=[str(i // 5) for i in range(1000)]).auroc
+    assert grouped.value == pytest.approx(alone.value)
+    assert (grouped.low, grouped.high) == pytest.approx((alone.low, alone.high), abs=0.01)  # five copies tell no more than one
+    flat = measure(copies, truth).auroc
+    assert flat.high - flat.low < 0.6 * (alone.high - alone.low)
+    assert measure(scores, labels, groups=range(200)).auroc == alone
+    with pytest.raises(DataError, match="one group a score; got 3 for 200"):
+        measure(scores, labels, groups="abc")
 
 
 def test_intervals_are_seeded_hold_the_value_and_narrow_with_data() -> None:

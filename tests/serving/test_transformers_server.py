@@ -25,6 +25,7 @@ from safeswitch.core.types import Decision, Example, Reply, Tokens
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.engines.vllm.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.models.thinking import Thinking
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.serving.audit import AuditError
@@ -56,11 +57,13 @@ class Running:
 
 
 @contextmanager
-def serving(folder: Path, bundles: dict[str, str], *, refusal_field: bool = False, **settings: Any) -> Iterator[Running]:
+def serving(
+    folder: Path, bundles: dict[str, str], *, lm: LanguageModel | None = None, refusal_field: bool = False, **settings: Any
+) -> Iterator[Running]:
     """A server on a thread of this process, until the block ends."""
     audit = folder / "audit.db"
     server = GuardedServer(
-        LanguageModel.load(weights_path()), GuardSettings(bundles),
+        lm or LanguageModel.load(weights_path()), GuardSettings(bundles),
         ServerSettings(
             clients_may=("observe", "off"), clients_bundles=tuple(bundles), audit=f"sqlite:///{audit}",
             refusal_field=refusal_field,
@@ -386,6 +389,8 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [{"role": "user", "content": " "}]}, 400, "empty"),
     ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "context"), ({"seed": 2**70}, 400, "seed"),
     ({"messages": "x"}, 400, "messages"), ({"safeswitch": {"bundle": "none"}}, 403, "bundle"), ({"temperature": None}, 200, ""),
+    ({"thinking_token_budget": 2}, 400, "marks of thinking"), ({"thinking_token_budget": -1}, 400, "thinking_token_budget"),
+    ({"include_reasoning": False}, 200, ""),
     ({"logit_bias": {}, "logprobs": False, "user": "u", "tools": [], "presence_penalty": 0.0, "top_logprobs": None}, 200, ""),
     ({"messages": [{"role": "user", "content": HI}, {"role": "assistant", "content": "Sure"}]}, 400, "begun replies"),
     ({"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": HI}]}, 200, ""),
@@ -471,6 +476,29 @@ def test_langchain_gets_the_reply_whole_and_in_pieces(running: Running, told: li
 
     assert asyncio.run(later()) == told[i].text
     own["http_client"].close()
+
+
+def test_thinking_is_left_out_and_ended_where_the_client_says_so(plain: list[Reply], nano: Switch, tmp_path: Path) -> None:
+    lm = LanguageModel.load(weights_path())
+    at = first(plain, False)
+    tokens = plain[at].token_ids
+    place = next(i for i in range(4, len(tokens)) if tokens[i] not in tokens[:i])
+    lm.thinking = Thinking(("(start)", "(end)"), tokens[:1], tokens[place : place + 1], lm.tokenizer)
+    fixed: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
+    budget: dict[str, Any] = {"thinking_token_budget": 2}
+    with serving(tmp_path, {"default": str(switch_path())}, lm=lm) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        for asked in ({"include_reasoning": False}, budget, {"include_reasoning": False, **budget}):
+            expected = TransformersEngine(lm).generate(
+                [EXAMPLES[at]], nano, show_thinking=asked.get("include_reasoning", True),
+                thinking_budget=asked.get("thinking_token_budget"), **fixed,
+            )[0].text  # fmt: skip
+            assert 0 < len(expected) != len(plain[at].text)
+            reply = client.chat.completions.create(**body(EXAMPLES[at]), extra_body=asked)
+            assert reply.choices[0].message.content == expected
+            chunks = client.chat.completions.create(**body(EXAMPLES[at]), stream=True, extra_body=asked)
+            assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected
+        client.close()
 
 
 def test_a_full_queue_turns_away_and_says_when_to_come_again(tmp_path: Path) -> None:

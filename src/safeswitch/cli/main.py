@@ -29,6 +29,7 @@ from safeswitch.cli.options import (
     BatchOption,
     DeviceMapOption,
     DtypeOption,
+    HideThinkingOption,
     JsonOption,
     LeaveOutOption,
     ModelOption,
@@ -39,6 +40,7 @@ from safeswitch.cli.options import (
     SwitchOption,
     TemperatureOption,
     TemplateOption,
+    ThinkingBudgetOption,
     TokensOption,
     TopPOption,
 )
@@ -117,6 +119,12 @@ def _sampling(sample: bool, temperature: float | None, top_p: float | None) -> d
     if top_p is not None and not 0 < top_p <= 1:
         raise SettingError(f"command line: --top-p must be above 0 and at most 1; got {top_p}")
     return {"do_sample": sample, **given}
+
+
+def _thinking(hide: bool, budget: int | None) -> dict[str, Any]:
+    """Options for the engine that differ from its own."""
+    shown: dict[str, Any] = {"show_thinking": False} if hide else {}
+    return shown if budget is None else shown | {"thinking_budget": budget}
 
 
 def _print_json(value: dict[str, Any]) -> None:
@@ -235,6 +243,8 @@ def generate(
     sample: SampleOption = False,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
+    hide_thinking: HideThinkingOption = False,
+    thinking_budget: ThinkingBudgetOption = None,
     seed: SeedOption = 0,
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
@@ -248,7 +258,7 @@ def generate(
     from safeswitch.data.readers import read_examples
     from safeswitch.engines.jsonl import generate_file
 
-    sampling = _sampling(sample, temperature, top_p)
+    decoding = _sampling(sample, temperature, top_p) | _thinking(hide_thinking, thinking_budget)
     examples = read_examples(source, label=label, labelled=False, limit=limit)
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
     loaded = load_switch(switch)
@@ -261,7 +271,7 @@ def generate(
     with bar(len(examples), "answering") as advance:
         done = generate_file(
             engine, examples, out, loaded, identity=identity, chunk=2 * batch_size, progress=advance,
-            seed=seed if sample else None, max_new_tokens=max_new_tokens, **sampling,
+            seed=seed if sample else None, max_new_tokens=max_new_tokens, **decoding,
         )
     if as_json:
         _print_json({"out": str(out), **asdict(done)})
@@ -287,6 +297,8 @@ def chat(
     sample: SampleOption = False,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
+    hide_thinking: HideThinkingOption = False,
+    thinking_budget: ThinkingBudgetOption = None,
     seed: SeedOption = 0,
     allow_other_model: OtherModelOption = False,
     revision: RevisionOption = None,
@@ -301,10 +313,10 @@ def chat(
     """
     from safeswitch.cli.chat import converse
 
-    sampling = _sampling(sample, temperature, top_p)
+    decoding = _sampling(sample, temperature, top_p) | _thinking(hide_thinking, thinking_budget)
     engine = load_engine(model, revision, dtype, device_map, chat_template, 1, allow_other_model)
     converse(
-        engine, load_switch(switch), system=system, max_new_tokens=max_new_tokens, seed=seed if sample else None, **sampling
+        engine, load_switch(switch), system=system, max_new_tokens=max_new_tokens, seed=seed if sample else None, **decoding
     )
 
 

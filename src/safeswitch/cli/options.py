@@ -22,6 +22,10 @@ TokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Long
 SampleOption = Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")]
 TemperatureOption = Annotated[float | None, typer.Option(help="Sampling temperature, above 0; with --sample.")]
 TopPOption = Annotated[float | None, typer.Option(help="Nucleus sampling mass, above 0 and at most 1; with --sample.")]
+HideThinkingOption = Annotated[
+    bool, typer.Option("--hide-thinking", help="Leave a reasoning model's thinking out of what is shown and written.")
+]
+ThinkingBudgetOption = Annotated[int | None, typer.Option("--thinking-budget", min=0, help="End thinking after N tokens.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything drawn.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")]
 OtherModelOption = Annotated[

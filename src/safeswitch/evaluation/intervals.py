@@ -52,13 +52,13 @@ def _wilson(p: float, n: float) -> tuple[float, float]:
     return max(0.0, centre - half) if p > 0 else 0.0, min(1.0, centre + half) if p < 1 else 1.0
 
 
-def clustered(hits: Sequence[bool], groups: Groups) -> Rate:
+def clustered(hits: Sequence[float], groups: Groups) -> Rate:
     """A share with Wilson's interval at the effective number of trials (Dean and Pagano 2015, doi 10.1093/jssam/smv024).
 
     That is the number of trials over the design effect, the variance of the share when groups are drawn anew (linearised) over
     that of as many independent trials, taken as 1 at least; where all outcomes are the same, the number of groups. The
     percentile interval of a bootstrap would have no width there and too little near it, which is where rates of a good defence
-    lie. With groups of one it is Wilson's.
+    lie. With groups of one it is Wilson's. A hit may be a mean over repeated runs.
 
     Raises:
         DataError: no outcomes, or another number of groups.
@@ -168,25 +168,22 @@ def paired_difference(
     return bootstrap_mean(apart, groups, n_boot=n_boot, seed=seed)
 
 
-def weighted_rate(parts: Sequence[tuple[float, Sequence[bool]]], *, n_boot: int = 2000, seed: int = 0) -> Interval:
-    """``sum(weight * rate)`` of independent sets, each drawn anew on its own.
+def weighted_mean(parts: Sequence[tuple[float, Interval]]) -> Interval:
+    """``sum(weight * value)`` of independent figures; distances to the limits add in squares, each side on its own (Zou and
+    Donner 2008, doi 10.1002/sim.3095), so that a figure of 0 % keeps the width of its own interval.
 
     Args:
-        parts: Weight and outcomes of each set; the weights are used as given.
+        parts: Weight and figure; the weights are used as given.
 
     Raises:
-        DataError: no sets, or an empty one.
+        DataError: no figures.
     """
-    if not parts or not all(len(outcomes) for _, outcomes in parts):
-        raise DataError("weighted_rate: needs at least one set, and none empty")
-    rng = np.random.default_rng(seed)
-    drawn, value = np.zeros(n_boot), 0.0
-    for weight, outcomes in parts:
-        n, rate = len(outcomes), sum(outcomes) / len(outcomes)
-        drawn += weight * rng.binomial(n, rate, n_boot) / n
-        value += weight * rate
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(value, float(low), float(high), sum(len(outcomes) for _, outcomes in parts))
+    if not parts:
+        raise DataError("weighted_mean: needs at least one figure")
+    value = sum(weight * part.value for weight, part in parts)
+    down = sqrt(sum((weight * (part.value - part.low)) ** 2 for weight, part in parts))
+    up = sqrt(sum((weight * (part.high - part.value)) ** 2 for weight, part in parts))
+    return Interval(value, value - down, value + up, sum(part.n for _, part in parts))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

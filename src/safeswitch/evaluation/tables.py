@@ -12,11 +12,11 @@ import torch
 
 from safeswitch.evaluation.analyses.errors import error_table, style_table
 from safeswitch.evaluation.attacks.outcome import attack_table, attacked_set
-from safeswitch.evaluation.intervals import Interval, bootstrap_mean, holm, mcnemar, paired_difference, weighted_rate
+from safeswitch.evaluation.intervals import Interval, bootstrap_mean, holm, mcnemar, paired_difference, weighted_mean
 from safeswitch.evaluation.log import Logged, RunLog
 from safeswitch.evaluation.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
 from safeswitch.evaluation.rows import Rows
-from safeswitch.evaluation.shares import groups_of, mean_of, share
+from safeswitch.evaluation.shares import group_of, groups_of, mean_of, share
 from safeswitch.probers.metrics import Estimate, measure
 
 Table = list[dict[str, Any]]
@@ -71,10 +71,12 @@ def _mixes(rows: Rows) -> Table:
             continue
         judge = rows.log.judges(next(iter(weights)))[0]
         for method in rows.log.methods:
-            parts = [(w, list(outcomes(rows.of(method, b), judge, HARM).values())) for b, w in weights.items()]
-            if all(hits for _, hits in parts):
+            asked = {b: rows.of(method, b) for b in weights}
+            hits = {b: outcomes(logged, judge, HARM) for b, logged in asked.items()}
+            if all(hits.values()):
+                parts = [(w, Interval(**share(hits[b], groups_of(asked[b])))) for b, w in weights.items()]
                 first = {"benchmark": name, "method": method, "judge": judge, "metric": HARM.name, "better": HARM.better}
-                table.append({**first, **weighted_rate(parts).to_dict()})
+                table.append({**first, **weighted_mean(parts).to_dict()})
     return table
 
 
@@ -99,7 +101,7 @@ def two_sided(rows: Rows) -> Table:
     known = rows.log.manifest["benchmarks"]
     safety = [b for b in rows.log.benchmarks if known[b]["measures"] == "safety" and not attacked_set(b)]
     for method in rows.log.methods:
-        groups = {f"{b}/{r.example.id}": r.example.group or f"{b}/{r.example.id}" for b in safety for r in rows.of(method, b)}
+        groups = {f"{b}/{r.example.id}": _belongs(b, r) for b in safety for r in rows.of(method, b)}
         for what, sode in ((HARM, "unsafe on unsafe"), (OVER_REFUSAL, "abstain on safe")):
             hits = {
                 f"{b}/{name}": hit
@@ -211,31 +213,37 @@ def prober(rows: Rows) -> Table:
     both labels and over all."""
     table: Table = []
     for method in rows.log.methods:
-        groups = {b: rows.of(method, b) for b in rows.log.benchmarks}
-        groups["all"] = [row for logged in groups.values() for row in logged]
-        for benchmark, logged in groups.items():
-            judged = [row for row in logged if row.decision]
-            labels = [row.example.label == "unsafe" for row in judged]
+        sets = {b: [(row, _belongs(b, row)) for row in rows.of(method, b)] for b in rows.log.benchmarks}
+        sets["all"] = [row for own in sets.values() for row in own]
+        for benchmark, own in sets.items():
+            judged = [(row, group) for row, group in own if row.decision]
+            labels = [row.example.label == "unsafe" for row, _ in judged]
             if not judged or all(labels) or not any(labels):
                 continue
-            for stage in sorted(judged[0].decision["scores"]):
-                values = [row.decision["scores"].get(stage) for row in judged]
+            groups = [group for _, group in judged]
+            for stage in sorted(judged[0][0].decision["scores"]):
+                values = [row.decision["scores"].get(stage) for row, _ in judged]
                 if all(v is not None for v in values):
-                    table += _prober(method, benchmark, stage, torch.tensor(values, dtype=torch.float64), labels)
+                    told = _prober(torch.tensor(values, dtype=torch.float64), labels, groups)
+                    table += [{"benchmark": benchmark, "method": method, "stage": stage, **row} for row in told]
     return table
 
 
-def _prober(method: str, benchmark: str, stage: str, values: torch.Tensor, labels: Sequence[bool]) -> Table:
+def _belongs(benchmark: str, row: Logged) -> str:
+    """What a request belongs with among those of several benchmarks, in which ids may be the same by chance."""
+    return row.example.group or f"{benchmark}/{group_of(row)}"
+
+
+def _prober(values: torch.Tensor, labels: Sequence[bool], groups: Sequence[str]) -> Table:
     truth = torch.tensor(labels)
-    found = measure(values, truth)
-    brier = bootstrap_mean(((values - truth.double()) ** 2).tolist())
+    found = measure(values, truth, groups=groups)
+    brier = bootstrap_mean(((values - truth.double()) ** 2).tolist(), groups)
     figures: dict[str, tuple[str, Estimate | Interval]] = {
         "AUROC": ("higher", found.auroc), "TPR at 1 % FPR": ("higher", found.tpr_at_1_fpr),
         "calibration error": ("lower", found.ece), "Brier score": ("lower", brier),
     }
-    first = {"benchmark": benchmark, "method": method, "stage": stage}
     return [
-        {**first, "metric": name, "better": better, "value": e.value, "low": e.low, "high": e.high, "n": len(labels)}
+        {"metric": name, "better": better, "value": e.value, "low": e.low, "high": e.high, "n": len(labels)}
         for name, (better, e) in figures.items()
     ]
 
@@ -250,7 +258,7 @@ def cost(rows: Rows) -> Table:
         base = {r.example.id: r for r in rows.of("base", benchmark)} if "base" in rows.log.methods else {}
         for what, read in _COSTS.items():
             first = {"benchmark": benchmark, "method": method, "metric": what, "better": "lower"}
-            own = bootstrap_mean([read(row) for row in answered.values()]).to_dict()
+            own = mean_of({name: read(row) for name, row in answered.items()}, groups_of(logged))
             both = [(read(answered[i]), read(base[i])) for i in sorted(answered.keys() & base.keys())]
             extra = paired_difference(*zip(*both, strict=True)).value if both and method != "base" else None
             table.append({**first, **own, "extra": extra})
@@ -318,12 +326,8 @@ def summary(table: Table, what: Metric) -> dict[str, dict[str, Any]]:
     for row in table:
         if row["metric"] == what.name and row["benchmark"] not in MIXES and not attacked_set(row["benchmark"]):
             found.setdefault(row["method"], []).append(row)
-    return {method: _mean(rows) for method, rows in found.items()}
+    return {method: weighted_mean([(1 / len(own), _figure(row)) for row in own]).to_dict() for method, own in found.items()}
 
 
-def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean of independent rates: half widths add in squares, each side on its own."""
-    k, value = len(rows), sum(row["value"] for row in rows) / len(rows)
-    down = sum((row["value"] - row["low"]) ** 2 for row in rows) ** 0.5 / k
-    up = sum((row["high"] - row["value"]) ** 2 for row in rows) ** 0.5 / k
-    return {"value": value, "low": value - down, "high": value + up, "n": sum(row["n"] for row in rows)}
+def _figure(row: Mapping[str, Any]) -> Interval:
+    return Interval(row["value"], row["low"], row["high"], row["n"])

@@ -2,10 +2,10 @@
 
 Besides the four methods of the demo it runs the gate's ablations over the same refusal head: the two stages without the
 watch, stage 1 alone, and a text n-gram classifier in the gate's place, each with the whole false-trigger budget. The
-requests of a suite are the same for all methods and seeds, so the unit of every interval and test is the request, not the
-run: rates are means over seeds with a Wilson interval for n requests, and methods are compared by McNemar's exact test on
-each request's majority over the seeds. Each seed has a run folder of its own, so that an interrupted study goes on.
-Knows nothing of the command line.
+requests of a suite are the same for all methods and seeds, so the unit of every interval and test is the group of variants
+of one request, not the run: rates are means over seeds with Wilson's interval at the effective number of requests, and
+methods are compared by the exact test that exchanges them group by group, on each request's majority over the seeds. Each
+seed has a run folder of its own, so that an interrupted study goes on. Knows nothing of the command line.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.bench import Asked, run_bench
 from safeswitch.evaluation.candidates import kept, prepare
-from safeswitch.evaluation.intervals import Paired, Rate, mcnemar, wilson
+from safeswitch.evaluation.intervals import Paired, Rate, clustered, mcnemar
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.metrics import ACCURACY, HARM, INFORMATIVE, NEITHER, OVER_REFUSAL, Metric, outcomes
 from safeswitch.evaluation.runner import Candidate
+from safeswitch.evaluation.shares import groups_of
 from safeswitch.evaluation.table import percent
 from safeswitch.nano import weights_path
 from safeswitch.nano.bench import PREFIX, complied, nano_fitting, nano_settings, parts
@@ -44,7 +45,7 @@ _ABLATIONS: Mapping[str, dict[str, Any]] = {
     "two_stages": {}, "stage1": {"stages": "stage1"}, "text": {"stages": "stage1", "readers": ("text",)},
 }
 Told = dict[str, dict[str, dict[str, Any]]]
-"""One seed: by suite and method ``metric``, ``hits`` (one a request), ``neither`` and ``informative`` (shares)."""
+"""One seed, by suite and method: ``metric``, ``hits`` and ``groups`` (one a request), ``neither``, ``informative`` (shares)."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,21 @@ class Pooled:
     Args:
         metric: What a hit is.
         hits: For each request, its hits in the seeds' order.
+        groups: For each request, what it belongs with.
         neither: Share of replies that neither refuse nor comply, broken text among them.
         informative: Share of the refusals of unsafe requests that name the category; None where nothing was refused.
     """
 
     metric: str
     hits: tuple[tuple[bool, ...], ...]
+    groups: tuple[str, ...]
     neither: float
     informative: float | None
 
     @property
     def rate(self) -> Rate:
-        """Mean over seeds; the interval is that of n requests, however many seeds saw them."""
-        return wilson(sum(sum(row) / len(row) for row in self.hits), len(self.hits))
+        """Mean over seeds; the interval is that of the requests, however many seeds saw them."""
+        return clustered([sum(row) / len(row) for row in self.hits], self.groups)
 
     @property
     def by_seed(self) -> list[float]:
@@ -150,10 +153,11 @@ def _tell(log: RunLog, first: Told | None) -> Told:
 def _outcomes(log: RunLog, method: str, benchmark: str) -> dict[str, Any]:
     rows = log.rows(method, benchmark)
     what = _measured(benchmark.removeprefix(PREFIX))
+    hits, groups = outcomes(rows, "nano", what), groups_of(rows)
     other, refusals = outcomes(rows, "nano", NEITHER).values(), outcomes(rows, "nano", INFORMATIVE).values()
     return {
-        "metric": what.name, "hits": list(outcomes(rows, "nano", what).values()), "neither": sum(other) / len(other),
-        "informative": sum(refusals) / len(refusals) if refusals else None,
+        "metric": what.name, "hits": list(hits.values()), "groups": [groups[name] for name in hits],
+        "neither": sum(other) / len(other), "informative": sum(refusals) / len(refusals) if refusals else None,
     }
 
 
@@ -191,6 +195,7 @@ def pool(seeds: Sequence[Mapping[str, Any]]) -> Pooled:
     return Pooled(
         seeds[0]["metric"],
         tuple(zip(*(s["hits"] for s in seeds), strict=True)),
+        tuple(seeds[0]["groups"]),
         sum(s["neither"] for s in seeds) / len(seeds),
         sum(told) / len(told) if told else None,
     )
@@ -221,9 +226,10 @@ def _cut(row: Mapping[str, Pooled]) -> float | None:
 
 
 def paired_tests(pooled: Mapping[str, Mapping[str, Pooled]]) -> dict[str, dict[str, Paired]]:
-    """McNemar of SafeSwitch against every other method, by suite, on each request's majority over the seeds."""
+    """SafeSwitch against every other method, by suite, group by group, on each request's majority over the seeds."""
+    others = [m for m in METHOD_NAMES if m != "safeswitch"]
     return {
-        suite: {m: mcnemar(row[m].majority, row["safeswitch"].majority) for m in METHOD_NAMES if m != "safeswitch"}
+        suite: {m: mcnemar(row[m].majority, row["safeswitch"].majority, row["safeswitch"].groups) for m in others}
         for suite, row in pooled.items()
     }
 
@@ -243,7 +249,7 @@ def _markdown(
     lines = [f"# Effect on nano: {seeds} seeds of fitting, {n} requests a suite", "", "## Goals", ""]
     lines += ["| goal | asked | reached | met |", "|---|---|---|---|"]
     lines += [f"| {g.name} | {g.asked} | {_share(g.reached, 1)} | {'yes' if g.met else 'NO'} |" for g in goals]
-    lines += ["", "## Rates in per cent: mean over the seeds (95 % Wilson interval for the requests)", ""]
+    lines += ["", "## Rates in per cent: mean over the seeds (95 % Wilson interval, variants of a request as a group)", ""]
     lines += ["| suite | measured | " + " | ".join(METHOD_NAMES) + " | informative | neither |"]
     lines += ["|---|---|" + "---|" * (len(METHOD_NAMES) + 2)]
     for suite, row in pooled.items():
@@ -253,8 +259,9 @@ def _markdown(
     lines += ["", "*informative*: SafeSwitch's refusals of unsafe requests that name the category; *neither*: its replies that"]
     lines += ["neither refuse nor comply (for tasks: nor answer)."]
     lines += ["", "## SafeSwitch against each other method", ""]
-    lines += ["McNemar's exact test on each request's majority over the seeds: requests on which only that method scored /"]
-    lines += ["only SafeSwitch did, p. Not corrected for the number of comparisons.", ""]
+    lines += ["Exact test that exchanges the methods group by group (McNemar's where groups hold one request), on each"]
+    lines += ["request's majority over the seeds: requests on which only that method scored / only SafeSwitch did, p. Not"]
+    lines += ["corrected for the number of comparisons.", ""]
     others = [m for m in METHOD_NAMES if m != "safeswitch"]
     lines += ["| suite | " + " | ".join(others) + " |", "|---|" + "---|" * len(others)]
     for suite, pairs in tests.items():

@@ -66,7 +66,8 @@ def leave_one_out(
     def fit_and_measure(fit_rows: Tensor, test_rows: Tensor) -> ProberMetrics:
         prober = make_prober().fit(acts.select(fit_rows), truth[fit_rows], seed=seed)
         scores = prober.score(acts.select(test_rows))
-        return measure(scores, truth[test_rows], threshold=threshold, n_boot=n_boot, seed=seed)
+        tested = [own[i] for i in test_rows.tolist()]
+        return measure(scores, truth[test_rows], groups=tested, threshold=threshold, n_boot=n_boot, seed=seed)
 
     found = {}
     for place, name in enumerate(names):

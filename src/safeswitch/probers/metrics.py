@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
@@ -61,8 +61,13 @@ class ProberMetrics:
 FIGURES = ("auroc", "f1", "accuracy", "tpr_at_1_fpr", "ece")
 
 
-def measure(scores: Tensor, labels: Tensor, *, threshold: float = 0.5, n_boot: int = 1000, seed: int = 0) -> ProberMetrics:
+def measure(
+    scores: Tensor, labels: Tensor, *, groups: Sequence[Hashable] | None = None, threshold: float = 0.5, n_boot: int = 1000,
+    seed: int = 0,
+) -> ProberMetrics:
     """Metrics of scores ``[n]`` against labels ``[n]``, with percentile intervals from a stratified, seeded bootstrap.
+
+    Where ``groups`` say what belongs together (one a score, equal for variants of one request), groups are drawn as a whole.
 
     Raises:
         DataError: other lengths, scores outside [0, 1] or NaN, or labels of one class only.
@@ -75,7 +80,7 @@ def measure(scores: Tensor, labels: Tensor, *, threshold: float = 0.5, n_boot: i
     if not ((s >= 0) & (s <= 1)).all():
         raise DataError(f"measure: scores must lie in [0, 1]; {int(np.isnan(s).sum())} are NaN, and others may be outside")
     line = float(torch.tensor(threshold, dtype=scores.dtype))  # as ``scores > threshold`` rounds it
-    drawn = bootstrap.Resamples.draw(s, y, n_boot, seed)
+    drawn = bootstrap.Resamples.draw(s, y, n_boot, seed, _numbered(groups, len(s)))
     f1, accuracy = bootstrap.f1_and_accuracy(drawn, line)
     values = {
         "auroc": bootstrap.auroc(drawn),
@@ -85,6 +90,15 @@ def measure(scores: Tensor, labels: Tensor, *, threshold: float = 0.5, n_boot: i
         "ece": bootstrap.calibration_error(drawn, ECE_BINS),
     }
     return _gather({name: _estimate(v) for name, v in values.items()}, threshold, int(y.sum()), int((~y).sum()))
+
+
+def _numbered(groups: Sequence[Hashable] | None, n: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    if groups is None:
+        return None
+    if len(groups) != n:
+        raise DataError(f"measure: needs one group a score; got {len(groups)} for {n}")
+    index = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    return np.asarray([index[group] for group in groups], dtype=np.int64)
 
 
 def _gather(figures: Mapping[str, Estimate], threshold: float, positives: int, negatives: int) -> ProberMetrics:

@@ -5,7 +5,7 @@ Shapes: P points, n requests. Knows nothing of how a batch is trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,7 @@ def sweep(
     points: Sequence[ReadPoint],
     *,
     measure_on: Labelled,
+    groups: Sequence[Hashable] | None = None,
     recipe: str = "default",
     hidden: int = 64,
     validation: Labelled | None = None,
@@ -70,6 +71,7 @@ def sweep(
         labels: ``[n]`` bool.
         points: The grid.
         measure_on: Requests and labels of the metrics; picking a point by them makes them validation data.
+        groups: What those requests belong with, for the intervals; see :func:`measure`.
         recipe: ``default`` or ``paper``; see :class:`MLPProber`.
         hidden: Hidden units.
         validation: For early stopping; None: a part of ``acts`` is held out.
@@ -99,5 +101,5 @@ def sweep(
     truth = torch.as_tensor(measure_on[1])
     for i, point in enumerate(points):
         scores = probers[point].take(trained, i).score(measure_on[0])
-        metrics[point] = measure(scores, truth, threshold=threshold, n_boot=n_boot, seed=seed)
+        metrics[point] = measure(scores, truth, groups=groups, threshold=threshold, n_boot=n_boot, seed=seed)
     return SweepResult(probers, metrics)

@@ -92,6 +92,8 @@ class Sampled(Strict):
     stream_options: StreamOptions | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
+    include_reasoning: bool = True
+    thinking_token_budget: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -133,7 +133,10 @@ def _tokens(front: FrontEnd, body: TokenizeRequest) -> list[int]:
 async def _complete(
     front: FrontEnd, request: Request, body: ChatRequest | CompletionRequest, prompts: list[Prompt], name: str
 ) -> Response:
-    sampling = Sampling(body.temperature, body.top_p, body.stops)
+    sampling = Sampling(
+        body.temperature, body.top_p, body.stops, show_thinking=body.include_reasoning,
+        thinking_budget=body.thinking_token_budget,
+    )
     answering = await front.begin(prompts, sampling, n=body.n, limit=body.limit, seed=body.seed, stream=body.stream)
     form = Form(name, isinstance(body, ChatRequest), usage_in_chunks=body.usage_wanted)
     if body.stream:

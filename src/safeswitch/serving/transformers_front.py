@@ -27,11 +27,21 @@ from safeswitch.switch.switch import Switch
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen by all rows of a batch. ``temperature`` 0 takes the likeliest; None: as the model says."""
+    """How tokens are chosen by all rows of a batch, and which are shown.
+
+    Args:
+        temperature: 0 takes the likeliest; None: as the model says.
+        top_p: Nucleus; None: as the model says.
+        stops: Stop strings.
+        show_thinking: Whether replies hold the model's thinking.
+        thinking_budget: Tokens after which thinking is made to end.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
     stops: tuple[str, ...] = ()
+    show_thinking: bool = True
+    thinking_budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,8 @@ class FrontEnd:
             raise ApiError(400, "there is no SafeSwitch bundle of that name", param="safeswitch")
         if len(prompts) * n > self._queue:
             raise ApiError(400, f"{len(prompts) * n} replies are asked for; at most {self._queue} can be", param="n")
+        if sampling.thinking_budget is not None and self.lm.thinking is None:
+            raise ApiError(400, "this model has no known marks of thinking", param="thinking_token_budget")
         switch = self._switches[bundle]
         sized = await asyncio.to_thread(lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts])
         news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
@@ -217,11 +229,12 @@ class FrontEnd:
     def _options(self, sampling: Sampling) -> dict[str, Any]:
         """Options of ``generate``: the client's, then the model's own, then OpenAI's defaults."""
         own = self.lm.model.generation_config
+        thinking = {"show_thinking": sampling.show_thinking, "thinking_budget": sampling.thinking_budget}
         if sampling.temperature == 0:
-            return {"do_sample": False}
+            return {"do_sample": False, **thinking}
         asked = {"temperature": (sampling.temperature, own.temperature, 1.0), "top_p": (sampling.top_p, own.top_p, 1.0)}
         chosen = {name: next(v for v in values if v is not None) for name, values in asked.items()}
-        return {"do_sample": True, "top_k": own.top_k or 0, **chosen}
+        return {"do_sample": True, "top_k": own.top_k or 0, **chosen, **thinking}
 
     async def _conclude(self, choice: Choice, group: Group, context: Context) -> Reply:
         """The choice's reply, once its decision is on record; also where its client has left."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from safeswitch.activations.record import APART
 from safeswitch.core.errors import FitError, SettingError, check_range
 from safeswitch.core.types import Example
+from safeswitch.data.splits import bundles
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.probers.metrics import measure
 from safeswitch.switch.fit_data import Complied, Generating, spoken
@@ -124,7 +125,7 @@ def standing(
     always = Switch(Gate(always=True), switch.actuator, switch.base)
     replies = engine.generate(harmful, switch=always, max_new_tokens=reply_tokens, do_sample=False)
     harm = sum(complied(e, spoken(engine.lm, e, r)) for e, r in zip(harmful, replies, strict=True)) / len(harmful)
-    auroc = measure(scores, unsafe).auroc
+    auroc = measure(scores, unsafe, groups=bundles(examples)).auroc
     return Standing(
         {"value": auroc.value, "low": auroc.low, "high": auroc.high}, _share(scores[~unsafe], threshold),
         int((~unsafe).sum()), _share(scores[unsafe], threshold), threshold, bar, _share(scores[unsafe], bar), harm,

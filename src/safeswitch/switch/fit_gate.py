@@ -15,6 +15,7 @@ from torch import Tensor
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
+from safeswitch.data.splits import bundles
 from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.calibrate import conformal_threshold
@@ -157,7 +158,7 @@ def _named(name: str, prober: Prober, test: Observed, labels: Tensor, settings: 
     """Figures of a prober by title; none where ``test`` is of one class."""
     if bool(labels.all()) or not bool(labels.any()):
         return {}
-    found = measure(prober.score(test.acts), labels, seed=settings.seed)
+    found = measure(prober.score(test.acts), labels, groups=bundles(test.examples), seed=settings.seed)
     titles = {"AUROC": found.auroc, "TPR at 1 % FPR": found.tpr_at_1_fpr, "F1 at 0.5": found.f1, "calibration error": found.ece}
     return {f"{name} {title}": asdict(figure) for title, figure in titles.items()}
 

@@ -13,7 +13,7 @@ import torch
 from safeswitch.activations.record import prompt_sequences, record
 from safeswitch.core.errors import DataError
 from safeswitch.core.types import Example, Position, ReadPoint
-from safeswitch.data.splits import grouped_split
+from safeswitch.data.splits import bundles, grouped_split
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.probers.sweep import sweep
 
@@ -55,6 +55,7 @@ def prober_quality(
     points = [ReadPoint(layer, Position("pilot", k)) for layer in range(lm.num_layers + 1) for k in pilots]
     acts = record(lm, sequences, lengths, points, dtype=torch.float32)
     side = {e.id: name for name, part in grouped_split(examples, {"fit": 0.5, "test": 0.5}, seed=seed).items() for e in part}
+    tied = bundles(examples)
     told: list[dict[str, Any]] = []
     unsafe = [e.label == "unsafe" for e in examples]
     among = [c if u else None for c, u in zip(complied, unsafe, strict=True)]
@@ -67,7 +68,10 @@ def prober_quality(
         labels = torch.tensor([bool(t) for t in truth])
         for layer in range(lm.num_layers + 1):
             own = [p for p in points if p.layer == layer]
-            found = sweep(acts.select(fit), labels[fit], own, measure_on=(acts.select(test), labels[test]), seed=seed)
+            found = sweep(
+                acts.select(fit), labels[fit], own, measure_on=(acts.select(test), labels[test]),
+                groups=[tied[i] for i in test], seed=seed,
+            )
             for point, metrics in found.metrics.items():
                 e = metrics.auroc
                 first = {"told": what, "layer": layer, "pilot": point.position.index, "metric": "AUROC", "better": "higher"}
