@@ -158,8 +158,9 @@ def test_observing_changes_nothing_and_says_what_would_have_fired(engine: Any) -
             assert (d.fired, d.stage) == (reply.decision.fired, reply.decision.stage)
 
 
-def test_streams_show_decided_tokens_only_and_end_in_the_same_reply(engine: Any) -> None:
+def test_streams_show_decided_tokens_only_and_end_in_the_same_reply(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     want = expected("llama")
+    monkeypatch.setitem(engine.llm.safeswitch._calls, "peek", None)  # nobody is asked, so no first token waits for an answer
     plain = [outs[-1].outputs[0] for outs in sent(engine, sampling("FINAL_ONLY", logit_bias={0: -100.0}), "off")]
     for reply, outs, base in zip(want, sent(engine, sampling("DELTA")), plain, strict=True):
         assert outs[-1].finished

@@ -34,13 +34,25 @@ def guard(made: Gate) -> Guard:
     return Guard({"default": Tenant("default", made, HEAD)}, TOP)
 
 
-def task(mode: str = "enforce", key: str = "r", fed: int = 0) -> Task:
+def task(mode: str = "pilot", key: str = "r", fed: int = 0) -> Task:
     return Task(key, "default", mode, fed)
 
 
 def step(g: Guard, row: Row, fed: int, state: list[float]) -> tuple[list[int], list[int]]:
     """One sampling step of one row, whose states are the same at every layer."""
     return g.step([(0, row, fed)], lambda layer: torch.tensor([state]))
+
+
+def test_a_row_that_waits_for_stage_two_is_taken_back_at_once_and_read_anew_while_it_writes_its_pilot_tokens() -> None:
+    g = guard(gate())
+    row = g.add(task("enforce"))
+    assert step(g, row, 0, [1, 0, 0, 0]) == ([], [0])
+    assert step(g, row, 1, [0, 1, 0, 0]) == ([], [0]), "the engine may be a step ahead of its front end"
+    again = g.add(task("pilot"))
+    assert [step(g, again, fed, [fed == 0, 1, 0, 0]) for fed in range(3)] == [([], []), ([], []), ([], [0])]
+    assert g.take({"r": None})["r"].stage == "stage2"
+    clear = g.add(task("enforce", key="clear"))
+    assert [step(g, clear, fed, [0, 1, 0, 0]) for fed in range(3)] == [([], [])] * 3
 
 
 def test_a_row_fires_when_both_stages_do_and_is_stopped_after_its_pilot_tokens() -> None:

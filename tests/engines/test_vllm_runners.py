@@ -58,8 +58,12 @@ def state(request: int, fed: int) -> Tensor:
     return torch.randn(D, generator=torch.Generator().manual_seed(1000 * request + fed))
 
 
-def params(request: int, mode: str = "enforce") -> Any:
-    task = Task(str(request), "one" if request % 5 == 0 else "default", "observe" if request % 7 == 3 else mode)
+def mode(request: int) -> str:
+    return "observe" if request % 7 == 3 else "pilot" if request % 2 else "enforce"
+
+
+def params(request: int) -> Any:
+    task = Task(str(request), "one" if request % 5 == 0 else "default", mode(request))
     return SimpleNamespace(extra_args={"safeswitch": task.to_args()})
 
 
@@ -169,7 +173,8 @@ def test_both_runners_change_the_same_logits() -> None:
     }
     assert {d.stage for d in decisions.values() if d.fired} >= {"stage1", "stage2", "watch"}
     stopped = {at for at, row in one.items() if row[STOP] == 0 and row[0] == float("-inf")}
-    assert stopped
+    for how in ("enforce", "pilot"):
+        assert any(mode(request) == how for request, _ in stopped)
     for request, fed in stopped:
-        assert decisions[str(request)].fired
-        assert fed >= decisions[str(request)].token_index
+        waits = mode(request) == "enforce" and "stage1" in decisions[str(request)].scores and fed < 2
+        assert waits or (decisions[str(request)].fired and fed >= decisions[str(request)].token_index)

@@ -1,8 +1,10 @@
 """The guarded way into a vLLM engine: what it sends, what it holds back, and how a request is taken back.
 
-A request that fires late answers with the reserved stop token; its reply so far is dropped unseen and the same prompt goes in
-again in refuse mode, on the prefix cache. A reply that ends before the gate has spoken is put behind its prompt and read once
-more (mode ``judge``). Nothing undecided is ever yielded.
+A request is taken back by the reserved stop token in place of a reply token, and its prompt goes in again, on the prefix cache:
+where stage 1 has flagged it, in mode ``pilot``, in which it writes the tokens that stage 2 reads; where it has fired late, in
+mode ``refuse``, its reply so far dropped unseen. So a first token that is another one says that stage 1 has cleared the request,
+and nobody has to be asked. A reply that ends before the gate has spoken is put behind its prompt and read once more (mode
+``judge``). Nothing undecided is ever yielded.
 """
 
 from __future__ import annotations
@@ -28,19 +30,18 @@ from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
 from safeswitch.engines.vllm.calls import Coalesced, alive
 from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task, stop_token
 
-_DECIDED = ("clear", "refusing")
-"""Of a request that does not wait for stage 2. One of which the workers know nothing waits."""
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one bundle holds a reply back: its pilot length and its watch; whether it acts, and whether it reads text;
-    the switch's fingerprint."""
+    """How one bundle holds a reply back: its pilot length and its watch; whether it has a stage 2, and a stage 1 before it;
+    whether it acts, and whether it reads text; the switch's fingerprint."""
 
     id: str
     pilot: int
     staged: bool
+    asks_first: bool
     acts: bool
     text: bool
     watch_every: int | None = None
@@ -190,36 +191,40 @@ class FrontEnd:
             return
         plan, streaming = self.plans[task.bundle], params.output_kind == RequestOutputKind.DELTA
         enforcing = task.mode == "enforce" and plan.acts
+        if enforcing and plan.staged and not plan.asks_first:
+            task = replace(task, mode="pilot")
         held: list[RequestOutput] = []
         tokens: list[int] = []
-        shown, fired, refusing, pending = 0, False, False, plan.staged
-        asked = not plan.staged and not tell
+        shown, again, fired, refusing, asked = 0, True, False, False, not tell
         ended: int | None = None
-        sent = _with(params, task, stop=self.stop if enforcing else None)
         try:
-            async with aclosing(self._generate(prompt, sent, request_id, **kwargs)) as outputs:
-                async for out in outputs:
-                    new = out.outputs[0]
-                    if enforcing and (self.stop in new.token_ids or new.stop_reason == self.stop):
-                        fired = True
-                        break
-                    held.append(out)
-                    tokens += new.token_ids
-                    if out.finished or not streaming:
-                        continue
-                    if not enforcing:
-                        yield held.pop()
-                        continue
-                    if not asked and (tell or len(tokens) <= plan.pilot):
-                        standing, asked = await self._calls["peek"](task.id, len(tokens)), True
-                        pending, refusing = standing not in _DECIDED, standing == "refusing"
-                    while held and shown + len(held[0].outputs[0].token_ids) <= plan.decided(len(tokens), pending):
-                        shown += len(held[0].outputs[0].token_ids)
-                        yield _marked(held.pop(0), refusing)
+            while again:
+                again, pending = False, task.mode == "pilot"
+                sent = _with(params, task, stop=self.stop if enforcing else None)
+                async with aclosing(self._generate(prompt, sent, request_id, **kwargs)) as outputs:
+                    async for out in outputs:
+                        new = out.outputs[0]
+                        if enforcing and (self.stop in new.token_ids or new.stop_reason == self.stop):
+                            first = not tokens and next(iter(new.token_ids), self.stop) == self.stop
+                            again = plan.staged and task.mode == "enforce" and first
+                            fired = not again
+                            break
+                        held.append(out)
+                        tokens += new.token_ids
+                        if out.finished or not streaming:
+                            continue
+                        if not enforcing:
+                            yield held.pop()
+                            continue
+                        if not asked:
+                            refusing, asked = await self._calls["peek"](task.id, len(tokens)) == "refusing", True
+                        while held and shown + len(held[0].outputs[0].token_ids) <= plan.decided(len(tokens), pending):
+                            shown += len(held[0].outputs[0].token_ids)
+                            yield _marked(held.pop(0), refusing)
+                if again:
+                    task = replace(task, mode="pilot")
             if not fired and tokens:
-                pending = pending and len(tokens) <= plan.pilot
-                if pending:
-                    pending = await self._calls["peek"](task.id, len(tokens)) not in _DECIDED
+                pending = plan.staged and (pending or not enforcing) and len(tokens) <= plan.pilot
                 if plan.owes(len(tokens), pending):
                     fired = await self._judge(prompt, held[-1], tokens, params, request_id, task, kwargs) and enforcing
                 ended = len(tokens)

@@ -169,9 +169,9 @@ class Guard:
             decision, mode = row.state.decision, row.task.mode
             if row.tenant.head is None or mode == "observe":
                 continue
-            if mode == "refuse" or (mode == "enforce" and decision.fired and decision.token_index == 0):
+            if mode == "refuse" or (mode in ("enforce", "pilot") and decision.fired and decision.token_index == 0):
                 switch.append(i)
-            elif decision.fired and fed > 0:
+            elif (decision.fired and fed > 0) or (mode == "enforce" and row.state.pending):
                 stop.append(i)
         return switch, stop
 
