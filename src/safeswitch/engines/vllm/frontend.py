@@ -2,7 +2,7 @@
 
 A request is taken back by the reserved stop token in place of a reply token, and its prompt goes in again, on the prefix cache:
 where stage 1 has flagged it, in mode ``pilot``, in which it writes the tokens that stage 2 reads; where it has fired late, in
-mode ``refuse``, its reply so far dropped unseen. So a first token that is another one says that stage 1 has cleared the request,
+mode ``refuse``, its reply so far dropped unseen. So another first token says that stage 1 has cleared the request,
 and nobody has to be asked. A reply that ends before the gate has spoken is put behind its prompt and read once more (mode
 ``judge``). Nothing undecided is ever yielded.
 """
