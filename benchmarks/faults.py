@@ -4,7 +4,8 @@
 
 disk      the audit's file system fills up (a small tmpfs; needs root)
 postgres  PostgreSQL is stopped in the middle of a load and started again (needs its programs)
-fuzz      malformed bodies: schemathesis over the server's own OpenAPI page, and a fuzzer of chat bodies
+fuzz      malformed bodies: schemathesis (pip install schemathesis) over the server's own OpenAPI page, and a fuzzer of chat
+          bodies
 stop      the server is told to stop (SIGTERM) in the middle of a load
 kill      the engine process is killed in the middle of a load (vLLM only)
 
@@ -38,6 +39,7 @@ from benchmarks.leak import Told, body, told
 from benchmarks.running import Running, free_port, serving
 from sqlalchemy import create_engine, text
 
+SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
 Row = tuple[str, str]
 """Request id, and how it ended: ``replied``, ``error 503``, ``lost`` (no answer of the server at all)."""
 
@@ -206,7 +208,7 @@ def fuzz(folder: Path, engine: str, facts: list[Told], bodies: int) -> None:
         )
         each = max(1, bodies // 3 // 5)
         command = [
-            str(Path(sys.executable).parent / "schemathesis"), "run", f"{running.url}/openapi.json",
+            str(SCHEMATHESIS), "run", f"{running.url}/openapi.json",
             "--checks", "not_a_server_error", "--phases", "fuzzing",
             "-n", str(each),
             "--include-path-regex", "^/(v1/(chat/)?completions|tokenize|detokenize)",
@@ -303,6 +305,8 @@ def main() -> None:
     parser.add_argument("--only", default="disk,postgres,fuzz,stop,kill")
     parser.add_argument("--bodies", type=int, default=2000)
     args = parser.parse_args()
+    if "fuzz" in args.only.split(",") and not SCHEMATHESIS.is_file():
+        parser.error(f"fuzz needs schemathesis beside {sys.executable}: pip install schemathesis")
     facts = told(16)
     for part in args.only.split(","):
         if part == "kill" and args.engine != "vllm":
