@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.reader import Reader
+from safeswitch.activations.states import Activations
 from safeswitch.core.types import PROMPT_END, ReadPoint
 from safeswitch.engines.transformers_engine import TransformersEngine
-from safeswitch.evaluation.intervals import wilson
+from safeswitch.evaluation.intervals import clustered
 from safeswitch.evaluation.table import percent
 from safeswitch.methods.fitting import labels, prompt_acts
 from safeswitch.models.chat import ChatEncoder
@@ -69,11 +70,9 @@ def averaged(prober: LayerAverageProber, bar: float) -> Guarded:
 
 def assembled(prober: EnsembleProber, bar: float) -> Guarded:
     """The members of an ensemble."""
-    ways = prober.directions
 
     def odds(states: dict[int, Tensor]) -> Tensor:
-        places = enumerate(prober.places_.tolist())
-        return torch.stack([states[prober.points[p].layer][0] @ ways[i] + prober.offsets_[i] for i, p in places])
+        return prober.member_odds(Activations({p: states[p.layer] for p in prober.points}))[:, 0]
 
     return Guarded(odds, torch.median, bar, tuple(p.layer for p in prober.points))
 
@@ -159,7 +158,8 @@ def main() -> None:
         bar = float(log_odds(torch.tensor([conformal_threshold(prober.score(acts["safe"]), settings.budget).value])))
         guards[name] = averaged(prober, bar) if isinstance(prober, LayerAverageProber) else assembled(prober, bar)
     attack = Attack(lm, layers, args.tokens, args.steps, args.rate)
-    rows = lm.encode(load_suite("jailbroken", n=args.requests))
+    examples = load_suite("jailbroken", n=args.requests)
+    rows, groups = lm.encode(examples), [e.group or e.id for e in examples]
     tried: dict[str, Guarded | None] = {
         "nothing": None, "nothing, with soft tokens (control)": None, **{n: g for n, g in guards.items() if n != "redrawn"},
     }  # fmt: skip
@@ -178,8 +178,8 @@ def main() -> None:
                 fired[name].append(guard.fires(states))
             helped.append(attack.answered(embedded))
         past = {name: [h and not f for h, f in zip(helped, hits, strict=True)] for name, hits in fired.items()}
-        cells = [percent(*wilson(sum(hits), len(rows))[:3]) for hits in (*fired.values(), *past.values())]
-        print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
+        rates = [clustered(hits, groups) for hits in (*fired.values(), *past.values())]
+        print(f"| {title} | " + " | ".join(percent(r.rate, r.low, r.high) for r in rates) + " |", flush=True)
         figures[title] = {"fired": fired, "past": past, "answered": helped}
     if args.out is not None:
         args.out.write_text(json.dumps(figures))

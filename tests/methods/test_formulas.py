@@ -343,7 +343,7 @@ def test_an_adapter_is_what_peft_computes() -> None:
 
 def test_rerouting_turns_harmful_states_away_and_keeps_the_others() -> None:
     lm = tiny_lm("llama")
-    method = resolve("reroute", SETTINGS, obeys, steps=30, batch=6, requests=16, learning_rate=3e-2)
+    method = resolve("reroute", SETTINGS, obeys, steps=200, batch=6, requests=16, learning_rate=5e-3)
     harmful, kept = method._replies(TransformersEngine(lm), PARTS)  # type: ignore[attr-defined]
     adapter = method.prepare(TransformersEngine(lm), PARTS).actuator
 
@@ -358,7 +358,7 @@ def test_rerouting_turns_harmful_states_away_and_keeps_the_others() -> None:
             found.append(float(torch.cosine_similarity(before, after, dim=-1).mean()))
         return sum(found) / len(found)
 
-    assert likeness(harmful) < 0.7 < 0.85 < likeness(kept)
+    assert likeness(harmful) < 0.2 < 0.85 < likeness(kept)
 
 
 def test_a_reward_puts_safe_before_unsafe_and_helpful_unsafe_last() -> None:

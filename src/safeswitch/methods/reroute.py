@@ -3,9 +3,11 @@
 A low-rank adapter is trained (with PEFT: ``pip install "safeswitch[methods]"``) so that states of harmful replies lose their
 direction while all others stay: with h the model's states at the chosen layers and h' the adapted model's,
 
-    loss = c_s * mean ReLU(cos(h, h')) on harmful replies + c_r * mean |h - h'|_2 on retained ones,
+    loss = c_s * mean ReLU(cos(h, h')) on harmful replies + c_r * mean |h - h'|_2 / |h|_2 on retained ones,
     c_s = alpha * (1 - t / 2T), c_r = alpha * t / 2T at step t of T.
 
+The paper does not divide by ``|h|``. A cosine's slope falls with the norm and a distance's does not, so that where norms are
+large (hundreds on the embedded model) its second term undoes the first and nothing is learned.
 Harmful replies: the untouched model's own, to unsafe fitting requests. Retained: its replies to safe requests, and refusals
 of unsafe ones. Layers at a third and two thirds of the depth (10 and 20 of 32), alpha 10, as remembered from the paper.
 The adapter's factors become an action of the switch (:class:`~safeswitch.switch.body.Adapter`); the model itself is given back
@@ -144,7 +146,7 @@ def _likeness(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _distance(before: Tensor, after: Tensor) -> Tensor:
-    distance: Tensor = (before - after).norm(dim=-1)
+    distance: Tensor = (before - after).norm(dim=-1) / before.norm(dim=-1)
     return distance.mean()
 
 

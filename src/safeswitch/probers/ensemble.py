@@ -87,15 +87,19 @@ class EnsembleProber(Prober):
         self._check()
         return torch.einsum("ms,msd->md", self.weights_, self.bases_)
 
-    def score(self, acts: Activations) -> Tensor:
-        """See :meth:`Prober.score`."""
+    def member_odds(self, acts: Activations) -> Tensor:
+        """Log-odds of every member, ``[M, n]``, differentiable in the states."""
         ways, owner = self.directions, f"{self.kind} prober"
         states = [rows_at(acts, p, owner, width=ways.shape[1]) for p in self.points]
         members = [
             states[int(place)] @ ways[i].to(states[int(place)]) + float(self.offsets_[i])
             for i, place in enumerate(self.places_)
         ]
-        odds = torch.stack([m.to(members[0].device) for m in members])
+        return torch.stack([m.to(members[0].device) for m in members])
+
+    def score(self, acts: Activations) -> Tensor:
+        """See :meth:`Prober.score`."""
+        odds = self.member_odds(acts)
         return mark_unreadable(torch.sigmoid(odds.quantile(self.quantile, dim=0)), odds.T)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

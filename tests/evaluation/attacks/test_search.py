@@ -21,6 +21,7 @@ from safeswitch.evaluation.attacks.objective import Objective, prober_log_odds
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.probers.calibrate import log_odds
+from safeswitch.probers.ensemble import EnsembleProber
 from safeswitch.probers.fusion import FusionProber
 from safeswitch.probers.linear import LinearProber
 from safeswitch.probers.mlp import MLPProber
@@ -114,7 +115,8 @@ def test_every_kind_of_prober_gives_its_log_odds_with_a_gradient() -> None:
     masks = {window: torch.ones(80, 4, dtype=torch.bool)}
     acts = Activations(states, masks, tuple("bad thing" if x else "good thing" for x in labels))
     fused = FusionProber((LinearProber(end), NgramProber()), weights="fitted")
-    for prober in (MLPProber(end), WindowProber(window), LayerAverageProber((end, last)), fused):
+    both = LayerAverageProber((end, last)), EnsembleProber((end, last), 5, 4)
+    for prober in (MLPProber(end), WindowProber(window), *both, fused):
         prober.fit(acts, labels)
         plain = Activations({p: t.clone().requires_grad_() for p, t in states.items()}, masks, acts.texts)
         odds = prober_log_odds(prober, plain)

@@ -18,6 +18,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.types import ReadPoint
 from safeswitch.evaluation.attacks.base import Victim
 from safeswitch.probers.base import Prober
+from safeswitch.probers.ensemble import EnsembleProber
 from safeswitch.probers.fusion import FusionProber
 from safeswitch.probers.multilayer import LayerAverageProber
 from safeswitch.switch.gate import Stage
@@ -30,11 +31,13 @@ def prober_log_odds(prober: Prober, acts: Activations) -> Tensor:
     """Log-odds ``[b]`` of a prober's score, with a gradient in the states.
 
     Probers that average others clip each score before its log-odds are taken, and a clipped score has no gradient: their
-    inner probers are averaged here without that, so that a saturated reading hides nothing from the search (gradient
-    masking, Athalye et al. 2018, arXiv 1802.00420).
+    inner probers are averaged here without that, and an ensemble's quantile is taken of its members' log-odds, so that a
+    saturated reading hides nothing from the search (gradient masking, Athalye et al. 2018, arXiv 1802.00420).
     """
     if isinstance(prober, LayerAverageProber):
         return torch.stack([prober_log_odds(p, acts) for p in prober.fitted()]).mean(0)
+    if isinstance(prober, EnsembleProber):
+        return prober.member_odds(acts).double().quantile(prober.quantile, dim=0)
     if isinstance(prober, FusionProber):
         odds = torch.stack([prober_log_odds(p, acts) for p in prober.readers], 1)
         return odds @ prober.weights_.to(odds) + prober.bias_.to(odds)
