@@ -1,8 +1,8 @@
 """``ensemble``: many small probers on random layers and subspaces decide, the refusal head acts.
 
-Against adaptive attacks (obfuscated activations, arXiv 2412.09565): one known direction can be evaded, many random ones at
-several depths are harder to. See :mod:`safeswitch.probers.ensemble` for formula and shapes. Weakness: an attacker who can
-differentiate through the whole ensemble still gets through, only at a higher price. Knows nothing of engines.
+Meant against adaptive attacks (obfuscated activations, arXiv 2412.09565), to which one known direction falls. See
+:mod:`safeswitch.probers.ensemble` for formula and shapes. Weakness: on the embedded model a search by gradient evades it as
+surely as an average of three probers, redrawn members included (``benchmarks/ensemble.py``). Knows nothing of engines.
 """
 
 from __future__ import annotations
