@@ -425,6 +425,58 @@ def test_other_architectures_equal_the_transformers_engine(name: str) -> None:
         assert all(list(reply.token_ids) == list(tokens) for reply, tokens in safe)
 
 
+def test_unflagged_requests_equal_a_stock_engine_and_with_the_off_switch_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from safeswitch.engines.vllm.engine import VLLMEngine
+
+    params = sampling("FINAL_ONLY", logit_bias={0: -100.0})
+    want = expected("llama")
+    with VLLMEngine(saved("llama"), None, **vllm_options()) as stock:
+        plain = [outs[-1].outputs[0].token_ids for outs in sent(stock, params)]
+    with vllm_engine("llama") as made:
+        guarded = [outs[-1].outputs[0].token_ids for outs in sent(made, params)]
+    fired = [reply.decision.fired for reply in want]
+    assert {one == other for one, other, flagged in zip(plain, guarded, fired, strict=True) if not flagged} == {True}
+    assert any(one != other for one, other, flagged in zip(plain, guarded, fired, strict=True) if flagged)
+    monkeypatch.setenv("SAFESWITCH_OFF", "1")
+    with vllm_engine("llama") as off:
+        assert [outs[-1].outputs[0].token_ids for outs in sent(off, params)] == plain
+
+
+def test_two_workers_that_share_a_model_decide_alike() -> None:
+    with vllm_engine("llama", tensor_parallel_size=2) as made:
+        assert_same(made.generate(ROWS, max_new_tokens=NEW), expected("llama"))
+
+
+@pytest.mark.parametrize(("parts", "said"), [("nothing", "no 'safeswitch' entry"), ("settings", "not at work")])
+def test_a_server_whose_requests_would_pass_unguarded_does_not_start(parts: str, said: str, engine: Any) -> None:
+    from safeswitch.engines.vllm.engine import VLLMEngine
+    from safeswitch.serving.settings import ServerSettings
+    from safeswitch.serving.vllm_plugin import SafeSwitchMiddleware
+
+    told: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        told.append("started")
+
+    async def receive() -> Any:
+        return {"type": "lifespan.startup"}
+
+    async def send(event: Any) -> None:
+        told.append(event)
+
+    def start(client: Any) -> Any:
+        state = SimpleNamespace(state=SimpleNamespace(engine_client=client))
+        return SafeSwitchMiddleware(app, ServerSettings())({"type": "lifespan", "app": state}, receive, send)
+
+    entry = {"safeswitch": GuardSettings({"default": "/nowhere"}).to_dict()} if parts == "settings" else {}
+    with VLLMEngine(saved("llama"), None, **vllm_options(additional_config=entry)) as bare:
+        bare._wait(start(bare.llm))
+    assert [event["type"] for event in told] == ["lifespan.startup.failed"]
+    assert said in told[0]["message"]
+    engine._wait(start(engine.llm))
+    assert told[1:] == ["started"]
+
+
 def test_worker_and_engine_may_share_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """As they do on one GPU; on the CPU vLLM has to be told so."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -506,7 +558,7 @@ def test_an_engine_is_stopped_when_the_servers_requests_have_ended_or_the_time_i
     visitor.join()
 
 
-def test_an_engine_in_which_the_guard_would_not_work_does_not_start() -> None:
+def test_an_engine_in_which_the_guard_would_not_work_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
     from safeswitch.engines.vllm.settings import EXTENSION, LOGPROBS, PROCESSOR, GuardSettings
 
@@ -517,7 +569,7 @@ def test_an_engine_in_which_the_guard_would_not_work_does_not_start() -> None:
     def config(**changes: Any) -> Fake:
         given: dict[str, Any] = {
             "processors": [PROCESSOR], "extension": EXTENSION, "overrides": {"LlamaForCausalLM": "x"}, "speculative": None,
-            "engines": 1, "logprobs": LOGPROBS, "v2": False, **changes,
+            "engines": 1, "logprobs": LOGPROBS, "v2": False, "lora": None, **changes,
         }  # fmt: skip
         text = Fake(num_hidden_layers=3, hidden_size=64, vocab_size=264)
         model = Fake(
@@ -529,7 +581,7 @@ def test_an_engine_in_which_the_guard_would_not_work_does_not_start() -> None:
         )
         return Fake(
             model_config=model, parallel_config=parallel, speculative_config=given["speculative"],
-            use_v2_model_runner=given["v2"],
+            use_v2_model_runner=given["v2"], lora_config=given["lora"],
         )
 
     settings = GuardSettings({"default": "/nowhere"})
@@ -539,12 +591,17 @@ def test_an_engine_in_which_the_guard_would_not_work_does_not_start() -> None:
         ({"processors": []}, "logits-processors"), ({"extension": ""}, "extension"), ({"overrides": {}}, "overrides"),
         ({"speculative": object()}, "speculative"), ({"engines": 2}, "load balancer"),
         ({"logprobs": "raw_logprobs"}, "unguarded head"),
-        ({"v2": True}, "V2 model runner"),
+        ({"v2": True}, "V2 model runner"), ({"lora": object()}, "LoRA adapters"),
     ):  # fmt: skip
         with pytest.raises(SettingError, match=match):
             refuse_unless_supported(config(**changes), settings)
+    refuse_unless_supported(config(lora=object()), replace(settings, allow_other_model=True))
     with pytest.raises(SettingError, match="additional_config"):
         refuse_unless_supported(config(), None)
+    monkeypatch.setattr("vllm.__version__", "0.31.1")
+    with pytest.raises(SettingError, match=r"made for vLLM 0.32; this is 0.31.1"):
+        refuse_unless_supported(config(), settings)
+    monkeypatch.undo()
     other = saved("qwen3").parent / "of-qwen3"
     switch("qwen3").save_pretrained(other)
     with pytest.raises(FingerprintError, match="fingerprint"):

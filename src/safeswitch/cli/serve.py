@@ -41,6 +41,7 @@ def serve(
     from safeswitch.engines.vllm.settings import GuardSettings
     from safeswitch.nano import weights_path
     from safeswitch.serving.heap import one_heap
+    from safeswitch.serving.logs import log_to_stderr
     from safeswitch.serving.settings import ServerSettings, calibration_of
 
     bundles = dict(_named(text) for text in switch)
@@ -56,6 +57,7 @@ def serve(
 
         check(server)
         one_heap()
+        log_to_stderr()
         if chosen == "transformers":
             from safeswitch.serving.transformers_server import serve as run_transformers
 
@@ -63,7 +65,7 @@ def serve(
             return
         from safeswitch.serving.vllm_server import serve as run
     except ModuleNotFoundError as error:
-        extra = "server" if chosen == "transformers" else "vllm,server"
+        extra = "server" if chosen == "transformers" else "vllm"
         raise SettingError(f"safeswitch serve needs {error.name}: pip install 'safeswitch[{extra}]'") from error
     if model == "nano":
         flags = ["--served-model-name", "nano", "--dtype", "float32", *flags]

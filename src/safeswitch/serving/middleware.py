@@ -14,7 +14,7 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from safeswitch.serving import metrics
 from safeswitch.serving.access import OPEN_PATHS, Access
 from safeswitch.serving.audit import Audit, AuditError
 from safeswitch.serving.keys import Key
-from safeswitch.serving.refused import Event, Refused, Send, answer, refuse
+from safeswitch.serving.refused import Event, Refused, Send, answer, named, refuse
 from safeswitch.serving.reply import FIELD, Reply, inside, unrecorded
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.tracing import add_verdict, request_span
@@ -76,15 +76,20 @@ class SafeSwitchMiddleware:
             request_id = _request_id(scope)
             async with AsyncExitStack() as stack:
                 key = None
-                if self.access is not None and scope["path"] not in OPEN_PATHS:
+                if self.access is not None and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
                     key = self.access.key(scope["headers"])
                     await stack.enter_async_context(self.access.admitted(key))
                 if scope["method"] == "POST":
+                    stack.enter_context(self.admitted(scope))
                     await self._post(scope, receive, send, key, request_id)
                 else:
-                    await self.app(scope, receive, send)
+                    await self.app(scope, receive, named(send, request_id))
         except Refused as refused:
             await refuse(send, refused, request_id)
+
+    def admitted(self, scope: Scope) -> AbstractContextManager[None]:
+        """Held while a request to the engine is inside; raises what it is refused with. Overridden for each engine."""
+        return nullcontext()
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, key: Key | None, request_id: str) -> None:
         body = await self._body(receive)

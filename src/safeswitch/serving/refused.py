@@ -33,6 +33,18 @@ class Refused(Exception):
         return {"error": {"message": str(self), "type": self.kind, "param": None, "code": self.code or self.status}}
 
 
+def named(send: Send, request_id: str) -> Send:
+    """``send``, with the request's id among the headers of the reply."""
+
+    async def through(event: Event) -> None:
+        if event["type"] == "http.response.start":
+            others = [(k, v) for k, v in event.get("headers", ()) if k.lower() != b"x-request-id"]
+            event = {**event, "headers": [*others, (b"x-request-id", request_id.encode())]}
+        await send(event)
+
+    return through
+
+
 async def answer(send: Send, status: int, content: object, request_id: str, retry_after: int | None = None) -> None:
     """A whole JSON reply."""
     body = json.dumps(content).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import uvicorn
+from starlette.middleware.cors import CORSMiddleware
 
 from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.settings import GuardSettings
@@ -33,6 +35,7 @@ class TransformersSettings:
         grace: Seconds that running replies have to end when the server is told to stop.
         batching: How requests are put together.
         tls: Key and certificate file; None speaks plain HTTP.
+        allowed_origins: Where pages of browsers may ask from (CORS); none by default.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +44,7 @@ class TransformersSettings:
     grace: float = 30.0
     batching: BatchSettings = field(default_factory=BatchSettings)
     tls: tuple[str, str] | None = None
+    allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
@@ -89,8 +93,12 @@ class GuardedServer(uvicorn.Server):
             self._guarded.audit.check()
         self._grace = settings.grace
         keyfile, certfile = settings.tls or (None, None)
+        app = CORSMiddleware(
+            self._guarded, allow_origins=settings.allowed_origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["X-Request-Id"],
+        ) if settings.allowed_origins else self._guarded  # fmt: skip
         super().__init__(uvicorn.Config(
-            self._guarded, host=settings.host, port=settings.port, ssl_keyfile=keyfile, ssl_certfile=certfile,
+            app, host=settings.host, port=settings.port, ssl_keyfile=keyfile, ssl_certfile=certfile,
             timeout_graceful_shutdown=int(settings.grace) + 10, log_level="info", server_header=False,
         ))  # fmt: skip
 
@@ -106,6 +114,13 @@ class GuardedServer(uvicorn.Server):
 class _Flags(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise SettingError(f"safeswitch serve --engine transformers: {message}")
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    found = json.loads(text)
+    if not isinstance(found, list) or not all(isinstance(origin, str) for origin in found):
+        raise ValueError
+    return tuple(found)
 
 
 def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, dict[str, Any]]:
@@ -127,6 +142,7 @@ def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, 
     parser.add_argument("--max-wait-ms", type=float, default=batching.max_wait_ms, help="wait of the first for company")
     parser.add_argument("--queue", type=int, default=batching.queue, help="most choices that wait")
     parser.add_argument("--grace", type=float, default=own.grace, help="seconds to end running replies in")
+    parser.add_argument("--allowed-origins", type=_origins, default=own.allowed_origins, help="JSON list, for browsers (CORS)")
     parser.add_argument("--ssl-keyfile")
     parser.add_argument("--ssl-certfile")
     parser.add_argument("--dtype", default="auto")
@@ -137,7 +153,7 @@ def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, 
         parser.error("--ssl-keyfile and --ssl-certfile belong together")
     settings = TransformersSettings(
         host=given.host, port=given.port, name=given.served_model_name, grace=given.grace,
-        batching=BatchSettings(given.batch_size, given.max_wait_ms, given.queue),
+        allowed_origins=given.allowed_origins, batching=BatchSettings(given.batch_size, given.max_wait_ms, given.queue),
         tls=(given.ssl_keyfile, given.ssl_certfile) if given.ssl_keyfile is not None else None,
     )
     load = {name: getattr(given, name) for name in ("dtype", "device_map", "revision")}

@@ -5,14 +5,15 @@ vLLM 0.32 imports it in every API server process before the first request (``ent
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from safeswitch.core.errors import SettingError
-from safeswitch.engines.vllm.install import Door, install
+from safeswitch.engines.vllm.install import Door, check_at_work, install
 from safeswitch.serving.errors import ending
 from safeswitch.serving.middleware import Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
-from safeswitch.serving.refused import Send, refuse
+from safeswitch.serving.refused import Send
 
 install()
 
@@ -21,16 +22,24 @@ class SafeSwitchMiddleware(Base):
     """The middleware, in a process whose engine client is guarded."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A server whose requests would pass unguarded does not start."""
+        if scope["type"] == "lifespan":
+            try:
+                await check_at_work(getattr(scope["app"].state, "engine_client", None))
+            except SettingError as error:
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
+        await super().__call__(scope, receive, send)
+
+    @contextmanager
+    def admitted(self, scope: Scope) -> Iterator[None]:
         """No requests are let in any more once the server has been told to stop; those inside are waited for."""
-        if scope["type"] != "http" or scope["method"] != "POST":
-            await super().__call__(scope, receive, send)
-            return
         door = Door.of(scope["app"].state.engine_client)
         if door.closed:
-            await refuse(send, ending(), "")
-            return
+            raise ending()
         with door:
-            await super().__call__(scope, receive, send)
+            yield
 
     async def set_thresholds(self, scope: Scope, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
         """In every worker of the engine."""

@@ -7,13 +7,17 @@ told to stop takes no resubmission any more.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
+from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.frontend import FrontEnd
-from safeswitch.engines.vllm.settings import GuardSettings, switched_off
+from safeswitch.engines.vllm.settings import OFF, GuardSettings, switched_off
+
+_log = logging.getLogger("safeswitch.server")
 
 
 def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,6 +37,26 @@ def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
 
     generate.safeswitch = True  # type: ignore[attr-defined]
     return generate
+
+
+async def check_at_work(engine: Any) -> None:
+    """Make sure that requests to ``engine`` are guarded, before the first one; says where the operator has switched that off.
+
+    Raises:
+        SettingError: they would not be.
+    """
+    if switched_off():
+        _log.warning("%s=1: every request passes untouched", OFF)
+        return
+    config = getattr(engine, "vllm_config", None)
+    if config is None or GuardSettings.parse(config.additional_config) is None:
+        raise SettingError("SafeSwitch's middleware is in use, but --additional-config has no 'safeswitch' entry")
+    try:
+        await FrontEnd(engine, engine.generate).start()
+    except SettingError:
+        raise
+    except Exception as error:  # a worker without our extension does not know the call
+        raise SettingError("SafeSwitch is not at work in this engine's workers; see design/vllm.md for its flags") from error
 
 
 class Door:

@@ -1,4 +1,4 @@
-"""Guarded models of this process, for those that vLLM makes without telling them which model they serve."""
+"""Guarded models and logits processors of this process, for those that vLLM makes without telling them whom they serve."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 _MODELS: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_PROCESSORS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
 def keep(vllm_config: Any, model: Any) -> None:
@@ -21,3 +22,14 @@ def keep(vllm_config: Any, model: Any) -> None:
 def find(vllm_config: Any) -> Any:
     """The guarded model of an engine; None where there is none."""
     return _MODELS.get(id(vllm_config.compilation_config))
+
+
+def at_work(vllm_config: Any, processor: Any) -> None:
+    """Remember that an engine has built the logits processor; it is made before the model is loaded."""
+    processor.safeswitch_key = vllm_config.compilation_config
+    _PROCESSORS[id(vllm_config.compilation_config)] = processor
+
+
+def is_at_work(vllm_config: Any) -> bool:
+    """Whether the engine has the logits processor."""
+    return id(vllm_config.compilation_config) in _PROCESSORS

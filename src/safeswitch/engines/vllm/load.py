@@ -20,17 +20,22 @@ def refuse_unless_supported(vllm_config: Any, settings: GuardSettings | None) ->
     """Raise for an engine in which the guard would not, or not surely, be at work.
 
     Raises:
-        SettingError: another vLLM, speculative decoding, a part of the guard that is missing.
+        SettingError: another vLLM, speculative decoding, adapters, a part of the guard that is missing.
     """
     if switched_off():
         return
     if not vllm.__version__.startswith(VERSIONS):
         raise SettingError(f"SafeSwitch was made for vLLM {' or '.join(VERSIONS)}; this is {vllm.__version__}")
     if settings is None:
-        raise SettingError("SafeSwitch's model class is in use, but additional_config has no 'safeswitch' entry")
+        raise SettingError("a part of SafeSwitch is in use, but additional_config has no 'safeswitch' entry")
     config = vllm_config.model_config
     if vllm_config.speculative_config is not None:
         raise SettingError("SafeSwitch does not run with speculative decoding: vLLM would leave its logits processor out")
+    if vllm_config.lora_config is not None and not settings.allow_other_model:
+        raise SettingError(
+            "SafeSwitch: LoRA adapters change the model that the switch was fitted on; measure it on the adapted model "
+            "(safeswitch adapted), then set allow_other_model"
+        )
     if PROCESSOR not in [p for p in config.logits_processors or [] if isinstance(p, str)]:
         raise SettingError(f"SafeSwitch: --logits-processors must name {PROCESSOR}")
     if vllm_config.parallel_config.worker_extension_cls != EXTENSION:

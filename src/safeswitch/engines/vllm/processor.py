@@ -16,9 +16,9 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
-from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.guard import Guard, Row
-from safeswitch.engines.vllm.live import find
+from safeswitch.engines.vllm.live import at_work, find
+from safeswitch.engines.vllm.load import refuse_unless_supported
 from safeswitch.engines.vllm.settings import GuardSettings, Task, switched_off
 
 
@@ -33,8 +33,8 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def __init__(self, vllm_config: Any, second: Any = None, is_pin_memory: bool = False) -> None:
         settings = GuardSettings.parse(vllm_config.additional_config)
-        if settings is None and not switched_off():
-            raise SettingError("SafeSwitch's logits processor is in use, but additional_config has no 'safeswitch' entry")
+        refuse_unless_supported(vllm_config, settings)
+        at_work(vllm_config, self)
         self._config, self._settings = vllm_config, settings
         self._slots: dict[int, tuple[Row | Task, list[int]]] = {}
         self._v2: Any = second if hasattr(second, "prompt_len") else None

@@ -6,7 +6,7 @@ from typing import Any
 
 from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.guard import Guard
-from safeswitch.engines.vllm.live import find
+from safeswitch.engines.vllm.live import find, is_at_work
 
 
 class SafeSwitchWorker:
@@ -17,7 +17,7 @@ class SafeSwitchWorker:
     @property
     def _guard(self) -> Guard | None:
         model = find(self.vllm_config)
-        return None if model is None else model.safeswitch_guard
+        return None if model is None or not is_at_work(self.vllm_config) else model.safeswitch_guard
 
     def safeswitch_peek(self, asked: dict[str, int | None]) -> dict[str, str]:
         """How requests stand, by id, after the reply tokens that the front end has seen."""
