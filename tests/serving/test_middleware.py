@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 from safeswitch.core.types import Decision
 from safeswitch.engines.context import CONTEXT, Context, Verdict
 from safeswitch.serving.audit import Audit, AuditError
+from safeswitch.serving.keys import add_key
+from safeswitch.serving.logs import log_to_stderr
 from safeswitch.serving.middleware import SafeSwitchMiddleware
 from safeswitch.serving.settings import ServerSettings
 
@@ -62,7 +65,7 @@ class Answer:
 
 def post(
     app: Any, body: Any, settings: ServerSettings | None = None, headers: dict[str, str] | None = None,
-    path: str = "/v1/chat/completions", made: type[SafeSwitchMiddleware] = SafeSwitchMiddleware,
+    path: str = "/v1/chat/completions", made: type[SafeSwitchMiddleware] = SafeSwitchMiddleware, method: str = "POST",
 ) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     events: list[Any] = []
@@ -78,7 +81,7 @@ def post(
         events.append(event)
 
     scope = {
-        "type": "http", "method": "POST", "path": path,
+        "type": "http", "method": method, "path": path,
         "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
     }  # fmt: skip
     middleware = made(app, settings or ServerSettings())
@@ -93,6 +96,30 @@ def chat(*texts: str) -> bytes:
         {"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": "stop"} for i, t in enumerate(texts)
     ]
     return json.dumps({"id": "x", "choices": choices}).encode()
+
+
+def test_every_reply_names_its_request_and_a_browser_may_ask_what_it_may_send_without_a_key(tmp_path: Path) -> None:
+    named = {"X-Request-Id".lower(): "mine-1"}
+    assert post(App([], [b"{}"]), b"", headers=named, method="GET", path="/v1/models").headers["x-request-id"] == "mine-1"
+    assert post(App([], [b"{}"]), b"", method="GET", path="/v1/models").headers["x-request-id"]
+    add_key(tmp_path / "keys.json", "alice")
+    settings = ServerSettings(keys=str(tmp_path / "keys.json"))
+    assert post(App([], [b"{}"]), b"", settings, method="OPTIONS").status == 200
+    assert [post(App([], [b"{}"]), b"{}", settings, method=method).status for method in ("GET", "POST")] == [401, 401]
+
+
+def test_decisions_are_logged_with_the_requests_id(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("safeswitch")
+    before = log.handlers[:], log.level, log.propagate
+    try:
+        log_to_stderr()
+        log_to_stderr()
+        post(App([FIRED], [chat("x")]), {"messages": []}, headers={"x-request-id": "mine-2"})
+    finally:
+        log.handlers[:], log.level, log.propagate = before
+    said = [line for line in capsys.readouterr().err.splitlines() if "mine-2" in line]
+    assert len(said) == 1
+    assert "choice 0: fired=True stage=stage2 token=3 policy=enforce" in said[0]
 
 
 def test_a_json_reply_carries_the_verdict_and_the_right_length() -> None:

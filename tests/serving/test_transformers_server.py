@@ -518,7 +518,9 @@ def test_a_full_queue_turns_away_and_says_when_to_come_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("grace", [20.0, 0.0])
-def test_a_server_that_is_stopped_ends_its_streams(tmp_path: Path, grace: float) -> None:
+def test_a_server_that_is_stopped_ends_its_streams(tmp_path: Path, grace: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = Choice.token
+    monkeypatch.setattr(Choice, "token", lambda self, token: (time.sleep(0.01), quick(self, token)))
     with serving(tmp_path, {"default": str(switch_path())}, grace=grace) as ending:
         asked = {**body(EXAMPLES[30], max_tokens=400, stream=True), "temperature": 2.0, "seed": 3}
         with httpx.stream("POST", f"{ending.url}/v1/chat/completions", json=asked, headers={"X-Request-Id": "last"},
@@ -583,10 +585,24 @@ def test_a_server_that_is_about_to_end_says_so_and_when_to_come_again(
     assert answer.json()["error"]["message"] == "the server is shutting down"
 
 
+def test_pages_of_browsers_may_ask_where_the_operator_has_named_their_origin(tmp_path: Path, running: Running) -> None:
+    asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    with serving(tmp_path, {"default": str(switch_path())}, allowed_origins=("https://a.example",)) as made:
+        answer = httpx.options(f"{made.url}/v1/chat/completions", headers=asked)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://a.example")
+        other = httpx.options(f"{made.url}/v1/chat/completions", headers={**asked, "Origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers
+    closed = httpx.options(f"{running.url}/v1/chat/completions", headers=asked)
+    assert "access-control-allow-origin" not in closed.headers
+
+
 def test_flags_become_settings() -> None:
     settings, load = parse_flags(["--port", "9", "--batch-size", "4", "--max-wait-ms", "2.5", "--dtype", "float32"], "m")
     assert (settings.host, settings.port, settings.name, settings.batching) == ("127.0.0.1", 9, "m", BatchSettings(4, 2.5))
     assert load == {"dtype": "float32"}
-    for wrong in (["--enforce-eager"], ["--port", "x"], ["--batch-size", "0"], ["--ssl-keyfile", "k"], ["--port", "70000"]):
+    assert parse_flags(["--allowed-origins", '["https://a.example"]'], "m")[0].allowed_origins == ("https://a.example",)
+    assert settings.allowed_origins == ()
+    for wrong in (["--enforce-eager"], ["--port", "x"], ["--batch-size", "0"], ["--ssl-keyfile", "k"], ["--port", "70000"],
+                  ["--allowed-origins", "*"], ["--allowed-origins", "{}"]):  # fmt: skip
         with pytest.raises(SettingError):
             parse_flags(wrong, "m")
