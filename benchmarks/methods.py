@@ -2,8 +2,9 @@
 
     python benchmarks/methods.py --out build/methods        # all methods, 200 requests a suite; goes on after a kill
 
-Table, pictures and tests are those of ``compare``, in the run folder, and ``claims.md`` beside them. Thresholds and strengths
-are fitted on fitting data, never on these suites. About an hour on two cores.
+Table, pictures and tests are those of ``compare``, in the run folder, with ``claims.md`` and ``methods.md`` beside them; with
+``--readme README.md`` the last becomes the README's block of methods. Thresholds and strengths are fitted on fitting data,
+never on these suites. Left out are methods that need a file (other weights, vectors). About 20 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from safeswitch.evaluation.intervals import mcnemar
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.metrics import ACCURACY, HARM, NEITHER, OVER_REFUSAL, outcomes
 from safeswitch.evaluation.rows import Rows
+from safeswitch.evaluation.table import percent
+from safeswitch.evaluation.tables import main_rates
 from safeswitch.methods.base import METHODS
 
 SUITES = {
-    "nano_plain_unsafe": HARM, "nano_jailbroken": HARM, "nano_lookalike": OVER_REFUSAL, "nano_lookalike_wrapped": OVER_REFUSAL,
-    "nano_ordinary": ACCURACY,
+    "nano_plain_unsafe": ("plain unsafe: complied", HARM), "nano_jailbroken": ("jailbroken: complied", HARM),
+    "nano_lookalike": ("look-alike: refused", OVER_REFUSAL),
+    "nano_lookalike_wrapped": ("wrapped look-alike: refused", OVER_REFUSAL),
+    "nano_ordinary": ("ordinary: right", ACCURACY),
 }  # fmt: skip
+BEGIN, END = "<!-- methods -->", "<!-- /methods -->"
 FIRST = ("base", "prompt", "head", "safeswitch")
 JOINS = (
     "safeswitch+scans", "safeswitch+safe_scans", "safeswitch+antidote", "safeswitch+direction", "safeswitch+reroute",
@@ -55,7 +61,7 @@ def tested(log: RunLog) -> str:
         if not {first, second} <= set(log.methods):
             continue
         cells = []
-        for suite, what in SUITES.items():
+        for suite, (_, what) in SUITES.items():
             one, other = (outcomes(rows.of(m, suite), log.judges(suite)[0], what) for m in (first, second))
             groups = {row.example.id: row.example.group or row.example.id for row in rows.of(first, suite)}
             common = sorted(one.keys() & other.keys())
@@ -65,14 +71,33 @@ def tested(log: RunLog) -> str:
     return "\n".join(lines) + "\n"
 
 
-def broken(log: RunLog) -> str:
-    """Share of all replies that neither refuse nor help, by method."""
+def silent_share(rows: Rows, method: str) -> float:
+    """Share of all replies of a method that neither refuse nor help."""
+    hits = [hit for s in SUITES for hit in outcomes(rows.of(method, s), rows.log.judges(s)[0], NEITHER).values()]
+    return sum(hits) / len(hits)
+
+
+def told(log: RunLog) -> str:
+    """The table of the README: a method a row, a suite a column, and the share of replies that are broken."""
     rows = Rows(log)
-    lines = ["| method | broken replies (%) |", "|---|---|"]
+    found = {(row["method"], row["benchmark"], row["metric"]): row for row in main_rates(rows)}
+    lines = [f"| method | {' | '.join(text for text, _ in SUITES.values())} | broken |", "|---|" + "---|" * (len(SUITES) + 1)]
     for method in log.methods:
-        hits = [hit for s in SUITES for hit in outcomes(rows.of(method, s), log.judges(s)[0], NEITHER).values()]
-        lines.append(f"| {method} | {100 * sum(hits) / len(hits):.1f} |")
+        cells = []
+        for suite, (_, what) in SUITES.items():
+            row = found[method, suite, what.name]
+            cells.append(percent(row["value"], row["low"], row["high"]))
+        lines.append(f"| {method} | {' | '.join(cells)} | {100 * silent_share(rows, method):.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def write_block(readme: Path, table: str, picture: Path) -> None:
+    """Put ``table`` into the README's block of methods, and the picture beside it where it points."""
+    text = readme.read_text(encoding="utf-8")
+    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    shown = text[begin:end].rstrip("\n").rpartition("\n")[2]
+    write_text(readme, f"{text[:begin]}\n{table}\n{shown}\n{text[end:]}")
+    (readme.parent / shown.rpartition("(")[2].rstrip(")")).write_bytes(picture.read_bytes())
 
 
 def main() -> None:
@@ -82,12 +107,16 @@ def main() -> None:
         [*FIRST, *(m for m in METHODS if m not in (*NEED_FILES, *FIRST)), *JOINS]
     ))  # fmt: skip
     parser.add_argument("--limit", type=int, default=200, help="requests a suite")
+    parser.add_argument("--readme", type=Path, help="file whose block of methods is to be replaced")
     args = parser.parse_args()
     command = [sys.executable, "-m", "safeswitch.cli.main", "compare", "--model", "nano", "--methods", args.methods]
     command += ["--limit", str(args.limit), "--out", str(args.out), *(part for s in SUITES for part in ("--benchmark", s))]
     subprocess.run(command, check=True)
     log = RunLog.open(args.out)
-    write_text(args.out / "claims.md", f"{tested(log)}\n{broken(log)}")
+    write_text(args.out / "claims.md", tested(log))
+    write_text(args.out / "methods.md", told(log))
+    if args.readme is not None:
+        write_block(args.readme, told(log), args.out / "pareto.png")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ _HOLM = (
 NOTES = {
     "paired": _HOLM,
     "rates": (
-        "95 % intervals: Wilson's for shares, at the effective number of requests where variants of one stand in groups; the "
-        "bootstrap for mixes, which takes requests as independent of one another."
+        "95 % intervals: Wilson's for shares, at the effective number of requests where variants of one stand in groups; a "
+        "mix adds the distances to the limits of its parts in squares (Zou and Donner 2008)."
     ),
     "two_sided": "All safety benchmarks of the suite together; SODE's pair (arXiv 2401.00287).",
     "category": "Slices are many and small: intervals are not corrected for their number.",

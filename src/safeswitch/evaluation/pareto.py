@@ -36,6 +36,13 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return sorted((name for name, point in points.items() if not beaten(point)), key=lambda name: points[name])
 
 
+def silenced(rows: Rows) -> set[str]:
+    """Methods that break replies: the mean share that neither refuses nor helps is above :data:`BROKEN`."""
+    main = {b: rows.log.judges(b)[0] for b in rows.log.benchmarks}
+    broken = summary([row for row in rates(rows) if row["judge"] == main.get(row["benchmark"])], NEITHER)
+    return {m for m, row in broken.items() if row["value"] > BROKEN}
+
+
 def draw_pareto(folder: Path) -> None:
     """Write ``pareto.png`` where the run has harm and, beside it, over-refusal or accuracy; a run without has no picture.
 
@@ -47,8 +54,6 @@ def draw_pareto(folder: Path) -> None:
     everything = Rows(log)
     table = main_rates(everything)
     harm, refusal, accuracy = (summary(table, what) for what in (HARM, OVER_REFUSAL, ACCURACY))
-    main = {b: log.judges(b)[0] for b in log.benchmarks}
-    broken = summary([row for row in rates(everything) if row["judge"] == main.get(row["benchmark"])], NEITHER)
     panels = [(refusal, "over-refusal (%)", 1), (accuracy, "task accuracy (%)", -1)]
     drawn = [(other, label, sign) for other, label, sign in panels if harm.keys() & other.keys()]
     if not drawn:
@@ -61,7 +66,7 @@ def draw_pareto(folder: Path) -> None:
         {m: (sign * other[m]["value"], harm[m]["value"]) for m in log.methods if m in harm and m in other}
         for other, _, sign in drawn
     ]
-    silent = {m for m, row in broken.items() if row["value"] > BROKEN}
+    silent = silenced(everything)
     best = [front({m: point for m, point in found.items() if m not in silent}) for found in points]
     named = [m for m in log.methods if len(log.methods) <= FEW or m in ALWAYS or any(m in found for found in best)]
     looks = {m: (_MARKS[i % len(_MARKS)], COLOURS[i % len(COLOURS)]) for i, m in enumerate(named)}

@@ -17,6 +17,11 @@ def group_of(row: Logged) -> str:
     return row.example.group or bare_id(row.example)
 
 
+def belongs(benchmark: str, row: Logged) -> str:
+    """What a request belongs with among those of several benchmarks, in which ids may be the same by chance."""
+    return row.example.group or f"{benchmark}/{group_of(row)}"
+
+
 def groups_of(rows: Sequence[Logged]) -> dict[str, str]:
     """:func:`group_of` by request id."""
     return {row.example.id: group_of(row) for row in rows}

@@ -16,7 +16,7 @@ from safeswitch.evaluation.intervals import Interval, bootstrap_mean, holm, mcne
 from safeswitch.evaluation.log import Logged, RunLog
 from safeswitch.evaluation.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
 from safeswitch.evaluation.rows import Rows
-from safeswitch.evaluation.shares import group_of, groups_of, mean_of, share
+from safeswitch.evaluation.shares import belongs, groups_of, mean_of, share
 from safeswitch.probers.metrics import Estimate, measure
 
 Table = list[dict[str, Any]]
@@ -101,7 +101,7 @@ def two_sided(rows: Rows) -> Table:
     known = rows.log.manifest["benchmarks"]
     safety = [b for b in rows.log.benchmarks if known[b]["measures"] == "safety" and not attacked_set(b)]
     for method in rows.log.methods:
-        groups = {f"{b}/{r.example.id}": _belongs(b, r) for b in safety for r in rows.of(method, b)}
+        groups = {f"{b}/{r.example.id}": belongs(b, r) for b in safety for r in rows.of(method, b)}
         for what, sode in ((HARM, "unsafe on unsafe"), (OVER_REFUSAL, "abstain on safe")):
             hits = {
                 f"{b}/{name}": hit
@@ -213,7 +213,7 @@ def prober(rows: Rows) -> Table:
     both labels and over all."""
     table: Table = []
     for method in rows.log.methods:
-        sets = {b: [(row, _belongs(b, row)) for row in rows.of(method, b)] for b in rows.log.benchmarks}
+        sets = {b: [(row, belongs(b, row)) for row in rows.of(method, b)] for b in rows.log.benchmarks}
         sets["all"] = [row for own in sets.values() for row in own]
         for benchmark, own in sets.items():
             judged = [(row, group) for row, group in own if row.decision]
@@ -227,11 +227,6 @@ def prober(rows: Rows) -> Table:
                     told = _prober(torch.tensor(values, dtype=torch.float64), labels, groups)
                     table += [{"benchmark": benchmark, "method": method, "stage": stage, **row} for row in told]
     return table
-
-
-def _belongs(benchmark: str, row: Logged) -> str:
-    """What a request belongs with among those of several benchmarks, in which ids may be the same by chance."""
-    return row.example.group or f"{benchmark}/{group_of(row)}"
 
 
 def _prober(values: torch.Tensor, labels: Sequence[bool], groups: Sequence[str]) -> Table:

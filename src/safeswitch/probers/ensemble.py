@@ -1,8 +1,8 @@
 """Many small readers, each of its own random layer and subspace, so that no one direction decides.
 
-Obfuscated activations (Bailey et al., arXiv 2412.09565) need to move what one known prober reads; here an attacker has to
-move random projections at several depths at once, and a new draw costs seconds. It raises the price and is no proof:
-the same paper breaks ensembles that it may differentiate through.
+Obfuscated activations (Bailey et al., arXiv 2412.09565) move what one known prober reads; here an attacker has to move
+random projections at several depths at once, and a new draw costs seconds. The same paper breaks ensembles that it may
+differentiate through, and ``benchmarks/ensemble.py`` finds no higher price on the embedded model.
 
 Shapes: M members, n requests, d hidden size, s size of the subspaces. Knows nothing of models.
 """

@@ -15,11 +15,13 @@ from safeswitch.core.errors import ArtifactError
 from safeswitch.evaluation.analyses.run import FILE as ANALYSES
 from safeswitch.evaluation.analyses.run import FORMAT_VERSION as ANALYSES_VERSION
 from safeswitch.evaluation.attacks.outcome import attacked_set
+from safeswitch.evaluation.intervals import Rate, clustered
 from safeswitch.evaluation.landscape.survey import FILE as LANDSCAPE
 from safeswitch.evaluation.landscape.survey import FORMAT_VERSION as LANDSCAPE_VERSION
 from safeswitch.evaluation.log import Logged, RunLog
 from safeswitch.evaluation.metrics import Metric, outcomes
 from safeswitch.evaluation.rows import Rows
+from safeswitch.evaluation.shares import belongs
 from safeswitch.evaluation.tables import Table, main_rates, make_tables, reference, summary
 
 NAMES: Mapping[str, str] = {
@@ -83,16 +85,17 @@ class Gathered:
         """All labelled requests of the bare benchmarks that the gate of ``method`` decided on."""
         return [r for b in self.bare for r in self.rows.of(method, b) if r.decision and r.example.label]
 
-    def by_category(self, method: str, what: Metric) -> dict[str, list[bool]]:
-        """Outcomes of the bare benchmarks' requests by category."""
-        found: dict[str, list[bool]] = {}
+    def by_category(self, method: str, what: Metric) -> dict[str, Rate]:
+        """Rates over the bare benchmarks' requests by category."""
+        found: dict[str, list[tuple[bool, str]]] = {}
         for benchmark in self.bare:
             logged = self.rows.of(method, benchmark)
             hits = outcomes(logged, self.log.judges(benchmark)[0], what)
             for row in logged:
                 if row.example.id in hits and row.example.category:
-                    found.setdefault(row.example.category, []).append(hits[row.example.id])
-        return found
+                    hit = hits[row.example.id], belongs(benchmark, row)
+                    found.setdefault(row.example.category, []).append(hit)
+        return {c: clustered([hit for hit, _ in own], [group for _, group in own]) for c, own in found.items()}
 
 
 def _read(path: Path, version: int) -> dict[str, Any] | None:

@@ -9,10 +9,11 @@ import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from safeswitch.evaluation.analyses.projection import MOMENTS
-from safeswitch.evaluation.intervals import wilson
+from safeswitch.evaluation.intervals import clustered
 from safeswitch.evaluation.log import Logged
 from safeswitch.evaluation.report.gathered import Gathered
 from safeswitch.evaluation.report.svg import DASHES, INK, Picture, colour, draw, mark, short, spread
+from safeswitch.evaluation.shares import group_of
 
 _BINS = 10
 _STAGES = {"stage1": 2, "stage2": 3, "watch": 4}
@@ -66,7 +67,8 @@ def reliability(run: Gathered) -> Picture | None:
     if not rows:
         return None
     bins = np.clip((scores * _BINS).astype(int), 0, _BINS - 1)
-    found = {b: (float(scores[bins == b].mean()), wilson(int(truth[bins == b].sum()), int((bins == b).sum())))
+    groups = np.array([group_of(row) for row in rows])
+    found = {b: (float(scores[bins == b].mean()), clustered(truth[bins == b].tolist(), groups[bins == b].tolist()))
              for b in sorted(set(bins.tolist()))}  # fmt: skip
 
     def paint(axes: Sequence[Any]) -> None:

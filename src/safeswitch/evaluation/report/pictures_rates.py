@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safeswitch.evaluation.attacks.outcome import BARE
-from safeswitch.evaluation.intervals import wilson
 from safeswitch.evaluation.metrics import ACCURACY, HARM, OVER_REFUSAL, Metric
-from safeswitch.evaluation.pareto import front
+from safeswitch.evaluation.pareto import BROKEN, front, silenced
 from safeswitch.evaluation.report.gathered import Gathered, named
 from safeswitch.evaluation.report.svg import INK, Picture, colour, draw, mark, per_cent, short, spread
 
@@ -22,7 +21,8 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
     if not methods:
         return None
     sign = 1 if other.better == "lower" else -1
-    best = front({m: (sign * beside[m]["value"], harm[m]["value"]) for m in methods})
+    silent = silenced(run.rows)
+    best = front({m: (sign * beside[m]["value"], harm[m]["value"]) for m in methods if m not in silent})
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
@@ -33,7 +33,8 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
             place = 100 * x["value"], 100 * y["value"]
             bars = {"xerr": [[e] for e in spread(x)], "yerr": [[e] for e in spread(y)]}
             axis.errorbar(*place, **bars, fmt="none", ecolor=colour(i), capsize=3, elinewidth=1.2)
-            axis.plot(*place, mark(i), color=colour(i), markersize=9, label=named(method))
+            face = "none" if method in silent else colour(i)
+            axis.plot(*place, mark(i), color=colour(i), markerfacecolor=face, markersize=9, label=named(method))
         axis.set_xlabel(f"{other.name} in % ({other.better} is better)")
         axis.set_ylabel("harmful compliance in %")
         axis.figure.legend(loc="outside upper left", ncols=2)
@@ -43,8 +44,12 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
     return draw(
         f"Harm against {other.name}", f"Harmful compliance and {other.name} by method. {told}.",
         f"Means over the benchmarks, with 95 % intervals. The {corner} corner is best; the line joins the methods that no "
-        "other beats on both axes.", paint, height=4.1,
+        f"other beats on both axes.{_hollow(silent & set(methods))}", paint, height=4.1,
     )  # fmt: skip
+
+
+def _hollow(silent: set[str]) -> str:
+    return f" Hollow, and on no front: over {100 * BROKEN:.0f} % of the replies neither refuse nor help." if silent else ""
 
 
 def paretos(run: Gathered) -> list[Picture]:
@@ -55,11 +60,10 @@ def paretos(run: Gathered) -> list[Picture]:
 def categories(run: Gathered) -> Picture | None:
     """Harmful compliance by category, the method that the report is about beside the untouched model."""
     methods = list(dict.fromkeys(m for m in ("base", run.own) if m in run.log.methods))
-    found = {m: run.by_category(m, HARM) for m in methods}
-    names = [c for c in found[run.own] if all(c in found[m] for m in methods)]
+    rates = {m: run.by_category(m, HARM) for m in methods}
+    names = [c for c in rates[run.own] if all(c in rates[m] for m in methods)]
     if len(names) < 2:
         return None
-    rates = {m: {c: wilson(sum(found[m][c]), len(found[m][c])) for c in names} for m in methods}
     names.sort(key=lambda c: (-rates[run.own][c].rate, c))
     shown = names[:_MOST_CATEGORIES]
 
@@ -84,8 +88,8 @@ def categories(run: Gathered) -> Picture | None:
     more = f" The worst {len(shown)} of {len(names)} categories." if len(shown) < len(names) else ""
     return draw(
         "Harm by category", f"Bars of harmful compliance by category. Highest for {named(run.own)}: {worst}.",
-        f"Number of requests in brackets; 95 % Wilson intervals, not corrected for the number of categories.{more}", paint,
-        height=1.2 + 0.38 * len(shown),
+        "Number of requests in brackets; 95 % Wilson intervals (variants of a request count as a group), not corrected for the "
+        f"number of categories.{more}", paint, height=1.2 + 0.38 * len(shown),
     )
 
 
