@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from safeswitch.activations.record import prompt_text
-from safeswitch.core.errors import ContextLengthError, FingerprintError, SettingError
+from safeswitch.core.errors import ContextLengthError, DataError, FingerprintError, SettingError
 from safeswitch.core.types import Reply
 from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.transformers_engine import TransformersEngine
@@ -327,6 +327,8 @@ def test_bad_input_is_named(engine: Any) -> None:
         engine.generate(["x"], colour=1)
     with pytest.raises(SettingError, match="once"):
         engine.generate(["x"], switch("llama"))
+    with pytest.raises(DataError, match="prompt 1 ends in a begun reply"):
+        engine.generate(["x", replace(ROWS[0], prefill="Sure")])
 
 
 def test_streams_without_a_watch_never_show_a_pilot_token(unchunked: Any) -> None:

@@ -216,7 +216,8 @@ def test_structured_outputs_must_be_an_object(given: object) -> None:
 
 
 def test_beam_search_is_refused() -> None:
-    assert post(App([], [b"{}"]), {"use_beam_search": True}).status == 400
+    for field, value in (("use_beam_search", True), ("continue_final_message", True), ("add_generation_prompt", False)):
+        assert post(App([], [b"{}"]), {field: value}).status == 400
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read_whole() -> None:

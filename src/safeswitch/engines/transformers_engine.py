@@ -22,6 +22,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, DataError, SettingError
 from safeswitch.core.types import Decision, Message, Prompt, ReadPoint, Reply, Tokens, as_messages
 from safeswitch.engines.base import Engine, row_seeds
+from safeswitch.engines.begun import is_begun, judge_begun, reads_begun
 from safeswitch.engines.budget import ThinkingBudget
 from safeswitch.engines.decode import Loop
 from safeswitch.engines.late import judge_late
@@ -146,15 +147,19 @@ class TransformersEngine(Engine):
             self.lm.needs_thinking()
         with self.lm.lock, torch.no_grad():
             requests = self._requests(prompts, switch, limits, seed, _strengths(strength, len(prompts), switch.actuator))
+            requests = self._without_begun(requests, switch)
             if streamer is not None:
                 followers = [StreamerFollower(streamer, requests[0].ids)]
             followed = {i: RowSink(f, self._hider(requests[i], chosen)) for i, f in enumerate(followers or ())}
             replies: dict[int, Reply] = {}
-            for batch in self._batches(requests, _reach(switch.gate, chosen)):
-                for request, reply in zip(batch, self._run(batch, switch, chosen, followed), strict=True):
-                    replies[request.index] = reply
-                if progress is not None:
-                    progress(len(batch))
+            acted = [r.decision is not None and switch.actuator.place != "none" for r in requests]
+            for yes, run in ((False, self._run), (True, self._run_acted)):
+                some = [r for r, taken in zip(requests, acted, strict=True) if taken == yes]
+                for batch in self._batches(some, _reach(switch.gate, chosen)):
+                    for request, reply in zip(batch, run(batch, switch, chosen, followed), strict=True):
+                        replies[request.index] = reply
+                    if progress is not None:
+                        progress(len(batch))
         return [replies[i] for i in range(len(prompts))]
 
     def collect(
@@ -233,6 +238,25 @@ class TransformersEngine(Engine):
         seeds = row_seeds(seed, len(rows))
         own = zip(conversations, rows, seeds, limits, strengths, [one.vision for one in encoded], opened, strict=True)
         return [Request(i, *parts) for i, parts in enumerate(own)]
+
+    def _without_begun(self, requests: list[Request], switch: Switch) -> list[Request]:
+        """Requests, with a decision on those whose begun reply hides what stage 1 flags; an action answers these without it."""
+        begun = [r for r in requests if is_begun(r.messages)]
+        if not begun or not reads_begun(switch.gate):
+            return requests
+        bare = [r.messages[:-1] for r in begun]
+        encoded = self.lm.inputs(bare, room=[r.limit for r in begun])
+        found = judge_begun(self.lm, switch.gate, bare, encoded, switch.actuator.kind)
+        told = list(requests)
+        for request, messages, one, decision in zip(begun, bare, encoded, found, strict=True):
+            if decision is not None and switch.actuator.place == "none":
+                told[request.index] = replace(request, decision=decision)
+            elif decision is not None:
+                opened = self.lm.thinking_opened(messages, one.ids)
+                told[request.index] = replace(
+                    request, messages=messages, ids=one.ids, vision=one.vision, opened=opened, decision=decision
+                )
+        return told
 
     def _edited(
         self, actuator: PromptActuator, conversations: Sequence[tuple[Message, ...]], limits: Sequence[int]

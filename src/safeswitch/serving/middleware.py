@@ -147,6 +147,8 @@ class SafeSwitchMiddleware:
         wishes = asked.pop(FIELD, None)
         if asked.get("use_beam_search"):
             raise Refused(400, "beam search is not served: SafeSwitch decides on one reply at a time")
+        if asked.get("continue_final_message") or asked.get("add_generation_prompt") is False:
+            raise Refused(400, "begun replies are not served: what stands behind the request hides it from the guard")
         if not isinstance(asked.get("structured_outputs"), dict | None):
             raise Refused(400, "structured_outputs takes an object")  # vLLM 0.32 fails on anything else
         extra = asked.get("vllm_xargs")

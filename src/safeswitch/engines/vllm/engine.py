@@ -20,9 +20,10 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from safeswitch.activations.record import prompt_text
-from safeswitch.core.errors import SettingError
+from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
 from safeswitch.engines.base import Engine, row_seeds
+from safeswitch.engines.begun import is_begun
 from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.vllm.install import install
 from safeswitch.engines.vllm.settings import GuardSettings, engine_flags, prefer_v1_runner
@@ -71,6 +72,7 @@ class VLLMEngine(Engine):
             flags |= own | {"additional_config": {**engine_args.get("additional_config", {}), **own["additional_config"]}}
         self.tokenizer = AutoTokenizer.from_pretrained(str(model))
         self._chat = ChatEncoder(self.tokenizer, str(model), chat_template)
+        self._guards = switch is not None and not (isinstance(switch, GuardSettings) and switch.record)
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -113,7 +115,7 @@ class VLLMEngine(Engine):
             options: Fields of vLLM's ``SamplingParams`` (``temperature``, ``top_p``, ``min_tokens``, ``logprobs``, ...).
 
         Raises:
-            DataError: an empty prompt.
+            DataError: an empty prompt; under a switch, one that ends in a begun reply.
             ContextLengthError: a prompt that leaves no room for the reply.
             SettingError: a switch was given, or an option that vLLM does not know.
         """
@@ -123,6 +125,12 @@ class VLLMEngine(Engine):
         if unknown:
             raise SettingError(f"VLLMEngine.generate: vLLM's SamplingParams has no {', '.join(sorted(unknown))}")
         conversations = [as_messages(p) for p in prompts]
+        begun = [i for i, messages in enumerate(conversations) if is_begun(messages)]
+        if self._guards and begun:
+            raise DataError(
+                f"VLLMEngine: prompt {begun[0]} ends in a begun reply, which hides the request from vLLM's guard; the "
+                "transformers engine reads it without"
+            )
         limit = int(self.llm.model_config.max_model_len)
         rows = [e.ids for e in self._chat.encode(conversations, limit=limit, room=max_new_tokens)]
         stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
