@@ -22,10 +22,13 @@ from safeswitch.core.types import Reply
 from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.engines.vllm.settings import GuardSettings
+from safeswitch.methods.base import METHODS
+from safeswitch.methods.resolve import resolve
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.switch.switch import Switch
 from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, saved, switch, vllm_engine, vllm_options
+from tests.methods.test_contract import PARTS, SETTINGS, obeys
 from tests.switch.made import requests
 
 pytestmark = [needs_vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -520,6 +523,38 @@ def test_two_bundles_in_one_batch_are_each_enforced(tmp_path: Path) -> None:
         got = engine._wait(mixed(engine))
         assert got[::2] == first
         assert not any(fired for _, fired, _ in got[1::2])
+
+
+def test_every_method_that_says_so_runs_here_as_in_the_transformers_engine(tmp_path: Path) -> None:
+    from vllm.inputs import tokens_input
+
+    names = [name for name in METHODS if "vllm" in METHODS[name].tags.engines]
+    assert {"safeswitch", "head", "interpolate", "patch", "ensemble"} <= set(names)
+    made = {}
+    for name in [*names, "ensemble+patch"]:
+        made[name] = resolve(name, SETTINGS, obeys).prepare(reference("llama"), PARTS)
+        made[name].save_pretrained(tmp_path / name)
+    bundles = GuardSettings({name: str(tmp_path / name) for name in made})
+    rows, asked = reference("llama").lm.encode(ROWS[:32]), ROWS[:32]
+
+    async def one(engine: Any, i: int, bundle: str) -> Any:
+        CONTEXT.set(Context(text=prompt_text(asked[i].messages), bundle=bundle))
+        params = sampling("FINAL_ONLY", logit_bias={0: -100.0} if bundle == "base" else None)
+        outs = [out async for out in engine.llm.generate(tokens_input(rows[i]), params, f"{bundle}-{i}")]
+        return tuple(outs[-1].outputs[0].token_ids), outs[-1].safeswitch.fired, outs[-1].safeswitch.stage
+
+    async def everything(engine: Any) -> list[Any]:
+        return await asyncio.gather(*(asyncio.create_task(one(engine, i, b)) for b in made for i in range(len(asked))))
+
+    with vllm_engine("llama", switch=bundles) as engine:
+        found = engine._wait(everything(engine))
+    fired = {}
+    for place, (name, own) in enumerate(made.items()):
+        options = {"max_new_tokens": NEW, "do_sample": False, **SUPPRESS}
+        want = [(r.token_ids, r.decision.fired, r.decision.stage) for r in reference("llama").generate(asked, own, **options)]
+        assert found[place * len(asked) : (place + 1) * len(asked)] == want, name
+        fired[name] = sum(flagged for _, flagged, _ in want)
+    assert fired["base"] == 0 < fired["ensemble"] < fired["head"] == len(asked)
 
 
 def test_nano_equals_the_transformers_engine_at_64_and_at_1() -> None:

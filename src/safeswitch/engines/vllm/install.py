@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import aclosing
 from typing import Any
 
 from safeswitch.core.errors import SettingError
@@ -23,17 +22,13 @@ _log = logging.getLogger("safeswitch.server")
 def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
     """``AsyncLLM.generate`` with the guard around it, for engines whose ``additional_config`` asks for it."""
 
-    async def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
+    def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
         settings = GuardSettings.parse(self.vllm_config.additional_config)
         if switched_off() or settings is None or settings.record:
-            run = original(self, prompt, sampling_params, request_id, **kwargs)
-        else:
-            front = self.__dict__.get("safeswitch") or FrontEnd(self, original.__get__(self))
-            self.safeswitch = front
-            run = front.generate(prompt, sampling_params, request_id, **kwargs)
-        async with aclosing(run):
-            async for out in run:
-                yield out
+            return original(self, prompt, sampling_params, request_id, **kwargs)
+        front = self.__dict__.get("safeswitch") or FrontEnd(self, original.__get__(self))
+        self.safeswitch = front
+        return front.generate(prompt, sampling_params, request_id, **kwargs)
 
     generate.safeswitch = True  # type: ignore[attr-defined]
     return generate
