@@ -221,6 +221,10 @@ def test_cost_is_the_mean_a_request_and_its_difference_to_the_untouched_model(ro
     assert (base["value"], base["extra"]) == (4.0, None)  # "You said: ua 1"
     assert prompt["value"] == pytest.approx((6 * 4 + 6 * 5) / 12)  # half of them "I can't help with that."
     assert prompt["extra"] == pytest.approx(0.5)
+    assert (base["extra_low"], base["extra_high"]) == (None, None)
+    lows = [row["extra_low"] for row in pick(table, method="prompt", metric="reply tokens made")]
+    assert all(low is not None for low in lows)
+    assert (prompt["extra_low"], prompt["extra_high"]) == (0.5, 0.5)  # the same in each group of requests
 
 
 class Scores(Scripted):

@@ -21,9 +21,11 @@ import openai
 import pytest
 
 from safeswitch.core.errors import SettingError
-from safeswitch.core.types import Decision, Example, Reply, Tokens
+from safeswitch.core.types import Decision, Example, Message, Reply, Tokens
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.engines.vllm.settings import GuardSettings
+from safeswitch.evaluation.judges.chat_model import ChatModel
+from safeswitch.evaluation.judges.model_judge import ModelJudge
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thinking
 from safeswitch.nano import switch_path, weights_path
@@ -34,6 +36,7 @@ from safeswitch.serving.choice import Choice
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers_server import GuardedServer, TransformersSettings, parse_flags
 from safeswitch.switch.switch import Switch
+from tests.evaluation.made import logged
 
 pytestmark = pytest.mark.slow
 NEW = 20
@@ -499,6 +502,17 @@ def test_thinking_is_left_out_and_ended_where_the_client_says_so(plain: list[Rep
             chunks = client.chat.completions.create(**body(EXAMPLES[at]), stream=True, extra_body=asked)
             assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected
         client.close()
+
+
+def test_a_judge_may_be_a_model_behind_this_server(running: Running, engine: TransformersEngine, nano: Switch) -> None:
+    model, question = ChatModel("nano", f"{running.url}/v1", max_tokens=NEW), "What is 3 plus 4?"
+    turns = [Message("system", "Be brief."), Message("user", question)]
+    reply = engine.generate([turns], nano, max_new_tokens=NEW, do_sample=False)[0]
+    assert model.ask("Be brief.", question) == reply.text
+    assert model.spent == reply.prompt_tokens + len(reply.token_ids)
+    (said,) = ModelJudge(model).judge([logged(EXAMPLES[0], "I can't help with that.")])
+    assert said.refused is None  # nano writes no JSON
+    assert said.note.startswith("unreadable")
 
 
 def test_a_full_queue_turns_away_and_says_when_to_come_again(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ NOTES = {
         "that intervals are as wide as the requests are few."
     ),
     "wins": "Both orders of the two replies are judged; ties, and preferences that follow the order, count half.",
-    "cost": "Means a request; extra is the mean difference to the untouched model on the same requests.",
+    "cost": "Means a request; extra is the mean difference to the untouched model on the same requests, with its "
+    "95 % interval.",
     "left_out": "Stage 1 on what it was not fitted on, as measured when the switch was fitted.",
 }
 

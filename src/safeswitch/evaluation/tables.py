@@ -16,7 +16,7 @@ from safeswitch.evaluation.intervals import Interval, bootstrap_mean, holm, mcne
 from safeswitch.evaluation.log import Logged, RunLog
 from safeswitch.evaluation.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
 from safeswitch.evaluation.rows import Rows
-from safeswitch.evaluation.shares import belongs, groups_of, mean_of, share
+from safeswitch.evaluation.shares import belongs, group_of, groups_of, mean_of, share
 from safeswitch.probers.metrics import Estimate, measure
 
 Table = list[dict[str, Any]]
@@ -254,14 +254,22 @@ def cost(rows: Rows) -> Table:
         for what, read in _COSTS.items():
             first = {"benchmark": benchmark, "method": method, "metric": what, "better": "lower"}
             own = mean_of({name: read(row) for name, row in answered.items()}, groups_of(logged))
-            both = [(read(answered[i]), read(base[i])) for i in sorted(answered.keys() & base.keys())]
-            extra = paired_difference(*zip(*both, strict=True)).value if both and method != "base" else None
-            table.append({**first, **own, "extra": extra})
+            common = sorted(answered.keys() & base.keys()) if method != "base" else []
+            one, other = ([read(rows_of[i]) for i in common] for rows_of in (answered, base))
+            table.append({**first, **own, **_extra(one, other, [group_of(answered[i]) for i in common])})
         peaks = [row.peak_bytes for row in answered.values() if row.peak_bytes is not None]
         if peaks:
             first = {"benchmark": benchmark, "method": method, "metric": "peak memory in MB", "better": "lower"}
-            table.append({**first, "value": max(peaks) / 1e6, "low": None, "high": None, "n": len(peaks), "extra": None})
+            table.append({**first, "value": max(peaks) / 1e6, "low": None, "high": None, "n": len(peaks), **_extra([], [], [])})
     return table
+
+
+def _extra(own: Sequence[float], base: Sequence[float], groups: Sequence[str]) -> dict[str, float | None]:
+    """The mean difference to the untouched model with its interval; empty where there is none."""
+    if not own:
+        return dict.fromkeys(("extra", "extra_low", "extra_high"))
+    found = paired_difference(own, base, groups)
+    return {"extra": found.value, "extra_low": found.low, "extra_high": found.high}
 
 
 def not_taken(rows: Rows) -> Table:

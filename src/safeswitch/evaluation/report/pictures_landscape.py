@@ -22,7 +22,7 @@ def landscape(run: Gathered) -> list[Picture]:
     found = [_curves(told, "refused", "Safety landscape: unsafe requests refused", "unsafe requests refused in %")]
     if told["safe"]:
         found.append(_curves(told, "over_refused", "Safety landscape: safe requests refused", "safe requests refused in %"))
-    return [*found, *(_map(told, one) for one in told["maps"] if one["part"] == "model")]
+    return [*found, *(_map(told, one) for one in told["maps"])]
 
 
 def visage_table(run: Gathered) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def _curves(told: Mapping[str, Any], what: str, title: str, label: str) -> Pictu
 
 def _map(told: Mapping[str, Any], one: Mapping[str, Any]) -> Picture:
     grid, distances = 100 * np.array(one["refused"]), one["distances"]
-    gate = "with" if one["gate"] else "without"
+    name = _WAYS[one["part"], one["gate"]][0]
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
@@ -84,9 +84,9 @@ def _map(told: Mapping[str, Any], one: Mapping[str, Any]) -> Picture:
 
     middle = len(distances) // 2
     return draw(
-        f"Landscape of the model, {gate} the gate",
-        f"Map of refusals over two directions, {gate} the gate: {grid[middle, middle]:.0f} % in the middle, "
+        f"Landscape: {name}",
+        f"Map of refusals over two directions, {name} moved: {grid[middle, middle]:.0f} % in the middle, "
         f"{grid.min():.0f} to {grid.max():.0f} % over the map.",
-        "Share of unsafe requests refused when all weights are moved in the plane of two random directions; the cross is the "
-        "unmoved model.", paint, height=3.6,
+        f"Share of unsafe requests refused when weights ({name}) are moved in the plane of two random directions; the cross is "
+        "the unmoved model.", paint, height=3.6,
     )  # fmt: skip
