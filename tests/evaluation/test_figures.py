@@ -34,7 +34,7 @@ from safeswitch.evaluation.intervals import (
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.metrics import ACCURACY, HARM, INFORMATIVE, METRICS, NEITHER, OVER_REFUSAL, metric, outcomes
 from safeswitch.evaluation.outputs import write_tables
-from safeswitch.evaluation.pareto import front
+from safeswitch.evaluation.pareto import front, marked
 from safeswitch.evaluation.rows import Rows
 from safeswitch.evaluation.tables import cost, gate, make_tables, not_taken, paired, prober, rates, sliced, two_sided
 from safeswitch.evaluation.verdict import Verdict
@@ -253,6 +253,12 @@ def test_prober_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
     assert figures["TPR at 1 % FPR"]["value"] == pytest.approx(max(rates_tp[rates_fp <= 0.01]))
     assert all(row["low"] <= row["value"] <= row["high"] for row in figures.values())
     assert {row["benchmark"] for row in table} == {"both", "all"}
+
+
+def test_of_many_methods_the_known_ones_and_those_on_a_front_have_marks() -> None:
+    many = [*"abcdefgh", "base", "safeswitch"]
+    assert marked(many, [["c"], ["safeswitch", "g"]]) == ["c", "g", "base", "safeswitch"]
+    assert marked(many[:8], [[]]) == many[:8]
 
 
 def test_the_front_holds_what_no_other_point_beats() -> None:

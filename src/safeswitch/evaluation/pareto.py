@@ -8,7 +8,7 @@ of how the figures came about.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ def silenced(rows: Rows) -> set[str]:
     return {m for m, row in broken.items() if row["value"] > BROKEN}
 
 
+def marked(methods: Sequence[str], fronts: Sequence[Sequence[str]]) -> list[str]:
+    """Methods that have a mark of their own: all where they are few, else :data:`ALWAYS` and those on a front."""
+    return [m for m in methods if len(methods) <= FEW or m in ALWAYS or any(m in front for front in fronts)]
+
+
 def draw_pareto(folder: Path) -> None:
     """Write ``pareto.png`` where the run has harm and, beside it, over-refusal or accuracy; a run without has no picture.
 
@@ -68,7 +73,7 @@ def draw_pareto(folder: Path) -> None:
     ]
     silent = silenced(everything)
     best = [front({m: point for m, point in found.items() if m not in silent}) for found in points]
-    named = [m for m in log.methods if len(log.methods) <= FEW or m in ALWAYS or any(m in found for found in best)]
+    named = marked(log.methods, best)
     looks = {m: (_MARKS[i % len(_MARKS)], COLOURS[i % len(COLOURS)]) for i, m in enumerate(named)}
     figure = Figure(figsize=(5.6 * len(drawn), 4.6 + 0.2 * (len(named) // 4 + 1)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

@@ -7,11 +7,12 @@ from typing import Any
 
 from safeswitch.evaluation.attacks.outcome import BARE
 from safeswitch.evaluation.metrics import ACCURACY, HARM, OVER_REFUSAL, Metric
-from safeswitch.evaluation.pareto import BROKEN, front, silenced
+from safeswitch.evaluation.pareto import BROKEN, front, marked, silenced
 from safeswitch.evaluation.report.gathered import Gathered, named
 from safeswitch.evaluation.report.svg import INK, Picture, colour, draw, mark, per_cent, short, spread
 
 _MOST_CATEGORIES = 16
+_OTHERS = "#999999"
 
 
 def pareto(run: Gathered, other: Metric) -> Picture | None:
@@ -24,17 +25,26 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
     silent = silenced(run.rows)
     best = front({m: (sign * beside[m]["value"], harm[m]["value"]) for m in methods if m not in silent})
 
+    shown = marked(methods, [best])
+
+    def _face(own: str, method: str) -> str:
+        return "none" if method in silent else own
+
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
         line = [[100 * what[m]["value"] for m in best] for what in (beside, harm)]
         axis.plot(*line, color="#888888", linewidth=1)
-        for method in methods:
-            i, x, y = run.series(method), beside[method], harm[method]
+        for method in sorted(methods, key=lambda m: m in shown):
+            x, y = beside[method], harm[method]
             place = 100 * x["value"], 100 * y["value"]
             bars = {"xerr": [[e] for e in spread(x)], "yerr": [[e] for e in spread(y)]}
+            if method not in shown:
+                axis.errorbar(*place, **bars, fmt=".", color=_OTHERS, markerfacecolor=_face(_OTHERS, method), elinewidth=0.6)
+                continue
+            i = run.series(method)
             axis.errorbar(*place, **bars, fmt="none", ecolor=colour(i), capsize=3, elinewidth=1.2)
-            face = "none" if method in silent else colour(i)
-            axis.plot(*place, mark(i), color=colour(i), markerfacecolor=face, markersize=9, label=named(method))
+            look = {"markerfacecolor": _face(colour(i), method), "markersize": 9}
+            axis.plot(*place, mark(i), color=colour(i), label=named(method), **look)
         axis.set_xlabel(f"{other.name} in % ({other.better} is better)")
         axis.set_ylabel("harmful compliance in %")
         axis.figure.legend(loc="outside upper left", ncols=2)
@@ -44,12 +54,17 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
     return draw(
         f"Harm against {other.name}", f"Harmful compliance and {other.name} by method. {told}.",
         f"Means over the benchmarks, with 95 % intervals. The {corner} corner is best; the line joins the methods that no "
-        f"other beats on both axes.{_hollow(silent & set(methods))}", paint, height=4.1,
+        f"other beats on both axes.{_hollow(silent & set(methods))}{_grey(methods, shown)}", paint,
+        height=3.6 + 0.25 * ((len(shown) + 1) // 2),
     )  # fmt: skip
 
 
 def _hollow(silent: set[str]) -> str:
     return f" Hollow, and on no front: over {100 * BROKEN:.0f} % of the replies neither refuse nor help." if silent else ""
+
+
+def _grey(methods: Sequence[str], shown: Sequence[str]) -> str:
+    return f" Grey: {len(methods) - len(shown)} other methods; the tables have them all." if len(shown) < len(methods) else ""
 
 
 def paretos(run: Gathered) -> list[Picture]:

@@ -9,6 +9,7 @@ from typing import Any
 from safeswitch.evaluation.attacks.outcome import BARE
 from safeswitch.evaluation.metrics import ACCURACY, HARM, OVER_REFUSAL
 from safeswitch.evaluation.report.gathered import Gathered, named
+from safeswitch.evaluation.table import FEW
 
 TRIPWIRE = (
     "A prober is a tripwire, not a wall: it catches requests that nobody shaped against it. Whoever holds the weights and can "
@@ -73,7 +74,8 @@ def _rivals(run: Gathered) -> list[str]:
     if not tests:
         return []
     clear = [row for row in tests if row["p_holm"] < 0.05]
-    names = " and ".join(dict.fromkeys(named(row["against"]) for row in tests))
+    rivals = list(dict.fromkeys(named(row["against"]) for row in tests))
+    names = " and ".join(rivals) if len(rivals) <= FEW else f"{len(rivals)} other methods"
     if not clear:
         return [f"Against {names}: no difference on any benchmark is clear of chance (Holm-corrected p below 0.05)."]
     better = sum((row["value"] < 0) == (row["better"] == "lower") for row in clear)
