@@ -21,15 +21,25 @@ from safeswitch.core.types import Position, ReadPoint
 from safeswitch.engines.late import late_lengths
 from safeswitch.engines.steer import acting, changed
 from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.methods.cast import COMPLIANCE, REFUSALS, suffix_differences
 from safeswitch.methods.checks import ASK_INPUT
-from safeswitch.methods.directions import keep_largest, pair_accuracy, pair_directions, refusal_alignment, refusal_tokens
+from safeswitch.methods.directions import (
+    best_run,
+    keep_largest,
+    mean_difference,
+    pair_accuracy,
+    pair_directions,
+    refusal_alignment,
+    refusal_tokens,
+)
+from safeswitch.methods.fitting import surely_safe
 from safeswitch.methods.frames import Exemplars
 from safeswitch.methods.masks import importance, merged, patched, retained, top_mask
 from safeswitch.methods.patch import gradients, head_gradient
-from safeswitch.methods.reroute import adapted, factors
+from safeswitch.methods.reroute import _distance, _likeness, adapted, factors
 from safeswitch.methods.resolve import resolve
 from safeswitch.methods.scans import Scans
-from safeswitch.methods.stair import Judge, reward
+from safeswitch.methods.stair import Beam, Judge, reward
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.probers.apart import APPENDED, AppendingProber, LikelihoodProber, TransitionProber
 from safeswitch.probers.base import prober_from_state
@@ -359,6 +369,86 @@ def test_rerouting_turns_harmful_states_away_and_keeps_the_others() -> None:
         return sum(found) / len(found)
 
     assert likeness(harmful) < 0.2 < 0.85 < likeness(kept)
+
+
+def test_reroutings_losses_are_a_cosine_and_a_distance_in_units_of_the_state() -> None:
+    before, after = rand(2, 5, 6), rand(2, 5, 6)
+    pairs = [(b, a) for one, other in zip(before, after, strict=True) for b, a in zip(one, other, strict=True)]
+    cosines = [float(b @ a / (b.norm() * a.norm())) for b, a in pairs]
+    assert _likeness(before, after) == pytest.approx(sum(max(0.0, c) for c in cosines) / 10, abs=1e-6)
+    assert _distance(before, after) == pytest.approx(sum(float((b - a).norm() / b.norm()) for b, a in pairs) / 10, abs=1e-6)
+    torch.testing.assert_close(_distance(100 * before, 100 * after), _distance(before, after))
+
+
+def test_the_run_of_layers_is_the_neighbours_with_the_highest_sum() -> None:
+    values = rand(9).tolist()
+    for length in (1, 3, 9, 20):
+        sums = {i: sum(values[i : i + min(length, 9)]) for i in range(9 - min(length, 9) + 1)}
+        found = best_run(values, length)
+        assert (len(found), sums[found.start]) == (min(length, 9), max(sums.values()))
+    assert best_run([1.0, 1.0, 1.0], 2) == range(2)
+
+
+def test_a_difference_of_means_is_taken_layer_by_layer() -> None:
+    states, unsafe = rand(2, 7, 4), torch.tensor([1, 0, 0, 1, 0, 1, 0]).bool()
+    for layer, found in enumerate(mean_difference(states, unsafe)):
+        rows = states[layer].double().numpy()
+        bad, good = rows[[0, 3, 5]].sum(0) / 3, rows[[1, 2, 4, 6]].sum(0) / 4
+        assert found.tolist() == pytest.approx((bad - good).tolist(), abs=1e-6)
+
+
+def test_surely_safe_is_below_all_but_a_share_of_the_unsafe_scores() -> None:
+    prober = Projection(ReadPoint(TOP), D, seed=3)
+    stage1 = Gate(stage1=Stage(prober, 0.5))
+    unsafe = [e for e in PARTS["validation"] if e.unsafe]
+    scores = sorted(float(torch.sigmoid(hidden(row, TOP)[-1] @ prober.direction)) for row in LM.encode(unsafe))
+    for miss in (0.0, 0.1, 0.5):
+        found = surely_safe(engine(), stage1, PARTS, miss)
+        assert sum(s < found - 1e-5 for s in scores) <= miss * len(scores)
+        assert min(abs(found - s) for s in scores) < 1e-5
+    assert surely_safe(engine(), Gate(), PARTS, 0.1) == 0.0
+
+
+def test_behaviour_is_refusal_less_compliance_behind_the_same_prompt() -> None:
+    few = {**PARTS, "train": PARTS["train"][:3]}
+    found = suffix_differences(LM, few, (1, 2), 3)
+    texts = {side: [LM.tokenizer(t, add_special_tokens=False)["input_ids"] for t in given]
+             for side, given in (("no", REFUSALS), ("yes", COMPLIANCE))}  # fmt: skip
+    for i, row in enumerate(LM.encode(few["train"])):
+        for place, layer in enumerate((1, 2)):
+            means = {}
+            for side, suffixes in texts.items():
+                count = min(map(len, suffixes))
+                means[side] = hidden([*row, *suffixes[i % 2]], layer)[len(row) : len(row) + count].mean(0)
+            torch.testing.assert_close(found[place, i], means["no"] - means["yes"], atol=1e-4, rtol=1e-4)
+
+
+def test_a_beam_keeps_the_best_of_what_has_grown() -> None:
+    class Scripted:
+        """A token is worth itself; 9 ends a reply."""
+
+        def __init__(self) -> None:
+            self.grown: list[list[list[int]]] = []
+
+        def ended(self, row: list[int]) -> bool:
+            return 9 in row
+
+        def sample(self, rows: list[list[int]], n: int, most: int, temperature: float) -> list[list[int]]:
+            self.grown.append([row[1:] for row in rows])
+            return [[(3 * len(row) + 5 * i) % 8] * most for row in rows for i in range(n)]
+
+        def rewards(self, prompt: Any, pool: list[list[int]]) -> Tensor:
+            return torch.tensor([float(sum(row)) for row in pool])
+
+    judge = Scripted()
+    found = Beam(beams=2, children=3, step=2).search(judge, [0], [], 5)  # type: ignore[arg-type]
+    beams: list[list[int]] = [[]]
+    for _ in range(3):
+        most = min(2, 5 - len(beams[0]))
+        pool = [[*b, *[(3 * (len(b) + 1) + 5 * i) % 8] * most] for b in beams for i in range(3)]
+        beams = sorted(pool, key=sum, reverse=True)[:2]
+    assert found == beams[0]
+    assert [len(rows) for rows in judge.grown] == [1, 2, 2]
 
 
 def test_a_reward_puts_safe_before_unsafe_and_helpful_unsafe_last() -> None:
