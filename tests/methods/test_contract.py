@@ -45,7 +45,6 @@ SMALL: dict[str, dict[str, Any]] = {
 DIFFERENCES = ("merge", "patch_weights", "steer")
 JOINS = ("safeswitch+scans", "cast+head", "scans+patch", "header+head", "check_input+head", "safeswitch+reroute", "note+prompt")
 EVERY = (*METHODS, *JOINS)
-SAMPLE = ("safeswitch", "exemplars", "scans", "cast", "direction", "safedecoding", "header", "reroute", "best_of_n", "merge")
 FAST = ("gemma2", "gpt2", "mamba")
 
 
@@ -237,7 +236,7 @@ def test_a_strength_a_request_is_that_request_alone_with_it(prepared: Prepared) 
 
 GRID = [
     pytest.param(arch, name, marks=() if arch in FAST else pytest.mark.slow)
-    for arch in NAMES if arch != "llama" for name in SAMPLE
+    for arch in NAMES if arch != "llama" for name in EVERY
 ]  # fmt: skip
 
 
