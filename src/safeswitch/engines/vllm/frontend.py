@@ -16,7 +16,7 @@ from contextlib import aclosing
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import tokens_input
@@ -195,22 +195,18 @@ class FrontEnd:
             task = replace(task, mode="pilot")
         held: list[RequestOutput] = []
         tokens: list[int] = []
-        shown, again, fired, refusing, asked = 0, True, False, False, not tell
+        shown, refusing, asked = 0, False, not tell
         ended: int | None = None
         try:
-            while again:
-                again, pending = False, task.mode == "pilot"
+            while True:
+                back, pending = None, task.mode == "pilot"
                 sent = _with(params, task, stop=self.stop if enforcing else None)
                 async with aclosing(self._generate(prompt, sent, request_id, **kwargs)) as outputs:
                     async for out in outputs:
-                        new = out.outputs[0]
-                        if enforcing and (self.stop in new.token_ids or new.stop_reason == self.stop):
-                            first = not tokens and next(iter(new.token_ids), self.stop) == self.stop
-                            again = plan.staged and task.mode == "enforce" and first
-                            fired = not again
+                        if enforcing and (back := self._taken_back(out, plan, task, bool(tokens))):
                             break
                         held.append(out)
-                        tokens += new.token_ids
+                        tokens += out.outputs[0].token_ids
                         if out.finished or not streaming:
                             continue
                         if not enforcing:
@@ -221,8 +217,10 @@ class FrontEnd:
                         while held and shown + len(held[0].outputs[0].token_ids) <= plan.decided(len(tokens), pending):
                             shown += len(held[0].outputs[0].token_ids)
                             yield _marked(held.pop(0), refusing)
-                if again:
-                    task = replace(task, mode="pilot")
+                if back != "pilot":
+                    break
+                task = replace(task, mode="pilot")
+            fired = back == "refuse"
             if not fired and tokens:
                 pending = plan.staged and (pending or not enforcing) and len(tokens) <= plan.pilot
                 if plan.owes(len(tokens), pending):
@@ -250,6 +248,14 @@ class FrontEnd:
             if out.finished and decision is not None:
                 out.safeswitch = decision
             yield _marked(out, refusing)
+
+    def _taken_back(self, out: RequestOutput, plan: Plan, task: Task, begun: bool) -> Literal["pilot", "refuse"] | None:
+        """The mode in which a request goes in again after ``out``, which holds the reserved token; None where it does not."""
+        new = out.outputs[0]
+        if self.stop not in new.token_ids and new.stop_reason != self.stop:
+            return None
+        first = not begun and next(iter(new.token_ids), self.stop) == self.stop
+        return "pilot" if first and plan.staged and task.mode == "enforce" else "refuse"
 
     async def _shielded(self, work: Coroutine[Any, Any, Decision | None]) -> Decision | None:
         """``work`` to its end, even when whoever waits for it is cancelled."""
