@@ -32,7 +32,8 @@ class Context:
     Args:
         policy: Policy that this client may have, None for the engine's own.
         bundle: Bundle that this client is served with, None for the default.
-        text: Plain text of the conversation, None to decode the prompt's tokens.
+        chat: Whether the prompt has come through a chat template, and so must end where a reply begins.
+        max_tokens: Longest reply that the operator serves, None for any.
         on_decision: Awaited with each verdict before the last output of its choice is handed out.
         decisions: Verdicts so far by choice.
         unrecorded: A verdict could not be recorded; the reply must not leave.
@@ -42,7 +43,8 @@ class Context:
 
     policy: str | None = None
     bundle: str | None = None
-    text: str | None = None
+    chat: bool = False
+    max_tokens: int | None = None
     on_decision: Callable[[Verdict], Awaitable[None]] | None = None
     decisions: dict[int, Verdict] = field(default_factory=dict)
     choices: Any = field(default_factory=itertools.count)

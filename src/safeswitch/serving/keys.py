@@ -29,6 +29,7 @@ class Key:
         may: Policies that this client may ask for.
         bundles: Bundles that it is served with; the first is its default. Empty leaves it the server's default.
         admin: May read and change thresholds.
+        extra_fields: May send fields that are marked ``right`` in ``design/vllm-fields.md``.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Key:
     may: tuple[str, ...] = ()
     bundles: tuple[str, ...] = ()
     admin: bool = False
+    extra_fields: bool = False
 
     def __post_init__(self) -> None:
         for name in ("may", "bundles"):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from opentelemetry.trace import Span
+from starlette._utils import get_route_path
 
 from safeswitch.core.errors import SettingError
 from safeswitch.engines.context import CONTEXT, Context, Verdict
@@ -37,9 +38,6 @@ Receive = Callable[[], Awaitable[Event]]
 THRESHOLDS = "/safeswitch/thresholds"
 """``POST {"bundle": ..., "thresholds": {...}}`` by an admin key: puts thresholds in force and answers those in force."""
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
-_ADDING = ("tools", "functions", "documents", "chat_template", "chat_template_kwargs")
-"""Fields with which a client may put more into the prompt than its messages."""
-_LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _WISHES = ("policy", "bundle")
 _log = logging.getLogger("safeswitch.server")
 
@@ -76,9 +74,10 @@ class SafeSwitchMiddleware:
             request_id = _request_id(scope)
             async with AsyncExitStack() as stack:
                 key = None
-                if self.access is not None and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
+                if self.access is not None and get_route_path(scope) not in OPEN_PATHS and scope["method"] != "OPTIONS":
                     key = self.access.key(scope["headers"])
                     await stack.enter_async_context(self.access.admitted(key))
+                self.check_route(scope)
                 if scope["method"] == "POST":
                     stack.enter_context(self.admitted(scope))
                     await self._post(scope, receive, send, key, request_id)
@@ -91,19 +90,37 @@ class SafeSwitchMiddleware:
         """Held while a request to the engine is inside; raises what it is refused with. Overridden for each engine."""
         return nullcontext()
 
+    def check_route(self, scope: Scope) -> None:
+        """Refuse a route that is closed; every route of the server is open unless overridden.
+
+        Raises:
+            Refused: it is closed.
+        """
+
+    def check_fields(
+        self, scope: Scope, asked: dict[str, Any], key: Key | None, context: Context
+    ) -> None:
+        """Refuse fields of a body that are not served, and tell ``context`` what the server needs.
+
+        Overridden for servers that do not check their requests in this way themselves.
+
+        Raises:
+            Refused: naming the field.
+        """
+
     async def _post(self, scope: Scope, receive: Receive, send: Send, key: Key | None, request_id: str) -> None:
         body = await self._body(receive)
         try:
             asked = json.loads(body)
         except ValueError:
             asked = None
-        if scope["path"] == THRESHOLDS:
+        if get_route_path(scope) == THRESHOLDS:
             await answer(send, 200, await self._thresholds(scope, asked, key), request_id)
             return
         with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
             context = self._told(key, request_id, span)
             if isinstance(asked, dict):
-                body = self._asked(str(scope["path"]), asked, key, context, body)
+                body = self._asked(scope, asked, key, context)
             await self._audit_is_there()
             headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")]
             headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
@@ -142,22 +159,16 @@ class SafeSwitchMiddleware:
             _log.error("%s", error)
             raise unrecorded() from error
 
-    def _asked(self, path: str, asked: dict[str, Any], key: Key | None, context: Context, body: bytes) -> bytes:
+    def _asked(
+        self, scope: Scope, asked: dict[str, Any], key: Key | None, context: Context
+    ) -> bytes:
         """Fill ``context`` with what the client asks for, and give the body for the server."""
         wishes = asked.pop(FIELD, None)
-        if asked.get("use_beam_search"):
-            raise Refused(400, "beam search is not served: SafeSwitch decides on one reply at a time")
-        if asked.get("continue_final_message") or asked.get("add_generation_prompt") is False:
-            raise Refused(400, "begun replies are not served: what stands behind the request hides it from the guard")
-        if not isinstance(asked.get("structured_outputs"), dict | None):
-            raise Refused(400, "structured_outputs takes an object")  # vLLM 0.32 fails on anything else
-        extra = asked.get("vllm_xargs")
-        if isinstance(extra, dict) and FIELD in extra:
-            raise Refused(400, f"vllm_xargs.{FIELD} is reserved; ask with the field {FIELD!r}")
         self._wish(wishes, key, context)
-        context.text = _text(path, asked)
-        capped = self._cap(path, asked)
-        return body if wishes is None and not capped else json.dumps(asked).encode()
+        context.max_tokens = self.settings.max_tokens or None
+        self.check_fields(scope, asked, key, context)
+        # written anew, so that the server reads what has been checked and nothing else
+        return json.dumps(asked).encode()
 
     def _wish(self, wishes: Any, key: Key | None, context: Context) -> None:
         may, bundles = (key.may, key.bundles) if key is not None else (self.settings.clients_may, self.settings.clients_bundles)
@@ -172,23 +183,6 @@ class SafeSwitchMiddleware:
         if bundle is not None and bundle not in bundles:
             raise Refused(403, f"you may not ask for the SafeSwitch bundle {bundle!r}", "permission_error")
         context.policy, context.bundle = policy, bundle or context.bundle
-
-    def _cap(self, path: str, asked: dict[str, Any]) -> bool:
-        """Hold a request to the longest reply that is served; whether the body was changed."""
-        most = self.settings.max_tokens
-        if not most:
-            return False
-        given = {name: asked[name] for name in _LENGTHS if asked.get(name) is not None}
-        for name, value in given.items():
-            if isinstance(value, int | float) and value > most:
-                raise Refused(400, f"{name} may be at most {most} here; got {value}")
-        if not given and path == "/v1/chat/completions":
-            asked["max_completion_tokens"] = most
-        elif not given and path == "/v1/responses":
-            asked["max_output_tokens"] = most
-        else:
-            return False
-        return True
 
     async def _thresholds(self, scope: Scope, asked: Any, key: Key | None) -> dict[str, Any]:
         if key is None or not key.admin:
@@ -266,25 +260,6 @@ def _request_id(scope: Scope) -> str:
     if not _ID.fullmatch(given[0]):
         raise Refused(400, "X-Request-Id takes up to 100 letters, digits and . _ : -")
     return str(given[0])
-
-
-def _text(path: str, asked: dict[str, Any]) -> str | None:
-    """Plain text of the conversation, as readers of text are given it; None where the prompt may hold more than that."""
-    prompt, messages = asked.get("prompt"), asked.get("messages")
-    if path == "/v1/completions" and isinstance(prompt, str):
-        return prompt
-    if path != "/v1/chat/completions" or not isinstance(messages, list) or any(asked.get(name) for name in _ADDING):
-        return None
-    contents = [m.get("content") for m in messages if isinstance(m, dict) and set(m) <= {"role", "content", "name"}]
-    whole = [text for text in (c if isinstance(c, str) else _joined(c) for c in contents) if text is not None]
-    return "\n".join(whole) if len(whole) == len(messages) else None
-
-
-def _joined(parts: Any) -> str | None:
-    """The text of a message in parts; None where a part is something else."""
-    if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
-        return None
-    return "\n".join(p["text"] for p in parts)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

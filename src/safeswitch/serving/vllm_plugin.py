@@ -5,17 +5,28 @@ vLLM 0.32 imports it in every API server process before the first request (``ent
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from safeswitch.core.errors import SettingError
-from safeswitch.engines.vllm.install import Door, check_at_work, install
+from starlette._utils import get_route_path
+
+from safeswitch.core.errors import DataError, SettingError
+from safeswitch.engines.context import Context
+from safeswitch.engines.vllm.install import Door, check_at_work, front_of, install
+from safeswitch.engines.vllm.settings import switched_off
+from safeswitch.serving import vllm_fields
 from safeswitch.serving.errors import ending
-from safeswitch.serving.middleware import Receive, Scope
+from safeswitch.serving.keys import Key
+from safeswitch.serving.middleware import THRESHOLDS, Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
-from safeswitch.serving.refused import Send
+from safeswitch.serving.refused import Refused, Send
 
 install()
+
+DEVELOPMENT = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+"""Switches of vLLM that open control routes; a guarded server does not start with them."""
 
 
 class SafeSwitchMiddleware(Base):
@@ -24,13 +35,44 @@ class SafeSwitchMiddleware(Base):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A server whose requests would pass unguarded does not start."""
         if scope["type"] == "lifespan":
+            state = scope["app"].state
             try:
-                await check_at_work(getattr(scope["app"].state, "engine_client", None))
+                _refuse_development()
+                await check_at_work(getattr(state, "engine_client", None), _chat_template(state))
             except SettingError as error:
                 await receive()
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
         await super().__call__(scope, receive, send)
+
+    def check_route(self, scope: Scope) -> None:
+        """Only routes of the table are open; control and development routes are not in it."""
+        method, path = scope["method"], get_route_path(scope)
+        known = method == "OPTIONS" or (method, path) == ("POST", THRESHOLDS)
+        if not known and not switched_off() and vllm_fields.find(method, path) is None:
+            raise Refused(404, f"{method} {path} is not served here", code="not_served")
+
+    def check_fields(
+        self, scope: Scope, asked: dict[str, Any], key: Key | None, context: Context
+    ) -> None:
+        """Only fields of the table are served under ``enforce``."""
+        route = vllm_fields.find(scope["method"], get_route_path(scope))
+        if route is None or switched_off():
+            return
+        context.chat = route.chat
+        most = self.settings.max_tokens
+        given = [asked[name] for name in route.lengths if asked.get(name) is not None]
+        if most and any(isinstance(n, int | float) and n > most for n in given):
+            raise Refused(400, f"{' and '.join(route.lengths)} may be at most {most} here")
+        if asked.get("use_beam_search"):
+            raise Refused(400, "beam search is not served: SafeSwitch decides on one reply at a time")
+        engine = scope["app"].state.engine_client
+        if (context.policy or front_of(engine).settings.policy) != "enforce":
+            return
+        try:
+            route.check(asked, key is not None and key.extra_fields)
+        except DataError as error:
+            raise Refused(400, str(error)) from error
 
     @contextmanager
     def admitted(self, scope: Scope) -> Iterator[None]:
@@ -49,3 +91,23 @@ class SafeSwitchMiddleware(Base):
         if "error" in found:
             raise SettingError(str(found["error"]))
         return dict(found)
+
+
+def _refuse_development() -> None:
+    """Raise where vLLM has been told to open routes that change weights, adapters or thresholds.
+
+    Raises:
+        SettingError: such a switch is on.
+    """
+    for name in DEVELOPMENT:
+        if os.environ.get(name, "0").lower() not in ("", "0", "false"):
+            raise SettingError(f"SafeSwitch: {name} opens control routes to every client; unset it")
+
+
+def _chat_template(state: Any) -> str | None:
+    """The template that the operator has given to the server, None for the tokenizer's."""
+    from vllm.renderers.chat_utils import load_chat_template
+
+    args = getattr(state, "args", None)
+    given: str | None = load_chat_template(getattr(args, "chat_template", None))
+    return given

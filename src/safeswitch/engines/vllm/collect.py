@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from safeswitch.activations.record import prompt_text
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError
-from safeswitch.core.types import Message, Prompt, ReadPoint, Reply, as_messages
+from safeswitch.core.types import Prompt, ReadPoint, Reply
 from safeswitch.engines.vllm.engine import VLLMEngine
 from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.models.prompt_text import PromptText
 
 _AT_ONCE = 256
 
@@ -51,10 +51,10 @@ class VLLMCollector(VLLMEngine):
         settings = GuardSettings({}, "off", record=tuple(map(str, points)))
         super().__init__(model, settings, chat_template=lm.chat_template, **engine_args)
 
-    async def _reply(self, messages: tuple[Message, ...], ids: list[int], params: SamplingParams) -> Reply:
+    async def _reply(self, ids: list[int], params: SamplingParams) -> Reply:
         if KEY not in (params.extra_args or {}):
             params = _stamped(params, Task(f"plain-{next(self._numbers)}", "", "off"))
-        return await super()._reply(messages, ids, params)
+        return await super()._reply(ids, params)
 
     def collect(
         self,
@@ -73,18 +73,18 @@ class VLLMCollector(VLLMEngine):
         unknown = [str(p) for p in points if p not in self._points]
         if unknown:
             raise SettingError(f"VLLMCollector: was not made to read {', '.join(unknown)}")
-        conversations, rows = [as_messages(p) for p in prompts], self.lm.encode(list(prompts), room=max_new_tokens)
+        rows = self.lm.encode(list(prompts), room=max_new_tokens)
         keys = [f"record-{next(self._numbers)}" for _ in rows]
         deepest = max((p.position.index for p in points), default=0)
         greedy = SamplingParams(max_tokens=max(1, max_new_tokens), temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
         once = SamplingParams(max_tokens=1, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
 
         async def one(i: int) -> Reply:
-            reply = await self._reply(conversations[i], rows[i], _stamped(greedy, Task(keys[i], "", "record")))
+            reply = await self._reply(rows[i], _stamped(greedy, Task(keys[i], "", "record")))
             fed = len(reply.token_ids)
             if max_new_tokens and fed <= deepest:
                 ended = _stamped(once, Task(keys[i], "", "record-end", fed=fed))
-                await self._reply(conversations[i], [*rows[i], *reply.token_ids], ended)
+                await self._reply([*rows[i], *reply.token_ids], ended)
             if progress is not None:
                 progress(1)
             return reply
@@ -95,7 +95,7 @@ class VLLMCollector(VLLMEngine):
         replies: list[Reply] = self._wait(everything())
         kept = self._take(keys)
         states = {p: torch.stack([kept[key][str(p)] for key in keys]) for p in points}
-        acts = Activations(states, {}, tuple(prompt_text(m) for m in conversations))
+        acts = Activations(states, {}, tuple(map(PromptText(self.lm.tokenizer), rows)))
         acts.check_finite()
         return (replies if max_new_tokens else []), acts
 

@@ -19,9 +19,8 @@ from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from safeswitch.activations.record import prompt_text
 from safeswitch.core.errors import DataError, SettingError
-from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
+from safeswitch.core.types import Decision, Prompt, Reply, as_messages
 from safeswitch.engines.base import Engine, row_seeds
 from safeswitch.engines.begun import is_begun
 from safeswitch.engines.context import CONTEXT, Context
@@ -144,7 +143,7 @@ class VLLMEngine(Engine):
 
         async def everything() -> list[Reply]:
             async def one(i: int) -> Reply:
-                reply = await self._reply(conversations[i], rows[i], params[i])
+                reply = await self._reply(rows[i], params[i])
                 if progress is not None:
                     progress(1)
                 return reply
@@ -154,8 +153,8 @@ class VLLMEngine(Engine):
         replies: list[Reply] = self._wait(everything())
         return replies
 
-    async def _reply(self, messages: tuple[Message, ...], ids: list[int], params: SamplingParams) -> Reply:
-        context = Context(text=prompt_text(messages))
+    async def _reply(self, ids: list[int], params: SamplingParams) -> Reply:
+        context = Context()
         token = CONTEXT.set(context)
         try:
             final: Any = None

@@ -7,6 +7,7 @@ told to stop takes no resubmission any more.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -20,22 +21,43 @@ _log = logging.getLogger("safeswitch.server")
 
 
 def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``AsyncLLM.generate`` with the guard around it, for engines whose ``additional_config`` asks for it."""
+    """``AsyncLLM.generate`` with the guard around it, for engines whose settings ask for it."""
 
-    def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
+    @functools.wraps(original)
+    def generate(
+        self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any
+    ) -> Any:
         settings = GuardSettings.parse(self.vllm_config.additional_config)
         if switched_off() or settings is None or settings.record:
             return original(self, prompt, sampling_params, request_id, **kwargs)
-        front = self.__dict__.get("safeswitch") or FrontEnd(self, original.__get__(self))
-        self.safeswitch = front
-        return front.generate(prompt, sampling_params, request_id, **kwargs)
+        return front_of(self).generate(prompt, sampling_params, request_id, **kwargs)
 
     generate.safeswitch = True  # type: ignore[attr-defined]
     return generate
 
 
-async def check_at_work(engine: Any) -> None:
-    """Make sure that requests to ``engine`` are guarded, before the first one; says where the operator has switched that off.
+def front_of(engine: Any, chat_template: str | None = None) -> FrontEnd:
+    """The guarded front end of an ``AsyncLLM``, made when it is first asked for.
+
+    Args:
+        engine: The ``AsyncLLM``.
+        chat_template: The server's own, where it has one; taken when the front end is made.
+    """
+    front: FrontEnd | None = engine.__dict__.get("safeswitch")
+    if front is None:
+        original = type(engine).generate.__wrapped__
+        front = engine.safeswitch = FrontEnd(engine, original.__get__(engine), chat_template)
+    return front
+
+
+async def check_at_work(engine: Any, chat_template: str | None = None) -> None:
+    """Make sure that requests to ``engine`` are guarded, before the first one.
+
+    Says so in the log where the operator has switched the guard off.
+
+    Args:
+        engine: The server's engine client.
+        chat_template: The server's own, None for the tokenizer's.
 
     Raises:
         SettingError: they would not be.
@@ -45,13 +67,17 @@ async def check_at_work(engine: Any) -> None:
         return
     config = getattr(engine, "vllm_config", None)
     if config is None or GuardSettings.parse(config.additional_config) is None:
-        raise SettingError("SafeSwitch's middleware is in use, but --additional-config has no 'safeswitch' entry")
+        raise SettingError(
+            "SafeSwitch's middleware is in use, but --additional-config has no 'safeswitch' entry"
+        )
     try:
-        await FrontEnd(engine, engine.generate).start()
+        await front_of(engine, chat_template).start()
     except SettingError:
         raise
     except Exception as error:  # a worker without our extension does not know the call
-        raise SettingError("SafeSwitch is not at work in this engine's workers; see design/vllm.md for its flags") from error
+        raise SettingError(
+            "SafeSwitch is not at work in this engine's workers; see design/vllm.md for its flags"
+        ) from error
 
 
 class Door:

@@ -95,6 +95,7 @@ class Task:
             those of an ended reply).
         fed: Reply tokens at the end of the prompt.
         text: The conversation's plain text, for readers of text.
+        constrained: Whether the client's sampling bends the run (``sampling.py``).
     """
 
     id: str
@@ -102,9 +103,10 @@ class Task:
     mode: str
     fed: int = 0
     text: str = ""
+    constrained: bool = False
 
     def to_args(self) -> dict[str, Any]:
-        return {"id": self.id, "bundle": self.bundle, "mode": self.mode, "fed": self.fed, "text": self.text}
+        return asdict(self)
 
     @classmethod
     def of(cls, extra_args: Mapping[str, Any] | None) -> Task | None:

@@ -1,0 +1,273 @@
+"""One choice of one request in a guarded vLLM engine, from its submission to its decision.
+
+::
+
+    client's run ──first token is another──► clear of stage 1, shown as it comes
+      │ first token is the reserved one          │ ended before the gate has spoken ──► judged
+      ├─ constrained, or no stage 2 ─────┐       │ later token is the reserved one       │
+      └─ else: pilot run (ours)          │       ▼                                       │
+           │ goes on: cleared            └──► refusal (ours) ◄───────── fires ───────────┘
+           └ reserved token: fires ───────────►
+
+Rolled back means: the worker has put the reserved stop token in place of a reply token, the tokens
+so far are dropped unseen, and the same prompt is submitted again, brought back by the prefix cache.
+Nothing undecided is ever yielded. ``sampling.py`` says what a run *of ours* takes from the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from safeswitch.core.errors import SettingError
+from safeswitch.core.types import Decision
+from safeswitch.engines.vllm.settings import KEY, Task
+
+Outputs = AsyncGenerator[RequestOutput, None]
+Submit = Callable[[Any, SamplingParams], Outputs]
+"""The engine's unguarded ``generate`` for one request: prompt and sampling in, outputs out."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the front end must know of one bundle to hold a reply back.
+
+    Args:
+        id: The switch's fingerprint.
+        pilot: Reply tokens that stage 2 reads.
+        staged: Whether there is a stage 2.
+        asks_first: Whether there is a stage 1.
+        acts: Whether the bundle has a refusal head.
+        text: Whether a reader needs the request's text.
+        watch_every: Reply tokens between two readings of the watch; None without one.
+        watch_until: Reply tokens after which the watch reads no more.
+    """
+
+    id: str
+    pilot: int
+    staged: bool
+    asks_first: bool
+    acts: bool
+    text: bool
+    watch_every: int | None = None
+    watch_until: int | None = None
+
+    def decided(self, count: int, pending: bool) -> int:
+        """Of ``count`` tokens that have come, how many may be shown.
+
+        The worker reads a token when it is fed, so readings have been made up to ``count - 1``.
+        """
+        if pending and count <= self.pilot:
+            return 0
+        over = self.watch_until is not None and count > self.watch_until
+        if self.watch_every is None or over:
+            return count
+        return count - (count % self.watch_every or self.watch_every)
+
+    def owes(self, count: int, pending: bool) -> bool:
+        """Whether a reply that has ended after ``count`` tokens must be read once more."""
+        watched = self.watch_every is not None
+        if watched and self.watch_until is not None:
+            watched = count <= self.watch_until
+        return count > 0 and (pending or watched)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the runs of one choice are sampled with.
+
+    Args:
+        client: Everything that the client asked for.
+        guarded: What pilot, judge and refusal take of it.
+        bent_by: Names of the parameters that bend the client's run; empty where none does.
+    """
+
+    client: SamplingParams
+    guarded: SamplingParams
+    bent_by: tuple[str, ...]
+
+
+class Choice:
+    """See the module text.
+
+    Args:
+        submit: Sends one run to the engine.
+        prompt: The prompt as vLLM was given it.
+        runs: Sampling of the runs.
+        task: What the worker is told of the request.
+        plan: Of the request's bundle.
+        stop: The reserved token.
+        conclude: Takes the decision on a reply of so many tokens (None: its client has left) from
+            the workers and puts it on record; awaited exactly once, whatever happens.
+        peek: How the request stands in the worker after so many tokens; None where nobody asks.
+    """
+
+    def __init__(
+        self,
+        submit: Submit,
+        prompt: Any,
+        runs: Runs,
+        task: Task,
+        plan: Plan,
+        stop: int,
+        conclude: Callable[[int | None], Awaitable[Decision | None]],
+        peek: Callable[[str, int], Awaitable[Any]] | None,
+    ) -> None:
+        self._submit, self._prompt, self._runs = submit, prompt, runs
+        self._task, self._plan, self._stop = task, plan, stop
+        self._conclude, self._peek = conclude, peek
+        self._enforcing = task.mode == "enforce" and plan.acts
+        self._streaming = runs.client.output_kind == RequestOutputKind.DELTA
+        self._held: list[RequestOutput] = []
+        self._tokens: list[int] = []
+        self._shown = 0
+        self._refusing = False
+        self._fired = False
+        self._ended: int | None = None
+
+    async def outputs(self) -> Outputs:
+        """The choice's outputs, each once it is decided; the last one carries the decision."""
+        if self._enforcing and self._plan.staged and not self._plan.asks_first:
+            self._task = replace(self._task, mode="pilot")
+        try:
+            async with aclosing(self._until_rolled_back()) as reply:
+                async for out in reply:
+                    yield out
+            if not self._fired and self._tokens:
+                self._fired = await self._judged() and self._enforcing
+                self._ended = len(self._tokens)
+            if self._fired:
+                async with aclosing(self._refusal()) as refusal:
+                    async for out in refusal:
+                        yield out
+        finally:
+            decision = await self._conclude(self._ended)
+        self._check(decision)
+        for out in self._held:
+            if out.finished and decision is not None:
+                out.safeswitch = decision
+            # a refusal that came whole, before anybody had asked how the request stands
+            refuses = self._enforcing and decision is not None and decision.fired
+            yield marked(out, refuses)
+
+    async def _until_rolled_back(self) -> Outputs:
+        """The client's run, or the pilot run; ends with the reply, or with ``_fired``."""
+        while True:
+            pilot, back = self._task.mode == "pilot", None
+            sampling = self._runs.guarded if pilot else self._runs.client
+            async with aclosing(self._run(sampling, self._task, stops=self._enforcing)) as outputs:
+                async for out in outputs:
+                    if self._enforcing and self._is_rolled_back(out):
+                        back = self._next_mode(out)
+                        break
+                    self._held.append(out)
+                    self._tokens += out.outputs[0].token_ids
+                    async for decided in self._decided(out, pilot):
+                        yield decided
+            if back != "pilot":
+                self._fired = back == "refuse"
+                return
+            self._task = replace(self._task, mode="pilot")
+
+    async def _decided(self, out: RequestOutput, pending: bool) -> Outputs:
+        """Outputs of a stream that may go now."""
+        if out.finished or not self._streaming:
+            return
+        if not self._enforcing:
+            yield self._held.pop()
+            return
+        if self._peek is not None:
+            standing = await self._peek(self._task.id, len(self._tokens))
+            self._refusing, self._peek = standing == "refusing", None
+        may_go = self._plan.decided(len(self._tokens), pending)
+        while self._held and self._shown + len(self._held[0].outputs[0].token_ids) <= may_go:
+            self._shown += len(self._held[0].outputs[0].token_ids)
+            yield marked(self._held.pop(0), self._refusing)
+
+    def _is_rolled_back(self, out: RequestOutput) -> bool:
+        new = out.outputs[0]
+        return self._stop in new.token_ids or new.stop_reason == self._stop
+
+    def _next_mode(self, out: RequestOutput) -> Literal["pilot", "refuse"]:
+        """The mode in which a request that is rolled back is submitted again."""
+        first = not self._tokens and next(iter(out.outputs[0].token_ids), self._stop) == self._stop
+        waits = first and self._plan.staged and self._task.mode == "enforce"
+        # stage 2 reads how the model would begin by itself, which says nothing of a reply that
+        # the client's constraints then force: for those stage 1 speaks alone
+        return "pilot" if waits and not self._runs.bent_by else "refuse"
+
+    async def _judged(self) -> bool:
+        """Whether a reply that ended before the gate had spoken fires when it is read again."""
+        waits = self._plan.staged and (self._task.mode == "pilot" or not self._enforcing)
+        pending = waits and len(self._tokens) <= self._plan.pilot
+        if not self._plan.owes(len(self._tokens), pending):
+            return False
+        last = self._held[-1]
+        if last.prompt_token_ids is None:
+            return True
+        salt = self._prompt.get("cache_salt") if isinstance(self._prompt, dict) else None
+        whole = tokens_input([*last.prompt_token_ids, *self._tokens], cache_salt=salt)
+        once = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        task = replace(self._task, mode="judge", fed=len(self._tokens))
+        answer: list[int] = []
+        async with aclosing(self._run(once, task, stops=True, prompt=whole)) as outputs:
+            async for out in outputs:
+                answer += out.outputs[0].token_ids
+        return self._stop in answer
+
+    async def _refusal(self) -> Outputs:
+        """The refusal, from the prompt's end; its last output is held for the decision."""
+        self._held = []
+        begun = self._shown > 0 and self._streaming
+        task = replace(self._task, mode="refuse")
+        async with aclosing(self._run(self._runs.guarded, task)) as outputs:
+            async for out in outputs:
+                if begun:
+                    out.outputs[0].text, begun = "\n\n" + out.outputs[0].text, False
+                if out.finished:
+                    self._held.append(out)
+                else:
+                    yield marked(out, True)
+
+    def _run(
+        self, params: SamplingParams, task: Task, stops: bool = False, prompt: Any = None
+    ) -> Outputs:
+        """Submit one run; with ``stops`` it ends at the reserved token."""
+        own = params.clone()
+        own.extra_args = {**(params.extra_args or {}), KEY: task.to_args()}
+        if stops:
+            own.stop_token_ids = [*(own.stop_token_ids or []), self._stop]
+        return self._submit(self._prompt if prompt is None else prompt, own)
+
+    def _check(self, decision: Decision | None) -> None:
+        """Withhold a reply whose decision is missing, or says other than what was done.
+
+        Raises:
+            SettingError: in both cases.
+        """
+        if decision is None and self._tokens:
+            raise SettingError(
+                "SafeSwitch: the engine has no verdict on this request; its reply is withheld"
+            )
+        late = decision is not None and decision.fired and decision.token_index > 0
+        if self._enforcing and not self._fired and late:
+            raise SettingError(
+                "SafeSwitch: the gate has fired on this reply after it had ended; it is withheld"
+            )
+
+
+def marked(out: RequestOutput, refusing: bool) -> RequestOutput:
+    """``out``, with a word on whether it is part of a refusal."""
+    out.refusing = refusing
+    return out
