@@ -94,6 +94,9 @@ class Task:
             that has ended, whose ``fed`` tokens follow the prompt); ``record`` and ``record-end`` (keep states for fitting;
             those of an ended reply).
         fed: Reply tokens at the end of the prompt.
+        constrained: Whether the client's constraints (a grammar, biases, penalties, ...) bend the request's logits. A reply
+            under them is not the model's own, so that stage 2 has nothing to read, and a refusal would be bent too: under
+            ``enforce`` such a request must be cleared by stage 1, or else is taken back to be refused without them.
         text: The conversation's plain text, for readers of text.
     """
 
@@ -102,9 +105,10 @@ class Task:
     mode: str
     fed: int = 0
     text: str = ""
+    constrained: bool = False
 
     def to_args(self) -> dict[str, Any]:
-        return {"id": self.id, "bundle": self.bundle, "mode": self.mode, "fed": self.fed, "text": self.text}
+        return asdict(self)
 
     @classmethod
     def of(cls, extra_args: Mapping[str, Any] | None) -> Task | None:
