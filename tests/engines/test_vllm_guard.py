@@ -126,7 +126,7 @@ def test_readings_past_the_end_of_a_reply_do_not_count() -> None:
         step(g, row, 0, [1, 0, 0, 0])
         for fed in range(1, 6):
             step(g, row, fed, [0, 0, fed == 4, 0])
-        assert row.state.decision.fired
+        assert row.session.decision.fired
         assert g.standing({key: end}) == {key: "pending" if end < 2 else "clear"}
         assert step(g, g.add(task("judge", key=key, fed=end)), 0, [0, 0, 0, 0]) == ([], [])
         decision = g.take({key: end})[key]
@@ -150,7 +150,7 @@ def test_a_row_that_is_far_ahead_of_its_front_end_forgets_its_oldest_readings() 
     row = g.add(task())
     for fed in range(500):
         step(g, row, fed, [0, 0, fed == 499, 0])
-    assert row.before(1).decision.token_index == 434
+    assert row.before(1).session.decision.token_index == 434
     assert len(row._known) == 66
     assert g.take({"r": 3})["r"].token_index == 434
 

@@ -1,18 +1,28 @@
-"""The switch at work on one batch: reads states, asks the gate, changes the logits of the rows that have fired.
+"""The switch at work on one batch in lockstep: states go to the gate, fired rows get other logits.
 
-Everything happens inside one forward hook on the LM head, so that whatever a model does to its raw logits afterwards
-(soft caps, scaling) is done alike to both heads, and rows that have not fired are never touched. When stage 2 fires after
-k pilot tokens, the row's logits are computed from the state kept from its prompt's end: the refusal starts in the same
-forward pass, with no second prefill.
+    prompt ── stage 1 ──┬── fired ──────── the second head, from the first token on
+                        ├── pending ────── writes pilot tokens ── stage 2 ──┬── rolled back
+                        │                                                   └── cleared
+                        └── cleared ────── writes its reply ── the watch ───┬── rolled back
+                                                                            └── ended
 
-Letters: b rows, d hidden size, V vocabulary, t reply tokens fed. Knows nothing of caches, masks or sampling.
+A row that is rolled back goes on from its prompt's end with the second head, in the same batch;
+where that cannot be done exactly it stops, and the caller runs it again. What was decided is kept
+by :mod:`safeswitch.switch.session`; the masks here say the same, for whole-batch arithmetic.
+
+Everything happens inside one forward hook on the LM head, so that whatever a model does to its raw
+logits afterwards (soft caps, scaling) is done alike to both heads, and rows that have not fired are
+never touched. When stage 2 fires after k pilot tokens, the row's logits are computed from the state
+kept from its prompt's end: the refusal starts in the same forward pass, with no second prefill.
+
+Letters: b rows, d hidden size, V vocabulary, t reply tokens fed. Knows nothing of caches, masks or
+sampling.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,29 +32,41 @@ from torch import Tensor, nn
 from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ModelError
-from safeswitch.core.types import Decision, ReadPoint
+from safeswitch.core.types import ReadPoint
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thread
-from safeswitch.switch.actuators import Actuator, HeadActuator, Steering
-from safeswitch.switch.gate import Gate, Verdict
+from safeswitch.switch.actuators import Actuator, HeadActuator
+from safeswitch.switch.gate import Gate
+from safeswitch.switch.session import Session, at_pilot, at_prompt, at_watch
 
 
 class Rows:
-    """State of the gate for each of b rows.
+    """The gate at work on b rows.
 
     Args:
         lm: The model.
         gate: What decides.
-        actuator: What is done to rows that fire; any but a head is left to the caller, who finds the rows by the
-            ``actuator`` of their decision.
+        actuator: What is done to rows that fire; any but a head is left to the caller, who finds
+            the rows by the ``actuator`` of their decision.
         lengths: Prompt tokens of each row.
         texts: Plain text of each request, for readers of text.
-        in_place: Whether a row that fires late may be taken back inside this batch; else it only stops here.
+        in_place: Whether a row that fires late may be rolled back inside this batch; else it only
+            stops here.
         apart: What stage 1 reads in a pass of its own, already read.
         threads: Follow the thinking of each row, where stage 2 waits for its end.
 
+    Attributes:
+        sessions: What is decided on each row.
+        fired: ``[b]`` bool, of the sessions.
+        pending: ``[b]`` bool, of the sessions.
+        fed: Reply tokens fed so far; set by the loop.
+        valid: ``[b]`` bool: rows whose newest token is their own, not padding; set by the loop.
+        alive: ``[b]`` bool: rows that go on after it; set by the loop.
+        turned: Rows to be rolled back after the newest forward pass.
+
     Raises:
-        ModelError: the gate reads the top layer of a model whose head is given something that cannot be worked back to it.
+        ModelError: the gate reads the top layer of a model whose head is given something that
+            cannot be worked back to it.
     """
 
     def __init__(
@@ -59,51 +81,57 @@ class Rows:
         apart: Mapping[ReadPoint, Tensor] | None = None,
         threads: Sequence[Thread] = (),
     ) -> None:
-        self.gate, self.actuator = gate, actuator
-        self.head = actuator if isinstance(actuator, HeadActuator) else None
+        self.gate = gate
+        self.actuator = actuator
+        self.head = actuator.head
         self.in_place = in_place and self.head is not None
-        self._apart = apart or {}
-        self._threads = tuple(threads)
-        self.lengths, self.texts = lengths, tuple(texts)
-        n = len(lengths)
-        self.fired = torch.zeros(n, dtype=torch.bool)
-        self._relieved = torch.zeros(n, dtype=torch.bool)
-        self._began = torch.zeros(n, dtype=torch.long)
-        self._share = torch.ones(n)
-        self.pending = torch.zeros(n, dtype=torch.bool)
-        self.decisions = [Decision(False, "none", thresholds=gate.thresholds(), rule=gate.rule) for _ in range(n)]
+        self.lengths = lengths
+        self.texts = tuple(texts)
+        self.sessions = [Session.begin(gate, actuator)] * len(lengths)
+        self.fired = torch.zeros(len(lengths), dtype=torch.bool)
+        self.pending = torch.zeros(len(lengths), dtype=torch.bool)
         self.fed = 0
-        self.valid = torch.ones(n, dtype=torch.bool)
-        self.alive = torch.ones(n, dtype=torch.bool)
-        self.turned: Tensor = torch.zeros(0, dtype=torch.long)
-        self._lm = lm
-        self._top = lm.num_layers
-        self._scale = self._head_scale()
-        self._stage1 = torch.zeros(n)
+        self.valid = torch.ones(len(lengths), dtype=torch.bool)
+        self.alive = torch.ones(len(lengths), dtype=torch.bool)
+        self.turned = torch.zeros(0, dtype=torch.long)
+        self._fraction = torch.ones(len(lengths))
+        self._began = torch.zeros(len(lengths), dtype=torch.long)
+        """Reply tokens that had been fed when each row fired."""
+        self._read = torch.zeros(len(lengths), dtype=torch.long)
+        """Reply tokens after which the states in ``_last`` were read."""
         self._last: dict[int, Tensor] = {}
-        self._read = torch.zeros(n, dtype=torch.long)
         self._pilot: dict[ReadPoint, Tensor] = {}
         self._prompt: Activations | None = None
         self._prompt_head_input: Tensor | None = None
+        self._apart = apart or {}
+        self._threads = tuple(threads)
+        self._lm = lm
+        self._top = lm.num_layers
+        self._scale = self._head_scale()
         self._handle: Any = None
-        inner = [layer for layer in gate.running_layers if layer != self._top]
-        self._windows: dict[int, int] = {}
-        for point in gate.prompt_points:
-            if point.position.kind == "window":
-                width = point.position.index or max(lengths)
-                self._windows[point.layer] = max(width, self._windows.get(point.layer, 0))
-        layers = sorted({*inner, *([self._top] if self._top in self._windows else [])})
-        keep = {layer: partial(self._keep, layer) for layer in layers}
-        self._reader = Reader(lm, layers, keep) if layers else None
+        self._windows = _windows(gate, lengths)
+        self._reader = self._make_reader()
 
     def _head_scale(self) -> float:
+        """What the model multiplies the top layer's state by; 1 where that is not read."""
         scale = self._lm.traits.head_scale if self._top in self.gate.running_layers else 1.0
         if scale is None:
             raise ModelError(
-                f"layer {self._top} (-1) of {self._lm.model_id} cannot be read while it replies: between the final norm and "
-                f"the LM head the model does more than scale; use layers 0..{self._top - 1}"
+                f"layer {self._top} (-1) of {self._lm.model_id} cannot be read while it replies: "
+                "between the final norm and the LM head the model does more than scale; use layers "
+                f"0..{self._top - 1}"
             )
         return scale
+
+    def _make_reader(self) -> Reader | None:
+        """What brings the layers' states; the top one's is the head's input, but for a window."""
+        layers = {layer for layer in self.gate.running_layers if layer != self._top}
+        if self._top in self._windows:
+            layers.add(self._top)
+        if not layers:
+            return None
+        keep = {layer: partial(self._keep, layer) for layer in sorted(layers)}
+        return Reader(self._lm, sorted(layers), keep)
 
     def __enter__(self) -> Rows:
         if self._reader is not None:
@@ -131,20 +159,30 @@ class Rows:
 
     @property
     def waiting(self) -> Tensor:
-        """``[b]`` bool: rows on whose newest token the gate will speak, if only because the row has ended there."""
+        """``[b]`` bool: rows on whose newest token the gate speaks, or would if they ended now."""
         return self.pending | self._watched
 
     @property
     def owing(self) -> bool:
-        """Whether a finished row still waits for a verdict, so that the loop must feed one more token."""
+        """Whether a finished row waits for a decision, for which one more token must be fed."""
         return bool((self.waiting & ~self.alive).any())
 
     @property
-    def _watched(self) -> Tensor:
-        """``[b]`` bool: rows whose newest token the watch may judge."""
+    def unread(self) -> int:
+        """Newest tokens of a running row on which the watch has yet to speak."""
         if not self._watching:
-            return torch.zeros_like(self.fired)
-        return ~self.fired & (~self.pending | self.gate.answers) & self.valid
+            return 0
+        return self.fed % self.gate.watch_every or self.gate.watch_every
+
+    def see(self, tokens: Tensor) -> None:
+        """Be told of the tokens ``[b]`` just chosen, before they are fed, to follow thinking."""
+        if not self._threads:
+            return
+        following = (self.pending & self.alive).nonzero().flatten().tolist()
+        if following:
+            chosen = tokens.tolist()
+            for row in following:
+                self._threads[row].take(chosen[row])
 
     @property
     def _watching(self) -> bool:
@@ -152,74 +190,74 @@ class Rows:
         return self.gate.watch is not None and (until is None or self.fed <= until)
 
     @property
-    def unread(self) -> int:
-        """Newest tokens of a running row on which the watch has yet to speak."""
-        return (self.fed % self.gate.watch_every or self.gate.watch_every) if self._watching else 0
+    def _watched(self) -> Tensor:
+        """``[b]`` bool: rows whose newest token the watch may judge.
 
-    def see(self, tokens: Tensor) -> None:
-        """Be told of the tokens ``[b]`` just chosen, before they are fed, where rows wait for the end of their thinking."""
-        following = (self.pending & self.alive).nonzero().flatten().tolist() if self._threads else []
-        if following:
-            chosen = tokens.tolist()
-            for row in following:
-                self._threads[row].take(chosen[row])
+        A pending row is not watched, since stage 2 speaks first; where that waits for the end of
+        thinking, the watch reads the thinking.
+        """
+        if not self._watching:
+            return torch.zeros_like(self.fired)
+        return ~self.fired & (~self.pending | self.gate.answers) & self.valid
 
     @property
     def _answers(self) -> Tensor:
         """``[b]``: reply tokens in front of each row's answer, infinite while it has not begun."""
         if not self.gate.answers:
             return torch.zeros(len(self.lengths))
-        return torch.tensor([float("inf") if t.answer is None else float(t.answer) for t in self._threads])
+        starts = [float("inf") if t.answer is None else float(t.answer) for t in self._threads]
+        return torch.tensor(starts)
 
     @property
     def _due(self) -> Tensor:
-        """``[b]`` bool: rows on which stage 2 is to speak now."""
+        """``[b]`` bool: rows on which stage 2 is to speak now.
+
+        A row that ends before its pilot tokens have all come is padded, and its last own state
+        stands in for those that are missing; one that ends while it thinks is not waited for.
+        """
         over = self.gate.answers & ~self.alive
         return self.pending & (over | (self.fed >= self._answers + self.gate.pilot))
 
     def _keep(self, layer: int, hidden: Tensor) -> Tensor:
-        """What is kept of one layer's output ``[b, t, d]``: its prompt window, or its last token ``[b, 1, d]``."""
+        """What is kept of a layer's output ``[b, t, d]``: a prompt's window, or the last token."""
         if self.fed == 0 and layer in self._windows:
             return hidden[:, -self._windows[layer] :]
         return hidden[:, -1:]
 
     def _on_head(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """The hook: judge the newest token, then change the logits of the rows that have fired."""
         self.turned = self.turned[:0]
-        if self.fed > 0 and self._idle:
+        pending = bool(self.pending.any())
+        if self.fed > 0 and not (pending or self._watching or bool(self.fired.any())):
             self._close_reader()
             return None
         hidden, logits = args[0][:, -1], output[:, -1]
-        before = self.fired.clone()
+        before = self.fired
         if self.fed == 0:
             self._judge_prompt(hidden)
-        elif self._listening:
+        elif pending or bool(self._watched.any()):
             self._judge_reply(hidden)
         self._act(head, hidden, logits, before)
         if not self._watching and not bool(self.pending.any()):
             self._close_reader()
         return output
 
-    @property
-    def _idle(self) -> bool:
-        return not (self._watching or bool(self.fired.any()) or bool(self.pending.any()))
-
-    @property
-    def _listening(self) -> bool:
-        return bool(self.pending.any()) or bool(self._watched.any())
-
     def _act(self, head: nn.Module, hidden: Tensor, logits: Tensor, before: Tensor) -> None:
-        """Write the second head's logits into the rows that have fired."""
-        new = (self.fired & ~before).nonzero().flatten()
+        """Give rows that have fired the second head's logits; ``before`` ``[b]``: fired earlier."""
         if not self.acts:
             return
+        new = (self.fired & ~before).nonzero().flatten()
         if self.fed > 0:
             self.turned = new
         elif self.head is None:
-            self.turned = (self.fired | self._relieved).nonzero().flatten()
+            relieved = torch.tensor([session.relieved for session in self.sessions])
+            self.turned = (self.fired | relieved).nonzero().flatten()
         if self.head is None or not bool(self.fired.any()):
             return
         self._began[new] = self.fed
         if self.fed > 0 and len(new) and self.in_place:
+            # A rolled-back row speaks from its prompt's end: its newest state belongs to the reply
+            # that is thrown away.
             assert self._prompt_head_input is not None
             kept = self._prompt_head_input[new.to(hidden.device)]
             logits[new.to(logits.device)] = self._other(self.head, head.forward(kept), kept, new)
@@ -229,13 +267,14 @@ class Rows:
         rows = acting.nonzero().flatten()
         if len(rows):
             there = rows.to(logits.device)
-            logits[there] = self._other(self.head, logits[there], hidden[rows.to(hidden.device)], rows)
+            here = hidden[rows.to(hidden.device)]
+            logits[there] = self._other(self.head, logits[there], here, rows)
 
     def _other(self, head: HeadActuator, logits: Tensor, hidden: Tensor, rows: Tensor) -> Tensor:
-        """The second head's logits ``[n, V]`` of ``rows`` ``[n]``, each with its share."""
+        """The second head's logits ``[n, V]`` of ``rows`` ``[n]``, each in its own fraction."""
         found = head.apply(logits, hidden)
-        share = self._share[rows].to(found.device, found.dtype)[:, None]
-        return found if bool((share == 1.0).all()) else torch.lerp(logits, found, share)
+        fraction = self._fraction[rows].to(found.device, found.dtype)[:, None]
+        return found if bool((fraction == 1.0).all()) else torch.lerp(logits, found, fraction)
 
     def _state(self, layer: int, hidden: Tensor) -> Tensor:
         """The newest token's state at ``layer``, ``[b, d]``."""
@@ -245,7 +284,22 @@ class Rows:
         return self._reader.states[layer][:, -1]
 
     def _judge_prompt(self, hidden: Tensor) -> None:
-        start = time.perf_counter()
+        """Ask stage 1; keep what later stages and a roll-back need of the prompt's end."""
+        started = time.perf_counter()
+        self._prompt = self._prompt_acts(hidden)
+        found = at_prompt(self.sessions, self._prompt, started)
+        self._take(range(len(found)), found)
+        pending = bool(self.pending.any())
+        if pending or self.gate.watch is not None:
+            self._prompt_head_input = hidden.clone()
+        if pending:
+            self._last = {layer: self._state(layer, hidden).clone() for layer in self._reply_layers}
+        self._take_pilot()
+        if bool(self._due.any()):
+            self._judge_pilot()
+
+    def _prompt_acts(self, hidden: Tensor) -> Activations:
+        """What stages 1 and 2 read of the prompt."""
         states: dict[ReadPoint, Tensor] = {}
         masks: dict[ReadPoint, Tensor] = {}
         for point in self.gate.prompt_points:
@@ -254,30 +308,19 @@ class Rows:
             elif point.position.kind == "prompt_end":
                 states[point] = self._state(point.layer, hidden)
             else:
-                states[point], masks[point] = self._window(point, hidden)
-        self._prompt = Activations(states, masks, self.texts)
-        self._record("stage1", self.gate.at_prompt(self._prompt), torch.ones_like(self.fired), start)
-        if bool(self.pending.any()) or self.gate.watch is not None:
-            self._prompt_head_input = hidden.clone()
-        if bool(self.pending.any()):
-            self._last = {layer: self._state(layer, hidden).clone() for layer in self._reply_layers}
-        self._take_pilot()
-        if bool(self._due.any()):
-            self._judge_pilot()
+                states[point], masks[point] = self._window(point)
+        return Activations(states, masks, self.texts)
 
     @property
     def _reply_layers(self) -> set[int]:
         watched = self.gate.watch.prober.points if self.gate.watch is not None else ()
         return {point.layer for point in (*self.gate.pilot_points, *watched)}
 
-    def _relieve(self, verdict: Verdict) -> None:
-        """Mark the rows that a two-sided steering leads the other way."""
-        steering = self.actuator
-        if isinstance(steering, Steering) and steering.relief and self.gate.stage1 is not None:
-            self._relieved = ~verdict.fired & ~verdict.pending & (verdict.scores < steering.relief_below)
+    def _window(self, point: ReadPoint) -> tuple[Tensor, Tensor]:
+        """States ``[b, w, d]`` of the last w prompt tokens and their mask ``[b, w]``.
 
-    def _window(self, point: ReadPoint, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """States ``[b, w, d]`` of the last w prompt tokens, zero where a row is shorter, and their mask ``[b, w]``."""
+        Zero where a row is shorter: what stands there is padding, and may not even be finite.
+        """
         assert self._reader is not None
         taken = self._reader.states[point.layer][:, -point.position.index :]
         width = taken.shape[1]
@@ -286,7 +329,7 @@ class Rows:
         return torch.where(mask[..., None], taken, taken.new_zeros(())), mask
 
     def _judge_reply(self, hidden: Tensor) -> None:
-        """After ``fed`` reply tokens: keep pilot states; ask stage 2 when it is due, and the watch."""
+        """After ``fed`` reply tokens: keep pilot states; ask stage 2 and the watch where due."""
         ended = torch.zeros_like(self.pending)
         if bool(self.pending.any()):
             self._keep_newest(hidden)
@@ -299,68 +342,79 @@ class Rows:
             self._judge_watched(hidden, ended & ~self.fired)
 
     def _keep_newest(self, hidden: Tensor) -> None:
-        """Keep the states of the newest token of every row, where a row has ended those of its last."""
+        """Keep the newest token's states of every row; of one that has ended, those of its last."""
         valid = self.valid.to(hidden.device)[:, None]
         for layer, kept in self._last.items():
             self._last[layer] = torch.where(valid.to(kept.device), self._state(layer, hidden), kept)
         self._read[self.valid] = self.fed
 
+    def _take_pilot(self) -> None:
+        """Take the newest states for the pilot points that have not been passed yet."""
+        if not self._last:
+            return
+        for point in self.gate.pilot_points:
+            newest = self._last[point.layer]
+            if self.fed == 0:
+                self._pilot[point] = newest.clone()
+                continue
+            running = (self.fed <= self._answers + point.position.index).to(newest.device)[:, None]
+            self._pilot[point] = torch.where(running, newest, self._pilot[point])
+
+    def _judge_pilot(self) -> None:
+        """Ask stage 2 about the rows that are due."""
+        assert self._prompt is not None
+        started = time.perf_counter()
+        states = {**self._prompt.states, **self._pilot}
+        rows = self._due.nonzero().flatten()
+        acts = Activations(states, self._prompt.masks, self.texts).select(rows)
+        places = rows.tolist()
+        sessions = [self.sessions[row] for row in places]
+        self._take(places, at_pilot(sessions, acts, self._counts(places), started))
+
     def _judge_watched(self, hidden: Tensor, ended: Tensor) -> None:
-        """Ask the watch about rows that are due, and about those that stage 2 has just cleared and that had ``ended``."""
+        """Ask the watch about rows that are due.
+
+        ``ended`` ``[b]``: rows that had ended and that stage 2 has just cleared. Their last own
+        token is still to be watched, and its states are those that were kept.
+        """
         assert self.gate.watch is not None
-        start = time.perf_counter()
+        started = time.perf_counter()
         watched = self._watched
         if self.fed % self.gate.watch_every:
             watched = watched & ~self.alive
         if self.gate.watch_until is not None:
             ended = ended & (self._read <= self.gate.watch_until)
-        watched = watched | ended
-        if not bool(watched.any()):
+        rows = (watched | ended).nonzero().flatten()
+        if not len(rows):
             return
         kept = bool(ended.any())
-        points = self.gate.watch.prober.points
-        states = {p: self._last[p.layer] if kept else self._state(p.layer, hidden) for p in points}
-        verdict = self.gate.at_watch(Activations(states, {}, self.texts).select(watched.nonzero().flatten()))
-        self._record("watch", verdict, watched, start)
+        states = {}
+        for point in self.gate.watch.prober.points:
+            states[point] = self._last[point.layer] if kept else self._state(point.layer, hidden)
+        acts = Activations(states, {}, self.texts).select(rows)
+        places = rows.tolist()
+        sessions = [self.sessions[row] for row in places]
+        self._take(places, at_watch(sessions, acts, self._counts(places), started))
 
-    def _take_pilot(self) -> None:
-        for point in self.gate.pilot_points if self._last else ():
-            newest = self._last[point.layer]
-            running = (self.fed <= self._answers + point.position.index).to(newest.device)[:, None]
-            self._pilot[point] = torch.where(running, newest, self._pilot[point]) if self.fed else newest.clone()
+    def _counts(self, rows: Sequence[int]) -> list[int]:
+        """Reply tokens at each row's reading: those fed, or, once it is padded, its own last."""
+        valid, read = self.valid.tolist(), self._read.tolist()
+        return [self.fed if valid[row] else read[row] for row in rows]
 
-    def _judge_pilot(self) -> None:
-        assert self._prompt is not None
-        start = time.perf_counter()
-        everything = Activations({**self._prompt.states, **self._pilot}, self._prompt.masks, self.texts)
-        due = self._due
-        rows = due.nonzero().flatten()
-        verdict = self.gate.at_pilot(everything.select(rows), self._stage1[rows])
-        self._record("stage2", verdict, due, start)
-
-    def _record(self, stage: str, verdict: Verdict, judged: Tensor, start: float) -> None:
-        """Write a verdict on the ``judged`` rows into flags and decisions."""
-        rows = judged.nonzero().flatten()
-        self.fired[rows] = verdict.fired
-        self.pending[rows] = verdict.pending if stage != "watch" else self.pending[rows] & ~verdict.fired
-        if stage == "stage1":
-            self._stage1 = verdict.scores
-            self._relieve(verdict)
-        asked = not self.gate.always and not (stage == "stage1" and self.gate.stage1 is None)
-        part = self.head.share(verdict.scores) if self.head is not None and asked else None
-        if part is not None:
-            self._share[rows] = torch.where(verdict.fired, part, self._share[rows])
-        share = (time.perf_counter() - start) / max(1, len(rows))
-        for place, row in enumerate(rows.tolist()):
-            old, error = self.decisions[row], verdict.errors[place]
-            fired = bool(verdict.fired[place])
-            fed = self.fed if bool(self.valid[row]) else int(self._read[row])
-            name = "error" if error else "always" if self.gate.always else stage if asked else "none"
-            scores = {**old.scores, stage: float(verdict.scores[place])} if asked and not error else dict(old.scores)
-            self.decisions[row] = replace(
-                old, fired=fired, stage=name if asked or self.gate.always else old.stage, scores=scores,
-                token_index=fed, actuator=self.actuator.kind if fired or bool(self._relieved[row]) else "none",
-                latency_s=old.latency_s + share, error=error or old.error,
-            )
+    def _take(self, rows: Sequence[int], sessions: Sequence[Session]) -> None:
+        """Take over the sessions of ``rows`` after a reading, and make the masks say the same."""
+        for row, session in zip(rows, sessions, strict=True):
+            self.sessions[row] = session
+        self.fired = torch.tensor([session.decision.fired for session in self.sessions])
+        self.pending = torch.tensor([session.pending for session in self.sessions])
+        self._fraction = torch.tensor([session.fraction for session in self.sessions])
 
 
+def _windows(gate: Gate, lengths: Sequence[int]) -> dict[int, int]:
+    """Prompt tokens to be kept by layer, where the gate reads windows."""
+    widest: dict[int, int] = {}
+    for point in gate.prompt_points:
+        if point.position.kind == "window":
+            width = point.position.index or max(lengths)
+            widest[point.layer] = max(width, widest.get(point.layer, 0))
+    return widest

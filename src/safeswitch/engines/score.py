@@ -19,8 +19,7 @@ from safeswitch.core.types import Message, Prompt, Tokens, as_messages
 from safeswitch.engines.steer import acting
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Actuator, BodyActuator, Canned, HeadActuator, NoAction, PromptActuator, Steering
-from safeswitch.switch.heads import EarlyHead, SoftHead
+from safeswitch.switch.actuators import Actuator, HeadActuator, NoAction
 from safeswitch.switch.switch import Switch
 
 _Given = tuple[Message, ...] | Tokens
@@ -62,14 +61,15 @@ def log_likelihoods(
 
 
 def _edited(prompt: _Given, actuator: Actuator) -> _Given:
-    if isinstance(actuator, PromptActuator) and isinstance(prompt, Tokens):
+    if not isinstance(prompt, Tokens):
+        return actuator.edit(prompt)
+    if actuator.place == "prompt":
         raise SettingError("likelihoods: an action that edits the conversation cannot act on a prompt given as tokens")
-    return actuator.edit(prompt) if isinstance(actuator, PromptActuator) and not isinstance(prompt, Tokens) else prompt
+    return prompt
 
 
 def _check(actuator: Actuator) -> None:
-    partly = isinstance(actuator, Canned | EarlyHead | SoftHead)
-    if partly or (isinstance(actuator, Steering) and (actuator.where != "all" or actuator.relief)):
+    if not actuator.uniform:
         raise SettingError(f"likelihoods: this switch's action, {actuator.kind}, does not act alike on every token and request")
 
 
@@ -126,12 +126,11 @@ def _likelihood(logits: Tensor, tail: Sequence[int]) -> Likelihood:
 @contextmanager
 def _acting(lm: LanguageModel, actuator: Actuator, rows: int) -> Iterator[None]:
     """An actuator in force on every row while the block of code runs; prompt edits have been made before."""
-    around: AbstractContextManager[object] = nullcontext()
-    if isinstance(actuator, BodyActuator):
-        around = acting(lm, actuator, [actuator.strength] * rows)
-    elif isinstance(actuator, HeadActuator):
-        around = _second_head(lm, actuator.to(lm.head_device, lm.head_dtype))
-    with around:
+    head = actuator.head
+    second: AbstractContextManager[object] = nullcontext()
+    if head is not None:
+        second = _second_head(lm, head.to(lm.head_device, lm.head_dtype))
+    with second, acting(lm, actuator, [actuator.strength_on(True, None)] * rows):
         yield
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -36,21 +37,36 @@ def acting(lm: LanguageModel, actuator: Actuator, strengths: Sequence[float]) ->
         ModelError: weights that cannot be written to.
     """
     with ExitStack() as stack:
-        if isinstance(actuator, Steering):
-            for layer, vector in zip(actuator.layers, actuator.vectors, strict=True):
-                block = _block(lm, layer, vector)
-                change = _each_row(_push(vector, reply_only=actuator.where == "reply"), strengths)
-                stack.callback(block.register_forward_hook(_adder(change)).remove)
-        elif isinstance(actuator, Adapter):
-            modules = dict(lm.model.named_modules())
-            for name, (down, up) in actuator.factors.items():
-                if name not in modules:
-                    raise SettingError(f"Adapter: the model has no module {name!r}")
-                change = _each_row(_grow(down, up), strengths)
-                stack.callback(modules[name].register_forward_hook(_adder(change)).remove)
-        elif isinstance(actuator, Weights):
-            stack.enter_context(changed(lm, actuator))
+        _enter(actuator, lm, strengths, stack)
         yield
+
+
+@singledispatch
+def _enter(actuator: Actuator, lm: LanguageModel, strengths: Sequence[float], stack: ExitStack) -> None:
+    """Put one action in force until ``stack`` is closed; those for which nothing is registered act elsewhere."""
+
+
+@_enter.register
+def _steer(actuator: Steering, lm: LanguageModel, strengths: Sequence[float], stack: ExitStack) -> None:
+    for layer, vector in zip(actuator.layers, actuator.vectors, strict=True):
+        block = _block(lm, layer, vector)
+        change = _each_row(_push(vector, reply_only=actuator.where == "reply"), strengths)
+        stack.callback(block.register_forward_hook(_adder(change)).remove)
+
+
+@_enter.register
+def _adapt(actuator: Adapter, lm: LanguageModel, strengths: Sequence[float], stack: ExitStack) -> None:
+    modules = dict(lm.model.named_modules())
+    for name, (down, up) in actuator.factors.items():
+        if name not in modules:
+            raise SettingError(f"Adapter: the model has no module {name!r}")
+        change = _each_row(_grow(down, up), strengths)
+        stack.callback(modules[name].register_forward_hook(_adder(change)).remove)
+
+
+@_enter.register
+def _change(actuator: Weights, lm: LanguageModel, strengths: Sequence[float], stack: ExitStack) -> None:
+    stack.enter_context(changed(lm, actuator))
 
 
 def _block(lm: LanguageModel, layer: int, vector: Tensor) -> nn.Module:

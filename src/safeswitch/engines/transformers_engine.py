@@ -34,8 +34,9 @@ from safeswitch.models.batching import length_batches, mixes
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thread
 from safeswitch.models.vision import Encoded, Vision
-from safeswitch.switch.actuators import Actuator, BodyActuator, Canned, HeadActuator, NoAction, PromptActuator, Steering
+from safeswitch.switch.actuators import Actuator, HeadActuator, NoAction
 from safeswitch.switch.gate import Gate
+from safeswitch.switch.session import Session
 from safeswitch.switch.switch import Switch
 
 
@@ -229,7 +230,7 @@ class TransformersEngine(Engine):
         )
         rows = [one.ids for one in encoded]
         _check_apart(switch.gate, encoded)
-        if isinstance(switch.actuator, PromptActuator):
+        if switch.actuator.place == "prompt":
             if any(isinstance(p, Tokens) for p in prompts):
                 kind = type(switch.actuator).__name__
                 raise SettingError(f"generate: {kind} edits conversations; a prompt given as tokens is none")
@@ -246,7 +247,7 @@ class TransformersEngine(Engine):
             return requests
         bare = [r.messages[:-1] for r in begun]
         encoded = self.lm.inputs(bare, room=[r.limit for r in begun])
-        found = judge_begun(self.lm, switch.gate, bare, encoded, switch.actuator.kind)
+        found = judge_begun(self.lm, switch.gate, switch.actuator, bare, encoded)
         told = list(requests)
         for request, messages, one, decision in zip(begun, bare, encoded, found, strict=True):
             if decision is not None and switch.actuator.place == "none":
@@ -259,7 +260,7 @@ class TransformersEngine(Engine):
         return told
 
     def _edited(
-        self, actuator: PromptActuator, conversations: Sequence[tuple[Message, ...]], limits: Sequence[int]
+        self, actuator: Actuator, conversations: Sequence[tuple[Message, ...]], limits: Sequence[int]
     ) -> tuple[list[tuple[Message, ...]], list[Encoded]]:
         """The conversations as the prompt action makes them, as they are and encoded.
 
@@ -310,21 +311,23 @@ class TransformersEngine(Engine):
         if switch.gate.late is None:
             return decisions
         bodies = [[t for t in r.token_ids if t not in options.end_ids] for r in replies]
-        texts, kind = [prompt_text(r.messages) for r in batch], switch.actuator.kind
-        return judge_late(self.lm, switch.gate, [r.ids for r in batch], bodies, texts, decisions, kind)
+        sessions = [Session(switch.gate, switch.actuator, decision) for decision in decisions]
+        texts = [prompt_text(r.messages) for r in batch]
+        found = judge_late(self.lm, sessions, [r.ids for r in batch], bodies, texts)
+        return [session.decision for session in found]
 
     def _run_acted(
         self, batch: list[Request], switch: Switch, options: Options, followed: Followed
     ) -> list[Reply]:
         """Run requests from their prompt with the actuator in force from the first token."""
         actuator = switch.actuator
-        if isinstance(actuator, Canned):
-            return [self._canned(request, actuator, followed) for request in batch]
-        if isinstance(actuator, PromptActuator):
+        if actuator.fixed_reply is not None:
+            return [self._fixed(request, actuator.fixed_reply, followed) for request in batch]
+        if actuator.place == "prompt":
             edited, rows = self._edited(actuator, [r.messages for r in batch], [r.limit for r in batch])
             told = zip(batch, edited, rows, strict=True)
             batch = [replace(r, messages=m, ids=one.ids, vision=one.vision) for r, m, one in told]
-        inner = Switch(Gate(always=True), actuator) if isinstance(actuator, HeadActuator) else Switch(Gate(), NoAction())
+        inner = Switch(Gate(), NoAction()) if actuator.head is None else Switch(Gate(always=True), actuator)
         done: dict[int, Reply] = {}
         for part in self._batches(batch, options.max_new_tokens):
             with acting(self.lm, actuator, [_strength(r, actuator) for r in part]):
@@ -332,12 +335,12 @@ class TransformersEngine(Engine):
             done |= {request.index: reply for request, reply in zip(part, replies, strict=True)}
         return [done[r.index] for r in batch]
 
-    def _canned(self, request: Request, actuator: Canned, followed: Followed) -> Reply:
+    def _fixed(self, request: Request, reply_text: str, followed: Followed) -> Reply:
         """The fixed reply, cut where it is too long."""
         assert request.decision is not None
-        whole = list(self.lm.tokenizer(actuator.text, add_special_tokens=False)["input_ids"])
+        whole = list(self.lm.tokenizer(reply_text, add_special_tokens=False)["input_ids"])
         tokens = whole[: request.limit]
-        text = actuator.text if tokens == whole else str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
+        text = reply_text if tokens == whole else str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
         reason: Literal["stop", "length"] = "stop" if tokens == whole else "length"
         reply = Reply(text, tuple(tokens), reason, request.decision, len(request.ids), request.discarded)
         if followed:
@@ -369,16 +372,17 @@ class TransformersEngine(Engine):
 
     def _placed(self, actuator: Actuator) -> Actuator:
         """The actuator with its head where the model's head is; kept for the next call."""
-        if not isinstance(actuator, HeadActuator):
+        head = actuator.head
+        if head is None:
             return actuator
         if actuator not in self._heads:
-            head = actuator.widened(self.lm.vocab_size) if self.allow_other_model else actuator
-            self._heads[actuator] = head.to(self.lm.head_device, self.lm.head_dtype)
+            wide = head.widened(self.lm.vocab_size) if self.allow_other_model else head
+            self._heads[actuator] = wide.to(self.lm.head_device, self.lm.head_dtype)
         return self._heads[actuator]
 
     def _decode(self, batch: Sequence[Request], rows: Rows, options: Options, followed: Followed) -> list[Reply]:
         def made(i: int, tokens: list[int]) -> Reply:
-            return self._reply(batch[i], tokens, rows.decisions[i], options, int(loop.generated[i]))
+            return self._reply(batch[i], tokens, rows.sessions[i].decision, options, int(loop.generated[i]))
 
         prompts = [r.ids for r in batch]
         (ids, mask), vision = self.lm.pad(prompts), self.lm.collate([r.vision for r in batch], prompts)
@@ -423,7 +427,7 @@ def _strengths(given: float | Sequence[float] | None, count: int, actuator: Actu
     """
     if given is None:
         return [None] * count
-    if not (isinstance(actuator, BodyActuator) and actuator.per_row):
+    if not actuator.per_row:
         raise SettingError(f"generate: strength is for switches that steer; this one's action is {actuator.kind}")
     if isinstance(given, int | float):
         return [float(given)] * count
@@ -434,10 +438,8 @@ def _strengths(given: float | Sequence[float] | None, count: int, actuator: Actu
 
 def _strength(request: Request, actuator: Actuator) -> float:
     """The strength in force on one request."""
-    if isinstance(actuator, Steering) and request.decision is not None and not request.decision.fired:
-        return actuator.relief
-    own = actuator.strength if isinstance(actuator, BodyActuator) else 1.0
-    return own if request.strength is None else request.strength
+    fired = request.decision is None or request.decision.fired
+    return actuator.strength_on(fired, request.strength)
 
 
 def _check_apart(gate: Gate, encoded: Sequence[Encoded]) -> None:

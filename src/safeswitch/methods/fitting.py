@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,6 +28,7 @@ from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
 
+A = TypeVar("A", bound=Actuator)
 REFUSAL = "I'm sorry, but I can't help with that."
 _FITTED: WeakKeyDictionary[Generating, dict[tuple[Any, ...], Switch]] = WeakKeyDictionary()
 
@@ -132,9 +133,9 @@ class Trial:
 
 
 def best(
-    engine: Generating, gate: Gate, candidates: Sequence[Actuator], data: Data, complied: Complied, settings: FitSettings,
+    engine: Generating, gate: Gate, candidates: Sequence[A], data: Data, complied: Complied, settings: FitSettings,
     requests: int = 64,
-) -> Actuator:
+) -> A:
     """The candidate with the lowest cost under ``gate``, the first among equals; a single one is not tried."""
     if len(candidates) == 1:
         return candidates[0]

@@ -30,8 +30,8 @@ class _OfFittedHead(Method):
     """A method that takes SafeSwitch's fitted head."""
 
     def head(self, engine: Generating, data: Data) -> HeadActuator:
-        found = fitted_switch(engine, data, self.settings, self.complied).actuator
-        assert isinstance(found, HeadActuator)
+        found = fitted_switch(engine, data, self.settings, self.complied).actuator.head
+        assert found is not None
         return found
 
 

@@ -31,7 +31,7 @@ from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import best, fitted_switch
 from safeswitch.methods.masks import check_alike, importance, merged, patched, retained, top_mask
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Actuator, FullHead, LowRankHead
+from safeswitch.switch.actuators import Actuator
 from safeswitch.switch.body import Weights
 from safeswitch.switch.fit_data import Generating, refusal_pairs
 from safeswitch.switch.gate import Gate
@@ -98,12 +98,11 @@ def head_weight(lm: LanguageModel) -> tuple[Tensor, Tensor]:
     return weight.T.contiguous(), bias
 
 
-def head_difference(head: Actuator, weight: Tensor) -> Tensor:
-    """A fitted head's difference to the base head, ``[V, d]``."""
-    if isinstance(head, LowRankHead):
-        return head.beta * (head.up @ head.down)
-    assert isinstance(head, FullHead)
-    return head.beta * (head.weight - weight)
+def head_difference(fitted: Actuator, weight: Tensor) -> Tensor:
+    """A fitted head's difference to the base head's ``weight``, both ``[V, d]``."""
+    head = fitted.head
+    assert head is not None
+    return head.difference(weight)
 
 
 @torch.no_grad()

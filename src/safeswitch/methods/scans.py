@@ -27,7 +27,7 @@ from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import best_run, inner_layers, mean_difference, refusal_alignment
 from safeswitch.methods.fitting import best, calibrated, end_states, labels, prompt_acts, surely_safe
 from safeswitch.probers.apart import AppendingProber, TransitionProber
-from safeswitch.switch.actuators import Actuator, Steering
+from safeswitch.switch.actuators import Steering
 from safeswitch.switch.fit_data import Generating
 from safeswitch.switch.gate import Gate
 
@@ -61,7 +61,7 @@ class Scans(Method):
         prober.fit(prompt_acts(lm, anchors, prober), labels(anchors))
         return calibrated(engine, prober, data, self.settings)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Steering:
         """The best strength, both ways."""
         (layers, vectors), below = self._vectors(engine, data), self._below(engine, data, gate)
         lengths = vectors.norm(dim=1)
@@ -108,8 +108,6 @@ class OneSidedScans(Scans):
 
     name: ClassVar[str] = "one_sided_scans"
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: Generating, data: Data, gate: Gate) -> Steering:
         """The same strength and layers without relief."""
-        found = super().action(engine, data, gate)
-        assert isinstance(found, Steering)
-        return replace(found, relief=0.0)
+        return replace(super().action(engine, data, gate), relief=0.0)

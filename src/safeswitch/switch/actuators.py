@@ -9,7 +9,6 @@ Letters: n rows, d hidden size, V vocabulary, r rank. Knows nothing of gates or 
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
@@ -26,11 +25,59 @@ ACTUATORS: Registry[type[Actuator]] = Registry("actuator")
 
 
 @dataclass(frozen=True, eq=False)
-class Actuator(ABC):
-    """Base of all actions; ``kind`` names the class in files and decisions."""
+class Actuator:
+    """Base of all actions; says what each needs of an engine, so that no engine has to know them all.
+
+    Attributes:
+        kind: Names the class in files and decisions.
+        place: Where it acts.
+        not_in_vllm: Why vLLM cannot run it, as the rest of a sentence; None where it can.
+        per_row: Whether requests of one batch may each have a strength of their own.
+    """
 
     kind: ClassVar[str]
     place: ClassVar[Place]
+    not_in_vllm: ClassVar[str | None] = "does not run in vLLM (only refusal heads do)"
+    per_row: ClassVar[bool] = False
+
+    @property
+    def head(self) -> HeadActuator | None:
+        """The action itself where it is a second head, else None."""
+        return None
+
+    @property
+    def fixed_reply(self) -> str | None:
+        """The text that stands in for the model's reply, None where the model replies."""
+        return None
+
+    @property
+    def uniform(self) -> bool:
+        """Whether it acts alike on every token of every request on which the gate fired, and on no other request."""
+        return True
+
+    def edit(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The conversation as the model shall read it: as it is, but for actions whose ``place`` is the prompt."""
+        return messages
+
+    def share(self, scores: Tensor) -> Tensor | None:
+        """How much of it is in force on rows that fired at ``scores`` ``[n]``: ``[n]`` in [0, 1], None for all of it."""
+        return None
+
+    def relieves(self, scores: Tensor) -> Tensor | None:
+        """Which rows, cleared at stage-1 ``scores`` ``[n]``, it acts on the other way: ``[n]`` bool, None for none."""
+        return None
+
+    def strength_on(self, fired: bool, given: float | None) -> float:
+        """The strength in force on a request that has ``fired`` or not, for which ``given`` was asked (None: nothing)."""
+        return 1.0 if given is None else given
+
+    def check(self, hidden_size: int, vocab_size: int) -> None:
+        """Raise :class:`SettingError` unless it fits a model of that width and vocabulary."""
+
+    def widened(self, vocab_size: int) -> Self:
+        """The action for a model to whose vocabulary an adaptation has added tokens, whose logits it leaves alone; the same
+        one where it cannot be told."""
+        return self
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Plain-JSON config and tensors from which :func:`actuator_from_state` rebuilds the actuator."""
@@ -65,6 +112,7 @@ class NoAction(Actuator):
 
     kind: ClassVar[str] = "none"
     place: ClassVar[Place] = "none"
+    not_in_vllm: ClassVar[str | None] = None
 
 
 @ACTUATORS.add("canned")
@@ -80,6 +128,14 @@ class Canned(Actuator):
         if not self.text.strip():
             raise SettingError("Canned: text is empty")
 
+    @property
+    def fixed_reply(self) -> str:
+        return self.text
+
+    @property
+    def uniform(self) -> bool:
+        return False
+
 
 class HeadActuator(Actuator):
     """A second LM head for the rows on which the gate fired.
@@ -89,30 +145,35 @@ class HeadActuator(Actuator):
     """
 
     place: ClassVar[Place] = "logits"
+    not_in_vllm: ClassVar[str | None] = None
     reach: int | None = None
+
+    @property
+    def head(self) -> HeadActuator:
+        return self
 
     def apply(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """New raw logits ``[n, V]`` from the base head's raw ``logits`` ``[n, V]`` and its input ``hidden`` ``[n, d]``."""
         raise NotImplementedError
 
-    def share(self, scores: Tensor) -> Tensor | None:
-        """How much of the head is in force on rows that fired at ``scores`` ``[n]``: ``[n]`` in [0, 1], None for all of it."""
+    def addition(self, hidden: Tensor) -> Tensor | None:
+        """What :meth:`apply` adds to raw logits ``[n, V]``, where that does not depend on them; None where it does, or where
+        it is not told."""
         return None
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """Its matrix minus the base head's ``weight`` ``[V, d]``, of the same shape.
+
+        Raises:
+            SettingError: it is no matrix.
+        """
+        raise SettingError(f"{self.kind}: this head is not a matrix, so it has no difference to the base head's")
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same head with its tensors on ``device`` in ``dtype``, as ``apply`` wants them."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {n: t.to(device=device, dtype=dtype) for n, t in own.items() if isinstance(t, Tensor)}
         return replace(self, **moved)
-
-    def widened(self, vocab_size: int) -> Self:
-        """The head for a model to whose vocabulary an adaptation has added tokens, whose logits it leaves alone; the same
-        head where it cannot be told."""
-        return self
-
-    def check(self, hidden_size: int, vocab_size: int) -> None:
-        """Raise :class:`SettingError` unless the head fits a model of that width and vocabulary."""
-        raise NotImplementedError
 
 
 @ACTUATORS.add("low_rank_head")
@@ -143,7 +204,13 @@ class LowRankHead(HeadActuator):
         return int(self.down.shape[0])
 
     def apply(self, logits: Tensor, hidden: Tensor) -> Tensor:
-        return logits + self.beta * ((hidden @ self.down.T) @ self.up.T)
+        return logits + self.addition(hidden)
+
+    def addition(self, hidden: Tensor) -> Tensor:
+        return self.beta * ((hidden @ self.down.T) @ self.up.T)
+
+    def difference(self, weight: Tensor) -> Tensor:
+        return self.beta * (self.up @ self.down)
 
     def widened(self, vocab_size: int) -> Self:
         more = vocab_size - self.up.shape[0]
@@ -180,6 +247,9 @@ class FullHead(HeadActuator):
         refusal = hidden @ self.weight.T + self.bias
         return refusal if self.beta == 1.0 else torch.lerp(logits, refusal, self.beta)
 
+    def difference(self, weight: Tensor) -> Tensor:
+        return self.beta * (self.weight - weight)
+
     def check(self, hidden_size: int, vocab_size: int) -> None:
         _check_width("FullHead", self.weight.shape[1], self.weight.shape[0], hidden_size, vocab_size)
 
@@ -188,10 +258,6 @@ class PromptActuator(Actuator):
     """An edit of the request, which is then read anew."""
 
     place: ClassVar[Place] = "prompt"
-
-    def edit(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The conversation as the model shall read it."""
-        raise NotImplementedError
 
 
 @ACTUATORS.add("system_prompt")
@@ -217,13 +283,15 @@ class BodyActuator(Actuator):
     """States or weights inside the model are moved while it reads the prompt anew and replies.
 
     Attributes:
-        per_row: Whether requests of one batch may each have a strength of their own.
-        strength: The strength of those that are given none.
+        strength: The strength on requests that are given none.
     """
 
     place: ClassVar[Place] = "body"
     per_row: ClassVar[bool] = True
     strength: float
+
+    def strength_on(self, fired: bool, given: float | None) -> float:
+        return self.strength if given is None else given
 
 
 @ACTUATORS.add("steering")
@@ -258,6 +326,16 @@ class Steering(BodyActuator):
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
         if self.vectors.ndim != 2 or len(self.layers) != self.vectors.shape[0]:
             raise SettingError(f"Steering: {len(self.layers)} layers but vectors of shape {tuple(self.vectors.shape)}")
+
+    @property
+    def uniform(self) -> bool:
+        return self.where == "all" and not self.relief
+
+    def relieves(self, scores: Tensor) -> Tensor | None:
+        return scores < self.relief_below if self.relief else None
+
+    def strength_on(self, fired: bool, given: float | None) -> float:
+        return super().strength_on(fired, given) if fired else self.relief
 
 
 def _check_width(owner: str, d: int, vocab: int, hidden_size: int, vocab_size: int) -> None:

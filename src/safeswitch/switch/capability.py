@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from safeswitch.switch.actuators import HeadActuator, NoAction
-from safeswitch.switch.heads import EarlyHead, SoftHead
 from safeswitch.switch.switch import Switch
 
 EngineName = Literal["transformers", "vllm"]
@@ -15,13 +13,8 @@ ENGINES: tuple[EngineName, ...] = ("transformers", "vllm")
 def vllm_refusal(switch: Switch) -> str | None:
     """Why vLLM cannot run ``switch``; None where it can."""
     gate, actuator = switch.gate, switch.actuator
-    if not isinstance(actuator, HeadActuator | NoAction):
-        return f"its action, {actuator.kind}, does not run in vLLM (only refusal heads do); use --engine transformers"
-    if isinstance(actuator, EarlyHead | SoftHead):
-        return (
-            f"its action, {actuator.kind}, needs the reply's token number or the request's score, which vLLM's logits "
-            "processor is not given; use --engine transformers"
-        )
+    if actuator.not_in_vllm is not None:
+        return f"its action, {actuator.kind}, {actuator.not_in_vllm}; use --engine transformers"
     if gate.late is not None or gate.apart_points:
         return "its gate reads after appended tokens, in a pass of its own, which vLLM does not run; use --engine transformers"
     if gate.answers:

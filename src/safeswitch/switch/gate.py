@@ -170,24 +170,24 @@ class Gate:
         """What stage 1 reads after appended tokens, in a pass of its own."""
         return tuple(p for p in self.prompt_points if p.position.kind in APART)
 
-    def at_prompt(self, acts: Activations) -> Verdict:
+    def at_prompt(self, acts: Activations) -> Reading:
         """Judge n requests at the prompt's end; ``pending`` rows need stage 2."""
         n = len(acts)
         if self.always:
-            return Verdict(torch.zeros(n), torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool), (None,) * n)
+            return Reading(torch.zeros(n), torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool), (None,) * n)
         if self.stage1 is None:
             pending = torch.full((n,), self.stage2 is not None)
-            return Verdict(torch.zeros(n), torch.zeros(n, dtype=torch.bool), pending, (None,) * n)
+            return Reading(torch.zeros(n), torch.zeros(n, dtype=torch.bool), pending, (None,) * n)
         scores, errors = _score(self.stage1, acts)
         bar = self.product_threshold if self.rule == "product" else self.stage1.threshold
         passed = self._passed(scores, bar)
         if self.stage2 is None:
-            return Verdict(scores, passed, torch.zeros_like(passed), errors)
+            return Reading(scores, passed, torch.zeros_like(passed), errors)
         failed = torch.tensor([e is not None for e in errors])
         closed = failed & (self.fail == "closed")
-        return Verdict(scores, closed, passed & ~closed, errors)
+        return Reading(scores, closed, passed & ~closed, errors)
 
-    def at_pilot(self, acts: Activations, stage1_scores: Tensor) -> Verdict:
+    def at_pilot(self, acts: Activations, stage1_scores: Tensor) -> Reading:
         """Judge pending requests once their pilot tokens have been fed."""
         assert self.stage2 is not None
         scores, errors = _score(self.stage2, acts)
@@ -195,22 +195,22 @@ class Gate:
             fired = self._passed(scores * stage1_scores, self.product_threshold)
         else:
             fired = self._passed(scores, self.stage2.threshold)
-        return Verdict(scores, fired, torch.zeros_like(fired), errors)
+        return Reading(scores, fired, torch.zeros_like(fired), errors)
 
-    def at_watch(self, acts: Activations) -> Verdict:
+    def at_watch(self, acts: Activations) -> Reading:
         """Judge running replies."""
         assert self.watch is not None
         return self._judge(self.watch, acts)
 
-    def at_late(self, acts: Activations) -> Verdict:
+    def at_late(self, acts: Activations) -> Reading:
         """Judge replies so far, read after appended tokens."""
         assert self.late is not None
         return self._judge(self.late, acts)
 
-    def _judge(self, stage: Stage, acts: Activations) -> Verdict:
+    def _judge(self, stage: Stage, acts: Activations) -> Reading:
         scores, errors = _score(stage, acts)
         fired = self._passed(scores, stage.threshold)
-        return Verdict(scores, fired, torch.zeros_like(fired), errors)
+        return Reading(scores, fired, torch.zeros_like(fired), errors)
 
     def thresholds(self) -> dict[str, float]:
         """Threshold in force by stage name."""
@@ -241,7 +241,7 @@ class Gate:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Reading:
     """What one reading of n requests said.
 
     Args:

@@ -15,6 +15,8 @@ from torch import Tensor
 from safeswitch.core.errors import SettingError, check_range
 from safeswitch.switch.actuators import ACTUATORS, HeadActuator, actuator_from_state
 
+_NOT_TOLD = "needs the reply's token number or the request's score, which vLLM's logits processor is not given"
+
 
 @ACTUATORS.add("sparse_head")
 @dataclass(frozen=True, eq=False)
@@ -66,9 +68,13 @@ class SparseHead(HeadActuator):
 
 @dataclass(frozen=True, eq=False)
 class _Around(HeadActuator):
-    """A head around another one."""
+    """A head around another one, in force on some requests or tokens more than on others."""
 
     inner: HeadActuator
+
+    @property
+    def uniform(self) -> bool:
+        return False
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config, tensors = self.inner.state()
@@ -104,6 +110,7 @@ class SoftHead(_Around):
     low: float = 0.0
     high: float = 1.0
     kind: ClassVar[str] = "soft_head"
+    not_in_vllm: ClassVar[str | None] = _NOT_TOLD
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.low < self.high <= 1.0:
@@ -132,6 +139,7 @@ class EarlyHead(_Around):
     alpha: float = 3.0
     common: int = 5
     kind: ClassVar[str] = "early_head"
+    not_in_vllm: ClassVar[str | None] = _NOT_TOLD
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.common < 1 or not self.alpha >= 0:

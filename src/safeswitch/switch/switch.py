@@ -25,7 +25,7 @@ from safeswitch.core.types import Example
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import prober_from_state
 from safeswitch.switch import body, heads, prompts  # noqa: F401  (registers their actions)
-from safeswitch.switch.actuators import Actuator, HeadActuator, actuator_from_state
+from safeswitch.switch.actuators import Actuator, actuator_from_state
 from safeswitch.switch.card import model_card
 from safeswitch.switch.fit import Say, does_not_refuse, fit
 from safeswitch.switch.fit_data import Complied, Generating
@@ -98,9 +98,8 @@ class Switch:
                 f"is {lm.model_id} (fingerprint {lm.fingerprint}); fit a switch on that model, or pass "
                 "allow_other_model=True if you know that the weights are equivalent"
             )
-        if isinstance(self.actuator, HeadActuator):
-            head = self.actuator.widened(lm.vocab_size) if allow_other_model else self.actuator
-            head.check(lm.hidden_size, lm.vocab_size)
+        actuator = self.actuator.widened(lm.vocab_size) if allow_other_model else self.actuator
+        actuator.check(lm.hidden_size, lm.vocab_size)
         for layer in self.gate.layers:
             lm.layer(layer)
 

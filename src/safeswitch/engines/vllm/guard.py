@@ -1,9 +1,25 @@
-"""The gate at work on requests that come and go: one row of state per request, judged in whatever batch it sits.
+"""The gate at work on requests that come and go: one row per request, in whatever batch it sits.
 
-Follows :mod:`safeswitch.engines.rows` reading for reading, so that both engines decide alike; here every row has its own
-count of reply tokens, and a reading may have to be done again: a chunk of a prompt, or a request that was preempted, shows
-the same count twice, and the last reading of a count is the one that holds. A reply that the front end ends (a stop string) has
-been read past its end by then, so what was known at every count is kept for a while. Knows nothing of vLLM.
+A request's life in the worker, by the mode in which the front end sends it:
+
+    enforce ── stage 1 ──┬── fired ───── the refusal head, from the first token on
+                         ├── pending ─── rolled back, comes again as ``pilot``
+                         └── cleared ─── its reply ── the watch ──┬── rolled back
+                                                                  └── ended
+    pilot ──── stage 1 ──┴── pending ─── pilot tokens ── stage 2 ─┬── rolled back
+                                                                  └── cleared, as above
+    judge ──── a reply that has ended: its last reading ──────────┴── rolled back
+    refuse ─── the refusal head, from the first token on; comes of every other roll-back
+
+To be rolled back, a row is put on the list of those to be stopped; the front end then sends it
+again. A constrained row is not given the refusal head in its own run, where the client's
+constraints would bend the refusal: whatever stage 1 does not clear is rolled back and refused.
+
+What was decided is kept by :mod:`safeswitch.switch.session`, as for the other engine. Here every
+row has its own count of reply tokens, and a reading may have to be done again: a chunk of a prompt,
+or a request that was preempted, shows the same count twice, and the last reading of a count is the
+one that holds. A reply that the front end ends (a stop string) has been read past its end by then,
+so what was known at every count is kept for a while. Knows nothing of vLLM.
 
 Letters: n rows of a step, d hidden size.
 """
@@ -14,7 +30,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,24 +39,16 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import check_choice
 from safeswitch.core.types import Decision, ReadPoint
 from safeswitch.engines.vllm.settings import Task
-from safeswitch.switch.actuators import HeadActuator
-from safeswitch.switch.gate import Gate, Verdict
+from safeswitch.switch.actuators import Actuator, HeadActuator, NoAction
+from safeswitch.switch.gate import Gate
+from safeswitch.switch.session import Session, at_pilot, at_prompt, at_watch
 
 Standing = Literal["pending", "refusing", "clear"]
+Read = Callable[[int], Tensor]
+"""States ``[n, d]`` of the whole batch at a layer."""
 _KEPT = 8192
 _LAG = 64
-"""Tokens by which the workers may be ahead of the front end with nothing known of a row forgotten."""
-
-
-@dataclass(frozen=True)
-class State:
-    """What is known of one request; replaced, never changed."""
-
-    decision: Decision
-    pending: bool = False
-    stage1: float = 0.0
-    prompt: Mapping[ReadPoint, Tensor] = field(default_factory=dict)
-    pilot: Mapping[ReadPoint, Tensor] = field(default_factory=dict)
+"""Tokens by which the workers may be ahead of the front end without anything being forgotten."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,35 +62,90 @@ class Tenant:
     """Fingerprint of the switch."""
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of one request: its session, and the states that stage 2 is still to read."""
+
+    session: Session
+    prompt: Mapping[ReadPoint, Tensor] = field(default_factory=dict)
+    pilot: Mapping[ReadPoint, Tensor] = field(default_factory=dict)
+
+
 class Row:
-    """One request in the worker."""
+    """One request in the worker.
+
+    Attributes:
+        task: What is to be done with it now; replaced when the front end sends it again.
+        tenant: Its bundle, as it was when the request came first.
+        live: Whether it is in the batch.
+    """
 
     def __init__(self, task: Task, tenant: Tenant) -> None:
         self.task, self.tenant = task, tenant
         self.live = False
-        self._known = [(-1, State(_undecided(tenant.gate)))]
+        action: Actuator = NoAction()
+        if tenant.head is not None and task.mode != "observe":
+            action = tenant.head
+        self._known = [(-1, Known(Session.begin(tenant.gate, action)))]
 
     @property
-    def state(self) -> State:
+    def known(self) -> Known:
         """What is known now."""
         return self._known[-1][1]
 
-    def before(self, fed: int) -> State:
-        """What was known before the reading at ``fed`` reply tokens; of the first kept reading where that is forgotten."""
-        return next((state for at, state in reversed(self._known) if at < fed), self._known[0][1])
+    @property
+    def session(self) -> Session:
+        """What is decided now."""
+        return self.known.session
+
+    @property
+    def bent(self) -> bool:
+        """Whether this run's logits are bent by constraints that no refusal may come under."""
+        enforced = self.task.mode == "enforce" and self.tenant.head is not None
+        return enforced and self.task.constrained
+
+    def before(self, fed: int) -> Known:
+        """What was known before the reading at ``fed`` reply tokens.
+
+        Where that is forgotten, what the first reading that is still kept has said.
+        """
+        for at, known in reversed(self._known):
+            if at < fed:
+                return known
+        return self._known[0][1]
 
     def enter(self, fed: int) -> None:
-        """Begin a reading at ``fed`` reply tokens: what readings there and further on have said is undone."""
+        """Begin a reading at ``fed`` reply tokens: readings there and further on are undone.
+
+        They were of a prompt that was not whole yet, or of tokens that are being computed anew.
+        """
         while len(self._known) > 1 and self._known[-1][0] >= fed:
             self._known.pop()
 
-    def know(self, fed: int, state: State) -> None:
+    def know(self, fed: int, known: Known) -> None:
         """Put on record what the reading at ``fed`` reply tokens has said."""
         if self._known[-1][0] >= fed:
             self._known.pop()
-        self._known.append((fed, state))
+        self._known.append((fed, known))
         while len(self._known) > 1 and self._known[1][0] < fed - _LAG:
             self._known.pop(0)
+
+
+class Due(NamedTuple):
+    """A row in a sampling step: its place in the batch, and its count of reply tokens."""
+
+    place: int
+    row: Row
+    fed: int
+
+    @property
+    def session(self) -> Session:
+        return self.row.session
+
+    @property
+    def ended(self) -> bool:
+        """Whether its reply has ended, so that no further token will be read."""
+        return self.row.task.mode == "judge"
 
 
 class Guard:
@@ -120,13 +183,21 @@ class Guard:
         return Task(f"stray-{self._strays}", next(iter(self.tenants)), "enforce")
 
     def standing(self, asked: Mapping[str, int | None]) -> dict[str, Standing]:
-        """How requests stood before the reading at a number of reply tokens (None: the last one): waiting for stage 2 or about
-        to be taken back, refusing since their prompt, or clear; unknown ids are left out."""
-        states = {key: _at(self.rows[key], fed) for key, fed in asked.items() if key in self.rows}
-        return {key: _standing(state) for key, state in states.items()}
+        """How requests stood before the reading at a count of reply tokens (None: the last one).
+
+        Waiting for stage 2 or about to be rolled back, refusing since their prompt, or clear;
+        unknown ids are left out.
+        """
+        found: dict[str, Standing] = {}
+        for key, fed in asked.items():
+            if key in self.rows:
+                found[key] = _standing(self.rows[key], fed)
+        return found
 
     def set_thresholds(self, name: str, thresholds: Mapping[str, float]) -> dict[str, float]:
-        """Put thresholds (``stage1``, ``stage2``, ``watch``, ``product``) in force for requests that come from now on.
+        """Put thresholds (``stage1``, ``stage2``, ``watch``, ``product``) in force from now on.
+
+        Requests that are there already keep those that they began with.
 
         Raises:
             SettingError: an unknown bundle, a stage that it does not have, a value outside [0, 1].
@@ -137,12 +208,19 @@ class Guard:
         return self.tenants[name].gate.thresholds()
 
     def take(self, asked: Mapping[str, int | None]) -> dict[str, Decision]:
-        """Decisions on requests whose replies have ended after a number of tokens (None: left before their end), which are then
-        forgotten; unknown ids are left out."""
-        found = [(key, self.rows.pop(key), ended) for key, ended in asked.items() if key in self.rows]
-        return {key: _at(row, None if ended is None else ended + 1).decision for key, row, ended in found}
+        """Decisions on requests by id, each after the tokens of its reply; they are then forgotten.
 
-    def step(self, rows: Sequence[tuple[int, Row, int]], read: Callable[[int], Tensor]) -> tuple[list[int], list[int]]:
+        A reply is given by its count of tokens: readings past its end do not count. None stands for
+        one that was left before its end, of which everything read counts. Unknown ids are left out.
+        """
+        found = {}
+        for key, ended in asked.items():
+            if key in self.rows:
+                fed = None if ended is None else ended + 1
+                found[key] = _at(self.rows.pop(key), fed).session.decision
+        return found
+
+    def step(self, rows: Sequence[tuple[int, Row, int]], read: Read) -> tuple[list[int], list[int]]:
         """Judge the rows of one sampling step.
 
         Args:
@@ -150,138 +228,169 @@ class Guard:
             read: States ``[n, d]`` of the whole batch at a layer.
 
         Returns:
-            Places whose logits are to come from the refusal head, and places that must be taken back.
+            Places whose logits are to come from the refusal head, and places that must be rolled
+            back; no place is in both.
         """
+        due = [Due(place, row, fed + row.task.fed) for place, row, fed in rows]
+        judged = [one for one in due if one.row.task.mode != "refuse"]
+        for one in judged:
+            one.row.enter(one.fed)
+        # A row keeps the tenant that it began with, and probers score whole batches: so one call
+        # for each tenant.
+        for tenant in dict.fromkeys(one.row.tenant for one in judged):
+            _judge(tenant.gate, [one for one in judged if one.row.tenant is tenant], read)
         switch: list[int] = []
         stop: list[int] = []
-        due = [(i, row, fed + row.task.fed) for i, row, fed in rows]
-        watching = [item for item in due if item[1].task.mode != "refuse"]
-        for _, row, fed in watching:
-            row.enter(fed)
-        for tenant in dict.fromkeys(row.tenant for _, row, _ in watching):
-            mine = [item for item in watching if item[1].tenant is tenant]
-            self._at_prompt(tenant, [item for item in mine if item[2] == 0], read)
-            self._lost([item for item in mine if item[2] > 0])
-            later = [item for item in mine if item[2] > 0 and not item[1].state.decision.fired]
-            self._at_pilot(tenant, [item for item in later if item[1].state.pending], read)
-            self._at_watch(tenant, later, read)
-        for i, row, fed in due:
-            decision, mode = row.state.decision, row.task.mode
-            if row.tenant.head is None or mode == "observe":
-                continue
-            if mode == "refuse" or (mode in ("enforce", "pilot") and decision.fired and decision.token_index == 0):
-                switch.append(i)
-            elif (decision.fired and fed > 0) or (mode == "enforce" and row.state.pending):
-                stop.append(i)
+        for one in due:
+            if _switches(one):
+                switch.append(one.place)
+            elif _stops(one):
+                stop.append(one.place)
         return switch, stop
 
-    def _at_prompt(self, tenant: Tenant, rows: list[tuple[int, Row, int]], read: Callable[[int], Tensor]) -> None:
-        if not rows:
-            return
-        start = time.perf_counter()
-        gate, places = tenant.gate, [i for i, _, _ in rows]
-        states = {p: read(p.layer)[places] for p in gate.prompt_points}
-        acts = Activations(states, {}, tuple(row.task.text for _, row, _ in rows))
-        self._record(gate, "stage1", gate.at_prompt(acts), rows, start)
-        for at, (i, row, _) in enumerate(rows):
-            if row.state.pending:
-                kept = {p: t[at].clone() for p, t in states.items()}
-                first = {p: read(p.layer)[i].clone() for p in gate.pilot_points if p.position.index == 0}
-                row.know(0, replace(row.state, prompt=kept, pilot=first))
-        if gate.pilot == 0:
-            self._judge_pilot(tenant, [item for item in rows if item[1].state.pending])
 
-    def _at_pilot(self, tenant: Tenant, rows: list[tuple[int, Row, int]], read: Callable[[int], Tensor]) -> None:
-        """Keep pilot states of pending rows; judge those whose last one has come, or whose reply has ended."""
-        gate = tenant.gate
-        for i, row, fed in rows:
-            ended = row.task.mode == "judge"
-            new = [p for p in gate.pilot_points if p.position.index == fed or (ended and p.position.index > fed)]
-            row.know(fed, replace(row.state, pilot={**row.state.pilot, **{p: read(p.layer)[i].clone() for p in new}}))
-        self._judge_pilot(tenant, [item for item in rows if item[2] >= gate.pilot or item[1].task.mode == "judge"])
-
-    def _judge_pilot(self, tenant: Tenant, rows: list[tuple[int, Row, int]]) -> None:
-        if not rows:
-            return
-        start = time.perf_counter()
-        known = [{**row.state.prompt, **row.state.pilot} for _, row, _ in rows]
-        whole = [item for item, states in zip(rows, known, strict=True) if set(_points(tenant.gate)) <= set(states)]
-        for item in rows:
-            if item not in whole:
-                _fail(item[1], "stage2", "the states of its first reply tokens are lost", item[2])
-        known = [{**row.state.prompt, **row.state.pilot} for _, row, _ in whole]
-        if not whole:
-            return
-        states = {p: torch.stack([one[p] for one in known]) for p in _points(tenant.gate)}
-        acts = Activations(states, {}, tuple(row.task.text for _, row, _ in whole))
-        first = torch.tensor([row.state.stage1 for _, row, _ in whole])
-        self._record(tenant.gate, "stage2", tenant.gate.at_pilot(acts, first), whole, start)
-
-    def _at_watch(self, tenant: Tenant, rows: list[tuple[int, Row, int]], read: Callable[[int], Tensor]) -> None:
-        gate = tenant.gate
-        if gate.watch is None:
-            return
-        due = [
-            (i, row, fed) for i, row, fed in rows
-            if not row.state.decision.fired and not row.state.pending and (gate.watch_until is None or fed <= gate.watch_until)
-            and (fed % gate.watch_every == 0 or row.task.mode == "judge")
-        ]  # fmt: skip
-        if not due:
-            return
-        start = time.perf_counter()
-        places = [i for i, _, _ in due]
-        states = {p: read(p.layer)[places] for p in gate.watch.prober.points}
-        acts = Activations(states, {}, tuple(row.task.text for _, row, _ in due))
-        self._record(gate, "watch", gate.at_watch(acts), due, start)
-
-    def _lost(self, rows: list[tuple[int, Row, int]]) -> None:
-        """Rows in the middle of a reply of which nothing is known any more: the gate's failure rule decides."""
-        for _, row, fed in rows:
-            decision = row.state.decision
-            if not row.state.pending and decision.stage == "none" and not decision.scores and _asks(row.tenant.gate):
-                _fail(row, "stage1", "the verdict on its prompt is lost", fed)
-
-    def _record(self, gate: Gate, stage: str, verdict: Verdict, rows: list[tuple[int, Row, int]], start: float) -> None:
-        share = (time.perf_counter() - start) / len(rows)
-        asked = not gate.always and not (stage == "stage1" and gate.stage1 is None)
-        for place, (_, row, fed) in enumerate(rows):
-            old, error, score = row.state.decision, verdict.errors[place], float(verdict.scores[place])
-            fired, pending = bool(verdict.fired[place]), bool(verdict.pending[place])
-            name = "error" if error else "always" if gate.always else stage if asked else "none"
-            acts = fired and row.task.mode != "observe" and row.tenant.head is not None
-            decision = replace(
-                old, fired=fired, stage=name, token_index=fed, error=error or old.error, latency_s=old.latency_s + share,
-                scores={**old.scores, stage: score} if asked and not error else dict(old.scores),
-                actuator=row.tenant.head.kind if acts and row.tenant.head is not None else "none",
-            )
-            stage1 = score if stage == "stage1" else row.state.stage1
-            kept = row.state if pending else replace(row.state, prompt={}, pilot={})
-            row.know(fed, replace(kept, decision=decision, pending=pending, stage1=stage1))
+def _switches(one: Due) -> bool:
+    """Whether the row's next token comes from the refusal head."""
+    mode, decision = one.row.task.mode, one.session.decision
+    if one.row.tenant.head is None:
+        return False
+    if mode == "refuse":
+        return True
+    # What fired late is not switched in place: its prompt's end is not in this step.
+    fired = decision.fired and decision.token_index == 0
+    return fired and mode in ("enforce", "pilot") and not one.row.bent
 
 
-def _at(row: Row, fed: int | None) -> State:
-    return row.state if fed is None else row.before(fed)
+def _stops(one: Due) -> bool:
+    """Whether a row that is not switched must be rolled back."""
+    mode, session = one.row.task.mode, one.session
+    if one.row.tenant.head is None or mode == "observe":
+        return False
+    if session.decision.fired and (one.fed > 0 or one.row.bent):
+        return True
+    return mode == "enforce" and session.pending
 
 
-def _standing(state: State) -> Standing:
-    if state.pending or (state.decision.fired and state.decision.token_index > 0):
+def _judge(gate: Gate, rows: list[Due], read: Read) -> None:
+    """Read the rows of one gate: at their prompt's end, or in their reply."""
+    _at_prompt(gate, [one for one in rows if one.fed == 0], read)
+    replying = [one for one in rows if one.fed > 0]
+    for one in replying:
+        _check_known(one)
+    running = [one for one in replying if not one.session.decision.fired]
+    _at_pilot(gate, [one for one in running if one.session.pending], read)
+    # The watch follows stage 2 in the same step: a row that was just cleared is watched at once.
+    watched = [one for one in running if not one.session.decision.fired and not one.session.pending]
+    _at_watch(gate, [one for one in watched if _is_watched(gate, one)], read)
+
+
+def _check_known(one: Due) -> None:
+    """In the middle of a reply with nothing known of it any more: the failure rule decides."""
+    gate, decision = one.row.tenant.gate, one.session.decision
+    asks = gate.always or gate.stage1 is not None or gate.stage2 is not None
+    if asks and not one.session.pending and decision.stage == "none" and not decision.scores:
+        one.row.know(one.fed, Known(one.session.lost("the verdict on its prompt is lost", one.fed)))
+
+
+def _at_prompt(gate: Gate, rows: list[Due], read: Read) -> None:
+    """Ask stage 1; of pending rows, keep what stage 2 will read of the prompt."""
+    if not rows:
+        return
+    started = time.perf_counter()
+    places = [one.place for one in rows]
+    states = {point: read(point.layer)[places] for point in gate.prompt_points}
+    acts = Activations(states, {}, _texts(rows))
+    final = [one.row.bent for one in rows]
+    found = at_prompt([one.session for one in rows], acts, started, final)
+    first = [point for point in gate.pilot_points if point.position.index == 0]
+    for at, (one, session) in enumerate(zip(rows, found, strict=True)):
+        if not session.pending:
+            one.row.know(0, Known(session))
+            continue
+        # Copies: the step's states are overwritten by the next one.
+        prompt = {point: held[at].clone() for point, held in states.items()}
+        pilot = {point: read(point.layer)[one.place].clone() for point in first}
+        one.row.know(0, Known(session, prompt, pilot))
+    if gate.pilot == 0:
+        _judge_pilot(gate, [one for one in rows if one.session.pending])
+
+
+def _at_pilot(gate: Gate, rows: list[Due], read: Read) -> None:
+    """Keep pilot states of pending rows; ask stage 2 about those whose last one has come.
+
+    The last token of a reply that has ended stands in for those that are missing.
+    """
+    for one in rows:
+        pilot = dict(one.row.known.pilot)
+        for point in gate.pilot_points:
+            index = point.position.index
+            if index == one.fed or (one.ended and index > one.fed):
+                pilot[point] = read(point.layer)[one.place].clone()
+        one.row.know(one.fed, replace(one.row.known, pilot=pilot))
+    _judge_pilot(gate, [one for one in rows if one.fed >= gate.pilot or one.ended])
+
+
+def _judge_pilot(gate: Gate, rows: list[Due]) -> None:
+    """Ask stage 2; a row of which a state is missing goes by the failure rule."""
+    if not rows:
+        return
+    started = time.perf_counter()
+    points = gate.stage2.prober.points if gate.stage2 is not None else ()
+    whole: list[Due] = []
+    kept: list[dict[ReadPoint, Tensor]] = []
+    for one in rows:
+        states = {**one.row.known.prompt, **one.row.known.pilot}
+        if set(points) <= set(states):
+            whole.append(one)
+            kept.append(states)
+        else:
+            why = "the states of its first reply tokens are lost"
+            one.row.know(one.fed, Known(one.session.lost(why, one.fed)))
+    if not whole:
+        return
+    stacked = {point: torch.stack([states[point] for states in kept]) for point in points}
+    acts = Activations(stacked, {}, _texts(whole))
+    sessions = [one.session for one in whole]
+    _know(whole, at_pilot(sessions, acts, [one.fed for one in whole], started))
+
+
+def _is_watched(gate: Gate, one: Due) -> bool:
+    """Whether the watch is due on a row: every few tokens, and where its reply has ended."""
+    if gate.watch is None or (gate.watch_until is not None and one.fed > gate.watch_until):
+        return False
+    return one.ended or one.fed % gate.watch_every == 0
+
+
+def _at_watch(gate: Gate, rows: list[Due], read: Read) -> None:
+    """Ask the watch."""
+    if not rows or gate.watch is None:
+        return
+    started = time.perf_counter()
+    places = [one.place for one in rows]
+    states = {point: read(point.layer)[places] for point in gate.watch.prober.points}
+    acts = Activations(states, {}, _texts(rows))
+    sessions = [one.session for one in rows]
+    _know(rows, at_watch(sessions, acts, [one.fed for one in rows], started))
+
+
+def _know(rows: list[Due], sessions: list[Session]) -> None:
+    """Put sessions on record; once a row is decided, the states for stage 2 are let go."""
+    for one, session in zip(rows, sessions, strict=True):
+        one.row.know(one.fed, Known(session))
+
+
+def _texts(rows: list[Due]) -> tuple[str, ...]:
+    return tuple(one.row.task.text for one in rows)
+
+
+def _at(row: Row, fed: int | None) -> Known:
+    return row.known if fed is None else row.before(fed)
+
+
+def _standing(row: Row, fed: int | None) -> Standing:
+    known = _at(row, fed)
+    decision = known.session.decision
+    # A constrained row that has fired is about to be rolled back, whenever it fired.
+    if known.session.pending or (decision.fired and (decision.token_index > 0 or row.bent)):
         return "pending"
-    return "refusing" if state.decision.fired else "clear"
-
-
-def _undecided(gate: Gate) -> Decision:
-    return Decision(False, "none", thresholds=gate.thresholds(), rule=gate.rule)
-
-
-def _asks(gate: Gate) -> bool:
-    return gate.always or gate.stage1 is not None or gate.stage2 is not None
-
-
-def _points(gate: Gate) -> tuple[ReadPoint, ...]:
-    return gate.stage2.prober.points if gate.stage2 is not None else ()
-
-
-def _fail(row: Row, stage: str, why: str, fed: int) -> None:
-    gate = row.tenant.gate
-    decision = replace(row.state.decision, fired=gate.fail == "closed", stage="error", error=why, token_index=fed)
-    row.know(fed, State(decision))
+    return "refusing" if decision.fired else "clear"

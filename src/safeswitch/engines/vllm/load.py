@@ -74,17 +74,15 @@ def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]
                 f"bundle {name!r} ({folder}) was fitted on {switch.base.model_id} (fingerprint {switch.base.fingerprint}), "
                 f"but the model is {config.model} (fingerprint {print_of}); set allow_other_model if they are equivalent"
             )
-        if isinstance(switch.actuator, HeadActuator):
-            switch.actuator.check(int(text_config.hidden_size), int(text_config.vocab_size))
+        switch.actuator.check(int(text_config.hidden_size), int(text_config.vocab_size))
         tenants[name] = Tenant(name, switch.gate, _head(switch, vllm_config), switch.fingerprint)
         _check_points(name, switch, int(text_config.num_hidden_layers))
     return tenants
 
 
 def _head(switch: Switch, vllm_config: Any) -> HeadActuator | None:
-    if not isinstance(switch.actuator, HeadActuator):
-        return None
-    return switch.actuator.to(torch.get_default_device(), vllm_config.model_config.dtype)
+    head = switch.actuator.head
+    return None if head is None else head.to(torch.get_default_device(), vllm_config.model_config.dtype)
 
 
 def _check_points(name: str, switch: Switch, top: int) -> None:

@@ -29,7 +29,7 @@ from safeswitch.engines.vllm.live import keep
 from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
 from safeswitch.engines.vllm.recorder import Recorder
 from safeswitch.engines.vllm.settings import GuardSettings, stop_token, switched_off
-from safeswitch.switch.actuators import HeadActuator, LowRankHead
+from safeswitch.switch.actuators import HeadActuator
 
 
 class GuardedModel(nn.Module):
@@ -109,8 +109,9 @@ class GuardedModel(nn.Module):
     def safeswitch_difference(self, head: HeadActuator, hidden: Tensor) -> Tensor:
         """Refusal head's logits minus the base head's ``[rows, V]``, after the model's own scaling and soft cap."""
         layer = next(module for module in self.modules() if isinstance(module, LogitsLayer))
-        if isinstance(head, LowRankHead) and layer.soft_cap is None:
-            scaled: Tensor = layer.scale * head.apply(hidden.new_zeros(()), hidden)
+        added = head.addition(hidden) if layer.soft_cap is None else None
+        if added is not None:
+            scaled: Tensor = layer.scale * added
             return scaled
         cap, scale = layer.soft_cap, layer.scale
         layer.soft_cap, layer.scale = None, 1.0

@@ -1,0 +1,241 @@
+"""One request's way through a gate, kept for both engines: readings go in, decisions come out.
+
+A session is replaced, never changed: each function below takes the sessions of some requests and
+returns what they are after one reading. An engine that has to read again (a chunk of a prompt, a
+preempted request) therefore goes on from the session as it was before that reading.
+
+    at_prompt ──┬── fired
+                ├── pending ── at_pilot ──┬── fired
+                │      └─────── at_watch ─┤
+                │                         └── cleared
+                └── cleared ── at_watch and at_late, as often as they are due ── fired
+
+Knows nothing of models, batches, or tokens but their count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.types import Decision
+from safeswitch.switch.actuators import Actuator
+from safeswitch.switch.gate import Gate, Reading
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """What is known of one request.
+
+    Args:
+        gate: What decides.
+        action: What is in force on the request once it has fired; ``NoAction`` where the gate only
+            observes.
+        decision: What has been decided so far.
+        pending: Whether the request waits for stage 2.
+        stage1: Its score at stage 1, for the product rule; 0 where stage 1 has not spoken.
+        fraction: How much of a refusal head is in force on it once it has fired, in [0, 1].
+        relieved: Whether a two-sided action leads it the other way: stage 1 has cleared it, and is
+            sure.
+    """
+
+    gate: Gate
+    action: Actuator
+    decision: Decision
+    pending: bool = False
+    stage1: float = 0.0
+    fraction: float = 1.0
+    relieved: bool = False
+
+    @classmethod
+    def begin(cls, gate: Gate, action: Actuator) -> Session:
+        """The session of a request of which nothing has been read."""
+        decision = Decision(False, "none", thresholds=gate.thresholds(), rule=gate.rule)
+        return cls(gate, action, decision)
+
+    def lost(self, why: str, fed: int) -> Session:
+        """After ``fed`` reply tokens, where a reading cannot be made: the failure rule decides."""
+        return self.after("error", fed, fired=self.gate.fail == "closed", error=why)
+
+    def after(
+        self,
+        stage: str,
+        fed: int,
+        *,
+        fired: bool,
+        pending: bool = False,
+        score: float | None = None,
+        error: str | None = None,
+        seconds: float = 0.0,
+    ) -> Session:
+        """After one reading of ``stage`` at ``fed`` reply tokens.
+
+        Args:
+            stage: Who has read.
+            fed: When, in reply tokens.
+            fired: What it decided.
+            pending: Whether stage 2 is still to speak.
+            score: What it said; None where no prober was asked, or where it failed.
+            error: Why it failed. Once there is an error, it stays on record.
+            seconds: What the reading took, for ``latency_s``.
+        """
+        old = self.decision
+        if error is not None:
+            name = "error"
+        elif self.gate.always:
+            name = "always"
+        else:
+            name = stage if fired or score is not None else "none"
+        decision = replace(
+            old,
+            fired=fired,
+            stage=name,
+            scores=old.scores if score is None else {**old.scores, stage: score},
+            token_index=fed,
+            actuator=self.action.kind if fired else old.actuator,
+            latency_s=old.latency_s + seconds,
+            error=error or old.error,
+        )
+        first = score if stage == "stage1" and score is not None else self.stage1
+        return replace(self, decision=decision, pending=pending, stage1=first)
+
+
+def at_prompt(
+    sessions: Sequence[Session],
+    acts: Activations,
+    started: float,
+    final: Sequence[bool] = (),
+) -> list[Session]:
+    """Sessions after the reading at the prompt's end.
+
+    Args:
+        sessions: n sessions of one gate, of which nothing has been read.
+        acts: States and texts of the n requests.
+        started: ``time.perf_counter()`` when the reading began, for ``latency_s``.
+        final: For each request, whether nothing is read after this. What is not cleared has then
+            fired, by stage 1: the reply that stage 2 would read is not the model's own.
+    """
+    gate = sessions[0].gate
+    reading = gate.at_prompt(acts)
+    if any(final):
+        last = torch.tensor(list(final))
+        fired = reading.fired | (reading.pending & last)
+        reading = replace(reading, fired=fired, pending=reading.pending & ~last)
+    asked = gate.stage1 is not None and not gate.always
+    found = _after("stage1", sessions, reading, [0] * len(sessions), started, asked=asked)
+    return [_relieved(s, reading, row) for row, s in enumerate(found)] if asked else found
+
+
+def at_pilot(
+    sessions: Sequence[Session], acts: Activations, fed: Sequence[int], started: float
+) -> list[Session]:
+    """Pending sessions of one gate after stage 2 has spoken, at ``fed`` reply tokens each."""
+    first = torch.tensor([session.stage1 for session in sessions])
+    reading = sessions[0].gate.at_pilot(acts, first)
+    return _after("stage2", sessions, reading, fed, started)
+
+
+def at_watch(
+    sessions: Sequence[Session], acts: Activations, fed: Sequence[int], started: float
+) -> list[Session]:
+    """Sessions of one gate after a reading of the watch, at ``fed`` reply tokens each.
+
+    What waits for stage 2 goes on waiting, unless the watch has fired on it.
+    """
+    reading = sessions[0].gate.at_watch(acts)
+    waiting = torch.tensor([session.pending for session in sessions])
+    reading = replace(reading, pending=waiting & ~reading.fired)
+    return _after("watch", sessions, reading, fed, started)
+
+
+def at_late(
+    sessions: Sequence[Session],
+    acts: Activations,
+    places: Sequence[tuple[int, int]],
+    started: float,
+) -> list[Session]:
+    """Sessions of one gate after the late readings of their replies, at several lengths each.
+
+    A request fires at the first length at which the late stage says so. It keeps the highest score
+    up to there, since one threshold is calibrated for all lengths.
+
+    Args:
+        sessions: m sessions.
+        acts: States and texts of n readings.
+        places: For each reading, the place of its session and its count of reply tokens; the counts
+            of one session rise.
+        started: ``time.perf_counter()`` when the readings began; the time is shared evenly by the
+            sessions that were read, once each.
+    """
+    reading = sessions[0].gate.at_late(acts)
+    found = list(sessions)
+    unpaid = {place for place, _ in places}
+    seconds = (time.perf_counter() - started) / len(unpaid)
+    for row, (place, fed) in enumerate(places):
+        session = found[place]
+        if session.decision.fired:
+            continue
+        error = reading.errors[row]
+        highest = max(float(reading.scores[row]), session.decision.scores.get("late", -1.0))
+        first = place in unpaid
+        unpaid.discard(place)
+        found[place] = session.after(
+            "late",
+            fed,
+            fired=bool(reading.fired[row]),
+            score=None if error else highest,
+            error=error,
+            seconds=seconds if first else 0.0,
+        )
+    return found
+
+
+def _after(
+    stage: str,
+    sessions: Sequence[Session],
+    reading: Reading,
+    fed: Sequence[int],
+    started: float,
+    *,
+    asked: bool = True,
+) -> list[Session]:
+    """Sessions after a reading with one row for each; its time is shared evenly by them.
+
+    ``asked`` is False where no prober spoke: an always-on gate, or one without a stage 1. Then
+    there is no score to record, and the whole action is in force.
+    """
+    seconds = (time.perf_counter() - started) / len(sessions)
+    scores, fired = reading.scores.tolist(), reading.fired.tolist()
+    found = []
+    for row, session in enumerate(sessions):
+        error = reading.errors[row]
+        after = session.after(
+            stage,
+            fed[row],
+            fired=fired[row],
+            pending=bool(reading.pending[row]),
+            score=scores[row] if asked and not error else None,
+            error=error,
+            seconds=seconds,
+        )
+        found.append(_with_fraction(after, reading, row) if asked and fired[row] else after)
+    return found
+
+
+def _with_fraction(session: Session, reading: Reading, row: int) -> Session:
+    """A session that has just fired, with the fraction of the head that its score calls for."""
+    fraction = session.action.share(reading.scores[row : row + 1])
+    return session if fraction is None else replace(session, fraction=float(fraction))
+
+
+def _relieved(session: Session, reading: Reading, row: int) -> Session:
+    """The session, marked where a two-sided action leads the request the other way."""
+    sure = session.action.relieves(reading.scores[row : row + 1])
+    if sure is None or not bool(sure) or session.decision.fired or session.pending:
+        return session
+    decision = replace(session.decision, actuator=session.action.kind)
+    return replace(session, decision=decision, relieved=True)
