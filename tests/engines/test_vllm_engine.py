@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from safeswitch.activations.record import prompt_text
 from safeswitch.core.errors import ContextLengthError, DataError, FingerprintError, SettingError
 from safeswitch.core.types import Reply
 from safeswitch.engines.context import CONTEXT, Context
@@ -26,6 +25,7 @@ from safeswitch.methods.base import METHODS
 from safeswitch.methods.resolve import resolve
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
+from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, saved, switch, vllm_engine, vllm_options
 from tests.methods.test_contract import PARTS, SETTINGS, obeys
@@ -84,7 +84,7 @@ async def collect(
 
 
     async def one(i: int) -> list[Any]:
-        CONTEXT.set(Context(text=prompt_text(ROWS[i].messages), policy=policy, tell_refusals=tell))
+        CONTEXT.set(Context(policy=policy, tell_refusals=tell))
         return [out async for out in engine.llm.generate(tokens_input(rows[i]), params, f"test-{policy}-{id(params)}-{i}")]
 
     return await asyncio.gather(*(asyncio.create_task(one(i)) for i in range(len(rows))))
@@ -163,7 +163,7 @@ def test_observing_changes_nothing_and_says_what_would_have_fired(engine: Any) -
 
 def test_streams_show_decided_tokens_only_and_end_in_the_same_reply(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     want = expected("llama")
-    monkeypatch.setitem(engine.llm.safeswitch._calls, "peek", None)  # nobody is asked, so no first token waits for an answer
+    monkeypatch.setattr(engine.llm.safeswitch, "_peek", None)  # nobody is asked, so no first token waits for an answer
     plain = [outs[-1].outputs[0] for outs in sent(engine, sampling("FINAL_ONLY", logit_bias={0: -100.0}), "off")]
     for reply, outs, base in zip(want, sent(engine, sampling("DELTA")), plain, strict=True):
         assert outs[-1].finished
@@ -245,13 +245,6 @@ def test_stop_strings_hold_on_both_sides(engine: Any, late: float, monkeypatch: 
     assert_same(engine.generate(ROWS, max_new_tokens=NEW, stop_strings=stops), expected("llama", stop_strings=stops))
 
 
-def test_min_tokens_does_not_keep_a_flagged_request_from_being_taken_back(engine: Any) -> None:
-    want = expected("llama", min_new_tokens=NEW)
-    got = engine.generate(ROWS, max_new_tokens=NEW, min_tokens=NEW)
-    for one, other in zip(got, want, strict=True):
-        assert (one.token_ids, one.decision.fired) == (other.token_ids, other.decision.fired)
-
-
 def test_logprobs_are_those_of_the_tokens_shown(engine: Any) -> None:
     for outs in sent(engine, sampling("FINAL_ONLY", logprobs=1), count=24):
         choice = outs[-1].outputs[0]
@@ -259,15 +252,78 @@ def test_logprobs_are_those_of_the_tokens_shown(engine: Any) -> None:
         assert all(token in table for token, table in zip(choice.token_ids, choice.logprobs, strict=True))
 
 
-def test_structured_output_stays_masked_on_both_sides(engine: Any) -> None:
+def constraints(name: str) -> dict[str, Any]:
     from vllm.sampling_params import StructuredOutputsParams
 
-    allowed = StructuredOutputsParams(regex="[ab]{6}")
-    outs = sent(engine, sampling("FINAL_ONLY", structured_outputs=allowed), count=24)
-    assert {o[-1].safeswitch.fired for o in outs} == {True, False}
-    for o in outs:
-        assert set(o[-1].outputs[0].text) <= {"a", "b"}
-        assert len(o[-1].outputs[0].text) == 6
+    return {
+        "min_tokens": {"min_tokens": NEW},
+        "regex": {"structured_outputs": StructuredOutputsParams(regex="[ab]{6}")},
+        "bias": {"logit_bias": {60: 100.0}},
+        "allowed": {"allowed_token_ids": [40, 41]},
+        "penalty": {"repetition_penalty": 1.9, "presence_penalty": 1.5},
+        "hot": {"temperature": 1.9},
+    }[name]
+
+
+@pytest.mark.parametrize("kind", ["FINAL_ONLY", "DELTA"])
+@pytest.mark.parametrize("name", ["min_tokens", "regex", "bias", "allowed", "penalty"])
+def test_what_stage_1_does_not_clear_is_refused_outside_the_clients_constraints(
+    engine: Any, name: str, kind: str
+) -> None:
+    """The refusal is the one of a head that is always on, token for token."""
+    refusals = expected("llama", replace(switch("llama"), gate=Gate(always=True)))
+    judged = expected("llama")
+    bent = constraints(name)
+    outs = sent(engine, sampling(kind, **bent))
+    plain = sent(engine, sampling("FINAL_ONLY", **bent), "off")
+    seen = set()
+    for own, refusal, bare, out in zip(judged, refusals, plain, outs, strict=True):
+        decision = out[-1].safeswitch
+        tokens = tuple(t for o in out for t in o.outputs[0].token_ids)
+        cleared = own.decision.scores["stage1"] <= own.decision.thresholds["stage1"]
+        seen.add((cleared, decision.stage))
+        if not cleared:
+            assert (decision.fired, decision.stage, decision.token_index) == (True, "stage1", 0)
+            assert tokens == refusal.token_ids
+        elif not decision.fired and 0 not in bare[-1].outputs[0].token_ids:
+            assert tokens == tuple(bare[-1].outputs[0].token_ids), "cleared: as the client asked"
+        elif decision.fired:
+            assert decision.stage == "watch"
+            assert tokens[-len(refusal.token_ids) :] == refusal.token_ids
+    assert {(True, "watch"), (False, "stage1")} <= seen
+
+
+def test_a_hot_request_is_refused_at_a_temperature_that_leaves_the_refusal_whole(
+    engine: Any,
+) -> None:
+    judged = expected("llama")
+    outs = sent(engine, sampling("FINAL_ONLY", **constraints("hot")))
+    for own, out in zip(judged, outs, strict=True):
+        cleared = own.decision.scores["stage1"] <= own.decision.thresholds["stage1"]
+        if not cleared:
+            assert out[-1].safeswitch.stage == "stage1"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"prompt_logprobs": 1}, {"thinking_token_budget": 3}, {"trace_decode_token_ids": [5, 6]}, {"allowed_token_ids": [0]}],
+)
+def test_what_no_run_may_have_is_refused_by_name(engine: Any, asked: dict[str, Any]) -> None:
+    with pytest.raises(Exception, match=next(iter(asked))):
+        sent(engine, sampling("FINAL_ONLY", **asked), count=1)
+
+
+def test_a_prompt_that_goes_on_behind_the_mark_of_a_reply_is_refused(engine: Any) -> None:
+    from vllm.inputs import tokens_input
+
+    row = reference("llama").lm.encode([ROWS[0]])[0]
+
+    async def begun() -> None:
+        async for _ in engine.llm.generate(tokens_input([*row, 70, 71]), sampling(), "begun"):
+            pass
+
+    with pytest.raises(Exception, match="begun replies"):
+        engine._wait(begun())
 
 
 def test_abandoned_requests_leave_the_engine_and_its_memory(engine: Any) -> None:
@@ -387,7 +443,7 @@ def test_a_decision_is_told_however_often_its_reader_is_cancelled(engine: Any) -
 
     async def leave() -> None:
         async def one(i: int) -> None:
-            CONTEXT.set(Context(text=str(i), on_decision=slowly))
+            CONTEXT.set(Context(on_decision=slowly))
             async for _ in engine.llm.generate(tokens_input(rows[i]), sampling("DELTA", max_tokens=100), f"cancelled-{i}"):
                 pass
 
@@ -501,7 +557,7 @@ def test_two_bundles_in_one_batch_are_each_enforced(tmp_path: Path) -> None:
     rows = reference("llama").lm.encode(ROWS)
 
     async def one(engine: Any, i: int, bundle: str) -> Any:
-        CONTEXT.set(Context(text=prompt_text(ROWS[i].messages), bundle=bundle))
+        CONTEXT.set(Context(bundle=bundle))
         outs = [out async for out in engine.llm.generate(tokens_input(rows[i]), sampling("FINAL_ONLY"), f"{bundle}-{i}")]
         return tuple(outs[-1].outputs[0].token_ids), outs[-1].safeswitch.fired, outs[-1].safeswitch.stage
 
@@ -538,7 +594,7 @@ def test_every_method_that_says_so_runs_here_as_in_the_transformers_engine(tmp_p
     rows, asked = reference("llama").lm.encode(ROWS[:32]), ROWS[:32]
 
     async def one(engine: Any, i: int, bundle: str) -> Any:
-        CONTEXT.set(Context(text=prompt_text(asked[i].messages), bundle=bundle))
+        CONTEXT.set(Context(bundle=bundle))
         params = sampling("FINAL_ONLY", logit_bias={0: -100.0} if bundle == "base" else None)
         outs = [out async for out in engine.llm.generate(tokens_input(rows[i]), params, f"{bundle}-{i}")]
         return tuple(outs[-1].outputs[0].token_ids), outs[-1].safeswitch.fired, outs[-1].safeswitch.stage

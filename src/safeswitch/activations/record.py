@@ -15,7 +15,7 @@ from torch import Tensor
 from safeswitch.activations.reader import Keep, Reader
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ActivationError, ContextLengthError, SettingError
-from safeswitch.core.types import Position, Prompt, ReadPoint, as_messages
+from safeswitch.core.types import Position, Prompt, ReadPoint
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.vision import Vision
@@ -25,11 +25,6 @@ APART: tuple[str, ...] = ("appended", "nll")
 """Kinds of position that :func:`safeswitch.activations.reread.reread` reads, in a pass of its own."""
 RUNNING: tuple[str, ...] = ("pilot", "answer")
 """Kinds of position in the running reply."""
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """The plain text of a prompt, all turns joined by line breaks: what readers of text are given."""
-    return "\n".join(message.content for message in as_messages(prompt))
 
 
 def prompt_sequences(
@@ -42,7 +37,7 @@ def prompt_sequences(
         ContextLengthError: a prompt that does not fit.
     """
     sequences = lm.encode(prompts)
-    return sequences, [len(row) for row in sequences], tuple(prompt_text(p) for p in prompts)
+    return sequences, [len(row) for row in sequences], tuple(lm.prompt_text(row) for row in sequences)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from safeswitch.activations.record import prompt_text, record
+from safeswitch.activations.record import record
 from safeswitch.core.types import Decision, Message
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.vision import Encoded
@@ -55,7 +55,7 @@ def judge_begun(
         rows,
         [len(row) for row in rows],
         gate.prompt_points,
-        texts=[prompt_text(conversation) for conversation in conversations],
+        texts=[lm.prompt_text(row) for row in rows],
         visions=[one.vision for one in encoded],
         dtype=torch.float32,
     )

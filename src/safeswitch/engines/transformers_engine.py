@@ -16,7 +16,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from safeswitch.activations.record import RUNNING, prompt_text, record
+from safeswitch.activations.record import RUNNING, record
 from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, DataError, SettingError
@@ -195,7 +195,7 @@ class TransformersEngine(Engine):
             answers = [self.lm.answer_start(as_messages(p), ids, r.token_ids) for p, ids, r in told]
         fed = [r.token_ids[: a + deepest] for r, a in zip(replies, answers, strict=True)] if replies else [()] * len(rows)
         sequences = [[*row, *tokens] for row, tokens in zip(rows, fed, strict=True)]
-        texts = [prompt_text(p) for p in prompts]
+        texts = [self.lm.prompt_text(row) for row in rows]
         with self.lm.lock:
             acts = record(
                 self.lm, sequences, [len(row) for row in rows], points, texts=texts, answers=answers,
@@ -312,7 +312,7 @@ class TransformersEngine(Engine):
             return decisions
         bodies = [[t for t in r.token_ids if t not in options.end_ids] for r in replies]
         sessions = [Session(switch.gate, switch.actuator, decision) for decision in decisions]
-        texts = [prompt_text(r.messages) for r in batch]
+        texts = [self.lm.prompt_text(r.ids) for r in batch]
         found = judge_late(self.lm, sessions, [r.ids for r in batch], bodies, texts)
         return [session.decision for session in found]
 
@@ -351,7 +351,7 @@ class TransformersEngine(Engine):
         gate, actuator = switch.gate, switch.actuator
         lengths = [len(r.ids) for r in batch]
         late = gate.watch is not None or gate.pilot > 0 or gate.answers
-        texts = [prompt_text(r.messages) for r in batch]
+        texts = [self.lm.prompt_text(r.ids) for r in batch]
         in_place = late and self._can_turn_back(max(lengths), gate, options)
         apart = None
         if gate.stage1 is not None and gate.apart_points:

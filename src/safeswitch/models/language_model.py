@@ -32,6 +32,7 @@ from safeswitch.models.chat import ChatEncoder
 from safeswitch.models.fingerprint import fingerprint, loads_with_vision
 from safeswitch.models.locate import Parts, locate
 from safeswitch.models.offload import compute_device
+from safeswitch.models.prompt_text import PromptText
 from safeswitch.models.thinking import Thinking
 from safeswitch.models.traits import Traits, find_traits
 from safeswitch.models.vision import Encoded, Vision, collate
@@ -212,6 +213,11 @@ class LanguageModel:
         """
         start = self.needs_thinking().answer_start(reply, self.thinking_opened(messages, ids))
         return len(reply) if start is None else start
+
+    @cached_property
+    def prompt_text(self) -> PromptText:
+        """Tokens of a prompt to the text that they stand for."""
+        return PromptText(self.tokenizer)
 
     @property
     def _chat(self) -> ChatEncoder:

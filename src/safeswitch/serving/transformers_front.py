@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from safeswitch.activations.record import prompt_text
 from safeswitch.core.errors import DataError, ModelError, check_choice
 from safeswitch.core.types import Prompt, Reply, Tokens, as_messages
 from safeswitch.engines.context import CONTEXT, Context, Verdict
@@ -240,7 +239,7 @@ class FrontEnd:
         """The choice's reply, once its decision is on record; also where its client has left."""
         reply = await choice.reply
         if group.policy != "off":
-            text = prompt_text(choice.prompt)
+            text = self.lm.prompt_text(self.encode(choice.prompt))
             verdict = Verdict(choice.index, reply.decision, group.bundle, self._ids[group.bundle], group.policy, text)
             if context.on_decision is not None:
                 await context.on_decision(verdict)

@@ -20,7 +20,6 @@ from safeswitch.core.types import Prompt, ReadPoint, Reply
 from safeswitch.engines.vllm.engine import VLLMEngine
 from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.models.prompt_text import PromptText
 
 _AT_ONCE = 256
 
@@ -95,7 +94,7 @@ class VLLMCollector(VLLMEngine):
         replies: list[Reply] = self._wait(everything())
         kept = self._take(keys)
         states = {p: torch.stack([kept[key][str(p)] for key in keys]) for p in points}
-        acts = Activations(states, {}, tuple(map(PromptText(self.lm.tokenizer), rows)))
+        acts = Activations(states, {}, tuple(map(self.lm.prompt_text, rows)))
         acts.check_finite()
         return (replies if max_new_tokens else []), acts
 

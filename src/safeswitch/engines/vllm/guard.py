@@ -99,6 +99,12 @@ class Row:
         return self.known.session
 
     @property
+    def speaks_once(self) -> bool:
+        """Whether stage 1 alone decides: stage 2 would read a reply that is not the model's own."""
+        watched = self.task.mode == "observe" and self.tenant.gate.stage1 is not None
+        return self.task.constrained and (watched or self.task.mode == "enforce")
+
+    @property
     def bent(self) -> bool:
         """Whether this run's logits are bent by constraints that no refusal may come under."""
         enforced = self.task.mode == "enforce" and self.tenant.head is not None
@@ -300,7 +306,7 @@ def _at_prompt(gate: Gate, rows: list[Due], read: Read) -> None:
     places = [one.place for one in rows]
     states = {point: read(point.layer)[places] for point in gate.prompt_points}
     acts = Activations(states, {}, _texts(rows))
-    final = [one.row.bent for one in rows]
+    final = [one.row.speaks_once for one in rows]
     found = at_prompt([one.session for one in rows], acts, started, final)
     first = [point for point in gate.pilot_points if point.position.index == 0]
     for at, (one, session) in enumerate(zip(rows, found, strict=True)):

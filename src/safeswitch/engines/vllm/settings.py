@@ -94,11 +94,9 @@ class Task:
             that has ended, whose ``fed`` tokens follow the prompt); ``record`` and ``record-end`` (keep states for fitting;
             those of an ended reply).
         fed: Reply tokens at the end of the prompt.
-        constrained: Whether the client's constraints (a grammar, biases, penalties, ...) bend the request's logits. A reply
-            under them is not the model's own, so that stage 2 has nothing to read, and a refusal would be bent too: under
-            ``enforce`` such a request must be cleared by stage 1, or else is taken back to be refused without them.
-        text: The conversation's plain text, for readers of text.
-        constrained: Whether the client's sampling bends the run (``sampling.py``).
+        text: What the prompt's tokens say, for readers of text.
+        constrained: Whether the client's sampling bends the run (``sampling.py``): the reply is then not
+            the model's own, so that stage 2 has nothing to read, and a refusal in it would be bent too.
     """
 
     id: str
