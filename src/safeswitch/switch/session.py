@@ -116,8 +116,8 @@ def at_prompt(
         sessions: n sessions of one gate, of which nothing has been read.
         acts: States and texts of the n requests.
         started: ``time.perf_counter()`` when the reading began, for ``latency_s``.
-        final: For each request, whether nothing is read after this. What is not cleared has then
-            fired, by stage 1: the reply that stage 2 would read is not the model's own.
+        final: For each request, whether stage 2 is not to be asked, since the reply that it would
+            read is not the model's own. What would wait for it has then fired, by stage 1.
     """
     gate = sessions[0].gate
     reading = gate.at_prompt(acts)
