@@ -254,3 +254,76 @@ def test_the_stop_token_is_one_that_no_reply_holds() -> None:
     Config.pad_token_id = 2
     assert stop_token(GuardSettings({"a": "/x"}), Config()) == 9
     assert stop_token(GuardSettings({"a": "/x"}, stop_token=7), Config()) == 7
+
+
+def constrained(mode: str = "enforce", key: str = "r") -> Task:
+    return Task(key, "default", mode, constrained=True)
+
+
+STAGE_1 = Gate(stage1=Stage(Axis(END, 0), 0.5))
+DIRECT = Gate(stage2=Stage(Axis(PILOT, 1), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("made", "state", "stage"),
+    [
+        (gate(), [1, 0, 0, 0], "stage1"),
+        (STAGE_1, [1, 0, 0, 0], "stage1"),
+        (DIRECT, [0, 0, 0, 0], "stage1"),
+        (Gate(always=True), [0, 0, 0, 0], "always"),
+        (gate(), [float("nan"), 0, 0, 0], "error"),
+    ],
+)
+def test_a_constrained_row_that_stage_1_does_not_clear_is_rolled_back_and_refused(
+    made: Gate, state: list[float], stage: str
+) -> None:
+    g = guard(made)
+    row = g.add(constrained())
+    assert step(g, row, 0, state) == ([], [0])
+    assert step(g, row, 1, [0, 0, 0, 0]) == ([], [0]), "the engine may be a step ahead of its front end"
+    assert g.standing({"r": None}) == {"r": "pending"}
+    again = g.add(task("refuse"))
+    assert again is row
+    assert [step(g, again, fed, [0, 0, 0, 0]) for fed in range(2)] == [([0], [])] * 2
+    assert g.standing({"r": None}) == {"r": "refusing"}
+    decision = g.take({"r": None})["r"]
+    assert (decision.fired, decision.stage, decision.token_index) == (True, stage, 0)
+    assert decision.actuator == "low_rank_head"
+
+
+def test_a_constrained_row_that_stage_1_clears_goes_on_under_the_watch() -> None:
+    watch = Stage(Axis(ReadPoint(1, Position("pilot", 2)), 2), 0.5)
+    g = guard(gate(watch=watch, watch_every=2))
+    row = g.add(constrained())
+    assert [step(g, row, fed, [0, 1, 0, 0]) for fed in range(3)] == [([], [])] * 3
+    assert g.standing({"r": None}) == {"r": "clear"}
+    assert [step(g, row, fed, [0, 0, 1, 0]) for fed in (3, 4)] == [([], []), ([], [0])]
+    assert g.take({"r": None})["r"].stage == "watch"
+
+
+def test_constraints_change_nothing_where_nothing_is_enforced() -> None:
+    for mode, made in (("observe", guard(gate())), ("enforce", Guard({"default": Tenant("default", gate(), None)}, TOP))):
+        row = made.add(constrained(mode))
+        assert [step(made, row, fed, [fed == 0, 0, 0, 0]) for fed in range(3)] == [([], [])] * 3
+        decision = made.take({"r": None})["r"]
+        assert (decision.fired, decision.stage, decision.actuator) == (False, "stage2", "none")
+
+
+def test_constrained_rows_and_others_share_a_step() -> None:
+    g = guard(gate())
+    rows = [(0, g.add(constrained(key="a")), 0), (1, g.add(task("enforce", key="b")), 0), (2, g.add(task(key="c")), 0)]
+    assert g.step(rows, lambda layer: torch.tensor([[1.0, 0, 0, 0]] * 3)) == ([], [0, 1])
+    found = g.take(dict.fromkeys("abc"))
+    assert [found[key].fired for key in "abc"] == [True, False, False]
+
+
+def test_a_task_comes_to_the_worker_as_it_was_sent() -> None:
+    for sent in (constrained(), task("judge", fed=3)):
+        assert Task.of({"safeswitch": sent.to_args()}) == sent
+    assert Task.of({}) is None
+
+
+def test_a_reply_refused_because_its_verdict_was_lost_names_the_head_that_refuses() -> None:
+    g = guard(gate())
+    assert step(g, g.add(task()), 5, [0, 0, 0, 0]) == ([], [0])
+    assert g.take({"r": None})["r"].actuator == "low_rank_head"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -157,3 +158,46 @@ def test_fields_that_are_missing_or_too_many_are_an_artifact_error() -> None:
         actuator_from_state({"kind": "low_rank_head"}, {"down": rand(2, D)})
     with pytest.raises(ArtifactError, match="'none' cannot be rebuilt"):
         actuator_from_state({"kind": "none", "more": 1}, {})
+
+
+def names(wanted: Callable[[Actuator], object]) -> set[str]:
+    """Kinds of the examples that answer yes."""
+    return {actuator.kind for actuator in EXAMPLES if wanted(actuator)}
+
+
+def test_every_kind_says_what_it_needs_of_an_engine() -> None:
+    heads = {"low_rank_head", "full_head", "sparse_head", "soft_head", "early_head"}
+    assert {a.kind for a in EXAMPLES} == set(ACTUATORS)
+    assert names(lambda a: a.head is not None) == names(lambda a: a.place == "logits") == heads
+    assert names(lambda a: a.head is a) == heads
+    assert names(lambda a: a.fixed_reply) == {"canned"}
+    assert names(lambda a: a.place == "prompt") == {"system_prompt", "framed_prompt"}
+    assert names(lambda a: a.edit((Message("user", "x"),)) != (Message("user", "x"),)) == {"system_prompt", "framed_prompt"}
+    assert names(lambda a: not a.uniform) == {"canned", "soft_head", "early_head"}
+    assert names(lambda a: a.not_in_vllm is None) == {"none", "low_rank_head", "full_head", "sparse_head"}
+    assert names(lambda a: a.per_row) == {"steering", "adapter"}
+
+
+def test_steering_that_is_two_sided_or_only_in_the_reply_is_not_uniform() -> None:
+    vectors = rand(1, D)
+    for uneven in (Steering((1,), vectors, where="reply"), Steering((1,), vectors, relief=-1.0)):
+        assert not uneven.uniform
+    assert Steering((1,), vectors).uniform
+
+
+def test_the_strength_is_the_one_asked_for_or_the_actions_own_or_that_of_its_relief() -> None:
+    steering = Steering((1,), rand(1, D), 2.5, relief=-1.0)
+    asked = [steering.strength_on(fired, given) for fired in (True, False) for given in (None, 4.0)]
+    assert asked == [2.5, 4.0, -1.0, -1.0]
+    assert [NoAction().strength_on(True, given) for given in (None, 4.0)] == [1.0, 4.0]
+
+
+def test_a_heads_difference_is_what_it_adds_to_the_base_matrix() -> None:
+    base = rand(V, D)
+    low, full = LowRankHead(rand(2, D), rand(V, 2), 0.5), FullHead(rand(V, D), torch.zeros(V), 0.5)
+    for head in (low, full):
+        torch.testing.assert_close(head.apply(HIDDEN @ base.T, HIDDEN), HIDDEN @ (base + head.difference(base)).T)
+    torch.testing.assert_close(low.apply(LOGITS, HIDDEN), LOGITS + low.addition(HIDDEN))
+    assert full.addition(HIDDEN) is None
+    with pytest.raises(SettingError, match="soft_head"):
+        SoftHead(low).difference(base)

@@ -51,7 +51,7 @@ class Interpolated(_OfFittedHead):
     def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
         """The best share."""
         head = self.head(engine, data)
-        assert isinstance(head, LowRankHead | FullHead)
+        assert isinstance(head, LowRankHead | FullHead)  # the two that a fit makes, and that have a beta
         return best(engine, gate, [replace(head, beta=b) for b in self.betas], data, self.complied, self.settings)
 
 

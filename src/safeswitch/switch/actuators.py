@@ -169,6 +169,9 @@ class HeadActuator(Actuator):
         """
         raise SettingError(f"{self.kind}: this head is not a matrix, so it has no difference to the base head's")
 
+    def check(self, hidden_size: int, vocab_size: int) -> None:
+        raise NotImplementedError
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same head with its tensors on ``device`` in ``dtype``, as ``apply`` wants them."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -258,6 +261,9 @@ class PromptActuator(Actuator):
     """An edit of the request, which is then read anew."""
 
     place: ClassVar[Place] = "prompt"
+
+    def edit(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        raise NotImplementedError
 
 
 @ACTUATORS.add("system_prompt")

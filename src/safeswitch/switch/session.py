@@ -116,8 +116,8 @@ def at_prompt(
         sessions: n sessions of one gate, of which nothing has been read.
         acts: States and texts of the n requests.
         started: ``time.perf_counter()`` when the reading began, for ``latency_s``.
-        final: For each request, whether nothing is read after this. What is not cleared has then
-            fired, by stage 1: the reply that stage 2 would read is not the model's own.
+        final: For each request, whether stage 2 is not to be asked, since the reply that it would
+            read is not the model's own. What would wait for it has then fired, by stage 1.
     """
     gate = sessions[0].gate
     reading = gate.at_prompt(acts)
@@ -125,9 +125,10 @@ def at_prompt(
         last = torch.tensor(list(final))
         fired = reading.fired | (reading.pending & last)
         reading = replace(reading, fired=fired, pending=reading.pending & ~last)
-    asked = gate.stage1 is not None and not gate.always
-    found = _after("stage1", sessions, reading, [0] * len(sessions), started, asked=asked)
-    return [_relieved(s, reading, row) for row, s in enumerate(found)] if asked else found
+    found = _after("stage1", sessions, reading, [0] * len(sessions), started)
+    if not _asks(gate, "stage1"):
+        return found
+    return [_relieved(session, reading, row) for row, session in enumerate(found)]
 
 
 def at_pilot(
@@ -200,14 +201,12 @@ def _after(
     reading: Reading,
     fed: Sequence[int],
     started: float,
-    *,
-    asked: bool = True,
 ) -> list[Session]:
     """Sessions after a reading with one row for each; its time is shared evenly by them.
 
-    ``asked`` is False where no prober spoke: an always-on gate, or one without a stage 1. Then
-    there is no score to record, and the whole action is in force.
+    Where no prober was asked there is no score to record, and the whole action is in force.
     """
+    asked = _asks(sessions[0].gate, stage)
     seconds = (time.perf_counter() - started) / len(sessions)
     scores, fired = reading.scores.tolist(), reading.fired.tolist()
     found = []
@@ -224,6 +223,11 @@ def _after(
         )
         found.append(_with_fraction(after, reading, row) if asked and fired[row] else after)
     return found
+
+
+def _asks(gate: Gate, stage: str) -> bool:
+    """Whether a prober's score is part of what the gate decides at ``stage``."""
+    return not gate.always and not (stage == "stage1" and gate.stage1 is None)
 
 
 def _with_fraction(session: Session, reading: Reading, row: int) -> Session:
