@@ -27,7 +27,9 @@ from safeswitch.serving.access import OPEN_PATHS, Access
 from safeswitch.serving.audit import Audit, AuditError
 from safeswitch.serving.keys import Key
 from safeswitch.serving.refused import Event, Refused, Send, answer, named, refuse
-from safeswitch.serving.reply import FIELD, Reply, inside, unrecorded
+from safeswitch.serving.replies.asked import form_of, shape
+from safeswitch.serving.replies.form import FIELD
+from safeswitch.serving.reply import Reply, inside, unrecorded
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.tracing import add_verdict, request_span
 
@@ -108,7 +110,8 @@ class SafeSwitchMiddleware:
             headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")]
             headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
             token = CONTEXT.set(context)
-            reply = Reply(send, context, request_id, self.own_errors)
+            form = form_of(str(scope["path"]))(context, self._sees_scores(key))
+            reply = Reply(send, form, request_id, self.own_errors)
             try:
                 await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
             except Exception:
@@ -156,6 +159,7 @@ class SafeSwitchMiddleware:
             raise Refused(400, f"vllm_xargs.{FIELD} is reserved; ask with the field {FIELD!r}")
         self._wish(wishes, key, context)
         context.text = _text(path, asked)
+        shape(path, asked, context)
         capped = self._cap(path, asked)
         return body if wishes is None and not capped else json.dumps(asked).encode()
 
@@ -172,6 +176,9 @@ class SafeSwitchMiddleware:
         if bundle is not None and bundle not in bundles:
             raise Refused(403, f"you may not ask for the SafeSwitch bundle {bundle!r}", "permission_error")
         context.policy, context.bundle = policy, bundle or context.bundle
+
+    def _sees_scores(self, key: Key | None) -> bool:
+        return key.scores or key.admin if key is not None else self.settings.clients_scores
 
     def _cap(self, path: str, asked: dict[str, Any]) -> bool:
         """Hold a request to the longest reply that is served; whether the body was changed."""

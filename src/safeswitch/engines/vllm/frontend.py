@@ -27,6 +27,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision
 from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
+from safeswitch.engines.vllm.apart import apart
 from safeswitch.engines.vllm.calls import Coalesced, alive
 from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task, stop_token
 
@@ -54,6 +55,10 @@ class Plan:
         if self.watch_every is None or (self.watch_until is not None and count > self.watch_until):
             return count
         return count - (count % self.watch_every or self.watch_every)
+
+    def settled(self, count: int) -> bool:
+        """Whether a reply of which ``count`` tokens may be shown is never refused any more."""
+        return self.watch_every is None or (self.watch_until is not None and count > self.watch_until)
 
     def owes(self, count: int, pending: bool) -> bool:
         """Whether a reply that has ended after ``count`` tokens must be read once more."""
@@ -125,7 +130,8 @@ class FrontEnd:
             own.seed = None if params.seed is None else params.seed + index
             mine = replace(task, id=f"{task.id}-{index}")
             conclude = partial(self._conclude, mine, context, first, text)
-            runs.append(self._one(prompt, own, request_id, mine, kwargs, conclude, context.tell_refusals))
+            run = self._one(prompt, own, request_id, mine, kwargs, conclude, context.tell_refusals)
+            runs.append(apart(run, context, first, self.plans[bundle].settled) if context.apart else run)
             first = first if index + 1 == params.n else next(context.choices)
         outputs = runs[0] if params.n == 1 else _merged(runs, params.output_kind)
         async with aclosing(outputs):
