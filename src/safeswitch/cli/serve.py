@@ -49,8 +49,8 @@ def serve(
     guard = GuardSettings(bundles, policy, allow_other_model)
     server = ServerSettings(
         clients_may=tuple(clients_may or ()), clients_bundles=tuple(clients_bundle or ()), refusal_field=refusal_field,
-        clients_scores=clients_scores, keys=str(keys.absolute()) if keys else "", rate_storage=rate_storage, max_tokens=max_tokens,
-        max_body=max_body, audit=audit, audit_failure=audit_failure, audit_text=audit_text,
+        clients_scores=clients_scores, keys=str(keys.absolute()) if keys else "", rate_storage=rate_storage,
+        max_tokens=max_tokens, max_body=max_body, audit=audit, audit_failure=audit_failure, audit_text=audit_text,
         calibration=calibration_of(bundles),
     )
     chosen, where, flags = _engine(engine), weights_path() if model == "nano" else model, list(context.args)
