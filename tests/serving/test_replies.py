@@ -132,7 +132,8 @@ def test_openais_stream_sees_a_refusal(asked: dict[str, Any]) -> None:
 
 
 def test_a_stream_that_is_not_refused_is_passed_on_as_it_was() -> None:
-    events = [chunk(0, ROLE), chunk(0, {"content": "{"}), chunk(0, {"content": "}"}), chunk(0, {}, "stop"), chunk(None, usage=USAGE)]
+    text = [chunk(0, {"content": "{"}), chunk(0, {"content": "}"})]
+    events = [chunk(0, ROLE), *text, chunk(0, {}, "stop"), chunk(None, usage=USAGE)]
     format_ = {"response_format": {"type": "json_object"}}
     got = asyncio.run(sent_events(Server([PASSED], [*events, "data: [DONE]\n\n"], 3), CHAT, {**ASK, **format_}))
     verdict = got[3].pop("safeswitch")
@@ -368,3 +369,13 @@ def test_openai_is_told_of_an_error_in_its_stream() -> None:
 
     with pytest.raises(openai.APIError, match="could not answer"):
         asyncio.run(ask())
+
+
+def test_what_stands_before_an_events_data_stays_there() -> None:
+    named = 'event: mine\ndata: {"type": "mine", "text": "é"}\n\n'
+
+    async def ask() -> str:
+        async with http(Server([PASSED], [named], 0)) as client:
+            return (await client.post("/other", json={})).text
+
+    assert asyncio.run(ask()).replace("\\u00e9", "é") == named

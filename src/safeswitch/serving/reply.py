@@ -90,7 +90,7 @@ class Reply:
         start = part.find(_DATA)
         if start < 0 or (start > 0 and part[start - 1 : start] != b"\n"):
             return part
-        data = part[start + len(_DATA) :]
+        before, data = part[:start], part[start + len(_DATA) :]
         if data.startswith(_DONE):
             return b"".join(self._line(event) for event in self._form.rest()) + part
         try:
@@ -100,12 +100,13 @@ class Reply:
         if not isinstance(event, dict):
             return part
         if isinstance(event.get("error"), dict):
-            return part[: start + len(_DATA)] + json.dumps(self._failed(event["error"])).encode() + b"\n\n"
-        return b"".join(self._line(sent) for sent in self._form.event(event))
+            return before + _data(self._failed(event["error"]))
+        return b"".join(before + _data(sent) if sent is event else self._line(sent) for sent in self._form.event(event))
 
     def _line(self, event: dict[str, Any]) -> bytes:
+        """An event of our own."""
         name = f"event: {event['type']}\n".encode() if self._form.names_events else b""
-        return name + _DATA + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
+        return name + _data(event)
 
     def _failed(self, error: dict[str, Any]) -> dict[str, Any]:
         """An error in the middle of a stream, without the server's inside."""
@@ -114,3 +115,7 @@ class Reply:
             return {"error": error}
         _log.error("request %s: its stream ended with %s", self._id, error)
         return self._form.failed((unrecorded() if self._context.unrecorded else inside()).to_dict())
+
+
+def _data(event: dict[str, Any]) -> bytes:
+    return _DATA + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
