@@ -231,3 +231,38 @@ def test_anthropics_client_sees_that_it_was_refused(claude: anthropic.Anthropic,
         else:
             assert answered.stop_reason == "tool_use"
             assert isinstance(Pick.model_validate(answered.content[-1].input), Pick)
+
+
+def test_anthropics_parse_sees_a_refusal_or_the_object(claude: anthropic.Anthropic, flagged: Any, safe: Any) -> None:
+    def streamed(messages: list[Any]) -> Any:
+        with claude.messages.stream(**speak(messages), output_format=Pick) as stream:
+            return stream.get_final_message()
+
+    ways: list[Callable[[list[Any]], Any]] = [lambda m: claude.messages.parse(**speak(m), output_format=Pick), streamed]
+    for ask in ways:
+        refused = ask(flagged[0])
+        assert (refused.content, refused.stop_reason, refused.parsed_output) == ([], "refusal", None)
+        assert refused.stop_details.explanation == flagged[1]
+        assert isinstance(ask(safe[0]).parsed_output, Pick)
+
+
+@pytest.mark.parametrize("responses", [False, True], ids=("chat", "responses"))
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_langchain_raises_its_refusal_or_gives_the_object(
+    url: str, flagged: Any, safe: Any, method: Literal["json_schema", "function_calling"], responses: bool
+) -> None:
+    from langchain_openai import ChatOpenAI
+    from langchain_openai.chat_models.base import OpenAIRefusalError
+    from pydantic import SecretStr
+
+    model = ChatOpenAI(
+        model="nano", base_url=f"{url}/v1", api_key=SecretStr("none"), temperature=0, max_completion_tokens=NEW, max_retries=0,
+        use_responses_api=responses,
+    )  # fmt: skip
+    structured = model.with_structured_output(Pick, method=method, strict=True)
+    ways: list[Callable[[list[Any]], Any]] = [structured.invoke, lambda m: list(structured.stream(m))[-1]]
+    for ask in ways:
+        with pytest.raises(OpenAIRefusalError) as caught:
+            ask(flagged[0])
+        assert flagged[1] in str(caught.value)
+        assert isinstance(ask(safe[0]), Pick)
