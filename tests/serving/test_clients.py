@@ -63,7 +63,9 @@ def flagged(told: list[tuple[Example, Reply]]) -> tuple[list[Any], str]:
 
 @pytest.fixture(scope="module")
 def safe(told: list[tuple[Example, Reply]]) -> tuple[list[Any], str]:
-    return next((turns(e), r.text) for e, r in told if not r.decision.fired and len(r.token_ids) > 3)
+    """A request that no stage flags, and its reply."""
+    cleared = ((e, r) for e, r in told if not r.decision.fired and "stage2" not in r.decision.scores)
+    return next((turns(e), r.text) for e, r in cleared if len(r.token_ids) > 3)
 
 
 def turns(example: Example) -> list[Any]:

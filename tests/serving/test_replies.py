@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import httpx2
 import openai
 import pytest
 from pydantic import BaseModel
@@ -16,7 +17,7 @@ from safeswitch.engines.context import Context
 from safeswitch.serving.keys import add_key
 from safeswitch.serving.replies.asked import shape
 from safeswitch.serving.settings import ServerSettings
-from tests.serving.scripted import FIRED, PASSED, REFUSAL, USAGE, Server, anthropic_client, http, openai_client
+from tests.serving.scripted import FIRED, PASSED, REFUSAL, USAGE, Server, anthropic_client, guarded, http, openai_client
 
 TOLD = {"fired", "switched", "policy", "bundle", "bundle_id"}
 """All that a client without the right is told."""
@@ -379,3 +380,16 @@ def test_what_stands_before_an_events_data_stays_there() -> None:
             return (await client.post("/other", json={})).text
 
     assert asyncio.run(ask()).replace("\\u00e9", "é") == named
+
+
+def test_a_route_keeps_its_form_behind_a_root_path() -> None:
+    server = Server([FIRED], response([]))
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        await guarded(server, None)({**scope, "root_path": "/api"}, receive, send)
+
+    async def ask() -> Any:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(behind), base_url="http://server") as client:
+            return (await client.post("/api/v1/responses", json={"input": "hello"})).json()
+
+    assert asyncio.run(ask())["output"][0]["content"] == [{"type": "refusal", "refusal": REFUSAL}]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from opentelemetry.trace import Span
+from starlette._utils import get_route_path
 
 from safeswitch.core.errors import SettingError
 from safeswitch.engines.context import CONTEXT, Context, Verdict
@@ -105,12 +106,12 @@ class SafeSwitchMiddleware:
         with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
             context = self._told(key, request_id, span)
             if isinstance(asked, dict):
-                body = self._asked(str(scope["path"]), asked, key, context, body)
+                body = self._asked(get_route_path(scope), asked, key, context, body)
             await self._audit_is_there()
             headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")]
             headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
             token = CONTEXT.set(context)
-            form = form_of(str(scope["path"]))(context, self._sees_scores(key))
+            form = form_of(get_route_path(scope))(context, self._sees_scores(key))
             reply = Reply(send, form, request_id, self.own_errors)
             try:
                 await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
