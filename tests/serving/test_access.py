@@ -170,3 +170,14 @@ def test_long_replies_are_capped() -> None:
     ):  # fmt: skip
         assert post(app, sent, settings, path=path).status == 200
         assert json.loads(app.body) == got
+
+
+def test_the_right_to_see_scores_is_given_on_the_command_line(file: Path) -> None:
+    from typer.testing import CliRunner
+
+    from safeswitch.cli.operate import keys_app
+
+    for name, flags in (("plain", []), ("reader", ["--scores"]), ("root", ["--admin"])):
+        assert CliRunner().invoke(keys_app, ["add", name, "--file", str(file), *flags]).exit_code == 0
+    rights = {key.name: (key.scores, key.admin) for key in read_keys(file).values()}
+    assert rights == {"plain": (False, False), "reader": (True, False), "root": (False, True)}

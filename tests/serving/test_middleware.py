@@ -126,7 +126,7 @@ def test_decisions_are_logged_with_the_requests_id(capsys: pytest.CaptureFixture
 
 def test_a_json_reply_carries_the_verdict_and_the_right_length() -> None:
     whole = chat("I can't help with that. é")
-    answer = post(App([FIRED], [whole[:20], whole[20:]]), {"messages": []})
+    answer = post(App([FIRED], [whole[:20], whole[20:]]), {"messages": []}, ServerSettings(clients_scores=True))
     assert answer.json["safeswitch"] == {
         "fired": True, "switched": True, "stage": "stage2", "scores": FIRED.scores, "thresholds": FIRED.thresholds,
         "token_index": 3, "policy": "enforce", "bundle": "default", "bundle_id": "abcd",
@@ -165,7 +165,7 @@ def test_the_chunk_of_a_stream_that_ends_a_choice_carries_the_verdict_however_it
     assert events[0] == ": keep-alive"
     got = [json.loads(e.removeprefix("data: ")) for e in events if e.startswith("data: {")]
     assert got[0] == chunks[0]
-    assert got[1]["safeswitch"]["stage"] == "stage1"
+    assert got[1]["safeswitch"]["fired"] is False
     assert got[1]["choices"][0]["safeswitch"] == got[1]["safeswitch"]
     assert got[2] == chunks[2]
     assert events[-2:] == ["data: [DONE]", ""]

@@ -68,7 +68,7 @@ def serving(
     server = GuardedServer(
         lm or LanguageModel.load(weights_path()), GuardSettings(bundles),
         ServerSettings(
-            clients_may=("observe", "off"), clients_bundles=tuple(bundles), audit=f"sqlite:///{audit}",
+            clients_may=("observe", "off"), clients_bundles=tuple(bundles), clients_scores=True, audit=f"sqlite:///{audit}",
             refusal_field=refusal_field,
         ),
         TransformersSettings(port=0, name="nano", **settings),

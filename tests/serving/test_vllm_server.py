@@ -45,7 +45,7 @@ class Served:
     url: str
     folder: Path
     plain: str
-    """A key without rights."""
+    """A key that may see scores and nothing else."""
     admin: str
     """A key that may observe and change thresholds."""
 
@@ -54,7 +54,8 @@ class Served:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("server")
     keys = folder / "keys.json"
-    plain, admin = add_key(keys, "plain"), add_key(keys, "admin", may=("observe",), admin=True)
+    plain = add_key(keys, "plain", scores=True)
+    admin = add_key(keys, "admin", may=("observe",), admin=True)
     flags = ("--keys", str(keys), "--audit", f"sqlite:///{folder / 'audit.db'}")
     with serving(folder, "vllm", *flags) as running:
         yield Served(running.url, folder, plain, admin)

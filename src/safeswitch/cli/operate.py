@@ -23,12 +23,19 @@ def add(
     concurrent: Annotated[int, typer.Option(min=0, help="Most requests at one time in each process; 0: no limit.")] = 0,
     may: Annotated[list[str] | None, typer.Option(help="A policy that the client may ask for; several times.")] = None,
     bundle: Annotated[list[str] | None, typer.Option(help="A bundle for the client, the first its default.")] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="The key may change thresholds.")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="The client may see scores and thresholds.")] = False,
+    extra_fields: Annotated[
+        bool, typer.Option("--extra-fields", help="The client may send fields that need a right (vllm_xargs, priority).")
+    ] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="The key may change thresholds, and see scores.")] = False,
 ) -> None:
     """Make a key and print it, this once: the file keeps its hash alone."""
     from safeswitch.serving.keys import add_key
 
-    rights = {"may": tuple(may or ()), "bundles": tuple(bundle or ()), "admin": admin}
+    rights = {
+        "may": tuple(may or ()), "bundles": tuple(bundle or ()), "scores": scores, "extra_fields": extra_fields,
+        "admin": admin,
+    }
     print(add_key(file, name, rate=rate, concurrent=concurrent, **rights))
 
 

@@ -23,6 +23,7 @@ def serve(
     policy: Annotated[str, typer.Option(help="enforce, observe (scores only) or off.")] = "enforce",
     clients_may: Annotated[list[str] | None, typer.Option(help="A policy that clients may ask for; several times.")] = None,
     clients_bundle: Annotated[list[str] | None, typer.Option(help="A bundle that clients may ask for; several times.")] = None,
+    clients_scores: Annotated[bool, typer.Option("--clients-scores", help="Clients without keys may see scores.")] = False,
     keys: Annotated[Path | None, typer.Option(help="File of API keys (safeswitch keys add); none lets everybody in.")] = None,
     rate_storage: Annotated[
         str, typer.Option(help="Where rate limits are counted: async+memory:// (each process), async+redis://...")
@@ -48,8 +49,9 @@ def serve(
     guard = GuardSettings(bundles, policy, allow_other_model)
     server = ServerSettings(
         clients_may=tuple(clients_may or ()), clients_bundles=tuple(clients_bundle or ()), refusal_field=refusal_field,
-        keys=str(keys.absolute()) if keys else "", rate_storage=rate_storage, max_tokens=max_tokens, max_body=max_body,
-        audit=audit, audit_failure=audit_failure, audit_text=audit_text, calibration=calibration_of(bundles),
+        clients_scores=clients_scores, keys=str(keys.absolute()) if keys else "", rate_storage=rate_storage,
+        max_tokens=max_tokens, max_body=max_body, audit=audit, audit_failure=audit_failure, audit_text=audit_text,
+        calibration=calibration_of(bundles),
     )
     chosen, where, flags = _engine(engine), weights_path() if model == "nano" else model, list(context.args)
     try:

@@ -26,6 +26,21 @@ class Verdict:
 
 
 @dataclass
+class Refusal:
+    """A refusal that goes to the client beside the engine's reply, where nothing that parses replies reads it.
+
+    Args:
+        text: What has been written of it.
+        tokens: Tokens of that text.
+        ended: Whether it is whole.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    ended: bool = False
+
+
+@dataclass
 class Context:
     """What the server knows of the request in hand; handed down to the engine's front end.
 
@@ -39,6 +54,10 @@ class Context:
         unrecorded: A verdict could not be recorded; the reply must not leave.
         tell_refusals: Whether streams are to say in ``refusing`` where refusals begin.
         refusing: Choices whose text is a refusal from the output in hand on.
+        structured: Whether the client asks for a reply that is parsed: tools, functions, a response format, a grammar.
+        formatted: Whether it asks for a format of the text itself.
+        apart: Whether refusals go into ``refusals`` instead of the engine's outputs.
+        refusals: Those refusals so far, by choice.
     """
 
     policy: str | None = None
@@ -51,6 +70,10 @@ class Context:
     unrecorded: bool = False
     tell_refusals: bool = False
     refusing: set[int] = field(default_factory=set)
+    structured: bool = False
+    formatted: bool = False
+    apart: bool = False
+    refusals: dict[int, Refusal] = field(default_factory=dict)
 
 
 CONTEXT: ContextVar[Context | None] = ContextVar("safeswitch_context", default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Access:
             self._seen = seen
 
     def key(self, headers: Iterable[tuple[bytes, bytes]]) -> Key:
-        """The client that sent these headers.
+        """The client that sent these headers: ``Authorization: Bearer``, or ``X-Api-Key`` as Anthropic's clients do.
 
         Raises:
             Refused: 401 without a known key; 503 while the file of keys cannot be read.
@@ -56,9 +56,7 @@ class Access:
             self._read()
         except ArtifactError as error:
             raise Refused(503, "keys cannot be checked at the moment", "server_error") from error
-        given = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
-        scheme, _, secret = (given[0] if given else "").partition(" ")
-        key = self._keys.get(hash_of(secret.strip())) if scheme.lower() == "bearer" else None
+        key = self._keys.get(hash_of(_secret(dict(reversed(list(headers))))))
         if key is None:
             raise Refused(401, "a known API key is needed: Authorization: Bearer ...", code="invalid_api_key")
         return key
@@ -88,3 +86,12 @@ class Access:
             window = await self._limiter.get_window_stats(item, key.name)
             wait = max(1, round(window.reset_time - time.time()))
             raise Refused(429, f"{item} are allowed", "rate_limit_error", code="rate_limit_exceeded", retry_after=wait)
+
+
+def _secret(headers: Mapping[bytes, bytes]) -> str:
+    """The key that a client names, in the first header of each name; empty where it names none."""
+    given = headers.get(b"authorization")
+    if given is None:
+        return headers.get(b"x-api-key", b"").decode("latin-1").strip()
+    scheme, _, secret = given.decode("latin-1").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else ""

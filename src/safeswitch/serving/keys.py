@@ -28,7 +28,8 @@ class Key:
         concurrent: Most requests at one time, in each server process; 0 for no limit.
         may: Policies that this client may ask for.
         bundles: Bundles that it is served with; the first is its default. Empty leaves it the server's default.
-        admin: May read and change thresholds.
+        admin: May read and change thresholds, and see scores.
+        scores: May see scores and thresholds, which would guide whoever searches for a way round the guard.
         extra_fields: May send fields that are marked ``right`` in ``design/vllm-fields.md``.
     """
 
@@ -39,6 +40,7 @@ class Key:
     may: tuple[str, ...] = ()
     bundles: tuple[str, ...] = ()
     admin: bool = False
+    scores: bool = False
     extra_fields: bool = False
 
     def __post_init__(self) -> None:

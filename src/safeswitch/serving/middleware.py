@@ -28,7 +28,9 @@ from safeswitch.serving.access import OPEN_PATHS, Access
 from safeswitch.serving.audit import Audit, AuditError
 from safeswitch.serving.keys import Key
 from safeswitch.serving.refused import Event, Refused, Send, answer, named, refuse
-from safeswitch.serving.reply import FIELD, Reply, inside, unrecorded
+from safeswitch.serving.replies.asked import form_of, shape
+from safeswitch.serving.replies.form import FIELD
+from safeswitch.serving.reply import Reply, inside, unrecorded
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.tracing import add_verdict, request_span
 
@@ -125,7 +127,8 @@ class SafeSwitchMiddleware:
             headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")]
             headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
             token = CONTEXT.set(context)
-            reply = Reply(send, context, request_id, self.own_errors)
+            form = form_of(get_route_path(scope))(context, self._sees_scores(key))
+            reply = Reply(send, form, request_id, self.own_errors)
             try:
                 await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
             except Exception:
@@ -167,6 +170,7 @@ class SafeSwitchMiddleware:
         self._wish(wishes, key, context)
         context.max_tokens = self.settings.max_tokens or None
         self.check_fields(scope, asked, key, context)
+        shape(get_route_path(scope), asked, context)
         # written anew, so that the server reads what has been checked and nothing else
         return json.dumps(asked).encode()
 
@@ -183,6 +187,9 @@ class SafeSwitchMiddleware:
         if bundle is not None and bundle not in bundles:
             raise Refused(403, f"you may not ask for the SafeSwitch bundle {bundle!r}", "permission_error")
         context.policy, context.bundle = policy, bundle or context.bundle
+
+    def _sees_scores(self, key: Key | None) -> bool:
+        return key.scores or key.admin if key is not None else self.settings.clients_scores
 
     async def _thresholds(self, scope: Scope, asked: Any, key: Key | None) -> dict[str, Any]:
         if key is None or not key.admin:

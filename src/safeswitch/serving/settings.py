@@ -24,11 +24,12 @@ class ServerSettings:
         clients_may: Policies that a client may ask for with ``{"safeswitch": {"policy": ...}}``; nobody may by default. With
             ``keys`` each key says so itself.
         clients_bundles: Bundles that a client may ask for with ``{"safeswitch": {"bundle": ...}}``; none by default.
+        clients_scores: Whether clients may see scores and thresholds; not by default. With ``keys`` each key says so itself.
         keys: File of API keys; empty lets everybody in.
         rate_storage: Where requests are counted for rate limits, as a URI of the package ``limits``.
         max_tokens: Longest reply that a client may ask for, and gets when it does not say; 0 leaves that to the engine.
-        refusal_field: Move the text of a switched chat reply into ``message.refusal``, where OpenAI's clients look for it
-            (replies that are not streamed).
+        refusal_field: Move the text of a switched chat reply into ``message.refusal`` (in streams ``delta.refusal``), where
+            OpenAI's clients look for it. Where a client asks for a reply that is parsed it always stands there.
         max_body: Largest request body, in bytes.
         audit: SQLAlchemy URL of the audit database; empty for none.
         audit_failure: When the audit database cannot be written: ``block`` answers 503, ``buffer`` keeps records in
@@ -42,6 +43,7 @@ class ServerSettings:
 
     clients_may: tuple[str, ...] = ()
     clients_bundles: tuple[str, ...] = ()
+    clients_scores: bool = False
     keys: str = ""
     rate_storage: str = "async+memory://"
     max_tokens: int = 0

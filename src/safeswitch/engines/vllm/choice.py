@@ -70,6 +70,11 @@ class Plan:
             return count
         return count - (count % self.watch_every or self.watch_every)
 
+    def settled(self, count: int) -> bool:
+        """Whether a reply of which ``count`` tokens may be shown is never refused any more."""
+        over = self.watch_until is not None and count > self.watch_until
+        return self.watch_every is None or over
+
     def owes(self, count: int, pending: bool) -> bool:
         """Whether a reply that has ended after ``count`` tokens must be read once more."""
         watched = self.watch_every is not None

@@ -26,6 +26,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision
 from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
+from safeswitch.engines.vllm.apart import apart
 from safeswitch.engines.vllm.calls import Coalesced, alive
 from safeswitch.engines.vllm.choice import Choice, Outputs, Plan, Runs, Submit
 from safeswitch.engines.vllm.sampling import Sampling
@@ -114,7 +115,8 @@ class FrontEnd:
             own.seed = None if params.seed is None else params.seed + index
             mine = replace(task, id=f"{task.id}-{index}")
             conclude = partial(self._conclude, mine, context, first, text)
-            choices.append(self._choice(prompt, own, mine, plan, context, submit, conclude))
+            run = self._choice(prompt, own, mine, plan, context, submit, conclude)
+            choices.append(apart(run, context, first, plan.settled) if context.apart else run)
             first = first if index + 1 == params.n else next(context.choices)
         outputs = choices[0] if params.n == 1 else _merged(choices, params.output_kind)
         async with aclosing(outputs):

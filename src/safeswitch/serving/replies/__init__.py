@@ -1,0 +1,1 @@
+"""What the guard writes into replies, one form for each kind of route."""

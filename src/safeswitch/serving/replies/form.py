@@ -1,0 +1,79 @@
+"""What all replies share: who is told what of a verdict, and the shape of a form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safeswitch.engines.context import Context, Refusal, Verdict
+
+FIELD = "safeswitch"
+"""Field of a body that holds a client's wishes, and of a reply that holds the verdict."""
+
+
+def switched(verdict: Verdict) -> bool:
+    """Whether the gate's word was acted on."""
+    return verdict.decision.fired and verdict.policy == "enforce"
+
+
+def public(verdict: Verdict, scores: bool) -> dict[str, Any]:
+    """What a client is told of a verdict; scores, and what lets one guess at them, only where ``scores`` says so."""
+    d = verdict.decision
+    told: dict[str, Any] = {"fired": d.fired, "switched": switched(verdict) and d.actuator != "none"}
+    if scores:
+        told |= {
+            "stage": d.stage, "scores": dict(d.scores), "thresholds": dict(d.thresholds), "token_index": d.token_index,
+        }
+    return told | {"policy": verdict.policy, "bundle": verdict.bundle, "bundle_id": verdict.bundle_id}
+
+
+class Form:
+    """A kind of reply, for one request. Each route's form says where verdicts and refusals stand in it.
+
+    Args:
+        context: Of the request; decisions and refusals are read from it while the reply leaves.
+        scores: Whether the client may see scores.
+    """
+
+    names_events = False
+    """Whether a stream's events are named by their ``type``."""
+
+    def __init__(self, context: Context, scores: bool) -> None:
+        self.context, self._scores = context, scores
+
+    def whole(self, reply: dict[str, Any]) -> None:
+        """Put verdicts and refusals into a reply that is not streamed."""
+        raise NotImplementedError
+
+    def event(self, event: dict[str, Any]) -> list[dict[str, Any]]:
+        """The events of a stream that leave in the place of ``event``."""
+        raise NotImplementedError
+
+    def rest(self) -> list[dict[str, Any]]:
+        """What is still to be sent when a stream ends."""
+        return []
+
+    def failed(self, error: dict[str, Any]) -> dict[str, Any]:
+        """The event of a stream that tells of an error, from OpenAI's body of it."""
+        return error
+
+    def told(self, verdict: Verdict) -> dict[str, Any]:
+        """What this client is told of a verdict."""
+        return public(verdict, self._scores)
+
+    def last_verdict(self) -> Verdict | None:
+        """The verdict on the reply as a whole, on routes with one choice: the one that was decided last."""
+        return next(reversed(self.context.decisions.values()), None)
+
+    def last_refusal(self) -> Refusal | None:
+        """The whole refusal on routes with one choice; None where there is none, or not yet."""
+        refusal = next(reversed(self.context.refusals.values()), None)
+        return refusal if refusal is not None and refusal.ended else None
+
+
+def add_tokens(usage: Any, written: str, tokens: int) -> None:
+    """Count a refusal's tokens in a reply's ``usage``, whose field ``written`` holds what the engine's reply has."""
+    if not isinstance(usage, dict):
+        return
+    for name in (written, "total_tokens"):
+        if isinstance(usage.get(name), int):
+            usage[name] += tokens
