@@ -9,7 +9,7 @@ from safeswitch.serving.vllm_fields import KINDS, ROUTES, Field, Route
 PAGE = Path(__file__).parents[1] / "design" / "vllm-fields.md"
 HEAD = """# What a request to the guarded vLLM server may hold
 
-Written by `python dev/vllm_fields.py` from `serving/vllm_fields.py`; read in vLLM 0.32.0.
+Written by `python dev/vllm_fields.py` from `serving/vllm_fields.py`; read in vLLM 0.32.0 and 0.33.0.
 Every other route is closed (404): stored responses, batches, raw tokens, beam search, pooling, speech,
 control and development routes. Every other field is refused (400) under `enforce`.
 
@@ -25,9 +25,14 @@ def page() -> str:
 
 
 def _table(route: Route) -> str:
-    rows = [f"| `{name}` | {field.kind} | {_values(field)} |" for name, field in _sorted(route)]
+    rows = [_row(name, field) for name, field in _sorted(route)]
     head = f"## `{route.method} {route.path}`\n\n| field | is | values |\n|---|---|---|\n"
     return head + "\n".join(rows) + "\n"
+
+
+def _row(name: str, field: Field) -> str:
+    since = f" (from vLLM {field.since})" if field.since else ""
+    return f"| `{name}`{since} | {field.kind} | {_values(field)} |"
 
 
 def _sorted(route: Route) -> list[tuple[str, Field]]:

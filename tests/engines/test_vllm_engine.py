@@ -693,7 +693,7 @@ def test_an_engine_in_which_the_guard_would_not_work_does_not_start(monkeypatch:
     with pytest.raises(SettingError, match="additional_config"):
         refuse_unless_supported(config(), None)
     monkeypatch.setattr("vllm.__version__", "0.31.1")
-    with pytest.raises(SettingError, match=r"made for vLLM 0.32; this is 0.31.1"):
+    with pytest.raises(SettingError, match=r"made for vLLM 0.32 or 0.33; this is 0.31.1"):
         refuse_unless_supported(config(), settings)
     monkeypatch.undo()
     other = saved("qwen3").parent / "of-qwen3"

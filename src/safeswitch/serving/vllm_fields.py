@@ -1,6 +1,6 @@
 """The allow-list over vLLM's HTTP interface: which routes are open, and what each field may do.
 
-Read in vLLM 0.32.0. A route that stands in no table is closed. A field that stands in no table is
+Read in vLLM 0.32.0 and 0.33.0. A route that stands in no table is closed. A field that stands in no table is
 refused under ``enforce``, so that a newer vLLM cannot open a hole in silence; a test compares the
 tables with vLLM's own request models. ``design/vllm-fields.md`` is written from here.
 
@@ -55,6 +55,8 @@ class Field:
         least: Smallest number.
         most: Largest number; of a list, most entries.
         longest: Most characters of the text, or of each text in the list.
+        since: First vLLM release that has the field; None where all that are served have it. An
+            older one passes over it.
     """
 
     kind: Kind
@@ -63,6 +65,7 @@ class Field:
     least: float | None = None
     most: float | None = None
     longest: int | None = None
+    since: str | None = None
 
     def fault(self, value: Any, extra_fields: bool) -> str | None:
         """Why ``value`` is not served, None where it is."""
@@ -208,6 +211,8 @@ _COMPLETED: dict[str, Field] = {
     "return_tokens_as_token_ids": Field("neutral", "bool"),
     "return_token_ids": Field("neutral", "bool"),
     "return_token_offsets": Field("neutral", "bool"),
+    # counted over the tokens of one run, while a guarded reply may be put together from several
+    "return_weight_versions": Field("refused", "bool", (False,), since="0.33"),
     "stream_interval": Field("neutral", "int", least=1, most=_TOKENS_MOST),
     "use_beam_search": Field("refused", "bool", (False,)),
     "prompt_logprobs": Field("refused", "int"),
@@ -285,6 +290,8 @@ RESPONSES = Route(
         "instructions": Field("neutral", "text"),
         "max_output_tokens": Field("shared", "int", least=1, most=_TOKENS_MOST),
         "max_tool_calls": Field("neutral", "int"),
+        "prompt_cache_options": Field("neutral", "object", since="0.33"),
+        "spaces_between_special_tokens": Field("neutral", "bool", since="0.33"),
         "text": Field("ours", "object"),
         "tools": Field("ours", "list"),
         "tool_choice": Field("ours", "text or object"),

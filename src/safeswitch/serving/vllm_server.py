@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
-from vllm.entrypoints.cli.serve import ServeSubcommand
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
+
+# the parser by way of the command: the module that defines it is another one in 0.33
+from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from safeswitch.core.errors import SettingError

@@ -18,8 +18,8 @@ KEY = "safeswitch"
 """Name of our entry in ``additional_config``, ``extra_args`` and ``vllm_xargs``."""
 OFF = "SAFESWITCH_OFF"
 """Environment variable: ``1`` lets every request pass untouched."""
-VERSIONS = ("0.32",)
-"""vLLM releases whose extension points were read and run."""
+VERSIONS = ("0.32", "0.33")
+"""vLLM releases whose extension points were read; ``design/vllm.md`` says which of them was run."""
 _PACKAGE = "safeswitch.engines.vllm"
 PROCESSOR = f"{_PACKAGE}.processor:SafeSwitchProcessor"
 EXTENSION = f"{_PACKAGE}.worker.SafeSwitchWorker"
