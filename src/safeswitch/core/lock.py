@@ -12,14 +12,13 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from safeswitch.core.artifact import write_text
 from safeswitch.core.errors import ArtifactError
 
 _POLL_S = 0.02
@@ -67,7 +66,8 @@ def _held(place: Path, lock_path: Path, wait_s: float) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         raise ArtifactError(f"cannot lock {place}: {error}; name a place that can be written and locked") from error
     try:
-        write_text(told, json.dumps(_self()))
+        with suppress(OSError):  # a lock without a name is a lock
+            told.write_text(json.dumps(_self()), encoding="utf-8")
         yield
     finally:
         # both go while the lock is held: who opened the file before finds it gone and opens the next one
