@@ -252,15 +252,15 @@ def test_postgresql_is_given_time_limits() -> None:
 def test_two_processes_share_one_buffer(tmp_path: Path) -> None:
     folder, waiting = tmp_path / "later", tmp_path / "waiting.db"
     code = (
-        "import sys, time; from pathlib import Path; from safeswitch.serving.audit import Audit\n"
-        "from tests.serving.test_audit import record\n"
+        "import json, sys, time; from pathlib import Path; from safeswitch.serving.audit import Audit\n"
+        "record = json.loads(sys.argv[4])\n"
         "store, name = Audit(sys.argv[1], buffer=Path(sys.argv[2])), sys.argv[3]\n"
         "for i in range(40):\n"
-        "    store.write({**record(i), 'request_id': name + str(i)})\n"
+        "    store.write({**record, 'request_id': name + str(i)})\n"
         "    while i == 9 and not Path(sys.argv[2] + '.go').exists(): time.sleep(0.01)\n"
     )
-    url = f"sqlite:///{folder / 'a.db'}"
-    running = [subprocess.Popen([sys.executable, "-c", code, url, str(waiting), name]) for name in "ab"]
+    url, told = f"sqlite:///{folder / 'a.db'}", json.dumps(record(0))
+    running = [subprocess.Popen([sys.executable, "-c", code, url, str(waiting), name, told]) for name in "ab"]
     while not waiting.exists() or len(held(waiting)) < 20:
         assert all(process.poll() is None for process in running)
         time.sleep(0.05)
