@@ -27,14 +27,18 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def build(cls: type[T], told: object, where: str, tensors: Mapping[str, Tensor] | None = None, **given: Any) -> T:
+def build(
+    cls: type[T], told: object, where: str, tensors: Mapping[str, Tensor] | None = None, *, absent: Sequence[str] = (),
+    **given: Any,
+) -> T:
     """Make the dataclass ``cls`` from a JSON object.
 
     Args:
         cls: A dataclass of bool, int, float, str, ``Literal``, ``None``, tuples, mappings and tensors.
-        told: Its fields but the tensors; all others are refused. A field with a default may be absent.
+        told: Its fields but the tensors; all others are refused.
         where: What messages begin with.
         tensors: Its tensors by field.
+        absent: Fields that may be absent, and then have their default; any other default would be a guess.
         given: Fields that are at hand.
 
     Raises:
@@ -51,8 +55,8 @@ def build(cls: type[T], told: object, where: str, tensors: Mapping[str, Tensor] 
     made = {name: typed(hints[name], value, f"{where}.{name}") for name, value in values.items()}
     made |= {name: tensor for name, tensor in (tensors or {}).items() if name in known and hints[name] is Tensor}
     made |= given
-    for name, field in known.items():
-        if name not in made and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+    for name in known:
+        if name not in made and name not in absent:
             what = "tensor" if hints[name] is Tensor else "field"
             raise ArtifactError(f"{where}: {what} {name!r} is missing")
     return cls(**made)

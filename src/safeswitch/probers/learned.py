@@ -80,7 +80,10 @@ class LearnedProber(Prober):
         where = f"{cls.kind} prober"
         place = ("point",) if cls.TAKES_POINT else ()
         only(config, ("kind", *place, *cls.SETTINGS), where)
-        arguments = {name: config[name] for name in cls.SETTINGS if name in config}
+        missing = [name for name in cls.SETTINGS if name not in config]
+        if missing:
+            raise ArtifactError(f"{where}: field {missing[0]!r} is missing; it must be {cls.SETTINGS[missing[0]]}")
+        arguments = {name: config[name] for name in cls.SETTINGS}
         if cls.TAKES_POINT:
             point = ReadPoint.parse(take(config, "point", str, where))
             check_choice(where, f"the position of point {str(point)!r}", point.position.kind, cls.POSITIONS)

@@ -22,6 +22,8 @@ from safeswitch.core.registry import Registry
 from safeswitch.core.strict import build, check_shapes, mapping, shown
 from safeswitch.core.types import Message
 
+MOST_STRENGTH = 1e6
+"""Largest multiplier of a vector or of a difference of weights."""
 Place = Literal["none", "logits", "prompt", "body", "text"]
 ACTUATORS: Registry[type[Actuator]] = Registry("actuator")
 
@@ -267,6 +269,8 @@ class Steering(BodyActuator):
     def __post_init__(self) -> None:
         check_choice("Steering", "where", self.where, ("all", "reply"))
         check_range("Steering", "relief_below", self.relief_below, 0.0, 1.0)
+        for name in ("strength", "relief"):
+            check_range("Steering", name, getattr(self, name), -MOST_STRENGTH, MOST_STRENGTH)
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
         if len(set(self.layers)) != len(self.layers) or min(self.layers, default=1) < 0:
             raise SettingError(f"Steering: layers must be 0 or more, each once; got {shown(self.layers)}")

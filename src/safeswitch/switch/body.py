@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from safeswitch.core.errors import ArtifactError, SettingError
+from safeswitch.core.errors import ArtifactError, SettingError, check_range
 from safeswitch.core.strict import build, check_shapes, only, shown, take
-from safeswitch.switch.actuators import ACTUATORS, BodyActuator
+from safeswitch.switch.actuators import ACTUATORS, MOST_STRENGTH, BodyActuator
 
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 
@@ -44,6 +44,7 @@ class Adapter(BodyActuator):
     kind: ClassVar[str] = "adapter"
 
     def __post_init__(self) -> None:
+        check_range("Adapter", "strength", self.strength, -MOST_STRENGTH, MOST_STRENGTH)
         for name, (down, up) in self.factors.items():
             if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
                 raise SettingError(f"Adapter: down [r, d_in] and up [d_out, r] of {name} do not fit")
@@ -96,6 +97,7 @@ class Weights(BodyActuator):
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "counts", tuple(int(count) for count in self.counts))
         _check_names("Weights", "names", self.names)
+        check_range("Weights", "strength", self.strength, -MOST_STRENGTH, MOST_STRENGTH)
         if min(self.counts, default=0) < 0 or (len(self.places) and int(self.places.min()) < 0):
             raise SettingError("Weights: counts and places must be 0 or more")
         if len(self.names) != len(self.counts) or not sum(self.counts) == len(self.places) == len(self.values):

@@ -45,7 +45,9 @@ def gate_from(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gate:
     only(stages, STAGES, "gate.stages")
     made = {name: _stage(entry, name, tensors) for name, entry in stages.items()}
     own = {name: value for name, value in told.items() if name != "stages"}
-    gate = build(Gate, own, "gate", **made)
+    if "late" not in made and "late_every" in own:
+        raise ArtifactError("gate: late_every has no meaning without a stage 'late'")
+    gate = build(Gate, own, "gate", absent=[*STAGES, *([] if "late" in made else ["late_every"])], **made)
     alone = [name for name in tensors if name.partition(".")[0] not in stages]
     if alone:
         raise ArtifactError(f"tensor {shown(alone[0])} belongs to none of the stages {', '.join(stages) or '(none)'}")
@@ -62,6 +64,9 @@ def _stage(told: object, name: str, tensors: Mapping[str, Tensor]) -> Stage:
         prober = prober_from_state(config, own)
     except (ArtifactError, SettingError) as error:
         raise type(error)(f"{where}.prober: {error}") from error
+    negative = [point for point in prober.points if point.layer < 0]
+    if negative:
+        raise ArtifactError(f"{where}.prober: a layer must be 0 or more; got {negative[0]}")
     return build(Stage, entry, where, prober=prober)
 
 
