@@ -45,7 +45,7 @@ def build(
         ArtifactError: a field that is unknown, missing, or of another type.
     """
     values = dict(mapping(told, where))
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     plain = [name for name in known if hints[name] is not Tensor and name not in given]
     unknown = [name for name in values if name not in plain]

@@ -43,7 +43,7 @@ def gate_from(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gate:
     """
     stages = take(told, "stages", Mapping[str, Any], "gate")
     only(stages, STAGES, "gate.stages")
-    made = {name: _stage(entry, name, tensors) for name, entry in stages.items()}
+    made: dict[str, Any] = {name: _stage(entry, name, tensors) for name, entry in stages.items()}
     own = {name: value for name, value in told.items() if name != "stages"}
     if "late" not in made and "late_every" in own:
         raise ArtifactError("gate: late_every has no meaning without a stage 'late'")
