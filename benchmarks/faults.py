@@ -39,6 +39,8 @@ from benchmarks.leak import Told, body, told
 from benchmarks.running import Running, free_port, serving
 from sqlalchemy import create_engine, text
 
+from safeswitch.serving.spool import Spool
+
 SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
 Row = tuple[str, str]
 """Request id, and how it ended: ``replied``, ``error 503``, ``lost`` (no answer of the server at all)."""
@@ -193,7 +195,7 @@ def postgres(folder: Path, engine: str, facts: list[Told]) -> None:
             assert {end for _, end in rows} == {"replied"}, Counter(end for _, end in rows)
             last = alone(running.url, facts[0], "last")
             assert last.status_code == 200
-            assert not (folder / "audit-buffer.jsonl").exists()
+            assert Spool(folder / "audit-buffer.db", 0).empty()
             report("postgres", [*rows, ("last", "replied")], recorded(url))
 
 

@@ -128,7 +128,7 @@ EXTRAS = {
     "sqlalchemy": ("serving/",), "prometheus_client": ("serving/",), "lm_eval": ("evaluation/harness",),
     "inspect_ai": ("evaluation/inspect_bridge", "cli/inspect_registry"), "fastapi": ("serving/",), "pydantic": ("serving/",),
     "pydantic_core": ("serving/",), "starlette": ("serving/",), "uvicorn": ("serving/",), "limits": ("serving/",),
-    "filelock": ("serving/",), "opentelemetry": ("serving/",),
+    "opentelemetry": ("serving/",),
     "peft": ("methods/",), "gguf": ("switch/",),
     "jinja2": ("evaluation/report",), "PIL": ("models/vision",),
 }

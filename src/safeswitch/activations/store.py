@@ -22,6 +22,7 @@ from safeswitch.activations.record import Progress, check_request, record
 from safeswitch.activations.states import Activations
 from safeswitch.core.artifact import read_json, write_json, write_tensors
 from safeswitch.core.errors import ActivationError, ArtifactError, FingerprintError, SettingError
+from safeswitch.core.lock import folder_writer
 from safeswitch.core.types import ReadPoint
 from safeswitch.models.language_model import LanguageModel
 
@@ -67,13 +68,25 @@ def collect(
 
     Raises:
         FingerprintError: the folder holds states of another model.
-        ArtifactError: the folder holds states of other data, points or settings, or cannot be written.
+        ArtifactError: the folder holds states of other data, points or settings, is being written by another process, or
+            cannot be written.
         SettingError, ActivationError, ContextLengthError: as for ``record``.
     """
     if shard_size < 1:
         raise SettingError(f"collect: shard_size must be 1 or more; got {shard_size}")
     check_request(lm, sequences, prompt_lengths, points, texts, batch_tokens)
     folder = Path(folder)
+    with folder_writer(folder):
+        _fill(lm, sequences, prompt_lengths, points, folder, texts, shard_size, batch_tokens, dtype, progress)
+    return load(folder)
+
+
+def _fill(
+    lm: LanguageModel, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int], points: Sequence[ReadPoint],
+    folder: Path, texts: Sequence[str], shard_size: int, batch_tokens: int, dtype: torch.dtype | None,
+    progress: Progress | None,
+) -> None:
+    """Write what is missing into a folder that is ours."""
     _open(folder, _manifest(lm, sequences, prompt_lengths, texts, points, dtype, shard_size), texts)
     for start in range(0, len(sequences), shard_size):
         rows = slice(start, min(start + shard_size, len(sequences)))
@@ -88,7 +101,6 @@ def collect(
             write_tensors(path, named(acts))
         if progress is not None:
             progress(rows.stop, len(sequences))
-    return load(folder)
 
 
 def load(folder: str | Path) -> Activations:

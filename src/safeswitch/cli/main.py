@@ -186,7 +186,7 @@ def fit(
             engine = stack.enter_context(load_collector(model, settings, revision, dtype, device_map, chat_template))
         else:
             engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
-        asked = engine if keep is None else Kept(engine, keep)
+        asked = engine if keep is None else stack.enter_context(Kept(engine, keep))
         switch = fit_files(asked, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=say)
     if as_json:
         _print_json({"out": str(out), "fingerprint": switch.fingerprint, "switch": switch.describe()})

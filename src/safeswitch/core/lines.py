@@ -82,9 +82,9 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ArtifactError: the disk is full, or the folder may not be written.
     """
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     try:
-        with path.open("a", encoding="utf-8") as stream:
+        with path.open("ab") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

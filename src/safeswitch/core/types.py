@@ -22,6 +22,9 @@ PositionKind = Literal["prompt_end", "pilot", "answer", "window", "appended", "n
 ROLES: tuple[str, ...] = ("system", "user", "assistant")
 LABELS: tuple[str, ...] = ("safe", "unsafe")
 POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "answer", "window", "appended", "nll")
+MOST_TOKENS = 2**20
+"""Longest index of a position: more tokens than any model is run on."""
+_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -211,8 +214,8 @@ class Position:
         check_choice("Position", "kind", self.kind, POSITION_KINDS)
         if self.kind == "prompt_end" and self.index:
             raise SettingError(f"Position: prompt_end takes no index; got {self.index}")
-        if self.index < 0:
-            raise SettingError(f"Position: index must be 0 or more; got {self.index}")
+        if not 0 <= self.index <= MOST_TOKENS:
+            raise SettingError(f"Position: index must lie in 0..{MOST_TOKENS}; got {self.index}")
 
     def __str__(self) -> str:
         return self.kind if self.kind == "prompt_end" else f"{self.kind}:{self.index}"
@@ -221,8 +224,8 @@ class Position:
     def parse(cls, text: str) -> Position:
         """Read the form that ``str`` writes: ``prompt_end``, ``pilot:3``, ``window:16``."""
         kind, _, index = text.partition(":")
-        if index and not index.isdecimal():
-            raise SettingError(f"Position: index must be a whole number; got {text!r}")
+        if index and not (index.isascii() and index.isdecimal() and len(index) <= _DIGITS):
+            raise SettingError(f"Position: index must be a whole number in 0..{MOST_TOKENS}; got {text!r:.80}")
         return cls(kind, int(index or 0))  # type: ignore[arg-type]
 
 
@@ -243,8 +246,8 @@ class ReadPoint:
     def parse(cls, text: str) -> ReadPoint:
         """Read the form that ``str`` writes: ``4@pilot:3``."""
         layer, _, position = text.partition("@")
-        if not layer.isdecimal():
-            raise SettingError(f"ReadPoint: expected 'layer@position'; got {text!r}")
+        if not (layer.isascii() and layer.isdecimal() and len(layer) <= _DIGITS):
+            raise SettingError(f"ReadPoint: expected 'layer@position'; got {text!r:.80}")
         return cls(int(layer), Position.parse(position or "prompt_end"))
 
 

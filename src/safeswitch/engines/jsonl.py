@@ -18,6 +18,7 @@ from typing import Any
 
 from safeswitch.core.errors import ContextLengthError, DataError
 from safeswitch.core.lines import append, take_up
+from safeswitch.core.lock import file_writer
 from safeswitch.core.types import Example, Reply, as_messages
 from safeswitch.data.writers import to_row
 from safeswitch.engines.base import Engine
@@ -72,7 +73,7 @@ def generate_file(
 
     Raises:
         DataError: no requests, or an id used twice.
-        ArtifactError: ``out`` belongs to another run, or cannot be written.
+        ArtifactError: ``out`` belongs to another run, is being written by another process, or cannot be written.
     """
     if not examples:
         raise DataError("generate: the input has no requests")
@@ -80,19 +81,20 @@ def generate_file(
     if twice:
         raise DataError(f"generate: ids must be unique; used more than once: {', '.join(map(repr, twice[:5]))}")
     run = {**identity, "options": json.loads(json.dumps({**options, "seed": seed}, default=str))}
-    done = take_up(out, run, {e.id: request_hash(e) for e in examples})
-    errors = sum("error" in row for row in done.values())
-    progress(len(done))
-    left = [e for e in examples if e.id not in done]
-    for start in range(0, len(left), chunk):
-        part = left[start : start + chunk]
-        began = time.perf_counter()
-        answers = _answer(engine, part, switch, seed, options)
-        shared = {"seconds": (time.perf_counter() - began) / len(part), **measured(len(part))}
-        errors += sum(isinstance(a, str) for a in answers)
-        append(out, [_row(e, a) | shared for e, a in zip(part, answers, strict=True)])
-        progress(len(part))
-    return Written(len(left), len(examples), errors)
+    with file_writer(out):
+        done = take_up(out, run, {e.id: request_hash(e) for e in examples})
+        errors = sum("error" in row for row in done.values())
+        progress(len(done))
+        left = [e for e in examples if e.id not in done]
+        for start in range(0, len(left), chunk):
+            part = left[start : start + chunk]
+            began = time.perf_counter()
+            answers = _answer(engine, part, switch, seed, options)
+            shared = {"seconds": (time.perf_counter() - began) / len(part), **measured(len(part))}
+            errors += sum(isinstance(a, str) for a in answers)
+            append(out, [_row(e, a) | shared for e, a in zip(part, answers, strict=True)])
+            progress(len(part))
+        return Written(len(left), len(examples), errors)
 
 
 def _answer(

@@ -16,6 +16,7 @@ from typing import Any
 from safeswitch._version import __version__
 from safeswitch.core.artifact import check_writable
 from safeswitch.core.errors import DataError
+from safeswitch.core.lock import folder_writer
 from safeswitch.data.writers import data_hash
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.after import AFTER
@@ -84,9 +85,24 @@ def run_bench(
     Raises:
         SettingError: an unknown benchmark.
         DataError: none of the benchmarks is at hand, or one holds unusable rows.
-        ArtifactError: ``out`` holds another run, or cannot be written.
+        ArtifactError: ``out`` holds another run, is being written by another process, or cannot be written.
     """
     check_writable(out)
+    with folder_writer(out):
+        return _run(engine, asked, candidates, out, say, progress, more, after)
+
+
+def _run(
+    engine: TransformersEngine,
+    asked: Asked,
+    candidates: Callable[[RunLog], Mapping[str, Candidate]],
+    out: Path,
+    say: Say,
+    progress: Progress,
+    more: Callable[[Sequence[Loaded]], Sequence[Loaded]],
+    after: Sequence[Callable[[Path], None]],
+) -> RunLog:
+    """:func:`run_bench` in a folder that is ours."""
     loaded, missing = load_suite(asked, say)
     loaded += more(loaded)
     loaded = [_fitted(one, asked.max_new_tokens, engine.lm.context_length) for one in loaded]

@@ -1,6 +1,7 @@
 """The run folder: everything that a bench run has produced, from which tables, pictures and reports are made.
 
-Format version 1. All files are UTF-8; JSONL files only grow, and a torn last line does not count::
+Format version 1. All files are UTF-8; JSONL files only grow, and a torn last line does not count. One process writes at a
+time (:mod:`safeswitch.core.lock`); any may read meanwhile::
 
     manifest.json                                     what was run, on what, by which command
     methods/<method>/                                 the switch, a bundle (``Switch.from_pretrained``)

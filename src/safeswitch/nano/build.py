@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from safeswitch.core.lock import folder_writer
 from safeswitch.nano.corpus import conversations
 from safeswitch.nano.tokenizer import train_tokenizer
 from safeswitch.nano.train import Recipe, train
@@ -39,9 +40,18 @@ def build(out: str | Path, *, seed: int = 0, resume: bool = True, progress: bool
         resume: Go on from ``checkpoint.pt``; otherwise it is removed first.
         progress: Print the loss every 50 steps.
         steps: Optimiser steps, when not the recipe's.
+
+    Raises:
+        ArtifactError: the folder holds an unfinished run of another recipe, or is being written by another process.
     """
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    with folder_writer(folder):
+        _build(folder, seed, resume, progress, steps)
+    return folder
+
+
+def _build(folder: Path, seed: int, resume: bool, progress: bool, steps: int | None) -> None:
+    """:func:`build` in a folder that is ours."""
     checkpoint = folder / "checkpoint.pt"
     if not resume:
         checkpoint.unlink(missing_ok=True)
@@ -56,7 +66,6 @@ def build(out: str | Path, *, seed: int = 0, resume: bool = True, progress: bool
     log = {"recipe": asdict(recipe), "seconds": round(time.time() - started), "losses": [round(x, 5) for x in losses]}
     (folder / "losses.json").write_text(json.dumps(log) + "\n", encoding="utf-8")
     checkpoint.unlink(missing_ok=True)
-    return folder
 
 
 def _run_in_fp32(path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from safeswitch.core.artifact import check_writable, write_json, write_text
+from safeswitch.core.lock import folder_writer
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.bench import Asked, run_bench
 from safeswitch.evaluation.candidates import kept, prepare
@@ -106,14 +107,23 @@ def run_study(
     ``out/seed-0`` and on are the run folders; what is done there is not done again.
 
     Raises:
-        ArtifactError: ``out`` cannot be written, or holds seeds of another model, other settings or sizes.
+        ArtifactError: ``out`` cannot be written, is being written by another process, or holds seeds of another model, other
+            settings or sizes.
     """
     check_writable(out)
+    with folder_writer(out):
+        return _study(out, seeds, n, suites, settings or nano_settings(), model, say)
+
+
+def _study(
+    out: Path, seeds: int, n: int, suites: Sequence[str], settings: FitSettings, model: Path | None, say: Say
+) -> dict[str, dict[str, Pooled]]:
+    """:func:`run_study` in a folder that is ours."""
     started = time.perf_counter()
     engine = TransformersEngine.load(model or weights_path(), batch_size=64)
     told: list[Told] = []
     for seed in range(seeds):
-        chosen = replace(settings or nano_settings(), seed=seed)
+        chosen = replace(settings, seed=seed)
         log = _seed(engine, out / f"seed-{seed}", chosen, n, suites, say)
         told.append(_tell(log, told[0] if told else None))
     pooled = {s: {m: pool([t[s][m] for t in told]) for m in METHOD_NAMES} for s in suites}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safeswitch.core.artifact import check_writable, write_json, write_text
+from safeswitch.core.lock import folder_writer
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.bench import Asked, run_bench
 from safeswitch.evaluation.candidates import prepare
@@ -104,18 +105,27 @@ def run_demo(
         say: Told of each stage.
 
     Raises:
-        ArtifactError: ``out`` cannot be written.
+        ArtifactError: ``out`` cannot be written, or is being written by another process.
         SafeSwitchError: matplotlib is not installed.
     """
     check_writable(out)
     check_drawable()
+    with folder_writer(out):
+        return _demo(out, n, suites, settings or nano_settings(seed), data, model, say)
+
+
+def _demo(
+    out: Path, n: int, suites: Sequence[str], settings: FitSettings, data: FitData | None, model: Path | None, say: Say
+) -> Table:
+    """:func:`run_demo` in a folder that is ours."""
     if (out / "run" / MANIFEST).is_file():
-        shutil.rmtree(out / "run")
+        with folder_writer(out / "run"):
+            shutil.rmtree(out / "run")
     clock, started = Clock(), time.perf_counter()
     with clock.stage("load"):
         say("loading the embedded model")
         engine = TransformersEngine.load(model or weights_path(), batch_size=64)
-    fitting, told = nano_fitting(settings or nano_settings(seed), (lambda: data) if data is not None else None)
+    fitting, told = nano_fitting(settings, (lambda: data) if data is not None else None)
 
     def candidates(log: RunLog) -> dict[str, Candidate]:
         with clock.stage("fit"):

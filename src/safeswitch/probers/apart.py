@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import NotFittedError, SettingError
-from safeswitch.core.types import Position, ReadPoint
+from safeswitch.core.errors import ArtifactError, NotFittedError, SettingError, check_range
+from safeswitch.core.strict import check_shapes, only, take
+from safeswitch.core.types import MOST_TOKENS, Position, ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, check_labels
 from safeswitch.probers.learned import mark_unreadable, rows_at
 from safeswitch.probers.nested import nest, unnest
 from safeswitch.probers.points import Labelled
 
 APPENDED = Position("appended")
+_LIKELIHOOD: Mapping[str, type] = {"layer": int, "tokens": int, "beta": float}
 
 
 @PROBERS.add("appending")
@@ -40,6 +42,8 @@ class AppendingProber(Prober):
         self.reads_text = inner.reads_text
         if not self.appended:
             raise SettingError("appending prober: name one token or more to append")
+        for token in self.appended:
+            check_range("appending prober", "a token to append", token, 0, 2**31)
 
     def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
         """Fit the inner prober."""
@@ -58,7 +62,12 @@ class AppendingProber(Prober):
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
-        return cls(unnest(config, "probers", tensors)[0], config["appended"])
+        where = f"{cls.kind} prober"
+        only(config, ("kind", "appended", "probers"), where)
+        inner = unnest(config, "probers", tensors)
+        if len(inner) != 1:
+            raise ArtifactError(f"{where}: holds one prober; got {len(inner)}")
+        return cls(inner[0], take(config, "appended", tuple[int, ...], where))
 
 
 @PROBERS.add("transition")
@@ -111,7 +120,10 @@ class TransitionProber(Prober):
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
-        prober = cls(config["layers"])
+        where = f"{cls.kind} prober"
+        only(config, ("kind", "layers"), where)
+        prober = cls(take(config, "layers", tuple[int, ...], where))
+        check_shapes(where, tensors, {"reference": "L d"}, {"L": len(prober.layers)})
         prober.reference_ = tensors["reference"].clone()
         return prober
 
@@ -132,6 +144,8 @@ class LikelihoodProber(Prober):
     kind = "likelihood"
 
     def __init__(self, layer: int, tokens: int = 4, beta: float = 0.5) -> None:
+        check_range("likelihood prober", "tokens", tokens, 1, MOST_TOKENS)
+        check_range("likelihood prober", "beta", beta, 0.0, 1e6)
         self.layer, self.tokens, self.beta = layer, tokens, beta
         self.points = (ReadPoint(layer, Position("nll", tokens)),)
 
@@ -152,4 +166,7 @@ class LikelihoodProber(Prober):
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
-        return cls(config["layer"], config["tokens"], config["beta"])
+        where = f"{cls.kind} prober"
+        only(config, ("kind", *_LIKELIHOOD), where)
+        only(tensors, (), f"{where}, tensors")
+        return cls(**{name: take(config, name, hint, where) for name, hint in _LIKELIHOOD.items()})

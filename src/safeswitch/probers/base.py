@@ -15,6 +15,7 @@ from torch import Tensor
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError
 from safeswitch.core.registry import Registry
+from safeswitch.core.strict import mapping, take
 from safeswitch.core.types import ReadPoint
 
 PROBERS: Registry[type[Prober]] = Registry("prober")
@@ -67,7 +68,7 @@ class Prober(ABC):
     @classmethod
     @abstractmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Inverse of :meth:`state`."""
+        """Inverse of :meth:`state`; see :func:`prober_from_state` for what is refused."""
 
 
 def check_labels(acts: Activations, labels: Tensor, owner: str) -> Tensor:
@@ -85,5 +86,11 @@ def check_labels(acts: Activations, labels: Tensor, owner: str) -> Tensor:
 
 
 def prober_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prober:
-    """Rebuild whatever prober wrote ``config`` (its ``kind`` names the class)."""
-    return PROBERS[str(config.get("kind"))].from_state(config, tensors)
+    """Rebuild whatever prober wrote ``config`` (its ``kind`` names the class).
+
+    Raises:
+        ArtifactError: a field or tensor that is unknown, missing, of another type or shape, or not finite.
+        SettingError: an unknown kind, or a value outside its range.
+    """
+    kind = take(mapping(config, "prober"), "kind", str, "prober")
+    return PROBERS[kind].from_state(config, tensors)

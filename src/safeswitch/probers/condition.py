@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import FitError, NotFittedError, SettingError
+from safeswitch.core.errors import FitError, NotFittedError, SettingError, check_range
+from safeswitch.core.strict import build, check_shapes, only, shown, take
 from safeswitch.core.types import Position, ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, check_labels
 from safeswitch.probers.learned import mark_unreadable
 from safeswitch.probers.points import Labelled
 
 WHOLE = Position("window", 0)
+_LONGEST_RULE = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +98,12 @@ def parse_rule(rule: str, names: Sequence[str]) -> Callable[[Mapping[str, Tensor
     Raises:
         SettingError: anything but names, ``and``, ``or``, ``not`` and brackets; a name that there is not.
     """
+    if len(rule) > _LONGEST_RULE:
+        raise SettingError(f"rule: has {len(rule)} characters; at most {_LONGEST_RULE} are read")
     try:
         tree = ast.parse(rule.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise SettingError(f"rule {rule!r}: {error.msg}; write names joined by and, or, not") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise SettingError(f"rule {rule!r}: {error}; write names joined by and, or, not") from error
 
     def build(node: ast.expr) -> Callable[[Mapping[str, Tensor]], Tensor]:
         if isinstance(node, ast.Name):
@@ -145,8 +149,11 @@ class ConditionProber(Prober):
         Raises:
             SettingError: a rule that cannot be read; see :func:`parse_rule`.
         """
-        if not conditions:
-            raise SettingError("condition prober: there are no conditions")
+        names = [c.name for c in conditions]
+        if not conditions or len(set(names)) != len(names):
+            raise SettingError(f"condition prober: needs conditions, each of another name; got {shown(names)}")
+        for condition in conditions:
+            check_range(f"condition {condition.name!r}", "threshold", condition.threshold, 0.0, 1.0)
         prober = cls(conditions[0].layer)
         prober.conditions_, prober.rule_ = tuple(conditions), rule
         prober.points = tuple(dict.fromkeys(ReadPoint(c.layer, WHOLE) for c in conditions))
@@ -180,8 +187,13 @@ class ConditionProber(Prober):
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
-        pairs = zip(config["conditions"], tensors["vectors"], strict=True)
-        return cls.of([Condition(vector=vector.clone(), **told) for told, vector in pairs], config["rule"])
+        where = f"{cls.kind} prober"
+        only(config, ("kind", "rule", "conditions"), where)
+        told = take(config, "conditions", tuple[Mapping[str, Any], ...], where)
+        check_shapes(where, tensors, {"vectors": "K d"}, {"K": len(told)})
+        pairs = enumerate(zip(told, tensors["vectors"], strict=True))
+        conditions = [build(Condition, one, f"{where}.conditions[{i}]", vector=v.clone()) for i, (one, v) in pairs]
+        return cls.of(conditions, take(config, "rule", str, where))
 
 
 def mean_states(acts: Activations, point: ReadPoint) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import NotFittedError, SettingError, check_range
+from safeswitch.core.errors import ArtifactError, NotFittedError, SettingError, check_range
+from safeswitch.core.strict import check_shapes, only, shown, take
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, check_labels
 from safeswitch.probers.learned import mark_unreadable, rows_at
@@ -24,6 +25,10 @@ from safeswitch.probers.logistic import fit_logistic
 from safeswitch.probers.points import Labelled
 from safeswitch.probers.split import balanced_weights
 from safeswitch.probers.standardise import fit_standardiser
+
+_SETTINGS: Mapping[str, type] = {"members": int, "size": int, "quantile": float, "l2": float}
+_SHAPES: Mapping[str, str] = {"places": "int M", "bases": "M s d", "weights": "M s", "offsets": "M"}
+_MOST = 2**16
 
 
 @PROBERS.add("ensemble")
@@ -49,8 +54,11 @@ class EnsembleProber(Prober):
         self, points: Sequence[ReadPoint], members: int = 16, size: int = 32, quantile: float = 0.5, l2: float = 1.0
     ) -> None:
         check_range("ensemble prober", "quantile", quantile, 0.0, 1.0)
-        if not points or members < 1 or size < 1:
-            raise SettingError("ensemble prober: points, members and size must be one or more")
+        if not points:
+            raise SettingError("ensemble prober: points must be one or more")
+        check_range("ensemble prober", "members", members, 1, _MOST)
+        check_range("ensemble prober", "size", size, 1, _MOST)
+        check_range("ensemble prober", "l2", l2, 0.0, 1e8)
         self.points = tuple(points)
         self.members, self.size, self.quantile, self.l2 = members, size, quantile, l2
 
@@ -106,15 +114,23 @@ class EnsembleProber(Prober):
         """``(config, tensors)``; see :meth:`Prober.state`."""
         self._check()
         config = {"kind": self.kind, "points": [str(p) for p in self.points]}
-        config |= {name: getattr(self, name) for name in ("members", "size", "quantile", "l2")}
-        names = ("places", "bases", "weights", "offsets")
-        return config, {name: getattr(self, f"{name}_").clone() for name in names}
+        config |= {name: getattr(self, name) for name in _SETTINGS}
+        return config, {name: getattr(self, f"{name}_").clone() for name in _SHAPES}
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
-        settings = {name: config[name] for name in ("members", "size", "quantile", "l2")}
-        prober = cls([ReadPoint.parse(p) for p in config["points"]], **settings)
-        for name in ("places", "bases", "weights", "offsets"):
+        where = f"{cls.kind} prober"
+        only(config, ("kind", "points", *_SETTINGS), where)
+        points = [ReadPoint.parse(point) for point in take(config, "points", tuple[str, ...], where)]
+        prober = cls(points, **{name: take(config, name, hint, where) for name, hint in _SETTINGS.items()})
+        found = check_shapes(where, tensors, _SHAPES, {"M": prober.members})
+        if found["s"] != min(prober.size, found["d"]):
+            raise ArtifactError(f"{where}: tensor 'bases' has {found['s']} rows a member; size and width allow "
+                                f"{min(prober.size, found['d'])}")
+        places = tensors["places"]
+        if not 0 <= int(places.min()) <= int(places.max()) < len(points):
+            raise ArtifactError(f"{where}: tensor 'places' must lie in 0..{len(points) - 1}; got {shown(places.tolist())}")
+        for name in _SHAPES:
             setattr(prober, f"{name}_", tensors[name].clone())
         return prober

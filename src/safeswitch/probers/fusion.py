@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import ArtifactError, NotFittedError, SettingError, check_choice
+from safeswitch.core.errors import NotFittedError, SettingError, check_choice
+from safeswitch.core.strict import check_shapes, only, take
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, check_labels
 from safeswitch.probers.calibrate import log_odds, platt_targets
@@ -104,14 +105,14 @@ class FusionProber(Prober):
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
-        prober = cls(unnest(config, "readers", tensors), weights=str(config.get("weights", "equal")))
+        where = f"{cls.kind} prober"
+        only(config, ("kind", "weights", "readers"), where)
+        own = {name: tensor for name, tensor in tensors.items() if "." not in name}
+        inner = {name: tensor for name, tensor in tensors.items() if "." in name}
+        prober = cls(unnest(config, "readers", inner), weights=take(config, "weights", str, where))
         prober.check_settings()
-        for name in ("weights", "bias"):
-            if name not in tensors:
-                raise ArtifactError(f"fusion prober: tensor {name!r} is missing; stored: {', '.join(sorted(tensors))}")
-        if len(tensors["weights"]) != len(prober.readers):
-            raise ArtifactError(f"fusion prober: {len(tensors['weights'])} weights for {len(prober.readers)} readers")
-        prober.weights_, prober.bias_ = tensors["weights"].clone(), tensors["bias"].clone()
+        check_shapes(where, own, {"weights": "R", "bias": "1"}, {"R": len(prober.readers)})
+        prober.weights_, prober.bias_ = own["weights"].clone(), own["bias"].clone()
         return prober
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import ActivationError, ArtifactError, NotFittedError, SettingError
-from safeswitch.core.types import ReadPoint
+from safeswitch.core.errors import ActivationError, ArtifactError, NotFittedError, SettingError, check_choice
+from safeswitch.core.strict import check_shapes, only, take
+from safeswitch.core.types import POSITION_KINDS, ReadPoint
 from safeswitch.probers.base import Prober
 from safeswitch.probers.settings import Limit, setting_faults
 
@@ -22,11 +23,13 @@ class LearnedProber(Prober):
     """A prober that is its settings plus named tensors.
 
     ``SETTINGS`` names the constructor's plain arguments with their limits, ``LEARNED`` the attributes that ``fit``
-    sets. A member that reads one point takes it as its first argument, ``point``.
+    sets, with their shapes (:func:`safeswitch.core.strict.check_shapes`). A member that reads one point takes it as its first
+    argument, ``point``, at a position of one of ``POSITIONS``.
     """
 
     SETTINGS: ClassVar[Mapping[str, Limit]] = {}
-    LEARNED: ClassVar[tuple[str, ...]] = ()
+    LEARNED: ClassVar[Mapping[str, str]] = {}
+    POSITIONS: ClassVar[tuple[str, ...]] = tuple(kind for kind in POSITION_KINDS if kind != "window")
     TAKES_POINT: ClassVar[bool] = True
 
     def settings(self) -> dict[str, Any]:
@@ -71,20 +74,32 @@ class LearnedProber(Prober):
         """Inverse of :meth:`state`.
 
         Raises:
-            ArtifactError: a learned tensor is missing.
+            ArtifactError: a field or learned tensor that is missing, unknown, of another type or shape.
             SettingError: a setting outside its limits.
         """
-        arguments = {name: config[name] for name in cls.SETTINGS if name in config}
-        if "point" in config:
-            arguments["point"] = ReadPoint.parse(str(config["point"]))
+        where = f"{cls.kind} prober"
+        place = ("point",) if cls.TAKES_POINT else ()
+        only(config, ("kind", *place, *cls.SETTINGS), where)
+        missing = [name for name in cls.SETTINGS if name not in config]
+        if missing:
+            raise ArtifactError(f"{where}: field {missing[0]!r} is missing; it must be {cls.SETTINGS[missing[0]]}")
+        arguments = {name: config[name] for name in cls.SETTINGS}
+        if cls.TAKES_POINT:
+            point = ReadPoint.parse(take(config, "point", str, where))
+            check_choice(where, f"the position of point {str(point)!r}", point.position.kind, cls.POSITIONS)
+            arguments["point"] = point
         prober = cls(**arguments)
         prober.check_settings()
+        check_shapes(where, tensors, {n.rstrip("_"): shape for n, shape in cls.LEARNED.items()}, prober.sizes())
+        if "scale" in tensors and not bool(tensors["scale"].all()):
+            raise ArtifactError(f"{where}: tensor 'scale' holds a 0; states are divided by it")
         for name in cls.LEARNED:
-            if name.rstrip("_") not in tensors:
-                have = ", ".join(sorted(tensors)) or "none"
-                raise ArtifactError(f"{cls.kind} prober: tensor {name.rstrip('_')!r} is missing; stored: {have}")
             setattr(prober, name, tensors[name.rstrip("_")].clone())
         return prober
+
+    def sizes(self) -> dict[str, int]:
+        """Letters of the shapes of ``LEARNED`` that the settings decide."""
+        return {}
 
 
 def rows_at(acts: Activations, point: ReadPoint, owner: str, width: int | None = None) -> Tensor:

@@ -41,7 +41,7 @@ class LinearProber(LearnedProber):
 
     kind = "linear"
     SETTINGS: ClassVar[Mapping[str, Limit]] = MappingProxyType({"l2": Number(1e-8, 1e8, optional=True)})
-    LEARNED = ("mean_", "scale_", "weight_", "bias_")
+    LEARNED: ClassVar[Mapping[str, str]] = MappingProxyType({"mean_": "d", "scale_": "d", "weight_": "d", "bias_": "1"})
 
     def __init__(self, point: ReadPoint, *, l2: float | None = None) -> None:
         self.points = (point,)

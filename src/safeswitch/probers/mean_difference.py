@@ -41,7 +41,9 @@ class MeanDifferenceProber(LearnedProber):
 
     kind = "mean_difference"
     SETTINGS: ClassVar[Mapping[str, Limit]] = MappingProxyType({})
-    LEARNED = ("mean_", "scale_", "direction_", "midpoint_", "slope_")
+    LEARNED: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"mean_": "d", "scale_": "d", "direction_": "d", "midpoint_": "1", "slope_": "1"}
+    )
 
     def __init__(self, point: ReadPoint) -> None:
         self.points = (point,)

@@ -50,7 +50,9 @@ class MLPProber(LearnedProber):
             "epochs": Number(1, 100_000, whole=True, optional=True),
         }
     )
-    LEARNED = ("mean_", "scale_", "w1_", "b1_", "w2_", "b2_")
+    LEARNED: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"mean_": "d", "scale_": "d", "w1_": "d h", "b1_": "h", "w2_": "h o", "b2_": "o"}
+    )
 
     def __init__(
         self,
@@ -70,6 +72,9 @@ class MLPProber(LearnedProber):
         self.weight_decay = weight_decay
         self.dropout = dropout
         self.epochs = epochs
+
+    def sizes(self) -> dict[str, int]:
+        return {"h": self.hidden, "o": self.full_recipe().outputs}
 
     def full_recipe(self) -> Recipe:
         """The named recipe with this prober's own values in it."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import NotFittedError, SettingError
+from safeswitch.core.errors import ArtifactError, NotFittedError, SettingError
+from safeswitch.core.strict import only, take
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, check_labels
 from safeswitch.probers.calibrate import log_odds
@@ -17,6 +18,7 @@ from safeswitch.probers.learned import LearnedProber
 from safeswitch.probers.mlp import MLPProber
 from safeswitch.probers.nested import nest, unnest
 from safeswitch.probers.points import Labelled, train_points
+from safeswitch.probers.settings import setting_faults
 
 
 @PROBERS.add("layer_average")
@@ -47,9 +49,9 @@ class LayerAverageProber(Prober):
         member = PROBERS[self.inner]
         if not (issubclass(member, LearnedProber) and member.TAKES_POINT):
             raise SettingError(f"layer_average prober: inner must be a kind that reads one point; got {self.inner!r}")
-        faults = [name for name in self.inner_settings if name not in member.SETTINGS]
+        faults = setting_faults(f"layer_average prober: inner {self.inner}", self.inner_settings, member.SETTINGS)
         if faults:
-            raise SettingError(f"layer_average prober: {self.inner} has no setting {', '.join(map(repr, faults))}")
+            raise SettingError("; ".join(faults))
 
     def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
         """See :meth:`Prober.fit`; every inner prober is fitted on the same rows with the same seed (MLPs in one batch)."""
@@ -88,8 +90,14 @@ class LayerAverageProber(Prober):
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
+        where = f"{cls.kind} prober"
+        only(config, ("kind", "points", "inner", "settings", "probers"), where)
         inner = unnest(config, "probers", tensors)
-        prober = cls([point for p in inner for point in p.points], config["inner"], config.get("settings"))
+        points = [ReadPoint.parse(point) for point in take(config, "points", tuple[str, ...], where)]
+        kind, settings = take(config, "inner", str, where), take(config, "settings", Mapping[str, Any], where)
+        if points != [point for p in inner for point in p.points] or any(p.kind != kind for p in inner):
+            raise ArtifactError(f"{where}: probers must be of kind {kind!r}, one at each of the points, in their order")
+        prober = cls(points, kind, settings)
         prober.check_settings()
         prober.probers_ = inner
         return prober

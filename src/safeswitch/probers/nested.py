@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from safeswitch.core.errors import ArtifactError
+from safeswitch.core.strict import shown
 from safeswitch.probers.base import Prober, prober_from_state
 
 
@@ -26,11 +27,14 @@ def unnest(config: Mapping[str, Any], key: str, tensors: Mapping[str, Tensor]) -
     """Inverse of :func:`nest` for the configs under ``key``.
 
     Raises:
-        ArtifactError: there is no such list, or it is empty.
+        ArtifactError: there is no such list, or it is empty; a tensor that belongs to none of them.
     """
     configs = config.get(key)
     if not isinstance(configs, list) or not configs:
         raise ArtifactError(f"{config.get('kind')} prober: {key!r} must be a list of prober configs; got {configs!r}")
+    alone = [name for name in tensors if name.partition(".")[0] not in {str(i) for i in range(len(configs))}]
+    if alone:
+        raise ArtifactError(f"{config.get('kind')} prober: tensor {shown(alone[0])} belongs to none of its probers")
     probers = []
     for i, inner in enumerate(configs):
         prefix = f"{i}."

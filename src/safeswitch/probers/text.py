@@ -45,7 +45,7 @@ class NgramProber(LearnedProber):
             "l2": Number(1e-8, 1e8),
         }
     )
-    LEARNED = ("weights_",)
+    LEARNED: ClassVar[Mapping[str, str]] = MappingProxyType({"weights_": "b"})
     TAKES_POINT = False
     reads_text = True
 
@@ -54,6 +54,9 @@ class NgramProber(LearnedProber):
         self.longest = longest
         self.buckets = buckets
         self.l2 = l2
+
+    def sizes(self) -> dict[str, int]:
+        return {"b": self.buckets + 1}
 
     def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
         """See :meth:`Prober.fit`; ``validation`` and ``seed`` have no effect."""

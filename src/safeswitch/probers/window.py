@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import ActivationError, FitError
+from safeswitch.core.errors import ActivationError, FitError, SettingError
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS, check_labels
 from safeswitch.probers.learned import LearnedProber, check_width, mark_unreadable
@@ -69,7 +69,12 @@ class WindowProber(LearnedProber):
             "epochs": Number(1, 100_000, whole=True),
         }
     )
-    LEARNED = ("mean_", "scale_", "w1_", "b1_", "w2_", "b2_", "smooth_")
+    LEARNED: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "mean_": "d", "scale_": "d", "w1_": "d h", "b1_": "h", "w2_": "h", "b2_": "1", "smooth_": "int 1",
+        }
+    )
+    POSITIONS = ("window",)
 
     def __init__(
         self,
@@ -89,6 +94,18 @@ class WindowProber(LearnedProber):
         self.lr = lr
         self.weight_decay = weight_decay
         self.epochs = epochs
+
+    def sizes(self) -> dict[str, int]:
+        return {"h": self.hidden or 1}
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`."""
+        prober = super().from_state(config, tensors)
+        limit = cls.SETTINGS["smooth"]
+        if not limit.accepts(int(prober.smooth_)):
+            raise SettingError(f"{cls.kind} prober: tensor 'smooth' must hold {limit}; got {int(prober.smooth_)}")
+        return prober
 
     def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
         """See :meth:`Prober.fit`."""

@@ -1,25 +1,24 @@
 """One record per decision, in a database. Knows nothing of HTTP or engines.
 
 SQLite (write-ahead log), PostgreSQL, or whatever SQLAlchemy has a driver for. A record is written before the reply leaves;
-when the database is down the operator's choice holds: block, or a bounded file that is written back, in order, when it can
-be. Several processes may share database and buffer. A record carries a name of its own, so that one that was written back
-and then read from the buffer again is not there twice; what the database will never take is moved to ``<buffer>.damaged``.
+when the database is down the operator's choice holds: block, or a bounded buffer (:mod:`safeswitch.serving.spool`) that is
+written back, in order, when it can be. Several processes may share database and buffer. A record carries a name of its own, so
+that one that was written back and then read from the buffer again is not there twice; what the database will never take is put
+among the buffer's damaged records. No call waits for a database longer than some seconds.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
+import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from sqlalchemy import (
     Boolean,
     Column,
@@ -33,12 +32,15 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    make_url,
     select,
+    text,
 )
-from sqlalchemy.engine import Engine
-from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from safeswitch.core.errors import SafeSwitchError, SettingError
+from safeswitch.serving.spool import FullError, Spool, make_private
 
 _META = MetaData()
 RECORDS = Table(
@@ -71,6 +73,10 @@ _PROBE: dict[str, Any] = {
 """Written and deleted again to see whether the database takes anything."""
 _AT_ONCE = 500
 _ROW_BYTES = 512
+_CONNECT_S = 5
+_STATEMENT_S = 10
+"""Longest that a connection, and a statement, may take."""
+_SLOW_S = 0.5
 _log = logging.getLogger("safeswitch.server")
 
 
@@ -84,7 +90,7 @@ class Audit:
     Args:
         url: SQLAlchemy URL.
         buffer: File for records while the database is down; None blocks instead.
-        buffer_limit: Most bytes in that file.
+        buffer_limit: Most bytes of records in that file.
 
     Raises:
         SettingError: not a URL of SQLAlchemy, or its driver is not installed.
@@ -92,8 +98,10 @@ class Audit:
 
     def __init__(self, url: str, *, buffer: Path | None = None, buffer_limit: int = 64 << 20) -> None:
         self._engine = _engine(url)
-        self._buffer, self._limit, self._ready = buffer, buffer_limit, False
-        self._lock, self._making, self._down = threading.Lock(), threading.Lock(), False
+        self._spool = Spool(buffer, buffer_limit) if buffer is not None else None
+        self._lock, self._making, self._ready = threading.Lock(), threading.Lock(), False
+        self._down, self._not_before = False, 0.0
+        _warn_of_readers(self._engine)
 
     def check(self) -> None:
         """Find out, before there is anything to record, whether a record would be kept.
@@ -103,17 +111,17 @@ class Audit:
         Raises:
             AuditError: neither the database nor the buffer would take it.
         """
+        began = time.monotonic()
         try:
+            self._ask(began)
             self._prepare()
             with self._engine.connect() as connection:
                 connection.execute(select(RECORDS.c.id).limit(1)).first()
             if self._down:
-                probe = {**_PROBE, "record": uuid.uuid4().hex, "at": time.time()}
-                self._insert([probe])
-                with self._engine.begin() as connection:
-                    connection.execute(RECORDS.delete().where(RECORDS.c.record == probe["record"]))
-                self._is_down(False)
-        except (SQLAlchemyError, OSError) as error:
+                self._probe()
+                self._is_down(False, began)
+        except Exception as error:  # drivers raise many kinds; all mean that a record would not be kept there
+            self._is_down(True, began, error)
             self._has_room(_ROW_BYTES, error)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -123,117 +131,157 @@ class Audit:
             AuditError: neither took it.
         """
         row = {"record": uuid.uuid4().hex, "at": time.time(), **record}
-        with self._alone():
+        if self._spool is None:
             try:
-                self._write_back()
                 self._insert([row])
-                self._is_down(False)
-            except (SQLAlchemyError, OSError) as error:
-                self._is_down(True, error)
-                self._keep(row, error)
+            except Exception as error:  # see check
+                self._is_down(True, time.monotonic(), error)
+                raise AuditError(f"the audit database cannot be written: {type(error).__name__}") from error
+            self._is_down(False, time.monotonic())
+            return
+        with self._lock:
+            self._write_or_keep(self._spool, row)
 
-    def _is_down(self, down: bool, error: Exception | None = None) -> None:
-        """Take note of how the last write went; the log is told of changes alone."""
+    def _write_or_keep(self, spool: Spool, row: dict[str, Any]) -> None:
+        began = time.monotonic()
+        try:
+            self._ask(began)
+            self._write_back(spool)
+            refused = self._refused(row)
+            self._is_down(False, began)
+        except Exception as error:  # see check
+            self._is_down(True, began, error)
+            self._keep(lambda: spool.put(row), error)
+            return
+        if refused is not None:
+            self._keep(lambda: spool.damaged(row, refused), AuditError(refused))
+
+    def _ask(self, now: float) -> None:
+        """Raise where the database has just made somebody wait in vain, so that not everybody waits."""
+        if now < self._not_before:
+            raise AuditError("the audit database did not answer a moment ago")
+
+    def _refused(self, row: dict[str, Any]) -> str | None:
+        """Insert a record; the reason where the database takes others, but not this one.
+
+        Raises:
+            Exception: the database takes nothing now.
+        """
+        for last in (False, True):
+            began = time.monotonic()
+            try:
+                self._insert([row])
+                return None
+            except Exception as error:  # told apart not by their kind, of which each driver has its own, but by trying
+                if time.monotonic() - began > _SLOW_S:
+                    raise
+                self._probe()
+                if self._is_there(row["record"]):
+                    return None  # another process was faster, or this one was killed before it could say so
+                if last:
+                    return f"{type(error).__name__}: {str(error)[:200]}"
+        return None
+
+    def _is_there(self, name: str) -> bool:
+        with self._engine.connect() as connection:
+            asked = select(RECORDS.c.id).where(RECORDS.c.record == name)
+            return connection.execute(asked).first() is not None
+
+    def _probe(self) -> None:
+        """Write a record and delete it."""
+        probe = {**_PROBE, "record": uuid.uuid4().hex, "at": time.time()}
+        self._insert([probe])
+        with self._engine.begin() as connection:
+            connection.execute(RECORDS.delete().where(RECORDS.c.record == probe["record"]))
+
+    def _is_down(self, down: bool, began: float, error: Exception | None = None) -> None:
+        """Take note of how the last write went, begun at ``began``; the log is told of changes alone."""
         if down and not self._down:
             _log.error("the audit database cannot be written: %s", error)
         elif self._down and not down:
             _log.warning("the audit database can be written again")
         self._down = down
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """The buffer for oneself, among threads and processes, where there is one."""
-        if self._buffer is None:
-            yield
-            return
-        with self._lock, ExitStack() as stack:
-            # where no lock can be made no buffer can be either, and the database alone is asked
-            with suppress(OSError):
-                stack.enter_context(FileLock(f"{self._buffer}.lock", poll_interval=0.005))
-            yield
+        now = time.monotonic()
+        if not down:
+            self._not_before = 0.0
+        elif now - began > _SLOW_S:
+            self._not_before = now + (now - began)
 
     def _prepare(self) -> None:
         """Make the table where there is none; another process may be making it at this moment."""
         with self._making:
             if self._ready:
                 return
+            began = time.monotonic()
             try:
                 _META.create_all(self._engine)
-            except SQLAlchemyError:
+            except Exception:
+                if time.monotonic() - began > _SLOW_S:
+                    raise
                 _META.create_all(self._engine)
             self._ready = True
 
     def _insert(self, rows: list[dict[str, Any]]) -> None:
+        unknown = {name for row in rows for name in row} - _FIELDS
+        if unknown:
+            raise ValueError(f"a record has no field {', '.join(map(repr, sorted(unknown)))}")
         self._prepare()
         with self._engine.begin() as connection:
             connection.execute(insert(RECORDS), rows)
 
-    def _write_back(self) -> None:
-        """Move what waits in the buffer into the database, which is there."""
-        if self._buffer is None or not self._buffer.exists():
-            return
-        rows, damaged = [], []
-        for line in filter(None, self._buffer.read_bytes().splitlines()):
-            row = _parsed(line)
-            damaged += [line] if row is None else []
-            rows += [] if row is None else [row]
-        known: set[str] = set()
-        self._prepare()
-        with self._engine.begin() as connection:
-            for start in range(0, len(rows), _AT_ONCE):
-                names = [row["record"] for row in rows[start : start + _AT_ONCE]]
-                known |= set(connection.execute(select(RECORDS.c.record).where(RECORDS.c.record.in_(names))).scalars())
-        for row in rows:
-            if row["record"] in known:
+    def _write_back(self, spool: Spool) -> None:
+        """Move what waits in the buffer into the database, which is there; another process may be doing the same."""
+        while not spool.empty():
+            part = spool.oldest(_AT_ONCE)
+            if self._all_inserted([row for _, row in part]):
+                spool.done([number for number, _ in part])
                 continue
-            try:
-                self._insert([row])
-                if self._down:
-                    _log.warning("the audit database can be written again")
-                self._down = False
-            except (DataError, IntegrityError) as error:
-                _log.error("audit record %s cannot be written: %s", row["record"], type(error).__name__)
-                damaged.append(json.dumps(row).encode())
-        if damaged:
-            _log.error("%d audit records are damaged; see %s.damaged", len(damaged), self._buffer)
-            with Path(f"{self._buffer}.damaged").open("ab") as file:
-                file.write(b"".join(line + b"\n" for line in damaged))
-        self._buffer.unlink()
+            for number, row in part:
+                refused = self._refused(row)
+                if refused is None:
+                    spool.done([number])
+                else:
+                    spool.damaged(row, refused, number)
 
-    def _keep(self, row: Mapping[str, Any], error: Exception) -> None:
-        line = json.dumps(row).encode() + b"\n"
-        buffer = self._has_room(len(line), error)
+    def _all_inserted(self, rows: list[dict[str, Any]]) -> bool:
+        """Insert many records at once; False where that cannot be done, and none of them was."""
+        if any(set(row) != set(rows[0]) for row in rows):
+            return False  # the statement is made from the first
+        began = time.monotonic()
         try:
-            with buffer.open("ab+") as file:
-                before = file.seek(0, os.SEEK_END)
-                file.seek(max(0, before - 1))
-                torn = before > 0 and file.read(1) != b"\n"
-                try:
-                    file.write(b"\n" + line if torn else line)
-                    file.flush()
-                except OSError:
-                    file.truncate(before)
-                    raise
-        except OSError as second:
-            raise AuditError("neither the audit database nor its buffer can be written") from second
+            if rows:
+                self._insert(rows)
+        except Exception:  # one by one it shows which of them it is, or that the database is down
+            if time.monotonic() - began > _SLOW_S:
+                raise
+            return False
+        return True
 
-    def _has_room(self, size: int, error: Exception) -> Path:
-        """The buffer, if it can take ``size`` bytes more.
+    def _keep(self, put: Callable[[], None], error: Exception) -> None:
+        """Put a record into the buffer.
 
         Raises:
-            AuditError: there is none, or it is full.
+            AuditError: the buffer is full, or cannot be written.
         """
-        if self._buffer is None:
+        try:
+            put()
+        except FullError as second:
+            raise AuditError(f"the audit database cannot be written, and its buffer {second}") from error
+        except (OSError, ValueError, RecursionError, sqlite3.Error, SafeSwitchError) as second:
+            raise AuditError(f"neither the audit database nor its buffer can be written: {second}") from second
+
+    def _has_room(self, size: int, error: Exception) -> None:
+        """Raise :class:`AuditError` where there is no buffer, or it cannot take ``size`` bytes more."""
+        spool = self._spool
+        if spool is None:
             raise AuditError(f"the audit database cannot be written: {type(error).__name__}") from error
-        held = self._buffer.stat().st_size if self._buffer.exists() else 0
-        if held + size > self._limit:
-            raise AuditError(f"the audit database cannot be written, and its buffer holds {held} bytes already") from error
-        return self._buffer
+        self._keep(lambda: spool.check_room(size), error)
 
     def export(self, *, since: float = 0.0) -> Iterator[dict[str, Any]]:
         """Records from ``since`` (Unix seconds) on, oldest first."""
         self._prepare()
         with self._engine.begin() as connection:
+            _at_leisure(connection)
             for row in connection.execute(select(RECORDS).where(RECORDS.c.at >= since).order_by(RECORDS.c.id)):
                 yield dict(row._mapping)
 
@@ -241,6 +289,7 @@ class Audit:
         """How many records are older than ``before`` (Unix seconds)."""
         self._prepare()
         with self._engine.connect() as connection:
+            _at_leisure(connection)
             asked = select(func.count()).select_from(RECORDS).where(RECORDS.c.at < before)
             return int(connection.execute(asked).scalar_one())
 
@@ -248,31 +297,76 @@ class Audit:
         """Delete records older than ``before`` (Unix seconds); returns how many."""
         self._prepare()
         with self._engine.begin() as connection:
+            _at_leisure(connection)
             return int(connection.execute(RECORDS.delete().where(RECORDS.c.at < before)).rowcount)
 
     def close(self) -> None:
         self._engine.dispose()
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A buffered record; None where the line is not one."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and {"record", "at"} <= set(row) <= _FIELDS else None
+def _at_leisure(connection: Connection) -> None:
+    """Take a statement's time limit away until the transaction ends: an operator may read or delete many records."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+
+
+_LIMITS: Mapping[str, Mapping[str, Any]] = {
+    "sqlite": {"timeout": _STATEMENT_S},
+    # the last two end a connection to a server that is silent; the first alone is known to every driver of PostgreSQL
+    "psycopg": {"connect_timeout": _CONNECT_S, "tcp_user_timeout": 1000 * _STATEMENT_S, "keepalives_idle": _CONNECT_S},
+    "psycopg2": {"connect_timeout": _CONNECT_S, "tcp_user_timeout": 1000 * _STATEMENT_S, "keepalives_idle": _CONNECT_S},
+    "pymysql": {"connect_timeout": _CONNECT_S, "read_timeout": _STATEMENT_S, "write_timeout": _STATEMENT_S},
+}
+"""Time limits by driver, as its ``connect`` takes them; what stands in the URL goes before."""
 
 
 def _engine(url: str) -> Engine:
+    """An engine that waits for nothing longer than the limits above.
+
+    Raises:
+        SettingError: not a URL of SQLAlchemy, or its driver is not installed.
+    """
     try:
-        engine = create_engine(url, pool_pre_ping=True)
+        parsed = make_url(url)
+        driver = parsed.get_driver_name()
+        limits = _LIMITS.get("sqlite" if parsed.get_backend_name() == "sqlite" else driver, {})
+        own = {name: value for name, value in limits.items() if name not in parsed.query}
+        file = parsed.get_backend_name() != "sqlite" or parsed.database not in (None, "", ":memory:")
+        waiting = {"pool_timeout": _STATEMENT_S} if file else {}
+        engine = create_engine(parsed, pool_pre_ping=True, connect_args=own, **waiting)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise SettingError(f"audit: {url!r} is no URL of a database that can be used here: {error}") from error
     if engine.dialect.name == "sqlite":
-
-        @event.listens_for(engine, "connect")
-        def _wal(connection: Any, _: Any) -> None:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA busy_timeout=10000")
-
+        event.listen(engine, "do_connect", _make_private)
+        event.listen(engine, "connect", _write_ahead)
+    elif engine.dialect.name == "postgresql":
+        event.listen(engine, "connect", _limit_statements)
     return engine
+
+
+def _make_private(dialect: Any, record: Any, args: list[Any], options: dict[str, Any]) -> None:
+    """A database file that is not there yet is made for its owner alone."""
+    path = Path(str(args[0])) if args else Path(":memory:")
+    if not options.get("uri") and path.name not in (":memory:", ""):
+        with suppress(OSError):  # SQLite says what is wrong
+            make_private(path)
+
+
+def _warn_of_readers(engine: Engine) -> None:
+    """Say so where others than its owner may read a database file that is there already."""
+    name = engine.url.database if engine.dialect.name == "sqlite" else None
+    with suppress(OSError):
+        if name and Path(name).stat().st_mode & 0o007:
+            _log.warning("the audit database %s may be read by everybody; chmod 600 ends that", name)
+
+
+def _write_ahead(connection: Any, record: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(f"PRAGMA busy_timeout={1000 * _STATEMENT_S}")
+
+
+def _limit_statements(connection: Any, record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET statement_timeout = {1000 * _STATEMENT_S}")
+    cursor.close()
+    connection.commit()

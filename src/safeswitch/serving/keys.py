@@ -14,7 +14,11 @@ from limits import parse_many
 
 from safeswitch.core.artifact import write_atomic
 from safeswitch.core.errors import ArtifactError, SettingError, check_choice
+from safeswitch.core.lock import file_writer
 from safeswitch.engines.context import POLICIES
+
+_WAIT_S = 30.0
+"""How long a change of the file waits for another one to end; each takes milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,13 @@ def add_key(path: Path, name: str, **fields: Any) -> str:
     Raises:
         SettingError: a name that is taken, a field out of its range.
     """
-    keys = read_keys(path) if path.exists() else {}
-    if name in {key.name for key in keys.values()}:
-        raise SettingError(f"{path} has a key named {name!r} already; remove it first")
     secret = f"sk-safeswitch-{secrets.token_urlsafe(32)}"
     key = Key(name, hash_of(secret), **fields)
-    write_keys(path, {**keys, key.sha256: key})
+    with file_writer(path, wait_s=_WAIT_S):
+        keys = read_keys(path) if path.exists() else {}
+        if name in {key.name for key in keys.values()}:
+            raise SettingError(f"{path} has a key named {name!r} already; remove it first")
+        write_keys(path, {**keys, key.sha256: key})
     return secret
 
 
@@ -115,8 +120,9 @@ def remove_key(path: Path, name: str) -> None:
     Raises:
         SettingError: there is none of that name.
     """
-    keys = read_keys(path)
-    left = {sha: key for sha, key in keys.items() if key.name != name}
-    if len(left) == len(keys):
-        raise SettingError(f"{path} has no key named {name!r}")
-    write_keys(path, left)
+    with file_writer(path, wait_s=_WAIT_S):
+        keys = read_keys(path)
+        left = {sha: key for sha, key in keys.items() if key.name != name}
+        if len(left) == len(keys):
+            raise SettingError(f"{path} has no key named {name!r}")
+        write_keys(path, left)

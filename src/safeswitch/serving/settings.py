@@ -34,8 +34,8 @@ class ServerSettings:
         audit: SQLAlchemy URL of the audit database; empty for none.
         audit_failure: When the audit database cannot be written: ``block`` answers 503, ``buffer`` keeps records in
             ``audit_buffer`` until it can.
-        audit_buffer: JSONL file for records that wait.
-        audit_buffer_limit: Most bytes in that file; beyond it requests are blocked.
+        audit_buffer: SQLite file for records that wait; a JSONL file of earlier versions beside it is taken over.
+        audit_buffer_limit: Most bytes of records in that file; beyond it requests are blocked.
         audit_text: Keep the request's text in the audit, not only its hash.
         calibration: Benign stage-1 scores of each bundle's calibration (see :class:`Histogram`), by name; what drift is
             measured against.
@@ -51,7 +51,7 @@ class ServerSettings:
     max_body: int = 1 << 20
     audit: str = ""
     audit_failure: str = "block"
-    audit_buffer: str = "audit-buffer.jsonl"
+    audit_buffer: str = "audit-buffer.db"
     audit_buffer_limit: int = 64 << 20
     audit_text: bool = False
     calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -16,10 +16,13 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from safeswitch.core.errors import ArtifactError, SettingError, check_choice, check_range
+from safeswitch.core.errors import SettingError, check_choice, check_range
 from safeswitch.core.registry import Registry
+from safeswitch.core.strict import build, check_shapes, mapping, shown
 from safeswitch.core.types import Message
 
+MOST_STRENGTH = 1e6
+"""Largest multiplier of a vector or of a difference of weights."""
 Place = Literal["none", "logits", "prompt", "body", "text"]
 ACTUATORS: Registry[type[Actuator]] = Registry("actuator")
 
@@ -39,6 +42,8 @@ class Actuator:
     place: ClassVar[Place]
     not_in_vllm: ClassVar[str | None] = "does not run in vLLM (only refusal heads do)"
     per_row: ClassVar[bool] = False
+    shapes: ClassVar[Mapping[str, str]] = {}
+    """Of its tensors, as :func:`safeswitch.core.strict.check_shapes` reads them."""
 
     @property
     def head(self) -> HeadActuator | None:
@@ -87,22 +92,28 @@ class Actuator:
 
     @classmethod
     def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Inverse of :meth:`state`; ``config`` without its ``kind``."""
-        return cls(**config, **tensors)
+        """Inverse of :meth:`state`; ``config`` without its ``kind``.
+
+        Raises:
+            ArtifactError: a field or tensor that is unknown, missing, of another type or shape.
+        """
+        where = f"actuator {cls.kind!r}"
+        check_shapes(where, tensors, cls.shapes)
+        return build(cls, config, where, tensors)
 
 
 def actuator_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Actuator:
     """Rebuild an actuator.
 
     Raises:
-        SettingError: unknown kind.
+        SettingError: unknown kind, or a value outside its range.
         ArtifactError: fields that do not fit the kind.
     """
-    stored = {name: value for name, value in config.items() if name != "kind"}
-    try:
-        return ACTUATORS[str(config.get("kind"))].rebuild(stored, tensors)
-    except TypeError as error:
-        raise ArtifactError(f"actuator {config.get('kind')!r} cannot be rebuilt: {error}") from error
+    stored = dict(mapping(config, "actuator"))
+    kind = stored.pop("kind", None)
+    if not isinstance(kind, str):
+        raise SettingError(f"actuator: kind must be one of {', '.join(ACTUATORS)}; got {shown(kind)}")
+    return ACTUATORS[kind].rebuild(stored, tensors)
 
 
 @ACTUATORS.add("none")
@@ -194,6 +205,7 @@ class LowRankHead(HeadActuator):
     up: Tensor
     beta: float = 1.0
     kind: ClassVar[str] = "low_rank_head"
+    shapes: ClassVar[Mapping[str, str]] = {"down": "r d", "up": "V r"}
 
     def __post_init__(self) -> None:
         check_range("LowRankHead", "beta", self.beta, 0.0, 1.0)
@@ -238,6 +250,7 @@ class FullHead(HeadActuator):
     bias: Tensor
     beta: float = 1.0
     kind: ClassVar[str] = "full_head"
+    shapes: ClassVar[Mapping[str, str]] = {"weight": "V d", "bias": "V"}
 
     def __post_init__(self) -> None:
         check_range("FullHead", "beta", self.beta, 0.0, 1.0)
@@ -325,11 +338,16 @@ class Steering(BodyActuator):
     relief_below: float = 1.0
     where: Literal["all", "reply"] = "all"
     kind: ClassVar[str] = "steering"
+    shapes: ClassVar[Mapping[str, str]] = {"vectors": "l d"}
 
     def __post_init__(self) -> None:
         check_choice("Steering", "where", self.where, ("all", "reply"))
         check_range("Steering", "relief_below", self.relief_below, 0.0, 1.0)
+        for name in ("strength", "relief"):
+            check_range("Steering", name, getattr(self, name), -MOST_STRENGTH, MOST_STRENGTH)
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
+        if len(set(self.layers)) != len(self.layers) or min(self.layers, default=1) < 0:
+            raise SettingError(f"Steering: layers must be 0 or more, each once; got {shown(self.layers)}")
         if self.vectors.ndim != 2 or len(self.layers) != self.vectors.shape[0]:
             raise SettingError(f"Steering: {len(self.layers)} layers but vectors of shape {tuple(self.vectors.shape)}")
 

@@ -19,13 +19,15 @@ from torch import Tensor
 from safeswitch.activations.record import APART, RUNNING
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError, check_choice, check_range
-from safeswitch.core.types import ReadPoint
+from safeswitch.core.types import MOST_TOKENS, ReadPoint
 from safeswitch.probers.base import Prober
 
 Rule = Literal["and", "product"]
 Fail = Literal["closed", "open"]
 RULES: tuple[str, ...] = ("and", "product")
 FAILS: tuple[str, ...] = ("closed", "open")
+MOST_PILOT = 2**16
+"""Most tokens that a reply may be held back for stage 2."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +95,15 @@ class Gate:
         check_choice("Gate", "rule", self.rule, RULES)
         check_choice("Gate", "fail", self.fail, FAILS)
         check_range("Gate", "product_threshold", self.product_threshold, 0.0, 1.0)
-        if self.watch_every < 1:
-            raise SettingError(f"Gate: watch_every must be 1 or more tokens; got {self.watch_every}")
+        check_range("Gate", "watch_every", self.watch_every, 1, MOST_TOKENS)
+        check_range("Gate", "late_every", self.late_every, 1, MOST_TOKENS)
+        check_range("Gate", "watch_until", self.watch_until or 0, 0, MOST_TOKENS)
+        if self.pilot > MOST_PILOT:
+            raise SettingError(f"Gate: stage2 must decide within {MOST_PILOT} tokens; its prober reads after {self.pilot}")
         if self.watch_until is not None and self.watch_until < self.watch_every:
             raise SettingError(
                 f"Gate: watch_until must be watch_every={self.watch_every} tokens or more, or None; got {self.watch_until}"
             )
-        if self.late_every < 1:
-            raise SettingError(f"Gate: late_every must be 1 or more tokens; got {self.late_every}")
         for name in ("stage1", "stage2", "watch", "late"):
             self._check_apart(name)
         if self.stage1 is not None and (self.stage1.pilot or self.stage1.answers):

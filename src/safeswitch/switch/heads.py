@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from safeswitch.core.errors import SettingError, check_range
+from safeswitch.core.strict import build, take
+from safeswitch.core.types import MOST_TOKENS
 from safeswitch.switch.actuators import ACTUATORS, HeadActuator, actuator_from_state
 
 _NOT_TOLD = "needs the reply's token number or the request's score, which vLLM's logits processor is not given"
+_MOST_ALPHA = 1e6
 
 
 @ACTUATORS.add("sparse_head")
@@ -37,12 +40,17 @@ class SparseHead(HeadActuator):
     shape: tuple[int, int]
     beta: float = 1.0
     kind: ClassVar[str] = "sparse_head"
+    shapes: ClassVar[Mapping[str, str]] = {"rows": "int m", "columns": "int m", "values": "m"}
 
     def __post_init__(self) -> None:
         check_range("SparseHead", "beta", self.beta, 0.0, 1.0)
         object.__setattr__(self, "shape", (int(self.shape[0]), int(self.shape[1])))
         if not (self.rows.shape == self.columns.shape == self.values.shape) or self.values.ndim != 1:
             raise SettingError("SparseHead: rows, columns and values must be [m] each")
+        for name, index, size in (("rows", self.rows, self.shape[0]), ("columns", self.columns, self.shape[1])):
+            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
+                got = f"{int(index.min())}..{int(index.max())}"
+                raise SettingError(f"SparseHead: {name} must lie in 0..{size - 1}, as shape says; got {got}")
 
     @classmethod
     def of(cls, difference: Tensor, beta: float = 1.0) -> Self:
@@ -83,8 +91,12 @@ class _Around(HeadActuator):
 
     @classmethod
     def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        inner = actuator_from_state(config["inner"], tensors)
-        return cls(**{**config, "inner": inner})
+        where = f"actuator {cls.kind!r}"
+        inner = actuator_from_state(take(config, "inner", Mapping[str, Any], where), tensors)
+        if not isinstance(inner, HeadActuator) or isinstance(inner, _Around):
+            raise SettingError(f"{where}: inner must be a refusal head of its own; got {inner.kind!r}")
+        own = {name: value for name, value in config.items() if name != "inner"}
+        return build(cls, own, where, inner=inner)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         return replace(self, inner=self.inner.to(device, dtype))
@@ -142,8 +154,9 @@ class EarlyHead(_Around):
     not_in_vllm: ClassVar[str | None] = _NOT_TOLD
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.common < 1 or not self.alpha >= 0:
-            raise SettingError("EarlyHead: tokens and common must be 1 or more, alpha 0 or more")
+        for name in ("tokens", "common"):
+            check_range("EarlyHead", name, getattr(self, name), 1, MOST_TOKENS)
+        check_range("EarlyHead", "alpha", self.alpha, 0.0, _MOST_ALPHA)
 
     @property
     def reach(self) -> int:  # type: ignore[override]

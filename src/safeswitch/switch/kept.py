@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safeswitch.activations.states import Activations
 from safeswitch.activations.store import join, named, sequence_hash, unnamed
 from safeswitch.core.artifact import check_writable, read_json, read_tensors, write_json, write_tensors
+from safeswitch.core.lock import folder_writer
 from safeswitch.core.types import Decision, ReadPoint, Reply
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.fit_data import Generating
@@ -25,18 +27,32 @@ from safeswitch.switch.fit_data import Generating
 class Kept:
     """What was answered before is read from ``folder``, the rest is asked of ``inner`` and written there.
 
+    The folder is this object's alone until :meth:`close`, which ``with`` calls.
+
     Args:
         inner: What generates.
         folder: Where answers are kept, made when absent; of several models and data sets, side by side.
         chunk: Requests that are asked, and kept, together.
 
     Raises:
-        ArtifactError: the folder cannot be written.
+        ArtifactError: the folder cannot be written, or is being written by another process.
     """
 
     def __init__(self, inner: Generating, folder: Path, *, chunk: int = 256) -> None:
         check_writable(folder)
         self.inner, self.folder, self.chunk = inner, folder, chunk
+        self._lock = ExitStack()
+        self._lock.enter_context(folder_writer(folder))
+
+    def close(self) -> None:
+        """Leave the folder to others."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def lm(self) -> LanguageModel:

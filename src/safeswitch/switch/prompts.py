@@ -29,7 +29,7 @@ class FramedPrompt(PromptActuator):
     kind: ClassVar[str] = "framed_prompt"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "turns", tuple((str(user), str(reply)) for user, reply in self.turns))
+        object.__setattr__(self, "turns", tuple((user, reply) for user, reply in self.turns))
         if not (self.system.strip() or self.turns or self.before or self.after):
             raise SettingError("FramedPrompt: nothing is added; give system, turns, before or after")
 

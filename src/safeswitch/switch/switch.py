@@ -14,16 +14,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from safeswitch._version import __version__
 from safeswitch.core.artifact import check_writable, read_json, read_tensors, write_json, write_tensors, write_text
-from safeswitch.core.errors import ArtifactError, FingerprintError, SafeSwitchError
+from safeswitch.core.errors import ArtifactError, FingerprintError, SafeSwitchError, SettingError, check_range
+from safeswitch.core.lock import folder_writer
+from safeswitch.core.strict import build, check_finite, check_texts, cleaned, one_line, only, shown, take
 from safeswitch.core.types import Example
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.probers.base import prober_from_state
 from safeswitch.switch import body, heads, prompts  # noqa: F401  (registers their actions)
 from safeswitch.switch.actuators import Actuator, actuator_from_state
 from safeswitch.switch.card import model_card
@@ -31,17 +33,23 @@ from safeswitch.switch.fit import Say, does_not_refuse, fit
 from safeswitch.switch.fit_data import Complied, Generating
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate, Stage
+from safeswitch.switch.rebuild import STAGES, check_fits, gate_from
 
 FORMAT_VERSION = 1
 _CONFIG, _PROBERS, _HEAD, _CARD = "config.json", "probers.safetensors", "refusal_head.safetensors", "README.md"
 _GATE_FIELDS = ("rule", "product_threshold", "watch_every", "watch_until", "always", "fail")
 _FILES = (_PROBERS, _HEAD, _CARD, _CONFIG)
-_STAGES = ("stage1", "stage2", "watch", "late")
+_FIELDS = ("format_version", "library_version", "base_model", "gate", "actuator", "record")
+_LONGEST_CONFIG = 16 << 20
+"""Bytes of a configuration that are read; a bundle's has some thousands."""
+_MOST = 2**24
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The model that a switch was fitted on."""
+    """The model that a switch was fitted on. Characters of ``model_id`` that would move a terminal's cursor become U+FFFD."""
 
     model_id: str
     revision: str | None
@@ -49,6 +57,11 @@ class BaseModel:
     num_layers: int
     hidden_size: int
     vocab_size: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model_id", one_line(self.model_id))
+        for name in ("num_layers", "hidden_size", "vocab_size"):
+            check_range("BaseModel", name, getattr(self, name), 1, _MOST)
 
     @classmethod
     def of(cls, lm: LanguageModel) -> BaseModel:
@@ -127,7 +140,8 @@ class Switch:
         folder caught in between is no bundle.
 
         Raises:
-            ArtifactError: the folder cannot be written; what was there is still there.
+            ArtifactError: the folder cannot be written, or another process is writing it for long; what was there is still
+                there.
         """
         folder = Path(folder)
         config, tensors, head = self._state()
@@ -135,7 +149,10 @@ class Switch:
         made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as temporary:
+            with (
+                folder_writer(folder, wait_s=_WAIT_S),
+                tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as temporary,
+            ):
                 staged = Path(temporary)
                 write_tensors(staged / _PROBERS, tensors)
                 write_tensors(staged / _HEAD, head)
@@ -154,7 +171,7 @@ class Switch:
         """Configuration, prober tensors, head tensors."""
         tensors: dict[str, Tensor] = {}
         stages: dict[str, Any] = {}
-        for name in _STAGES:
+        for name in STAGES:
             stage: Stage | None = getattr(self.gate, name)
             if stage is None:
                 continue
@@ -189,28 +206,44 @@ class Switch:
         """Load a bundle from a folder or a hub repository.
 
         Raises:
-            ArtifactError: no bundle there, or a damaged one, or a newer format.
+            ArtifactError: no bundle there, or one that is damaged, of another format, or holds anything that is unknown, of
+                another type or size, or out of its range.
         """
         folder = _folder(name, revision, token, cache_dir)
-        config = read_json(folder / _CONFIG)
-        if config.get("format_version") != FORMAT_VERSION:
+        config = _config(folder / _CONFIG)
+        if type(config.get("format_version")) is not int or config["format_version"] != FORMAT_VERSION:
             raise ArtifactError(
                 f"{folder / _CONFIG}: format version {config.get('format_version')!r} is not supported; "
                 f"this library ({__version__}) reads {FORMAT_VERSION}"
             )
-        learned, head = read_tensors(folder / _PROBERS), read_tensors(folder / _HEAD)
+        learned, head = _tensors(folder / _PROBERS), _tensors(folder / _HEAD)
+        if _config(folder / _CONFIG) != config:
+            raise ArtifactError(f"{folder} was written anew while it was read; load it again")
         try:
-            gate: dict[str, Any] = dict(config["gate"])
-            stages: dict[str, Any] = {
-                stage: Stage(prober_from_state(entry["prober"], _below(learned, stage)), float(entry["threshold"]))
-                for stage, entry in gate.pop("stages").items()
-            }
-            base = BaseModel(**config["base_model"]) if config["base_model"] is not None else None
-            return cls(Gate(**stages, **gate), actuator_from_state(config["actuator"], head), base, config["record"])
-        except (AttributeError, KeyError, TypeError, ValueError, SafeSwitchError) as error:
+            return cls._rebuilt(config, learned, head)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, SafeSwitchError) as error:
             raise ArtifactError(
                 f"{folder / _CONFIG} does not describe a bundle that can be loaded: {type(error).__name__}: {error}"
             ) from error
+
+    @classmethod
+    def _rebuilt(cls, config: Mapping[str, Any], learned: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> Switch:
+        """Inverse of :meth:`_state`."""
+        only(config, _FIELDS, "bundle")
+        record = cleaned(take(config, "record", Mapping[str, Any], "bundle"))
+        take(config, "library_version", str, "bundle")
+        check_texts({name: value for name, value in config.items() if name != "record"}, "bundle")
+        base = None
+        if take(config, "base_model", Mapping[str, Any] | None, "bundle") is not None:
+            base = build(BaseModel, config["base_model"], "base_model")
+            told = config["base_model"]["model_id"]
+            if base.model_id != told:
+                raise SettingError(f"base_model.model_id must be one line of text; got {shown(told)}")
+        gate = gate_from(take(config, "gate", Mapping[str, Any], "bundle"), learned)
+        actuator = actuator_from_state(take(config, "actuator", Mapping[str, Any], "bundle"), head)
+        if base is not None:
+            check_fits(gate, actuator, base)
+        return cls(gate, actuator, base, record)
 
     def push_to_hub(
         self, repo: str, *, private: bool = False, token: str | None = None, folder: str | Path | None = None
@@ -234,8 +267,30 @@ class Switch:
             return str(done)
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+def _config(path: Path) -> dict[str, Any]:
+    """A bundle's configuration.
+
+    Raises:
+        ArtifactError: no such file, one that is far too large, or no JSON object.
+    """
+    if path.is_file() and path.stat().st_size > _LONGEST_CONFIG:
+        raise ArtifactError(f"{path} has {path.stat().st_size} bytes; at most {_LONGEST_CONFIG} are read")
+    return read_json(path)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a bundle, every number of them finite.
+
+    Raises:
+        ArtifactError: no such file, a damaged one, or a tensor that cannot be one of a bundle's.
+    """
+    tensors = read_tensors(path)
+    for name, tensor in tensors.items():
+        where = f"{path}: tensor {shown(name)}"
+        if tensor.dtype not in _DTYPES:
+            raise ArtifactError(f"{where} must be one of {', '.join(map(str, _DTYPES))}; it is {tensor.dtype}")
+        check_finite(where, tensor)
+    return tensors
 
 
 def _folder(name: str | Path, revision: str | None, token: str | None, cache_dir: str | Path | None) -> Path:

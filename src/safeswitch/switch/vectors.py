@@ -15,9 +15,11 @@ from torch import Tensor
 
 from safeswitch.core.artifact import read_tensors, write_atomic, write_tensors
 from safeswitch.core.errors import ArtifactError, SafeSwitchError
+from safeswitch.core.strict import check_finite
 from safeswitch.switch.actuators import Steering
 
 _ARCHITECTURE, _PREFIX = "controlvector", "direction."
+_DIGITS = 6
 
 
 def save_vectors(path: str | Path, steering: Steering, *, model_type: str = "") -> None:
@@ -54,7 +56,8 @@ def load_vectors(path: str | Path, *, strength: float = 1.0) -> Steering:
     rows: dict[int, Tensor] = {}
     for name, tensor in found.items():
         number = name.removeprefix(_PREFIX)
-        if name.startswith(_PREFIX) and number.isdecimal():
+        if name.startswith(_PREFIX) and number.isascii() and number.isdecimal() and len(number) <= _DIGITS:
+            check_finite(f"{place}: {name}", tensor)
             rows[int(number) + shift] = tensor.float()
     if not rows or len({tuple(row.shape) for row in rows.values()}) != 1 or next(iter(rows.values())).ndim != 1:
         have = ", ".join(sorted(found)) or "none"
@@ -90,6 +93,6 @@ def _read_gguf(path: Path) -> dict[str, Tensor]:
 
     try:
         reader: Any = gguf.GGUFReader(path)
-    except (ValueError, OSError, IndexError, KeyError) as error:
-        raise ArtifactError(f"{path} is not a readable GGUF file: {error}") from error
-    return {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+        return {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    except Exception as error:  # whatever the reader stumbles over
+        raise ArtifactError(f"{path} is not a readable GGUF file: {type(error).__name__}: {error}") from error

@@ -1,0 +1,122 @@
+"""From what a bundle's files hold to gate and action; what does not fit, itself or the base model, is refused by name.
+
+A prober that cannot run would, under ``fail: open``, let everything pass: so each is tried here on states of the base model's
+width. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import ArtifactError, SettingError
+from safeswitch.core.strict import build, mapping, only, shown, take
+from safeswitch.probers.base import Prober, prober_from_state
+from safeswitch.switch.actuators import Actuator, HeadActuator, Steering
+from safeswitch.switch.gate import Gate, Stage
+
+STAGES = ("stage1", "stage2", "watch", "late")
+
+
+class Sizes(Protocol):
+    """What of a base model decides what fits it."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+def gate_from(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gate:
+    """The gate of a configuration and all probers' tensors.
+
+    Raises:
+        ArtifactError, SettingError: what is wrong, by its place.
+    """
+    stages = take(told, "stages", Mapping[str, Any], "gate")
+    only(stages, STAGES, "gate.stages")
+    made: dict[str, Any] = {name: _stage(entry, name, tensors) for name, entry in stages.items()}
+    own = {name: value for name, value in told.items() if name != "stages"}
+    if "late" not in made and "late_every" in own:
+        raise ArtifactError("gate: late_every has no meaning without a stage 'late'")
+    gate = build(Gate, own, "gate", absent=[*STAGES, *([] if "late" in made else ["late_every"])], **made)
+    alone = [name for name in tensors if name.partition(".")[0] not in stages]
+    if alone:
+        raise ArtifactError(f"tensor {shown(alone[0])} belongs to none of the stages {', '.join(stages) or '(none)'}")
+    return gate
+
+
+def _stage(told: object, name: str, tensors: Mapping[str, Tensor]) -> Stage:
+    where = f"gate.stages.{name}"
+    entry = dict(mapping(told, where))
+    config = take(entry, "prober", Mapping[str, Any], where)
+    own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+    del entry["prober"]
+    try:
+        prober = prober_from_state(config, own)
+    except (ArtifactError, SettingError) as error:
+        raise type(error)(f"{where}.prober: {error}") from error
+    negative = [point for point in prober.points if point.layer < 0]
+    if negative:
+        raise ArtifactError(f"{where}.prober: a layer must be 0 or more; got {negative[0]}")
+    return build(Stage, entry, where, prober=prober)
+
+
+def check_fits(gate: Gate, actuator: Actuator, base: Sizes) -> None:
+    """Hold gate and action to the base model that they are said to be made for.
+
+    Raises:
+        ArtifactError, SettingError: a layer or token that it does not have, or a part made for another width.
+    """
+    for name in STAGES:
+        stage: Stage | None = getattr(gate, name)
+        if stage is not None:
+            _check_stage(f"gate.stages.{name}", stage.prober, base)
+    if isinstance(actuator, HeadActuator):
+        actuator.check(base.hidden_size, base.vocab_size)
+    if isinstance(actuator, Steering):
+        _check_layers("actuator 'steering'", actuator.layers, base)
+        if actuator.vectors.shape[1] != base.hidden_size:
+            raise ArtifactError(
+                f"actuator 'steering': vectors are {actuator.vectors.shape[1]} wide; the base model is {base.hidden_size}"
+            )
+
+
+def _check_layers(where: str, layers: tuple[int, ...], base: Sizes) -> None:
+    wrong = [layer for layer in layers if layer > base.num_layers]
+    if wrong:
+        raise ArtifactError(f"{where}: layer {wrong[0]} does not exist; the base model has 0..{base.num_layers}")
+
+
+def _check_stage(where: str, prober: Prober, base: Sizes) -> None:
+    _check_layers(where, tuple(point.layer for point in prober.points), base)
+    unknown = [token for token in prober.appended if token >= base.vocab_size]
+    if unknown:
+        raise ArtifactError(f"{where}: token {unknown[0]} cannot be appended; the base model has 0..{base.vocab_size - 1}")
+    try:
+        scores = prober.score(_states(prober, base.hidden_size))
+    except Exception as error:  # whatever it is, it would be so for every request
+        reason = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"{where}: its prober cannot read states {base.hidden_size} wide: {reason}") from error
+    if scores.shape != (2,) or not bool(((scores >= 0) & (scores <= 1)).all()):
+        raise ArtifactError(f"{where}: its prober must give one score in [0, 1] a request; got {shown(scores.tolist())}")
+
+
+def _states(prober: Prober, width: int) -> Activations:
+    """Two requests as the prober reads them: states of zeros, and of ones."""
+    states: dict[Any, Tensor] = {}
+    masks: dict[Any, Tensor] = {}
+    for point in prober.points:
+        shape = {"nll": (2, 1), "window": (2, 3, width)}.get(point.position.kind, (2, width))
+        states[point] = torch.stack([torch.zeros(shape[1:]), torch.ones(shape[1:])])
+        if point.position.kind == "window":
+            masks[point] = torch.ones(2, 3, dtype=torch.bool)
+    return Activations(states, masks, ("one", "two"))
