@@ -91,6 +91,7 @@ class Example:
         answers: Accepted answers of a checkable task.
         meta: Anything else, as flat text.
         prefill: Start of the reply that the model is made to go on from; the engines' replies do not repeat it.
+        place: File and line that it was read from, for messages; no part of what the example is.
     """
 
     id: str
@@ -104,6 +105,7 @@ class Example:
     answers: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
     prefill: str = ""
+    place: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.label not in (*LABELS, ""):
@@ -120,6 +122,11 @@ class Example:
         texts += [("meta", text) for pair in self.meta.items() for text in pair]
         for name, text in texts:
             check_unicode(f"example {self.id!r}: {name}", text)
+
+    @property
+    def called(self) -> str:
+        """The example as messages name it: its id, and where it stands."""
+        return f"{self.id!r} ({self.place})" if self.place else repr(self.id)
 
     @property
     def prompt(self) -> str:
