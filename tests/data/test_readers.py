@@ -155,7 +155,8 @@ def test_every_example_tells_file_and_line(tmp_path: Path) -> None:
 
 DEEP = "[" * 20_000 + "]" * 20_000
 RAW_JSONL: dict[str, tuple[bytes, str]] = {
-    "nested brackets": (f'{{"prompt": "p", "meta": {{"x": {DEEP}}}}}'.encode(), "lists and objects are nested more than 64 deep"),
+    "nested brackets": (
+        f'{{"prompt": "p", "meta": {{"x": {DEEP}}}}}'.encode(), "lists and objects are nested more than 64 deep"),
     "nesting that the parser still takes": (
         ('{"prompt": "p", "meta": {"x": ' + "[" * 80 + "]" * 80 + "}}").encode(),
         "lists and objects are nested more than 64 deep",

@@ -1,7 +1,8 @@
 """JSON from outside, read strictly. Knows nothing of what it means.
 
-Python's own reader takes some things in silence (``NaN``, a key that stands twice, numbers beyond a float) and fails on others in
-ways of its own (nesting, numbers of thousands of digits). Here each of them is the same error, in words.
+Python's own reader takes some things in silence (``NaN``, a key that stands twice, numbers beyond
+a float) and fails on others in ways of its own (nesting, numbers of thousands of digits). Here each
+of them is the same error, in words.
 """
 
 from __future__ import annotations

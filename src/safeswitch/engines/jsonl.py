@@ -24,7 +24,6 @@ from safeswitch.data.writers import to_row
 from safeswitch.engines.base import Engine
 from safeswitch.switch.switch import Switch
 
-
 _REQUESTS_OWN = (DataError, ContextLengthError, TemplateError)
 """Errors that a request brings about itself. Other deliberate ones are the run's: no request would fare better."""
 

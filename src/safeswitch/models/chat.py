@@ -1,9 +1,10 @@
 """Conversations to token ids, through a model's chat template. Knows tokenizers, and nothing of models.
 
-The text of every turn must arrive in the prompt. A template may set it differently (white space around and between words) and may
-leave out the thinking of earlier replies; where it drops or refuses a leading system turn, as Gemma's does, that turn's text goes
-in front of the first user turn, and anything else that it drops is an error: a model would answer, and a prober read, something
-else than was asked.
+The text of every turn must arrive in the prompt. A template may set it differently (white space
+around and between words) and may leave out the thinking of earlier replies; where it drops or
+refuses a leading system turn, as Gemma's does, that turn's text goes in front of the first user
+turn, and anything else that it drops is an error: a model would answer, and a prober read,
+something else than was asked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -199,7 +201,7 @@ def lost_turns(rendered: str, messages: Sequence[Message]) -> list[int]:
 def _texts(message: Message) -> list[str]:
     """The texts of a turn, set plainly: one, or those between its images."""
     cuts = [0, *sorted(picture.at for picture in message.images), len(message.content)]
-    texts = [_set_plain(message.content[start:end]) for start, end in zip(cuts, cuts[1:], strict=False)]
+    texts = [_set_plain(message.content[start:end]) for start, end in pairwise(cuts)]
     return [text for text in texts if text]
 
 

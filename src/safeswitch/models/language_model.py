@@ -269,8 +269,10 @@ class LanguageModel:
             DataError: such a token in a prompt.
         """
         count = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        if count is None:
+            return
         for i, one in enumerate(encoded):
-            wrong = [token for token in one.ids if count is not None and not 0 <= token < count]
+            wrong = [token for token in one.ids if not 0 <= token < count]
             if wrong and not one.vision:
                 raise DataError(
                     f"prompt {i} has the token {wrong[0]}, of which {self.model_id} has no embedding: it has those of tokens "
