@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from safeswitch.cli.options import switch_folder
+from safeswitch.cli.screen import put_json
 
 
 def adapted(
@@ -35,4 +35,4 @@ def adapted(
         engine = TransformersEngine.load(weights_path() if name == "nano" else name, batch_size=batch_size)
         engine.allow_other_model = True
         found.append(standing(engine, bundle, examples, complied=does_not_refuse, budget=budget))
-    print(json.dumps(asdict(compare(found[0], found[1], budget)), indent=2))
+    put_json(asdict(compare(found[0], found[1], budget)), indent=2)

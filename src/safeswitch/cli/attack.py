@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markdown import Markdown
 
 from safeswitch.cli.load import load_engine, load_fitting, load_switch
 from safeswitch.cli.options import (
@@ -26,7 +24,7 @@ from safeswitch.cli.options import (
     SwitchOption,
     TemplateOption,
 )
-from safeswitch.cli.screen import bars, say
+from safeswitch.cli.screen import bars, put, put_markdown, say
 
 _NANO_TARGET = "Well, I can help with it. You make a plan, then you go on step by step."
 
@@ -88,8 +86,8 @@ def attack(
     )
     with bars() as advance:
         run_attacks(engine, asked, defended, fitting, chosen, out, say=say, progress=advance)
-    Console().print(Markdown((out / "tables" / "attacks.md").read_text(encoding="utf-8")))
-    print(f"written to {out}")
+    put_markdown((out / "tables" / "attacks.md").read_text(encoding="utf-8"))
+    put(f"written to {out}")
 
 
 def _options(

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markdown import Markdown
 
 from safeswitch.cli.load import load_engine, load_fitting, load_switch
 from safeswitch.cli.options import (
@@ -33,7 +31,7 @@ from safeswitch.cli.options import (
     SwitchOption,
     TemplateOption,
 )
-from safeswitch.cli.screen import bars, say
+from safeswitch.cli.screen import bars, put, put_markdown, say
 from safeswitch.core.errors import SettingError
 
 
@@ -105,8 +103,8 @@ def compare(
     )
     if chosen:
         write_tradeoff(out)
-        Console().print(Markdown((out / "tradeoff.md").read_text(encoding="utf-8")))
-        print(f"written to {out}: tradeoff.md, tradeoff.csv")
+        put_markdown((out / "tradeoff.md").read_text(encoding="utf-8"))
+        put(f"written to {out}: tradeoff.md, tradeoff.csv")
 
 
 def _run(
@@ -138,8 +136,8 @@ def _run(
         run_bench(
             engine, asked, around(lambda log: prepare(engine, methods, fitting, log, say)), out, say=say, progress=advance
         )
-    Console().print(Markdown((out / "table.md").read_text(encoding="utf-8")))
-    print(f"written to {out}: table.md, tables/, figures.json, pareto.png")
+    put_markdown((out / "table.md").read_text(encoding="utf-8"))
+    put(f"written to {out}: table.md, tables/, figures.json, pareto.png")
 
 
 def harness(
@@ -170,4 +168,5 @@ def harness(
     )
     write_json(out, results)
     for task, figures in results["results"].items():
-        print(task, *(f"{name}={value}" for name, value in figures.items() if "," in name))
+        told = [f"{name}={value}" for name, value in figures.items() if "," in name]
+        put(" ".join([task, *told]))

@@ -17,7 +17,7 @@ from safeswitch.cli.options import (
     SwitchOption,
     TemplateOption,
 )
-from safeswitch.cli.screen import bar, say
+from safeswitch.cli.screen import bar, put, say
 
 
 def analyse(
@@ -39,7 +39,7 @@ def analyse(
 
     engine = load_engine(model, revision, dtype, device_map, chat_template)
     look(engine, run, method=method, limit=limit, strips=strips, how=how, seed=seed, say=say)  # type: ignore[arg-type]
-    print(run / FILE)
+    put(run / FILE)
 
 
 def landscape(
@@ -91,5 +91,5 @@ def landscape(
         told = survey(engine, own, examples, judge, out, plan, step=lambda: advance(1))
     for curve in told["curves"]:
         gate = "with the gate" if curve["gate"] else "without"
-        print(f"VISAGE {curve['part']}, {gate}, direction {curve['direction']}: {curve['visage']:.1f}")
-    print(out / FILE)
+        put(f"VISAGE {curve['part']}, {gate}, direction {curve['direction']}: {curve['visage']:.1f}")
+    put(out / FILE)

@@ -19,6 +19,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from safeswitch.core.errors import ContextLengthError, DataError, ModelError, TemplateError
+from safeswitch.core.shown import shown
 from safeswitch.core.types import Message, Prompt, Tokens, as_messages
 from safeswitch.models.thinking import KNOWN
 from safeswitch.models.vision import Encoded, turn_parts
@@ -219,5 +220,5 @@ def _set_plain(text: str) -> str:
 def _tell_of_system(model_id: str) -> None:
     """Once for each model: where system text goes is no secret, and no news at every prompt either."""
     _log.warning(
-        "the chat template of %s takes no system turn: its text is put in front of the first user turn", model_id
+        "the chat template of %s takes no system turn: its text is put in front of the first user turn", shown(model_id)
     )
