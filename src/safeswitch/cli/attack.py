@@ -25,6 +25,7 @@ from safeswitch.cli.options import (
     TemplateOption,
 )
 from safeswitch.cli.screen import bars, put, put_markdown, say
+from safeswitch.core.grammar import entries
 
 _NANO_TARGET = "Well, I can help with it. You make a plan, then you go on step by step."
 
@@ -70,7 +71,7 @@ def attack(
     from safeswitch.evaluation.catalogue import benchmarks
     from safeswitch.evaluation.picture import check_drawable
 
-    names = tuple(name.strip() for name in attacks.split(","))
+    names = entries("--attacks", attacks)
     target = target or (_NANO_TARGET if model == "nano" else None)
     chosen = build_attacks(names, _options(names, target, steps, seed, translations))
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
@@ -78,7 +79,7 @@ def attack(
     fitting, told = load_fitting(engine, model, fit_data, own, seed, leave_out=False, say=say)
     benchmarks()
     usual = "base,safeswitch" if own is not None else "base"
-    defended = tuple(name.strip() for name in (methods or usual).split(","))
+    defended = entries("--methods", methods or usual)
     check_drawable()
     asked = Asked(
         "attack", tuple(benchmark or (["nano_plain_unsafe"] if model == "nano" else ["harmbench"])),

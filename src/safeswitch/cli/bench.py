@@ -33,6 +33,7 @@ from safeswitch.cli.options import (
 )
 from safeswitch.cli.screen import bars, put, put_markdown, say
 from safeswitch.core.errors import SettingError
+from safeswitch.core.grammar import entries
 
 
 def evaluate(
@@ -94,9 +95,9 @@ def compare(
     from safeswitch.evaluation.effort import at_efforts, check_efforts
     from safeswitch.evaluation.tradeoff import write_tradeoff
 
-    names = tuple(name.strip() for name in methods.split(","))
+    names = entries("--methods", methods)
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
-    chosen = check_efforts([name.strip() for name in efforts.split(",")], engine.lm) if efforts else None
+    chosen = check_efforts(entries("--efforts", efforts), engine.lm) if efforts else None
     _run(
         engine, model, names, switch, fit_data, leave_out, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out,
         around=lambda ready: at_efforts(ready, chosen) if chosen else ready,
@@ -164,7 +165,7 @@ def harness(
         raise SettingError(f"safeswitch harness needs {error.name}: pip install 'safeswitch[harness]'") from error
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
     results = run_tasks(
-        engine, load_switch(switch), tasks.split(","), include_path=include_path, limit=limit, chat_turns=chat_turns
+        engine, load_switch(switch), entries("--tasks", tasks), include_path=include_path, limit=limit, chat_turns=chat_turns
     )
     write_json(out, results)
     for task, figures in results["results"].items():

@@ -18,6 +18,7 @@ from safeswitch.cli.options import (
     TemplateOption,
 )
 from safeswitch.cli.screen import bar, put, say
+from safeswitch.core.grammar import entries
 
 
 def analyse(
@@ -77,7 +78,7 @@ def landscape(
     if data is None and model != "nano":
         raise SettingError("command line: landscape needs --in with requests, for other models than nano")
     plan = Plan(
-        tuple(parts.split(",")), reach, points, directions, map_points, normalise, max_new_tokens, seed,  # type: ignore[arg-type]
+        entries("--parts", parts), reach, points, directions, map_points, normalise, max_new_tokens, seed,  # type: ignore[arg-type]
     )
     if data is None:
         half = (limit + 1) // 2

@@ -45,6 +45,7 @@ from safeswitch.cli.report import report
 from safeswitch.cli.screen import bar, complain, put, put_json, put_markdown, say, take_any_text
 from safeswitch.cli.serve import serve
 from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError, check_choice
+from safeswitch.core.grammar import entries
 
 _KEPT = {
     "fit": "a switch is written only when it is fitted, so the folder holds a whole one or is as it was",
@@ -169,7 +170,7 @@ def fit(
     from safeswitch.switch.run_fit import fit_files
 
     settings = FitSettings(
-        budget=budget, stages=stages, rule=rule, pilot=pilot, readers=tuple(readers.split(",")), watch=watch,  # type: ignore[arg-type]
+        budget=budget, stages=stages, rule=rule, pilot=pilot, readers=entries("--readers", readers), watch=watch,  # type: ignore[arg-type]
         pilot_from=pilot_from, reply_tokens=reply_tokens,  # type: ignore[arg-type]
         fail=fail, seed=seed, trust_replies=trust_replies, head=HeadSettings(kind=head, beta=beta, seed=seed),  # type: ignore[arg-type]
     )

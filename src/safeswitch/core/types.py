@@ -227,8 +227,8 @@ class Position:
     @classmethod
     def parse(cls, text: str) -> Position:
         """Read the form that ``str`` writes: ``prompt_end``, ``pilot:3``, ``window:16``."""
-        kind, _, index = text.partition(":")
-        if index and not index.isdecimal():
+        kind, colon, index = text.partition(":")
+        if colon and not (index.isascii() and index.isdecimal()):
             raise SettingError(f"Position: index must be a whole number; got {text!r}")
         return cls(kind, int(index or 0))  # type: ignore[arg-type]
 
