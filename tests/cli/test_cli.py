@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from rich.console import Console
 from transformers.utils import logging
 
 from safeswitch import __version__
 from safeswitch.cli import main as module
+from safeswitch.cli import screen
 from safeswitch.core.types import Example, Message
 from safeswitch.data.writers import write_examples
 from safeswitch.engines.transformers_engine import TransformersEngine
@@ -53,7 +55,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", ["safeswitch", *map(str, arguments)])
         text = io.StringIO(stdin) if isinstance(stdin, str) else io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
         monkeypatch.setattr(sys, "stdin", text)
-        monkeypatch.setattr(module, "console", module.Console(stderr=True, width=100))
+        monkeypatch.setattr(screen, "console", Console(stderr=True, width=100))
         with pytest.raises(SystemExit) as end:
             module.main()
         captured = capsys.readouterr()

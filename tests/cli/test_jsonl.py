@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from safeswitch.core import lines as jsonl
-from safeswitch.core.errors import ArtifactError, DataError
+from safeswitch.core.errors import ArtifactError, DataError, SafeSwitchError
 from safeswitch.core.types import Example, Message, Reply
 from safeswitch.engines.jsonl import Written, generate_file
 from safeswitch.engines.mock import MockEngine
 from safeswitch.engines.transformers_engine import TransformersEngine
 from tests.switch.made import engine, fitted, model, requests
+from tests.tiny import tiny_lm
 
 ASKED = requests(11)
 SAME = {"model": "m", "switch": "s"}
@@ -195,3 +196,52 @@ def test_no_requests_and_an_id_used_twice_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="ids must be unique; used more than once: 'r0'"):
         generate_file(MockEngine(), [*ASKED, ASKED[0]], tmp_path / "out", identity=SAME)
     assert not any(tmp_path.iterdir())
+
+
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}"
+    "{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
+)
+
+
+def test_a_request_that_the_template_refuses_gets_a_row_with_id_file_and_line(tmp_path: Path) -> None:
+    refused = Example("two", (Message("user", "a"), Message("user", "b")), place="in.jsonl, line 7")
+    asked = [*ASKED[:3], refused, *ASKED[3:6]]
+    done = generate_file(
+        TransformersEngine(tiny_lm(chat_template=ALTERNATES)), asked, tmp_path / "out", identity=SAME, max_new_tokens=4,
+    )
+    assert done == Written(7, 7, 1)
+    (row,) = [row for row in lines(tmp_path / "out") if "error" in row]
+    assert row["id"] == "two"
+    assert row["error"].startswith("TemplateError: 'two' (in.jsonl, line 7): the chat template of tiny-llama refuses")
+    assert "Roles must alternate" in row["error"]
+
+
+class Breaks(MockEngine):
+    """Breaks down on some requests, or on all of them after a while."""
+
+    def __init__(self, guilty: Sequence[str], last: int = 10**6) -> None:
+        super().__init__()
+        self.guilty, self.last = guilty, last
+
+    def generate(self, prompts: Sequence[Any], *args: Any, **options: Any) -> list[Reply]:
+        if len(self.calls) >= self.last or any(p.id in self.guilty for p in prompts):
+            raise IndexError("index out of range in self")
+        return super().generate(prompts, *args, **options)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 64])
+def test_only_the_request_that_breaks_the_engine_is_without_reply(tmp_path: Path, chunk: int) -> None:
+    done = generate_file(Breaks(["r4", "r5", "r10"]), ASKED, tmp_path / "out", identity=SAME, chunk=chunk)
+    assert done == Written(11, 11, 3)
+    wrong = {row["id"]: row["error"] for row in lines(tmp_path / "out") if "error" in row}
+    assert wrong == {name: f"IndexError: {name!r}: index out of range in self" for name in ("r4", "r5", "r10")}
+
+
+def test_an_engine_that_is_broken_ends_the_run_and_fills_no_file_with_errors(tmp_path: Path) -> None:
+    with pytest.raises(SafeSwitchError, match=r"no request has been answered; IndexError: 'r0': index out of range"):
+        generate_file(Breaks([], last=0), ASKED, tmp_path / "none", identity=SAME, chunk=4)
+    with pytest.raises(SafeSwitchError, match=r"what it answered before \('r4'\) fails too; IndexError: 'r8'"):
+        generate_file(Breaks([], last=2), ASKED, tmp_path / "out", identity=SAME, chunk=4)
+    assert [row["id"] for row in lines(tmp_path / "out")] == [f"r{i}" for i in range(8)]
+    assert generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME, chunk=4) == Written(3, 11, 0)

@@ -146,6 +146,87 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
             read_examples(path, **wrong)  # type: ignore[arg-type]
 
 
+def test_every_example_tells_file_and_line(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", "", {"id": "a", "prompt": "hi"})
+    (example,) = read_examples(path, labelled=False)
+    assert example.place == f"{path}, line 2"
+    assert example.called == f"'a' ({path}, line 2)"
+
+
+DEEP = "[" * 20_000 + "]" * 20_000
+RAW_JSONL: dict[str, tuple[bytes, str]] = {
+    "nested brackets": (
+        f'{{"prompt": "p", "meta": {{"x": {DEEP}}}}}'.encode(), "lists and objects are nested more than 64 deep"),
+    "nesting that the parser still takes": (
+        ('{"prompt": "p", "meta": {"x": ' + "[" * 80 + "]" * 80 + "}}").encode(),
+        "lists and objects are nested more than 64 deep",
+    ),
+    "nesting in a text": (json.dumps({"prompt": "p", "meta": DEEP}).encode(), "field 'meta' is text, lists and objects"),
+    "5,000 digits": (b'{"prompt": "p", "n": ' + b"9" * 5000 + b"}", "a number of 5000 digits; at most 300"),
+    "beyond a float": (b'{"prompt": "p", "n": 1e999}', "the number 1e999 is too large"),
+    "not a number": (b'{"prompt": "p", "n": NaN}', "NaN is no JSON"),
+    "a key twice": (b'{"prompt": "p", "prompt": "q"}', "the key 'prompt' stands twice"),
+    "no UTF-8": (b'{"prompt": "caf\xe9"}', "byte 0xe9 at character 16 is not UTF-8"),
+    "a raw NUL": (b'{"prompt": "a\x00b"}', "character 14 is NUL"),
+    "an escaped NUL": (b'{"prompt": "a\\u0000b"}', "field 'prompt': character 2 is NUL"),
+    "half a pair": (b'{"prompt": "a\\ud800"}', "field 'prompt' cannot be written as UTF-8"),
+    "an id that is a list": (b'{"prompt": "p", "id": ["a"]}', "field 'id' must be text"),
+    "answers that are half a list": (b'{"prompt": "p", "answers": "[1, 2)"}', "field 'answers' is text, not valid JSON"),
+    "a fact told twice": (b'{"prompt": "p", "lang": "de", "meta": {"lang": "en"}}', "field 'lang' stands in the row"),
+    "a turn without a role of ours": (
+        b'{"messages": [{"role": "tool", "content": "x"}]}', "field 'messages': turn 0: message role must be"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RAW_JSONL)
+def test_a_bad_line_is_named_and_does_not_hide_the_others(kind: str, tmp_path: Path) -> None:
+    raw, expected = RAW_JSONL[kind]
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "ok"}\n' + raw + b'\n{"id": "no prompt"}\n')
+    with pytest.raises(DataError) as caught:
+        read_examples(path, labelled=False)
+    text = str(caught.value)
+    assert text.startswith("2 unusable rows")
+    assert f"x.jsonl, line 2: {expected}" in text
+    assert "x.jsonl, line 3: no prompt" in text
+
+
+RAW_CSV: dict[str, tuple[bytes, str]] = {
+    "an enormous cell": (b'prompt,label\n"' + b"x" * 200_000 + b'",safe\n', "line 2: a cell has more than 131,072 characters"),
+    "a quote never closed": (b'prompt,label\na,safe\n"b,safe\nc,safe\n', "line 3: a quote is opened in the row that begins"),
+    "text behind a quote": (b'prompt,label\n"a"b,safe\n', "line 2: not valid CSV"),
+    "a long row": (b"prompt,label\na, and b,safe\n", "line 2: has 3 cells, but the header names 2 columns"),
+    "a short row": (b"prompt,label\na\n", "line 2: has 1 cells, but the header names 2 columns"),
+    "a header twice": (b"prompt,label,prompt\na,safe,b\n", "line 1: the header names 'prompt' twice"),
+    "a header without name": (b",prompt\n0,a\n", "line 1: column 1 of the header has no name"),
+    "a header with white space": (b"prompt, label\na,safe\n", "column 2 of the header is ' label', with white space"),
+    "semicolons": (b"prompt;label\na;safe\n", "the header is one column, 'prompt;label', with semicolons in it"),
+    "no UTF-8 in a cell": (b"prompt,label\ncaf\xe9,safe\n", "line 2: field 'prompt': byte 0xe9 at character 4 is not UTF-8"),
+    "no UTF-8 in the header": (b"prompt,lab\xe9l\na,safe\n", "line 1: column 2 of the header: byte 0xe9"),
+    "NUL in a cell": (b"prompt,label\na\x00,safe\n", "line 2: field 'prompt': character 2 is NUL"),
+    "UTF-16": ("prompt,label\na,safe\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", RAW_CSV)
+def test_csv_that_leaves_something_open_is_refused_with_line_and_column(kind: str, tmp_path: Path) -> None:
+    raw, expected = RAW_CSV[kind]
+    path = tmp_path / "x.csv"
+    path.write_bytes(raw)
+    with pytest.raises(DataError) as caught:
+        read_examples(path)
+    assert expected in str(caught.value)
+    assert "x.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_csv_is_read_whatever_ends_its_lines(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + end.join(["prompt,label", '"a, b",safe', "", "c,unsafe", ""]).encode())
+    assert [(e.prompt, e.label) for e in read_examples(path)] == [("a, b", "safe"), ("c", "unsafe")]
+
+
 def test_limit_reads_only_the_first_rows(tmp_path: Path) -> None:
     path = lines(tmp_path / "x.jsonl", {"prompt": "a", "label": "safe"}, {"prompt": "b", "label": "safe"}, "{broken")
     assert [e.prompt for e in read_examples(path, limit=2)] == ["a", "b"]
@@ -168,7 +249,8 @@ def test_the_hash_ignores_order_and_sees_every_field() -> None:
         "id": "3", "messages": (Message("system", "s"), *b.messages), "label": "unsafe", "category": "c", "source": "s",
         "group": "g", "wrapper": "w", "reply": "r", "answers": ("x",), "meta": {"k": "v"}, "prefill": "p",
     }
-    assert set(other) == {field.name for field in fields(Example)}
+    assert set(other) == {field.name for field in fields(Example)} - {"place"}
+    assert data_hash([replace(a, place="a file"), b]) == data_hash([a, b])
     changed = [data_hash([a, replace(b, **{name: value})]) for name, value in other.items()]
     assert len({data_hash([a, b]), *changed}) == 1 + len(other)
 

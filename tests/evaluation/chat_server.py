@@ -11,25 +11,33 @@ from typing import Any
 
 import pytest
 
-Answer = Callable[[dict[str, Any]], "str | tuple[int, str]"]
+Answer = Callable[[dict[str, Any]], "str | bytes | dict[str, Any] | tuple[int, str | dict[str, Any]]"]
 
 
 @contextmanager
 def chat_server(answer: Answer) -> Iterator[str]:
-    """Its address. ``answer`` is given a request's body, with the authorization header as ``key``, and gives the reply's text,
-    or a status and an error's text."""
+    """Its address.
+
+    ``answer`` is given a request's body, with the authorization header as ``key``. It gives the reply's text, or a status
+    and an error's text or fields, or a whole body: fields of JSON, or the bytes of a page.
+    """
     starlette = pytest.importorskip("starlette.applications", reason="starlette is not installed")
     uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
     pytest.importorskip("openai", reason="openai is not installed")
     from starlette.requests import Request
-    from starlette.responses import JSONResponse
+    from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-    async def complete(request: Request) -> JSONResponse:
+    async def complete(request: Request) -> Response:
         body = await request.json()
         said = answer({**body, "key": request.headers["authorization"]})
         if isinstance(said, tuple):
-            return JSONResponse({"error": {"message": said[1], "type": "error"}}, said[0], {"retry-after-ms": "1"})
+            about = said[1] if isinstance(said[1], dict) else {"message": said[1], "type": "error"}
+            return JSONResponse({"error": about}, said[0], {"retry-after-ms": "1"})
+        if isinstance(said, bytes):
+            return Response(said, media_type="text/html" if said.startswith(b"<") else "application/json")
+        if isinstance(said, dict):
+            return JSONResponse(said)
         return JSONResponse({
             "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}],

@@ -147,7 +147,8 @@ def test_what_the_classifier_writes_becomes_a_verdict() -> None:
     judge = classifier("llama-guard")
     judge._engine = Answering(judge._engine.lm)
     assert judge.judge([logged(UNSAFE, text) for text in "abc"]) == [
-        Verdict(complied=True, note="\n\nunsafe\nS2"), Verdict(complied=False, note="\n\nsafe"), Verdict(note="unreadable: hm")
+        Verdict(complied=True, note="\n\nunsafe\nS2"), Verdict(complied=False, note="\n\nsafe"),
+        Verdict(note="unreadable: hm", unjudged="unreadable"),
     ]
 
 
@@ -158,8 +159,10 @@ def test_what_is_too_long_or_refused_by_the_template_is_told() -> None:
     assert long.note.endswith("tokens, it takes 1024")
     assert short.note.startswith("unreadable")
     twice = Example("x", (Message("user", "a"), Message("user", "b")), "unsafe")
-    with pytest.raises(ModelError, match=r"judge llama-guard: the chat template of tiny refuses .* turns must alternate"):
-        judge.judge([logged(twice, "c")])
+    refused, other = judge.judge([logged(twice, "c"), logged(UNSAFE, "a")])
+    assert (refused.unjudged, other.unjudged, long.unjudged) == ("template", "unreadable", "too long")
+    assert "judge llama-guard: the chat template of tiny refuses" in refused.note
+    assert "turns must alternate" in refused.note
     with pytest.raises(ModelError, match="tiny has no chat template, which judge shieldgemma needs"):
         classifier("shieldgemma", template="")
     with pytest.raises(DataError, match="judge harmbench: a template needs the slots"):

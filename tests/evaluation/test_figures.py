@@ -276,7 +276,7 @@ def test_requests_that_were_not_taken_are_told_and_count_in_no_rate(tmp_path: Pa
     run(tmp_path, [loaded("a", asked("a", 3))], Short(), {"base": SWITCHES["base"]})
     rows = Rows(RunLog.open(tmp_path))
     (row,) = not_taken(rows)
-    assert (row["requests"], row["of"], row["first reason"]) == (1, 3, "ContextLengthError: too long")
+    assert (row["requests"], row["of"], row["first reason"]) == (1, 3, "ContextLengthError: 'a1': too long")
     assert {r["n"] for r in rates(rows)} == {2}
     write_tables(tmp_path)
     assert "NOT TAKEN: 1 of 3 requests of a by base" in (tmp_path / "table.md").read_text()

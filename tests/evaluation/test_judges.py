@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safeswitch.core.types import Example, Message
 from safeswitch.evaluation.judges import agreement as measured
 from safeswitch.evaluation.judges.answers import chosen_letter, right_alias, right_letter, right_number
 from safeswitch.evaluation.judges.base import JUDGES
-from safeswitch.evaluation.judges.chat_model import ChatModel
+from safeswitch.evaluation.judges.chat_model import REASONING_ROOM, ChatModel, NoAnswerError, key_variable
 from safeswitch.evaluation.judges.classifiers import KINDS
 from safeswitch.evaluation.judges.model_judge import ModelJudge, StrongReject, read_object, rubric_score
 from safeswitch.evaluation.judges.named import make_judge
@@ -121,8 +121,10 @@ class Scripted:
         self.answer = answer
         self.asked: list[str] = []
 
-    def ask(self, system: str, user: str) -> str:
+    def ask(self, system: str, user: str, readable: Callable[[str], bool]) -> str:
         self.asked.append(user)
+        if not readable(self.answer):
+            raise NoAnswerError("unreadable", self.answer)
         return self.answer
 
 
@@ -132,9 +134,11 @@ def test_a_model_judge_reads_its_json_in_whatever_wrapping() -> None:
         Verdict(refused=True, complied=False, explained=True, note=answer)
     ]
     assert read_object('{broken} {"a": 1}') == {"a": 1}
-    for bad in ("no json", '{"refused": "yes", "complied": false}', "[1]"):
+    deep = '{"refused": ' + "[" * 20_000 + "]" * 20_000 + "}"
+    many = '{"refused": true, "complied": false, "n": ' + "9" * 5000 + "}"
+    for bad in ("no json", '{"refused": "yes", "complied": false}', "[1]", deep, many):
         (said,) = ModelJudge(Scripted(bad)).judge([logged(UNSAFE, "No.")])
-        assert said == Verdict(note=f"unreadable: {bad}")
+        assert said == Verdict(note=bad, unjudged="unreadable")
 
 
 def test_a_model_judge_is_shown_the_reference_and_asked_whether_the_reply_is_right() -> None:
@@ -150,9 +154,11 @@ def test_strongrejects_score_is_that_of_the_paper() -> None:
     assert rubric_score(1, 5, 5) == 0.0
     (said,) = StrongReject(Scripted('{"refused": 0, "specific": 4, "convincing": 2}')).judge([logged(UNSAFE, "x")])
     assert (said.score, said.refused, said.complied) == (0.5, False, True)
-    for bad in ('{"refused": 0, "specific": 9, "convincing": 2}', "?"):
+    (said,) = StrongReject(Scripted('{"refused": "0", "specific": "4", "convincing": 2.0}')).judge([logged(UNSAFE, "x")])
+    assert said.score == 0.5
+    for bad in ('{"refused": 0, "specific": 9, "convincing": 2}', "?", '{"refused": 0, "specific": 2.7, "convincing": 2}'):
         (said,) = StrongReject(Scripted(bad)).judge([logged(UNSAFE, "x")])
-        assert (said.score, said.complied) == (None, None)
+        assert (said.score, said.complied, said.unjudged) == (None, None, "unreadable")
         assert bad in said.note
 
 
@@ -204,9 +210,152 @@ def test_a_budget_stops_the_asking_and_what_is_known_is_still_given(server: Any,
 def test_a_server_that_refuses_or_is_not_there_is_named(server: Any) -> None:
     url, _ = server
     with pytest.raises(SafeSwitchError, match=r"judge unknown at http.*NotFoundError"):
-        ChatModel("unknown", url, api_key="k").ask("s", "u")
+        ChatModel("unknown", url, api_key="k").ask("s", "u", bool)
     with pytest.raises(SafeSwitchError, match="APIConnectionError"):
-        ChatModel("m", "http://127.0.0.1:9/v1", api_key="k", retries=0).ask("s", "u")
+        ChatModel("m", "http://127.0.0.1:9/v1", api_key="k", retries=0).ask("s", "u", bool)
+
+
+GOOD = '{"refused": false, "complied": true}'
+AZURE = {
+    "message": "The response was filtered due to the prompt triggering content management policy.", "code": "content_filter",
+    "param": "prompt", "type": None, "innererror": {"code": "ResponsibleAIPolicyViolation"},
+}
+
+
+def completion(**changes: Any) -> dict[str, Any]:
+    """A whole body of the server, with other values in its one choice."""
+    message = {"role": "assistant", "content": GOOD, **changes.pop("message", {})}
+    choice = {"index": 0, "finish_reason": "stop", "message": message, **changes}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": None}
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason", "calls"),
+    [
+        ((400, AZURE), "filtered", 1), ((400, {"message": "too much", "code": "context_length_exceeded"}), "too long", 1),
+        ((403, "your input was flagged"), "filtered", 1), (completion(finish_reason="content_filter"), "filtered", 1),
+        (completion(message={"content": None, "refusal": "I will not grade this."}), "declined", 1),
+        ("", "empty", 2), ("who knows", "unreadable", 2), ({**completion(), "choices": None}, "empty", 2),
+        ({**completion(), "choices": []}, "empty", 2), (completion(message={"content": None}), "empty", 2),
+        (completion(message={"content": [{"type": "text", "text": GOOD}]}), "empty", 2), ({"choices": [None]}, "empty", 2),
+    ],
+)
+def test_one_reply_that_is_not_judged_is_counted_by_reason_and_holds_up_no_other(
+    odd: Any, reason: str, calls: int, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def answer(body: dict[str, Any]) -> Any:
+        seen.append(body["messages"][1]["content"])
+        return odd if "oddity" in seen[-1] else GOOD
+
+    with chat_server(answer) as url:
+        judge = ModelJudge(ChatModel("m", url, cache=tmp_path / "cache"))
+        said = judge.judge([logged(UNSAFE, text) for text in ("one", "oddity", "two")])
+    assert [v.complied for v in said] == [True, None, True]
+    assert [v.unjudged for v in said] == ["", reason, ""]
+    assert sum("oddity" in question for question in seen) == calls
+    assert (tmp_path / "cache").read_text().count("\n") == 2  # what cannot be read is not kept
+
+
+def test_an_answer_that_is_readable_at_the_second_time_is_taken() -> None:
+    said = iter(["", GOOD])
+    with chat_server(lambda body: next(said)) as url:
+        (verdict,) = ModelJudge(ChatModel("m", url)).judge([logged(UNSAFE, "x")])
+    assert (verdict.complied, verdict.unjudged) == (True, "")
+
+
+def test_unreadable_answers_that_an_older_cache_holds_are_asked_for_again(tmp_path: Path) -> None:
+    with chat_server(lambda body: GOOD) as url:
+        ModelJudge(ChatModel("m", url, cache=tmp_path / "c")).judge([logged(UNSAFE, "x")])
+        row = json.loads((tmp_path / "c").read_text())
+        (tmp_path / "c").write_text(json.dumps({**row, "answer": ""}) + "\n")
+        assert ModelJudge(ChatModel("m", url, cache=tmp_path / "c")).judge([logged(UNSAFE, "x")])[0].complied is True
+
+
+@pytest.mark.parametrize("page", [b"<html><body>Sign in</body></html>", b"[1, 2]", b"null", b'"text"', b"{broken"])
+def test_what_is_no_answer_of_such_a_server_is_a_named_error(page: bytes) -> None:
+    with chat_server(lambda body: page) as url, pytest.raises(SafeSwitchError, match=f"judge m at {url}"):
+        ChatModel("m", url, retries=0).ask("s", "u", bool)
+
+
+def test_an_answer_with_half_a_surrogate_pair_can_be_kept(tmp_path: Path) -> None:
+    text = json.dumps(GOOD + " \ud800")
+    whole = json.dumps(completion()).replace(json.dumps(GOOD), text).encode()
+    with chat_server(lambda body: whole) as url:
+        assert ChatModel("m", url, cache=tmp_path / "c").ask("s", "u", bool).startswith(GOOD)
+
+
+def test_models_that_take_other_settings_are_asked_as_they_want() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def answer(body: dict[str, Any]) -> Any:
+        seen.append(body)
+        if "max_tokens" in body:
+            words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+            return 400, {"message": words, "param": "max_tokens", "code": "unsupported_parameter"}
+        if "temperature" in body:
+            words = "Unsupported value: 'temperature' does not support 0 with this model."
+            return 400, {"message": words, "param": "temperature", "code": "unsupported_value"}
+        return GOOD
+
+    with chat_server(answer) as url:
+        model = ChatModel("m", url, max_tokens=100)
+        assert model.ask("s", "u", bool) == model.ask("s", "u", bool) == GOOD
+        assert model.ask("s", "other", bool) == GOOD
+    assert len(seen) == 4  # each setting is found out once
+    assert seen[-1]["max_completion_tokens"] == 100 + REASONING_ROOM
+    assert not {"temperature", "max_tokens"} & seen[-1].keys()
+
+
+def test_a_key_goes_to_the_address_that_it_belongs_to_and_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def answer(body: dict[str, Any]) -> str:
+        seen.append(body)
+        return GOOD
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with chat_server(answer) as url:
+        ChatModel("m", url).ask("s", "u", bool)
+        monkeypatch.setenv("SAFESWITCH_KEY_127_0_0_1", "own")
+        ChatModel("m", url).ask("s", "u", bool)
+    assert [body["key"] for body in seen] == ["Bearer none", "Bearer own"]
+    assert str(ChatModel("m")._client.base_url) == "https://api.openai.com/v1/"
+    assert ChatModel("m")._client.api_key == "sk-openai"
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(SettingError, match="a judge at OpenAI needs a key"):
+        ChatModel("m")
+
+
+@pytest.mark.parametrize(
+    ("address", "variable"),
+    [
+        ("https://api.openai.com/v1", "OPENAI_API_KEY"), ("https://API.openai.com:443/v1", "OPENAI_API_KEY"),
+        ("http://api.openai.com/v1", "SAFESWITCH_KEY_API_OPENAI_COM"),
+        ("https://api.openai.com.evil.example/v1", "SAFESWITCH_KEY_API_OPENAI_COM_EVIL_EXAMPLE"),
+        ("https://a-b.c/v1", "SAFESWITCH_KEY_A__B_C"), ("https://a.b.c/v1", "SAFESWITCH_KEY_A_B_C"),
+        ("http://localhost:8000/v1", "SAFESWITCH_KEY_LOCALHOST"),
+    ],
+)
+def test_every_address_has_a_variable_of_its_own(address: str, variable: str) -> None:
+    assert key_variable(address) == variable
+
+
+WRONG = ("localhost:8000/v1", "ftp://x/v1", "http://", "http://x:99999/v1", "http://[x/v1", "http://a b/v1")
+
+
+@pytest.mark.parametrize("address", WRONG)
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(SettingError, match="address"):
+        ChatModel("m", address)
+
+
+def test_an_address_with_a_password_in_it_is_refused_and_not_repeated() -> None:
+    with pytest.raises(SettingError, match="SAFESWITCH_KEY_X_ORG") as caught:
+        ChatModel("m", "https://me:secret@x.org/v1")
+    assert "secret" not in str(caught.value)
 
 
 # classifiers
@@ -231,9 +380,11 @@ def test_judges_are_made_by_name(server: Any, tmp_path: Path) -> None:
     url, _ = server
     assert make_judge("rules", tmp_path).name == "rules"
     judge = make_judge(f"strongreject:m@{url},budget=1000", tmp_path)
-    assert judge.judge([logged(UNSAFE, "x")])[0].note.startswith("unreadable")
-    assert (tmp_path / "strongreject.jsonl").is_file()
-    assert json.loads((tmp_path / "strongreject.jsonl").read_text())["answer"] == '{"refused": false, "complied": true}'
+    assert judge.judge([logged(UNSAFE, "x")])[0].unjudged == "unreadable"
+    assert not (tmp_path / "strongreject.jsonl").exists()
+    judge = make_judge(f"openai:m@{url}", tmp_path)
+    assert judge.judge([logged(UNSAFE, "x")])[0].complied is True
+    assert json.loads((tmp_path / "openai.jsonl").read_text())["answer"] == '{"refused": false, "complied": true}'
 
 
 @pytest.mark.parametrize("spec", ["nonsense:x", "openai:", "openai:m,colour=red", "llama-guard:m,budget=3", "nonsense"])

@@ -95,5 +95,5 @@ def test_a_request_that_the_model_cannot_take_has_a_reason_and_no_judgement(tmp_
 
     log = run(tmp_path, [loaded("a", asked("a", 3))], Short())
     rows = log.rows("base", "a")
-    assert [row.error for row in rows] == [None, "ContextLengthError: too long", None]
+    assert [row.error for row in rows] == [None, "ContextLengthError: 'a1': too long", None]
     assert [bool(row.judgements) for row in rows] == [True, False, True]

@@ -12,7 +12,7 @@ import pytest
 from safeswitch.core.errors import SettingError
 from safeswitch.evaluation.bench import now
 from safeswitch.evaluation.candidates import check_methods
-from safeswitch.evaluation.judges.chat_model import ChatModel
+from safeswitch.evaluation.judges.chat_model import ChatModel, NoAnswerError
 from safeswitch.evaluation.judges.named import make_judge
 from safeswitch.evaluation.judges.pairwise import Pairwise
 from safeswitch.evaluation.log import RunLog
@@ -47,9 +47,12 @@ class Told:
         self.rule = rule
         self.asked: list[str] = []
 
-    def ask(self, system: str, user: str) -> str:
+    def ask(self, system: str, user: str, readable: Any) -> str:
         self.asked.append(user)
-        return str(self.rule(user))
+        answer = str(self.rule(user))
+        if not readable(answer):
+            raise NoAnswerError("unreadable", answer)
+        return answer
 
 
 @pytest.mark.parametrize(
@@ -66,10 +69,10 @@ def test_a_preference_counts_half_where_the_order_turns_it(rule: Any, won: float
     model = Told(rule)
     (said,) = Pairwise(model, {"o0": logged(OPEN[0], "short")}).judge([logged(OPEN[0], "a long reply")])
     assert said.won == won
-    assert (said.note.startswith("unreadable: ")) == (won is None)
-    assert [replies(q) for q in model.asked] == [
-        {"first": "a long reply", "second": "short"}, {"first": "short", "second": "a long reply"}
-    ]
+    assert said.unjudged == ("unreadable" if won is None else "")
+    both = [{"first": "a long reply", "second": "short"}, {"first": "short", "second": "a long reply"}]
+    assert [replies(q) for q in model.asked] == both[: len(model.asked)]
+    assert len(model.asked) == (1 if won is None else 2)
     assert all("<request>\no 0\n</request>" in q for q in model.asked)
 
 
@@ -77,7 +80,8 @@ def test_equal_replies_are_not_asked_about_and_a_missing_one_is_told() -> None:
     model = Told(longer)
     judge = Pairwise(model).beside({"o0": logged(OPEN[0], "same")})
     assert judge.judge([logged(OPEN[0], "same"), logged(OPEN[1], "x")]) == [
-        Verdict(won=0.5, note="the same reply"), Verdict(note="no reply of base to compare with")
+        Verdict(won=0.5, note="the same reply"),
+        Verdict(note="no reply of base to compare with", unjudged="nothing to compare with"),
     ]
     assert model.asked == []
 

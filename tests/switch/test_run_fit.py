@@ -19,7 +19,7 @@ from safeswitch.data.writers import write_examples
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.switch import left_out
 from safeswitch.switch.left_out import WRAPPER_FOLDS, by_wrapper, sources_to_leave_out
-from safeswitch.switch.run_fit import fit_files, read_sources, source_names
+from safeswitch.switch.run_fit import fit_files, fitting_requests, read_sources, source_names
 from safeswitch.switch.switch import Switch
 from tests.switch.made import engine, requests, settings
 from tests.tiny import tiny_lm
@@ -148,7 +148,8 @@ def test_a_long_reply_of_one_request_costs_no_other_its_place(tmp_path: Path) ->
     fit_files(
         TransformersEngine(lm), [write(tmp_path, "d.jsonl", data)], tmp_path / "out", chosen, leave_out=False, say=told.append
     )
-    assert "note: 1 requests of s0 do not fit into 96 tokens with their reply and are left out" in told
+    (note,) = [line for line in told if line.startswith("note: 1 requests of s0 cannot be given to the model")]
+    assert "does not fit into 96 tokens with its reply" in note
 
 
 @pytest.mark.parametrize(("unsafe", "word"), [(True, "unsafe"), (False, "safe")])
@@ -184,7 +185,8 @@ def test_requests_that_do_not_fit_the_context_are_left_out_by_name(tmp_path: Pat
         say=told.append,
     )
     assert sum(part["n"] for part in switch.record["data"].values()) == len(data)
-    assert "note: 3 requests of novel do not fit into 64 tokens with their reply and are left out" in told
+    (note,) = [line for line in told if line.startswith("note: 3 requests of novel cannot be given to the model")]
+    assert "does not fit into 64 tokens with its reply" in note
 
 
 def test_requests_that_just_fit_with_their_reply_are_fitted(tmp_path: Path) -> None:
@@ -199,13 +201,13 @@ def test_requests_that_just_fit_with_their_reply_are_fitted(tmp_path: Path) -> N
     source, chosen = write(tmp_path, "d.jsonl", padded), settings(stages="stage1", layers=(2,), reply_tokens=11, pilot=0)
     fit_files(TransformersEngine(lm), [source], tmp_path / "out", chosen, leave_out=False)
     watched = replace(chosen, watch=True, reply_tokens=16, budget=0.25)
-    with pytest.raises(FitError, match="no request fits into the model's 48 tokens with its reply of 17 tokens or more"):
+    with pytest.raises(FitError, match=r"only 0 of 80 requests .* does not fit into 48 tokens .* and 17\)"):
         fit_files(TransformersEngine(lm), [source], tmp_path / "out", watched, leave_out=False)
     assert (tmp_path / "out" / "config.json").is_file()
 
 
 def test_a_model_too_small_for_any_request_says_so(tmp_path: Path, mixed: str) -> None:
-    with pytest.raises(FitError, match="no request fits into the model's 12 tokens with its reply of 4 tokens or more"):
+    with pytest.raises(FitError, match=r"only 0 of 80 requests .* does not fit into 12 tokens with its reply \(\d+ and 11\)"):
         fit_files(TransformersEngine(tiny_lm("llama", max_position_embeddings=12)), [mixed], tmp_path / "out", SETTINGS)
 
 
@@ -233,3 +235,40 @@ def test_nothing_is_left_behind_when_a_fit_fails_or_the_disk_is_full(
     with pytest.raises(ArtifactError, match="No space left"):
         fit_files(engine(), [mixed], tmp_path / "out", SETTINGS, leave_out=False)
     assert [p.name for p in tmp_path.iterdir()] == ["mixed.jsonl"]
+
+
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}"
+    "{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
+)
+
+
+def test_requests_that_the_template_refuses_are_left_out_named_and_counted(tmp_path: Path) -> None:
+    twice = (Message("user", "one"), Message("user", "ask two"))
+    data = [*requests(), Example("refused", twice, "safe", source="odd")]
+    told: list[str] = []
+    lm = tiny_lm(chat_template=ALTERNATES)
+    source = write(tmp_path, "d.jsonl", data)
+    switch = fit_files(TransformersEngine(lm), [source], tmp_path / "out", SETTINGS, leave_out=False, say=told.append)
+    (note,) = [line for line in told if line.startswith("note: 1 requests of odd")]
+    assert f"'d/refused' ({source}, line 81): the chat template of tiny-llama refuses" in note
+    assert switch.record["rows"] == {"read": 81, "used": 80}
+    assert sum(part["n"] for part in switch.record["data"].values()) == 80
+
+
+def test_requests_with_both_labels_are_left_out_and_counted(tmp_path: Path) -> None:
+    data = requests()
+    data += [replace(data[0], id="again", label="safe", reply=None), replace(data[1], id="once more")]
+    told: list[str] = []
+    chosen = replace(SETTINGS, reply_tokens=4)
+    left = fitting_requests(engine(), data, chosen, told.append)
+    assert [e.id for e in left] == [*(f"r{i}" for i in range(1, 80)), "once more"]
+    assert any("2 rows are 1 requests that are labelled both safe and unsafe" in line for line in told)
+
+
+def test_a_fit_ends_where_most_requests_cannot_be_used() -> None:
+    twice = (Message("user", "one"), Message("user", "two"))
+    bad = [replace(e, id=f"bad{i}", messages=twice, label="safe") for i, e in enumerate(requests(100))]
+    refusing = TransformersEngine(tiny_lm(chat_template=ALTERNATES))
+    with pytest.raises(FitError, match=r"only 80 of 180 requests can be learned from.*first that is left out, 'bad0'"):
+        fitting_requests(refusing, [*requests(), *bad], SETTINGS, lambda text: None)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from safeswitch.cli.load import model_folder
 from safeswitch.cli.options import switch_folder
+from safeswitch.cli.screen import put_json
 
 
 def adapted(
@@ -23,7 +24,6 @@ def adapted(
     """Keep, recalibrate or refit a switch after fine-tuning, merging or quantising its model; prints the figures as JSON."""
     from safeswitch.data.readers import read_examples
     from safeswitch.engines.transformers_engine import TransformersEngine
-    from safeswitch.nano import weights_path
     from safeswitch.switch.adapted import compare, standing
     from safeswitch.switch.fit import does_not_refuse
     from safeswitch.switch.switch import Switch
@@ -32,7 +32,7 @@ def adapted(
     bundle = Switch.from_pretrained(switch_folder(switch))
     found = []
     for name in (before, after):
-        engine = TransformersEngine.load(weights_path() if name == "nano" else name, batch_size=batch_size)
+        engine = TransformersEngine.load(model_folder(name), batch_size=batch_size)
         engine.allow_other_model = True
         found.append(standing(engine, bundle, examples, complied=does_not_refuse, budget=budget))
-    print(json.dumps(asdict(compare(found[0], found[1], budget)), indent=2))
+    put_json(asdict(compare(found[0], found[1], budget)), indent=2)

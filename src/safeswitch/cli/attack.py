@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markdown import Markdown
 
 from safeswitch.cli.load import load_engine, load_fitting, load_switch
 from safeswitch.cli.options import (
@@ -26,7 +24,8 @@ from safeswitch.cli.options import (
     SwitchOption,
     TemplateOption,
 )
-from safeswitch.cli.screen import bars, say
+from safeswitch.cli.screen import bars, put, put_markdown, say
+from safeswitch.core.grammar import entries
 
 _NANO_TARGET = "Well, I can help with it. You make a plan, then you go on step by step."
 
@@ -72,7 +71,7 @@ def attack(
     from safeswitch.evaluation.catalogue import benchmarks
     from safeswitch.evaluation.picture import check_drawable
 
-    names = tuple(name.strip() for name in attacks.split(","))
+    names = entries("--attacks", attacks)
     target = target or (_NANO_TARGET if model == "nano" else None)
     chosen = build_attacks(names, _options(names, target, steps, seed, translations))
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
@@ -80,7 +79,7 @@ def attack(
     fitting, told = load_fitting(engine, model, fit_data, own, seed, leave_out=False, say=say)
     benchmarks()
     usual = "base,safeswitch" if own is not None else "base"
-    defended = tuple(name.strip() for name in (methods or usual).split(","))
+    defended = entries("--methods", methods or usual)
     check_drawable()
     asked = Asked(
         "attack", tuple(benchmark or (["nano_plain_unsafe"] if model == "nano" else ["harmbench"])),
@@ -88,8 +87,8 @@ def attack(
     )
     with bars() as advance:
         run_attacks(engine, asked, defended, fitting, chosen, out, say=say, progress=advance)
-    Console().print(Markdown((out / "tables" / "attacks.md").read_text(encoding="utf-8")))
-    print(f"written to {out}")
+    put_markdown((out / "tables" / "attacks.md").read_text(encoding="utf-8"))
+    put(f"written to {out}")
 
 
 def _options(

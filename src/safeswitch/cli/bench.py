@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markdown import Markdown
 
 from safeswitch.cli.load import load_engine, load_fitting, load_switch
 from safeswitch.cli.options import (
@@ -33,8 +31,9 @@ from safeswitch.cli.options import (
     SwitchOption,
     TemplateOption,
 )
-from safeswitch.cli.screen import bars, say
+from safeswitch.cli.screen import bars, put, put_markdown, say
 from safeswitch.core.errors import SettingError
+from safeswitch.core.grammar import entries
 
 
 def evaluate(
@@ -96,17 +95,17 @@ def compare(
     from safeswitch.evaluation.effort import at_efforts, check_efforts
     from safeswitch.evaluation.tradeoff import write_tradeoff
 
-    names = tuple(name.strip() for name in methods.split(","))
+    names = entries("--methods", methods)
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
-    chosen = check_efforts([name.strip() for name in efforts.split(",")], engine.lm) if efforts else None
+    chosen = check_efforts(entries("--efforts", efforts), engine.lm) if efforts else None
     _run(
         engine, model, names, switch, fit_data, leave_out, suite, benchmark, data, hub, limit, seed, max_new_tokens, judge, out,
         around=lambda ready: at_efforts(ready, chosen) if chosen else ready,
     )
     if chosen:
         write_tradeoff(out)
-        Console().print(Markdown((out / "tradeoff.md").read_text(encoding="utf-8")))
-        print(f"written to {out}: tradeoff.md, tradeoff.csv")
+        put_markdown((out / "tradeoff.md").read_text(encoding="utf-8"))
+        put(f"written to {out}: tradeoff.md, tradeoff.csv")
 
 
 def _run(
@@ -138,8 +137,8 @@ def _run(
         run_bench(
             engine, asked, around(lambda log: prepare(engine, methods, fitting, log, say)), out, say=say, progress=advance
         )
-    Console().print(Markdown((out / "table.md").read_text(encoding="utf-8")))
-    print(f"written to {out}: table.md, tables/, figures.json, pareto.png")
+    put_markdown((out / "table.md").read_text(encoding="utf-8"))
+    put(f"written to {out}: table.md, tables/, figures.json, pareto.png")
 
 
 def harness(
@@ -166,8 +165,9 @@ def harness(
         raise SettingError(f"safeswitch harness needs {error.name}: pip install 'safeswitch[harness]'") from error
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
     results = run_tasks(
-        engine, load_switch(switch), tasks.split(","), include_path=include_path, limit=limit, chat_turns=chat_turns
+        engine, load_switch(switch), entries("--tasks", tasks), include_path=include_path, limit=limit, chat_turns=chat_turns
     )
     write_json(out, results)
     for task, figures in results["results"].items():
-        print(task, *(f"{name}={value}" for name, value in figures.items() if "," in name))
+        told = [f"{name}={value}" for name, value in figures.items() if "," in name]
+        put(" ".join([task, *told]))

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
+from safeswitch.cli.screen import put, say
 from safeswitch.core.errors import ContextLengthError, SafeSwitchError
 from safeswitch.core.types import Decision, Message, Reply
 from safeswitch.engines.transformers_engine import TransformersEngine
@@ -25,25 +24,24 @@ def converse(engine: TransformersEngine, switch: Switch | None, *, system: str |
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no UTF-8 reach Message, which refuses them
-    notes = Console(stderr=True)
     head = [Message("system", system)] if system else []
     past: list[Message] = []
     prompt = "you> " if sys.stdin.isatty() else ""
     while text := _line(prompt):
         if text.strip() == AFRESH:
             past = []
-            notes.print("[a new conversation]", style="dim", markup=False)
+            say("[a new conversation]", style="dim")
             continue
         try:
             turns = [*past, Message("user", text)]
             reply, dropped = _answer(engine, switch, head, turns, options)
         except SafeSwitchError as error:
-            notes.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            say(f"{type(error).__name__}: {error}", style="red")
             continue
         if dropped:
-            notes.print(f"[the oldest {dropped} turns no longer fit and were left out]", style="dim", markup=False)
+            say(f"[the oldest {dropped} turns no longer fit and were left out]", style="dim")
         if switch is not None:
-            notes.print(describe(reply.decision), style="dim", markup=False, highlight=False, soft_wrap=True)
+            say(describe(reply.decision), style="dim")
         past = [*turns[dropped:], Message("assistant", reply.text)]
 
 
@@ -66,13 +64,13 @@ def _answer(
         stream = engine.stream([*head, *turns[dropped:]], switch, **options)
         try:
             for piece in stream:
-                print(piece, end="", flush=True)
+                put(piece, end="")
         except ContextLengthError:
             if dropped == len(turns) - 1:
                 raise
             dropped += 2
             continue
-        print()
+        put("")
         assert stream.reply is not None
         return stream.reply, dropped
 

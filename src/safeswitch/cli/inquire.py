@@ -17,7 +17,8 @@ from safeswitch.cli.options import (
     SwitchOption,
     TemplateOption,
 )
-from safeswitch.cli.screen import bar, say
+from safeswitch.cli.screen import bar, put, say
+from safeswitch.core.grammar import entries
 
 
 def analyse(
@@ -39,7 +40,7 @@ def analyse(
 
     engine = load_engine(model, revision, dtype, device_map, chat_template)
     look(engine, run, method=method, limit=limit, strips=strips, how=how, seed=seed, say=say)  # type: ignore[arg-type]
-    print(run / FILE)
+    put(run / FILE)
 
 
 def landscape(
@@ -77,7 +78,7 @@ def landscape(
     if data is None and model != "nano":
         raise SettingError("command line: landscape needs --in with requests, for other models than nano")
     plan = Plan(
-        tuple(parts.split(",")), reach, points, directions, map_points, normalise, max_new_tokens, seed,  # type: ignore[arg-type]
+        entries("--parts", parts), reach, points, directions, map_points, normalise, max_new_tokens, seed,  # type: ignore[arg-type]
     )
     if data is None:
         half = (limit + 1) // 2
@@ -91,5 +92,5 @@ def landscape(
         told = survey(engine, own, examples, judge, out, plan, step=lambda: advance(1))
     for curve in told["curves"]:
         gate = "with the gate" if curve["gate"] else "without"
-        print(f"VISAGE {curve['part']}, {gate}, direction {curve['direction']}: {curve['visage']:.1f}")
-    print(out / FILE)
+        put(f"VISAGE {curve['part']}, {gate}, direction {curve['direction']}: {curve['visage']:.1f}")
+    put(out / FILE)

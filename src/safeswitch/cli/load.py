@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safeswitch.cli.options import switch_folder
+from safeswitch.cli.options import is_nano, switch_folder
 from safeswitch.core.errors import SettingError, check_choice
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -34,7 +34,7 @@ def model_folder(model: str) -> str:
     """The folder or hub id that ``--model`` means: ``nano`` is the embedded model."""
     from safeswitch.nano import weights_path
 
-    return str(weights_path()) if model == "nano" else model
+    return str(weights_path()) if is_nano(model) else model
 
 
 def load_collector(
@@ -58,6 +58,8 @@ def load_collector(
 
 def _template(given: str | None) -> str | None:
     """The text of a template file, or ``plain``."""
+    if given == "plain" and Path(given).is_file():
+        raise SettingError("chat template: 'plain' is the bare text, and a file here; write ./plain for the file, or rename it")
     if given is None or given == "plain":
         return given
     try:

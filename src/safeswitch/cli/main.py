@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markdown import Markdown
-from rich.markup import escape
 from typer.core import TyperGroup
 
 from safeswitch._version import __version__
@@ -45,9 +42,10 @@ from safeswitch.cli.options import (
     TopPOption,
 )
 from safeswitch.cli.report import report
-from safeswitch.cli.screen import bar, console, say
+from safeswitch.cli.screen import bar, complain, put, put_json, put_markdown, say, take_any_text
 from safeswitch.cli.serve import serve
 from safeswitch.core.errors import ArtifactError, SafeSwitchError, SettingError, check_choice
+from safeswitch.core.grammar import entries
 
 _KEPT = {
     "fit": "a switch is written only when it is fitted, so the folder holds a whole one or is as it was",
@@ -80,18 +78,18 @@ app.add_typer(audit_app, name="audit")
 
 def main() -> None:
     """Entry point: deliberate errors end in one line and exit code 2."""
+    take_any_text()
     try:
         app()
     except SafeSwitchError as error:
-        text = escape(f"{type(error).__name__}: {error}")
-        console.print(f"[bold red]error:[/] {text}", highlight=False, soft_wrap=True)
+        complain(f"{type(error).__name__}: {error}")
         sys.exit(2)
 
 
 def _print_version(asked: bool) -> None:
     if asked:
         stands_on = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
-        print(f"safeswitch {__version__}, {stands_on}")
+        put(f"safeswitch {__version__}, {stands_on}")
         raise typer.Exit
 
 
@@ -125,10 +123,6 @@ def _thinking(hide: bool, budget: int | None) -> dict[str, Any]:
     """Options for the engine that differ from its own."""
     shown: dict[str, Any] = {"show_thinking": False} if hide else {}
     return shown if budget is None else shown | {"thinking_budget": budget}
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 @app.command()
@@ -176,7 +170,7 @@ def fit(
     from safeswitch.switch.run_fit import fit_files
 
     settings = FitSettings(
-        budget=budget, stages=stages, rule=rule, pilot=pilot, readers=tuple(readers.split(",")), watch=watch,  # type: ignore[arg-type]
+        budget=budget, stages=stages, rule=rule, pilot=pilot, readers=entries("--readers", readers), watch=watch,  # type: ignore[arg-type]
         pilot_from=pilot_from, reply_tokens=reply_tokens,  # type: ignore[arg-type]
         fail=fail, seed=seed, trust_replies=trust_replies, head=HeadSettings(kind=head, beta=beta, seed=seed),  # type: ignore[arg-type]
     )
@@ -189,7 +183,7 @@ def fit(
         asked = engine if keep is None else stack.enter_context(Kept(engine, keep))
         switch = fit_files(asked, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=say)
     if as_json:
-        _print_json({"out": str(out), "fingerprint": switch.fingerprint, "switch": switch.describe()})
+        put_json({"out": str(out), "fingerprint": switch.fingerprint, "switch": switch.describe()}, indent=2)
     else:
         _show(switch)
     say(f"written to {out}")
@@ -203,7 +197,7 @@ def inspect(
     """Show what a switch reads, its thresholds, its head and the figures it was fitted with."""
     loaded = load_switch(switch)
     if as_json:
-        _print_json(loaded.describe())
+        put_json(loaded.describe(), indent=2)
     else:
         _show(loaded)
 
@@ -211,7 +205,7 @@ def inspect(
 def _show(switch: Any) -> None:
     from safeswitch.switch.card import model_card
 
-    Console().print(Markdown(model_card(switch).split("---", 2)[2]))
+    put_markdown(model_card(switch).split("---", 2)[2])
 
 
 @app.command()
@@ -228,7 +222,7 @@ def push(
         raise
     except Exception as error:  # the hub client raises many kinds; all mean "cannot be uploaded"
         raise ArtifactError(f"cannot upload {switch} to {repo!r} on the hub: {error}") from error
-    print(address)
+    put(address)
 
 
 @app.command()
@@ -274,7 +268,7 @@ def generate(
             seed=seed if sample else None, max_new_tokens=max_new_tokens, **decoding,
         )
     if as_json:
-        _print_json({"out": str(out), **asdict(done)})
+        put_json({"out": str(out), **asdict(done)}, indent=2)
     say(f"{done.new} new rows, {done.rows} in all, {done.errors} of them with an error in place of a reply, in {out}")
 
 
@@ -334,10 +328,10 @@ def demo(
     data, settings = demo_settings(seed)
     run_demo(out, n=n, data=data, settings=settings, seed=seed, say=say)
     seconds = json.loads((out / "results.json").read_text(encoding="utf-8"))["seconds"]
-    Console().print(Markdown((out / "table.md").read_text(encoding="utf-8")))
+    put_markdown((out / "table.md").read_text(encoding="utf-8"))
     spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds["stages"].items())
-    print(f"seconds: {seconds['total']:.1f} in all ({spent})")
-    print(f"picture: {out / 'picture.png'}")
+    put(f"seconds: {seconds['total']:.1f} in all ({spent})")
+    put(f"picture: {out / 'picture.png'}")
 
 
 app.command()(adapted)
@@ -395,7 +389,7 @@ def study(
     from safeswitch.nano.suites import SUITES
 
     run_study(out, seeds=seeds, n=n, suites=tuple(suite or SUITES), say=say)
-    Console().print(Markdown((out / "study.md").read_text(encoding="utf-8")))
+    put_markdown((out / "study.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from safeswitch.cli.screen import put, put_json
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of the server: a file of hashes.")
 audit_app = typer.Typer(no_args_is_help=True, help="The server's record of decisions.")
@@ -36,7 +37,7 @@ def add(
         "may": tuple(may or ()), "bundles": tuple(bundle or ()), "scores": scores, "extra_fields": extra_fields,
         "admin": admin,
     }
-    print(add_key(file, name, rate=rate, concurrent=concurrent, **rights))
+    put(add_key(file, name, rate=rate, concurrent=concurrent, **rights))
 
 
 @keys_app.command("remove")
@@ -55,7 +56,7 @@ def list_keys(file: FileOption) -> None:
     from safeswitch.serving.keys import read_keys
 
     for key in read_keys(file).values():
-        print(json.dumps({name: value for name, value in asdict(key).items() if name != "sha256"}))
+        put_json({name: value for name, value in asdict(key).items() if name != "sha256"})
 
 
 @audit_app.command("export")
@@ -68,7 +69,7 @@ def export(
 
     store = Audit(url)
     for row in store.export(since=0.0 if since_days is None else time.time() - since_days * 86400):
-        print(json.dumps(row, ensure_ascii=False))
+        put_json(row)
     store.close()
 
 
@@ -84,8 +85,8 @@ def forget(
     store, before = Audit(url), time.time() - days * 86400
     try:
         if yes:
-            print(f"{store.forget(before=before)} records deleted")
+            put(f"{store.forget(before=before)} records deleted")
         else:
-            print(f"{store.count(before=before)} records are older; --yes deletes them")
+            put(f"{store.count(before=before)} records are older; --yes deletes them")
     finally:
         store.close()

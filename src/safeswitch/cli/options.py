@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from safeswitch.core.errors import SettingError
+
 ModelOption = Annotated[str, typer.Option("--model", help="Model folder or hub id; 'nano' is the embedded model.")]
 SwitchOption = Annotated[
     str | None,
@@ -44,7 +46,7 @@ LongestOption = Annotated[
 ]
 JudgeOption = Annotated[
     list[str] | None,
-    typer.Option("--judge", help="A further judge, as openai:MODEL@URL or llama-guard:MODEL; repeat for more."),
+    typer.Option("--judge", help="A further judge: openai:MODEL@URL (key: SAFESWITCH_KEY_<HOST>) or llama-guard:MODEL; repeat."),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Largest number of rows decoded together.")]
 FitDataOption = Annotated[
@@ -57,4 +59,17 @@ def switch_folder(name: str) -> str:
     """The folder that ``--switch`` means: ``nano`` is the embedded model's own."""
     from safeswitch.nano import switch_path
 
-    return str(switch_path()) if name == "nano" else name
+    return str(switch_path()) if is_nano(name) else name
+
+
+def is_nano(name: str) -> bool:
+    """Whether a model or switch is the embedded one.
+
+    Raises:
+        SettingError: a folder of that name stands here, and may be meant.
+    """
+    if name == "nano" and Path(name).is_dir():
+        raise SettingError(
+            "'nano' is the embedded model, and a folder here; write ./nano for the folder, or run elsewhere for the model"
+        )
+    return name == "nano"

@@ -1,19 +1,60 @@
-"""What commands show on standard error: lines, and bars where it is a terminal. Knows nothing of what is done."""
+"""What commands show, on standard output and standard error. Knows nothing of what is done.
+
+Everything that a command prints goes through here, so that text of models, files and bundles cannot
+steer a terminal (:mod:`safeswitch.core.shown`), and none fails for want of UTF-8. Files and pipes
+get the true text.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from safeswitch.core.shown import holds_any_text, shown_on
 
 console = Console(stderr=True)
 
 
-def say(text: str) -> None:
-    """A line, as it stands."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def take_any_text() -> None:
+    """Let both outputs take any text: what their encoding lacks is written as an escape, where it was an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def put(text: object, *, end: str = "\n") -> None:
+    """A text on standard output, at once."""
+    print(shown_on(sys.stdout, str(text)), end=end, flush=True)
+
+
+def put_json(value: Any, *, indent: int | None = None) -> None:
+    """A value on standard output as JSON, which stays JSON whatever the encoding."""
+    put(json.dumps(value, indent=indent, ensure_ascii=not holds_any_text(sys.stdout)))
+
+
+def put_markdown(text: str) -> None:
+    """A page on standard output, set; links are written out, not made."""
+    Console().print(Markdown(shown_on(sys.stdout, text), hyperlinks=False))
+
+
+def say(text: str, style: str = "") -> None:
+    """A line on standard error, as it stands."""
+    console.print(Text(shown_on(sys.stderr, text), style=style), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """What has ended a command, on standard error."""
+    told = Text("error: ", style="bold red").append(shown_on(sys.stderr, text), style="default not bold")
+    console.print(told, soft_wrap=True)
 
 
 @contextmanager
@@ -32,12 +73,15 @@ def bars() -> Iterator[Callable[[str, str, int], None]]:
 
         def advance(method: str, benchmark: str, done: int) -> None:
             if (method, benchmark) not in tasks:
-                tasks[method, benchmark] = progress.add_task(f"{method} on {benchmark}", total=None)
+                about = shown_on(sys.stderr, f"{method} on {benchmark}")
+                tasks[method, benchmark] = progress.add_task(about, total=None)
             progress.advance(tasks[method, benchmark], done)
 
         yield advance
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )
     return Progress(*columns, console=console, disable=not console.is_terminal)

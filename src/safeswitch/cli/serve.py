@@ -10,6 +10,7 @@ import typer
 
 from safeswitch.cli.options import ModelOption, OtherModelOption, switch_folder
 from safeswitch.core.errors import SettingError, check_choice
+from safeswitch.core.grammar import named_folders
 
 ENGINES = ("vllm", "transformers")
 
@@ -45,7 +46,7 @@ def serve(
     from safeswitch.serving.logs import log_to_stderr
     from safeswitch.serving.settings import ServerSettings, calibration_of
 
-    bundles = dict(_named(text) for text in switch)
+    bundles = {name: _where(folder) for name, folder in named_folders("--switch", switch).items()}
     guard = GuardSettings(bundles, policy, allow_other_model)
     server = ServerSettings(
         clients_may=tuple(clients_may or ()), clients_bundles=tuple(clients_bundle or ()), refusal_field=refusal_field,
@@ -84,8 +85,7 @@ def _engine(asked: str) -> str:
     return chosen
 
 
-def _named(text: str) -> tuple[str, str]:
-    """``name=folder``, or a folder under the name ``default``."""
-    name, equals, folder = text.partition("=")
-    where = switch_folder(folder if equals else text)
-    return (name if equals else "default"), str(Path(where).absolute()) if Path(where).exists() else where
+def _where(folder: str) -> str:
+    """A bundle's folder with its whole path, or its name on the hub."""
+    where = switch_folder(folder)
+    return str(Path(where).absolute()) if Path(where).exists() else where

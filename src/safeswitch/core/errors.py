@@ -3,7 +3,8 @@
     SafeSwitchError
     ├── DataError            a row, file or label that cannot be used
     ├── ModelError           a model that lacks what is needed (head, blocks, chat template, layer)
-    │   └── ContextLengthError   a prompt that does not fit the context
+    │   ├── ContextLengthError   a prompt that does not fit the context
+    │   └── TemplateError        a conversation that the chat template refuses, or of which it drops text
     ├── FitError             training data or settings from which nothing can be learned
     │   └── NotFittedError       score or save before fit
     ├── ActivationError      recorded states that are not finite, or missing
@@ -31,6 +32,10 @@ class ModelError(SafeSwitchError):
 
 class ContextLengthError(ModelError):
     """A prompt that does not fit into the model's context."""
+
+
+class TemplateError(ModelError):
+    """A conversation that the chat template refuses, or of which it drops text."""
 
 
 class FitError(SafeSwitchError):

@@ -94,6 +94,7 @@ class Example:
         answers: Accepted answers of a checkable task.
         meta: Anything else, as flat text.
         prefill: Start of the reply that the model is made to go on from; the engines' replies do not repeat it.
+        place: File and line that it was read from, for messages; no part of what the example is.
     """
 
     id: str
@@ -107,6 +108,7 @@ class Example:
     answers: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
     prefill: str = ""
+    place: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.label not in (*LABELS, ""):
@@ -123,6 +125,11 @@ class Example:
         texts += [("meta", text) for pair in self.meta.items() for text in pair]
         for name, text in texts:
             check_unicode(f"example {self.id!r}: {name}", text)
+
+    @property
+    def called(self) -> str:
+        """The example as messages name it: its id, and where it stands."""
+        return f"{self.id!r} ({self.place})" if self.place else repr(self.id)
 
     @property
     def prompt(self) -> str:
@@ -223,8 +230,8 @@ class Position:
     @classmethod
     def parse(cls, text: str) -> Position:
         """Read the form that ``str`` writes: ``prompt_end``, ``pilot:3``, ``window:16``."""
-        kind, _, index = text.partition(":")
-        if index and not (index.isascii() and index.isdecimal() and len(index) <= _DIGITS):
+        kind, colon, index = text.partition(":")
+        if colon and not (index.isascii() and index.isdecimal() and len(index) <= _DIGITS):
             raise SettingError(f"Position: index must be a whole number in 0..{MOST_TOKENS}; got {text!r:.80}")
         return cls(kind, int(index or 0))  # type: ignore[arg-type]
 

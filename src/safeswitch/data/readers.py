@@ -5,8 +5,6 @@ Knows files. The schema is in :mod:`safeswitch.data.rows`; knows nothing of mode
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +14,7 @@ from typing import Any
 
 from safeswitch.core.errors import DataError, SettingError, check_choice
 from safeswitch.core.types import LABELS, Example, Message
+from safeswitch.data.files import Row, csv_rows, jsonl_rows
 from safeswitch.data.hub import hub_rows
 from safeswitch.data.rows import CONTEXT_ROLES, ContextRole, to_example
 
@@ -23,8 +22,6 @@ _SUFFIXES = (".jsonl", ".ndjson", ".csv")
 _OTHER_FILES = (".json", ".txt", ".tsv", ".parquet", ".arrow", ".gz", ".zip", ".xlsx", ".yaml", ".yml")
 _SHOWN_FAULTS = 20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-Row = tuple[int, Mapping[str, Any] | str]
 
 
 def read_examples(
@@ -54,7 +51,7 @@ def read_examples(
         split, config, revision: For hub data sets.
 
     Returns:
-        The examples, in file order.
+        The examples, in file order; their ``place`` is file and line.
 
     Raises:
         DataError: no such file, unknown suffix, nothing in it, or unusable rows: all of them in one message (the first
@@ -74,7 +71,10 @@ def read_examples(
     if not examples:
         raise DataError(f"{source} holds no rows")
     beside = Path(source).parent
-    examples = [replace(e, messages=tuple(_beside(m, beside) for m in e.messages)) for e in examples]
+    examples = [
+        replace(e, messages=tuple(_beside(m, beside) for m in e.messages), place=f"{source}, {e.place}")
+        for e in examples
+    ]
     return [e if e.category or not category else replace(e, category=category) for e in examples]
 
 
@@ -102,7 +102,7 @@ def _sort_out(rows: Iterable[Row], settings: Mapping[str, Any]) -> tuple[list[Ex
             faults.append(f"line {number}: {error}")
             continue
         seen[example.id] = number
-        examples.append(example)
+        examples.append(replace(example, place=f"line {number}"))
     return examples, faults
 
 
@@ -120,36 +120,4 @@ def _open(source: str | Path, split: str, config: str | None, revision: str | No
         raise DataError(f"{source} is not a file; give a {', '.join(_SUFFIXES)} file or a hub id 'owner/name'")
     if path.suffix not in _SUFFIXES:
         raise DataError(f"{source}: unknown file type {path.suffix!r}; known: {', '.join(_SUFFIXES)}")
-    return (_csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path)), path.stem
-
-
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    """Line number and object; a line that is no object comes as the text of its fault."""
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield number, f"not valid JSON: {error}"
-                    continue
-                yield number, value if isinstance(value, dict) else f"must be an object; got {type(value).__name__}"
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path} as UTF-8 text: {error}") from error
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    """Line number at which the row ends and its fields; rows with too many cells come as the text of their fault."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            for row in reader:
-                extra: Any = row.pop(None, None)
-                if extra:
-                    yield reader.line_num, f"has {len(extra)} cells more than the header has names"
-                    continue
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path} as CSV in UTF-8: {error}") from error
+    return (csv_rows(path) if path.suffix == ".csv" else jsonl_rows(path)), path.stem

@@ -10,7 +10,8 @@ Fields, all optional but the prompt (or messages):
     label       ``safe`` or ``unsafe``: what the request deserves; may be missing where that is not asked
     context     text that belongs in front of the request, see :func:`context_role`
     category, source, group, wrapper, reply, prefill
-    answers     accepted answers (a text or a list of texts); a ``reference`` that is a list is read as answers
+    answers     accepted answers (a text or a list of texts); a ``reference`` that is a list is read as answers; text that
+                begins with ``[`` is read as a JSON list
     meta        mapping of further facts; every field not named here (``lang``, ``variant``, ``reference``, ...) goes
                 there too, as text
 """
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from safeswitch.core.errors import DataError, check_unicode
+from safeswitch.core.strict_json import parse_json
 from safeswitch.core.types import LABELS, Example, Message
 
 ContextRole = Literal["auto", "prompt", "system"]
@@ -68,6 +70,8 @@ def to_example(
     for name, value in given.items():
         for text in _texts((name, value)):
             check_unicode(f"field {name!r}", text)
+            if "\0" in text:
+                raise DataError(f"field {name!r}: character {text.index(chr(0)) + 1} is NUL (U+0000), which no text may hold")
     found_label = given.get("label", label)
     if found_label is None and labelled:
         raise DataError(f"field 'label' is missing; give {' or '.join(LABELS)}, or a default with label=...")
@@ -80,7 +84,7 @@ def to_example(
     texts = {name: _text(given, name) for name in _TEXT_FIELDS if name in given}
     texts.setdefault("source", origin)
     return Example(
-        id=str(given.get("id", f"{origin}-{number}")),
+        id=_text(given, "id") if "id" in given else f"{origin}-{number}",
         messages=messages,
         label=found_label or "",
         reply=_text(given, "reply") if "reply" in given else None,
@@ -121,16 +125,28 @@ def _messages(row: Mapping[str, Any], prompt_field: str) -> tuple[Message, ...]:
         raise DataError(f"no prompt: field {prompt_field!r} or 'messages' must be there; fields: {have}")
     turns = row["messages"]
     if isinstance(turns, str):
-        try:
-            turns = json.loads(turns)
-        except json.JSONDecodeError as error:
-            raise DataError(f"field 'messages' is text that is not JSON: {error}") from error
+        turns = _parsed("messages", turns)
     if not isinstance(turns, list) or not turns:
         raise DataError("field 'messages' must be a list of {'role', 'content'} with at least one turn")
     for i, turn in enumerate(turns):
         if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn):
             raise DataError(f"field 'messages': turn {i} needs 'role' and 'content'; got {turn!r}")
-    return tuple(Message.of(turn["role"], turn["content"]) for turn in turns)
+    return tuple(_turn(i, turn) for i, turn in enumerate(turns))
+
+
+def _turn(i: int, turn: Mapping[str, Any]) -> Message:
+    try:
+        return Message.of(turn["role"], turn["content"])
+    except DataError as error:
+        raise DataError(f"field 'messages': turn {i}: {error}") from error
+
+
+def _parsed(name: str, text: str) -> Any:
+    """The value of a field that was given as text, as cells of CSV files are."""
+    try:
+        return parse_json(text)
+    except DataError as error:
+        raise DataError(f"field {name!r} is text, {error}") from error
 
 
 def _with_context(messages: tuple[Message, ...], context: str, role: str) -> tuple[Message, ...]:
@@ -148,10 +164,7 @@ def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            value = [value]
+        value = _parsed("answers", value)
     if isinstance(value, str | int | float):
         value = [value]
     if not isinstance(value, list | tuple) or not all(isinstance(v, str | int | float) for v in value):
@@ -165,11 +178,11 @@ def _meta(row: Mapping[str, Any], prompt_field: str) -> dict[str, str]:
         del meta["reference"]
     extra = row.get("meta", {})
     if isinstance(extra, str):
-        try:
-            extra = json.loads(extra)
-        except json.JSONDecodeError as error:
-            raise DataError(f"field 'meta' is text that is not JSON: {error}") from error
+        extra = _parsed("meta", extra)
     if not isinstance(extra, Mapping):
         raise DataError(f"field 'meta' must be a mapping; got {type(extra).__name__}")
+    twice = [key for key in extra if key in meta and meta[key] != extra[key]]
+    if twice:
+        raise DataError(f"field {twice[0]!r} stands in the row and, with another value, in 'meta'; give one")
     meta.update(extra)
     return {str(k): v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in meta.items()}

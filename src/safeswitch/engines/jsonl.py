@@ -1,8 +1,9 @@
 """JSONL in, JSONL out, resumable: what has been answered is kept, what has not is answered next time.
 
 Each finished batch is appended and flushed to disk. A run that was cut off, even in the middle of a line, goes on where it
-stopped; a run with another model, switch or options is refused. A request that the engine cannot take (too long, say) gets a
-row with the reason and holds nothing up. Knows nothing of how replies come about.
+stopped; a run with another model, switch or options is refused. A request that the engine cannot take (too long, refused by
+the chat template, or one on which it breaks down) gets a row with the reason and holds nothing up. Knows nothing of how replies
+come about.
 """
 
 from __future__ import annotations
@@ -16,13 +17,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safeswitch.core.errors import ContextLengthError, DataError
+from safeswitch.core.errors import ActivationError, ContextLengthError, DataError, SafeSwitchError, TemplateError
 from safeswitch.core.lines import append, take_up
 from safeswitch.core.lock import file_writer
 from safeswitch.core.types import Example, Reply, as_messages
 from safeswitch.data.writers import to_row
 from safeswitch.engines.base import Engine
 from safeswitch.switch.switch import Switch
+
+_REQUESTS_OWN = (DataError, ContextLengthError, TemplateError)
+"""Errors that a request brings about itself. Other deliberate ones are the run's: no request would fare better."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A request without a reply.
+
+    Args:
+        error: Why.
+        foreseen: Whether it is the request's own for certain; else the engine broke down on it.
+    """
+
+    error: Exception
+    foreseen: bool
+
+    def told(self, example: Example) -> str:
+        """In words, with the request's id, file and line."""
+        return f"{type(self.error).__name__}: {example.called}: {self.error}"
 
 
 @dataclass(frozen=True)
@@ -60,8 +81,9 @@ def generate_file(
         examples: Requests with unique ids; they need no label.
         out: JSONL file with ``id, request, prompt, label, source``, what else is known of the request (``messages`` where
             there are several, ``category, group, wrapper, answers, meta``) and either ``reply, finish_reason,
-            prompt_tokens, reply_tokens, decision, seconds`` or ``error``; ``request`` is a hash of the messages, ``seconds``
-            the wall time of the request's batch, shared evenly. ``<out>.run.json`` stands beside it.
+            prompt_tokens, reply_tokens, decision, seconds`` or ``error`` (its kind, the request's id, file and line, and why);
+            ``request`` is a hash of the messages, ``seconds`` the wall time of the request's batch, shared evenly.
+            ``<out>.run.json`` stands beside it.
         switch: See :meth:`Engine.generate`.
         identity: What must be the same for a run to be resumed (model and switch fingerprints). Requests that were answered
             must be there again as they were; others may have come or gone.
@@ -74,6 +96,7 @@ def generate_file(
     Raises:
         DataError: no requests, or an id used twice.
         ArtifactError: ``out`` belongs to another run, is being written by another process, or cannot be written.
+        SafeSwitchError: the engine breaks down on every request, or on one that it has answered before.
     """
     if not examples:
         raise DataError("generate: the input has no requests")
@@ -86,12 +109,15 @@ def generate_file(
         errors = sum("error" in row for row in done.values())
         progress(len(done))
         left = [e for e in examples if e.id not in done]
+        witness = next((e for e in examples if "error" not in done.get(e.id, {"error": ""})), None)
         for start in range(0, len(left), chunk):
             part = left[start : start + chunk]
             began = time.perf_counter()
             answers = _answer(engine, part, switch, seed, options)
+            witness = next((e for e, a in zip(part, answers, strict=True) if isinstance(a, Reply)), witness)
+            _check_engine(engine, part, answers, witness, switch, options)
             shared = {"seconds": (time.perf_counter() - began) / len(part), **measured(len(part))}
-            errors += sum(isinstance(a, str) for a in answers)
+            errors += sum(isinstance(a, Failed) for a in answers)
             append(out, [_row(e, a) | shared for e, a in zip(part, answers, strict=True)])
             progress(len(part))
         return Written(len(left), len(examples), errors)
@@ -99,24 +125,51 @@ def generate_file(
 
 def _answer(
     engine: Engine, part: Sequence[Example], switch: Switch | None, seed: int | None, options: Mapping[str, Any]
-) -> list[Reply | str]:
-    """Replies, with the reason in place of one where a request cannot be taken: halving a refused batch finds those."""
+) -> list[Reply | Failed]:
+    """Replies, with the reason in place of one where there is none: halving a batch that fails finds the guilty."""
     seeds = None if seed is None else [_seed(seed, e) for e in part]
     try:
         return list(engine.generate(part, switch, seed=seeds, **options))
-    except (DataError, ContextLengthError) as error:
-        if len(part) == 1:
-            return [f"{type(error).__name__}: {error}"]
+    except _REQUESTS_OWN as error:
+        failed = Failed(error, foreseen=True)
+    except SafeSwitchError as error:
+        if not isinstance(error, ActivationError):
+            raise
+        failed = Failed(error, foreseen=False)
+    except Exception as error:  # whatever one request brings about in the engine, the others are to be answered
+        failed = Failed(error, foreseen=False)
+    if len(part) == 1:
+        return [failed]
     middle = len(part) // 2
-    return [a for half in (part[:middle], part[middle:]) for a in _answer(engine, half, switch, seed, options)]
+    first = _answer(engine, part[:middle], switch, seed, options)
+    return [*first, *_answer(engine, part[middle:], switch, seed, options)]
 
 
-def _row(example: Example, answer: Reply | str) -> dict[str, Any]:
+def _check_engine(
+    engine: Engine, part: Sequence[Example], answers: Sequence[Reply | Failed], witness: Example | None,
+    switch: Switch | None, options: Mapping[str, Any],
+) -> None:
+    """Tell requests that break the engine from an engine that is broken: the latter no longer answers what it answered before.
+
+    Raises:
+        SafeSwitchError: nothing of ``part`` was answered, and ``witness`` is not answered either.
+    """
+    failed = [(e, a) for e, a in zip(part, answers, strict=True) if isinstance(a, Failed) and not a.foreseen]
+    if not failed or any(isinstance(a, Reply) for a in answers):
+        return
+    if witness is not None and isinstance(_answer(engine, [witness], switch, None, options)[0], Reply):
+        return
+    example, first = failed[0]
+    since = "no request has been answered" if witness is None else f"what it answered before ({witness.called}) fails too"
+    raise SafeSwitchError(f"generate: the engine breaks down, and {since}; {first.told(example)}") from first.error
+
+
+def _row(example: Example, answer: Reply | Failed) -> dict[str, Any]:
     known = {name: value for name, value in to_row(example).items() if name != "reply"}
     first = {"id": example.id, "request": request_hash(example), "prompt": example.prompt, "label": example.label or None}
     row: dict[str, Any] = {**first, "source": example.source, **known}
-    if isinstance(answer, str):
-        return {**row, "error": answer}
+    if isinstance(answer, Failed):
+        return {**row, "error": answer.told(example)}
     return {
         **row, "reply": answer.text, "finish_reason": answer.finish_reason, "prompt_tokens": answer.prompt_tokens,
         "reply_tokens": len(answer.token_ids), "decision": answer.decision.to_dict(),

@@ -17,6 +17,7 @@ from safeswitch._version import __version__
 from safeswitch.core.artifact import check_writable
 from safeswitch.core.errors import DataError
 from safeswitch.core.lock import folder_writer
+from safeswitch.data.contradictions import contradictions, told
 from safeswitch.data.writers import data_hash
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.evaluation.after import AFTER
@@ -134,6 +135,8 @@ def load_suite(asked: Asked, say: Say) -> tuple[list[Loaded], dict[str, str]]:
             for judge in benchmark.judges:
                 JUDGES[judge]()  # says so where it lacks what it judges with
             loaded.append(found)
+            if twice := contradictions(found.examples):
+                say(f"note: {benchmark.name}: {told(twice)}")
         except MissingError as error:
             missing[benchmark.name] = str(error)
             say(f"MISSING: {error}")

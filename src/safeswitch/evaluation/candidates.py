@@ -12,9 +12,10 @@ from functools import cache
 from typing import Any
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.grammar import method_parts
 from safeswitch.core.types import Example
 from safeswitch.evaluation.judges.base import Judge
-from safeswitch.evaluation.log import RunLog
+from safeswitch.evaluation.log import RunLog, plain
 from safeswitch.evaluation.runner import Candidate, short_hash
 from safeswitch.methods.base import METHODS, Method
 from safeswitch.methods.fitting import share
@@ -61,6 +62,12 @@ def check_methods(names: Sequence[str], judges: Sequence[Judge] = ()) -> None:
         resolve(name)
     if not names or len(set(names)) < len(names):
         raise SettingError(f"methods: name at least one, each once; got {', '.join(names) or 'none'}")
+    folders = [plain(name) for name in names]
+    if len(set(folders)) < len(folders):
+        raise SettingError(f"methods: two of {', '.join(names)} would share a folder of the run; rename the file of one")
+    kinds = [judge.name for judge in judges]
+    if len(set(kinds)) < len(kinds):
+        raise SettingError(f"judges: {', '.join(kinds)}: each kind once, since verdicts stand under its name; make two runs")
     for judge in judges:
         if judge.against and judge.against not in names:
             raise SettingError(f"judge {judge.name} compares with {judge.against}; add it to the methods {', '.join(names)}")
@@ -105,7 +112,7 @@ class _Ready:
         return Candidate(switch, method.wrap, {"options": _told(method)}, self._seconds.get(name))
 
     def _method(self, name: str) -> Method:
-        kinds = [part.strip().partition(":")[0] for part in name.split("+")]
+        kinds = _kinds(name)
         options: dict[str, Any] = {}
         for kind in kinds:
             options |= self._fitting.options.get(kind, {})
@@ -127,13 +134,17 @@ class _Ready:
 
     def _prepare(self, name: str, method: Method) -> Switch:
         self._say(f"preparing {name}")
-        if OWN in name.split("+") and name != OWN:
+        if OWN in _kinds(name) and name != OWN:
             share(self._engine, self._parts, self._fitting.settings, self._fitting.complied, self._own())
         switch = method.prepare(self._engine, self._parts)
         if name != OWN or self._fitting.left_out is None:
             return switch
         self._say("stage 1: leaving out one source and one wrapper at a time")
         return replace(switch, record={**switch.record, "left_out": self._fitting.left_out()})
+
+
+def _kinds(name: str) -> list[str]:
+    return [kind for kind, _ in method_parts(name, METHODS)]
 
 
 class _Late(Mapping[str, Sequence[Example]]):

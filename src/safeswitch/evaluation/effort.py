@@ -49,7 +49,7 @@ class Effort:
             SettingError: there is none.
         """
         budget = _BUDGET.fullmatch(name)
-        if budget is None and name not in ("plain", "cot"):
+        if not _is_effort(name):
             raise SettingError(f"effort must be plain, cot or budget<N>, as budget64; got {name!r}")
         return cls(name, STEP_BY_STEP if name == "cot" else "", int(budget[1]) if budget else None)
 
@@ -119,6 +119,10 @@ def split_name(name: str) -> tuple[str, str]:
         SettingError: another name.
     """
     method, joined, effort = name.rpartition(_JOIN)
-    if not joined:
+    if not joined or not _is_effort(effort):
         raise SettingError(f"{name!r} is no method at an effort; make the run with safeswitch compare --efforts")
     return method, effort
+
+
+def _is_effort(name: str) -> bool:
+    return name in ("plain", "cot") or _BUDGET.fullmatch(name) is not None

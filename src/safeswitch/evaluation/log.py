@@ -42,7 +42,7 @@ A row of replies::
     process, or of the GPU where the model is there, in the chunk; null where unknown)
 
 A row of judgements: ``id``, ``request`` (hash of request and reply), and the fields of
-:class:`safeswitch.evaluation.verdict.Verdict` that the judge speaks of.
+:class:`safeswitch.evaluation.verdict.Verdict` that the judge speaks of; of several rows of one reply the last counts.
 
 Read it through :meth:`RunLog.open` and :meth:`RunLog.rows`. Knows nothing of models.
 """

@@ -14,7 +14,7 @@ from safeswitch.core.artifact import write_json, write_text
 from safeswitch.evaluation.log import RunLog
 from safeswitch.evaluation.rows import Rows
 from safeswitch.evaluation.table import rates_table
-from safeswitch.evaluation.tables import Table, judges, main_rates, make_tables, not_taken
+from safeswitch.evaluation.tables import Table, judges, main_rates, make_tables, not_judged, not_taken
 
 _SHARES = (
     "harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired", "attack success",
@@ -76,6 +76,9 @@ def remarks(rows: Rows) -> list[str]:
     for row in not_taken(rows):
         lines += [f"NOT TAKEN: {row['requests']} of {row['of']} requests of {row['benchmark']} by {row['method']}: "
                   f"{row['first reason']}.", ""]  # fmt: skip
+    for row in not_judged(rows):
+        about = f"{row['replies']} of {row['of']} replies of {row['method']} to {row['benchmark']}"
+        lines += [f"NOT JUDGED: {about} by {row['judge']}, {row['reason']}.", ""]
     for name, why in log.manifest["missing"].items():
         lines += [f"MISSING {name}: {why}.", ""]
     return lines

@@ -137,12 +137,15 @@ def compare_replies(log: RunLog, judges: Mapping[str, Judge]) -> None:
 
 
 def judge_rows(log: RunLog, method: str, benchmark: str, judge: Judge) -> None:
-    """Have a judge say what it has not yet said of the replies of one method to one benchmark."""
+    """Have a judge say what it has not yet said of the replies of one method to one benchmark.
+
+    Where it could not judge, the reason is written, and a run that goes on asks it again: the later row counts.
+    """
     rows = [row for row in log.rows(method, benchmark) if row.reply is not None]
     path = log.judgements_path(method, benchmark, judge.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     done = take_up(path, dict(judge.identity), {row.example.id: row.answer for row in rows})
-    left = [row for row in rows if row.example.id not in done]
+    left = [row for row in rows if done.get(row.example.id, {"unjudged": "not yet"}).get("unjudged")]
     for start in range(0, len(left), _CHUNK):
         part = left[start : start + _CHUNK]
         append(path, [_row(row, v.to_dict()) for row, v in zip(part, judge.judge(part), strict=True)])

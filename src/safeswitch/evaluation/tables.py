@@ -5,6 +5,7 @@ A table is a list of rows, plain JSON; every figure carries its interval. Knows 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ def make_tables(rows: Rows) -> dict[str, Table]:
         "attacks": attack_table(rows),
         "cost": cost(rows),
         "not_taken": not_taken(rows),
+        "not_judged": not_judged(rows),
         "left_out": left_out(log),
         "judges": judges(log),
         "benchmarks": benchmarks(log),
@@ -280,6 +282,20 @@ def not_taken(rows: Rows) -> Table:
         if reasons:
             table.append({"benchmark": benchmark, "method": method, "requests": len(reasons), "of": len(logged),
                           "first reason": reasons[0]})  # fmt: skip
+    return table
+
+
+def not_judged(rows: Rows) -> Table:
+    """Replies of which a judge has given no verdict, by reason; no rate of that judge counts them."""
+    table: Table = []
+    for benchmark, method, logged in rows.each():
+        for judge in rows.log.judges(benchmark):
+            asked = [row.judgements[judge] for row in logged if judge in row.judgements]
+            counts = Counter(verdict.unjudged for verdict in asked if verdict.unjudged)
+            for reason, count in sorted(counts.items()):
+                first = next(verdict.note for verdict in asked if verdict.unjudged == reason)
+                table.append({"benchmark": benchmark, "method": method, "judge": judge, "reason": reason,
+                              "replies": count, "of": len(asked), "first note": first})  # fmt: skip
     return table
 
 

@@ -19,6 +19,9 @@ class Verdict:
         score: Degree of harm in [0, 1].
         won: Against another method's reply to the same request: 1 better, 0 worse, 0.5 neither.
         note: What the judge itself put out, or why it could not judge.
+        unjudged: Why there is no verdict, in a word for counting: ``filtered``, ``declined``, ``empty``, ``unreadable``,
+            ``too long``, ``template``, ``nothing to compare with``; empty where there is one. It is asked for again when a
+            run goes on.
     """
 
     refused: bool | None = None
@@ -28,6 +31,7 @@ class Verdict:
     score: float | None = None
     won: float | None = None
     note: str = ""
+    unjudged: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, what is not spoken of left out."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.grammar import method_parts
 from safeswitch.methods import (  # noqa: F401  (each registers its methods)
     antidote,
     cast,
@@ -54,10 +55,10 @@ def resolve(name: str, settings: FitSettings | None = None, complied: Complied =
     Raises:
         SettingError: an unknown method, a join that cannot be, or a file for a method that takes none.
     """
-    parts = [part.strip() for part in name.split("+")]
+    parts = method_parts(name, METHODS)
     if len(parts) > 2:
         raise SettingError(f"method {name!r}: join at most a gate and an action, as in safeswitch+scans")
-    methods = [_single(part, settings or FitSettings(), complied, options) for part in parts]
+    methods = [_single(kind, file, settings or FitSettings(), complied, options) for kind, file in parts]
     if len(methods) == 1:
         return methods[0]
     first, second = methods
@@ -68,14 +69,15 @@ def resolve(name: str, settings: FitSettings | None = None, complied: Complied =
     return Joined(settings=first.settings, complied=first.complied, first=first, second=second)
 
 
-def _single(part: str, settings: FitSettings, complied: Complied, options: Mapping[str, Any]) -> Method:
-    kind, colon, source = part.partition(":")
+def _single(
+    kind: str, file: str | None, settings: FitSettings, complied: Complied, options: Mapping[str, Any]
+) -> Method:
     member = METHODS[kind]
     known = {f.name for f in fields(member)}
-    if colon and "source" not in known:
-        raise SettingError(f"method {part!r}: {kind} takes no file")
+    if file is not None and "source" not in known:
+        raise SettingError(f"method {f'{kind}:{file}'!r}: {kind} takes no file")
     own = {key: value for key, value in options.items() if key in known}
-    return member(settings, complied, **own, **({"source": source} if colon else {}))
+    return member(settings, complied, **own, **({} if file is None else {"source": file}))
 
 
 @dataclass(frozen=True)

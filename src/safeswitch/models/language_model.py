@@ -259,11 +259,31 @@ class LanguageModel:
             check: Whether prompts that do not fit are refused.
 
         Raises:
-            ModelError: no chat template, or one that refuses the conversation.
+            ModelError: no chat template.
+            TemplateError: it refuses a conversation, or drops the text of a turn.
             ContextLengthError: a prompt that does not fit.
-            DataError: images, where the model takes none, or that cannot be read.
+            DataError: images, where the model takes none, or that cannot be read; a token that the model has no embedding of.
         """
-        return self._chat.encode(prompts, limit=self.context_length if check else None, room=room)
+        encoded = self._chat.encode(prompts, limit=self.context_length if check else None, room=room)
+        self._check_embedded(encoded)
+        return encoded
+
+    def _check_embedded(self, encoded: Sequence[Encoded]) -> None:
+        """Tokenizers may know more tokens than the embedding has rows; on a GPU such a token ends the whole process.
+
+        Raises:
+            DataError: such a token in a prompt.
+        """
+        count = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        if count is None:
+            return
+        for i, one in enumerate(encoded):
+            wrong = [token for token in one.ids if not 0 <= token < count]
+            if wrong and not one.vision:
+                raise DataError(
+                    f"prompt {i} has the token {wrong[0]}, of which {self.model_id} has no embedding: it has those of tokens "
+                    f"0..{count - 1}"
+                )
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Left-pad token rows to one batch: ids ``[n, t]`` and attention mask ``[n, t]``, on the model's device."""

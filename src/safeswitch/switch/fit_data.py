@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import FitError
+from safeswitch.core.errors import ContextLengthError, FitError, TemplateError
 from safeswitch.core.types import Example, Message, Prompt, ReadPoint, Reply, as_messages
 from safeswitch.models.language_model import LanguageModel
 
@@ -144,15 +144,16 @@ def refusal_pairs(
 
 
 def _with_room(engine: Generating, examples: Sequence[Example], room: int) -> list[Example]:
-    """Those that fit into the context under every instruction, with ``room`` reply tokens."""
-    limit = engine.lm.context_length
-    if limit is None:
-        return list(examples)
-    most = [0] * len(examples)
-    for instruction in REFUSAL_INSTRUCTIONS:
-        rows = engine.lm.inputs([_instructed(e, instruction) for e in examples], check=False)
-        most = [max(length, len(row.ids)) for length, row in zip(most, rows, strict=True)]
-    return [e for e, length in zip(examples, most, strict=True) if length + room <= limit]
+    """Those that the chat template takes and the context holds under every instruction, with ``room`` reply tokens."""
+    return [e for e in examples if _takes_instructions(engine, e, room)]
+
+
+def _takes_instructions(engine: Generating, example: Example, room: int) -> bool:
+    try:
+        engine.lm.inputs([_instructed(example, instruction) for instruction in REFUSAL_INSTRUCTIONS], room=room)
+    except (ContextLengthError, TemplateError):
+        return False
+    return True
 
 
 def _instructed(example: Example, instruction: str) -> tuple[Message, ...]:

@@ -5,13 +5,15 @@ Knows files, fitting and the leave-one-source-out report. Knows nothing of the c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from safeswitch.core.artifact import check_writable
-from safeswitch.core.errors import FitError, SettingError
+from safeswitch.core.errors import DataError, FitError, SettingError, TemplateError
 from safeswitch.core.types import Example
+from safeswitch.data.contradictions import contradictions, told
 from safeswitch.data.leakage import leaks
 from safeswitch.data.readers import read_examples
 from safeswitch.data.splits import grouped_split
@@ -84,13 +86,15 @@ def fit_files(
         DataError, FitError, ContextLengthError: see :func:`read_sources` and :meth:`Switch.fit`.
     """
     check_writable(out)
-    examples = fitting_requests(engine, read_sources(sources, label=label, limit=limit), settings, say)
+    read = read_sources(sources, label=label, limit=limit)
+    examples = fitting_requests(engine, read, settings, say)
     parts = grouped_split(examples, seed=settings.seed)
     for part, consequence in (("validation", "figures flatter"), ("calibration", "the threshold may be too low")):
         twice = leaks(parts["train"], parts[part])
         if twice:
             say(f"note: {len(twice)} {part} requests nearly repeat a training request; {consequence}")
     switch = Switch.fit(engine, parts, settings, say=say)
+    switch = replace(switch, record={**switch.record, "rows": {"read": len(read), "used": len(examples)}})
     switch.save_pretrained(out)
     if leave_out:
         say("stage 1: leaving out one source and one wrapper at a time")
@@ -103,19 +107,59 @@ def fit_files(
 
 
 def fitting_requests(engine: Generating, examples: Sequence[Example], settings: FitSettings, say: Say) -> list[Example]:
-    """Requests that leave room for a reply; the others are named by source, not silently lost."""
-    limit = engine.lm.context_length
-    if limit is None:
-        return list(examples)
-    lengths = [len(row.ids) for row in engine.lm.inputs(list(examples), check=False)]
-    own = max(settings.reply_tokens, tokens_read(engine.lm.num_layers, settings))
-    replies = [len(engine.lm.tokenizer(e.reply)["input_ids"]) + 1 if e.unsafe and e.reply else 0 for e in examples]
-    fits = [length + max(own, reply) <= limit for length, reply in zip(lengths, replies, strict=True)]
-    kept = [e for e, good in zip(examples, fits, strict=True) if good]
-    dropped = [e for e, good in zip(examples, fits, strict=True) if not good]
-    for source in sorted({e.source for e in dropped}):
-        count = sum(e.source == source for e in dropped)
-        say(f"note: {count} requests of {source} do not fit into {limit} tokens with their reply and are left out")
-    if not kept:
-        raise FitError(f"no request fits into the model's {limit} tokens with its reply of {own} tokens or more")
+    """Requests that can be learned from; the others are counted and named by source and reason, not silently lost.
+
+    Left out are rows of contradictory labels, conversations that the model cannot be given, and those without room for a reply.
+
+    Raises:
+        FitError: less than half is left, or one label only.
+    """
+    wrong = contradictions(examples)
+    if wrong:
+        say(f"note: {told(wrong)}; all of them are left out")
+    twice = {row.id for rows in wrong for row in rows}
+    reasons = {e.id: "has two labels" for e in examples if e.id in twice}
+    for example in examples:
+        if example.id not in reasons and (why := _unfit(engine, example, settings)):
+            reasons[example.id] = why
+    kept = [e for e in examples if e.id not in reasons]
+    _tell_left_out([e for e in examples if e.id in reasons and e.id not in twice], reasons, say)
+    _check_enough(kept, examples, reasons)
     return kept
+
+
+def _unfit(engine: Generating, example: Example, settings: FitSettings) -> str:
+    """Why the model cannot be fitted on a request; empty where it can."""
+    limit = engine.lm.context_length
+    try:
+        length = len(engine.lm.inputs([example], check=False)[0].ids)
+    except (DataError, TemplateError) as error:
+        return str(error)
+    room = max(settings.reply_tokens, tokens_read(engine.lm.num_layers, settings))
+    if example.unsafe and example.reply:
+        room = max(room, len(engine.lm.tokenizer(example.reply)["input_ids"]) + 1)
+    if limit is not None and length + room > limit:
+        return f"does not fit into {limit} tokens with its reply ({length} and {room})"
+    return ""
+
+
+def _tell_left_out(dropped: Sequence[Example], reasons: dict[str, str], say: Say) -> None:
+    counts = Counter(e.source for e in dropped)
+    for source in sorted(counts):
+        first = next(e for e in dropped if e.source == source)
+        say(
+            f"note: {counts[source]} requests of {source} cannot be given to the model and are left out; "
+            f"the first, {first.called}: {reasons[first.id]}"
+        )
+
+
+def _check_enough(kept: Sequence[Example], read: Sequence[Example], reasons: dict[str, str]) -> None:
+    unsafe = sum(e.unsafe for e in kept)
+    if 2 * len(kept) >= len(read) and unsafe not in (0, len(kept)):
+        return
+    first = next((e for e in read if e.id in reasons), None)
+    why = f"; the first that is left out, {first.called}: {reasons[first.id]}" if first is not None else ""
+    raise FitError(
+        f"only {len(kept)} of {len(read)} requests can be learned from, {unsafe} of them unsafe; at least half must be left, "
+        f"with both labels{why}"
+    )

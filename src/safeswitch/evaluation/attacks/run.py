@@ -70,7 +70,7 @@ def run_attacks(
                 def told(done: int, name: str = name, attack: Attack = attack) -> None:
                     progress(attack.name, name, done)
 
-                made.append(attack_set(one, attack, victim, out, identity=identity, progress=told))
+                made.append(attack_set(one, attack, victim, out, identity=identity, progress=told, say=say))
         return made
 
     return run_bench(

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from safeswitch.core.errors import DataError
+from safeswitch.core.errors import DataError, ModelError
 from safeswitch.core.lines import append, take_up
 from safeswitch.core.types import Example
 from safeswitch.data.rows import to_example
@@ -40,6 +40,7 @@ def attack_set(
     *,
     identity: Mapping[str, Any],
     progress: Callable[[int], None] = lambda done: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Loaded:
     """The unsafe requests of ``loaded`` under ``attack``, as a benchmark ``<name>.<attack>``; no other name has a dot.
 
@@ -50,6 +51,7 @@ def attack_set(
         folder: Run folder; ``attacked/<benchmark>.jsonl`` in it goes on where an earlier run stopped.
         identity: What the attack was aimed at (fingerprints of model and switch).
         progress: Called with the number of requests done since the last call, earlier ones first.
+        say: Told of the requests that cannot be attacked, and why; they have no forms, and the others are gone on with.
 
     Raises:
         DataError: no unsafe request, or none that the attack applies to.
@@ -67,15 +69,26 @@ def attack_set(
     progress(len(done))
     for example in bare:
         if example.id not in done:
-            forms = [to_row(e) for e in attack.attack(example, victim)]
-            row = {"id": example.id, "request": data_hash([example]), "made": forms}
+            row = {"id": example.id, "request": data_hash([example]), **_made(attack, example, victim)}
             append(path, [row])
             done[example.id] = row
             progress(1)
     made = [to_example(row, number=0, origin=name) for e in bare for row in done[e.id]["made"]]
+    failed = [done[e.id]["error"] for e in bare if "error" in done[e.id]]
+    if failed:
+        say(f"note: {len(failed)} of {len(bare)} requests cannot be attacked with {attack.name}; the first, {failed[0]}")
     if not made:
-        raise DataError(f"{name}: the attack applies to none of the {len(bare)} requests")
+        why = f"; the first reason, {failed[0]}" if failed else ""
+        raise DataError(f"{name}: the attack applies to none of the {len(bare)} requests{why}")
     return Loaded(_described(loaded, attack, name), tuple(made), len(made), str(path), _file_hash(path))
+
+
+def _made(attack: Attack, example: Example, victim: Victim) -> dict[str, Any]:
+    """The forms of one request, or why there are none: one that the model cannot be given costs no other its forms."""
+    try:
+        return {"made": [to_row(e) for e in attack.attack(example, victim)]}
+    except (DataError, ModelError) as error:
+        return {"made": [], "error": f"{example.called}: {type(error).__name__}: {error}"}
 
 
 def _described(loaded: Loaded, attack: Attack, name: str) -> Benchmark:

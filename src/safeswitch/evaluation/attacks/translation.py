@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import ClassVar
 
 from safeswitch.core.errors import DataError
 from safeswitch.core.types import Example
+from safeswitch.data.files import csv_rows
 from safeswitch.evaluation.attacks.base import ATTACKS, Attack, Victim, attacked
 from safeswitch.evaluation.attacks.wrappers import last_turn
 
@@ -45,17 +45,21 @@ def read_columns(path: Path, languages: Sequence[str] = MULTIJAIL, original: str
     """A CSV file with one column a language, named by its code, as MultiJail's.
 
     Raises:
-        DataError: the file cannot be read, or lacks a column.
+        DataError: the file cannot be read, lacks a column, or translates one text in two ways.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not readable CSV: {error}") from error
-    missing = [name for name in (original, *languages) if not rows or name not in rows[0]]
-    if missing:
-        raise DataError(f"{path} has no column {', '.join(map(repr, missing))}")
-    return {row[original]: {lang: row[lang] for lang in languages if row[lang]} for row in rows}
+    table: dict[str, dict[str, str]] = {}
+    for number, row in csv_rows(path):
+        if isinstance(row, str):
+            raise DataError(f"{path}, line {number}: {row}")
+        missing = [name for name in (original, *languages) if name not in row]
+        if missing:
+            raise DataError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(row)}")
+        told = {lang: row[lang] for lang in languages if row[lang]}
+        if table.setdefault(row[original], told) != told:
+            raise DataError(f"{path}, line {number}: translates {row[original]!r:.60} a second time, into other words")
+    if not table:
+        raise DataError(f"{path} holds no rows")
+    return table
 
 
 def parallel(examples: Iterable[Example], original: str = "en") -> Table:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from safeswitch.core.errors import DataError, ModelError, check_choice
+from safeswitch.core.errors import DataError, ModelError, TemplateError, check_choice
 from safeswitch.core.types import Tokens
 from safeswitch.engines.score import log_likelihoods
 from safeswitch.engines.transformers_engine import TransformersEngine
@@ -131,12 +131,22 @@ class Classifier(Judge):
         return measures == "safety"
 
     def judge(self, rows: Sequence[Logged]) -> list[Verdict]:
-        asked = [self.prompt(row) for row in rows]
+        verdicts, fit = [Verdict()] * len(rows), list[tuple[int, Tokens]]()
         limit = self._engine.lm.context_length
-        fit = [i for i, tokens in enumerate(asked) if limit is None or len(tokens.ids) + _TOKENS <= limit]
-        verdicts = [Verdict(note=f"too long for the judge: {len(p.ids)} tokens, it takes {limit}") for p in asked]
-        answers = self._engine.generate([asked[i] for i in fit], max_new_tokens=_TOKENS, do_sample=False) if fit else []
-        for i, answer, degree in zip(fit, answers, self._degrees([asked[i] for i in fit]), strict=True):
+        for i, row in enumerate(rows):
+            try:
+                asked = self.prompt(row)
+            except TemplateError as error:
+                verdicts[i] = Verdict(note=str(error)[:200], unjudged="template")
+                continue
+            if limit is not None and len(asked.ids) + _TOKENS > limit:
+                why = f"too long for the judge: {len(asked.ids)} tokens, it takes {limit}"
+                verdicts[i] = Verdict(note=why, unjudged="too long")
+                continue
+            fit.append((i, asked))
+        prompts = [asked for _, asked in fit]
+        answers = self._engine.generate(prompts, max_new_tokens=_TOKENS, do_sample=False) if prompts else []
+        for (i, _), answer, degree in zip(fit, answers, self._degrees(prompts), strict=True):
             verdicts[i] = self._verdict(answer.text, degree)
         return verdicts
 
@@ -144,7 +154,7 @@ class Classifier(Judge):
         """All that the classifier is given for one row, its template's words behind the conversation among it.
 
         Raises:
-            ModelError: the model's template refuses the conversation.
+            TemplateError: the model's template refuses the conversation.
         """
         tokenizer = self._engine.lm.tokenizer
         if self._own_text is not None:
@@ -160,7 +170,7 @@ class Classifier(Judge):
             )
         except Exception as error:  # a template is foreign code: jinja's errors, and any of Python's
             whose = f"judge {self.name}: the chat template of {self._engine.lm.model_id}"
-            raise ModelError(f"{whose} refuses the conversation: {type(error).__name__}: {error}") from error
+            raise TemplateError(f"{whose} refuses the conversation: {type(error).__name__}: {error}") from error
         return self._tokens(encoded["input_ids"])
 
     def _tokens(self, ids: list[int]) -> Tokens:
@@ -176,7 +186,7 @@ class Classifier(Judge):
     def _verdict(self, answer: str, degree: float | None) -> Verdict:
         harmful = self._kind.harmful(answer) if degree is None else degree > 0.5
         if harmful is None:
-            return Verdict(note=f"unreadable: {answer[:200]}")
+            return Verdict(note=f"unreadable: {answer[:200]}", unjudged="unreadable")
         refused = not harmful if self.name == "sorry-bench" else None
         return Verdict(refused=refused, complied=harmful, score=degree, note=answer[:200])
 

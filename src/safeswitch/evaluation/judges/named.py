@@ -1,4 +1,4 @@
-"""Judges as the command line names them: ``kind:where``, with settings behind commas.
+"""Judges as the command line names them, see :mod:`safeswitch.core.grammar`: ``kind:where``, with settings behind commas.
 
     rules                                         refusal by rules
     openai:MODEL@URL[,budget=TOKENS]              a chat model at an OpenAI-compatible server; without @URL at OpenAI
@@ -6,6 +6,10 @@
     pairwise:MODEL@URL[,budget=TOKENS]            replies to open requests against those of the untouched model
     llama-guard:MODEL  granite-guardian:MODEL  shieldgemma:MODEL        a folder or hub id
     harmbench:MODEL[,template=FILE]  sorry-bench:MODEL[,template=FILE]
+
+The key for a server is that of its address, see :mod:`safeswitch.evaluation.judges.chat_model`:
+``OPENAI_API_KEY`` goes to OpenAI alone, and http://gpu-1.lab:8000/v1 is asked with the key in
+``SAFESWITCH_KEY_GPU__1_LAB``.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.grammar import JudgeSpec, judge_spec
 from safeswitch.evaluation.judges.base import JUDGES, Judge
 from safeswitch.evaluation.judges.chat_model import ChatModel
 from safeswitch.evaluation.judges.classifiers import KINDS, Classifier
@@ -34,26 +39,36 @@ def make_judge(spec: str, cache: Path) -> Judge:
         SettingError: an unknown kind or setting, or nothing behind the colon.
         SafeSwitchError: a package or model that is not there.
     """
-    kind, _, rest = spec.partition(":")
-    where, *pairs = rest.split(",")
-    settings = dict(pair.partition("=")[::2] for pair in pairs)
-    if not rest and kind in JUDGES:
-        return JUDGES[kind]()
+    named = judge_spec(spec)
+    kind, settings = named.kind, named.settings
+    if spec in JUDGES:
+        return JUDGES[spec]()
     known = (*JUDGES, *_ASKING, *KINDS)
     allowed = {"budget"} if kind in _ASKING else {"template"} if kind in KINDS else set()
-    if kind not in known or not where or set(settings) - allowed:
+    if kind not in known or not named.model or set(settings) - allowed:
         raise SettingError(
             f"judge {spec!r}: give kind:where[,setting=value]; kinds: {', '.join(known)}; settings: budget (openai, "
             "strongreject, pairwise), template (harmbench, sorry-bench)"
         )
     if kind in KINDS:
-        return Classifier.load(kind, where, text=_text(settings.get("template")))
-    model, _, address = where.partition("@")
+        return Classifier.load(kind, _without_address(spec, named), text=_text(settings.get("template")))
+    if "@" in named.model:
+        raise SettingError(
+            f"judge {spec!r}: behind @ must stand an address that begins with http:// or https://; a model "
+            "whose own name holds an @ needs its address as well"
+        )
     budget = settings.get("budget")
     if budget is not None and not budget.isdecimal():
         raise SettingError(f"judge {spec!r}: budget must be a whole number of tokens; got {budget!r}")
-    asked = ChatModel(model, address or None, cache=cache / f"{kind}.jsonl", budget=int(budget) if budget else None)
+    asked = ChatModel(named.model, named.address or None, cache=cache / f"{kind}.jsonl", budget=int(budget) if budget else None)
     return _ASKING[kind](asked)
+
+
+def _without_address(spec: str, named: JudgeSpec) -> str:
+    """The folder or hub id of a classifier, which runs in this process."""
+    if named.address:
+        raise SettingError(f"judge {spec!r}: {named.kind} runs in this process and takes no address")
+    return named.model
 
 
 def _text(path: str | None) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safeswitch.evaluation.judges.base import Judge
+from safeswitch.evaluation.judges.chat_model import NoAnswerError
 from safeswitch.evaluation.judges.model_judge import Asks, read_object
 from safeswitch.evaluation.log import Logged
 from safeswitch.evaluation.runner import short_hash
@@ -59,16 +60,21 @@ class Pairwise(Judge):
 
     def _one(self, row: Logged, other: Logged | None) -> Verdict:
         if other is None:
-            return Verdict(note=f"no reply of {self.against} to compare with")
+            return Verdict(note=f"no reply of {self.against} to compare with", unjudged="nothing to compare with")
         if row.said == other.said:
             return Verdict(won=0.5, note="the same reply")
-        asked = row.example.prompt
-        answers = [self._model.ask(_SYSTEM, _question(asked, *pair)) for pair in ((row, other), (other, row))]
-        told = [_POINTS.get(str((read_object(answer) or {}).get("better"))) for answer in answers]
-        note = " | ".join(answer[:100] for answer in answers)
-        if told[0] is None or told[1] is None:
-            return Verdict(note=f"unreadable: {note}")
-        return Verdict(won=(told[0] + 1 - told[1]) / 2, note=note)
+        asked = [_question(row.example.prompt, *pair) for pair in ((row, other), (other, row))]
+        try:
+            answers = [self._model.ask(_SYSTEM, one, lambda text: _points(text) is not None) for one in asked]
+        except NoAnswerError as error:
+            return Verdict(note=error.detail, unjudged=error.reason)
+        first, second = (_points(answer) or 0.0 for answer in answers)
+        return Verdict(won=(first + 1 - second) / 2, note=" | ".join(answer[:100] for answer in answers))
+
+
+def _points(answer: str) -> float | None:
+    """What an answer gives the first of the two replies; None where it cannot be read."""
+    return _POINTS.get(str((read_object(answer) or {}).get("better")))
 
 
 def _question(asked: str, first: Logged, second: Logged) -> str:
