@@ -390,7 +390,7 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [{"role": "user", "content": IMAGE}]}, 400, "only text"),
     ({"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),
     ({"messages": [{"role": "user", "content": " "}]}, 400, "empty"),
-    ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "context"), ({"seed": 2**70}, 400, "seed"),
+    ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "context"), ({"seed": 2**63}, 400, "seed"), ({"seed": 2**70}, 400, "64 bits"),
     ({"messages": "x"}, 400, "messages"), ({"safeswitch": {"bundle": "none"}}, 403, "bundle"), ({"temperature": None}, 200, ""),
     ({"thinking_token_budget": 2}, 400, "marks of thinking"), ({"thinking_token_budget": -1}, 400, "thinking_token_budget"),
     ({"include_reasoning": False}, 200, ""),

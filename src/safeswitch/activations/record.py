@@ -15,7 +15,7 @@ from torch import Tensor
 from safeswitch.activations.reader import Keep, Reader
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ActivationError, ContextLengthError, SettingError
-from safeswitch.core.types import Position, Prompt, ReadPoint, as_messages
+from safeswitch.core.types import Message, Position, Prompt, ReadPoint, as_messages
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.vision import Vision
@@ -29,7 +29,12 @@ RUNNING: tuple[str, ...] = ("pilot", "answer")
 
 def prompt_text(prompt: Prompt) -> str:
     """The plain text of a prompt, all turns joined by line breaks: what readers of text are given."""
-    return "\n".join(message.content for message in as_messages(prompt))
+    return turns_text(as_messages(prompt))
+
+
+def turns_text(messages: Sequence[Message]) -> str:
+    """The same of a conversation, which may be blank: a prompt of special tokens alone has no text."""
+    return "\n".join(message.content for message in messages)
 
 
 def prompt_sequences(

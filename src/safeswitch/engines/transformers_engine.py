@@ -16,7 +16,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from safeswitch.activations.record import RUNNING, prompt_text, record
+from safeswitch.activations.record import RUNNING, prompt_text, record, turns_text
 from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, DataError, SettingError
@@ -225,7 +225,7 @@ class TransformersEngine(Engine):
         conversations = [as_messages(p) for p in prompts]
         encoded = self.lm.inputs(
             [p if isinstance(p, Tokens) else m for p, m in zip(prompts, conversations, strict=True)],
-            room=[_room(switch.gate, limit) for limit in limits],
+            room=[reply_room(switch.gate, limit) for limit in limits],
         )
         rows = [one.ids for one in encoded]
         _check_apart(switch.gate, encoded)
@@ -310,7 +310,7 @@ class TransformersEngine(Engine):
         if switch.gate.late is None:
             return decisions
         bodies = [[t for t in r.token_ids if t not in options.end_ids] for r in replies]
-        texts, kind = [prompt_text(r.messages) for r in batch], switch.actuator.kind
+        texts, kind = [turns_text(r.messages) for r in batch], switch.actuator.kind
         return judge_late(self.lm, switch.gate, [r.ids for r in batch], bodies, texts, decisions, kind)
 
     def _run_acted(
@@ -348,7 +348,7 @@ class TransformersEngine(Engine):
         gate, actuator = switch.gate, switch.actuator
         lengths = [len(r.ids) for r in batch]
         late = gate.watch is not None or gate.pilot > 0 or gate.answers
-        texts = [prompt_text(r.messages) for r in batch]
+        texts = [turns_text(r.messages) for r in batch]
         in_place = late and self._can_turn_back(max(lengths), gate, options)
         apart = None
         if gate.stage1 is not None and gate.apart_points:
@@ -386,7 +386,7 @@ class TransformersEngine(Engine):
         sinks = [followed[r.index] for r in batch] if followed else []
         criteria = StoppingCriteriaList(options.criteria)
         if sinks:
-            criteria.append(Gone(sinks))
+            criteria.append(Gone(rows, sinks))
         if any(r.limit < options.max_new_tokens for r in batch):
             criteria.append(Limits(ids.shape[1], [r.limit for r in batch]))
         if options.stop:
@@ -450,8 +450,8 @@ def _check_apart(gate: Gate, encoded: Sequence[Encoded]) -> None:
         raise DataError("the gate reads after appended tokens, in a pass that takes no images; give text alone")
 
 
-def _room(gate: Gate, limit: int) -> int:
-    """Tokens that must fit behind a prompt: its reply, pilot tokens, tokens that a prober appends."""
+def reply_room(gate: Gate, limit: int) -> int:
+    """Tokens that must fit behind a prompt: a reply of ``limit``, pilot tokens, tokens that a prober appends."""
     first = len(gate.stage1.prober.appended) if gate.stage1 is not None else 0
     last = len(gate.late.prober.appended) if gate.late is not None else 0
     return max(limit + last, gate.pilot + 1, first)

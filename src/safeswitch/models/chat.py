@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from safeswitch.core.errors import ContextLengthError, DataError, ModelError
+from safeswitch.core.errors import ContextLengthError, DataError, ModelError, SettingError
 from safeswitch.core.types import Message, Prompt, Tokens, as_messages
 from safeswitch.models.vision import Encoded, turn_parts
+
+
+def read_template(given: str | None) -> str | None:
+    """The text of a template file; ``plain`` and None as they are.
+
+    Raises:
+        SettingError: no such file, or none that can be read.
+    """
+    if given is None or given == "plain":
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"chat template: {given!r} is neither 'plain' nor a readable file: {error}") from error
 
 
 @dataclass(frozen=True)

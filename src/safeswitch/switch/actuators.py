@@ -32,6 +32,10 @@ class Actuator(ABC):
     kind: ClassVar[str]
     place: ClassVar[Place]
 
+    def edit(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The conversation as the model shall read it; only actions on the prompt change it."""
+        return messages
+
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Plain-JSON config and tensors from which :func:`actuator_from_state` rebuilds the actuator."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
