@@ -133,7 +133,7 @@ def spell(url: str, chosen: Sequence[Kind], connections: int, seconds: float) ->
     """One spell of honest chats, with bad bodies beside them where there are any."""
     if not chosen:
         return asyncio.run(chats(url, seconds)), Counter()
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # this process has one thread, and much to import
     told = context.SimpleQueue()
     sender = context.Process(target=send, args=(url, chosen, connections, seconds + 1, told))
     sender.start()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from safeswitch.engines.streaming import Gone, RowSink
 from safeswitch.engines.vllm.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.nano import switch_path, weights_path
+from safeswitch.nano.suites import load_suite
 from safeswitch.serving.batcher import BatchSettings
 from safeswitch.serving.choice import Choice
 from safeswitch.serving.errors import ApiError
@@ -40,37 +41,41 @@ TURNS = [{"role": "user", "content": "Hi"}]
 Asked = tuple[str, bytes]
 
 
-@dataclass
 class Served:
-    """The server without a socket."""
+    """The server without a socket, on an event loop of its own."""
 
-    front: FrontEnd
+    def __init__(self, lm: LanguageModel, switch: str | None = None) -> None:
+        guard = GuardSettings({"default": switch or str(switch_path())})
+        self.front = FrontEnd(lm, guard, BatchSettings(batch_size=16), 64)
+        self._loop = asyncio.Runner()
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.run(self.front.stop(0))
+        self._loop.close()
 
     def ask(self, *asked: Asked) -> list[httpx.Response]:
         """Answers to requests that come at once."""
-        transport = httpx.ASGITransport(Middleware(self.front, "nano", ServerSettings()))
+        app = Middleware(self.front, "nano", ServerSettings())
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
 
         async def everything() -> list[httpx.Response]:
             async with httpx.AsyncClient(transport=transport, base_url="http://made", timeout=60) as client:
                 headers = {"content-type": "application/json"}
                 return await asyncio.gather(*(client.post(p, content=raw, headers=headers) for p, raw in asked))
 
-        return asyncio.run(everything())
+        return self._loop.run(everything())
 
     def one(self, path: str, **fields: Any) -> httpx.Response:
         return self.ask((path, json.dumps(fields).encode()))[0]
 
 
-def served(lm: LanguageModel, switch: str | None = None) -> Served:
-    guard = GuardSettings({"default": switch or str(switch_path())})
-    return Served(FrontEnd(lm, guard, BatchSettings(batch_size=16), 64))
-
-
 @pytest.fixture(scope="module")
 def nano() -> Iterator[Served]:
-    made = served(LanguageModel.load(weights_path()))
-    yield made
-    asyncio.run(made.front.stop(0))
+    with Served(LanguageModel.load(weights_path())) as made:
+        yield made
 
 
 def chat(text: str, **more: Any) -> Asked:
@@ -88,10 +93,9 @@ FIELDS = (
     "stream_options", "user", "metadata", "include_reasoning", "thinking_token_budget", "safeswitch", "logprobs", "tools", "x",
 )  # fmt: skip
 turn = st.dictionaries(st.sampled_from(["role", "content", "name", "refusal", "cache_control", "tool_calls"]), odd, max_size=3)
-bodies = st.fixed_dictionaries(
-    {"model": st.just("nano"), "max_tokens": st.just(2)},
-    optional={**dict.fromkeys(FIELDS, odd), "messages": st.just(TURNS) | st.lists(turn | st.just(TURNS[0]), max_size=3)},
-)
+turns = st.just(TURNS) | st.lists(turn | st.just(TURNS[0]), max_size=3)
+drawn = st.fixed_dictionaries({}, optional={**dict.fromkeys(FIELDS, odd), "messages": turns})
+bodies = drawn.map(lambda found: {"model": "nano", "max_tokens": 2, **found})
 named = ("prompt", "messages", "tokens", "add_special_tokens", "model")
 short = st.fixed_dictionaries({}, optional=dict.fromkeys(named, odd))
 paths = st.sampled_from([CHAT, COMPLETIONS, TOKENIZE, DETOKENIZE])
@@ -155,19 +159,18 @@ def test_tokens_that_the_embedding_does_not_hold_are_refused_and_never_pad_a_bat
     lm.tokenizer.pad_token = EXTRA
     lm.model.generation_config.pad_token_id = 2048
     assert (len(lm.tokenizer), lm.input_size, lm.tokenizer.pad_token_id, lm.pad_token_id) == (2049, 2048, 2048, 2)
-    made = served(lm)
-    wrong = made.ask(
-        chat(f"Hi {EXTRA}"), (COMPLETIONS, json.dumps({**HI, "prompt": EXTRA}).encode()),
-        (COMPLETIONS, json.dumps({**HI, "prompt": [5, 2048]}).encode()),
-    )  # fmt: skip
+    with Served(lm) as made:
+        wrong = made.ask(
+            chat(f"Hi {EXTRA}"), (COMPLETIONS, json.dumps({**HI, "prompt": EXTRA}).encode()),
+            (COMPLETIONS, json.dumps({**HI, "prompt": [5, 2048]}).encode()),
+        )  # fmt: skip
+        right = made.ask(chat("Hi", max_tokens=1), chat("What is the capital of France?", max_tokens=12))
     assert [answer.status_code for answer in wrong] == [400] * 3
     assert "2048" in wrong[0].json()["error"]["message"]
-    right = made.ask(chat("Hi", max_tokens=1), chat("What is the capital of France?", max_tokens=12))
     assert [answer.status_code for answer in right] == [200, 200]
-    asyncio.run(made.front.stop(0))
 
 
-@pytest.mark.parametrize("length", [*range(440, 505, 4), *range(496, 514)])
+@pytest.mark.parametrize("length", range(440, 514, 6))
 def test_what_is_let_in_fits_in_every_form_in_which_it_may_be_read(framed: Served, length: int) -> None:
     words = " ".join(["word"] * (length - 40))
     answer = framed.ask(chat(words), chat("Hi"))
@@ -182,13 +185,12 @@ def framed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("framed")
     frame = FramedPrompt(turns=(("Hello", "Hello!"),), before="Think. " * 10)
     replace(Switch.from_pretrained(switch_path()), actuator=frame).save_pretrained(folder)
-    made = served(LanguageModel.load(weights_path()), str(folder))
-    yield made
-    asyncio.run(made.front.stop(0))
+    with Served(LanguageModel.load(weights_path()), str(folder)) as made:
+        yield made
 
 
 def test_an_action_on_the_prompt_makes_room_for_itself_whatever_its_kind(framed: Served, nano: Served) -> None:
-    text = "word " * 440
+    text = "word " * 480
     assert nano.ask(chat(text))[0].status_code == 200
     tight, other = framed.ask(chat(text), chat("Hi"))
     assert (tight.status_code, other.status_code) == (400, 200)
@@ -224,11 +226,12 @@ def test_stop_strings_of_any_kind_are_served_at_once(nano: Served, stop: Any) ->
 
 
 def test_a_reply_that_has_come_to_its_stop_string_is_not_run_on(nano: Served) -> None:
-    whole = nano.one(CHAT, **{**HI, "max_tokens": 40}, messages=TURNS).json()
+    asked = [chat(example.prompt, max_tokens=40) for example in load_suite("ordinary", 12, 0)]
+    told = [answer.json() for answer in nano.ask(*asked)]
+    (_, raw), whole = max(zip(asked, told, strict=True), key=lambda pair: pair[1]["usage"]["completion_tokens"])
     text = whole["choices"][0]["message"]["content"]
     stop = text.split()[2]
-    cut = nano.one(CHAT, **{**HI, "max_tokens": 40}, messages=TURNS, stop=stop).json()
-    assert whole["usage"]["completion_tokens"] > 12
+    cut = nano.one(CHAT, **json.loads(raw), stop=stop).json()
     assert cut["choices"][0]["message"]["content"] == text[: text.index(stop)]
     assert cut["choices"][0]["finish_reason"] == "stop"
     assert cut["usage"]["completion_tokens"] < whole["usage"]["completion_tokens"]
@@ -238,20 +241,19 @@ def test_a_row_that_was_taken_back_is_not_ended_by_the_stop_string_of_what_it_ha
     class Rows:
         turned = torch.tensor([1])
 
-    async def followers() -> list[Choice]:
+    async def ended() -> tuple[list[bool], list[bool]]:
         lm = LanguageModel.load(weights_path())
         made = [Choice(i, "x", 9, 0, ["Hi"], lm.tokenizer, asyncio.Event()) for i in range(2)]
         for choice in made:
             for token in lm.tokenizer("Hi there", add_special_tokens=False)["input_ids"]:
                 choice.token(token)
-        return made
+        stopped = [choice.stopped for choice in made]
+        gone = Gone(Rows(), [RowSink(choice) for choice in made])  # type: ignore[arg-type]
+        found = gone(torch.zeros(2, 3), None).tolist()
+        made[1].restart()
+        return [*stopped, made[1].stopped], found
 
-    made = asyncio.run(followers())
-    assert all(choice.stopped for choice in made)
-    ended = Gone(Rows(), [RowSink(choice) for choice in made])(torch.zeros(2, 3), None)  # type: ignore[arg-type]
-    assert ended.tolist() == [True, False]
-    made[1].restart()
-    assert not made[1].stopped
+    assert asyncio.run(ended()) == ([True, True, False], [True, False])
 
 
 def test_a_choice_begins_anew_only_while_nothing_of_it_has_been_handed_out() -> None:
@@ -330,10 +332,9 @@ def test_the_server_takes_a_chat_template_as_the_other_commands_do(tmp_path: Pat
     file = tmp_path / "template.jinja"
     file.write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
     _, load = parse_flags(["--chat-template", str(file)], "m")
-    made = served(LanguageModel.load(weights_path(), **load))
-    found = made.one(TOKENIZE, messages=TURNS).json()["tokens"]
-    assert found == made.front.lm.tokenizer("[Hi]", add_special_tokens=False)["input_ids"]
-    asyncio.run(made.front.stop(0))
+    with Served(LanguageModel.load(weights_path(), **load)) as made:
+        found = made.one(TOKENIZE, messages=TURNS).json()["tokens"]
+        assert found == made.front.lm.tokenizer("[Hi]", add_special_tokens=False)["input_ids"]
     assert parse_flags(["--chat-template", "plain"], "m")[1] == {"dtype": "auto", "chat_template": "plain"}
     with pytest.raises(SettingError, match="chat template"):
         parse_flags(["--chat-template", str(tmp_path / "absent")], "m")
