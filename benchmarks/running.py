@@ -1,18 +1,26 @@
-"""A guarded server on nano in a process of its own, for runs that look at it from outside."""
+"""A guarded server, in a process of its own for runs that look at it from outside, or on a thread of this one."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from safeswitch.engines.vllm.settings import GuardSettings
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.serving.settings import ServerSettings
+from safeswitch.serving.transformers_server import GuardedServer, TransformersSettings
 
 VLLM_FLAGS = ("--enforce-eager", "--max-model-len", "512", "--block-size", "32", "--num-gpu-blocks-override", "512")
 """A cache so small that all of its pages are soon in use: those that are touched later would look like a leak."""
@@ -75,3 +83,28 @@ def _wait(running: Running, patience: int) -> None:
         except OSError:
             time.sleep(1)
     raise RuntimeError("the server did not come up:\n" + running.log.read_text()[-3000:])
+
+
+@contextmanager
+def in_process(lm: LanguageModel, switch: str, **settings: Any) -> Iterator[str]:
+    """The server on the transformers engine around a loaded model, on a thread of this process; its URL.
+
+    Args:
+        lm: The model, served under the name ``nano``.
+        switch: Folder of its switch.
+        settings: Of :class:`TransformersSettings`.
+    """
+    guard, own = GuardSettings({"default": switch}), TransformersSettings(port=0, name="nano", grace=5.0, **settings)
+    server = GuardedServer(lm, guard, ServerSettings(), own)
+    logging.getLogger("uvicorn.access").disabled = True
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("the server did not come up")
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

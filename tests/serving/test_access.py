@@ -120,7 +120,7 @@ def test_rates_and_concurrency_are_counted_by_key(file: Path) -> None:
             async def send(event: Any) -> None:
                 events.append(event)
 
-            headers = [(b"authorization", f"Bearer {secret}".encode())]
+            headers = [(b"authorization", f"Bearer {secret}".encode()), (b"content-type", b"application/json")]
             await middleware({"type": "http", "method": "POST", "path": CHAT, "headers": headers}, receive, send)
             return events
 

@@ -16,12 +16,16 @@ class Waiting:
     def __init__(self, name: str) -> None:
         self.name, self.left = name, False
         self.error: BaseException | None = None
+        self.fresh = True
 
     def gone(self) -> bool:
         return self.left
 
     def failed(self, error: BaseException) -> None:
         self.error = error
+
+    def renew(self) -> bool:
+        return self.fresh
 
 
 class Runs:
@@ -119,16 +123,28 @@ def test_who_has_left_is_not_run_and_is_told(make: Make) -> None:
     assert isinstance(away.waiter.error, Left)
 
 
-def test_a_failure_reaches_everybody_in_the_batch_and_the_next_is_run(make: Make) -> None:
+def test_a_failure_reaches_the_one_that_makes_it_and_all_others_are_run(make: Make) -> None:
     batcher, runs = make(max_wait_ms=100)
     runs.go.set()
-    bad, good, later = job("bad"), job("good"), job("later", "other")
-    batcher.submit([bad, good, later])
-    until(lambda: len(runs.batches) == 2)
-    assert isinstance(bad.waiter.error, RuntimeError)
-    assert isinstance(good.waiter.error, RuntimeError)
-    assert later.waiter.error is None
+    jobs = [job(name) for name in ("a", "b", "bad", "c", "d")]
+    batcher.submit([*jobs, job("later", "other")])
+    until(lambda: ["later"] in runs.batches)
+    assert [job.waiter.name for job in jobs if job.waiter.error is not None] == ["bad"]
+    assert runs.batches == [["a", "b", "bad", "c", "d"], ["a", "b", "bad"], ["a", "b"], ["bad"], ["c", "d"], ["later"]]
     assert batcher.alive
+
+
+def test_a_job_that_cannot_begin_anew_hears_of_the_failure_of_its_batch(make: Make) -> None:
+    batcher, runs = make(max_wait_ms=100)
+    runs.go.set()
+    shown, bad, good = job("shown"), job("bad"), job("good")
+    shown.waiter.fresh = False
+    batcher.submit([shown, bad, good])
+    until(lambda: len(runs.batches) == 3)
+    until(lambda: bad.waiter.error is not None)
+    assert isinstance(shown.waiter.error, RuntimeError)
+    assert good.waiter.error is None
+    assert runs.batches == [["shown", "bad", "good"], ["bad"], ["good"]]
 
 
 def test_closing_fails_what_waits_and_lets_the_running_batch_end(make: Make) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from safeswitch.cli.options import is_nano, switch_folder
@@ -19,10 +18,11 @@ def load_engine(
 ) -> Any:
     """A transformers engine over the model that ``--model`` names."""
     from safeswitch.engines.transformers_engine import TransformersEngine
+    from safeswitch.models.chat import read_template
     from safeswitch.models.language_model import LanguageModel
 
     check_choice("command line", "dtype", dtype, DTYPES)
-    text = _template(template)
+    text = read_template(template)
     no_bars_in_a_file()
     extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
     lm = LanguageModel.load(model_folder(model), revision=revision, chat_template=text, dtype=dtype, **extra)
@@ -54,18 +54,6 @@ def load_collector(
     lm = load_engine(model, revision, dtype, device_map or "cpu", template).lm
     points = fit_points(lm.num_layers, settings)
     return VLLMCollector(lm, model_folder(model), points, revision=revision, dtype=dtype)
-
-
-def _template(given: str | None) -> str | None:
-    """The text of a template file, or ``plain``."""
-    if given == "plain" and Path(given).is_file():
-        raise SettingError("chat template: 'plain' is the bare text, and a file here; write ./plain for the file, or rename it")
-    if given is None or given == "plain":
-        return given
-    try:
-        return Path(given).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"chat template: {given!r} is neither 'plain' nor a readable file: {error}") from error
 
 
 def load_switch(name: str | None) -> Any:

@@ -35,6 +35,7 @@ def serve(
     audit_failure: Annotated[str, typer.Option(help="block or buffer, while the database is down.")] = "block",
     audit_text: Annotated[bool, typer.Option("--audit-text", help="Keep the requests' text, not only its hash.")] = False,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request body in bytes.")] = 1 << 20,
+    max_choices: Annotated[int, typer.Option(min=1, help="Most replies (n x prompts) in one request.")] = 128,
     allow_other_model: OtherModelOption = False,
     engine: Annotated[str, typer.Option(help="vllm or transformers; default: vllm where it is installed.")] = "",
 ) -> None:
@@ -52,7 +53,7 @@ def serve(
         clients_may=tuple(clients_may or ()), clients_bundles=tuple(clients_bundle or ()), refusal_field=refusal_field,
         clients_scores=clients_scores, keys=str(keys.absolute()) if keys else "", rate_storage=rate_storage,
         max_tokens=max_tokens, max_body=max_body, audit=audit, audit_failure=audit_failure, audit_text=audit_text,
-        calibration=calibration_of(bundles),
+        calibration=calibration_of(bundles), max_choices=max_choices,
     )
     chosen, where, flags = _engine(engine), weights_path() if model == "nano" else model, list(context.args)
     try:

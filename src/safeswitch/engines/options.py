@@ -109,10 +109,10 @@ def make_options(
     except ValueError as error:
         raise SettingError(f"generate: {error}") from error
     _refuse(vars(config))
+    if config.pad_token_id is None:  # not the model's own, which may have no row in its embedding
+        config.pad_token_id = pad_token_id
     _inherit(config, own)
     config.max_new_tokens = max_new_tokens
-    if config.pad_token_id is None:
-        config.pad_token_id = pad_token_id
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     more, config.stop_strings = config.stop_strings or (), None
     stops += (more,) if isinstance(more, str) else tuple(more)

@@ -39,7 +39,7 @@ class Follower:
         """The reply is whole and decided; other rows of its batch may still be running."""
 
     def gone(self) -> bool:
-        """Whether nobody waits for the reply any more: it then ends at its next token."""
+        """Whether nobody waits for more of the reply: it then ends at its next token."""
         return False
 
 
@@ -162,13 +162,21 @@ class Sinks:
 
 
 class Gone(StoppingCriteria):
-    """Ends the rows for which nobody waits any more."""
+    """Ends the rows for which nobody waits any more.
 
-    def __init__(self, sinks: Sequence[RowSink]) -> None:
-        self._sinks = sinks
+    Args:
+        rows: The run.
+        sinks: One per row.
+    """
+
+    def __init__(self, rows: Rows, sinks: Sequence[RowSink]) -> None:
+        self._rows, self._sinks = rows, sinks
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.tensor([not s.over and s.follower.gone() for s in self._sinks], device=input_ids.device)
+        ended = torch.tensor([not s.over and s.follower.gone() for s in self._sinks])
+        # A row that has just been taken back writes another reply, of which its follower has yet to be told.
+        ended[self._rows.turned] = False
+        return ended.to(input_ids.device)
 
 
 class Limits(StoppingCriteria):

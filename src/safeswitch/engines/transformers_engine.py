@@ -226,7 +226,7 @@ class TransformersEngine(Engine):
         conversations = [as_messages(p) for p in prompts]
         encoded = self.lm.inputs(
             [p if isinstance(p, Tokens) else m for p, m in zip(prompts, conversations, strict=True)],
-            room=[_room(switch.gate, limit) for limit in limits],
+            room=[reply_room(switch.gate, limit) for limit in limits],
         )
         rows = [one.ids for one in encoded]
         _check_apart(switch.gate, encoded)
@@ -390,7 +390,7 @@ class TransformersEngine(Engine):
         sinks = [followed[r.index] for r in batch] if followed else []
         criteria = StoppingCriteriaList(options.criteria)
         if sinks:
-            criteria.append(Gone(sinks))
+            criteria.append(Gone(rows, sinks))
         if any(r.limit < options.max_new_tokens for r in batch):
             criteria.append(Limits(ids.shape[1], [r.limit for r in batch]))
         if options.stop:
@@ -452,8 +452,8 @@ def _check_apart(gate: Gate, encoded: Sequence[Encoded]) -> None:
         raise DataError("the gate reads after appended tokens, in a pass that takes no images; give text alone")
 
 
-def _room(gate: Gate, limit: int) -> int:
-    """Tokens that must fit behind a prompt: its reply, pilot tokens, tokens that a prober appends."""
+def reply_room(gate: Gate, limit: int) -> int:
+    """Tokens that must fit behind a prompt: a reply of ``limit``, pilot tokens, tokens that a prober appends."""
     first = len(gate.stage1.prober.appended) if gate.stage1 is not None else 0
     last = len(gate.late.prober.appended) if gate.late is not None else 0
     return max(limit + last, gate.pilot + 1, first)

@@ -14,17 +14,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from safeswitch.core.errors import ContextLengthError, DataError, ModelError, TemplateError
+from safeswitch.core.errors import ContextLengthError, DataError, ModelError, SettingError, TemplateError
 from safeswitch.core.shown import shown
 from safeswitch.core.types import Message, Prompt, Tokens, as_messages
 from safeswitch.models.thinking import KNOWN
 from safeswitch.models.vision import Encoded, turn_parts
 
 _log = logging.getLogger("safeswitch.models")
+
+
+def read_template(given: str | None) -> str | None:
+    """The text of a template file; ``plain`` and None as they are.
+
+    Raises:
+        SettingError: no such file, or none that can be read.
+    """
+    if given == "plain" and Path(given).is_file():
+        raise SettingError("chat template: 'plain' is the bare text, and a file here; write ./plain for the file, or rename it")
+    if given is None or given == "plain":
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"chat template: {given!r} is neither 'plain' nor a readable file: {error}") from error
 
 
 @dataclass(frozen=True)

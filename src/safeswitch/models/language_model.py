@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from tokenizers.decoders import ByteLevel
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -132,6 +133,11 @@ class LanguageModel:
         return int(size) if size is not None else int(self.model.config.get_text_config().vocab_size)
 
     @property
+    def input_size(self) -> int:
+        """Rows of the embedding: tokens below it can be read. A tokenizer may know more."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
     def device(self) -> torch.device:
         """Where input tokens go."""
         return compute_device(self.model.get_input_embeddings())
@@ -153,6 +159,18 @@ class LanguageModel:
         config = self.model.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
         return int(limit) if limit else None
+
+    @cached_property
+    def longest_text(self) -> int | None:
+        """Characters beyond which no text fits into the context, None where that cannot be told from the tokenizer.
+
+        A byte-level tokenizer that changes nothing beforehand gives at least one token for as many bytes as its longest has.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        lossless = backend is not None and backend.normalizer is None and isinstance(backend.decoder, ByteLevel)
+        if self.context_length is None or not lossless:
+            return None
+        return self.context_length * max(map(len, self.tokenizer.get_vocab()))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -321,9 +339,9 @@ class LanguageModel:
 
     @property
     def pad_token_id(self) -> int:
-        """The tokenizer's pad token, else its end token, else 0: padding is always masked."""
+        """The tokenizer's pad token, else its end token, else 0, the first that can be read: padding is always masked."""
         for token_id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if token_id is not None:
+            if token_id is not None and token_id < self.input_size:
                 return int(token_id)
         return 0
 

@@ -75,14 +75,22 @@ class Access:
             )
         self._running[key.name] += 1
         try:
-            for item in parse_many(key.rate) if key.rate else ():
-                await self._count(item, key)
+            await self.charge(key, 1)
             yield
         finally:
             self._running[key.name] -= 1
 
-    async def _count(self, item: RateLimitItem, key: Key) -> None:
-        if not await self._limiter.hit(item, key.name):
+    async def charge(self, key: Key, replies: int) -> None:
+        """Count replies against the rates of ``key``: the first of a request at the door, the others once it has been read.
+
+        Raises:
+            Refused: 429, more than are allowed in a time.
+        """
+        for item in parse_many(key.rate) if key.rate and replies else ():
+            await self._count(item, key, replies)
+
+    async def _count(self, item: RateLimitItem, key: Key, replies: int) -> None:
+        if not await self._limiter.hit(item, key.name, cost=replies):
             window = await self._limiter.get_window_stats(item, key.name)
             wait = max(1, round(window.reset_time - time.time()))
             raise Refused(429, f"{item} are allowed", "rate_limit_error", code="rate_limit_exceeded", retry_after=wait)

@@ -1,7 +1,8 @@
 """Dynamic batching: requests that come within a few milliseconds and may share a batch are run together, on one thread.
 
 Whose turn it is, the oldest request decides, so nobody waits for more than the batches of those before. A running batch takes
-nobody in. Knows nothing of models, switches or HTTP.
+nobody in. A batch that fails is run again in halves, so that what is wrong with one request ends that request alone. Knows
+nothing of models, switches or HTTP.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class Waiter(Protocol):
 
     def failed(self, error: BaseException) -> None:
         """The job has ended without a result."""
+
+    def renew(self) -> bool:
+        """Get ready to be run anew after a run that failed; False where that cannot be, or need not."""
 
 
 W = TypeVar("W", bound=Waiter)
@@ -124,12 +128,23 @@ class Batcher(Generic[W]):
     def _work(self) -> None:
         while batch := self._next():
             ROWS.observe(len(batch))
-            try:
-                self._run(batch)
-            except Exception as error:  # whatever it is, those who wait must hear of it
-                _log.exception("a batch of %d choices failed", len(batch))
-                for job in batch:
+            self._attempt(batch)
+
+    def _attempt(self, batch: Sequence[Job[W]]) -> None:
+        """Run a batch; where that fails, each half of those who can be run anew."""
+        try:
+            self._run(batch)
+        except Exception as error:  # whatever it is, those who wait must hear of it
+            _log.exception("a batch of %d choices failed", len(batch))
+            again = [job for job in batch if len(batch) > 1 and job.waiter.renew()]
+            kept = set(map(id, again))
+            for job in batch:
+                if id(job) not in kept:
                     job.waiter.failed(error)
+            middle = (len(again) + 1) // 2
+            for half in (again[:middle], again[middle:]):
+                if half:
+                    self._attempt(half)
 
     def _next(self) -> list[Job[W]]:
         """The next batch, oldest job first; empty when there will be none."""

@@ -29,8 +29,8 @@ class Choice(Follower):
         prompt: What is to be answered.
         limit: Most reply tokens.
         seed: Sampling seed.
-        stops: Stop strings.
-        tokenizer: For decoding a stream's tokens; None where only the whole reply is wanted.
+        stops: Stop strings; they are looked for in the text that has been decided, and end the reply at its next token.
+        tokenizer: For decoding tokens as they come; None where only the whole reply is wanted, and nothing stops it.
         news: Set whenever there is something new, shared by the choices of a request.
     """
 
@@ -44,16 +44,18 @@ class Choice(Follower):
         self.reason: Exception | None = None
         self.shown = 0
         self._lock, self._pieces, self._told = threading.Lock(), list[Piece](), False
-        self._refuses = False
+        self._refuses = self._over = False
         self._stop = StopText(stops, self._say)
         self._tokenizer, self._release = tokenizer, self._begin(tokenizer)
 
     @property
     def stopped(self) -> bool:
-        """Whether the stream's text has come to a stop string."""
+        """Whether the text has come to a stop string."""
         return self._stop.stopped
 
     def token(self, token: int) -> None:
+        if self.stopped:
+            return
         self.shown += 1
         if self._release is not None:
             self._release.put(torch.tensor([token]))
@@ -69,13 +71,19 @@ class Choice(Follower):
         self._refuses = True
 
     def done(self, reply: Reply) -> None:
+        self._over = True
         if self._release is not None:
             self._release.end()
             self._stop.end()
         self._loop.call_soon_threadsafe(self._settle, reply)
 
     def gone(self) -> bool:
-        return self.reason is not None
+        return self.reason is not None or self.stopped
+
+    def renew(self) -> bool:
+        """Whether the reply can begin anew after a run that failed: not once some of it has been handed out."""
+        self._refuses = False
+        return not self._over and not self.shown
 
     def failed(self, error: BaseException) -> None:
         """There will be no reply."""

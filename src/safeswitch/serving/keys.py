@@ -28,7 +28,8 @@ class Key:
     Args:
         name: Shown in the audit and the log.
         sha256: Hash of the key. Keys are 256 random bits, so a plain hash cannot be turned back.
-        rate: Requests in a time, as ``60/minute`` or ``10/second;1000/hour``; empty for no limit.
+        rate: Replies in a time, as ``60/minute`` or ``10/second;1000/hour``; a request for several counts as so many. Empty
+            for no limit.
         concurrent: Most requests at one time, in each server process; 0 for no limit.
         may: Policies that this client may ask for.
         bundles: Bundles that it is served with; the first is its default. Empty leaves it the server's default.

@@ -26,6 +26,7 @@ from safeswitch.engines.context import CONTEXT, Context, Verdict
 from safeswitch.serving import metrics
 from safeswitch.serving.access import OPEN_PATHS, Access
 from safeswitch.serving.audit import Audit, AuditError
+from safeswitch.serving.body import check_sizes, read_body, receive_body, replies_asked
 from safeswitch.serving.keys import Key
 from safeswitch.serving.refused import Event, Refused, Send, answer, named, refuse
 from safeswitch.serving.replies.asked import form_of, shape
@@ -111,17 +112,17 @@ class SafeSwitchMiddleware:
         """
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, key: Key | None, request_id: str) -> None:
-        body = await self._body(receive)
-        try:
-            asked = json.loads(body)
-        except ValueError:
-            asked = None
+        body = await receive_body(receive, scope["headers"], self.settings.max_body)
+        asked = read_body(body, scope["headers"])
         if get_route_path(scope) == THRESHOLDS:
             await answer(send, 200, await self._thresholds(scope, asked, key), request_id)
             return
         with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
             context = self._told(key, request_id, span)
-            if isinstance(asked, dict):
+            if asked is not None:
+                check_sizes(asked, self.settings.max_choices)
+                if self.access is not None and key is not None:
+                    await self.access.charge(key, replies_asked(asked) - 1)
                 body = self._asked(scope, asked, key, context)
             await self._audit_is_there()
             headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")]
@@ -138,19 +139,6 @@ class SafeSwitchMiddleware:
                 raise (unrecorded() if context.unrecorded else inside()) from None
             finally:
                 CONTEXT.reset(token)
-
-    async def _body(self, receive: Receive) -> bytes:
-        parts, size = [], 0
-        while True:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                raise Refused(499, "the client has left")
-            parts.append(event.get("body", b""))
-            size += len(parts[-1])
-            if size > self.settings.max_body:
-                raise Refused(413, f"the request body is larger than {self.settings.max_body} bytes")
-            if not event.get("more_body"):
-                return b"".join(parts)
 
     async def _audit_is_there(self) -> None:
         """Turn a request away while what would be decided on it could not be kept."""

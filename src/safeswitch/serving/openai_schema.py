@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from safeswitch.serving.body import MAX_STOPS
+
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False,), "top_logprobs": (0,),
     "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"),
@@ -23,6 +25,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 Text = Annotated[str, Field(min_length=1)]
 Token = Annotated[int, Field(ge=0)]
+Metadata = Annotated[dict[str, str], Field(max_length=16)]
+# Lists end at their first fault: an error for each of a hundred thousand entries would cost more than the entries.
+Tokens = Annotated[list[Token], Field(fail_fast=True)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
 
 
 def _not_served(field: str, reason: str) -> PydanticCustomError:
@@ -36,19 +42,29 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class CacheControl(Strict):
+    """Where a client would have the prompt cached; taken, and without effect."""
+
+    type: Literal["ephemeral"]
+    ttl: str | None = None
+
+
 class TextPart(Strict):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
+    cache_control: CacheControl | None = None
 
 
 class ChatMessage(Strict):
-    """A turn of a conversation; a reply of this server may be sent back as it came."""
+    """A turn of a conversation; a reply of this server may be sent back as it came. The model is not told ``name``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     refusal: str | None = None
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s<|\\/>]+$")] | None = None
+    cache_control: CacheControl | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -60,7 +76,7 @@ class ChatMessage(Strict):
         for part in content if isinstance(content, list) else []:
             if not isinstance(part, dict) or part.get("type") != "text":
                 raise _not_served("content", "only text parts are served in messages")
-        empty = ("tool_calls", "function_call", "audio", "annotations", "name")
+        empty = ("tool_calls", "function_call", "audio", "annotations")
         return {k: v for k, v in value.items() if k not in empty or v not in (None, [])}
 
     @property
@@ -87,11 +103,11 @@ class Sampled(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     include_reasoning: bool = True
     thinking_token_budget: Annotated[int, Field(ge=0)] | None = None
 
@@ -130,7 +146,7 @@ class Sampled(Strict):
 class ChatRequest(Sampled):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
     @property
@@ -142,7 +158,7 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """``POST /v1/completions``: prompts as texts or tokens, without a chat template."""
 
-    prompt: Text | Annotated[list[Text] | list[Token] | list[list[Token]], Field(min_length=1)]
+    prompt: Text | Annotated[Texts | Tokens | Annotated[list[Tokens], Field(fail_fast=True)], Field(min_length=1)]
 
     @property
     def limit(self) -> int | None:
@@ -164,7 +180,7 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = None
     add_special_tokens: bool = True
 
     @model_validator(mode="after")
@@ -173,9 +189,14 @@ class TokenizeRequest(Strict):
             raise _not_served("prompt", "give prompt or messages")
         return self
 
+    @property
+    def size(self) -> int:
+        """Characters."""
+        return len(self.prompt or "") + sum(len(message.text) for message in self.messages or ())
+
 
 class DetokenizeRequest(Strict):
     """``POST /detokenize``."""
 
     model: str | None = None
-    tokens: list[Token]
+    tokens: Tokens

@@ -31,6 +31,7 @@ class ServerSettings:
         refusal_field: Move the text of a switched chat reply into ``message.refusal`` (in streams ``delta.refusal``), where
             OpenAI's clients look for it. Where a client asks for a reply that is parsed it always stands there.
         max_body: Largest request body, in bytes.
+        max_choices: Most replies that one request may ask for, ``n`` to each of its prompts.
         audit: SQLAlchemy URL of the audit database; empty for none.
         audit_failure: When the audit database cannot be written: ``block`` answers 503, ``buffer`` keeps records in
             ``audit_buffer`` until it can.
@@ -49,6 +50,7 @@ class ServerSettings:
     max_tokens: int = 0
     refusal_field: bool = False
     max_body: int = 1 << 20
+    max_choices: int = 128
     audit: str = ""
     audit_failure: str = "block"
     audit_buffer: str = "audit-buffer.db"
@@ -64,6 +66,8 @@ class ServerSettings:
         check_choice("ServerSettings", "audit_failure", self.audit_failure, AUDIT_FAILURES)
         if self.max_body < 1 or self.audit_buffer_limit < 1:
             raise SettingError("ServerSettings: max_body and audit_buffer_limit must be 1 byte or more")
+        if self.max_choices < 1:
+            raise SettingError(f"ServerSettings: max_choices must be 1 or more; got {self.max_choices}")
         if self.max_tokens < 0:
             raise SettingError(f"ServerSettings: max_tokens must be 0 (no limit) or more; got {self.max_tokens}")
 

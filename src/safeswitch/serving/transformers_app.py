@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from safeswitch._version import __version__
-from safeswitch.core.types import Message, Prompt, Reply, Tokens
+from safeswitch.core.types import Message, Reply
 from safeswitch.serving.audit import AuditError
 from safeswitch.serving.batcher import Closed
 from safeswitch.serving.errors import ApiError, broken, ending
@@ -35,7 +35,7 @@ from safeswitch.serving.openai_schema import (
 from safeswitch.serving.refused import Refused
 from safeswitch.serving.reply import unrecorded
 from safeswitch.serving.stop_text import before_stop
-from safeswitch.serving.transformers_front import Answering, FrontEnd, Sampling
+from safeswitch.serving.transformers_front import Answering, Asked, FrontEnd, Sampling
 
 _log = logging.getLogger("safeswitch.server")
 
@@ -59,8 +59,7 @@ def create_app(front: FrontEnd, name: str) -> FastAPI:
     @app.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
         known(body.model)
-        prompts = [await asyncio.to_thread(_raw, front, prompt) for prompt in body.prompts]
-        return await _complete(front, request, body, prompts, name)
+        return await _complete(front, request, body, body.prompts, name)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -72,16 +71,14 @@ def create_app(front: FrontEnd, name: str) -> FastAPI:
         return card
 
     @app.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+    async def tokenize(body: TokenizeRequest) -> Response:
         known(body.model)
-        ids = await asyncio.to_thread(_tokens, front, body)
-        return {"count": len(ids), "max_model_len": front.lm.context_length, "tokens": ids, "token_strs": None}
+        return await front.lanes.run(body.size, lambda: _tokenized(front, body))
 
     @app.post("/detokenize")
-    async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
+    async def detokenize(body: DetokenizeRequest) -> Response:
         known(body.model)
-        _in_vocabulary(front, body.tokens)
-        return {"prompt": await asyncio.to_thread(lambda: str(front.lm.tokenizer.decode(body.tokens)))}
+        return await front.lanes.run(len(body.tokens), lambda: _detokenized(front, body))
 
     @app.get("/health")
     async def health() -> Response:
@@ -106,38 +103,30 @@ def _conversation(messages: list[ChatMessage]) -> list[Message]:
     return [Message(roles.get(m.role, m.role), m.text) for m in messages]
 
 
-def _raw(front: FrontEnd, prompt: str | list[int]) -> Prompt:
-    """A prompt that goes to the model as it is."""
-    tokenizer = front.lm.tokenizer
-    if isinstance(prompt, str):
-        ids = list(tokenizer(prompt)["input_ids"])
-    else:
-        ids = prompt
-        _in_vocabulary(front, ids)
-    if not ids:
-        raise ApiError(400, "the prompt is empty", param="prompt")
-    return Tokens(tuple(ids), prompt if isinstance(prompt, str) else str(tokenizer.decode(ids, skip_special_tokens=True)))
-
-
-def _in_vocabulary(front: FrontEnd, ids: list[int]) -> None:
-    if any(token >= front.lm.vocab_size for token in ids):
-        raise ApiError(400, f"tokens must be smaller than {front.lm.vocab_size}")
-
-
-def _tokens(front: FrontEnd, body: TokenizeRequest) -> list[int]:
+def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
+    """The reply is written here as well, beside the event loop: it may hold a token for each character."""
     if body.messages is not None:
-        return front.encode(_conversation(body.messages))
-    return list(front.lm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"])
+        ids = front.encode(_conversation(body.messages))
+    else:
+        ids = list(front.lm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"])
+    told = {"count": len(ids), "max_model_len": front.lm.context_length, "tokens": ids, "token_strs": None}
+    return _json(200, told)
+
+
+def _detokenized(front: FrontEnd, body: DetokenizeRequest) -> Response:
+    front.check_known(body.tokens)
+    return _json(200, {"prompt": str(front.lm.tokenizer.decode(body.tokens))})
 
 
 async def _complete(
-    front: FrontEnd, request: Request, body: ChatRequest | CompletionRequest, prompts: list[Prompt], name: str
+    front: FrontEnd, request: Request, body: ChatRequest | CompletionRequest, prompts: Sequence[Asked], name: str
 ) -> Response:
     sampling = Sampling(
-        body.temperature, body.top_p, body.stops, show_thinking=body.include_reasoning,
-        thinking_budget=body.thinking_token_budget,
+        body.temperature, body.top_p, show_thinking=body.include_reasoning, thinking_budget=body.thinking_token_budget
     )
-    answering = await front.begin(prompts, sampling, n=body.n, limit=body.limit, seed=body.seed, stream=body.stream)
+    answering = await front.begin(
+        prompts, sampling, stops=body.stops, n=body.n, limit=body.limit, seed=body.seed, stream=body.stream
+    )
     form = Form(name, isinstance(body, ChatRequest), usage_in_chunks=body.usage_wanted)
     if body.stream:
         return _Events(answering, form)

@@ -12,16 +12,41 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from safeswitch.core.errors import DataError, ModelError, check_choice
-from safeswitch.core.types import Prompt, Reply, Tokens, as_messages
+from safeswitch.core.types import Message, Prompt, Reply, Tokens, as_messages
 from safeswitch.engines.context import CONTEXT, Context, Verdict
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers_engine import TransformersEngine, reply_room
 from safeswitch.engines.vllm.settings import GuardSettings, switched_off
+from safeswitch.models.generation_prompt import GenerationPrompt
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.batcher import Batcher, BatchSettings, Closed, Full, Job, Left
 from safeswitch.serving.choice import Choice
 from safeswitch.serving.errors import ApiError, busy, ending
-from safeswitch.switch.actuators import NoAction, SystemPrompt
+from safeswitch.serving.lanes import Lanes
+from safeswitch.switch.actuators import NoAction
+from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
+
+COLDEST = 0.01
+"""Temperature below which the likeliest token is taken: dividing by less runs out of what floats hold."""
+Asked = str | list[int] | list[Message]
+"""A prompt as a client sends it: text or tokens for the model as they are, or a conversation."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A prompt that fits.
+
+    Args:
+        prompt: For the engine.
+        tokens: Its length.
+        limit: Most reply tokens.
+        text: What its tokens say, for the audit.
+    """
+
+    prompt: Prompt
+    tokens: int
+    limit: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -29,18 +54,20 @@ class Sampling:
     """How tokens are chosen by all rows of a batch, and which are shown.
 
     Args:
-        temperature: 0 takes the likeliest; None: as the model says.
+        temperature: 0 and what is next to it take the likeliest; None: as the model says.
         top_p: Nucleus; None: as the model says.
-        stops: Stop strings.
         show_thinking: Whether replies hold the model's thinking.
         thinking_budget: Tokens after which thinking is made to end.
     """
 
     temperature: float | None = None
     top_p: float | None = None
-    stops: tuple[str, ...] = ()
     show_thinking: bool = True
     thinking_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,9 @@ class FrontEnd:
         self._ids = {name: switch.fingerprint for name, switch in self._switches.items()}
         self._policy = "off" if switched_off() else guard.policy
         self._open: set[Answering] = set()
+        template = None if lm.chat_template == "plain" else lm.chat_template
+        self._reply_mark = GenerationPrompt.of(lm.tokenizer, template)
+        self.lanes = Lanes()
         self._batcher: Batcher[Choice] = Batcher(self._run, batching)
 
     @property
@@ -106,9 +136,10 @@ class FrontEnd:
         return self._batcher.alive
 
     async def begin(
-        self, prompts: Sequence[Prompt], sampling: Sampling, *, n: int, limit: int | None, seed: int | None, stream: bool
+        self, prompts: Sequence[Asked], sampling: Sampling, *, stops: Sequence[str] = (), n: int = 1, limit: int | None = None,
+        seed: int | None = None, stream: bool = False,
     ) -> Answering:
-        """Queue ``n`` replies to each prompt.
+        """Queue ``n`` replies to each prompt. All that can be wrong with them is found before.
 
         Raises:
             ApiError: why the client cannot be served.
@@ -119,15 +150,19 @@ class FrontEnd:
             raise ApiError(400, "there is no SafeSwitch bundle of that name", param="safeswitch")
         if len(prompts) * n > self._queue:
             raise ApiError(400, f"{len(prompts) * n} replies are asked for; at most {self._queue} can be", param="n")
+        if limit is not None and limit > self.max_tokens:
+            raise ApiError(400, f"at most {self.max_tokens} reply tokens may be asked for; got {limit}", param="max_tokens")
         if sampling.thinking_budget is not None and self.lm.thinking is None:
             raise ApiError(400, "this model has no known marks of thinking", param="thinking_token_budget")
-        switch = self._switches[bundle]
-        sized = await asyncio.to_thread(lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts])
+        for prompt in prompts:
+            self._check_length(prompt)
+        switch, size = self._switches[bundle], sum(map(_length, prompts))
+        sized = await self.lanes.run(size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts])
         news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
-        tokenizer = self.lm.tokenizer if stream else None
+        tokenizer = self.lm.tokenizer if stream or stops else None
         choices = [
-            Choice(p * n + i, prompt, sized[p][1], first + i, sampling.stops, tokenizer, news)
-            for p, prompt in enumerate(prompts)
+            Choice(p * n + i, one.prompt, one.limit, first + i, stops, tokenizer, news)
+            for p, one in enumerate(sized)
             for i in range(n)
         ]
         group = Group(bundle, policy, sampling)
@@ -137,8 +172,12 @@ class FrontEnd:
             raise busy() from None
         except Closed:
             raise ending() from None
-        replies = [asyncio.create_task(self._conclude(choice, group, context)) for choice in choices]
-        answering = Answering(choices, replies, sum(tokens for tokens, _ in sized), news, context)
+        texts = [one.text for one in sized for _ in range(n)]
+        replies = [
+            asyncio.create_task(self._conclude(choice, text, group, context))
+            for choice, text in zip(choices, texts, strict=True)
+        ]
+        answering = Answering(choices, replies, sum(one.tokens for one in sized), news, context)
         self._open.add(answering)
         for task in replies:
             task.add_done_callback(lambda _: self._forget(answering))
@@ -164,6 +203,7 @@ class FrontEnd:
             for choice in answering.choices:
                 choice.leave(ending())
         await asyncio.to_thread(self._batcher.close)
+        self.lanes.close()
         await asyncio.gather(*(t for answering in self._open for t in answering.replies), return_exceptions=True)
 
     def _forget(self, answering: Answering) -> None:
@@ -186,29 +226,66 @@ class FrontEnd:
         except ModelError as error:
             raise ApiError(400, "the model's chat template refuses this conversation", param="messages") from error
 
-    def _size(self, prompt: Prompt, switch: Switch, policy: str, limit: int | None) -> tuple[int, int]:
-        """Prompt tokens, and the reply tokens that may follow.
+    def _check_length(self, asked: Asked) -> None:
+        """Refuse what cannot fit, whatever its tokens are, before they are counted."""
+        longest = self.lm.context_length if asked and isinstance(asked[0], int) else self.lm.longest_text
+        if longest is not None and _length(asked) > longest:
+            raise self._too_long(f"a prompt of {_length(asked)} characters or tokens cannot fit")
+
+    def _too_long(self, reason: str) -> ApiError:
+        message = f"this model's context holds {self.lm.context_length} tokens; {reason}"
+        return ApiError(400, message, param="messages", code="context_length_exceeded")
+
+    def _size(self, asked: Asked, switch: Switch, policy: str, limit: int | None) -> Sized:
+        """A prompt as the engine takes it, with room for the reply in every form in which the model may read it.
 
         Raises:
             ApiError: a prompt that cannot be used, or more tokens than there is room for.
         """
-        if limit is not None and limit > self.max_tokens:
-            raise ApiError(400, f"at most {self.max_tokens} reply tokens may be asked for; got {limit}", param="max_tokens")
-        edits = policy == "enforce" and isinstance(switch.actuator, SystemPrompt)
+        edits, gate = policy == "enforce" and switch.actuator.place == "prompt", Gate() if policy == "off" else switch.gate
+        prompt = self._prompt(asked)
         if edits and isinstance(prompt, Tokens):
             raise ApiError(400, "the switch in force edits conversations; use /v1/chat/completions")
         whole = self.encode(prompt)
-        longest = len(whole)
-        if isinstance(switch.actuator, SystemPrompt) and edits:
-            longest = max(longest, len(self.encode(switch.actuator.edit(as_messages(prompt)))))
-        least = switch.gate.pilot + 1
-        room = self.lm.context_length - longest if self.lm.context_length is not None else self.max_tokens
-        if room < max(limit or 1, least):
+        # stage 1 reads the last token: behind the mark where a reply begins it is the client's own
+        if policy != "off" and self._reply_mark.is_continued(whole):
             raise ApiError(
-                400, f"this model's context holds {self.lm.context_length} tokens; the prompt takes {longest} and the reply "
-                f"{max(limit or 1, least)}", param="messages", code="context_length_exceeded",
+                400, "begun replies are not served: the prompt goes on behind the mark that begins a reply", param="prompt"
             )
-        return len(whole), limit or min(room, self.max_tokens)
+        edited = self.encode(switch.actuator.edit(as_messages(prompt))) if edits else []
+        self.check_known([*whole, *edited])
+        longest, needed = max(len(whole), len(edited)), reply_room(gate, limit or 1)
+        text = self.lm.prompt_text(whole)
+        if self.lm.context_length is None:
+            return Sized(prompt, len(whole), limit or self.max_tokens, text)
+        room = self.lm.context_length - longest
+        if room < needed:
+            raise self._too_long(f"the prompt takes {longest} and the reply {needed}")
+        behind = reply_room(gate, room) - room  # what a prober appends to the reply
+        return Sized(prompt, len(whole), limit or min(room - behind, self.max_tokens), text)
+
+    def _prompt(self, asked: Asked) -> Prompt:
+        """For the engine; text and tokens go to the model as they are.
+
+        Raises:
+            ApiError: no token at all, or one that the model does not know.
+        """
+        if not isinstance(asked, str) and asked and isinstance(asked[0], Message):
+            return asked
+        ids: Any = list(self.lm.tokenizer(asked)["input_ids"]) if isinstance(asked, str) else asked
+        if not ids:
+            raise ApiError(400, "the prompt is empty", param="prompt")
+        self.check_known(ids)
+        return Tokens(tuple(ids), self.lm.prompt_text(ids))
+
+    def check_known(self, ids: Sequence[int]) -> None:
+        """Refuse tokens that the model cannot read, of which its tokenizer may have some.
+
+        Raises:
+            ApiError: there is one.
+        """
+        if max(ids, default=0) >= self.lm.input_size:
+            raise ApiError(400, f"the prompt has token {max(ids)}; this model's are smaller than {self.lm.input_size}")
 
     def _run(self, jobs: Sequence[Job[Choice]]) -> None:
         """Run one batch, on the batcher's thread."""
@@ -217,7 +294,7 @@ class FrontEnd:
         choices = [job.waiter for job in jobs]
         self._engine.generate(
             [c.prompt for c in choices], self._switch(group), max_new_tokens=[c.limit for c in choices],
-            seed=[c.seed for c in choices], stop_strings=group.sampling.stops, followers=choices,
+            seed=[c.seed for c in choices], followers=choices,
             **self._options(group.sampling),
         )
 
@@ -235,11 +312,10 @@ class FrontEnd:
         chosen = {name: next(v for v in values if v is not None) for name, values in asked.items()}
         return {"do_sample": True, "top_k": own.top_k or 0, **chosen, **thinking}
 
-    async def _conclude(self, choice: Choice, group: Group, context: Context) -> Reply:
+    async def _conclude(self, choice: Choice, text: str, group: Group, context: Context) -> Reply:
         """The choice's reply, once its decision is on record; also where its client has left."""
         reply = await choice.reply
         if group.policy != "off":
-            text = self.lm.prompt_text(self.encode(choice.prompt))
             verdict = Verdict(choice.index, reply.decision, group.bundle, self._ids[group.bundle], group.policy, text)
             if context.on_decision is not None:
                 await context.on_decision(verdict)
@@ -247,3 +323,10 @@ class FrontEnd:
         if choice.reason is not None:
             raise choice.reason
         return reply
+
+
+def _length(asked: Asked) -> int:
+    """Characters of text, or tokens."""
+    if isinstance(asked, str):
+        return len(asked)
+    return sum(len(part.content) if isinstance(part, Message) else 1 for part in asked)

@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.settings import GuardSettings
+from safeswitch.models.chat import read_template
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.batcher import BatchSettings
 from safeswitch.serving.middleware import SafeSwitchMiddleware, Scope
@@ -148,6 +149,7 @@ def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, 
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device-map")
     parser.add_argument("--revision")
+    parser.add_argument("--chat-template", help="Jinja template file, or 'plain' for base models; default: the tokenizer's")
     given = parser.parse_args(list(flags))
     if (given.ssl_keyfile is None) != (given.ssl_certfile is None):
         parser.error("--ssl-keyfile and --ssl-certfile belong together")
@@ -157,6 +159,7 @@ def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, 
         tls=(given.ssl_keyfile, given.ssl_certfile) if given.ssl_keyfile is not None else None,
     )
     load = {name: getattr(given, name) for name in ("dtype", "device_map", "revision")}
+    load["chat_template"] = read_template(given.chat_template)
     return settings, {name: value for name, value in load.items() if value is not None}
 
 
