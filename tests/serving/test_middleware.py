@@ -24,6 +24,7 @@ from safeswitch.serving.settings import ServerSettings
 BOTH = {"stage1": 0.5, "stage2": 0.5}
 FIRED = Decision(True, "stage2", {"stage1": 0.9, "stage2": 0.8}, BOTH, token_index=3, actuator="low_rank_head")
 PASSED = Decision(False, "stage1", {"stage1": 0.1}, {"stage1": 0.5})
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 class App:
