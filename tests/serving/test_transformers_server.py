@@ -509,11 +509,11 @@ def test_a_judge_may_be_a_model_behind_this_server(running: Running, engine: Tra
     model, question = ChatModel("nano", f"{running.url}/v1", max_tokens=NEW), "What is 3 plus 4?"
     turns = [Message("system", "Be brief."), Message("user", question)]
     reply = engine.generate([turns], nano, max_new_tokens=NEW, do_sample=False)[0]
-    assert model.ask("Be brief.", question) == reply.text
+    assert model.ask("Be brief.", question, bool) == reply.text
     assert model.spent == reply.prompt_tokens + len(reply.token_ids)
     (said,) = ModelJudge(model).judge([logged(EXAMPLES[0], "I can't help with that.")])
     assert said.refused is None  # nano writes no JSON
-    assert said.note.startswith("unreadable")
+    assert said.unjudged == "unreadable"
 
 
 def test_a_full_queue_turns_away_and_says_when_to_come_again(tmp_path: Path) -> None:

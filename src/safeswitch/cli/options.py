@@ -46,7 +46,7 @@ LongestOption = Annotated[
 ]
 JudgeOption = Annotated[
     list[str] | None,
-    typer.Option("--judge", help="A further judge: openai:MODEL@URL (key: SAFESWITCH_KEY_HOST) or llama-guard:MODEL; repeat."),
+    typer.Option("--judge", help="A further judge: openai:MODEL@URL (key: SAFESWITCH_KEY_<HOST>), llama-guard:MODEL; repeat."),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Largest number of rows decoded together.")]
 FitDataOption = Annotated[
