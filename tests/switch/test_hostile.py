@@ -127,7 +127,9 @@ def meant(old: Any, path: Path_, value: Any) -> bool:
     if value == "\x1b[2J":  # a model's own words may hold anything; what is shown is cleaned where it is shown
         return path[0] == "actuator" and (path[-1] in FREE or "turns" in path[:-1]) and isinstance(old, str)
     if isinstance(value, str) and "\x1b" not in value and "\ud800" not in value:
-        return "turns" in path[:-1] or (path[-2:-1] == ("names",) and value == "nonsense") or (value == "1@window:3" and "window" in str(old))
+        if value == "1@window:3" and "window" in str(old):
+            return True
+        return "turns" in path[:-1] or (path[-2:-1] == ("names",) and value == "nonsense")
     return type(value) is int and value == -1 and path[-1] in {"strength", "relief"}
 
 
