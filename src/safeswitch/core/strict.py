@@ -195,17 +195,26 @@ def _controls(character: str) -> bool:
     return character not in "\n\r\t" and unicodedata.category(character) in ("Cc", "Cs")
 
 
-def check_texts(value: Any, where: str) -> None:
-    """Raise :class:`ArtifactError` for a text, key or value, that :func:`cleaned` would change."""
+def check_texts(value: Any, where: str, *, controls: bool = False) -> None:
+    """Raise :class:`ArtifactError` for a text, key or value, that :func:`cleaned` would change.
+
+    With ``controls`` only half a surrogate pair is refused: a model's own words may hold anything else.
+    """
     if isinstance(value, str) and cleaned(value) != value:
-        raise ArtifactError(f"{where} holds a control character or half of a surrogate pair; got {shown(value)}")
+        _refuse_text(value, where, controls)
     if isinstance(value, Mapping):
         for name, item in value.items():
-            check_texts(name, f"{where}: a field's name")
-            check_texts(item, f"{where}.{name}")
+            check_texts(name, f"{where}: a field's name", controls=controls)
+            check_texts(item, f"{where}.{name}", controls=controls)
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            check_texts(item, f"{where}[{i}]")
+            check_texts(item, f"{where}[{i}]", controls=controls)
+
+
+def _refuse_text(text: str, where: str, controls: bool) -> None:
+    halves = any(unicodedata.category(c) == "Cs" for c in text)
+    if halves or not controls:
+        raise ArtifactError(f"{where} holds a control character or half of a surrogate pair; got {shown(text)}")
 
 
 def check_shapes(

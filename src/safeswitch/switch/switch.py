@@ -230,9 +230,11 @@ class Switch:
     def _rebuilt(cls, config: Mapping[str, Any], learned: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> Switch:
         """Inverse of :meth:`_state`."""
         only(config, _FIELDS, "bundle")
+        action = take(config, "actuator", Mapping[str, Any], "bundle")
         record = cleaned(take(config, "record", Mapping[str, Any], "bundle"))
         take(config, "library_version", str, "bundle")
-        check_texts({name: value for name, value in config.items() if name != "record"}, "bundle")
+        check_texts({name: value for name, value in config.items() if name not in ("record", "actuator")}, "bundle")
+        check_texts(action, "actuator", controls=True)
         base = None
         if take(config, "base_model", Mapping[str, Any] | None, "bundle") is not None:
             base = build(BaseModel, config["base_model"], "base_model")
@@ -240,7 +242,7 @@ class Switch:
             if base.model_id != told:
                 raise SettingError(f"base_model.model_id must be one line of text; got {shown(told)}")
         gate = gate_from(take(config, "gate", Mapping[str, Any], "bundle"), learned)
-        actuator = actuator_from_state(take(config, "actuator", Mapping[str, Any], "bundle"), head)
+        actuator = actuator_from_state(action, head)
         if base is not None:
             check_fits(gate, actuator, base)
         return cls(gate, actuator, base, record)
