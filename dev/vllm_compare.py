@@ -48,6 +48,7 @@ USED = (
     "vllm.entrypoints.serve.middleware.register:init_entrypoints_middleware",
     "vllm.envs:VLLM_ALLOW_RUNTIME_LORA_UPDATING",
     "vllm.envs:VLLM_SERVER_DEV_MODE",
+    "vllm.envs:VLLM_USE_RUST_FRONTEND",
     "vllm.envs:VLLM_USE_V2_MODEL_RUNNER",
     "vllm.model_executor.layers.logits_processor:LogitsProcessor",
     "vllm.model_executor.models.interfaces:EagleModelMixin",

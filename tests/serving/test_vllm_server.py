@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,6 +60,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     flags = ("--keys", str(keys), "--audit", f"sqlite:///{folder / 'audit.db'}")
     with serving(folder, "vllm", *flags) as running:
         yield Served(running.url, folder, plain, admin)
+
+
+def test_front_ends_that_know_no_middleware_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from safeswitch.core.errors import SettingError
+    from safeswitch.serving.vllm_server import refuse_other_front_ends
+
+    refuse_other_front_ends(SimpleNamespace(grpc=False))
+    with pytest.raises(SettingError, match="--grpc cannot be given"):
+        refuse_other_front_ends(SimpleNamespace(grpc=True))
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(SettingError, match="unset VLLM_USE_RUST_FRONTEND"):
+        refuse_other_front_ends(SimpleNamespace(grpc=False))
 
 
 def test_flags_that_would_take_the_guard_out_are_refused_and_the_host_is_local() -> None:

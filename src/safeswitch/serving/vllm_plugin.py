@@ -1,6 +1,6 @@
 """What ``vllm serve --middleware`` names: the middleware, with the guarded front end put around ``AsyncLLM.generate``.
 
-vLLM 0.32 imports it in every API server process before the first request (``entrypoints/serve/middleware/register.py``).
+vLLM imports it in every API server process before the first request (``entrypoints/serve/middleware/register.py``).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,23 @@ def _additional(flags: list[str]) -> tuple[list[str], dict[str, Any]]:
     return flags, {}
 
 
+def refuse_other_front_ends(args: Any) -> None:
+    """Raise where vLLM would take requests past its HTTP server in Python, and so past the middleware.
+
+    Args:
+        args: What vLLM's parser has made of the flags.
+
+    Raises:
+        SettingError: gRPC, or the front end in Rust.
+    """
+    if args.grpc:
+        raise SettingError("safeswitch serve: --grpc cannot be given; its requests pass no guard")
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        raise SettingError(
+            "safeswitch serve: unset VLLM_USE_RUST_FRONTEND; requests to that front end pass no guard"
+        )
+
+
 def serve(model: str | Path, guard: GuardSettings, server: ServerSettings, flags: Sequence[str]) -> None:
     """Run the server until it is told to stop."""
     server.export()
@@ -64,5 +82,6 @@ def serve(model: str | Path, guard: GuardSettings, server: ServerSettings, flags
     command = ServeSubcommand()
     parser = make_arg_parser(FlexibleArgumentParser(prog="safeswitch serve"))
     args = parser.parse_args(serve_arguments(str(model), guard, flags))
+    refuse_other_front_ends(args)
     command.validate(args)
     command.cmd(args)

@@ -1,4 +1,4 @@
-"""The two things of vLLM 0.32 that are replaced: ``AsyncLLM.generate`` and ``AsyncLLM.shutdown`` (``v1/engine/async_llm.py``).
+"""The two things of vLLM that are replaced: ``AsyncLLM.generate`` and ``AsyncLLM.shutdown`` (``v1/engine/async_llm.py``).
 
 ``generate`` is what every endpoint of vLLM's server goes through. ``shutdown`` waits for what runs: an engine that has been
 told to stop takes no resubmission any more.
