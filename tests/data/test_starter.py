@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import statistics
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +34,7 @@ def build() -> ModuleType:
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

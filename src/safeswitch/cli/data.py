@@ -78,7 +78,7 @@ def list_rows(as_json: JsonOption = False) -> None:
 def _shares(rows: Sequence[Example], name: str) -> dict[str, dict[str, int]]:
     """By value of a field how many unsafe and safe rows have it, the commonest first."""
     found = Counter(_FIELDS[name](e) for e in rows)
-    counts = Counter((_FIELDS[name](e), e.label) for e in rows)
+    counts: Counter[tuple[str, str]] = Counter((_FIELDS[name](e), e.label) for e in rows)
     values = [value for value, _ in found.most_common() if value]
     return {value: {label: counts[value, label] for label in reversed(LABELS)} for value in values}
 
@@ -167,7 +167,8 @@ def _counted(rows: Sequence[Example]) -> dict[str, Counter[str]]:
 def repeated(rows: Sequence[Example]) -> tuple[list[str], list[str]]:
     """Ids of rows whose words stood in an earlier row: with the same label, with another one."""
     first: dict[str, Example] = {}
-    twice, contradicting = [], []
+    twice: list[str] = []
+    contradicting: list[str] = []
     for example in rows:
         text = " / ".join(f"{m.role} {normalise(m.content)}" for m in example.messages)
         known = first.setdefault(text, example)
