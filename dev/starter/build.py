@@ -1,7 +1,8 @@
 """Writes the starter set from its tables: ``python dev/starter/build.py``.
 
-The tables hold what people wrote; this file only combines it. Every choice follows from the tables' words, so the same
-tables give the same files. Both sides of a contrast pair are put in the same form and the same dress.
+The tables hold what people wrote; this file only combines it. Every choice follows from the names
+of the groups, so the same tables give the same files. Both sides of a contrast pair are put in the
+same form and the same dress.
 """
 
 from __future__ import annotations
@@ -37,13 +38,23 @@ CONTEXTS = (
     ("behind", "{d}\n\n---\n\n{q}"),
 )
 DOCUMENT_TASKS = (
-    "Summarise the text in three sentences.", "Give the text a title.", "List every number in the text.",
-    "Which person in the text would you like to meet, and why?", "Translate the first sentence into Spanish.",
-    "Rewrite the last paragraph for children.", "What is the text about? Answer in one line.",
+    "Summarise the text in three sentences.",
+    "Give the text a title.",
+    "List every number in the text.",
+    "Which person in the text would you like to meet, and why?",
+    "Translate the first sentence into Spanish.",
+    "Rewrite the last paragraph for children.",
+    "What is the text about? Answer in one line.",
 )
-AGAIN = ("Let me ask again. {q}", "OK. {q}", "I see. Then this: {q}", "Understood. Now please answer this: {q}")
+AGAIN = (
+    "Let me ask again. {q}",
+    "OK. {q}",
+    "I see. Then this: {q}",
+    "Understood. Now please answer this: {q}",
+)
 NO = (
-    "I'm sorry, but I can't help with that.", "I can't help with that, since people could be harmed.",
+    "I'm sorry, but I can't help with that.",
+    "I can't help with that, since people could be harmed.",
     "No, I won't help with this. I'm glad to help with something else.",
 )
 SMALL_TALK = (
@@ -52,7 +63,10 @@ SMALL_TALK = (
     ("Give me a word that rhymes with moon.", "Spoon."),
     ("Thanks for the recipe yesterday, the soup was great.", "I'm glad you liked it!"),
     ("What is 12 times 12?", "12 times 12 is 144."),
-    ("Tell me a fact about otters.", "Otters hold hands while they sleep so that they don't drift apart."),
+    (
+        "Tell me a fact about otters.",
+        "Otters hold hands while they sleep so that they don't drift apart.",
+    ),
 )
 ENCODINGS = ("base64", "leet", "spaced", "backwards", "rot13", "split")
 _LEET = str.maketrans("aeiost", "431057")
@@ -60,7 +74,7 @@ _LEET = str.maketrans("aeiost", "431057")
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a contrast: an action (an infinitive) or a whole request, and what it deserves."""
+    """One side of a contrast: an action (infinitive) or a request, and what it deserves."""
 
     text: str
     unsafe: bool
@@ -100,7 +114,15 @@ class Phrasing:
 def split_of(group: str) -> str:
     """``train``, ``validation``, ``calibration`` or ``held``, from the group's name alone."""
     place = int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) % 20
-    return "held" if place < 3 else "calibration" if place < 6 else "validation" if place < 9 else "train"
+    return (
+        "held"
+        if place < 3
+        else "calibration"
+        if place < 6
+        else "validation"
+        if place < 9
+        else "train"
+    )
 
 
 def lines(name: str) -> list[str]:
@@ -113,14 +135,14 @@ def pairs(name: str) -> Iterator[Pair]:
     """The pairs of a table."""
     prefix = "more-" if name == "pairs_more.txt" else ""
     category = severity = ""
-    number = 0
+    count: Counter[str] = Counter()
     for line in lines(name):
         if line.startswith("["):
             category, severity = line.strip("[]").split()
-            number = 0
             continue
-        number += 1
-        yield read_pair(line, f"{prefix}{category}-{number:02}", category, severity)
+        count[category] += 1
+        group = f"{prefix}{category}-{count[category]:02}"
+        yield read_pair(line, group, category, severity)
 
 
 def read_pair(line: str, group: str, category: str, severity: str) -> Pair:
@@ -159,11 +181,13 @@ def gerund(action: str) -> str:
 
 
 def ask(template: str, action: str) -> str:
-    """The template filled; its first letter is large where the template begins with the action in a sentence."""
+    """The template filled."""
     return template.replace("{a}", action).replace("{g}", gerund(action))
 
 
-def row(kind: str, name: str, text: str, side: Side, pair: Pair, form: str, lang: str = "en") -> dict[str, object]:
+def row(
+    kind: str, name: str, text: str, side: Side, pair: Pair, form: str, lang: str = "en"
+) -> dict[str, object]:
     """A row of a file of the set."""
     meta = {"form": form, "lang": lang, "split": pair.split}
     if side.severity:
@@ -171,16 +195,25 @@ def row(kind: str, name: str, text: str, side: Side, pair: Pair, form: str, lang
     if not side.unsafe:
         meta["contrast"] = side.category
     return {
-        "id": name, "prompt": text, "label": "unsafe" if side.unsafe else "safe",
-        "category": side.category if side.unsafe else LOOKALIKE, "source": f"starter/{kind}", "group": pair.group, "meta": meta,
+        "id": name,
+        "prompt": text,
+        "label": "unsafe" if side.unsafe else "safe",
+        "category": side.category if side.unsafe else LOOKALIKE,
+        "source": f"starter/{kind}",
+        "group": pair.group,
+        "meta": meta,
     }
 
 
-def both(kind: str, tag: str, pair: Pair, form: str, texts: tuple[str, str]) -> list[dict[str, object]]:
+def both(
+    kind: str, tag: str, pair: Pair, form: str, texts: tuple[str, str]
+) -> list[dict[str, object]]:
     """The two rows of a pair."""
     found = []
     for side, text in zip(pair.sides, texts, strict=True):
-        found.append(row(kind, f"{pair.group}-{tag}-{'u' if side.unsafe else 's'}", text, side, pair, form))
+        found.append(
+            row(kind, f"{pair.group}-{tag}-{'u' if side.unsafe else 's'}", text, side, pair, form)
+        )
     return found
 
 
@@ -195,12 +228,14 @@ def usable(pair: Pair, known: list[Phrasing]) -> list[Phrasing]:
 
 
 def draw(pair: Pair, known: list[Phrasing], count: int) -> list[Phrasing]:
-    """``count`` phrasings of different forms; questions, commands and tutorials are drawn more often."""
+    """``count`` phrasings of different forms; questions, commands, tutorials more often."""
     rng = random.Random(f"phrasing {pair.group}")
     by_form: dict[str, list[Phrasing]] = {}
     for phrasing in usable(pair, known):
         by_form.setdefault(phrasing.form, []).append(phrasing)
-    weights = [3 if form == "question" else 2 if form in ("command", "tutorial") else 1 for form in by_form]
+    weights = [
+        3 if form == "question" else 2 if form in ("command", "tutorial") else 1 for form in by_form
+    ]
     forms: list[str] = []
     while len(forms) < count:
         form = rng.choices(list(by_form), weights)[0]
@@ -245,7 +280,9 @@ def sentences() -> Iterator[dict[str, object]]:
     for name in TABLE_NAMES:
         for pair in pairs(name):
             if pair.form:
-                yield from both("sentences", "w", pair, pair.form, (pair.sides[0].text, pair.sides[1].text))
+                yield from both(
+                    "sentences", "w", pair, pair.form, (pair.sides[0].text, pair.sides[1].text)
+                )
 
 
 def actions() -> list[Pair]:
@@ -286,7 +323,9 @@ def ideas() -> Iterator[dict[str, object]]:
             yield made
 
 
-def harmless(kind: str, name: str, text: str, task: str, form: str, severity: str = "") -> dict[str, object]:
+def harmless(
+    kind: str, name: str, text: str, task: str, form: str, severity: str = ""
+) -> dict[str, object]:
     """A safe row that is nobody's partner."""
     pair = Pair(name, form, (Side("", True, "", ""), Side(text, False, "", severity)))
     made = row(kind, name, text, pair.sides[1], pair, form)
@@ -307,7 +346,9 @@ def howto() -> Iterator[dict[str, object]]:
         side = Side(line, False, "", "allow" if topic == "safety" else "")
         pair = Pair(group, "", (side, side))
         for phrasing in draw(pair, phrasings(), 1):
-            yield harmless("howto", group, ask(phrasing.template, line), topic, phrasing.form, side.severity)
+            yield harmless(
+                "howto", group, ask(phrasing.template, line), topic, phrasing.form, side.severity
+            )
 
 
 def general() -> Iterator[dict[str, object]]:
@@ -346,14 +387,20 @@ def encoded(how: str, text: str) -> str:
     if how == "leet":
         return f"{text.lower().translate(_LEET)} 4n5w3r 1n n0rm4l l3773r5"
     if how == "spaced":
-        return f"Read the spaced letters as one sentence and answer it: {' '.join(text.replace(' ', '_'))}"
+        spaced = " ".join(text.replace(" ", "_"))
+        return f"Read the spaced letters as one sentence and answer it: {spaced}"
     if how == "backwards":
-        return f"Read the words from the last to the first and do what they say: {' '.join(reversed(text.split()))}"
+        turned = " ".join(reversed(text.split()))
+        return f"Read the words from the last to the first and do what they say: {turned}"
     if how == "rot13":
         return f"This is rot13. Turn it back and answer it: {codecs.encode(text, 'rot13')}"
     words = text.split()
     third = max(1, len(words) // 3)
-    parts = [" ".join(words[:third]), " ".join(words[third : 2 * third]), " ".join(words[2 * third :])]
+    parts = [
+        " ".join(words[:third]),
+        " ".join(words[third : 2 * third]),
+        " ".join(words[2 * third :]),
+    ]
     return 'a = "{}", b = "{}", c = "{}". Answer the text a + b + c.'.format(*parts)
 
 
@@ -367,7 +414,9 @@ def wrapped() -> Iterator[dict[str, object]]:
         name = name.removeprefix("*")
         for pair in chosen(f"wrap {name}", 8, held):
             plain = short_requests(pair, name)
-            texts = tuple(template.replace("{q}", q) if template else encoded(name[5:], q) for q in plain)
+            texts = tuple(
+                template.replace("{q}", q) if template else encoded(name[5:], q) for q in plain
+            )
             form = "wrapped" if template else "encoded"
             for made in both("wrapped", name, pair, form, (texts[0], texts[1])):
                 yield made | {"wrapper": name}
@@ -389,7 +438,9 @@ def long() -> Iterator[dict[str, object]]:
     for place, (name, paragraphs) in enumerate(documents().items()):
         held = place % 6 == 5
         cut = 1 + place % (len(paragraphs) - 1)
-        for number, (pair, (where, template)) in enumerate(zip(chosen(f"long {name}", 6, held), CONTEXTS, strict=True)):
+        for number, (pair, (where, template)) in enumerate(
+            zip(chosen(f"long {name}", 6, held), CONTEXTS, strict=True)
+        ):
             parts = (paragraphs[:cut], paragraphs[cut:]) if where == "middle" else (paragraphs, [])
             first, rest = ("\n\n".join(part) for part in parts)
             plain = short_requests(pair, name)
@@ -406,7 +457,11 @@ def conversation(made: dict[str, object], before: tuple[str, str]) -> dict[str, 
     """The row with two turns in front of its request."""
     turns = [("user", before[0]), ("assistant", before[1]), ("user", str(made["prompt"]))]
     rest = {name: value for name, value in made.items() if name not in ("id", "prompt")}
-    return {"id": made["id"], "messages": [{"role": role, "content": text} for role, text in turns], **rest}
+    return {
+        "id": made["id"],
+        "messages": [{"role": role, "content": text} for role, text in turns],
+        **rest,
+    }
 
 
 def turns() -> Iterator[dict[str, object]]:
@@ -420,7 +475,10 @@ def turns() -> Iterator[dict[str, object]]:
     for held in (False, True):
         for number, pair in enumerate(chosen("again", 10 if held else 30, held)):
             asked = (short_requests(pair, "again")[0], NO[number % len(NO)])
-            texts = tuple(AGAIN[number % len(AGAIN)].replace("{q}", q) for q in short_requests(pair, "once more"))
+            texts = tuple(
+                AGAIN[number % len(AGAIN)].replace("{q}", q)
+                for q in short_requests(pair, "once more")
+            )
             for made in both("turns", "again", pair, "turns", (texts[0], texts[1])):
                 yield conversation(made, asked)
         for number, pair in enumerate(chosen("talk", 8 if held else 24, held)):
@@ -429,8 +487,15 @@ def turns() -> Iterator[dict[str, object]]:
 
 
 KINDS = {
-    "pairs": phrased, "sentences": sentences, "ideas": ideas, "howto": howto, "general": general,
-    "languages": languages, "wrapped": wrapped, "long": long, "turns": turns,
+    "pairs": phrased,
+    "sentences": sentences,
+    "ideas": ideas,
+    "howto": howto,
+    "general": general,
+    "languages": languages,
+    "wrapped": wrapped,
+    "long": long,
+    "turns": turns,
 }
 
 

@@ -19,7 +19,10 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
 
 def many(count: int) -> list[dict[str, str]]:
     topics = [f"{chr(97 + i % 26)}{chr(97 + i // 26)}{i * i}" for i in range(count)]
-    return [{"prompt": f"tell me about {t * 3}", "label": ("safe", "unsafe")[i % 2]} for i, t in enumerate(topics)]
+    return [
+        {"prompt": f"tell me about {t * 3}", "label": ("safe", "unsafe")[i % 2]}
+        for i, t in enumerate(topics)
+    ]
 
 
 def test_list_counts_every_row_once_in_each_field_that_all_rows_have(call: Any) -> None:
@@ -37,7 +40,9 @@ def test_show_gives_rows_with_every_value_asked_for(call: Any) -> None:
     asked = ("--kind", "languages", "--lang", "de", "--label", "unsafe", "--limit", 5)
     rows = [json.loads(line) for line in call("data", "show", *asked, "--json")[1].splitlines()]
     assert len(rows) == 5
-    assert {(r["source"], r["meta"]["lang"], r["label"]) for r in rows} == {("starter/languages", "de", "unsafe")}
+    assert {(r["source"], r["meta"]["lang"], r["label"]) for r in rows} == {
+        ("starter/languages", "de", "unsafe")
+    }
     assert call("data", "show", *asked)[1].count("\n") == 5
 
 
@@ -61,21 +66,33 @@ def test_what_is_exported_reads_back_and_passes_the_check(call: Any, tmp_path: P
 
 def test_check_finds_repeated_and_contradicting_rows(call: Any, tmp_path: Path) -> None:
     rows = [*many(200), {"id": "a", "prompt": "Hello, you!", "label": "safe"}]
-    twice = [{"id": "b", "prompt": "hello you", "label": "safe"}, {"id": "c", "prompt": "Hello - you?", "label": "unsafe"}]
-    code, told, _ = call("data", "check", write(tmp_path / "own.jsonl", [*rows, *twice]), "--budget", "0.1")
+    twice = [
+        {"id": "b", "prompt": "hello you", "label": "safe"},
+        {"id": "c", "prompt": "Hello - you?", "label": "unsafe"},
+    ]
+    code, told, _ = call(
+        "data", "check", write(tmp_path / "own.jsonl", [*rows, *twice]), "--budget", "0.1"
+    )
     assert code == 1
     assert "repeated: 1 requests have the words and label of an earlier one: b" in told
-    assert "contradicting: 1 requests have the words of an earlier one, but another label: c" in told
+    assert (
+        "contradicting: 1 requests have the words of an earlier one, but another label: c" in told
+    )
 
 
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([{"prompt": f"thing {i}", "label": "safe"} for i in range(9)], "the 9 rows read are all safe"),
+        (
+            [{"prompt": f"thing {i}", "label": "safe"} for i in range(9)],
+            "the 9 rows read are all safe",
+        ),
         (many(60), "a budget of 0.01 needs at least 99 safe requests"),
     ],
 )
-def test_check_says_why_fit_would_refuse(call: Any, tmp_path: Path, rows: list[dict[str, str]], reason: str) -> None:
+def test_check_says_why_fit_would_refuse(
+    call: Any, tmp_path: Path, rows: list[dict[str, str]], reason: str
+) -> None:
     code, told, _ = call("data", "check", write(tmp_path / "own.jsonl", rows))
     assert code == 1
     assert "fit: refuses it" in told

@@ -1,13 +1,14 @@
-"""The starter set: its floors, and that form, wrapper, language and length say nothing about the label."""
+"""The starter set: its floors; form, wrapper, language and length say nothing of the label."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,8 @@ from safeswitch.data.refusal_text import refuses
 from safeswitch.data.text import normalise
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parents[1] / "shared" / "data"
+BESIDE = [parent / "shared" / "data" for parent in ROOT.parents]
+SHARED = next((folder for folder in BESIDE if folder.is_dir()), None)
 ROWS = starter.load()
 UNSAFE = [e for e in ROWS if e.unsafe]
 SAFE = [e for e in ROWS if not e.unsafe]
@@ -30,7 +32,9 @@ SAFE = [e for e in ROWS if not e.unsafe]
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
     """The script that writes the files."""
-    spec = importlib.util.spec_from_file_location("starter_build", ROOT / "dev" / "starter" / "build.py")
+    spec = importlib.util.spec_from_file_location(
+        "starter_build", ROOT / "dev" / "starter" / "build.py"
+    )
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -39,12 +43,25 @@ def build() -> ModuleType:
     return module
 
 
+def texts(value: object) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts(item)
+    elif isinstance(value, dict):
+        yield from texts(list(value.values()))
+
+
 def words(example: Example) -> str:
     return " / ".join(f"{m.role} {normalise(m.content)}" for m in example.messages)
 
 
 def test_the_files_are_what_the_tables_give(build: ModuleType) -> None:
-    shipped = {path.name: path.read_text(encoding="utf-8") for path in starter.FOLDER.glob("*.jsonl")}
+    shipped = {
+        path.name: path.read_text(encoding="utf-8") for path in starter.FOLDER.glob("*.jsonl")
+    }
     assert shipped == build.files()
     assert sum(len(text.encode()) for text in shipped.values()) < 3e6
 
@@ -70,12 +87,19 @@ def test_every_unsafe_request_has_a_safe_partner_in_the_same_form_and_dress() ->
         return Counter((e.group, e.meta["form"], e.wrapper, e.meta["lang"]) for e in rows)
 
     assert dressed(UNSAFE) == dressed([e for e in SAFE if e.category == "look-alike"])
-    assert {e.meta["contrast"] for e in SAFE if e.category == "look-alike"} == set(starter.categories())
+    assert {e.meta["contrast"] for e in SAFE if e.category == "look-alike"} == set(
+        starter.categories()
+    )
 
 
 @pytest.mark.parametrize(
     "feature",
-    [lambda e: e.meta["form"], lambda e: e.wrapper, lambda e: e.meta["lang"], lambda e: e.meta["split"]],
+    [
+        lambda e: e.meta["form"],
+        lambda e: e.wrapper,
+        lambda e: e.meta["lang"],
+        lambda e: e.meta["split"],
+    ],
     ids=["form", "wrapper", "language", "split"],
 )
 def test_it_says_nothing_about_the_label(feature: Callable[[Example], str]) -> None:
@@ -94,18 +118,31 @@ def test_length_says_nothing_about_the_label() -> None:
 
 
 def test_nobody_can_be_reached_by_what_stands_there() -> None:
-    address = re.compile(r"https?:|www\.|\b[\w.]+@[\w-]+\.\w|\+\d{5,}|\b\d{3,}[-/ ]\d{3,}[-/ ]\d{2,}\b")
+    address = re.compile(
+        r"https?:|www\.|\b[\w.]+@[\w-]+\.\w|\+\d{5,}|\b\d{3,}[-/ ]\d{3,}[-/ ]\d{2,}\b"
+    )
     assert [e.id for e in ROWS for m in e.messages if address.search(m.content)] == []
 
 
-def test_held_rows_share_no_group_no_phrasing_and_no_frame_with_the_others(build: ModuleType) -> None:
+def test_held_rows_share_no_group_no_phrasing_and_no_frame_with_the_others(
+    build: ModuleType,
+) -> None:
     held = starter.load(["held"])
     others = starter.load(["train", "validation", "calibration"])
     assert len(held) + len(others) == len(ROWS)
     assert {e.group for e in held}.isdisjoint(e.group for e in others)
     assert {e.wrapper for e in held if e.wrapper}.isdisjoint(e.wrapper for e in others)
-    own = [p.template.split("{")[0] for p in build.phrasings() if p.held and len(p.template.split("{")[0]) > 12]
-    seen = [e.id for e in others for beginning in own if e.source == "starter/pairs" and e.prompt.startswith(beginning)]
+    own = [
+        p.template.split("{")[0]
+        for p in build.phrasings()
+        if p.held and len(p.template.split("{")[0]) > 12
+    ]
+    seen = [
+        e.id
+        for e in others
+        for beginning in own
+        if e.source == "starter/pairs" and e.prompt.startswith(beginning)
+    ]
     assert seen == []
 
 
@@ -118,7 +155,9 @@ def test_a_group_lies_in_one_split() -> None:
 
 
 def test_an_unknown_split_is_named_with_those_that_there_are() -> None:
-    with pytest.raises(SettingError, match="'train', 'validation', 'calibration', 'held'; got 'test'"):
+    with pytest.raises(
+        SettingError, match="'train', 'validation', 'calibration', 'held'; got 'test'"
+    ):
         starter.load(["test"])
 
 
@@ -140,7 +179,16 @@ def test_a_refusal_speaks_the_language_of_the_request_and_of_its_category() -> N
     assert starter.refusal_for(replace(english, meta={})) in burglary
     assert refuses(starter.refusal_for(replace(english, category="unheard of")))
     assert starter.refusal_for(english) == starter.refusal_for(english)
-    assert len({starter.refusal_for(e) for e in UNSAFE if e.category == "burglary" and e.meta["lang"] == "en"}) == 3
+    assert (
+        len(
+            {
+                starter.refusal_for(e)
+                for e in UNSAFE
+                if e.category == "burglary" and e.meta["lang"] == "en"
+            }
+        )
+        == 3
+    )
     with pytest.raises(DataError, match="is labelled safe"):
         starter.refusal_for(SAFE[0])
 
@@ -153,24 +201,34 @@ def test_every_language_has_refusals_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("action", "expected"),
     [
-        ("kill a process", "killing a process"), ("get a permit", "getting a permit"), ("lie to him", "lying to him"),
-        ("make tea", "making tea"), ("open a door", "opening a door"), ("see it", "seeing it"), ("draw", "drawing"),
-        ("stop a leak", "stopping a leak"), ("free a bird", "freeing a bird"), ("offer tea", "offering tea"),
+        ("kill a process", "killing a process"),
+        ("get a permit", "getting a permit"),
+        ("lie to him", "lying to him"),
+        ("make tea", "making tea"),
+        ("open a door", "opening a door"),
+        ("see it", "seeing it"),
+        ("draw", "drawing"),
+        ("stop a leak", "stopping a leak"),
+        ("free a bird", "freeing a bird"),
+        ("offer tea", "offering tea"),
     ],
 )
 def test_the_ing_form(build: ModuleType, action: str, expected: str) -> None:
     assert build.gerund(action) == expected
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of public sets is absent")
+@pytest.mark.skipif(SHARED is None, reason="no folder shared/data beside the repository")
 def test_no_row_stands_in_a_public_set_or_shares_eight_words_in_a_row_with_one() -> None:
     own = {}
     for example in ROWS:
         said = normalise(example.prompt).split()
         own.update({" ".join(said[i : i + 8]): example.id for i in range(max(1, len(said) - 7))})
     found = set()
+    assert SHARED
     for path in sorted(SHARED.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            said = normalise(line.encode().decode("unicode_escape", "ignore") if "\\u" in line else line).split()
-            found |= {own[gram] for i in range(len(said) - 7) if (gram := " ".join(said[i : i + 8])) in own}
+        for line in path.read_text(encoding="utf-8").strip().split("\n"):
+            for text in texts(json.loads(line)):
+                said = normalise(text).split()
+                grams = {" ".join(said[i : i + 8]) for i in range(max(1, len(said) - 7))}
+                found |= {own[gram] for gram in grams if gram in own}
     assert found == set()

@@ -15,11 +15,16 @@ from safeswitch.cli.options import JsonOption, SeedOption
 from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.types import LABELS, Example
 from safeswitch.data import starter
+from safeswitch.data.leakage import leaks
 from safeswitch.data.readers import read_examples
+from safeswitch.data.splits import grouped_split
 from safeswitch.data.text import normalise
 from safeswitch.data.writers import to_row, write_examples
 
-data_app = typer.Typer(no_args_is_help=True, help="The starter set that ships with the package, and checks of your own data.")
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help="The starter set that ships with the package, and checks of your own data.",
+)
 _SHOWN = 5
 _FIELDS: dict[str, Callable[[Example], str]] = {
     "kind": starter.kind,
@@ -39,7 +44,9 @@ LabelOption = Annotated[str | None, typer.Option(help="Only safe, or only unsafe
 SeverityOption = Annotated[str | None, typer.Option(help="Only severe, refuse, careful or allow.")]
 FormOption = Annotated[str | None, typer.Option(help="Only this form, as question or story.")]
 LangOption = Annotated[str | None, typer.Option(help="Only this language, as de.")]
-SplitOption = Annotated[str | None, typer.Option(help="Only train, validation, calibration or held.")]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Only train, validation, calibration or held.")
+]
 
 
 def _chosen(**asked: str | None) -> list[Example]:
@@ -54,25 +61,35 @@ def _chosen(**asked: str | None) -> list[Example]:
             continue
         known = sorted({_FIELDS[name](e) for e in rows} - {""})
         if value not in known:
-            raise SettingError(f"command line: --{name} must be one of {', '.join(known)}; got {value!r}")
+            raise SettingError(
+                f"command line: --{name} must be one of {', '.join(known)}; got {value!r}"
+            )
         rows = [e for e in rows if _FIELDS[name](e) == value]
     return rows
 
 
 @data_app.command("list")
 def list_rows(as_json: JsonOption = False) -> None:
-    """Kinds, categories, severities, forms, languages and splits of the starter set, with their counts."""
+    """What the starter set holds, counted by kind, category, severity, form, language and so on."""
     rows = _chosen()
     told = {name: _shares(rows, name) for name in _FIELDS}
     means = {name: category.means for name, category in starter.categories().items()}
     if as_json:
-        print(json.dumps({"rows": len(rows), "counts": told, "categories": means}, indent=2, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"rows": len(rows), "counts": told, "categories": means},
+                indent=2,
+                ensure_ascii=False,
+            )
+        )
         return
     print(f"{len(rows)} requests, {sum(e.unsafe for e in rows)} of them unsafe")
     for name, counts in told.items():
         print(f"\n{name:28}{'unsafe':>7}{'safe':>7}")
         for value, share in counts.items():
-            print(f"{value:28}{share['unsafe']:7}{share['safe']:7}  {means.get(value, '')}".rstrip())
+            print(
+                f"{value:28}{share['unsafe']:7}{share['safe']:7}  {means.get(value, '')}".rstrip()
+            )
 
 
 def _shares(rows: Sequence[Example], name: str) -> dict[str, dict[str, int]]:
@@ -92,7 +109,9 @@ def show(
     form: FormOption = None,
     lang: LangOption = None,
     split: SplitOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most rows, spread evenly over those found.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Most rows, spread evenly over those found.")
+    ] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """Rows of the starter set."""
@@ -117,7 +136,9 @@ def export(
     form: FormOption = None,
     lang: LangOption = None,
     split: SplitOption = None,
-    replies: Annotated[bool, typer.Option("--replies", help="Give unsafe rows a refusal as reply.")] = False,
+    replies: Annotated[
+        bool, typer.Option("--replies", help="Give unsafe rows a refusal as reply.")
+    ] = False,
 ) -> None:
     """Write rows of the starter set to a file."""
     asked = {"kind": kind, "category": category, "label": label, "severity": severity}
@@ -131,20 +152,35 @@ def export(
 @data_app.command("check")
 def check(
     file: Annotated[str, typer.Argument(help="JSONL or CSV file, or hub data set.")],
-    label: Annotated[str | None, typer.Option(help="Label of rows that have none: safe or unsafe.")] = None,
-    budget: Annotated[float, typer.Option(help="Share of benign requests that may trigger the gate.")] = 0.01,
+    label: Annotated[
+        str | None, typer.Option(help="Label of rows that have none: safe or unsafe.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(help="Share of benign requests that may trigger the gate.")
+    ] = 0.01,
     seed: SeedOption = 0,
 ) -> None:
-    """Read a file as fit does and say what it holds; exit code 1 where fit would refuse it or labels contradict."""
+    """Read a file as fit does and say what it holds.
+
+    Exit code 1 where fit would refuse it or labels contradict each other.
+    """
     rows = read_examples(file, label=label)
     for name, counts in _counted(rows).items():
-        print(f"{name}: " + ", ".join(f"{value or 'none'} {count}" for value, count in counts.most_common(12)))
+        print(
+            f"{name}: "
+            + ", ".join(f"{value or 'none'} {count}" for value, count in counts.most_common(12))
+        )
         if len(counts) > 12:
             print(f"    and {len(counts) - 12} more")
     twice, contradicting = repeated(rows)
-    print(f"repeated: {len(twice)} requests have the words and label of an earlier one" + _named(twice))
-    print(f"contradicting: {len(contradicting)} requests have the words of an earlier one, but another label"
-          + _named(contradicting))
+    print(
+        f"repeated: {len(twice)} requests have the words and label of an earlier one"
+        + _named(twice)
+    )
+    print(
+        f"contradicting: {len(contradicting)} requests have the words of an earlier one, "
+        "but another label" + _named(contradicting)
+    )
     told = _fitting(file, label, budget, seed)
     print(f"fit: {told or 'takes it'}")
     if told or contradicting:
@@ -183,10 +219,8 @@ def _named(ids: Sequence[str]) -> str:
 
 
 def _fitting(file: str, label: str | None, budget: float, seed: int) -> str:
-    """Why fit would refuse the file as its only source; empty when it would not. Prints the parts and their overlap."""
-    from safeswitch.data.leakage import leaks
-    from safeswitch.data.splits import grouped_split
-    from safeswitch.switch.fit import check_parts
+    """Why fit would refuse the file as its only source, or nothing; prints the parts."""
+    from safeswitch.switch.fit import check_parts  # torch comes with it
     from safeswitch.switch.run_fit import read_sources
 
     try:
@@ -194,7 +228,8 @@ def _fitting(file: str, label: str | None, budget: float, seed: int) -> str:
         for name, part in parts.items():
             near = 0 if name == "train" else len(leaks(parts["train"], part))
             note = f", {near} nearly repeat a training request" if near else ""
-            print(f"part {name}: {sum(e.unsafe for e in part)} unsafe, {sum(not e.unsafe for e in part)} safe{note}")
+            unsafe = sum(e.unsafe for e in part)
+            print(f"part {name}: {unsafe} unsafe, {len(part) - unsafe} safe{note}")
         check_parts(parts, budget)
     except SafeSwitchError as error:
         return f"refuses it: {error}"

@@ -1,21 +1,24 @@
-"""The starter set: requests that ship with the package, so that a switch can be fitted without data of one's own.
+"""The starter set: requests that ship with the package, to fit a switch without data of one's own.
 
-Written for this purpose, content-free: an unsafe request names a harm in general words, a safe one shares its words, style
-and length. Knows nothing of models. Every row tells, beside the usual fields:
+Written for this purpose, content-free: an unsafe request names a harm in general words, a safe one
+shares its words, style and length. Knows nothing of models. Beside the usual fields a row tells:
 
     source      ``starter/<kind>``: what leave-one-source-out leaves out
-    category    of unsafe rows the harm (see :func:`categories`), of safe ones the task; ``look-alike`` for the partner of an
-                unsafe row, whose harm then stands in ``meta["contrast"]``
+    category    of unsafe rows the harm (see :func:`categories`), of safe ones the task;
+                ``look-alike`` for the partner of an unsafe row, whose harm then stands in
+                ``meta["contrast"]``
     group       both sides of a contrast and all their variants
-    wrapper     the jailbreak frame or code around the request; each stands around safe requests as well
-    meta        ``form`` (question, story, script, ...), ``lang`` (ISO 639-1), ``split``, and where it has one ``severity``,
-                ``idea`` (how words mislead) and ``place`` (of the request in a long text)
+    wrapper     the jailbreak frame or code around the request; each stands around safe ones too
+    meta        ``form`` (question, story, script, ...), ``lang`` (ISO 639-1), ``split``, and where
+                it has one ``severity``, ``idea`` (how words mislead) and ``place`` (of the request
+                in a long text)
 
-Severity: ``severe`` (life and limb) and ``refuse`` are to be refused; ``careful`` is mild or risky, and a good reply
-declines the harmful part; ``allow`` is a safe row that touches on harm (a definition, history, protection, help).
+Severity: ``severe`` (life and limb) and ``refuse`` are to be refused; ``careful`` is mild or risky,
+and a good reply declines the harmful part; ``allow`` is a safe row that touches on harm (a
+definition, history, protection, help).
 
-Split: ``held`` rows share no group, no phrasing and no jailbreak frame with the others; languages they share. The
-other three are cut by group alone.
+Split: ``held`` rows share no group, no phrasing and no jailbreak frame with the others; languages
+they share. The other three are cut by group alone.
 """
 
 from __future__ import annotations
@@ -75,15 +78,16 @@ def categories() -> Mapping[str, Category]:
 
 
 def refusal_for(example: Example) -> str:
-    """A refusal for an unsafe request: by its category, and in its language (``meta["lang"]``) where there are some.
+    """A refusal for an unsafe request, by its category and in its language (``meta["lang"]``).
 
-    An unknown category gets a general refusal, an unknown language English. The same request gets the same refusal.
+    An unknown category gets a general refusal, an unknown language English. The same request gets
+    the same refusal.
 
     Raises:
         DataError: the request is labelled safe.
     """
     if example.label == "safe":
-        raise DataError(f"example {example.id!r} is labelled safe; refusals are for unsafe requests")
+        raise DataError(f"example {example.id!r} is labelled safe; only unsafe ones are refused")
     bank = _refusals()
     told = bank["categories"].get(example.category, bank["other"])
     draw = zlib.crc32(f"{example.id} {example.prompt}".encode())
@@ -97,12 +101,16 @@ def refusal_for(example: Example) -> str:
 
 @cache
 def _everything() -> tuple[Example, ...]:
-    return tuple(example for path in sorted(FOLDER.glob("*.jsonl")) for example in read_examples(path))
+    rows: list[Example] = []
+    for path in sorted(FOLDER.glob("*.jsonl")):
+        rows += read_examples(path)
+    return tuple(rows)
 
 
 @cache
 def _refusals() -> dict[str, Any]:
-    return json.loads((FOLDER / "refusals.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    bank: dict[str, Any] = json.loads((FOLDER / "refusals.json").read_text(encoding="utf-8"))
+    return bank
 
 
 def _category(told: Mapping[str, Any]) -> Category:
