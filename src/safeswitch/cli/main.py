@@ -19,6 +19,7 @@ from safeswitch._version import __version__
 from safeswitch.cli.adapted import adapted
 from safeswitch.cli.attack import attack
 from safeswitch.cli.bench import compare, evaluate, harness
+from safeswitch.cli.data import data_app
 from safeswitch.cli.inquire import analyse, landscape
 from safeswitch.cli.load import load_collector, load_engine, load_switch
 from safeswitch.cli.operate import audit_app, keys_app
@@ -74,6 +75,7 @@ nano_app = typer.Typer(no_args_is_help=True, help="The embedded tiny model: rebu
 app.add_typer(nano_app, name="nano")
 app.add_typer(keys_app, name="keys")
 app.add_typer(audit_app, name="audit")
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

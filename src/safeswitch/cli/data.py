@@ -1,0 +1,236 @@
+"""``safeswitch data``: what ships as starter set, and whether a file is fit to fit on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safeswitch.cli.options import JsonOption, SeedOption
+from safeswitch.core.errors import SafeSwitchError, SettingError
+from safeswitch.core.types import LABELS, Example
+from safeswitch.data import starter
+from safeswitch.data.leakage import leaks
+from safeswitch.data.readers import read_examples
+from safeswitch.data.splits import grouped_split
+from safeswitch.data.text import normalise
+from safeswitch.data.writers import to_row, write_examples
+
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help="The starter set that ships with the package, and checks of your own data.",
+)
+_SHOWN = 5
+_FIELDS: dict[str, Callable[[Example], str]] = {
+    "kind": starter.kind,
+    "category": lambda e: e.category,
+    "label": lambda e: e.label,
+    "severity": lambda e: e.meta.get("severity", ""),
+    "form": lambda e: e.meta["form"],
+    "lang": lambda e: e.meta["lang"],
+    "wrapper": lambda e: e.wrapper,
+    "split": lambda e: e.meta["split"],
+}
+"""What rows of the starter set are chosen by."""
+
+KindOption = Annotated[str | None, typer.Option(help="Only this kind, as pairs or languages.")]
+CategoryOption = Annotated[str | None, typer.Option(help="Only this category.")]
+LabelOption = Annotated[str | None, typer.Option(help="Only safe, or only unsafe.")]
+SeverityOption = Annotated[str | None, typer.Option(help="Only severe, refuse, careful or allow.")]
+FormOption = Annotated[str | None, typer.Option(help="Only this form, as question or story.")]
+LangOption = Annotated[str | None, typer.Option(help="Only this language, as de.")]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Only train, validation, calibration or held.")
+]
+
+
+def _chosen(**asked: str | None) -> list[Example]:
+    """Rows of the starter set that have every value asked for.
+
+    Raises:
+        SettingError: a value that no row has.
+    """
+    rows = starter.load()
+    for name, value in asked.items():
+        if value is None:
+            continue
+        known = sorted({_FIELDS[name](e) for e in rows} - {""})
+        if value not in known:
+            raise SettingError(
+                f"command line: --{name} must be one of {', '.join(known)}; got {value!r}"
+            )
+        rows = [e for e in rows if _FIELDS[name](e) == value]
+    return rows
+
+
+@data_app.command("list")
+def list_rows(as_json: JsonOption = False) -> None:
+    """What the starter set holds, counted by kind, category, severity, form, language and so on."""
+    rows = _chosen()
+    told = {name: _shares(rows, name) for name in _FIELDS}
+    means = {name: category.means for name, category in starter.categories().items()}
+    if as_json:
+        print(
+            json.dumps(
+                {"rows": len(rows), "counts": told, "categories": means},
+                indent=2,
+                ensure_ascii=False,
+            )
+        )
+        return
+    print(f"{len(rows)} requests, {sum(e.unsafe for e in rows)} of them unsafe")
+    for name, counts in told.items():
+        print(f"\n{name:28}{'unsafe':>7}{'safe':>7}")
+        for value, share in counts.items():
+            print(
+                f"{value:28}{share['unsafe']:7}{share['safe']:7}  {means.get(value, '')}".rstrip()
+            )
+
+
+def _shares(rows: Sequence[Example], name: str) -> dict[str, dict[str, int]]:
+    """By value of a field how many unsafe and safe rows have it, the commonest first."""
+    found = Counter(_FIELDS[name](e) for e in rows)
+    counts: Counter[tuple[str, str]] = Counter((_FIELDS[name](e), e.label) for e in rows)
+    values = [value for value, _ in found.most_common() if value]
+    return {value: {label: counts[value, label] for label in reversed(LABELS)} for value in values}
+
+
+@data_app.command("show")
+def show(
+    kind: KindOption = None,
+    category: CategoryOption = None,
+    label: LabelOption = None,
+    severity: SeverityOption = None,
+    form: FormOption = None,
+    lang: LangOption = None,
+    split: SplitOption = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Most rows, spread evenly over those found.")
+    ] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Rows of the starter set."""
+    asked = {"kind": kind, "category": category, "label": label, "severity": severity}
+    rows = _chosen(**asked, form=form, lang=lang, split=split)
+    count = min(limit, len(rows))
+    for example in [rows[i * len(rows) // count] for i in range(count)]:
+        if as_json:
+            print(json.dumps(to_row(example), ensure_ascii=False))
+        else:
+            text = " | ".join(message.content for message in example.messages).replace("\n", " ")
+            print(f"{example.label:7} {example.category:18} {example.id}: {text}")
+
+
+@data_app.command("export")
+def export(
+    out: Annotated[Path, typer.Option("--out", help="JSONL file, as fit --data takes it.")],
+    kind: KindOption = None,
+    category: CategoryOption = None,
+    label: LabelOption = None,
+    severity: SeverityOption = None,
+    form: FormOption = None,
+    lang: LangOption = None,
+    split: SplitOption = None,
+    replies: Annotated[
+        bool, typer.Option("--replies", help="Give unsafe rows a refusal as reply.")
+    ] = False,
+) -> None:
+    """Write rows of the starter set to a file."""
+    asked = {"kind": kind, "category": category, "label": label, "severity": severity}
+    rows = _chosen(**asked, form=form, lang=lang, split=split)
+    if replies:
+        rows = [replace(e, reply=starter.refusal_for(e)) if e.unsafe else e for e in rows]
+    write_examples(rows, out)
+    print(f"{len(rows)} requests written to {out}")
+
+
+@data_app.command("check")
+def check(
+    file: Annotated[str, typer.Argument(help="JSONL or CSV file, or hub data set.")],
+    label: Annotated[
+        str | None, typer.Option(help="Label of rows that have none: safe or unsafe.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(help="Share of benign requests that may trigger the gate.")
+    ] = 0.01,
+    seed: SeedOption = 0,
+) -> None:
+    """Read a file as fit does and say what it holds.
+
+    Exit code 1 where fit would refuse it or labels contradict each other.
+    """
+    rows = read_examples(file, label=label)
+    for name, counts in _counted(rows).items():
+        print(
+            f"{name}: "
+            + ", ".join(f"{value or 'none'} {count}" for value, count in counts.most_common(12))
+        )
+        if len(counts) > 12:
+            print(f"    and {len(counts) - 12} more")
+    twice, contradicting = repeated(rows)
+    print(
+        f"repeated: {len(twice)} requests have the words and label of an earlier one"
+        + _named(twice)
+    )
+    print(
+        f"contradicting: {len(contradicting)} requests have the words of an earlier one, "
+        "but another label" + _named(contradicting)
+    )
+    told = _fitting(file, label, budget, seed)
+    print(f"fit: {told or 'takes it'}")
+    if told or contradicting:
+        raise typer.Exit(1)
+
+
+def _counted(rows: Sequence[Example]) -> dict[str, Counter[str]]:
+    """What a file holds, by field."""
+    return {
+        "rows": Counter({"in all": len(rows)}),
+        "label": Counter(e.label for e in rows),
+        "source": Counter(e.source for e in rows),
+        "category": Counter(e.category for e in rows),
+        "wrapper": Counter(e.wrapper for e in rows),
+        "turns": Counter(str(len(e.messages)) for e in rows),
+        "reply": Counter("given" if e.reply else "" for e in rows if e.unsafe),
+    }
+
+
+def repeated(rows: Sequence[Example]) -> tuple[list[str], list[str]]:
+    """Ids of rows whose words stood in an earlier row: with the same label, with another one."""
+    first: dict[str, Example] = {}
+    twice: list[str] = []
+    contradicting: list[str] = []
+    for example in rows:
+        text = " / ".join(f"{m.role} {normalise(m.content)}" for m in example.messages)
+        known = first.setdefault(text, example)
+        if known is not example:
+            (twice if known.label == example.label else contradicting).append(example.id)
+    return twice, contradicting
+
+
+def _named(ids: Sequence[str]) -> str:
+    """The first ids, for the end of a line."""
+    return f": {', '.join(ids[:_SHOWN])}{' ...' if len(ids) > _SHOWN else ''}" if ids else ""
+
+
+def _fitting(file: str, label: str | None, budget: float, seed: int) -> str:
+    """Why fit would refuse the file as its only source, or nothing; prints the parts."""
+    from safeswitch.switch.fit import check_parts  # torch comes with it
+    from safeswitch.switch.run_fit import read_sources
+
+    try:
+        parts = grouped_split(read_sources([file], label=label, limit=None), seed=seed)
+        for name, part in parts.items():
+            near = 0 if name == "train" else len(leaks(parts["train"], part))
+            note = f", {near} nearly repeat a training request" if near else ""
+            unsafe = sum(e.unsafe for e in part)
+            print(f"part {name}: {unsafe} unsafe, {len(part) - unsafe} safe{note}")
+        check_parts(parts, budget)
+    except SafeSwitchError as error:
+        return f"refuses it: {error}"
+    return ""
