@@ -71,7 +71,7 @@ def kinds() -> dict[str, Kind]:
         "fields to a megabyte": _raw("{" + ",".join(f'"{i}":0' for i in range(MEGABYTE // 11)) + "}"),
         "numbers to a megabyte": _raw('{"a": [' + "1," * (MEGABYTE // 2 - 10) + "1]}"),
         "fractions to a megabyte": _raw('{"a": [' + "1e5," * (MEGABYTE // 4 - 10) + "1]}"),
-        "messages to their bound": _chat(messages=[{"role": "user", "content": ""}] * 19_000),
+        "messages to their bound": _chat(messages=[{"role": "user", "content": "Hi"}] * 4000),
         "larger than is taken": _raw(" " * (MEGABYTE + 200)), "tiny temperature": _chat(temperature=1e-300),
         "n of 1,500": _chat(n=1500), "long stop strings": _chat(stop=["ab" * 30_000] * 4),
         "200,000 prompts": _prompt(["a"] * 200_000), "200,000 tokens": _prompt([5] * 200_000),
