@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from safeswitch.core.errors import DataError
+from safeswitch.serving.body import MAX_STOP_CHARACTERS, MAX_STOPS
 
 Kind = Literal["shared", "ours", "neutral", "refused", "right"]
 KINDS: dict[Kind, str] = {
@@ -152,7 +153,7 @@ def _or(values: Sequence[Any]) -> str:
 
 _LOGPROBS_MOST = 20
 _TOKENS_MOST = 2**31 - 1
-_STOP = Field("shared", "text or list", most=16, longest=500)
+_STOP = Field("shared", "text or list", most=MAX_STOPS, longest=MAX_STOP_CHARACTERS)
 """Stop strings: every piece of a reply is searched for each."""
 _COMMON: dict[str, Field] = {
     "model": Field("neutral", "text"),
