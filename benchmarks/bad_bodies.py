@@ -79,7 +79,7 @@ def kinds() -> dict[str, Kind]:
         "a chat of a megabyte": _chat(messages=[{"role": "user", "content": "word " * (MEGABYTE // 5 - 40)}]),
         "a megabyte to tokenise": _raw(json.dumps({"prompt": "word " * (MEGABYTE // 5 - 20)}), TOKENIZE),
         "a megabyte to put together": _raw(json.dumps({"tokens": [5] * (MEGABYTE // 3 - 20)}), DETOKENIZE),
-        "a token that does not exist": _prompt([10**9]), "blank prompt": _prompt(" "),
+        "a token that does not exist": _prompt([10**9]),
     }  # fmt: skip
 
 
