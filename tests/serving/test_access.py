@@ -158,20 +158,6 @@ def test_thresholds_are_for_admins_and_checked(file: Path) -> None:
     assert post(App([], [b""]), {}, ServerSettings(), {}, THRESHOLDS).status == 403
 
 
-def test_long_replies_are_capped() -> None:
-    app, settings = App([PASSED], [b"{}"]), ServerSettings(max_tokens=10)
-    assert post(app, {"messages": [], "max_tokens": 11}, settings).status == 400
-    assert app.context is None
-    for path, sent, got in (
-        (CHAT, {"max_tokens": 10}, {"max_tokens": 10}), (CHAT, {}, {"max_completion_tokens": 10}),
-        (CHAT, {"max_completion_tokens": None}, {"max_completion_tokens": 10}),
-        ("/v1/completions", {"prompt": "x"}, {"prompt": "x"}),
-        ("/v1/responses", {}, {"max_output_tokens": 10}),
-    ):  # fmt: skip
-        assert post(app, sent, settings, path=path).status == 200
-        assert json.loads(app.body) == got
-
-
 def test_the_right_to_see_scores_is_given_on_the_command_line(file: Path) -> None:
     from typer.testing import CliRunner
 

@@ -118,9 +118,9 @@ TOO_MUCH: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"n": 0}, "n:"), (CHAT, {"n": True}, "n:"), (CHAT, {"n": 2.5}, "n:"), (COMPLETIONS, {"best_of": 200}, "200 replies"),
     (COMPLETIONS, {"prompt": ["a"] * 129}, "129 replies"), (COMPLETIONS, {"prompt": ["a"] * 20, "n": 7}, "140 replies"),
     (COMPLETIONS, {"prompt": [[1]] * 129}, "129 replies"), (f"{CHAT}/batch", {"messages": [[{}]] * 129}, "129 replies"),
-    (CHAT, {"stop": ["a"] * 5}, "stop: at most 4"), (CHAT, {"stop": "a" * 1025}, "1024 characters"),
+    (CHAT, {"stop": ["a"] * 17}, "stop: at most 16"), (CHAT, {"stop": "a" * 1025}, "1024 characters"),
     (CHAT, {"stop": [1]}, "stop:"), (CHAT, {"stop": ["ab" * 300] * 4}, "1024 characters"), (CHAT, {"stop": {"a": 1}}, "stop:"),
-    ("/v1/messages", {"stop_sequences": ["a"] * 5}, "stop_sequences: at most 4"),
+    ("/v1/messages", {"stop_sequences": ["a"] * 17}, "stop_sequences: at most 16"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,153 @@
+"""The middleware of the vLLM server, with a scripted application in vLLM's place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from safeswitch.engines.context import CONTEXT, Context
+from safeswitch.serving.keys import add_key
+from safeswitch.serving.settings import ServerSettings
+from tests.engines.vllm_made import needs_vllm
+
+pytestmark = [needs_vllm, pytest.mark.filterwarnings("ignore")]
+CHAT = "/v1/chat/completions"
+
+
+class App:
+    """Takes what it is sent; the state of a vLLM server whose engine enforces."""
+
+    def __init__(self, policy: str = "enforce") -> None:
+        front = SimpleNamespace(settings=SimpleNamespace(policy=policy))
+        self.state = SimpleNamespace(engine_client=SimpleNamespace(safeswitch=front), args=None)
+        self.body: Any = None
+        self.context: Context | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.body, self.context = (await receive())["body"], CONTEXT.get()
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+def sent(
+    app: App,
+    body: Any,
+    path: str = CHAT,
+    settings: ServerSettings | None = None,
+    method: str = "POST",
+    key: str = "",
+    root: str = "",
+) -> tuple[int, str]:
+    """Status and body of the answer."""
+    from safeswitch.serving.vllm_plugin import SafeSwitchMiddleware
+
+    events: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+    async def send(event: Any) -> None:
+        events.append(event)
+
+    headers = [(b"content-type", b"application/json")]
+    headers += [(b"authorization", f"Bearer {key}".encode())] if key else []
+    scope = {
+        "type": "http", "method": method, "path": root + path, "root_path": root, "headers": headers,
+        "app": app, "query_string": b"",
+    }  # fmt: skip
+    asyncio.run(SafeSwitchMiddleware(app, settings or ServerSettings())(scope, receive, send))
+    return events[0]["status"], b"".join(e.get("body", b"") for e in events).decode()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/collective_rpc"),
+        ("POST", "/update_weights"),
+        ("POST", "/sleep"),
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/inference/v1/generate"),
+        ("POST", "/invocations"),
+        ("POST", "/v1/chat/completions/batch"),
+        ("GET", "/v1/responses/resp_1"),
+        ("POST", "/v1/responses/resp_1/cancel"),
+        ("POST", "/a_route_of_the_next_vllm"),
+        ("PUT", CHAT),
+        ("POST", CHAT + "/"),
+    ],
+)
+def test_routes_that_the_table_does_not_know_are_closed(method: str, path: str) -> None:
+    app = App()
+    status, said = sent(app, {}, path, method=method)
+    assert (status, app.body) == (404, None)
+    assert "not_served" in said
+
+
+def test_a_root_path_hides_no_route_from_the_table() -> None:
+    app = App()
+    assert sent(app, {"add_generation_prompt": 0}, root="/api")[0] == 400
+    assert sent(app, {}, "/collective_rpc", root="/api")[0] == 404
+    assert sent(app, {"messages": []}, root="/api")[0] == 200
+
+
+@pytest.mark.parametrize("field", ["continue_final_message", "chat_template", "a_new_field"])
+def test_fields_are_held_to_the_table_where_the_guard_enforces(field: str) -> None:
+    body = {"messages": [], field: True}
+    app = App()
+    status, said = sent(app, body)
+    assert (status, app.body) == (400, None)
+    assert field in said
+    assert sent(App("observe"), body)[0] == 200
+
+
+def test_beam_search_is_never_served() -> None:
+    for policy in ("enforce", "observe"):
+        assert sent(App(policy), {"messages": [], "use_beam_search": True})[0] == 400
+
+
+def test_vllm_reads_what_was_checked_and_is_told_the_operators_limit() -> None:
+    app, settings = App(), ServerSettings(max_tokens=10)
+    assert sent(app, {"messages": [], "max_tokens": 11}, settings=settings)[0] == 400
+    assert sent(app, {"messages": [], "max_tokens": "9"}, settings=settings)[0] == 400
+    assert app.context is None
+    assert sent(app, {"messages": [], "max_tokens": 10}, settings=settings)[0] == 200
+    assert app.context is not None
+    assert (app.context.max_tokens, app.context.chat) == (10, True)
+    assert json.loads(app.body) == {"messages": [], "max_tokens": 10}
+    assert sent(app, {"prompt": "x"}, "/v1/completions")[0] == 200
+    assert (app.context.max_tokens, app.context.chat) == (None, False)
+
+
+def test_a_field_that_needs_a_right_is_served_to_who_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    plain, trusted = add_key(file, "plain"), add_key(file, "trusted", extra_fields=True)
+    settings, body = ServerSettings(keys=str(file)), {"messages": [], "priority": 1}
+    assert sent(App(), body, settings=settings, key=plain)[0] == 400
+    assert sent(App(), body, settings=settings, key=trusted)[0] == 200
+
+
+@pytest.mark.parametrize("name", ["VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"])
+def test_a_server_in_development_mode_does_not_start(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safeswitch.serving.vllm_plugin import SafeSwitchMiddleware
+
+    monkeypatch.setenv(name, "1")
+    app, told = App(), []
+
+    async def receive() -> Any:
+        return {"type": "lifespan.startup"}
+
+    async def send(event: Any) -> None:
+        told.append(event)
+
+    scope = {"type": "lifespan", "app": app}
+    asyncio.run(SafeSwitchMiddleware(app, ServerSettings())(scope, receive, send))
+    assert told[0]["type"] == "lifespan.startup.failed"
+    assert name in told[0]["message"]
