@@ -132,13 +132,19 @@ class SafeSwitchMiddleware:
             reply = Reply(send, form, request_id, self.own_errors)
             try:
                 await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
-            except Exception:
-                if reply.begun:
-                    raise
+            except Exception as error:
                 _log.exception("request %s", request_id)
-                raise (unrecorded() if context.unrecorded else inside()) from None
+                told = self.told(error, context)
+                if not reply.begun:
+                    raise told from None
+                if not await reply.break_off(told):
+                    raise
             finally:
                 CONTEXT.reset(token)
+
+    def told(self, error: Exception, context: Context) -> Refused:
+        """What a client is told of an error that nothing in the server has caught."""
+        return unrecorded() if context.unrecorded else inside()
 
     async def _audit_is_there(self) -> None:
         """Turn a request away while what would be decided on it could not be kept."""

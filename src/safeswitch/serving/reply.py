@@ -66,6 +66,20 @@ class Reply:
         elif not more and self._start is not None:
             await self._send_whole(self._start, self._rest)
 
+    async def break_off(self, told: Refused) -> bool:
+        """End a stream that the server has broken off, with an event that says so.
+
+        Returns:
+            False where what has begun is no stream of events, which cannot be ended so.
+        """
+        if self._kind != _STREAM:
+            return False
+        last = b"".join(self._line(event) for event in self._form.rest())
+        last += b"event: error\n" if self._form.names_events else b""
+        last += _data(self._form.failed(told.to_dict()))
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
+        return True
+
     async def _send_whole(self, start: Event, body: bytes) -> None:
         """A JSON body."""
         status = start["status"]

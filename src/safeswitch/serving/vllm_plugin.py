@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from starlette._utils import get_route_path
+from vllm.exceptions import VLLMValidationError
 
 from safeswitch.core.errors import DataError, SettingError
 from safeswitch.engines.context import Context
 from safeswitch.engines.vllm.install import Door, check_at_work, front_of, install
+from safeswitch.engines.vllm.sampling import SEEDS
 from safeswitch.engines.vllm.settings import switched_off
 from safeswitch.serving import vllm_fields
 from safeswitch.serving.errors import ending
@@ -66,13 +68,21 @@ class SafeSwitchMiddleware(Base):
             raise Refused(400, f"{' and '.join(route.lengths)} may be at most {most} here")
         if asked.get("use_beam_search"):
             raise Refused(400, "beam search is not served: SafeSwitch decides on one reply at a time")
-        engine = scope["app"].state.engine_client
-        if (context.policy or front_of(engine).settings.policy) != "enforce":
+        front = front_of(scope["app"].state.engine_client)
+        if asked.get("seed") is not None and front.seeds_are_fatal:
+            raise Refused(400, SEEDS)
+        if (context.policy or front.settings.policy) != "enforce":
             return
         try:
             route.check(asked, key is not None and key.extra_fields)
         except DataError as error:
             raise Refused(400, str(error)) from error
+
+    def told(self, error: Exception, context: Context) -> Refused:
+        """What vLLM and the front end refuse, some of it only when a stream has begun."""
+        if isinstance(error, VLLMValidationError):
+            return Refused(400, str(error))
+        return super().told(error, context)
 
     @contextmanager
     def admitted(self, scope: Scope) -> Iterator[None]:

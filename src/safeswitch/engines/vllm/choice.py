@@ -11,7 +11,8 @@
 
 Rolled back means: the worker has put the reserved stop token in place of a reply token, the tokens
 so far are dropped unseen, and the same prompt is submitted again, brought back by the prefix cache.
-Nothing undecided is ever yielded. ``sampling.py`` says what a run *of ours* takes from the client.
+A constrained request of a bundle with a watch is first read in a run of ours, as far as the watch
+reads. Nothing undecided is ever yielded. ``sampling.py`` says what a run *of ours* takes from the client.
 """
 
 from __future__ import annotations
@@ -141,9 +142,12 @@ class Choice:
         if self._enforcing and self._plan.staged and not self._plan.asks_first:
             self._task = replace(self._task, mode="pilot")
         try:
-            async with aclosing(self._until_rolled_back()) as reply:
-                async for out in reply:
-                    yield out
+            if self._enforcing and self._runs.bent_by and self._plan.watch_every is not None:
+                self._fired = await self._fires_unbent()
+            if not self._fired:
+                async with aclosing(self._until_rolled_back()) as reply:
+                    async for out in reply:
+                        yield out
             if not self._fired and self._tokens:
                 self._fired = await self._judged() and self._enforcing
                 self._ended = len(self._tokens)
@@ -160,6 +164,28 @@ class Choice:
             # a refusal that came whole, before anybody had asked how the request stands
             refuses = self._enforcing and decision is not None and decision.fired
             yield marked(out, refuses)
+
+    async def _fires_unbent(self) -> bool:
+        """Whether the gate fires on what the model writes of itself, without the constraints.
+
+        The watch knows replies as the model begins them; a grammar could keep from it what it
+        would fire on. So a constrained request is first read as far as the watch reads, in a run
+        of ours that nobody sees.
+        """
+        own = self._runs.guarded.clone()
+        own.output_kind = RequestOutputKind.FINAL_ONLY
+        until = self._plan.watch_until
+        if until is not None:
+            own.max_tokens = min(own.max_tokens or until + 1, until + 1)
+        async with aclosing(self._run(own, self._task, stops=True)) as outputs:
+            async for out in outputs:
+                if self._is_rolled_back(out):
+                    return True
+                self._held, self._tokens = [out], list(out.outputs[0].token_ids)
+        fires = await self._judged()
+        # the client's run begins anew from the prompt, and so does what the worker knows of it
+        self._held, self._tokens = [], []
+        return fires
 
     async def _until_rolled_back(self) -> Outputs:
         """The client's run, or the pilot run; ends with the reply, or with ``_fired``."""

@@ -29,7 +29,7 @@ from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
 from safeswitch.engines.vllm.apart import apart
 from safeswitch.engines.vllm.calls import Coalesced, alive
 from safeswitch.engines.vllm.choice import Choice, Outputs, Plan, Runs, Submit
-from safeswitch.engines.vllm.sampling import Sampling
+from safeswitch.engines.vllm.sampling import SEEDS, Sampling
 from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task, stop_token
 from safeswitch.models.generation_prompt import GenerationPrompt
 from safeswitch.models.prompt_text import PromptText
@@ -63,6 +63,12 @@ class FrontEnd:
         tokenizer = engine.get_tokenizer()
         self._prompt_text = PromptText(tokenizer)
         self._reply_mark = GenerationPrompt.of(tokenizer, chat_template)
+
+    @property
+    def seeds_are_fatal(self) -> bool:
+        """Whether one request with a seed would end the engine."""
+        chunked = self._engine.vllm_config.scheduler_config.enable_chunked_prefill
+        return bool(current_platform.is_cpu() and chunked)
 
     async def start(self) -> None:
         """Ask the workers what they guard.
@@ -201,13 +207,8 @@ class FrontEnd:
             VLLMValidationError: the reason, for the client.
         """
         self._sampling.refuse_unserved(params)
-        config = self._engine.vllm_config
-        chunked = config.scheduler_config.enable_chunked_prefill
-        if params.seed is not None and current_platform.is_cpu() and chunked:
-            raise VLLMValidationError(
-                "seed is not served here: vLLM on the CPU stops when a seeded prompt is read in "
-                "chunks; the operator can start it with --no-enable-chunked-prefill"
-            )
+        if params.seed is not None and self.seeds_are_fatal:
+            raise VLLMValidationError(SEEDS, parameter="seed")
         bent_by = self._sampling.bent_by(params)
         if policy == "enforce" and plan.staged and not plan.asks_first and bent_by:
             raise VLLMValidationError(

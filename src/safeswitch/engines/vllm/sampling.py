@@ -52,6 +52,11 @@ REFUSED = {
     "routed_experts_prompt_start": "it is for training, not for serving",
 }
 """Not served, with the reason."""
+SEEDS = (
+    "seed is not served here: vLLM on the CPU stops when a seeded prompt is read in chunks; the "
+    "operator can start it with --no-enable-chunked-prefill"
+)
+"""Where ``FrontEnd.seeds_are_fatal``."""
 
 
 class Sampling:
