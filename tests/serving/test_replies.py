@@ -173,6 +173,20 @@ def test_a_response_that_is_refused_is_a_completed_message_with_a_refusal(status
     assert set(got.model_extra["safeswitch"]) == TOLD
 
 
+def test_what_vllm_makes_of_an_empty_output_is_no_part_of_a_refused_response() -> None:
+    call = {"id": "fc_1", "type": "function_call", "name": "pick", "call_id": "c", "arguments": "", "status": "completed"}
+    events: list[dict[str, Any] | str] = [
+        {"type": "response.created", "sequence_number": 0, "response": response([], "in_progress")},
+        {"type": "response.output_item.added", "sequence_number": 1, "output_index": 0, "item": call},
+        {"type": "response.output_item.done", "sequence_number": 2, "output_index": 0, "item": call},
+        {"type": "response.completed", "sequence_number": 3, "response": response([call])},
+    ]
+    got = asyncio.run(sent_events(Server([FIRED], events), RESPONSES, {"input": "hello", "tools": [{}]}))
+    assert [event["sequence_number"] for event in got] == list(range(1 + 6 + 1))
+    assert [item["content"][0]["type"] for item in got[-1]["response"]["output"]] == ["refusal"]
+    assert got[1]["item"]["type"] == "message"
+
+
 @pytest.mark.parametrize("before", [[], [spoken("It is")]])
 def test_a_stream_of_responses_ends_with_the_refusal_as_an_item_of_its_own(before: list[Any]) -> None:
     opening = [{"type": "response.created", "sequence_number": 0, "response": response([], "in_progress")}]

@@ -14,10 +14,15 @@ Event = dict[str, Any]
 class Responses(Form):
     """The response carries the verdict, in streams the one in ``response.completed``; a refusal is a message of its own.
 
-    Its only content is a part of type ``refusal``, and the response's status is ``completed``.
+    Its only content is a part of type ``refusal``, and the response's status is ``completed``. Of a parsed reply nothing stands
+    before a refusal; what vLLM makes of the empty output (a call of the tool that the client has named, say) is left out.
     """
 
     names_events = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sent = 0
 
     def whole(self, reply: dict[str, Any]) -> None:
         refusal = self.last_refusal()
@@ -26,17 +31,23 @@ class Responses(Form):
         self._tell(reply)
 
     def event(self, event: Event) -> list[Event]:
+        alone = self.context.structured and bool(self.context.refusals)
         if event.get("type") != "response.completed":
-            return [event]
+            return [] if alone and "response" not in event else self._numbered([event])
         response, refusal = event["response"], self.last_refusal()
         sent: list[Event] = []
         if refusal is not None:
-            said, message = response.get("output") or [], _message(refusal)
-            sent = _events(message, len(said), int(event["sequence_number"]))
-            event["sequence_number"] += len(sent)
+            said, message = [] if alone else response.get("output") or [], _message(refusal)
+            sent = _events(message, len(said))
             self._refuse(response, refusal, said, message)
         self._tell(response)
-        return [*sent, event]
+        return self._numbered([*sent, event])
+
+    def _numbered(self, events: list[Event]) -> list[Event]:
+        for event in events:
+            event["sequence_number"] = self._sent
+            self._sent += 1
+        return events
 
     def _tell(self, response: dict[str, Any]) -> None:
         verdict = self.last_verdict()
@@ -56,13 +67,13 @@ def _message(refusal: Refusal) -> dict[str, Any]:
     }
 
 
-def _events(message: dict[str, Any], index: int, number: int) -> list[Event]:
-    """The events of a stream that add ``message`` at ``index`` of the output, numbered from ``number``."""
+def _events(message: dict[str, Any], index: int) -> list[Event]:
+    """The events of a stream that add ``message`` at ``index`` of the output."""
     (part,) = message["content"]
     item: Event = {"output_index": index}
     inside: Event = {"item_id": message["id"], "output_index": index, "content_index": 0}
     opened = {**message, "status": "in_progress", "content": []}
-    events: list[Event] = [
+    return [
         {"type": "response.output_item.added", **item, "item": opened},
         {"type": "response.content_part.added", **inside, "part": {**part, "refusal": ""}},
         {"type": "response.refusal.delta", **inside, "delta": part["refusal"]},
@@ -70,4 +81,3 @@ def _events(message: dict[str, Any], index: int, number: int) -> list[Event]:
         {"type": "response.content_part.done", **inside, "part": part},
         {"type": "response.output_item.done", **item, "item": message},
     ]
-    return [{**event, "sequence_number": number + i} for i, event in enumerate(events)]
