@@ -282,12 +282,23 @@ async def attack(url: str, key: str, asked: Sequence[Try], at_once: int = 16) ->
                     )
                 except httpx.HTTPError:  # cut off in the middle of a reply
                     return Outcome(sent, CUT_OFF, ())
-            texts = _texts(answer.text) if answer.status_code == 200 else ()
-            return Outcome(sent, answer.status_code, texts)
+            status = _status(answer)
+            return Outcome(sent, status, _texts(answer.text) if status == 200 else ())
 
         return list(await asyncio.gather(*(one(sent) for sent in asked)))
 
 
+def _status(answer: httpx.Response) -> int:
+    """HTTP status, or that of the error with which a stream has ended."""
+    for line in answer.text.splitlines():
+        if line.startswith("data: {") and '"error"' in line:
+            error = json.loads(line[6:]).get("error")
+            if isinstance(error, dict):
+                return 400 if error.get("type", "").startswith(_CLIENTS) else 500
+    return answer.status_code
+
+
+_CLIENTS = ("BadRequest", "invalid_request")
 _TEXT = ("content", "refusal", "text", "arguments", "partial_json", "reasoning", "thinking")
 
 

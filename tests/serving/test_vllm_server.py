@@ -227,7 +227,10 @@ def test_the_audit_has_one_record_for_each_choice(server: Served) -> None:
 
 
 def test_metrics_count_decisions_beside_vllms_own(server: Served) -> None:
-    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+    asked = [urllib.request.Request(f"{server.url}/metrics", headers=_bearer(key)) for key in (server.admin, server.plain)]
+    text = urllib.request.urlopen(asked[0]).read().decode()
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(asked[1])
     assert 'safeswitch_requests_total{bundle="default",fired="true"' in text
     assert "vllm:" in text
 
@@ -240,3 +243,7 @@ def test_malformed_bodies_get_a_clear_error(server: Served, raw: bytes) -> None:
         urllib.request.urlopen(request)
     assert 400 <= caught.value.code < 500
     assert json.loads(caught.value.read())["error"]["message"]
+
+
+def _bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}

@@ -94,6 +94,8 @@ class Rows:
         self.valid = torch.ones(len(lengths), dtype=torch.bool)
         self.alive = torch.ones(len(lengths), dtype=torch.bool)
         self.turned = torch.zeros(0, dtype=torch.long)
+        self.refusing = torch.zeros(len(lengths), dtype=torch.bool)
+        """``[b]``: rows whose newest logits are the second head's."""
         self._fraction = torch.ones(len(lengths))
         self._began = torch.zeros(len(lengths), dtype=torch.long)
         """Reply tokens that had been fed when each row fired."""
@@ -254,6 +256,7 @@ class Rows:
             self.turned = (self.fired | relieved).nonzero().flatten()
         if self.head is None or not bool(self.fired.any()):
             return
+        self.refusing[new] = True
         self._began[new] = self.fed
         if self.fed > 0 and len(new) and self.in_place:
             # A rolled-back row speaks from its prompt's end: its newest state belongs to the reply
@@ -264,6 +267,7 @@ class Rows:
         acting = before if self.fed > 0 else self.fired
         if self.head.reach is not None:
             acting = acting & (self.fed - self._began < self.head.reach)
+            self.refusing = acting | (self.fired & ~before)
         rows = acting.nonzero().flatten()
         if len(rows):
             there = rows.to(logits.device)

@@ -16,8 +16,8 @@ from safeswitch.core.errors import ArtifactError
 from safeswitch.serving.keys import Key, hash_of, read_keys
 from safeswitch.serving.refused import Refused
 
-OPEN_PATHS = ("/health", "/ping", "/metrics")
-"""Answered without a key: what probes and Prometheus ask for."""
+OPEN_PATHS = ("/health", "/ping")
+"""Answered without a key: what probes ask for."""
 
 
 class Access:

@@ -40,6 +40,7 @@ Receive = Callable[[], Awaitable[Event]]
 
 THRESHOLDS = "/safeswitch/thresholds"
 """``POST {"bundle": ..., "thresholds": {...}}`` by an admin key: puts thresholds in force and answers those in force."""
+METRICS = "/metrics"
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _WISHES = ("policy", "bundle")
 _log = logging.getLogger("safeswitch.server")
@@ -80,6 +81,9 @@ class SafeSwitchMiddleware:
                 if self.access is not None and get_route_path(scope) not in OPEN_PATHS and scope["method"] != "OPTIONS":
                     key = self.access.key(scope["headers"])
                     await stack.enter_async_context(self.access.admitted(key))
+                if get_route_path(scope) == METRICS and self.access is not None and not self._sees_scores(key):
+                    # a sum of scores before and after one's own request is that request's score
+                    raise Refused(403, "metrics are for keys with the right to see scores", "permission_error")
                 self.check_route(scope)
                 if scope["method"] == "POST":
                     stack.enter_context(self.admitted(scope))

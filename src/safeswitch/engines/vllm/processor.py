@@ -110,6 +110,7 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
         for head, places in by_head.items():
             hidden = model.safeswitch_read(sampled, model.safeswitch_top)[places]
             logits[places] += model.safeswitch_difference(head, hidden).to(logits.dtype)
+            _decide(logits, places)
         if stop:
             logits[stop] = float("-inf")
             logits[stop, token] = 0.0
@@ -124,6 +125,18 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
             if fed >= 0 and int(slot) in self._slots:
                 rows.append((i, self._slots[int(slot)][0], fed))
         return rows
+
+
+def _decide(logits: Tensor, places: list[int]) -> None:
+    """Leave each row its likeliest token alone: a refusal is never drawn.
+
+    Nano's refusal, sampled at temperature 1, complies in 13 % of cases. It also puts the choice out
+    of reach of whatever vLLM does to the logits behind this processor.
+    """
+    rows = logits[places]
+    best = rows.argmax(-1, keepdim=True)
+    only = torch.full_like(rows, float("-inf"))
+    logits[places] = only.scatter(-1, best, rows.gather(-1, best))
 
 
 def _forbid(logits: Tensor, places: list[int], token: int) -> None:

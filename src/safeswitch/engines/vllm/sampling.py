@@ -19,7 +19,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 HOTTEST = 1.0
-"""Highest temperature of a guarded run: above it a refusal falls apart into random words."""
+"""Highest temperature of a guarded run: above it a pilot is random words. Refusals are not drawn at all."""
 
 SHARED = frozenset(
     {"n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids"}
