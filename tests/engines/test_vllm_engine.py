@@ -326,6 +326,21 @@ def test_a_prompt_that_goes_on_behind_the_mark_of_a_reply_is_refused(engine: Any
         engine._wait(begun())
 
 
+def test_a_conversation_whose_system_text_was_dropped_is_refused(engine: Any) -> None:
+    from vllm.inputs import tokens_input
+
+    row = reference("llama").lm.encode([ROWS[0]])[0]
+
+    async def asked(text: str) -> None:
+        CONTEXT.set(Context(chat=True, system=(text,)))
+        async for _ in engine.llm.generate(tokens_input(row), sampling(), f"system-{text}"):
+            pass
+
+    engine._wait(asked(ROWS[0].messages[0].content))
+    with pytest.raises(Exception, match="drops the system turn"):
+        engine._wait(asked("Answer in French."))
+
+
 def test_abandoned_requests_leave_the_engine_and_its_memory(engine: Any) -> None:
     from vllm.inputs import tokens_input
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from safeswitch.models.generation_prompt import GenerationPrompt
-from safeswitch.models.prompt_text import PromptText
+from safeswitch.models.prompt_text import PromptText, is_lost
 from safeswitch.nano import weights_path
 
 TURNS = [
@@ -78,3 +78,10 @@ def test_a_template_without_a_generation_prompt_ends_the_users_turn(
 def test_a_template_that_does_not_tell_has_no_ends(tokenizer: AutoTokenizer) -> None:
     plain = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     assert GenerationPrompt.of(tokenizer, plain).ends == []
+
+
+def test_text_that_a_template_dropped_is_missed_whatever_became_of_its_white_space() -> None:
+    prompt = "Be good.\nHow are you?"
+    assert not is_lost("  be\n\nGOOD. ", prompt)
+    assert is_lost("Answer in French.", prompt)
+    assert not is_lost("…", prompt), "nothing to compare by"

@@ -151,3 +151,22 @@ def test_a_server_in_development_mode_does_not_start(
     asyncio.run(SafeSwitchMiddleware(app, ServerSettings())(scope, receive, send))
     assert told[0]["type"] == "lifespan.startup.failed"
     assert name in told[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "texts"),
+    [
+        (CHAT, {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]}, ("a",)),
+        (CHAT, {"messages": [{"role": "developer", "content": [{"type": "text", "text": "c"}]}]}, ("c",)),
+        ("/v1/responses", {"input": "x", "instructions": "d"}, ("d",)),
+        ("/v1/messages", {"messages": [], "max_tokens": 1, "system": [{"type": "text", "text": "e"}]}, ("e",)),
+        ("/v1/completions", {"prompt": "x"}, ()),
+    ],
+)
+def test_the_front_end_is_told_what_system_text_must_arrive(
+    path: str, body: dict[str, Any], texts: tuple[str, ...]
+) -> None:
+    app = App()
+    assert sent(app, body, path)[0] == 200
+    assert app.context is not None
+    assert app.context.system == texts

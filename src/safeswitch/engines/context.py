@@ -48,6 +48,7 @@ class Context:
         policy: Policy that this client may have, None for the engine's own.
         bundle: Bundle that this client is served with, None for the default.
         chat: Whether the prompt has come through a chat template, and so must end where a reply begins.
+        system: Texts of the request's system turns, which must arrive in the prompt.
         max_tokens: Longest reply that the operator serves, None for any.
         on_decision: Awaited with each verdict before the last output of its choice is handed out.
         decisions: Verdicts so far by choice.
@@ -63,6 +64,7 @@ class Context:
     policy: str | None = None
     bundle: str | None = None
     chat: bool = False
+    system: tuple[str, ...] = ()
     max_tokens: int | None = None
     on_decision: Callable[[Verdict], Awaitable[None]] | None = None
     decisions: dict[int, Verdict] = field(default_factory=dict)

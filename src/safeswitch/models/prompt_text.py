@@ -32,3 +32,16 @@ class PromptText:
             else:
                 runs[-1].append(token)
         return "\n".join(str(self._tokenizer.decode(run)) for run in runs if run)
+
+
+def is_lost(text: str, prompt: str) -> bool:
+    """Whether ``text`` does not stand in ``prompt``, whatever became of its white space and case.
+
+    Compared by ASCII letters and digits, which every tokenizer gives back as they were.
+    """
+    kept = _kept(text)
+    return bool(kept) and kept not in _kept(prompt)
+
+
+def _kept(text: str) -> str:
+    return "".join(c for c in text.lower() if c.isascii() and c.isalnum())

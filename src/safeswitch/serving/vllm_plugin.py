@@ -24,6 +24,7 @@ from safeswitch.serving.keys import Key
 from safeswitch.serving.middleware import THRESHOLDS, Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
 from safeswitch.serving.refused import Refused, Send
+from safeswitch.serving.system_text import system_texts
 
 install()
 
@@ -62,6 +63,7 @@ class SafeSwitchMiddleware(Base):
         if route is None or switched_off():
             return
         context.chat = route.chat
+        context.system = system_texts(asked) if route.chat else ()
         most = self.settings.max_tokens
         given = [asked[name] for name in route.lengths if asked.get(name) is not None]
         if most and any(isinstance(n, int | float) and n > most for n in given):

@@ -32,7 +32,7 @@ from safeswitch.engines.vllm.choice import Choice, Outputs, Plan, Runs, Submit
 from safeswitch.engines.vllm.sampling import SEEDS, Sampling
 from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task, stop_token
 from safeswitch.models.generation_prompt import GenerationPrompt
-from safeswitch.models.prompt_text import PromptText
+from safeswitch.models.prompt_text import PromptText, is_lost
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
@@ -104,11 +104,12 @@ class FrontEnd:
         if bundle not in self.plans:
             raise VLLMValidationError(f"unknown SafeSwitch bundle {bundle!r}")
         plan = self.plans[bundle]
+        text = self._prompt_text(_ids(prompt) or ())
         if policy != "off":
             self._check_prompt(prompt, context)
+            self._check_system(text, context)
             self._check_sampling(params, policy, plan)
             self._limit(prompt, params, plan, context)
-        text = self._prompt_text(_ids(prompt) or ())
         task = Task(
             f"{request_id}-{uuid.uuid4().hex}", bundle, policy, text=text if plan.text else ""
         )
@@ -198,6 +199,17 @@ class FrontEnd:
             raise VLLMValidationError(
                 "begun replies are not served: the prompt goes on behind the mark that begins a "
                 "reply"
+            )
+
+    def _check_system(self, text: str, context: Context) -> None:
+        """Refuse a conversation whose system text the chat template has dropped.
+
+        Raises:
+            VLLMValidationError: it is not in the prompt's ``text``.
+        """
+        if any(is_lost(turn, text) for turn in context.system):
+            raise VLLMValidationError(
+                "this model's chat template drops the system turn; put its text into the user's"
             )
 
     def _check_sampling(self, params: SamplingParams, policy: str, plan: Plan) -> None:

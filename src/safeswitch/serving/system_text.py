@@ -1,0 +1,32 @@
+"""The text of a request's system turns, which a chat template may drop without a word.
+
+Knows nothing of templates or engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+ROLES = ("system", "developer")
+
+
+def system_texts(asked: Mapping[str, Any]) -> tuple[str, ...]:
+    """Texts of system turns in a body of any chat route, one by one; what is no text is left out."""
+    found = [*_texts(asked.get("system")), *_texts(asked.get("instructions"))]
+    for name in ("messages", "input"):
+        turns = asked.get(name)
+        for turn in turns if isinstance(turns, list) else []:
+            if isinstance(turn, Mapping) and turn.get("role") in ROLES:
+                found += _texts(turn.get("content"))
+    return tuple(found)
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """A turn's text, or that of its parts."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        for part in content:
+            if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+                yield part["text"]
