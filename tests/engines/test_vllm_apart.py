@@ -105,7 +105,7 @@ def test_other_replies_and_unguarded_ones_do_not_wait() -> None:
 
 @pytest.mark.parametrize(("every", "until", "settled"), [(None, None, 1), (2, 8, 9), (2, None, None)])
 def test_a_plan_knows_from_which_token_on_nothing_is_refused(every: int | None, until: int | None, settled: int | None) -> None:
-    from safeswitch.engines.vllm.frontend import Plan
+    from safeswitch.engines.vllm.choice import Plan
 
     plan = Plan("x", 3, True, True, True, False, every, until)
     assert next((n for n in range(1, 50) if plan.settled(n)), None) == settled

@@ -301,12 +301,12 @@ def test_a_constrained_row_that_stage_1_clears_goes_on_under_the_watch() -> None
     assert g.take({"r": None})["r"].stage == "watch"
 
 
-def test_constraints_change_nothing_where_nothing_is_enforced() -> None:
+def test_who_observes_is_told_what_would_be_done_to_a_constrained_request() -> None:
     for mode, made in (("observe", guard(gate())), ("enforce", Guard({"default": Tenant("default", gate(), None)}, TOP))):
         row = made.add(constrained(mode))
         assert [step(made, row, fed, [fed == 0, 0, 0, 0]) for fed in range(3)] == [([], [])] * 3
         decision = made.take({"r": None})["r"]
-        assert (decision.fired, decision.stage, decision.actuator) == (False, "stage2", "none")
+        assert (decision.fired, decision.stage, decision.actuator) == (True, "stage1", "none")
 
 
 def test_constrained_rows_and_others_share_a_step() -> None:
