@@ -49,17 +49,19 @@ class Served:
     """A key that may see scores and nothing else."""
     admin: str
     """A key that may observe and change thresholds."""
+    blind: str
+    """A key that may not see scores."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("server")
     keys = folder / "keys.json"
-    plain = add_key(keys, "plain", scores=True)
+    plain, blind = add_key(keys, "plain", scores=True), add_key(keys, "blind")
     admin = add_key(keys, "admin", may=("observe",), admin=True)
     flags = ("--keys", str(keys), "--audit", f"sqlite:///{folder / 'audit.db'}")
     with serving(folder, "vllm", *flags) as running:
-        yield Served(running.url, folder, plain, admin)
+        yield Served(running.url, folder, plain, admin, blind)
 
 
 def test_front_ends_that_know_no_middleware_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +229,7 @@ def test_the_audit_has_one_record_for_each_choice(server: Served) -> None:
 
 
 def test_metrics_count_decisions_beside_vllms_own(server: Served) -> None:
-    asked = [urllib.request.Request(f"{server.url}/metrics", headers=_bearer(key)) for key in (server.admin, server.plain)]
+    asked = [urllib.request.Request(f"{server.url}/metrics", headers=_bearer(key)) for key in (server.admin, server.blind)]
     text = urllib.request.urlopen(asked[0]).read().decode()
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(asked[1])
