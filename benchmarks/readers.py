@@ -54,7 +54,7 @@ Fit = Callable[["Rows", Array, int], Array]
 SHARD = 256
 CALIBRATION = 0.3
 """Share of the benign rows that only the threshold sees."""
-STEPS = 60
+STEPS = 50
 """Most iterations of a logistic regression; more change no figure by a point."""
 KINDS = ("last", "mean", "attention", "mlp")
 
@@ -426,7 +426,7 @@ def paper(rows: Rows, weights: Array, seed: int) -> Array:
 
 def ngrams(rows: Rows, weights: Array, _seed: int) -> Array:
     """Hashed words and word pairs."""
-    counts = HashingVectorizer(ngram_range=(1, 2), n_features=2**14, dtype=np.float32).transform(rows.texts)
+    counts = HashingVectorizer(ngram_range=(1, 2), n_features=2**12, dtype=np.float32).transform(rows.texts)
     return logistic(torch.as_tensor(counts.toarray()), rows.unsafe, weights, 3e-4, scaled=False)
 
 
