@@ -411,6 +411,19 @@ def of_blocks(blocks: Callable[[Rows], list[Tensor]], l2: float) -> Fit:
     return fit
 
 
+def of_added(blocks: Callable[[Rows], list[Tensor]], l2: float) -> Fit:
+    """A logistic regression on the added rows alone: every column holds the same scores, 0 where none are added."""
+
+    def fit(rows: Rows, weights: Array, _seed: int) -> Array:
+        if not rows.added.any():
+            return np.zeros(weights.shape, dtype=np.float32)
+        alone = sample_weights(rows, rows.added)[:, None]
+        scores = logistic(torch.cat(blocks(rows), 1), rows.unsafe, alone, l2)
+        return np.repeat(scores, weights.shape[1], 1)
+
+    return fit
+
+
 def paper(rows: Rows, weights: Array, seed: int) -> Array:
     """A perceptron on the last token's state of the last layer, trained as the paper's code does."""
     point = ReadPoint(rows.states["last"].shape[1] - 1)
@@ -465,6 +478,8 @@ def modules(rows: Rows) -> list[Tensor]:
 
 
 _embedded, _modules = of_blocks(embeddings, 2e-5), of_blocks(modules, 5e-6)
+_modules_added = of_added(modules, 5e-5)
+_modules_twice = both(_modules, _modules_added, 2.0)
 
 READERS: Mapping[str, Reading] = {
     "word n-grams": Reading(ngrams),
@@ -480,7 +495,12 @@ READERS: Mapping[str, Reading] = {
     "attention and MLP outputs, token means": Reading(
         of_blocks(lambda rows: modules(rows) + rows.part("mean", spread_layers(rows)), 5e-6)
     ),
-    "attention and MLP outputs, embedding's score added": Reading(both(_modules, _embedded, 0.3)),
+    "attention and MLP outputs, added rows alone": Reading(_modules_added),
+    "attention and MLP outputs, added rows twice": Reading(_modules_twice),
+    "attention and MLP outputs, embedding's score added": Reading(both(_modules, _embedded, 0.6)),
+    "attention and MLP outputs, added rows twice, embedding's score added": Reading(
+        both(_modules_twice, _embedded, 1.0)
+    ),
 }
 
 
