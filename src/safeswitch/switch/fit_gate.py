@@ -234,17 +234,16 @@ def _calibrated(
     s1, s2 = first.score(harmful.acts), second.score(harmful.acts)
     seen = max(1, len(harmful.unsafe))
     caught = {"and": int(((s1 > bar.value) & (s2 > passing)).sum()) / seen}
-    thresholds: dict[str, float] = {}
     if by_source is None:
         product = conformal_threshold(first.score(benign.acts) * second.score(benign.acts), settings.stage_budget)
-        thresholds["product_threshold"] = product.value
+        fixed["product_threshold"] = product.value
         notes["product_threshold"] = asdict(product)
         caught["product"] = int((s1 * s2 > product.value).sum()) / seen
     rule = settings.rule if settings.rule != "auto" else max(caught, key=lambda name: caught[name])
     notes |= {"caught_on_validation": caught, "harmful_on_validation": len(harmful.unsafe), "rule": rule}
     return Gate(
         stage1=Stage(first, bar.value), stage2=Stage(second, passing), rule=rule,  # type: ignore[arg-type]
-        **thresholds, **fixed,
+        **fixed,
     )
 
 
