@@ -41,7 +41,9 @@ def observed(examples: Sequence[Example], seed: int) -> Observed:
     """States whose step at block 1 tells the labels apart, and leans towards unsafe in the last sources."""
     draw = torch.Generator().manual_seed(seed)
     unsafe = torch.tensor([e.unsafe for e in examples])
-    lean = torch.tensor([SOURCES.index(e.source) / 3 if e.source in SOURCES else 0.0 for e in examples])
+    lean = torch.tensor(
+        [SOURCES.index(e.source) / 3 if e.source in SOURCES else 0.0 for e in examples]
+    )
     before = torch.randn(len(examples), D, generator=draw)
     step = torch.randn(len(examples), D, generator=draw)
     step[:, 0] += 2.0 * unsafe
@@ -55,8 +57,15 @@ def observed(examples: Sequence[Example], seed: int) -> Observed:
 def parts() -> tuple[Observed, Observed, Observed]:
     found = []
     for place, rows in enumerate((20, 6, 8)):
-        examples = [e for name in SOURCES for e in made(name, "safe", rows + SOURCES.index(name), 100 * place)]
-        examples += [*made("attacks", "unsafe", 3 * rows, 100 * place), *made("books", "unsafe", rows, 100 * place)]
+        examples = [
+            e
+            for name in SOURCES
+            for e in made(name, "safe", rows + SOURCES.index(name), 100 * place)
+        ]
+        examples += [
+            *made("attacks", "unsafe", 3 * rows, 100 * place),
+            *made("books", "unsafe", rows, 100 * place),
+        ]
         found.append(observed(examples, place))
     return found[0], found[1], found[2]
 
@@ -98,6 +107,7 @@ def test_a_threshold_needs_a_budget_and_scores_of_every_source() -> None:
 
 def by_hand(source: str, train: Observed, all_parts: Sequence[Observed]) -> np.ndarray[Any, Any]:
     """Scores of a source's safe requests, by sklearn, fitted on ``train`` without the source."""
+
     def steps(part: Observed) -> np.ndarray[Any, Any]:
         return (part.acts.at(POINT) - part.acts.at(ReadPoint(0))).double().numpy()
 
@@ -114,9 +124,12 @@ def by_hand(source: str, train: Observed, all_parts: Sequence[Observed]) -> np.n
     regression = LogisticRegression(C=1 / (0.01 * len(labels)), tol=1e-10, max_iter=5000)
     regression.fit(scaler.transform(steps(train)[keep]), labels, sample_weight=weights)
     tested = [
-        steps(part)[[e.source == source and not e.unsafe for e in part.examples]] for part in all_parts
+        steps(part)[[e.source == source and not e.unsafe for e in part.examples]]
+        for part in all_parts
     ]
-    scores: np.ndarray[Any, Any] = regression.predict_proba(scaler.transform(np.concatenate(tested)))[:, 1]
+    scores: np.ndarray[Any, Any] = regression.predict_proba(
+        scaler.transform(np.concatenate(tested))
+    )[:, 1]
     return scores
 
 
@@ -130,7 +143,9 @@ def test_every_source_is_scored_by_a_reader_that_never_saw_it() -> None:
     assert max(rates.values()) > 0.1 > min(rates.values())
 
 
-def test_a_source_that_is_left_out_leaves_neither_rows_nor_copies_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_is_left_out_leaves_neither_rows_nor_copies_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     train, validation, calibration = parts()
     copied = replace(train.examples[0], id="copy", source="code")  # a request of books
     train = observed([*train.examples, copied], 0)
@@ -159,7 +174,11 @@ def test_a_source_that_is_left_out_leaves_neither_rows_nor_copies_behind(monkeyp
 
 def test_many_sources_are_left_out_in_groups_of_neighbours() -> None:
     names = [f"s{i:02d}" for i in range(19)]
-    train = [e for name in names for e in made(name, "safe", 10)] + made("x", "unsafe", 5) + made("y", "unsafe", 5)
+    train = (
+        [e for name in names for e in made(name, "safe", 10)]
+        + made("x", "unsafe", 5)
+        + made("y", "unsafe", 5)
+    )
     folds = source_folds(train, [])
     assert len(folds) == MOST_FOLDS
     assert [name for fold in folds for name in fold] == names
@@ -167,8 +186,16 @@ def test_many_sources_are_left_out_in_groups_of_neighbours() -> None:
 
 
 def test_too_few_sources_are_refused_with_what_is_there() -> None:
-    some = [*made("a", "safe", 30), *made("b", "safe", 9), *made("c", "safe", 10), *made("x", "unsafe", 9)]
-    with pytest.raises(FitError, match=r"at least 4 sources of 10 .*; 2 of these count: 'a' \(30\), 'b' \(9\), 'c' \(10\)"):
+    some = [
+        *made("a", "safe", 30),
+        *made("b", "safe", 9),
+        *made("c", "safe", 10),
+        *made("x", "unsafe", 9),
+    ]
+    with pytest.raises(
+        FitError,
+        match=r"at least 4 sources of 10 .*; 2 of these count: 'a' \(30\), 'b' \(9\), 'c' \(10\)",
+    ):
         source_folds(some, [])
     rest = [*made("b", "safe", 9, 50), *made("d", "safe", 12)]
     assert source_folds(some, rest) == [("a",), ("b",), ("c",), ("d",)]
@@ -192,7 +219,9 @@ CHOSEN = settings(readers=("steps",), calibrate="sources", budget=0.1)
 def test_a_switch_calibrated_by_source_records_and_shows_every_source() -> None:
     switch = Switch.fit(engine(), ROWS, CHOSEN, complied=two_of_three)
     told = switch.record["calibration"]["threshold"]
-    assert {name: own["n"] for name, own in told["sources"].items()} == dict.fromkeys(("s0", "s1", "s2", "s3"), 10)
+    assert {name: own["n"] for name, own in told["sources"].items()} == dict.fromkeys(
+        ("s0", "s1", "s2", "s3"), 10
+    )
     assert told["mean"] <= 0.1
     assert switch.gate.stage1 is not None
     assert switch.gate.stage1.threshold == told["value"]
@@ -200,7 +229,9 @@ def test_a_switch_calibrated_by_source_records_and_shows_every_source() -> None:
     assert switch.gate.rule == "and"
     assert set(switch.record["calibration"]["caught_on_validation"]) == {"and"}
     assert f"| s2 | 10 | {told['sources']['s2']['rate']:.1%} |" in model_card(switch)
-    pooled = Switch.fit(engine(), ROWS, replace(CHOSEN, calibrate="pooled", budget=0.125), complied=two_of_three)
+    pooled = Switch.fit(
+        engine(), ROWS, replace(CHOSEN, calibrate="pooled", budget=0.125), complied=two_of_three
+    )
     assert "Benign sources" not in model_card(pooled)
 
 
@@ -212,7 +243,12 @@ def test_calibrating_by_source_needs_no_large_calibration_part() -> None:
         Switch.fit(engine(), split, replace(wanted, calibrate="pooled"), complied=two_of_three)
     with pytest.raises(FitError, match=r"at least 4 sources .* 3 of these count: 's0' \(5\)"):
         Switch.fit(engine(), split, wanted, complied=two_of_three)
-    assert Switch.fit(engine(), ROWS, wanted, complied=two_of_three).record["calibration"]["threshold"]["n"] == 40
+    assert (
+        Switch.fit(engine(), ROWS, wanted, complied=two_of_three).record["calibration"][
+            "threshold"
+        ]["n"]
+        == 40
+    )
     without = {**grouped_split(ROWS), "calibration": [e for e in ROWS if e.unsafe][:3]}
     with pytest.raises(FitError, match="record of safe scores needs at least 1 safe requests"):
         Switch.fit(engine(), without, wanted, complied=two_of_three)

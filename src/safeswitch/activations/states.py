@@ -24,8 +24,8 @@ class Activations:
             column being the prompt's last token.
         masks: For each ``window`` read point, ``[n, w]`` bool: True where a token was read.
         texts: The requests' plain text, for readers of text; empty when not known.
-        sources: Where each request comes from (``Example.source``), for fits in which every source weighs the same;
-            empty when not known. Scoring never looks at it.
+        sources: Where each request comes from (``Example.source``), for fits in which every source
+            weighs the same; empty when not known. Scoring never looks at it.
     """
 
     states: Mapping[ReadPoint, Tensor]

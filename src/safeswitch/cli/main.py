@@ -144,7 +144,7 @@ def fit(
         str, typer.Option(help="What stage 1 fuses, joined by commas: layers, window, text, steps.")
     ] = "layers,window,text",
     calibrate: Annotated[
-        str, typer.Option(help="What stage 1's threshold is set on: pooled requests, or sources left out of the fit.")
+        str, typer.Option(help="Stage 1's threshold from: pooled requests, or sources left out.")
     ] = "pooled",
     watch: Annotated[bool, typer.Option("--watch", help="Also watch the running reply.")] = False,
     head: Annotated[str, typer.Option(help="Refusal head: low_rank or full.")] = "low_rank",
@@ -176,7 +176,8 @@ def fit(
 
     settings = FitSettings(
         budget=budget, stages=stages, rule=rule, pilot=pilot, readers=entries("--readers", readers), watch=watch,  # type: ignore[arg-type]
-        pilot_from=pilot_from, reply_tokens=reply_tokens, calibrate=calibrate,  # type: ignore[arg-type]
+        pilot_from=pilot_from, reply_tokens=reply_tokens,  # type: ignore[arg-type]
+        calibrate=calibrate,  # type: ignore[arg-type]
         fail=fail, seed=seed, trust_replies=trust_replies, head=HeadSettings(kind=head, beta=beta, seed=seed),  # type: ignore[arg-type]
     )
     check_choice("command line", "engine", engine_name, ("transformers", "vllm"))

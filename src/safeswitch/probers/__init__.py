@@ -18,5 +18,6 @@ from safeswitch.probers import (
 )
 
 __all__ = [
-    "apart", "condition", "ensemble", "fusion", "linear", "mean_difference", "mlp", "multilayer", "steps", "text", "window",
+    "apart", "condition", "ensemble", "fusion", "linear", "mean_difference", "mlp", "multilayer",
+    "steps", "text", "window",
 ]

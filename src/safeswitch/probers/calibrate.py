@@ -101,11 +101,12 @@ class SourceThreshold:
 
 
 def source_threshold(scores: Mapping[str, Tensor], budget: float) -> SourceThreshold:
-    """The smallest threshold at which the mean over sources of the share of benign scores above it is at most ``budget``.
+    """The smallest threshold above which at most ``budget`` lies in the mean over sources.
 
-    Every source weighs the same, however many requests it has: the promise is for a source of its own kind that nobody
-    has seen, not for more requests of the largest one. Unlike :func:`conformal_threshold` it has no correction for the
-    number of sources; ``sources`` shows how far they lie apart.
+    Every source weighs the same, however many requests it has: the promise is for a source of its
+    own kind that nobody has seen, not for more requests of the largest one. Unlike
+    :func:`conformal_threshold` it has no correction for the number of sources; ``sources`` shows
+    how far they lie apart.
 
     Args:
         scores: By source, its benign scores by a reader that was not fitted on the source.
@@ -125,15 +126,16 @@ def source_threshold(scores: Mapping[str, Tensor], budget: float) -> SourceThres
     values = torch.cat(list(ordered.values())).unique()
     rates = torch.stack([_share_above(own, values) for own in ordered.values()])
     place = int((rates.mean(0) > budget + 1e-12).sum())
-    told_rates = {
-        name: {"n": len(own), "rate": float(rate)} for (name, own), rate in zip(ordered.items(), rates[:, place], strict=True)
-    }
-    value, mean, n = float(values[place]), float(rates[:, place].mean()), sum(map(len, ordered.values()))
+    at = dict(zip(ordered, rates[:, place].tolist(), strict=True))
+    sources = {name: {"n": len(own), "rate": at[name]} for name, own in ordered.items()}
+    value, mean = float(values[place]), float(rates[:, place].mean())
     text = (
-        f"of a benign source that is to the fit what each of these {len(ordered)} was while it was left out, a share of "
-        f"{mean:.4g} in the mean scores above {value:.6g} (budget {budget:g}; single sources lie above and below)"
+        f"of a benign source that is to the fit what each of these {len(ordered)} was while it was "
+        f"left out, a share of {mean:.4g} in the mean scores above {value:.6g} (budget {budget:g}; "
+        "single sources lie above and below)"
     )
-    return SourceThreshold(value, float(budget), n, mean, told_rates, text)
+    n = sum(map(len, ordered.values()))
+    return SourceThreshold(value, float(budget), n, mean, sources, text)
 
 
 def _share_above(ordered: Tensor, values: Tensor) -> Tensor:

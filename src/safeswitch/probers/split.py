@@ -80,11 +80,12 @@ def balanced_weights(labels: Tensor) -> Tensor:
 
 
 def source_weights(labels: Tensor, sources: Sequence[str]) -> Tensor:
-    """Weight per row, float32 ``[n]`` with mean 1: both classes weigh the same, and within a class every source does.
+    """Weight per row, float32 ``[n]`` with mean 1: classes weigh the same, and sources within one.
 
     Args:
         labels: ``[n]`` bool.
-        sources: Name of each row's source; empty when not known, which gives :func:`balanced_weights`.
+        sources: Name of each row's source; empty when not known, which gives
+            :func:`balanced_weights`.
 
     Raises:
         FitError: names of another number than the labels.
@@ -92,9 +93,11 @@ def source_weights(labels: Tensor, sources: Sequence[str]) -> Tensor:
     if not sources:
         return balanced_weights(labels)
     if len(sources) != len(labels):
-        raise FitError(f"weights by source need one source a row; got {len(sources)} for {len(labels)}")
+        raise FitError(
+            f"weights by source need one source a row; got {len(sources)} for {len(labels)}"
+        )
     rows = list(zip(labels.tolist(), sources, strict=True))
     size = Counter(rows)
     count = Counter(label for label, _ in size)
-    weights = [len(rows) / (len(count) * count[label] * size[label, source]) for label, source in rows]
-    return torch.tensor(weights, dtype=torch.float32)
+    share = {key: len(rows) / (len(count) * count[key[0]] * number) for key, number in size.items()}
+    return torch.tensor([share[key] for key in rows], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Logistic regression on what each of several blocks adds to the residual stream at the prompt's end.
+"""Logistic regression on what several blocks add to the residual stream at the prompt's end.
 
 Shapes: n requests, B blocks, L layers read, d hidden size. Knows nothing of models.
 """
@@ -26,21 +26,23 @@ from safeswitch.probers.standardise import Standardiser, fit_standardiser
 
 @PROBERS.add("steps")
 class StepsProber(LearnedProber):
-    """One logistic regression with L2 on the steps ``h[b] - h[b - 1]`` of several blocks b together.
+    """One logistic regression with L2 on the steps ``h[b] - h[b - 1]`` of several blocks b.
 
-    Every feature of every step is standardised on the fit rows and divided by ``sqrt(B)``. Rows weigh so that both
-    classes weigh the same, and within a class every source (``Activations.sources``): a large set of one style then
-    does not decide what unsafe means.
+    Every feature of every step is standardised on the fit rows and divided by ``sqrt(B)``. Rows
+    weigh so that both classes weigh the same, and within a class every source
+    (``Activations.sources``): a large set of one style then does not decide what unsafe means.
 
-    All of it is linear in the states, so only the sum is kept: one vector for each layer read. Scoring costs a dot
-    product a layer, and a layer between two of the blocks is read once.
+    All of it is linear in the states, so only the sum is kept: one vector for each layer read.
+    Scoring costs a dot product a layer, and a layer between two of the blocks is read once.
 
     Args:
-        blocks: Numbers of the blocks, the first being 1: block b takes layer ``b - 1`` to layer b. A model's last
-            block is none of them, since the last layer's state is that behind the final norm.
-        ridge: Strength of the penalty ``ridge / 2 * |w|^2`` on the weighted *mean* loss, so that it means the same
-            for any number of rows. Fixed and not chosen on held-out rows: those come from the sources fitted on, for
-            which a weaker penalty always looks better than it is for other sources.
+        blocks: Numbers of the blocks, the first being 1: block b takes layer ``b - 1`` to layer b.
+            A model's last block is none of them, since the last layer's state is that behind the
+            final norm.
+        ridge: Strength of the penalty ``ridge / 2 * |w|^2`` on the weighted *mean* loss, so that it
+            means the same for any number of rows. Fixed and not chosen on held-out rows: those come
+            from the sources fitted on, for which a weaker penalty always looks better than it is
+            for other sources.
 
     Attributes:
         weight_: ``[L, d]``, in the order of ``points``.
@@ -67,13 +69,21 @@ class StepsProber(LearnedProber):
     def sizes(self) -> dict[str, int]:
         return {"L": len(self.points)}
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
         """See :meth:`Prober.fit`; ``validation`` and ``seed`` have no effect."""
         self.check_settings()
         truth = check_labels(acts, labels, f"{self.kind} prober")
         rows, scalings = self._features(acts)
         weights = source_weights(truth, acts.sources).double().numpy()
-        theta = fit_logistic(rows, truth.double().numpy(), weights, l2=self.ridge * float(weights.sum()))
+        l2 = self.ridge * float(weights.sum())
+        theta = fit_logistic(rows, truth.double().numpy(), weights, l2=l2)
         self.weight_, self.bias_ = self._folded(torch.from_numpy(theta), scalings)
         return self
 
@@ -81,10 +91,11 @@ class StepsProber(LearnedProber):
         """What ``block`` adds, float32 ``[n, d]`` on the CPU."""
         owner = f"{self.kind} prober"
         before = rows_at(acts, ReadPoint(block - 1, PROMPT_END), owner).cpu()
-        return rows_at(acts, ReadPoint(block, PROMPT_END), owner, width=before.shape[1]).cpu() - before
+        after = rows_at(acts, ReadPoint(block, PROMPT_END), owner, width=before.shape[1]).cpu()
+        return after - before
 
     def _features(self, acts: Activations) -> tuple[Array, list[Standardiser]]:
-        """Features ``[n, B * d]`` in float64, and each block's scaling with the ``sqrt(B)`` in it."""
+        """Features ``[n, B * d]`` in float64, and each block's scaling, ``sqrt(B)`` in it."""
         scalings, columns = [], []
         for block in self.blocks:
             steps = self._steps(acts, block)
@@ -94,7 +105,7 @@ class StepsProber(LearnedProber):
         return torch.cat(columns, 1).double().numpy(), scalings
 
     def _folded(self, theta: Tensor, scalings: Sequence[Standardiser]) -> tuple[Tensor, Tensor]:
-        """``weight_`` and ``bias_`` from weights on the features and intercept, float64 ``[B * d + 1]``."""
+        """``weight_`` and ``bias_`` from ``theta``, float64 ``[B * d + 1]``, intercept last."""
         place = {point.layer: i for i, point in enumerate(self.points)}
         slopes = theta[:-1].reshape(len(self.blocks), -1)
         weight = slopes.new_zeros(len(place), slopes.shape[1])

@@ -1,7 +1,8 @@
 """Stage 1's threshold from benign sources that stage 1 was not fitted on.
 
-A threshold set on held-out rows of the sources that are fitted on promises too much elsewhere: the reader has learnt those
-sources' style. Here each benign source is scored by a reader that never saw it. Knows nothing of engines or gates.
+A threshold set on held-out rows of the sources that are fitted on promises too much elsewhere: the
+reader has learnt those sources' style. Here each benign source is scored by a reader that never saw
+it. Knows nothing of engines or gates.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ MOST_FOLDS = 8
 
 
 def source_folds(train: Sequence[Example], rest: Sequence[Example]) -> list[tuple[str, ...]]:
-    """Benign sources in the groups in which they are left out of the fit, ``MOST_FOLDS`` groups at most.
+    """Benign sources in the groups in which they are left out of the fit, at most ``MOST_FOLDS``.
 
-    A source counts that has ``FEWEST_ROWS`` safe requests in ``train`` and ``rest`` together, and without which
-    ``train`` still holds both labels.
+    A source counts that has ``FEWEST_ROWS`` safe requests in ``train`` and ``rest`` together, and
+    without which ``train`` still holds both labels.
 
     Raises:
-        FitError: fewer than ``FEWEST_SOURCES`` such sources, or a group without which a label is missing.
+        FitError: fewer than ``FEWEST_SOURCES`` such sources, or a group without which a label is
+            missing.
     """
     safe = Counter(e.source for e in (*train, *rest) if not e.unsafe)
     enough = [name for name in sorted(safe) if safe[name] >= FEWEST_ROWS]
@@ -41,18 +43,19 @@ def source_folds(train: Sequence[Example], rest: Sequence[Example]) -> list[tupl
     if len(named) < FEWEST_SOURCES:
         have = ", ".join(f"{name!r} ({safe[name]})" for name in sorted(safe)) or "none"
         raise FitError(
-            f"calibrating by source needs at least {FEWEST_SOURCES} sources of {FEWEST_ROWS} safe requests or more, none "
-            f"of them the only one of a label; {len(named)} of these count: {have}; give more safe sources, or "
-            "calibrate pooled"
+            f"calibrating by source needs at least {FEWEST_SOURCES} sources of {FEWEST_ROWS} safe "
+            f"requests or more, none of them the only one of a label; {len(named)} of these count: "
+            f"{have}; give more safe sources, or calibrate pooled"
         )
     count = min(MOST_FOLDS, len(named))
     folds: list[list[str]] = [[] for _ in range(count)]
-    for place, name in enumerate(named):
-        folds[place * count // len(named)].append(name)  # neighbours by name are often relatives: out together
+    for place, name in enumerate(named):  # neighbours by name are often relatives: out together
+        folds[place * count // len(named)].append(name)
     for fold in folds:
         if missing := _missing(train, fold):
+            out = ", ".join(map(repr, fold))
             raise FitError(
-                f"calibrating by source: without {', '.join(map(repr, fold))} there is no {missing} request to fit on"
+                f"calibrating by source: without {out} there is no {missing} request to fit on"
             )
     return [tuple(fold) for fold in folds]
 
@@ -64,13 +67,20 @@ def _missing(train: Sequence[Example], sources: Sequence[str]) -> str:
 
 
 def calibrate_by_source(
-    spec: Mapping[str, Any], train: Observed, validation: Observed, calibration: Observed, *, budget: float, seed: int
+    spec: Mapping[str, Any],
+    train: Observed,
+    validation: Observed,
+    calibration: Observed,
+    *,
+    budget: float,
+    seed: int,
 ) -> SourceThreshold:
-    """The threshold for the prober of ``spec``, from the safe requests of sources that are left out of its fit in turn.
+    """The threshold for the prober of ``spec``, from safe requests of sources that it never saw.
 
-    For each group of :func:`source_folds` the prober is fitted on ``train`` without the group's sources and without
-    what is tied to their requests (:func:`safeswitch.data.splits.bundles`), and scores their safe requests in all three
-    parts. :func:`safeswitch.probers.calibrate.source_threshold` makes one threshold of the scores.
+    For each group of :func:`source_folds` the prober is fitted on ``train`` without the group's
+    sources and without what is tied to their requests (:func:`safeswitch.data.splits.bundles`), and
+    scores their safe requests in all three parts.
+    :func:`safeswitch.probers.calibrate.source_threshold` makes one threshold of the scores.
 
     Raises:
         FitError: see :func:`source_folds`.
@@ -86,7 +96,9 @@ def calibrate_by_source(
         held_labels = validation.unsafe[held_rows]
         both = bool(held_labels.any()) and not bool(held_labels.all())
         reader = make_prober(spec).fit(
-            train.acts.select(fit_rows), train.unsafe[fit_rows], seed=seed,
+            train.acts.select(fit_rows),
+            train.unsafe[fit_rows],
+            seed=seed,
             validation=(validation.acts.select(held_rows), held_labels) if both else None,
         )
         for name in fold:
@@ -97,4 +109,6 @@ def calibrate_by_source(
 
 def _benign_of(part: Observed, source: str) -> Tensor:
     """Bool ``[n]``: the safe requests of ``source``."""
-    return torch.tensor([e.source == source and not e.unsafe for e in part.examples], dtype=torch.bool)
+    return torch.tensor(
+        [e.source == source and not e.unsafe for e in part.examples], dtype=torch.bool
+    )

@@ -47,17 +47,19 @@ def model_card(switch: Switch) -> str:
 
 
 def _by_source(switch: Switch) -> list[str]:
-    """False triggers of stage 1 on each benign source while it was left out, where these set the threshold."""
+    """False triggers on each benign source while it was left out, where these set the threshold."""
     threshold = (switch.record.get("calibration") or {}).get("threshold") or {}
     if "sources" not in threshold:
         return []
     lines = [
         "", "## Benign sources that set stage 1's threshold", "",
-        f"Each was left out of the fit that scored it. The mean over the sources is {threshold['mean']:.2%}, its budget "
-        f"{threshold['budget']:.2%}.",
+        "Each was left out of the fit that scored it. The mean over the sources is "
+        f"{threshold['mean']:.2%}, its budget {threshold['budget']:.2%}.",
         "", "| source | safe requests | above the threshold |", "|---|---|---|",
     ]
-    return lines + [f"| {name} | {own['n']} | {own['rate']:.1%} |" for name, own in threshold["sources"].items()]
+    for name, own in threshold["sources"].items():
+        lines.append(f"| {name} | {own['n']} | {own['rate']:.1%} |")
+    return lines
 
 
 def _measured_on(switch: Switch) -> str:

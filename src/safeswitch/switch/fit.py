@@ -62,7 +62,8 @@ def fit(
         say: Told of each step.
 
     Raises:
-        FitError: data from which nothing can be learned, or with too few benign sources to calibrate by.
+        FitError: data from which nothing can be learned, or with too few benign sources to
+            calibrate by.
         DataError: parts that are missing or empty.
         SettingError: a layer that the model does not have.
     """
@@ -96,7 +97,8 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
 
     Args:
         parts: Requests of train, validation and calibration.
-        budget: False-trigger budget of a threshold set on the calibration part; None: none is set on it.
+        budget: False-trigger budget of a threshold set on the calibration part; None: none is set
+            on it.
 
     Raises:
         DataError: a part is missing or empty.
@@ -116,8 +118,8 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
         what = "the record of safe scores" if budget is None else f"a budget of {budget:g}"
         larger = "" if budget is None else " or a larger budget"
         raise FitError(
-            f"calibration: {what} needs at least {needed} safe requests in the calibration part; got {safe}; give more "
-            f"safe requests{larger}"
+            f"calibration: {what} needs at least {needed} safe requests in the calibration part; "
+            f"got {safe}; give more safe requests{larger}"
         )
 
 

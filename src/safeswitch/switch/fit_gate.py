@@ -57,7 +57,7 @@ def fit_points(num_layers: int, settings: FitSettings) -> tuple[ReadPoint, ...]:
 
 
 def step_blocks(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
-    """The blocks whose steps the reader ``steps`` sees: up to ten, evenly over the upper two thirds.
+    """The blocks whose steps the reader ``steps`` sees: up to ten over the upper two thirds.
 
     Never the last block, behind which only the state after the final norm can be read.
 
@@ -65,13 +65,20 @@ def step_blocks(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
         SettingError: the model, or ``settings.layers``, leaves no block.
     """
     if settings.layers is not None:
-        found = [layer for layer in candidate_layers(num_layers, settings) if 0 < layer < num_layers]
+        asked = candidate_layers(num_layers, settings)
+        found = [layer for layer in asked if 0 < layer < num_layers]
         if not found:
-            raise SettingError(f"FitSettings: reader 'steps' needs a layer in 1..{num_layers - 1}; got {settings.layers}")
+            raise SettingError(
+                f"FitSettings: reader 'steps' needs a layer in 1..{num_layers - 1}; "
+                f"got {settings.layers}"
+            )
         return tuple(sorted(found))
     lowest, highest = num_layers // 3 + 1, num_layers - 1
     if lowest > highest:
-        raise SettingError(f"FitSettings: reader 'steps' needs a model of two blocks or more; this one has {num_layers}")
+        raise SettingError(
+            "FitSettings: reader 'steps' needs a model of two blocks or more; "
+            f"this one has {num_layers}"
+        )
     count = min(10, highest - lowest + 1)
     return tuple(round(x) for x in torch.linspace(lowest, highest, count).tolist())
 
@@ -212,9 +219,10 @@ def _calibrated(
     first: Prober | None, second: Prober | None, benign: Observed, validation: Observed, settings: FitSettings,
     notes: dict[str, Any], by_source: SourceThreshold | None,
 ) -> Gate:
-    """Thresholds for the rules in question; ``auto`` keeps the one that catches more harmful compliance.
+    """Thresholds for the rules in question; ``auto`` keeps what catches more harmful compliance.
 
-    ``by_source`` is stage 1's threshold where it has been set already; the product rule has none then.
+    ``by_source`` is stage 1's threshold where it has been set already; the product rule then has
+    none.
     """
     harmful = _select(validation, validation.harmful)
     fixed: dict[str, Any] = {"fail": settings.fail, "watch_every": settings.watch_every}
@@ -230,12 +238,14 @@ def _calibrated(
         return Gate(stage1=stage, **fixed) if first is not None else Gate(stage2=stage, **fixed)
     bar = by_source or conformal_threshold(first.score(benign.acts), settings.stage_budget)
     passing = _lower_quantile(second.score(harmful.acts), settings.miss_budget)
-    notes |= {"threshold": asdict(bar), "stage2_threshold": passing, "benign_stage1": _benign(first, benign)}
+    notes |= {"threshold": asdict(bar), "stage2_threshold": passing}
+    notes["benign_stage1"] = _benign(first, benign)
     s1, s2 = first.score(harmful.acts), second.score(harmful.acts)
     seen = max(1, len(harmful.unsafe))
     caught = {"and": int(((s1 > bar.value) & (s2 > passing)).sum()) / seen}
     if by_source is None:
-        product = conformal_threshold(first.score(benign.acts) * second.score(benign.acts), settings.stage_budget)
+        both = first.score(benign.acts) * second.score(benign.acts)
+        product = conformal_threshold(both, settings.stage_budget)
         fixed["product_threshold"] = product.value
         notes["product_threshold"] = asdict(product)
         caught["product"] = int((s1 * s2 > product.value).sum()) / seen

@@ -30,14 +30,17 @@ class FitSettings:
         pilot_from: Where they are counted from: the ``reply``'s first token, or that of the ``answer``, behind a reasoning
             model's thinking, which ``reply_tokens`` must then have room for.
         readers: What stage 1 fuses: ``layers`` (average over layers at the prompt's end), ``window`` (token-wise over
-            the prompt's last tokens), ``text`` (word n-grams), ``steps`` (what blocks of the upper two thirds add to the
-            residual stream at the prompt's end, every source of requests weighing the same).
-        calibrate: What stage 1's threshold is set on: ``pooled``, the benign requests of the calibration part, which come
-            from the sources that are fitted on; or ``sources``, each benign source while it is left out of the fit
-            (:func:`safeswitch.switch.by_source.calibrate_by_source`), for traffic of another kind than the fit data. The
-            latter needs a stage 1, and sets no threshold for the rule ``product``: ``auto`` then means ``and``.
-        layers: Layer numbers to read, negative ones from the end; None chooses ``layer_count`` on validation. ``steps``
-            reads the blocks that end at these layers, by default ten.
+            the prompt's last tokens), ``text`` (word n-grams), ``steps`` (what blocks of the upper
+            two thirds add to the residual stream at the prompt's end, every source of requests
+            weighing the same).
+        calibrate: What stage 1's threshold is set on: ``pooled``, the benign requests of the
+            calibration part, which come from the sources that are fitted on; or ``sources``, each
+            benign source while it is left out of the fit
+            (:func:`safeswitch.switch.by_source.calibrate_by_source`), for traffic of another kind
+            than the fit data. The latter needs a stage 1, and sets no threshold for the rule
+            ``product``: ``auto`` then means ``and``.
+        layers: Layer numbers to read, negative ones from the end; None chooses ``layer_count`` on
+            validation. ``steps`` reads the blocks that end at these layers, by default ten.
         layer_count: How many layers are averaged.
         window: Prompt tokens that the window reader sees; 0 for all.
         watch: Fit a watch that reads the running reply too, up to ``reply_tokens``.
@@ -82,8 +85,9 @@ class FitSettings:
         if self.calibrate == "sources" and (self.stages == "direct" or self.rule == "product"):
             got = "stages 'direct'" if self.stages == "direct" else "rule 'product'"
             raise SettingError(
-                f"FitSettings: calibrate 'sources' sets the threshold of stage 1 alone, which {got} does not use; take "
-                "stages 'two' or 'stage1' with rule 'and', or calibrate 'pooled'"
+                "FitSettings: calibrate 'sources' sets the threshold of stage 1 alone, which "
+                f"{got} does not use; take stages 'two' or 'stage1' with rule 'and', or calibrate "
+                "'pooled'"
             )
         if not self.readers:
             raise SettingError(f"FitSettings: readers is empty; name at least one of {', '.join(READERS)}")
@@ -113,7 +117,7 @@ class FitSettings:
 
     @property
     def pooled_budget(self) -> float | None:
-        """The smallest share that a threshold set on the calibration part may spend; None where none is set on it."""
+        """The share that each threshold set on the calibration part may spend; None: none is."""
         return None if self.calibrate == "sources" and not self.watch else self.stage_budget
 
     @property
