@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from safeswitch.probers.calibrate import source_threshold
 from safeswitch.switch import by_source
 from safeswitch.switch.by_source import MOST_FOLDS, calibrate_by_source, source_folds
 from safeswitch.switch.card import model_card
-from safeswitch.switch.fit_data import Observed
+from safeswitch.switch.fit_data import Observed, observe
 from safeswitch.switch.fit_gate import fit_points, step_blocks
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.switch import Switch
@@ -233,6 +234,25 @@ def test_a_switch_calibrated_by_source_records_and_shows_every_source() -> None:
         engine(), ROWS, replace(CHOSEN, calibrate="pooled", budget=0.125), complied=two_of_three
     )
     assert "Benign sources" not in model_card(pooled)
+
+
+def test_steps_beside_text_survive_saving_and_loading(tmp_path: Path) -> None:
+    chosen = replace(CHOSEN, readers=("steps", "text"), stages="stage1")
+    switch = Switch.fit(engine(), ROWS, chosen, complied=two_of_three)
+    switch.save_pretrained(tmp_path)
+    again = Switch.from_pretrained(tmp_path)
+    assert again.fingerprint == switch.fingerprint
+    assert again.record["calibration"] == switch.record["calibration"]
+    scores = [
+        [reply.decision.scores for reply in engine().generate(ROWS[:9], made, max_new_tokens=1)]
+        for made in (switch, again)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_what_is_observed_for_fitting_knows_its_sources() -> None:
+    seen = observe(engine(), ROWS[:9], [POINT], complied=two_of_three, reply_tokens=1)
+    assert seen.acts.sources == tuple(e.source for e in ROWS[:9])
 
 
 def test_calibrating_by_source_needs_no_large_calibration_part() -> None:
