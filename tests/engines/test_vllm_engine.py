@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, saved, switch, vllm_engine, vllm_options
 from tests.methods.test_contract import PARTS, SETTINGS, obeys
-from tests.switch.made import requests
+from tests.switch.made import requests, settings, two_of_three
 
 pytestmark = [needs_vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 ROWS = requests(80)
@@ -51,6 +52,23 @@ def unwatched() -> Switch:
 def unchunked() -> Iterator[Any]:
     """An engine in which nothing but stage 2 holds replies back, and which reads prompts whole, so that it takes seeds."""
     made = vllm_engine("llama", switch=unwatched(), enable_chunked_prefill=False, max_num_batched_tokens=1024)
+    yield made
+    made.close()
+
+
+@cache
+def stepped() -> Switch:
+    """Fitted on what the first two of three blocks add, so that it reads the embedding and both middle layers."""
+    chosen = settings(stages="stage1", readers=("steps",), layers=(1, 2))
+    made = Switch.fit(reference("llama"), ROWS, chosen, complied=two_of_three)
+    assert made.gate.stage1 is not None
+    midway = replace(made.gate.stage1, threshold=0.5)  # the fitted one is a row's own score, where rounding decides
+    return replace(made, gate=replace(made.gate, stage1=midway))
+
+
+@pytest.fixture(scope="module")
+def stepping() -> Iterator[Any]:
+    made = vllm_engine("llama", switch=stepped())
     yield made
     made.close()
 
@@ -113,6 +131,13 @@ def test_all_at_once_equals_the_transformers_engine(engine: Any) -> None:
     assert_same(got, want)
     stages = {(reply.decision.stage, reply.decision.fired) for reply in want}
     assert {("stage2", True), ("watch", True), ("watch", False)} <= stages
+
+
+def test_steps_between_layers_score_as_in_the_transformers_engine(stepping: Any) -> None:
+    got, want = stepping.generate(ROWS, max_new_tokens=NEW), expected("llama", stepped())
+    assert stepped().gate.layers == (0, 1, 2)
+    assert {reply.decision.fired for reply in want} == {True, False}
+    assert_same(got, want)
 
 
 def test_one_after_the_other_equals_the_transformers_engine(engine: Any) -> None:

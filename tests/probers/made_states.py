@@ -11,6 +11,8 @@ from safeswitch.core.types import ReadPoint
 D, W = 12, 8
 LAST = ReadPoint(4)
 EARLY = ReadPoint(2)
+NEXT = ReadPoint(3)
+"""One block behind ``EARLY``; its step tells the classes apart too."""
 PILOT = ReadPoint(4, ReadPoint.parse("4@pilot:3").position)
 WINDOW = ReadPoint.parse("4@window:8")
 
@@ -26,4 +28,5 @@ def make_acts(n: int = 120, seed: int = 0, gap: float = 5.0) -> tuple[Activation
     mask = torch.arange(W)[None] >= W - lengths[:, None]
     tokens = (torch.randn(n, W, D, generator=g) + shift[:, None]) * scale
     texts = tuple(f"please {'break' if y else 'paint'} thing number {i}" for i, y in enumerate(labels.tolist()))
+    flat[NEXT] = flat[EARLY] + (torch.randn(n, D, generator=g) + shift) * scale.flip(0)
     return Activations({**flat, WINDOW: tokens * mask[..., None]}, {WINDOW: mask}, texts), labels

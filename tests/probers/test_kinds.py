@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import ActivationError, SettingError
+from safeswitch.core.errors import ActivationError, ArtifactError, FitError, SettingError
+from safeswitch.probers.base import prober_from_state
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.fusion import FusionProber, stack
 from safeswitch.probers.linear import LinearProber
 from safeswitch.probers.mean_difference import MeanDifferenceProber
 from safeswitch.probers.multilayer import LayerAverageProber
 from safeswitch.probers.pooling import pool_tokens, sliding_mean
+from safeswitch.probers.split import source_weights
 from safeswitch.probers.standardise import fit_standardiser
+from safeswitch.probers.steps import StepsProber
 from safeswitch.probers.text import NgramProber
 from safeswitch.probers.window import WindowProber
-from tests.probers.made_states import EARLY, LAST, WINDOW, D, W, make_acts
+from tests.probers.made_states import EARLY, LAST, NEXT, WINDOW, D, W, make_acts
 
 
 def test_standardised_rows_have_mean_zero_and_deviation_one() -> None:
@@ -59,6 +66,73 @@ def test_mean_difference_is_one_half_midway_and_rises_towards_the_positives() ->
     assert float(scores[1]) == pytest.approx(0.5, abs=1e-4)
     assert float(scores[0]) < 0.1 < 0.9 < float(scores[2])
     assert float(p.direction_.norm()) == pytest.approx(1.0, abs=1e-5)
+
+
+def sklearn_on_steps(acts: Activations, labels: Tensor, ridge: float, weights: Any) -> Any:
+    """Probabilities, by sklearn, from the standardised steps of blocks 3 and 4, over the square root of two."""
+    early, between, last = (acts.at(p).double().numpy() for p in (EARLY, NEXT, LAST))
+    x = np.concatenate([StandardScaler().fit_transform(s) for s in (between - early, last - between)], 1) / 2**0.5
+    regression = LogisticRegression(C=1 / (ridge * weights.sum()), tol=1e-10, max_iter=5000)
+    return regression.fit(x, labels.numpy(), sample_weight=weights).predict_proba(x)[:, 1]
+
+
+def test_steps_fold_a_regression_on_differences_into_one_vector_a_layer() -> None:
+    acts, labels = make_acts(150, gap=1.0)
+    keep = torch.arange(150) % 6 != 0
+    acts, labels = acts.select(keep), labels[keep]
+    n, positives = len(labels), int(labels.sum())
+    weights = np.where(labels.numpy(), n / (2 * positives), n / (2 * (n - positives)))
+    mine = StepsProber(blocks=(3, 4), ridge=0.01).fit(acts, labels)
+    assert mine.points == (EARLY, NEXT, LAST)
+    assert mine.weight_.shape == (3, D)
+    expected = sklearn_on_steps(acts, labels, 0.01, weights)
+    torch.testing.assert_close(mine.score(acts), torch.from_numpy(expected).float(), atol=1e-4, rtol=0)
+
+
+def test_steps_do_not_see_what_no_block_adds() -> None:
+    acts, labels = make_acts(100)
+    p = StepsProber(blocks=(3, 4)).fit(acts, labels)
+    drift = 20.0 * torch.randn(100, D, generator=torch.Generator().manual_seed(3))
+    moved = Activations({point: acts.at(point) + drift for point in p.points})
+    torch.testing.assert_close(p.score(moved), p.score(acts), atol=1e-4, rtol=0)
+
+
+def test_every_source_weighs_the_same_within_its_class() -> None:
+    acts, labels = make_acts(150, gap=1.0)
+    sources = (*("large" if i % 10 else "small" for i in range(148)), "one", "other")
+    weights = source_weights(labels, sources).double().numpy()
+    truth = labels.numpy()
+    expected = {
+        (label, name): 150 / 2 / len({s for s, y in zip(sources, truth, strict=True) if y == label})
+        for label, name in set(zip(truth.tolist(), sources, strict=True))
+    }
+    for (label, name), total in expected.items():
+        inside = np.array([s == name for s in sources]) & (truth == label)
+        assert weights[inside].sum() == pytest.approx(total, rel=1e-5)
+        assert np.ptp(weights[inside]) == 0
+    told = Activations(acts.states, acts.masks, acts.texts, sources)
+    mine = StepsProber(blocks=(3, 4), ridge=0.01).fit(told, labels).score(acts)
+    by_hand = torch.from_numpy(sklearn_on_steps(acts, labels, 0.01, weights)).float()
+    torch.testing.assert_close(mine, by_hand, atol=1e-4, rtol=0)
+    assert float((mine - StepsProber(blocks=(3, 4), ridge=0.01).fit(acts, labels).score(acts)).abs().max()) > 0.01
+    assert told.select([149, 0]).sources == ("other", "small")
+    with pytest.raises(FitError, match="one source a row; got 149 for 150"):
+        source_weights(labels, sources[1:])
+
+
+@pytest.mark.parametrize("blocks", [[], [0, 3], [3, 3], [2.5], "3", 3, [True]])
+def test_blocks_that_cannot_be_are_refused(blocks: Any) -> None:
+    with pytest.raises(SettingError, match=r"blocks must be a list of one or more different whole numbers in \[1, 4096\]"):
+        make_prober({"kind": "steps", "blocks": blocks})
+    config, tensors = StepsProber(blocks=[3]).fit(*make_acts(20)).state()
+    with pytest.raises(SettingError, match="blocks must be"):
+        prober_from_state({**config, "blocks": blocks}, tensors)
+
+
+def test_stored_steps_must_have_a_vector_for_every_layer() -> None:
+    config, tensors = StepsProber(blocks=[3]).fit(*make_acts(20)).state()
+    with pytest.raises(ArtifactError, match="'weight' must be \\[L, d\\] with L = 3"):
+        prober_from_state({**config, "blocks": [3, 4]}, tensors)
 
 
 def test_layer_average_is_the_mean_of_the_log_odds() -> None:

@@ -122,6 +122,7 @@ def test_a_copied_request_is_not_in_the_fit_that_is_tested_on_its_copy(tmp_path:
 
         def fit(self, acts: Any, labels: Any, **options: Any) -> Any:
             seen.append(set(acts.texts))
+            assert len(acts.sources) == len(acts.texts)
             return self.inner.fit(acts, labels, **options)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -24,11 +24,14 @@ class Activations:
             column being the prompt's last token.
         masks: For each ``window`` read point, ``[n, w]`` bool: True where a token was read.
         texts: The requests' plain text, for readers of text; empty when not known.
+        sources: Where each request comes from (``Example.source``), for fits in which every source
+            weighs the same; empty when not known. Scoring never looks at it.
     """
 
     states: Mapping[ReadPoint, Tensor]
     masks: Mapping[ReadPoint, Tensor] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         for tensor in self.states.values():
@@ -55,6 +58,7 @@ class Activations:
             {p: t[index.to(t.device)] for p, t in self.states.items()},
             {p: m[index.to(m.device)] for p, m in self.masks.items()},
             tuple(self.texts[int(i)] for i in index) if self.texts else (),
+            tuple(self.sources[int(i)] for i in index) if self.sources else (),
         )
 
     def check_finite(self) -> None:

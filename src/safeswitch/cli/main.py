@@ -141,8 +141,11 @@ def fit(
     pilot_from: Annotated[str, typer.Option(help="reply, or answer: counted from the end of a model's thinking.")] = "reply",
     reply_tokens: Annotated[int, typer.Option(min=1, help="Length of the replies that are judged, thinking included.")] = 32,
     readers: Annotated[
-        str, typer.Option(help="What stage 1 fuses, joined by commas: layers, window, text.")
+        str, typer.Option(help="What stage 1 fuses, joined by commas: layers, window, text, steps.")
     ] = "layers,window,text",
+    calibrate: Annotated[
+        str, typer.Option(help="Stage 1's threshold from: pooled requests, or sources left out.")
+    ] = "pooled",
     watch: Annotated[bool, typer.Option("--watch", help="Also watch the running reply.")] = False,
     head: Annotated[str, typer.Option(help="Refusal head: low_rank or full.")] = "low_rank",
     beta: Annotated[float, typer.Option(help="Share of the head's difference in force, 0 to 1.")] = 1.0,
@@ -174,6 +177,7 @@ def fit(
     settings = FitSettings(
         budget=budget, stages=stages, rule=rule, pilot=pilot, readers=entries("--readers", readers), watch=watch,  # type: ignore[arg-type]
         pilot_from=pilot_from, reply_tokens=reply_tokens,  # type: ignore[arg-type]
+        calibrate=calibrate,  # type: ignore[arg-type]
         fail=fail, seed=seed, trust_replies=trust_replies, head=HeadSettings(kind=head, beta=beta, seed=seed),  # type: ignore[arg-type]
     )
     check_choice("command line", "engine", engine_name, ("transformers", "vllm"))

@@ -3,8 +3,21 @@
 Importing the package registers every kind, so that ``prober_from_state`` finds it.
 """
 
-from safeswitch.probers import apart, condition, ensemble, fusion, linear, mean_difference, mlp, multilayer, text, window
+from safeswitch.probers import (
+    apart,
+    condition,
+    ensemble,
+    fusion,
+    linear,
+    mean_difference,
+    mlp,
+    multilayer,
+    steps,
+    text,
+    window,
+)
 
 __all__ = [
-    "apart", "condition", "ensemble", "fusion", "linear", "mean_difference", "mlp", "multilayer", "text", "window",
+    "apart", "condition", "ensemble", "fusion", "linear", "mean_difference", "mlp", "multilayer",
+    "steps", "text", "window",
 ]

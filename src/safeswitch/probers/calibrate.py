@@ -6,6 +6,7 @@ Knows nothing of probers or states. Shapes: n scores.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
@@ -76,6 +77,70 @@ def conformal_threshold(benign_scores: Tensor, budget: float = 0.01) -> Threshol
         f"with probability at most {budget:g} (split conformal, rank {rank} of {n})"
     )
     return Threshold(value, float(budget), n, rank, text)
+
+
+@dataclass(frozen=True)
+class SourceThreshold:
+    """Fire on ``score > value``.
+
+    Args:
+        value: The threshold.
+        budget: Largest accepted mean, over sources, of a source's share of false triggers.
+        n: Benign requests it was calibrated on.
+        mean: The mean share at this threshold.
+        sources: By source: its benign requests ``n``, and the share of them that trigger, ``rate``.
+        guarantee: What is promised, and under which assumption.
+    """
+
+    value: float
+    budget: float
+    n: int
+    mean: float
+    sources: dict[str, dict[str, float]]
+    guarantee: str
+
+
+def source_threshold(scores: Mapping[str, Tensor], budget: float) -> SourceThreshold:
+    """The smallest threshold above which at most ``budget`` lies in the mean over sources.
+
+    Every source weighs the same, however many requests it has: the promise is for a source of its
+    own kind that nobody has seen, not for more requests of the largest one. Unlike
+    :func:`conformal_threshold` it has no correction for the number of sources; ``sources`` shows
+    how far they lie apart.
+
+    Args:
+        scores: By source, its benign scores by a reader that was not fitted on the source.
+        budget: In (0, 1).
+
+    Raises:
+        SettingError: budget outside (0, 1).
+        FitError: no source, a source without scores, or NaN among them.
+    """
+    if not 0.0 < budget < 1.0:
+        raise SettingError(f"source_threshold: budget must lie in (0, 1); got {budget!r}")
+    bad = [name for name, own in scores.items() if not len(own) or bool(torch.isnan(own).any())]
+    if bad or not scores:
+        told = f"source {bad[0]!r} has none, or NaN" if bad else "there is no source"
+        raise FitError(f"source_threshold: needs benign scores of every source; {told}")
+    ordered = {name: own.detach().flatten().cpu().sort().values for name, own in scores.items()}
+    values = torch.cat(list(ordered.values())).unique()
+    rates = torch.stack([_share_above(own, values) for own in ordered.values()])
+    place = int((rates.mean(0) > budget + 1e-12).sum())
+    at = dict(zip(ordered, rates[:, place].tolist(), strict=True))
+    sources = {name: {"n": len(own), "rate": at[name]} for name, own in ordered.items()}
+    value, mean = float(values[place]), float(rates[:, place].mean())
+    text = (
+        f"of a benign source that is to the fit what each of these {len(ordered)} was while it was "
+        f"left out, a share of {mean:.4g} in the mean scores above {value:.6g} (budget {budget:g}; "
+        "single sources lie above and below)"
+    )
+    n = sum(map(len, ordered.values()))
+    return SourceThreshold(value, float(budget), n, mean, sources, text)
+
+
+def _share_above(ordered: Tensor, values: Tensor) -> Tensor:
+    """Share of ``ordered`` (ascending) above each of ``values``, float64."""
+    return 1.0 - torch.searchsorted(ordered, values, right=True).double() / len(ordered)
 
 
 def log_odds(scores: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class LearnedProber(Prober):
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """``(config, tensors)``; see :meth:`Prober.state`."""
         tensors = {name.rstrip("_"): t.detach().cpu().clone() for name, t in self.learned().items()}
-        place = {"point": str(self.points[0])} if self.points else {}
+        place = {"point": str(self.points[0])} if self.TAKES_POINT else {}
         return {"kind": self.kind, **place, **self.settings()}, tensors
 
     @classmethod

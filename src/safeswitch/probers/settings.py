@@ -50,7 +50,24 @@ class Number:
         return f"{noun} in [{self.low:g}, {self.high:g}]" + (" or None" if self.optional else "")
 
 
-Limit = Choice | Number
+@dataclass(frozen=True)
+class WholeNumbers:
+    """A list of one or more different whole numbers in ``[low, high]``."""
+
+    low: int
+    high: int
+
+    def accepts(self, value: object) -> bool:
+        if not isinstance(value, list | tuple) or not value:
+            return False
+        one = Number(self.low, self.high, whole=True)
+        return all(one.accepts(number) for number in value) and len(set(value)) == len(value)
+
+    def __str__(self) -> str:
+        return f"a list of one or more different whole numbers in [{self.low}, {self.high}]"
+
+
+Limit = Choice | Number | WholeNumbers
 
 
 def setting_faults(owner: str, values: Mapping[str, object], limits: Mapping[str, Limit]) -> list[str]:

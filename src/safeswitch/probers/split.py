@@ -5,6 +5,7 @@ Knows nothing of states or probers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -76,3 +77,27 @@ def balanced_weights(labels: Tensor) -> Tensor:
     if positives in (0, n):
         return torch.ones(n)
     return torch.where(labels, n / (2 * positives), n / (2 * (n - positives))).to(torch.float32)
+
+
+def source_weights(labels: Tensor, sources: Sequence[str]) -> Tensor:
+    """Weight per row, float32 ``[n]`` with mean 1: classes weigh the same, and sources within one.
+
+    Args:
+        labels: ``[n]`` bool.
+        sources: Name of each row's source; empty when not known, which gives
+            :func:`balanced_weights`.
+
+    Raises:
+        FitError: names of another number than the labels.
+    """
+    if not sources:
+        return balanced_weights(labels)
+    if len(sources) != len(labels):
+        raise FitError(
+            f"weights by source need one source a row; got {len(sources)} for {len(labels)}"
+        )
+    rows = list(zip(labels.tolist(), sources, strict=True))
+    size = Counter(rows)
+    count = Counter(label for label, _ in size)
+    share = {key: len(rows) / (len(count) * count[key[0]] * number) for key, number in size.items()}
+    return torch.tensor([share[key] for key in rows], dtype=torch.float32)

@@ -33,6 +33,7 @@ def model_card(switch: Switch) -> str:
         lines.append(f"| product threshold | {gate.product_threshold:.4f} |")
     lines.append(f"| actuator | {switch.actuator.kind} |")
     lines += _measured(switch)
+    lines += _by_source(switch)
     lines += _left_out(switch)
     lines += [
         "",
@@ -43,6 +44,22 @@ def model_card(switch: Switch) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _by_source(switch: Switch) -> list[str]:
+    """False triggers on each benign source while it was left out, where these set the threshold."""
+    threshold = (switch.record.get("calibration") or {}).get("threshold") or {}
+    if "sources" not in threshold:
+        return []
+    lines = [
+        "", "## Benign sources that set stage 1's threshold", "",
+        "Each was left out of the fit that scored it. The mean over the sources is "
+        f"{threshold['mean']:.2%}, its budget {threshold['budget']:.2%}.",
+        "", "| source | safe requests | above the threshold |", "|---|---|---|",
+    ]
+    for name, own in threshold["sources"].items():
+        lines.append(f"| {name} | {own['n']} | {own['rate']:.1%} |")
+    return lines
 
 
 def _measured_on(switch: Switch) -> str:

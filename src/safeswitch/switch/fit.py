@@ -18,6 +18,7 @@ from safeswitch.data.refusal_text import refuses
 from safeswitch.data.splits import grouped_split
 from safeswitch.data.writers import data_hash
 from safeswitch.switch.actuators import HeadActuator
+from safeswitch.switch.by_source import source_folds
 from safeswitch.switch.fit_data import Complied, Generating, Observed, observe, refusal_pairs
 from safeswitch.switch.fit_gate import fit_gate, fit_points
 from safeswitch.switch.fit_settings import FitSettings
@@ -61,14 +62,17 @@ def fit(
         say: Told of each step.
 
     Raises:
-        FitError: data from which nothing can be learned.
+        FitError: data from which nothing can be learned, or with too few benign sources to
+            calibrate by.
         DataError: parts that are missing or empty.
         SettingError: a layer that the model does not have.
     """
     settings = settings or FitSettings()
     parts = dict(data) if isinstance(data, Mapping) else grouped_split(list(data), seed=settings.seed)
     fit_points(engine.lm.num_layers, settings)
-    check_parts(parts, settings.stage_budget)
+    check_parts(parts, settings.pooled_budget)
+    if settings.calibrate == "sources":
+        source_folds(parts["train"], [*parts["validation"], *parts["calibration"]])
     observed = _observe_all(engine, parts, settings, complied, say)
     say("fitting probers and calibrating thresholds")
     train, validation, calibration = (observed[p] for p in PARTS)
@@ -88,8 +92,13 @@ def fit(
     return Fitted(gate.gate, head.head, record)
 
 
-def check_parts(parts: Mapping[str, Sequence[Example]], budget: float) -> None:
+def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) -> None:
     """Refuse what cannot be fitted before the model has answered anything.
+
+    Args:
+        parts: Requests of train, validation and calibration.
+        budget: False-trigger budget of a threshold set on the calibration part; None: none is set
+            on it.
 
     Raises:
         DataError: a part is missing or empty.
@@ -104,11 +113,13 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float) -> None:
             only = "unsafe" if unsafe else "safe"
             raise FitError(f"{name}: needs unsafe and safe requests; all {len(parts[name])} are labelled {only}")
     safe = sum(not e.unsafe for e in parts["calibration"])
-    needed = math.ceil(1 / Fraction(repr(float(budget)))) - 1
+    needed = math.ceil(1 / Fraction(repr(float(budget)))) - 1 if budget is not None else 1
     if safe < needed:
+        what = "the record of safe scores" if budget is None else f"a budget of {budget:g}"
+        larger = "" if budget is None else " or a larger budget"
         raise FitError(
-            f"calibration: a budget of {budget:g} needs at least {needed} safe requests in the calibration part; got "
-            f"{safe}; give more safe requests or a larger budget"
+            f"calibration: {what} needs at least {needed} safe requests in the calibration part; "
+            f"got {safe}; give more safe requests{larger}"
         )
 
 

@@ -6,7 +6,7 @@ Knows engines only as something that generates. Knows nothing of probers or thre
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -82,7 +82,7 @@ def observe(
         tuple(replies),
         torch.tensor([e.unsafe for e in examples]),
         torch.tensor([complied(e, spoken(engine.lm, e, r)) for e, r in zip(examples, replies, strict=True)]),
-        acts,
+        replace(acts, sources=tuple(e.source for e in examples)),
     )
 
 

@@ -18,10 +18,12 @@ from safeswitch.core.types import PROMPT_END, Position, ReadPoint
 from safeswitch.data.splits import bundles
 from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
-from safeswitch.probers.calibrate import conformal_threshold
+from safeswitch.probers.calibrate import SourceThreshold, conformal_threshold
 from safeswitch.probers.drift import Histogram
 from safeswitch.probers.metrics import measure
+from safeswitch.probers.steps import StepsProber
 from safeswitch.probers.sweep import sweep
+from safeswitch.switch.by_source import calibrate_by_source
 from safeswitch.switch.fit_data import Observed
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate, Stage
@@ -44,12 +46,41 @@ def fit_points(num_layers: int, settings: FitSettings) -> tuple[ReadPoint, ...]:
     """Everything that fitting may read."""
     layers = candidate_layers(num_layers, settings)
     points = [ReadPoint(layer, PROMPT_END) for layer in layers]
+    if "steps" in settings.readers:
+        points += StepsProber(blocks=step_blocks(num_layers, settings)).points
     if "window" in settings.readers:
         points.append(ReadPoint(window_layer(num_layers, settings), Position("window", settings.window)))
     if settings.stages != "stage1":
         points += [ReadPoint(layer, pilot_position(settings)) for layer in layers]
     points += _watch_points(num_layers, settings)
     return tuple(dict.fromkeys(points))
+
+
+def step_blocks(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
+    """The blocks whose steps the reader ``steps`` sees: up to ten over the upper two thirds.
+
+    Never the last block, behind which only the state after the final norm can be read.
+
+    Raises:
+        SettingError: the model, or ``settings.layers``, leaves no block.
+    """
+    if settings.layers is not None:
+        asked = candidate_layers(num_layers, settings)
+        found = [layer for layer in asked if 0 < layer < num_layers]
+        if not found:
+            raise SettingError(
+                f"FitSettings: reader 'steps' needs a layer in 1..{num_layers - 1}; "
+                f"got {settings.layers}"
+            )
+        return tuple(sorted(found))
+    lowest, highest = num_layers // 3 + 1, num_layers - 1
+    if lowest > highest:
+        raise SettingError(
+            "FitSettings: reader 'steps' needs a model of two blocks or more; "
+            f"this one has {num_layers}"
+        )
+    count = min(10, highest - lowest + 1)
+    return tuple(round(x) for x in torch.linspace(lowest, highest, count).tolist())
 
 
 def pilot_position(settings: FitSettings) -> Position:
@@ -92,9 +123,11 @@ def fit_gate(
     metrics: dict[str, Any] = {}
     notes: dict[str, Any] = {"layers": list(layers), "budget": settings.budget, "benign": len(benign.unsafe)}
     notes["metrics_on"] = "calibration" if test is calibration else "validation"
-    first = second = None
+    first = second = by_source = None
     if settings.stages != "direct":
-        first = _fit(stage1_spec(num_layers, layers, settings), train.acts, train.unsafe, validation, settings)
+        spec = stage1_spec(num_layers, layers, settings)
+        first = _fit(spec, train.acts, train.unsafe, validation, settings)
+        by_source = _by_source(spec, (train, validation, calibration), settings)
         metrics |= _named("stage1", first, test, test.unsafe, settings)
         metrics |= _text_baseline("stage1", train, train.unsafe, test, test.unsafe, settings)
     if settings.stages != "stage1":
@@ -110,7 +143,7 @@ def fit_gate(
             told = test.harmful if settings.stages == "direct" else test.complied
             metrics |= _named("stage2", second, test, told, settings)
             metrics |= _text_baseline("stage2", train, target, test, told, settings)
-    gate = _calibrated(first, second, benign, validation, settings, notes)
+    gate = _calibrated(first, second, benign, validation, settings, notes, by_source)
     if settings.watch:
         gate = _with_watch(gate, num_layers, train, validation, benign, settings, notes)
     return GateFit(gate, metrics, notes)
@@ -138,6 +171,8 @@ def stage1_spec(num_layers: int, layers: Sequence[int], settings: FitSettings) -
         "window": {"kind": "window", "point": str(window)},
         "text": {"kind": "ngram"},
     }
+    if "steps" in settings.readers:
+        known["steps"] = {"kind": "steps", "blocks": step_blocks(num_layers, settings)}
     readers = [known[name] for name in settings.readers]
     return readers[0] if len(readers) == 1 else {"kind": "fusion", "readers": readers}
 
@@ -152,6 +187,15 @@ def _fit(
 ) -> Prober:
     truth = held.unsafe if held_labels is None else held_labels
     return make_prober(spec).fit(acts, labels, validation=(held.acts, truth), seed=settings.seed)
+
+
+def _by_source(
+    spec: dict[str, Any], parts: tuple[Observed, Observed, Observed], settings: FitSettings
+) -> SourceThreshold | None:
+    """Stage 1's threshold where it is set by source; None where it is set on pooled requests."""
+    if settings.calibrate != "sources":
+        return None
+    return calibrate_by_source(spec, *parts, budget=settings.stage_budget, seed=settings.seed)
 
 
 def _named(name: str, prober: Prober, test: Observed, labels: Tensor, settings: FitSettings) -> dict[str, Any]:
@@ -173,37 +217,43 @@ def _text_baseline(
 
 def _calibrated(
     first: Prober | None, second: Prober | None, benign: Observed, validation: Observed, settings: FitSettings,
-    notes: dict[str, Any],
+    notes: dict[str, Any], by_source: SourceThreshold | None,
 ) -> Gate:
-    """Thresholds for the rules in question; ``auto`` keeps the one that catches more harmful compliance."""
+    """Thresholds for the rules in question; ``auto`` keeps what catches more harmful compliance.
+
+    ``by_source`` is stage 1's threshold where it has been set already; the product rule then has
+    none.
+    """
     harmful = _select(validation, validation.harmful)
     fixed: dict[str, Any] = {"fail": settings.fail, "watch_every": settings.watch_every}
     if first is None or second is None:
         alone = first if first is not None else second
         if alone is None:
             raise FitError("no stage could be fitted: " + str(notes.get("stage2")))
-        bar = conformal_threshold(alone.score(benign.acts), settings.stage_budget)
+        bar = by_source or conformal_threshold(alone.score(benign.acts), settings.stage_budget)
         notes["threshold"] = asdict(bar)
         if first is not None:
             notes["benign_stage1"] = _benign(first, benign)
         stage = Stage(alone, bar.value)
         return Gate(stage1=stage, **fixed) if first is not None else Gate(stage2=stage, **fixed)
-    bar = conformal_threshold(first.score(benign.acts), settings.stage_budget)
-    product = conformal_threshold(first.score(benign.acts) * second.score(benign.acts), settings.stage_budget)
+    bar = by_source or conformal_threshold(first.score(benign.acts), settings.stage_budget)
     passing = _lower_quantile(second.score(harmful.acts), settings.miss_budget)
-    notes |= {"threshold": asdict(bar), "product_threshold": asdict(product), "stage2_threshold": passing}
+    notes |= {"threshold": asdict(bar), "stage2_threshold": passing}
     notes["benign_stage1"] = _benign(first, benign)
     s1, s2 = first.score(harmful.acts), second.score(harmful.acts)
     seen = max(1, len(harmful.unsafe))
-    caught = {
-        "and": int(((s1 > bar.value) & (s2 > passing)).sum()) / seen,
-        "product": int((s1 * s2 > product.value).sum()) / seen,
-    }
+    caught = {"and": int(((s1 > bar.value) & (s2 > passing)).sum()) / seen}
+    if by_source is None:
+        both = first.score(benign.acts) * second.score(benign.acts)
+        product = conformal_threshold(both, settings.stage_budget)
+        fixed["product_threshold"] = product.value
+        notes["product_threshold"] = asdict(product)
+        caught["product"] = int((s1 * s2 > product.value).sum()) / seen
     rule = settings.rule if settings.rule != "auto" else max(caught, key=lambda name: caught[name])
     notes |= {"caught_on_validation": caught, "harmful_on_validation": len(harmful.unsafe), "rule": rule}
     return Gate(
         stage1=Stage(first, bar.value), stage2=Stage(second, passing), rule=rule,  # type: ignore[arg-type]
-        product_threshold=product.value, **fixed,
+        **fixed,
     )
 
 

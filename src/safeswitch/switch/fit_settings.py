@@ -9,10 +9,11 @@ from safeswitch.core.errors import SettingError, check_choice, check_range
 from safeswitch.switch.gate import FAILS, Fail
 from safeswitch.switch.refusal_head import HeadSettings
 
-READERS: tuple[str, ...] = ("layers", "window", "text")
+READERS: tuple[str, ...] = ("layers", "window", "text", "steps")
 FIT_RULES: tuple[str, ...] = ("auto", "and", "product")
 STAGES: tuple[str, ...] = ("two", "stage1", "direct")
 PILOT_FROM: tuple[str, ...] = ("reply", "answer")
+CALIBRATE: tuple[str, ...] = ("pooled", "sources")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,17 @@ class FitSettings:
         pilot_from: Where they are counted from: the ``reply``'s first token, or that of the ``answer``, behind a reasoning
             model's thinking, which ``reply_tokens`` must then have room for.
         readers: What stage 1 fuses: ``layers`` (average over layers at the prompt's end), ``window`` (token-wise over
-            the prompt's last tokens), ``text`` (word n-grams).
-        layers: Layer numbers to read, negative ones from the end; None chooses ``layer_count`` on validation.
+            the prompt's last tokens), ``text`` (word n-grams), ``steps`` (what blocks of the upper
+            two thirds add to the residual stream at the prompt's end, every source of requests
+            weighing the same).
+        calibrate: What stage 1's threshold is set on: ``pooled``, the benign requests of the
+            calibration part, which come from the sources that are fitted on; or ``sources``, each
+            benign source while it is left out of the fit
+            (:func:`safeswitch.switch.by_source.calibrate_by_source`), for traffic of another kind
+            than the fit data. The latter needs a stage 1, and sets no threshold for the rule
+            ``product``: ``auto`` then means ``and``.
+        layers: Layer numbers to read, negative ones from the end; None chooses ``layer_count`` on
+            validation. ``steps`` reads the blocks that end at these layers, by default ten.
         layer_count: How many layers are averaged.
         window: Prompt tokens that the window reader sees; 0 for all.
         watch: Fit a watch that reads the running reply too, up to ``reply_tokens``.
@@ -50,6 +60,7 @@ class FitSettings:
     pilot: int = 3
     pilot_from: Literal["reply", "answer"] = "reply"
     readers: tuple[str, ...] = ("layers", "window", "text")
+    calibrate: Literal["pooled", "sources"] = "pooled"
     layers: tuple[int, ...] | None = None
     layer_count: int = 3
     window: int = 64
@@ -70,6 +81,14 @@ class FitSettings:
         check_choice("FitSettings", "stages", self.stages, STAGES)
         check_choice("FitSettings", "fail", self.fail, FAILS)
         check_choice("FitSettings", "pilot_from", self.pilot_from, PILOT_FROM)
+        check_choice("FitSettings", "calibrate", self.calibrate, CALIBRATE)
+        if self.calibrate == "sources" and (self.stages == "direct" or self.rule == "product"):
+            got = "stages 'direct'" if self.stages == "direct" else "rule 'product'"
+            raise SettingError(
+                "FitSettings: calibrate 'sources' sets the threshold of stage 1 alone, which "
+                f"{got} does not use; take stages 'two' or 'stage1' with rule 'and', or calibrate "
+                "'pooled'"
+            )
         if not self.readers:
             raise SettingError(f"FitSettings: readers is empty; name at least one of {', '.join(READERS)}")
         for reader in self.readers:
@@ -95,6 +114,11 @@ class FitSettings:
     def stage_budget(self) -> float:
         """The share of the budget that each calibrated threshold may spend."""
         return self.budget / 2 if self.watch else self.budget
+
+    @property
+    def pooled_budget(self) -> float | None:
+        """The share that each threshold set on the calibration part may spend; None: none is."""
+        return None if self.calibrate == "sources" and not self.watch else self.stage_budget
 
     @property
     def watch_tokens(self) -> tuple[int, ...]:

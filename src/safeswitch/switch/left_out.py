@@ -8,7 +8,7 @@ layer was chosen with the left-out part in view. Knows nothing of files.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -71,6 +71,7 @@ def left_out_report(engine: Generating, examples: Sequence[Example], settings: F
     lm = engine.lm
     points = tuple(p for p in fit_points(lm.num_layers, settings) if p.position.kind not in RUNNING)
     _, acts = engine.collect(list(examples), points, max_new_tokens=0)
+    acts = replace(acts, sources=tuple(e.source for e in examples))
     labels = torch.tensor([e.unsafe for e in examples])
     clusters = [str(b) for b in bundles(examples)]
     layers = candidate_layers(lm.num_layers, settings)
