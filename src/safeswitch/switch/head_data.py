@@ -86,7 +86,8 @@ def reply_states(
             )
     sequences = [[*row, *tokens[:-1]] for row, tokens in zip(rows, targets, strict=True)]
     hidden: dict[int, Tensor] = {}
-    for batch in length_batches([len(row) for row in sequences], lm.traits, batch_rows=batch_size):
+    lengths = [len(row) for row in sequences]
+    for batch in length_batches(lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_rows=batch_size):
         ids, mask = lm.pad([sequences[i] for i in batch])
         longest = max(len(targets[i]) for i in batch)
         with lm.lock, Reader(lm, [lm.num_layers], partial(_last, longest)) as reader:
