@@ -21,8 +21,8 @@ import time
 from collections.abc import Sequence
 
 import torch
-from collect import build
 
+from collect import build
 from safeswitch.core.types import Tokens
 from safeswitch.engines.transformers_engine import Request, TransformersEngine
 from safeswitch.models.language_model import LanguageModel

@@ -183,15 +183,17 @@ class TransformersEngine(Engine):
             prompts: Texts, message lists or examples.
             points: What to read; a reply that ends before a pilot point gives the state of its last token.
             max_new_tokens: Longest reply; 0 gives no replies and reads prompts alone.
-            progress: Called with the number of replies finished since the last call; without replies, of prompts read.
+            progress: Called with the number of prompts done since the last call; a reply is half of the work, its reading
+                the other half.
 
         Raises:
             ActivationError: states that are not finite.
             SettingError: ``answer`` points, and a model without known thinking marks.
         """
         replies: list[Reply] = []
+        part = None if progress is None else _shared(progress, 2 if max_new_tokens else 1)
         if max_new_tokens:
-            replies = self.generate(prompts, max_new_tokens=max_new_tokens, do_sample=False, progress=progress)
+            replies = self.generate(prompts, max_new_tokens=max_new_tokens, do_sample=False, progress=part)
         encoded = self.lm.inputs(list(prompts))
         rows = [one.ids for one in encoded]
         deepest = max((p.position.index for p in points if p.position.kind in RUNNING), default=0)
@@ -206,7 +208,7 @@ class TransformersEngine(Engine):
             acts = record(
                 self.lm, sequences, [len(row) for row in rows], points, texts=texts, answers=answers,
                 visions=[one.vision for one in encoded], dtype=torch.float32,
-                progress=None if max_new_tokens else progress,
+                progress=None if part is None else _in_steps(part),
             )
         return replies, acts
 
@@ -427,6 +429,30 @@ class TransformersEngine(Engine):
         cut = cut and not any(s in whole for s in options.stop)
         reason: Literal["stop", "length"] = "length" if cut else "stop"
         return Reply(text, tuple(tokens), reason, final, len(request.ids), request.discarded + generated)
+
+
+def _shared(progress: Callable[[int], None], passes: int) -> Callable[[int], None]:
+    """Counts rows of ``passes`` passes and tells whole ones."""
+    left = 0
+
+    def tell(rows: int) -> None:
+        nonlocal left
+        done, left = divmod(left + rows, passes)
+        progress(done)
+
+    return tell
+
+
+def _in_steps(progress: Callable[[int], None]) -> Callable[[int, int], None]:
+    """Turns what is done so far into what is done since the last call."""
+    before = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal before
+        progress(done - before)
+        before = done
+
+    return tell
 
 
 def _strengths(given: float | Sequence[float] | None, count: int, actuator: Actuator) -> list[float | None]:

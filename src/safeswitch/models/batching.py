@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from safeswitch.models.traits import Traits
 
-
 BATCH_TOKENS = 32_768
 """Tokens that a batch may come to, unless told otherwise: some gigabytes of cache for a model of 8B parameters."""
 
