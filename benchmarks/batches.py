@@ -77,6 +77,7 @@ def main() -> None:
         for way in ("rows", "tokens") if pair % 2 else ("tokens", "rows"):
             spent, replies[way] = seconds(ways[way], asked, args.reply_tokens)
             times[way].append(spent)
+            print(f"pair {pair + 1}, by {way}: {spent:.1f} s", flush=True)
     ratios = [new / old for new, old in zip(times["tokens"], times["rows"], strict=True)]
     same = sum(one == other for one, other in zip(replies["rows"], replies["tokens"], strict=True))
     told = ", ".join(f"{ratio:.2f}" for ratio in ratios)

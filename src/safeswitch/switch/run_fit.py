@@ -90,7 +90,7 @@ def _thinned(rows: Sequence[Example], limit: int) -> list[Example]:
     for own in by_source.values():
         lined_up = sorted(own, key=lambda i: (rows[i].label, rows[i].meta.get("split", "")))
         count = min(limit, len(own))
-        chosen.update(lined_up[i * len(own) // count] for i in range(count))
+        chosen.update(lined_up[(2 * i + 1) * len(own) // (2 * count)] for i in range(count))
     return [row for i, row in enumerate(rows) if i in chosen]
 
 
