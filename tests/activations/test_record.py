@@ -108,7 +108,7 @@ def test_the_head_is_never_run_and_nothing_after_the_last_read_token() -> None:
     for handle in handles:
         handle.remove()
     assert calls == []
-    assert widths == [max(PROMPT)]
+    assert max(widths) == max(PROMPT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

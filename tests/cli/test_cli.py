@@ -136,7 +136,7 @@ def test_thinking_is_left_out_and_ended_where_the_command_says_so(place: Path, t
 
 
 def test_a_fit_takes_no_more_of_a_source_than_its_limit(place: Path, tmp_path: Path, run: Any) -> None:
-    ran = run("fit", "--model", place / "model", "--data", place / "data.jsonl", "--out", tmp_path / "s", "--limit", 40, *FIT)
+    ran = run("fit", "--model", place / "model", "--data", place / "data.jsonl", "--out", tmp_path / "s", "--limit", 10, *FIT)
     fault(ran, "FitError", "needs at least 7 safe requests in the calibration part")
     assert not (tmp_path / "s").exists()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.types import Example, Message
 from safeswitch.data.leakage import check_leakage, leaks
-from safeswitch.data.splits import grouped_split
+from safeswitch.data.splits import fit_split, grouped_split
 from safeswitch.data.text import normalise
 
 WORDS = ["river", "lamp", "stone", "cloud", "apple", "engine", "paper", "garden", "window", "bridge", "copper"]
@@ -123,3 +123,24 @@ def test_ten_thousand_against_ten_thousand_takes_seconds() -> None:
     start = time.perf_counter()
     assert leaks(rows[:10_000], rows[10_000:]) == []
     assert time.perf_counter() - start < 60
+
+
+def with_parts(*names: str | None) -> list[Example]:
+    return [
+        Example(f"e{i}", (Message("user", f"request {i}"),), "safe", meta={"split": name} if name else {})
+        for i, name in enumerate(names)
+    ]
+
+
+def test_rows_that_all_name_their_part_are_divided_as_they_say_and_held_ones_left_out() -> None:
+    parts = fit_split(with_parts("calibration", "train", "held", "train", "validation"))
+    assert {name: [e.id for e in part] for name, part in parts.items()} == {
+        "train": ["e1", "e3"], "validation": ["e4"], "calibration": ["e0"],
+    }
+
+
+@pytest.mark.parametrize("odd", [None, "test", "train"])
+def test_parts_are_drawn_where_the_rows_do_not_name_all_three(odd: str | None) -> None:
+    named = ["train"] * 9 if odd == "train" else ["train", "validation", "calibration"] * 3
+    rows = with_parts(*named, odd)
+    assert fit_split(rows, seed=3) == grouped_split(rows, seed=3)

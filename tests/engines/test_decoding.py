@@ -461,3 +461,34 @@ def test_the_top_layer_is_refused_where_the_head_is_given_something_else_again()
     with pytest.raises(ModelError, match=r"layer 3 \(-1\) of tiny-llama cannot be read .* use layers 0\.\.2"):
         TransformersEngine(lm).generate(["a"], top, max_new_tokens=2)
     TransformersEngine(lm).generate(["a"], inner, max_new_tokens=2)
+
+
+def test_long_prompts_have_a_batch_of_their_own_and_replies_come_in_order_as_each_row_alone(lm: LanguageModel) -> None:
+    asked = ["b" * 9, "x" * 300, "a", "c" * 20, "y" * 290, "d" * 15]
+    alone = [TransformersEngine(lm, batch_size=1).generate([p], max_new_tokens=6, do_sample=False)[0] for p in asked]
+    shapes: list[tuple[int, int]] = []
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        shape = kwargs["input_ids"].shape
+        if shape[1] > 1:
+            shapes.append((int(shape[0]), int(shape[1])))
+
+    engine = TransformersEngine(lm, batch_size=6)
+    handle = lm.parts.backbone.register_forward_pre_hook(note, with_kwargs=True)
+    found = engine.generate(asked, max_new_tokens=6, do_sample=False)
+    handle.remove()
+    assert [r.token_ids for r in found] == [r.token_ids for r in alone]
+    lengths = [r.prompt_tokens for r in found]
+    assert shapes == [(2, max(lengths)), (4, sorted(lengths)[3])]
+
+
+def test_rows_together_never_come_to_more_tokens_than_allowed(lm: LanguageModel) -> None:
+    batches: list[int] = []
+    engine = TransformersEngine(lm, batch_size=32, batch_tokens=100)
+    engine.generate(["a" * 10] * 12, max_new_tokens=10, do_sample=False, progress=batches.append)
+    length = len(lm.encode(["a" * 10])[0])
+    most = 100 // (length + 10)
+    assert sum(batches) == 12
+    assert max(batches) == most > 1
+    with pytest.raises(SettingError, match="batch_tokens must be 1 or more; got 0"):
+        TransformersEngine(lm, batch_tokens=0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 
 from safeswitch.core.errors import ActivationError, DataError, FitError, SettingError
 from safeswitch.core.types import Decision, Example, Message, Reply
+from safeswitch.data import starter
+from safeswitch.data.refusal_text import refuses
 from safeswitch.data.splits import grouped_split
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.switch.actuators import FullHead, LowRankHead
@@ -280,3 +283,57 @@ def test_replies_of_white_space_leave_the_head_nothing_to_stay_close_to() -> Non
     writer.answer = " \n"
     with pytest.raises(FitError, match="replies to safe requests are all white space"):
         Switch.fit(writer, PARTS, settings(stages="stage1"))
+
+
+class Tracked:
+    """Notes how much of each step was done."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, int] = {}
+        self.done: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, total: int, text: str) -> Iterator[Callable[[int], None]]:
+        self.totals[text] = self.totals.get(text, 0) + total
+        yield lambda done: self.done.update({text: done})
+
+
+@pytest.mark.parametrize("stages", ["two", "stage1", "direct"])
+def test_every_long_step_tells_how_far_it_is_up_to_its_end(stages: str) -> None:
+    track = Tracked()
+    writer = Scripted(model(), batch_size=5)
+    bare = {name: [replace(e, reply=None) for e in part] for name, part in PARTS.items()}
+    chosen = settings(stages=stages, watch=True, watch_every=2, budget=0.25, trust_replies=False)
+    Switch.fit(writer, bare, chosen, complied=of_two_kinds, track=track)
+    early = "head, rank 1, 4 epochs at most"
+    assert 0 < track.done.pop(early) <= track.totals.pop(early)
+    assert dict(track.done) == track.totals
+    assert track.totals["train: answers and states"] == len(PARTS["train"])
+    assert track.totals["refusals, instruction 1 of 3"] == sum(e.unsafe for e in [*PARTS["train"], *PARTS["validation"]])
+    assert {"probers", "head, reading refusals", "head, reading own replies"} <= set(track.totals)
+
+
+def of_two_kinds(example: Example, reply: str) -> bool:
+    """Both outcomes for both labels, and no refusal that was written complies."""
+    return not refuses(reply) and two_of_three(example, reply)
+
+
+def test_the_plan_counts_requests_tokens_and_steps() -> None:
+    told: list[str] = []
+    Switch.fit(engine(), PARTS, settings(stages="stage1", layers=(2,)), complied=two_of_three, say=told.append)
+    rows = [e for part in PARTS.values() for e in part]
+    tokens = sum(len(row) for row in model().encode(rows))
+    unsafe = sum(e.unsafe for e in PARTS["train"])
+    assert told[0] == (
+        f"this fit: {len(rows)} requests (train {len(PARTS['train'])}, validation {len(PARTS['validation'])}, "
+        f"calibration {len(PARTS['calibration'])}) of {tokens:,} tokens; replies of up to {4 * len(rows)} tokens; then "
+        f"the probers; then the head on up to {unsafe} refusals, 1 x 4 epochs at most"
+    )
+
+
+def test_without_data_the_starter_set_is_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starter, "fitting_rows", requests)
+    chosen = settings(stages="stage1", layers=(2,))
+    alone = Switch.fit(engine(), settings=chosen, complied=two_of_three)
+    assert alone.fingerprint == Switch.fit(engine(), requests(), chosen, complied=two_of_three).fingerprint
+    assert alone.record["sources"]["s0"] == {"unsafe": 14, "safe": 14}

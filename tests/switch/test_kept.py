@@ -70,3 +70,16 @@ def test_a_killed_fit_goes_on_from_what_was_kept(tmp_path: Path) -> None:
     again = Counting()
     assert fit_kept(again, tmp_path / "cut").fingerprint == expected.fingerprint
     assert again.asked == whole.asked - 32
+
+
+def test_what_is_kept_counts_as_done_and_what_is_asked_as_it_goes(tmp_path: Path) -> None:
+    kept = Kept(TransformersEngine(tiny_lm("llama"), batch_size=2), tmp_path, chunk=3)
+    for new in (4, 0):
+        for _ in range(2):
+            told: list[int] = []
+            kept.collect(UNEQUAL, POINTS if new else POINTS[:2], max_new_tokens=new, progress=told.append)
+            assert sum(told) == len(UNEQUAL)
+    for _ in range(2):
+        told = []
+        kept.generate(UNEQUAL, max_new_tokens=4, do_sample=False, progress=told.append)
+        assert sum(told) == len(UNEQUAL)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from safeswitch.core import artifact
-from safeswitch.core.errors import ArtifactError, DataError, FitError
+from safeswitch.core.errors import ArtifactError, DataError, FitError, SettingError
 from safeswitch.core.types import Example, Message
+from safeswitch.data import starter
 from safeswitch.data.writers import write_examples
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.switch import left_out
@@ -79,12 +80,84 @@ def test_only_sources_that_can_be_missed_are_left_out() -> None:
 
 
 def test_a_limit_thins_each_source_evenly_and_each_label_by_its_share(tmp_path: Path) -> None:
-    data = requests(30)
+    data = [replace(e, source="") for e in requests(30)]
     sources = [write(tmp_path, "one.jsonl", data), write(tmp_path, "two.jsonl", data[:4])]
     rows = read_sources(sources, label=None, limit=10)
-    assert [e.id for e in rows[:10]] == [f"one/r{i}" for i in (0, 1, 6, 7, 12, 13, 18, 19, 24, 25)]
+    assert [e.id for e in rows[:10]] == [f"one/r{i}" for i in (2, 3, 8, 9, 14, 15, 20, 21, 26, 27)]
     assert [e.id for e in rows[10:]] == [f"two/r{i}" for i in range(4)]
     assert len({e.id for e in rows}) == len(rows)
+
+
+def test_a_limit_counts_by_the_source_that_rows_name_and_not_by_their_file(tmp_path: Path) -> None:
+    rows = read_sources([write(tmp_path, "d.jsonl", requests(80))], label=None, limit=10)
+    counts = Counter((e.source, e.unsafe) for e in rows)
+    assert counts == {(name, unsafe): 5 for name in ("s0", "s1", "s2") for unsafe in (True, False)}
+
+
+def test_a_limit_takes_of_each_part_its_share() -> None:
+    rows = read_sources((), label=None, limit=100)
+    whole = Counter(e.meta["split"] for e in starter.fitting_rows() if e.source == "starter/pairs" and e.unsafe)
+    taken = Counter(e.meta["split"] for e in rows if e.source == "starter/pairs" and e.unsafe)
+    assert sum(taken.values()) == 50
+    for name, count in whole.items():
+        assert taken[name] == pytest.approx(50 * count / sum(whole.values()), abs=1)
+
+
+def test_without_data_it_is_the_starter_set_in_its_own_parts_and_none_of_it_that_is_held() -> None:
+    rows = read_sources((), label=None, limit=None)
+    wanted = {f"starter/{e.id}": e for e in starter.load(("train", "validation", "calibration"))}
+    assert {e.id for e in rows} == set(wanted)
+    assert all(e.messages == wanted[e.id].messages for e in rows)
+    assert {e.reply for e in rows if e.unsafe} <= {starter.refusal_for(e) for e in wanted.values() if e.unsafe}
+    assert all(e.reply is None for e in rows if not e.unsafe)
+    front = [e.source for e in rows if e.unsafe][:200]
+    assert 70 < front.count("starter/pairs") < 130  # 49 % of them all
+
+
+def test_data_replace_the_starter_set_or_are_added_to_it(tmp_path: Path) -> None:
+    safe = [replace(e, source="own", meta={}) for e in requests(40) if not e.unsafe]
+    file = write(tmp_path, "starter.jsonl", safe)
+    with pytest.raises(FitError, match="or --with-starter"):
+        read_sources([file], label=None, limit=None)
+    rows = read_sources([file], label=None, limit=None, with_starter=True)
+    assert len({e.id for e in rows}) == len(rows) == 20 + len(starter.fitting_rows())
+    assert sum(e.source == "own" for e in rows) == 20
+    alone = read_sources([write(tmp_path, "d.jsonl", requests())], label=None, limit=None)
+    assert {e.source for e in alone} == {"s0", "s1", "s2"}
+    with pytest.raises(SettingError, match="label 'safe' is for rows of data, and none are given"):
+        read_sources((), label="safe", limit=None)
+
+
+def test_a_switch_fitted_without_data_says_what_it_was_fitted_on(tmp_path: Path) -> None:
+    told: list[str] = []
+    switch = fit_files(
+        engine(), [], tmp_path / "out", replace(SETTINGS, readers=("layers",)), limit=12, leave_out=False, say=told.append
+    )
+    counts = switch.record["sources"]
+    assert set(counts) <= {e.source for e in starter.load()}
+    assert sum(sum(found.values()) for found in counts.values()) == sum(p["n"] for p in switch.record["data"].values())
+    assert max(sum(found.values()) for found in counts.values()) == 12
+    assert Switch.from_pretrained(tmp_path / "out").record["sources"] == counts
+    card = (tmp_path / "out" / "README.md").read_text()
+    found = counts["starter/pairs"]
+    assert f"| starter/pairs | {found['unsafe']} | {found['safe']} |" in card
+    assert "are the starter set that ships with safeswitch" in card
+    plans = [line for line in told if line.startswith("this fit: ")]
+    assert len(plans) == 1
+    assert told.index(plans[0]) < next(i for i, line in enumerate(told) if "the untouched model answers" in line)
+
+
+def test_rows_that_are_marked_as_held_are_left_out_and_counted(tmp_path: Path) -> None:
+    names = ("train", "train", "validation", "calibration", "held")
+    data = [replace(e, meta={"split": names[i // 2 % 5]}) for i, e in enumerate(requests(100))]
+    told: list[str] = []
+    switch = fit_files(
+        engine(), [write(tmp_path, "d.jsonl", data)], tmp_path / "out", SETTINGS, leave_out=False, say=told.append
+    )
+    assert {name: part["n"] for name, part in switch.record["data"].items()} == {
+        "train": 40, "validation": 20, "calibration": 20,
+    }
+    assert "note: 20 requests are marked as held and are left out" in told
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def record(
     gather = _Gather(points, prompt_lengths, starts, torch.device(device), dtype)
     done = 0
     with lm.lock, Reader(lm, [point.layer for point in points]) as reader:
-        for batch in length_batches([len(row) for row in rows], lm.traits, batch_tokens=batch_tokens):
+        lengths = [len(row) for row in rows]
+        for batch in length_batches(lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=batch_tokens):
             reader.keep = gather.plan(batch, [len(rows[i]) for i in batch])
             part = [rows[i] for i in batch]
             lm.run_backbone(*lm.pad(part), lm.collate([visions[i] for i in batch] if visions else [], part))

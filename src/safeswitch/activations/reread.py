@@ -76,7 +76,8 @@ def mean_nll(lm: LanguageModel, rows: Sequence[Sequence[int]], counts: Sequence[
     takes = inspect.signature(lm.model.forward).parameters
     found = torch.zeros(len(rows))
     with lm.lock:
-        for batch in length_batches([len(row) for row in rows], lm.traits, batch_rows=batch_rows):
+        lengths = [len(row) for row in rows]
+        for batch in length_batches(lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_rows=batch_rows):
             ids, mask = lm.pad([rows[i] for i in batch])
             extra: dict[str, Any] = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)} if "position_ids" in takes else {}
             if "logits_to_keep" in takes:

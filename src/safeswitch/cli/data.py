@@ -17,7 +17,7 @@ from safeswitch.core.types import LABELS, Example
 from safeswitch.data import starter
 from safeswitch.data.leakage import leaks
 from safeswitch.data.readers import read_examples
-from safeswitch.data.splits import grouped_split
+from safeswitch.data.splits import fit_split
 from safeswitch.data.text import normalise
 from safeswitch.data.writers import to_row, write_examples
 
@@ -224,7 +224,7 @@ def _fitting(file: str, label: str | None, budget: float, seed: int) -> str:
     from safeswitch.switch.run_fit import read_sources
 
     try:
-        parts = grouped_split(read_sources([file], label=label, limit=None), seed=seed)
+        parts = fit_split(read_sources([file], label=label, limit=None), seed)
         for name, part in parts.items():
             near = 0 if name == "train" else len(leaks(parts["train"], part))
             note = f", {near} nearly repeat a training request" if near else ""

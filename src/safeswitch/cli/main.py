@@ -130,10 +130,16 @@ def _thinking(hide: bool, budget: int | None) -> dict[str, Any]:
 @app.command()
 def fit(
     model: ModelOption,
-    data: Annotated[list[str], typer.Option("--data", help="JSONL or CSV file, or hub data set; repeat for more.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the switch.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="JSONL or CSV file, or hub data set; repeat for more. None: the starter set."),
+    ] = None,
+    with_starter: Annotated[
+        bool, typer.Option("--with-starter", help="Add the starter set, which --data alone replaces.")
+    ] = False,
     label: Annotated[str | None, typer.Option(help="Label of rows that have none: safe or unsafe.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most rows of each source, spread evenly.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most rows of each source that rows name, spread evenly.")] = None,
     budget: Annotated[float, typer.Option(help="Share of benign requests that may trigger the gate.")] = 0.01,
     stages: Annotated[str, typer.Option(help="two, stage1 or direct.")] = "two",
     rule: Annotated[str, typer.Option(help="auto, and, product.")] = "auto",
@@ -168,7 +174,7 @@ def fit(
     device_map: DeviceMapOption = None,
     chat_template: TemplateOption = None,
 ) -> None:
-    """Fit a switch on labelled requests and write it to a folder."""
+    """Fit a switch on labelled requests, or on the starter set that ships with safeswitch, and write it to a folder."""
     from safeswitch.switch.fit_settings import FitSettings
     from safeswitch.switch.kept import Kept
     from safeswitch.switch.refusal_head import HeadSettings
@@ -187,7 +193,10 @@ def fit(
         else:
             engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
         asked = engine if keep is None else stack.enter_context(Kept(engine, keep))
-        switch = fit_files(asked, data, out, settings, label=label, limit=limit, leave_out=leave_out, say=say)
+        switch = fit_files(
+            asked, data or (), out, settings, label=label, limit=limit, with_starter=with_starter, leave_out=leave_out,
+            say=say, track=bar,
+        )
     if as_json:
         put_json({"out": str(out), "fingerprint": switch.fingerprint, "switch": switch.describe()}, indent=2)
     else:

@@ -10,18 +10,32 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from safeswitch.core.shown import holds_any_text, shown_on
 
 console = Console(stderr=True)
+_MINUTE = 60.0
+_RATE_S = 600.0
+"""Seconds over which a rate is taken; batches may take a minute each."""
 
 
 def take_any_text() -> None:
@@ -59,7 +73,10 @@ def complain(text: str) -> None:
 
 @contextmanager
 def bar(total: int, text: str) -> Iterator[Callable[[int], None]]:
-    """One bar; the function advances it."""
+    """One bar on standard error, the function advances it; where that is no terminal, one plain line a minute."""
+    if not console.is_terminal:
+        yield _Minutes(total, text).advance
+        return
     with _progress() as progress:
         task = progress.add_task(text, total=total)
         yield lambda done: progress.advance(task, done)
@@ -82,6 +99,44 @@ def bars() -> Iterator[Callable[[str, str, int], None]]:
 
 def _progress() -> Progress:
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _RateColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    return Progress(
+        *columns, console=console, disable=not console.is_terminal, speed_estimate_period=_RATE_S
+    )
+
+
+class _RateColumn(ProgressColumn):
+    """Parts a second or a minute."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(_rate(speed) if speed else "", style="progress.data.speed")
+
+
+class _Minutes:
+    """Tells how far a step is, in a line a minute, when a part is done."""
+
+    def __init__(self, total: int, text: str) -> None:
+        self.total, self.text, self.done = total, text, 0
+        self.start = self.told = time.monotonic()
+
+    def advance(self, done: int) -> None:
+        self.done += done
+        now = time.monotonic()
+        if now - self.told < _MINUTE or not self.done:
+            return
+        self.told = now
+        speed = self.done / (now - self.start)
+        left = max(0, self.total - self.done) / speed
+        say(f"{self.text}: {self.done} of {self.total}, {_rate(speed)}, about {_span(left)} left")
+
+
+def _rate(a_second: float) -> str:
+    return f"{a_second:.1f}/s" if a_second >= 1 else f"{60 * a_second:.1f}/min"
+
+
+def _span(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(1, minutes)} min"

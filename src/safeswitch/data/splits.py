@@ -14,6 +14,8 @@ from safeswitch.core.types import Example
 from safeswitch.data.text import normalise
 
 DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.6, "validation": 0.2, "calibration": 0.2}
+HELD = "held"
+"""Split of rows that nothing is fitted on."""
 
 
 def grouped_split(
@@ -57,6 +59,19 @@ def grouped_split(
             f"cannot be divided into {dict(fractions)}"
         )
     return result
+
+
+def fit_split(examples: Sequence[Example], seed: int = 0) -> dict[str, list[Example]]:
+    """Parts ``train``, ``validation`` and ``calibration``: the rows' own, where every row names its part, else drawn.
+
+    A row names its part in ``meta["split"]``, as those of the starter set do; one that says ``held`` is in no part.
+    Where a row names none, another one, or a part is named by no row, :func:`grouped_split` draws the parts.
+    """
+    own = [example.meta.get("split") for example in examples]
+    if set(own) - {HELD} != set(DEFAULT_FRACTIONS):
+        return grouped_split(examples, seed=seed)
+    told = list(zip(examples, own, strict=True))
+    return {name: [e for e, split in told if split == name] for name in DEFAULT_FRACTIONS}
 
 
 def bundles(examples: Sequence[Example]) -> list[int]:

@@ -6,7 +6,7 @@ states) is run again from its prompt: slower, and correct. Knows nothing of labe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from safeswitch.engines.options import Options, make_options
 from safeswitch.engines.rows import Rows
 from safeswitch.engines.steer import acting
 from safeswitch.engines.streaming import Follower, Gone, Limits, Release, RowSink, Sinks, Stream, StreamerFollower
-from safeswitch.models.batching import length_batches, mixes
+from safeswitch.models.batching import BATCH_TOKENS, length_batches, mixes
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thread
 from safeswitch.models.vision import Encoded, Vision
@@ -80,12 +80,18 @@ class TransformersEngine(Engine):
         lm: The loaded model.
         batch_size: Largest number of rows decoded together.
         allow_other_model: Accept switches fitted on other weights.
+        batch_tokens: Most tokens that rows decoded together may come to, each counted as long as the longest prompt and
+            its reply; a row that is longer by itself runs alone.
     """
 
-    def __init__(self, lm: LanguageModel, *, batch_size: int = 32, allow_other_model: bool = False) -> None:
-        if batch_size < 1:
-            raise SettingError(f"TransformersEngine: batch_size must be 1 or more; got {batch_size}")
+    def __init__(
+        self, lm: LanguageModel, *, batch_size: int = 32, allow_other_model: bool = False, batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        for name, given in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
+            if given < 1:
+                raise SettingError(f"TransformersEngine: {name} must be 1 or more; got {given}")
         self.lm, self.batch_size, self.allow_other_model = lm, batch_size, allow_other_model
+        self.batch_tokens = batch_tokens
         self._heads: WeakKeyDictionary[Actuator, HeadActuator] = WeakKeyDictionary()
 
     @classmethod
@@ -177,15 +183,17 @@ class TransformersEngine(Engine):
             prompts: Texts, message lists or examples.
             points: What to read; a reply that ends before a pilot point gives the state of its last token.
             max_new_tokens: Longest reply; 0 gives no replies and reads prompts alone.
-            progress: Called with the number of replies finished since the last call.
+            progress: Called with the number of prompts done since the last call; a reply is half of the work, its reading
+                the other half.
 
         Raises:
             ActivationError: states that are not finite.
             SettingError: ``answer`` points, and a model without known thinking marks.
         """
         replies: list[Reply] = []
+        part = None if progress is None else _shared(progress, 2 if max_new_tokens else 1)
         if max_new_tokens:
-            replies = self.generate(prompts, max_new_tokens=max_new_tokens, do_sample=False, progress=progress)
+            replies = self.generate(prompts, max_new_tokens=max_new_tokens, do_sample=False, progress=part)
         encoded = self.lm.inputs(list(prompts))
         rows = [one.ids for one in encoded]
         deepest = max((p.position.index for p in points if p.position.kind in RUNNING), default=0)
@@ -200,6 +208,7 @@ class TransformersEngine(Engine):
             acts = record(
                 self.lm, sequences, [len(row) for row in rows], points, texts=texts, answers=answers,
                 visions=[one.vision for one in encoded], dtype=torch.float32,
+                progress=None if part is None else _in_steps(part),
             )
         return replies, acts
 
@@ -273,11 +282,14 @@ class TransformersEngine(Engine):
         except ContextLengthError as error:
             raise ContextLengthError(f"with the text of {type(actuator).__name__} in front, {error}") from error
 
-    def _batches(self, requests: Sequence[Request], reach: int) -> Iterator[list[Request]]:
+    def _batches(self, requests: Sequence[Request], reach: int) -> list[list[Request]]:
         """Requests that may share a batch, like lengths together."""
         lengths = [len(r.ids) for r in requests]
-        for rows in length_batches(lengths, self.lm.traits, batch_rows=self.batch_size, reach=reach):
-            yield [requests[i] for i in rows]
+        found = length_batches(
+            lengths, self.lm.traits, pass_tokens=self.lm.pass_tokens, batch_rows=self.batch_size,
+            batch_tokens=self.batch_tokens, reach=reach,
+        )
+        return [[requests[i] for i in rows] for rows in found]
 
     def _run(self, batch: list[Request], switch: Switch, options: Options, followed: Followed) -> list[Reply]:
         """A batch under the gate; rows that must be read anew follow as a batch of their own."""
@@ -417,6 +429,30 @@ class TransformersEngine(Engine):
         cut = cut and not any(s in whole for s in options.stop)
         reason: Literal["stop", "length"] = "length" if cut else "stop"
         return Reply(text, tuple(tokens), reason, final, len(request.ids), request.discarded + generated)
+
+
+def _shared(progress: Callable[[int], None], passes: int) -> Callable[[int], None]:
+    """Counts rows of ``passes`` passes and tells whole ones."""
+    left = 0
+
+    def tell(rows: int) -> None:
+        nonlocal left
+        done, left = divmod(left + rows, passes)
+        progress(done)
+
+    return tell
+
+
+def _in_steps(progress: Callable[[int], None]) -> Callable[[int, int], None]:
+    """Turns what is done so far into what is done since the last call."""
+    before = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal before
+        progress(done - before)
+        before = done
+
+    return tell
 
 
 def _strengths(given: float | Sequence[float] | None, count: int, actuator: Actuator) -> list[float | None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example
-from safeswitch.data.splits import grouped_split
+from safeswitch.data.splits import fit_split
 from safeswitch.evaluation.candidates import Fitting, Parts
 from safeswitch.switch.fit_data import Generating
 from safeswitch.switch.fit_settings import FitSettings
@@ -36,7 +36,7 @@ def fitting_on(
         return fitting_requests(engine, read_sources(sources, label=None, limit=None), settings, say)
 
     def data() -> Parts:
-        return grouped_split(requests(), seed=settings.seed)
+        return fit_split(requests(), settings.seed)
 
     def left_out() -> Mapping[str, Any]:
         return left_out_report(engine, requests(), settings)

@@ -143,6 +143,14 @@ class LanguageModel:
         return compute_device(self.model.get_input_embeddings())
 
     @property
+    def pass_tokens(self) -> int:
+        """What a forward pass costs beside its tokens (reading the weights, starting kernels), in tokens computed.
+
+        On a processor some 16, measured on 135M parameters; an accelerator computes hundreds of tokens meanwhile.
+        """
+        return 16 if self.device.type == "cpu" else 512
+
+    @property
     def head_device(self) -> torch.device:
         """Where the LM head computes."""
         return compute_device(self.parts.head)

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safeswitch.core.strict import one_line
+
 if TYPE_CHECKING:
     from safeswitch.switch.switch import Switch
 
+_MOST_SOURCES = 40
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -32,6 +35,7 @@ def model_card(switch: Switch) -> str:
     if gate.rule == "product":
         lines.append(f"| product threshold | {gate.product_threshold:.4f} |")
     lines.append(f"| actuator | {switch.actuator.kind} |")
+    lines += _fitted_on(switch)
     lines += _measured(switch)
     lines += _by_source(switch)
     lines += _left_out(switch)
@@ -59,6 +63,24 @@ def _by_source(switch: Switch) -> list[str]:
     ]
     for name, own in threshold["sources"].items():
         lines.append(f"| {name} | {own['n']} | {own['rate']:.1%} |")
+    return lines
+
+
+def _fitted_on(switch: Switch) -> list[str]:
+    """The requests that the switch was fitted on, by source; nothing for a bundle that does not tell."""
+    sources = switch.record.get("sources") or {}
+    if not sources:
+        return []
+    shipped = [name for name in sources if name.startswith("starter/")]
+    starter = " The sources `starter/...` are the starter set that ships with safeswitch." if shipped else ""
+    total = sum(counts["unsafe"] + counts["safe"] for counts in sources.values())
+    lines = ["", "## Fitted on", "", f"{total} requests.{starter}", "", "| source | unsafe | safe |", "|---|---|---|"]
+    largest = sorted(sources, key=lambda name: -sum(sources[name].values()))
+    for name in sorted(largest[:_MOST_SOURCES]):
+        shown = one_line(name).replace("|", "\\|") or "(none)"
+        lines.append(f"| {shown} | {sources[name]['unsafe']} | {sources[name]['safe']} |")
+    if len(largest) > _MOST_SOURCES:
+        lines.append(f"| {len(largest) - _MOST_SOURCES} smaller ones | | |")
     return lines
 
 

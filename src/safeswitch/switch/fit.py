@@ -13,9 +13,11 @@ from typing import Any
 
 from safeswitch.activations.record import RUNNING
 from safeswitch.core.errors import DataError, FitError
-from safeswitch.core.types import Example
+from safeswitch.core.track import Track, untracked
+from safeswitch.core.types import Example, Prompt
+from safeswitch.data import starter
 from safeswitch.data.refusal_text import refuses
-from safeswitch.data.splits import grouped_split
+from safeswitch.data.splits import fit_split
 from safeswitch.data.writers import data_hash
 from safeswitch.switch.actuators import HeadActuator
 from safeswitch.switch.by_source import source_folds
@@ -23,7 +25,7 @@ from safeswitch.switch.fit_data import Complied, Generating, Observed, observe, 
 from safeswitch.switch.fit_gate import fit_gate, fit_points
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate
-from safeswitch.switch.head_data import closed_first, reply_states
+from safeswitch.switch.head_data import ReplyStates, closed_first, reply_states
 from safeswitch.switch.refusal_head import HeadData, HeadResult, train_refusal_head
 
 Say = Callable[[str], None]
@@ -46,20 +48,23 @@ def does_not_refuse(example: Example, reply: str) -> bool:
 
 def fit(
     engine: Generating,
-    data: Sequence[Example] | Mapping[str, Sequence[Example]],
+    data: Sequence[Example] | Mapping[str, Sequence[Example]] | None = None,
     settings: FitSettings | None = None,
     *,
     complied: Complied = does_not_refuse,
     say: Say = lambda text: None,
+    track: Track = untracked,
 ) -> Fitted:
     """Fit gate and refusal head on the engine's model.
 
     Args:
         engine: Generates with the untouched model.
-        data: Labelled requests, split here by group; or ready parts ``train``, ``validation``, ``calibration``.
+        data: Labelled requests, which :func:`safeswitch.data.splits.fit_split` divides; or ready parts ``train``,
+            ``validation``, ``calibration``; None: the starter set that ships with the package.
         settings: How.
         complied: Judge of the untouched model's replies.
-        say: Told of each step.
+        say: Told what the run will take, and of each step.
+        track: Told how far each long step is.
 
     Raises:
         FitError: data from which nothing can be learned, or with too few benign sources to
@@ -68,19 +73,22 @@ def fit(
         SettingError: a layer that the model does not have.
     """
     settings = settings or FitSettings()
-    parts = dict(data) if isinstance(data, Mapping) else grouped_split(list(data), seed=settings.seed)
+    rows = starter.fitting_rows() if data is None else data
+    parts = dict(rows) if isinstance(rows, Mapping) else fit_split(list(rows), settings.seed)
     fit_points(engine.lm.num_layers, settings)
     check_parts(parts, settings.pooled_budget)
     if settings.calibrate == "sources":
         source_folds(parts["train"], [*parts["validation"], *parts["calibration"]])
-    observed = _observe_all(engine, parts, settings, complied, say)
+    say(plan(engine, parts, settings))
+    observed = _observe_all(engine, parts, settings, complied, say, track)
     say("fitting probers and calibrating thresholds")
     train, validation, calibration = (observed[p] for p in PARTS)
-    gate = fit_gate(engine.lm.num_layers, train, validation, calibration, settings)
+    gate = fit_gate(engine.lm.num_layers, train, validation, calibration, settings, track=track)
     say("training the refusal head")
-    head = fit_head(engine, train, validation, settings, complied=complied)
+    head = fit_head(engine, train, validation, settings, complied=complied, track=track)
     record: dict[str, Any] = {
         "settings": asdict(settings),
+        "sources": sources([e for p in PARTS for e in parts[p]]),
         "data": {p: {"n": len(parts[p]), "hash": data_hash(list(parts[p]))} for p in PARTS},
         "calibration": gate.calibration,
         "metrics": gate.metrics,
@@ -90,6 +98,32 @@ def fit(
         },
     }
     return Fitted(gate.gate, head.head, record)
+
+
+def sources(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
+    """Requests by source, then label; a row without a source counts as ``""``."""
+    found: dict[str, dict[str, int]] = {}
+    for example in sorted(examples, key=lambda e: e.source):
+        counts = found.setdefault(example.source, {"unsafe": 0, "safe": 0})
+        counts["unsafe" if example.unsafe else "safe"] += 1
+    return found
+
+
+def plan(engine: Generating, parts: Mapping[str, Sequence[Example]], settings: FitSettings) -> str:
+    """What a fit will take, in a line: requests, tokens, steps."""
+    rows = [example for name in PARTS for example in parts[name]]
+    read = sum(len(one.ids) for one in engine.lm.inputs(rows, check=False))
+    written = sum(len(parts[name]) * _tokens(engine, name, parts, settings) for name in PARTS)
+    each = ", ".join(f"{name} {len(parts[name]):,}" for name in PARTS)
+    unsafe = [example for example in parts["train"] if example.unsafe]
+    given = [example for example in unsafe if example.reply]
+    most = min(len(given or unsafe), settings.head_examples)
+    own = "" if given else f", which the model writes itself in up to {4 * settings.reply_tokens} tokens"
+    tries = len(settings.head.ranks) if settings.head.kind == "low_rank" else 1
+    return (
+        f"this fit: {len(rows):,} requests ({each}) of {read:,} tokens; replies of up to {written:,} tokens; then the "
+        f"probers; then the head on up to {most:,} refusals{own}, {tries} x {settings.head.epochs} epochs at most"
+    )
 
 
 def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) -> None:
@@ -130,20 +164,30 @@ def tokens_read(num_layers: int, settings: FitSettings) -> int:
 
 
 def _observe_all(
-    engine: Generating, parts: Mapping[str, Sequence[Example]], settings: FitSettings, complied: Complied, say: Say
+    engine: Generating, parts: Mapping[str, Sequence[Example]], settings: FitSettings, complied: Complied, say: Say,
+    track: Track,
 ) -> dict[str, Observed]:
     points = fit_points(engine.lm.num_layers, settings)
     observed = {}
     for name in PARTS:
         say(f"{name}: the untouched model answers {len(parts[name])} requests")
-        judged = settings.reply_tokens if name != "calibration" or any(e.unsafe for e in parts[name]) else 1
-        tokens = max(judged, tokens_read(engine.lm.num_layers, settings))
-        observed[name] = observe(engine, parts[name], points, complied=complied, reply_tokens=tokens)
+        tokens = _tokens(engine, name, parts, settings)
+        with track(len(parts[name]), f"{name}: answers and states") as advance:
+            observed[name] = observe(
+                engine, parts[name], points, complied=complied, reply_tokens=tokens, progress=advance
+            )
     return observed
 
 
+def _tokens(engine: Generating, name: str, parts: Mapping[str, Sequence[Example]], settings: FitSettings) -> int:
+    """Most reply tokens of a request of a part."""
+    judged = settings.reply_tokens if name != "calibration" or any(e.unsafe for e in parts[name]) else 1
+    return max(judged, tokens_read(engine.lm.num_layers, settings))
+
+
 def fit_head(
-    engine: Generating, train: Observed, validation: Observed, settings: FitSettings, *, complied: Complied
+    engine: Generating, train: Observed, validation: Observed, settings: FitSettings, *, complied: Complied,
+    track: Track = untracked,
 ) -> HeadResult:
     """Train the refusal head on refusals of unsafe requests and the model's own replies to safe ones.
 
@@ -151,20 +195,23 @@ def fit_head(
         FitError: no refusals to learn, or no reply to any safe request of a part.
     """
     lm, most = engine.lm, settings.head_examples
-    states = []
+    states: list[ReplyStates] = []
+
+    def read(prompts: Sequence[Prompt], replies: Sequence[str | Sequence[int]], what: str) -> None:
+        with track(len(prompts), f"head, reading {what}") as advance:
+            states.append(reply_states(lm, prompts, replies, progress=advance))
+
     for part, share in ((train, most), (validation, max(1, most // 4))):
         examples, refusals = refusal_pairs(
             engine, part.examples, complied=complied, most=share, reply_tokens=settings.reply_tokens,
-            trust=settings.trust_replies,
+            trust=settings.trust_replies, track=track,
         )
         safe = [
             (e, r.token_ids) for e, r in zip(part.examples, part.replies, strict=True) if not e.unsafe and r.text.strip()
         ][:share]
         if not safe:
             raise FitError("the model's replies to safe requests are all white space; the head has nothing to stay close to")
-        states += [
-            reply_states(lm, examples, closed_first(lm, examples, refusals)),
-            reply_states(lm, [e for e, _ in safe], [ids for _, ids in safe]),
-        ]
+        read(examples, closed_first(lm, examples, refusals), "refusals")
+        read([e for e, _ in safe], [ids for _, ids in safe], "own replies")
     data = HeadData(refusals=states[0], safe=states[1], refusals_validation=states[2], safe_validation=states[3])
-    return train_refusal_head(lm, data, settings.head)
+    return train_refusal_head(lm, data, settings.head, track=track)

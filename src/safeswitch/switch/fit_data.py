@@ -14,6 +14,7 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, FitError, TemplateError
+from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import Example, Message, Prompt, ReadPoint, Reply, as_messages
 from safeswitch.models.language_model import LanguageModel
 
@@ -97,7 +98,7 @@ def spoken(lm: LanguageModel, prompt: Prompt, reply: Reply) -> str:
 
 def refusal_pairs(
     engine: Generating, examples: Sequence[Example], *, complied: Complied, most: int, reply_tokens: int,
-    trust: bool = False,
+    trust: bool = False, track: Track = untracked,
 ) -> tuple[list[Example], list[str]]:
     """Unsafe requests with the refusals that the head shall learn.
 
@@ -106,6 +107,7 @@ def refusal_pairs(
 
     Args:
         trust: Take the replies given as refusals even where ``complied`` sees compliance in most of them.
+        track: Told of the refusals as they are written.
 
     Raises:
         FitError: fewer than eight refusals in the end (than ``most``, when that is smaller), or replies given that comply.
@@ -125,11 +127,12 @@ def refusal_pairs(
     room = 4 * reply_tokens
     open_ones, pairs = _with_room(engine, unsafe, room)[:most], list[tuple[Example, str]]()
     asked_of = len(open_ones)
-    for instruction in REFUSAL_INSTRUCTIONS:
+    for number, instruction in enumerate(REFUSAL_INSTRUCTIONS, 1):
         if not open_ones:
             break
         asked = [_instructed(e, instruction) for e in open_ones]
-        replies = engine.generate(asked, max_new_tokens=room, do_sample=False)
+        with track(len(asked), f"refusals, instruction {number} of {len(REFUSAL_INSTRUCTIONS)}") as advance:
+            replies = engine.generate(asked, max_new_tokens=room, do_sample=False, progress=advance)
         texts = [spoken(engine.lm, prompt, reply) for prompt, reply in zip(asked, replies, strict=True)]
         told = list(zip(open_ones, texts, strict=True))
         pairs += [(e, text.strip()) for e, text in told if text.strip() and not complied(e, text)]

@@ -5,7 +5,7 @@ Knows observed requests and probers. Knows nothing of engines or heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
+from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
 from safeswitch.data.splits import bundles
 from safeswitch.probers.base import Prober
@@ -108,28 +109,46 @@ class GateFit:
 
 
 def fit_gate(
-    num_layers: int, train: Observed, validation: Observed, calibration: Observed, settings: FitSettings
+    num_layers: int, train: Observed, validation: Observed, calibration: Observed, settings: FitSettings,
+    *, track: Track = untracked,
 ) -> GateFit:
-    """Fit the stages that ``settings`` ask for and calibrate them.
+    """Fit the stages that ``settings`` ask for and calibrate them; ``track`` is told of each prober.
 
     Raises:
         FitError: one class only, or too few benign calibration requests for the budget.
     """
     if bool(calibration.unsafe.all()):
         raise FitError("calibration needs benign requests (label 'safe'); there are none")
+    with track(_steps(settings), "probers") as advance:
+        return _gate_fit(num_layers, train, validation, calibration, settings, advance)
+
+
+def _steps(settings: FitSettings) -> int:
+    """Probers in :func:`_gate_fit`: those that choose layers are one, each stage has a text baseline beside it."""
+    stages = (settings.stages != "direct") + (settings.stages != "stage1")
+    return 1 + 2 * stages + settings.watch
+
+
+def _gate_fit(
+    num_layers: int, train: Observed, validation: Observed, calibration: Observed, settings: FitSettings,
+    advance: Callable[[int], None],
+) -> GateFit:
     benign = _select(calibration, ~calibration.unsafe)
     test = calibration if bool(calibration.unsafe.any()) else validation
     layers = choose_layers(num_layers, train, validation, settings)
+    advance(1)
     metrics: dict[str, Any] = {}
     notes: dict[str, Any] = {"layers": list(layers), "budget": settings.budget, "benign": len(benign.unsafe)}
-    notes["metrics_on"] = "calibration" if test is calibration else "validation"
+    notes["metrics_on"] = "calibration" if test is not validation else "validation"
     first = second = by_source = None
     if settings.stages != "direct":
         spec = stage1_spec(num_layers, layers, settings)
         first = _fit(spec, train.acts, train.unsafe, validation, settings)
         by_source = _by_source(spec, (train, validation, calibration), settings)
+        advance(1)
         metrics |= _named("stage1", first, test, test.unsafe, settings)
         metrics |= _text_baseline("stage1", train, train.unsafe, test, test.unsafe, settings)
+        advance(1)
     if settings.stages != "stage1":
         target = train.harmful if settings.stages == "direct" else train.complied
         held = validation.harmful if settings.stages == "direct" else validation.complied
@@ -143,9 +162,11 @@ def fit_gate(
             told = test.harmful if settings.stages == "direct" else test.complied
             metrics |= _named("stage2", second, test, told, settings)
             metrics |= _text_baseline("stage2", train, target, test, told, settings)
+        advance(2)
     gate = _calibrated(first, second, benign, validation, settings, notes, by_source)
     if settings.watch:
         gate = _with_watch(gate, num_layers, train, validation, benign, settings, notes)
+        advance(1)
     return GateFit(gate, metrics, notes)
 
 

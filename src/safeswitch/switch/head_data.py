@@ -6,7 +6,7 @@ nothing but two small matrices. Letters: m reply tokens in all, d hidden size. K
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,11 +60,13 @@ def closed_first(lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence
 
 @torch.no_grad()
 def reply_states(
-    lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str | Sequence[int]], *, batch_size: int = 32
+    lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str | Sequence[int]], *, batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
 ) -> ReplyStates:
     """Record the head's input at each position that predicts a reply token (prompt tokens carry no loss).
 
-    A reply is text, or the token ids that the model itself gave.
+    A reply is text, or the token ids that the model itself gave. ``progress`` is called with the number of replies read
+    since the last call.
 
     Raises:
         DataError: an empty reply, or as many replies as prompts not given.
@@ -86,7 +88,8 @@ def reply_states(
             )
     sequences = [[*row, *tokens[:-1]] for row, tokens in zip(rows, targets, strict=True)]
     hidden: dict[int, Tensor] = {}
-    for batch in length_batches([len(row) for row in sequences], lm.traits, batch_rows=batch_size):
+    lengths = [len(row) for row in sequences]
+    for batch in length_batches(lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_rows=batch_size):
         ids, mask = lm.pad([sequences[i] for i in batch])
         longest = max(len(targets[i]) for i in batch)
         with lm.lock, Reader(lm, [lm.num_layers], partial(_last, longest)) as reader:
@@ -94,6 +97,8 @@ def reply_states(
             states = reader.states[lm.num_layers]
         for place, i in enumerate(batch):
             hidden[i] = states[place, -len(targets[i]) :].to("cpu", torch.float32, copy=True)
+        if progress is not None:
+            progress(len(batch))
     owners = torch.cat([torch.full((len(t),), i) for i, t in enumerate(targets)])
     return ReplyStates(
         torch.cat([hidden[i] for i in range(len(rows))]), torch.tensor([t for row in targets for t in row]), owners

@@ -58,15 +58,19 @@ class Kept:
     def lm(self) -> LanguageModel:
         return self.inner.lm
 
-    def generate(self, prompts: Sequence[Any], **options: Any) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Any], *, progress: Callable[[int], None] | None = None, **options: Any
+    ) -> list[Reply]:
         """As an engine's own ``generate``; what a switch answers is not kept."""
         if options.get("switch") is not None:
-            return self.inner.generate(prompts, **options)
+            return self.inner.generate(prompts, progress=progress, **options)
         replies: list[Reply] = []
         for part in self._chunks(prompts):
             path = self._path(part, options)
             if not path.exists():
-                self._write(path, self.inner.generate(part, **options), ())
+                self._write(path, self.inner.generate(part, progress=progress, **options), ())
+            elif progress is not None:
+                progress(len(part))
             replies += self._replies(path)
         return replies
 
@@ -80,13 +84,13 @@ class Kept:
         for part in self._chunks(prompts):
             path = self._path(part, {"points": [str(p) for p in points], "max_new_tokens": max_new_tokens})
             if not path.exists():
-                answers, acts = self.inner.collect(part, points, max_new_tokens=max_new_tokens)
+                answers, acts = self.inner.collect(part, points, max_new_tokens=max_new_tokens, progress=progress)
                 write_tensors(path.with_suffix(".safetensors"), named(acts))
                 self._write(path, answers, acts.texts)
+            elif progress is not None:
+                progress(len(part))
             replies += self._replies(path)
             parts.append(unnamed(read_tensors(path.with_suffix(".safetensors")), read_json(path)["texts"]))
-            if progress is not None:
-                progress(len(part))
         states = {p: join([acts.states[p] for acts in parts]) for p in parts[0].states}
         masks = {p: join([acts.masks[p] for acts in parts]) for p in parts[0].masks}
         return replies, Activations(states, masks, tuple(text for acts in parts for text in acts.texts))

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from safeswitch.activations.record import RUNNING
+from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import Example
 from safeswitch.data.splits import bundles
+from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.leave_out import leave_one_out
 from safeswitch.switch.fit_data import Generating
@@ -58,7 +60,9 @@ def sources_to_leave_out(examples: Sequence[Example]) -> list[str]:
     return found
 
 
-def left_out_report(engine: Generating, examples: Sequence[Example], settings: FitSettings) -> dict[str, dict[str, Any]]:
+def left_out_report(
+    engine: Generating, examples: Sequence[Example], settings: FitSettings, *, track: Track = untracked
+) -> dict[str, dict[str, Any]]:
     """Metrics as plain JSON: by grouping (``source``, ``wrapper``), reader (``stage1``, ``text baseline``), then group.
 
     A grouping in which nothing can be left out is absent. Rows tied by ``group`` or by equal prompts never stand on both
@@ -70,22 +74,27 @@ def left_out_report(engine: Generating, examples: Sequence[Example], settings: F
         return {}
     lm = engine.lm
     points = tuple(p for p in fit_points(lm.num_layers, settings) if p.position.kind not in RUNNING)
-    _, acts = engine.collect(list(examples), points, max_new_tokens=0)
+    with track(len(examples), "left out: reading requests") as advance:
+        _, acts = engine.collect(list(examples), points, max_new_tokens=0, progress=advance)
     acts = replace(acts, sources=tuple(e.source for e in examples))
     labels = torch.tensor([e.unsafe for e in examples])
     clusters = [str(b) for b in bundles(examples)]
     layers = candidate_layers(lm.num_layers, settings)
     specs = {"stage1": stage1_spec(lm.num_layers, layers, settings), "text baseline": {"kind": "ngram"}}
-    return {
-        grouping: {
-            reader: {
-                group: asdict(metrics)
-                for group, metrics in leave_one_out(
-                    partial(make_prober, spec), acts, labels, names, clusters=clusters, apart=grouping == "source",
-                    seed=settings.seed,
-                ).items()
-            }
-            for reader, spec in specs.items()
-        }
-        for grouping, names in wanted.items()
-    }
+    fits = sum(len(set(names) - {""}) + 1 for names in wanted.values())
+    report: dict[str, dict[str, Any]] = {grouping: {} for grouping in wanted}
+    with track(fits * len(specs), "left out: fitting on the rest") as advance:
+        for grouping, names in wanted.items():
+            for reader, spec in specs.items():
+                found = leave_one_out(
+                    partial(_counted, spec, advance), acts, labels, names, clusters=clusters,
+                    apart=grouping == "source", seed=settings.seed,
+                )
+                report[grouping][reader] = {group: asdict(metrics) for group, metrics in found.items()}
+    return report
+
+
+def _counted(spec: Mapping[str, Any], advance: Callable[[int], None]) -> Prober:
+    """A fresh prober for the next fit, which is counted."""
+    advance(1)
+    return make_prober(spec)

@@ -9,6 +9,7 @@ Letters: m reply tokens, d hidden size, V vocabulary, r rank. Knows nothing of p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from safeswitch.core.errors import FitError, ModelError, SettingError, check_choice, check_range
+from safeswitch.core.track import Track, untracked
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators import FullHead, HeadActuator, LowRankHead
 from safeswitch.switch.head_data import ReplyStates
@@ -98,8 +100,12 @@ class HeadResult:
     tried: dict[str, float]
 
 
-def train_refusal_head(lm: LanguageModel, data: HeadData, settings: HeadSettings | None = None) -> HeadResult:
+def train_refusal_head(
+    lm: LanguageModel, data: HeadData, settings: HeadSettings | None = None, *, track: Track = untracked
+) -> HeadResult:
     """Train the head that ``settings`` describe; the model and its head are not touched.
+
+    ``track`` is told of the steps of each candidate, of which there are fewer where validation stops improving.
 
     Raises:
         FitError: the loss is not finite.
@@ -109,11 +115,11 @@ def train_refusal_head(lm: LanguageModel, data: HeadData, settings: HeadSettings
     base = _BaseHead(lm)
     data = _as_head_inputs(lm, data)
     if settings.kind == "full":
-        return _train(_Full(base), base, data, settings, "full")
+        return _train(_Full(base), base, data, settings, "full", track)
     best: HeadResult | None = None
     tried: dict[str, float] = {}
     for rank in sorted(settings.ranks):
-        result = _train(_LowRank(base, rank, settings.seed), base, data, settings, f"rank {rank}")
+        result = _train(_LowRank(base, rank, settings.seed), base, data, settings, f"rank {rank}", track)
         tried |= result.tried
         if best is None or result.loss < best.loss * (1 - settings.margin):
             best = result
@@ -219,7 +225,16 @@ class _Full(nn.Module):
 
 
 def _train(
-    model: _LowRank | _Full, base: _BaseHead, data: HeadData, settings: HeadSettings, name: str
+    model: _LowRank | _Full, base: _BaseHead, data: HeadData, settings: HeadSettings, name: str, track: Track
+) -> HeadResult:
+    steps = math.ceil(len(data.refusals) / settings.batch_tokens)
+    with track(settings.epochs * steps, f"head, {name}, {settings.epochs} epochs at most") as advance:
+        return _trained(model, base, data, settings, name, advance)
+
+
+def _trained(
+    model: _LowRank | _Full, base: _BaseHead, data: HeadData, settings: HeadSettings, name: str,
+    advance: Callable[[int], None],
 ) -> HeadResult:
     rate = settings.learning_rate or (1e-2 if isinstance(model, _LowRank) else 3e-4)
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
@@ -239,6 +254,7 @@ def _train(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            advance(1)
         entropy, divergence = _validate(model, base, data, settings.batch_tokens)
         value = entropy + settings.kl_weight * divergence
         if value < best - 1e-4:

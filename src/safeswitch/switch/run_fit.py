@@ -5,18 +5,20 @@ Knows files, fitting and the leave-one-source-out report. Knows nothing of the c
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from safeswitch.core.artifact import check_writable
 from safeswitch.core.errors import DataError, FitError, SettingError, TemplateError
+from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import Example
+from safeswitch.data import starter
 from safeswitch.data.contradictions import contradictions, told
 from safeswitch.data.leakage import leaks
 from safeswitch.data.readers import read_examples
-from safeswitch.data.splits import grouped_split
+from safeswitch.data.splits import fit_split
 from safeswitch.switch.fit import tokens_read
 from safeswitch.switch.fit_data import Generating
 from safeswitch.switch.fit_settings import FitSettings
@@ -26,29 +28,43 @@ from safeswitch.switch.switch import Switch
 Say = Callable[[str], None]
 
 
-def read_sources(sources: Sequence[str], *, label: str | None, limit: int | None) -> list[Example]:
-    """Read every source, its ids made unique by the source's name.
+def read_sources(
+    sources: Sequence[str], *, label: str | None, limit: int | None, with_starter: bool = False
+) -> list[Example]:
+    """Read every file or hub data set, its ids made unique by its name; none: the starter set alone.
 
-    With ``limit`` each source is thinned to so many rows, evenly, each label by its share.
+    Args:
+        sources: Files and hub data sets.
+        label: Of rows that have none.
+        limit: Most rows of each source that the rows name (a row that names none is of its file's), chosen evenly,
+            each label and part by its share; None takes all.
+        with_starter: Add the starter set; the rows are mixed then.
 
     Raises:
-        SettingError: ``limit`` below 1.
+        SettingError: ``limit`` below 1, or a label for the starter set alone.
         FitError: one label only.
     """
     if limit is not None and limit < 1:
         raise SettingError(f"read_sources: limit must be 1 or more, or None; got {limit}")
+    if label is not None and not sources:
+        raise SettingError(f"read_sources: the label {label!r} is for rows of data, and none are given")
     examples: list[Example] = []
-    for source, name in zip(sources, source_names(sources), strict=True):
+    *names, shipped = source_names([*sources, "starter"])
+    for source, name in zip(sources, names, strict=True):
         rows = read_examples(source, label=label)
-        if limit is not None and len(rows) > limit:
-            rows = _thinned(rows, limit)
         stem = Path(source).stem
         examples += [replace(e, id=f"{name}/{e.id}", source=name if e.source in ("", stem) else e.source) for e in rows]
+    if with_starter or not sources:
+        examples += [replace(e, id=f"{shipped}/{e.id}") for e in starter.fitting_rows()]
+    if with_starter:
+        examples = starter.mixed(examples)
+    if limit is not None:
+        examples = _thinned(examples, limit)
     unsafe = sum(e.unsafe for e in examples)
     if unsafe in (0, len(examples)):
         raise FitError(
             f"fitting needs unsafe and safe requests; the {len(examples)} rows read are all "
-            f"{'unsafe' if unsafe else 'safe'}; add --data with the other label"
+            f"{'unsafe' if unsafe else 'safe'}; add --data with the other label, or --with-starter"
         )
     return examples
 
@@ -63,9 +79,19 @@ def source_names(sources: Sequence[str]) -> list[str]:
 
 
 def _thinned(rows: Sequence[Example], limit: int) -> list[Example]:
-    """``limit`` rows in their order; taken from one label after the other, since files often alternate."""
-    by_label = sorted(range(len(rows)), key=lambda i: rows[i].label)
-    return [rows[i] for i in sorted(by_label[i * len(rows) // limit] for i in range(limit))]
+    """At most ``limit`` rows of each source, in their order.
+
+    They are taken from one label and part after the other, since files often alternate.
+    """
+    by_source = defaultdict(list)
+    for i, row in enumerate(rows):
+        by_source[row.source].append(i)
+    chosen: set[int] = set()
+    for own in by_source.values():
+        lined_up = sorted(own, key=lambda i: (rows[i].label, rows[i].meta.get("split", "")))
+        count = min(limit, len(own))
+        chosen.update(lined_up[(2 * i + 1) * len(own) // (2 * count)] for i in range(count))
+    return [row for i, row in enumerate(rows) if i in chosen]
 
 
 def fit_files(
@@ -76,29 +102,37 @@ def fit_files(
     *,
     label: str | None = None,
     limit: int | None = None,
+    with_starter: bool = False,
     leave_out: bool = True,
     say: Say = lambda text: None,
+    track: Track = untracked,
 ) -> Switch:
     """Read, fit, save and report; the folder is written when fitting has succeeded, and again with the report.
+
+    Without ``sources`` the starter set is fitted on; ``with_starter`` adds it to them.
 
     Raises:
         ArtifactError: ``out`` cannot be written.
         DataError, FitError, ContextLengthError: see :func:`read_sources` and :meth:`Switch.fit`.
     """
     check_writable(out)
-    read = read_sources(sources, label=label, limit=limit)
+    read = read_sources(sources, label=label, limit=limit, with_starter=with_starter)
     examples = fitting_requests(engine, read, settings, say)
-    parts = grouped_split(examples, seed=settings.seed)
+    parts = fit_split(examples, settings.seed)
+    taken = {e.id for part in parts.values() for e in part}
+    if len(taken) < len(examples):
+        say(f"note: {len(examples) - len(taken)} requests are marked as held and are left out")
+        examples = [e for e in examples if e.id in taken]
     for part, consequence in (("validation", "figures flatter"), ("calibration", "the threshold may be too low")):
         twice = leaks(parts["train"], parts[part])
         if twice:
             say(f"note: {len(twice)} {part} requests nearly repeat a training request; {consequence}")
-    switch = Switch.fit(engine, parts, settings, say=say)
+    switch = Switch.fit(engine, parts, settings, say=say, track=track)
     switch = replace(switch, record={**switch.record, "rows": {"read": len(read), "used": len(examples)}})
     switch.save_pretrained(out)
     if leave_out:
         say("stage 1: leaving out one source and one wrapper at a time")
-        report = left_out_report(engine, examples, settings)
+        report = left_out_report(engine, examples, settings, track=track)
         if not report:
             say("note: nothing can be left out, since without any source a label would be missing; no such figures")
         switch = replace(switch, record={**switch.record, "left_out": report})

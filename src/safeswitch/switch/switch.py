@@ -24,6 +24,7 @@ from safeswitch.core.artifact import check_writable, read_json, read_tensors, wr
 from safeswitch.core.errors import ArtifactError, FingerprintError, SafeSwitchError, SettingError, check_range
 from safeswitch.core.lock import folder_writer
 from safeswitch.core.strict import build, check_finite, check_texts, cleaned, one_line, only, shown, take
+from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import Example
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch import body, heads, prompts  # noqa: F401  (registers their actions)
@@ -88,14 +89,18 @@ class Switch:
     def fit(
         cls,
         engine: Generating,
-        data: Sequence[Example] | Mapping[str, Sequence[Example]],
+        data: Sequence[Example] | Mapping[str, Sequence[Example]] | None = None,
         settings: FitSettings | None = None,
         *,
         complied: Complied = does_not_refuse,
         say: Say = lambda text: None,
+        track: Track = untracked,
     ) -> Switch:
-        """Fit a switch on the engine's model; see :func:`safeswitch.switch.fit.fit` for the arguments."""
-        fitted = fit(engine, data, settings, complied=complied, say=say)
+        """Fit a switch on the engine's model; see :func:`safeswitch.switch.fit.fit` for the arguments.
+
+        Without ``data`` it is fitted on the starter set that ships with the package.
+        """
+        fitted = fit(engine, data, settings, complied=complied, say=say, track=track)
         return cls(fitted.gate, fitted.actuator, BaseModel.of(engine.lm), fitted.record)
 
     def check(self, lm: LanguageModel, *, allow_other_model: bool = False) -> None:

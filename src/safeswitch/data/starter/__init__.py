@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,10 @@ from typing import Any
 from safeswitch.core.errors import DataError, check_choice
 from safeswitch.core.types import Example
 from safeswitch.data.readers import read_examples
+from safeswitch.data.splits import HELD
 
 FOLDER = Path(__file__).parent
-SPLITS = ("train", "validation", "calibration", "held")
+SPLITS = ("train", "validation", "calibration", HELD)
 SEVERITIES = ("severe", "refuse", "careful", "allow")
 _UNSPACED = ("zh", "ja")
 
@@ -65,6 +66,21 @@ def load(splits: Collection[str] = SPLITS) -> list[Example]:
     for split in splits:
         check_choice("starter.load", "splits", split, SPLITS)
     return [example for example in _everything() if example.meta["split"] in splits]
+
+
+def fitting_rows() -> list[Example]:
+    """Rows to fit on: all but the ``held`` ones, kinds mixed, the refusal that answers it as ``reply`` of an unsafe row.
+
+    Mixed, since a part of the refusals is taken from the front where all are too many.
+    """
+    rows = load([split for split in SPLITS if split != HELD])
+    told = [replace(e, reply=refusal_for(e)) if e.unsafe and e.reply is None else e for e in rows]
+    return mixed(told)
+
+
+def mixed(examples: Sequence[Example]) -> list[Example]:
+    """The rows in an order that their ids alone decide, as good as drawn."""
+    return sorted(examples, key=lambda e: (zlib.crc32(e.id.encode()), e.id))
 
 
 def kind(example: Example) -> str:
