@@ -329,6 +329,6 @@ def test_settings_travel_through_the_environment(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(VARIABLE, text)
         with pytest.raises(SettingError, match=VARIABLE):
             ServerSettings.from_environment()
-    for wrong in ({"clients_may": ("all",)}, {"audit_failure": "ignore"}, {"max_body": 0}):
+    for wrong in ({"clients_may": ("all",)}, {"audit_failure": "ignore"}, {"max_body": -1}):
         with pytest.raises(SettingError):
             ServerSettings(**wrong)  # type: ignore[arg-type]

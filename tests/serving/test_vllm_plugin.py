@@ -24,7 +24,9 @@ class App:
 
     def __init__(self, policy: str = "enforce") -> None:
         front = SimpleNamespace(settings=SimpleNamespace(policy=policy))
-        self.state = SimpleNamespace(engine_client=SimpleNamespace(safeswitch=front), args=None)
+        config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=512))
+        engine = SimpleNamespace(safeswitch=front, vllm_config=config)
+        self.state = SimpleNamespace(engine_client=engine, args=None)
         self.body: Any = None
         self.context: Context | None = None
 
@@ -170,3 +172,11 @@ def test_the_front_end_is_told_what_system_text_must_arrive(
     assert sent(app, body, path)[0] == 200
     assert app.context is not None
     assert app.context.system == texts
+
+
+def test_a_body_that_no_context_could_hold_is_not_read() -> None:
+    app = App()
+    assert sent(app, {"messages": [], "user": "x" * 90_000})[0] == 413
+    assert sent(app, {"messages": [], "user": "x" * 70_000})[0] == 200
+    settings = ServerSettings(max_body=100_000)
+    assert sent(app, {"messages": [], "user": "x" * 90_000}, settings=settings)[0] == 200

@@ -34,7 +34,10 @@ def serve(
     audit: Annotated[str, typer.Option(help="SQLAlchemy URL of the audit database, as sqlite:///audit.db.")] = "",
     audit_failure: Annotated[str, typer.Option(help="block or buffer, while the database is down.")] = "block",
     audit_text: Annotated[bool, typer.Option("--audit-text", help="Keep the requests' text, not only its hash.")] = False,
-    max_body: Annotated[int, typer.Option(min=1, help="Largest request body in bytes.")] = 1 << 20,
+    max_body: Annotated[
+        int, typer.Option(min=0, help="Largest request body in bytes; 0: what the context holds, at most 1 MiB.")
+    ] = 0,
+    error_delay: Annotated[float, typer.Option(min=0, help="Seconds before a refused request is told so.")] = 0.25,
     max_choices: Annotated[int, typer.Option(min=1, help="Most replies (n x prompts) in one request.")] = 128,
     allow_other_model: OtherModelOption = False,
     engine: Annotated[str, typer.Option(help="vllm or transformers; default: vllm where it is installed.")] = "",
@@ -53,7 +56,7 @@ def serve(
         clients_may=tuple(clients_may or ()), clients_bundles=tuple(clients_bundle or ()), refusal_field=refusal_field,
         clients_scores=clients_scores, keys=str(keys.absolute()) if keys else "", rate_storage=rate_storage,
         max_tokens=max_tokens, max_body=max_body, audit=audit, audit_failure=audit_failure, audit_text=audit_text,
-        calibration=calibration_of(bundles), max_choices=max_choices,
+        calibration=calibration_of(bundles), max_choices=max_choices, error_delay=error_delay,
     )
     chosen, where, flags = _engine(engine), weights_path() if model == "nano" else model, list(context.args)
     try:

@@ -41,6 +41,9 @@ Receive = Callable[[], Awaitable[Event]]
 THRESHOLDS = "/safeswitch/thresholds"
 """``POST {"bundle": ..., "thresholds": {...}}`` by an admin key: puts thresholds in force and answers those in force."""
 METRICS = "/metrics"
+_LARGEST_BODY = 1 << 20
+_BODY_AROUND, _BODY_PER_TOKEN = 64 << 10, 32
+"""Bytes of a body that hold no prompt (tools, schemas), and for each token of the context: eight times what text needs."""
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _WISHES = ("policy", "bundle")
 _log = logging.getLogger("safeswitch.server")
@@ -91,11 +94,23 @@ class SafeSwitchMiddleware:
                 else:
                     await self.app(scope, receive, named(send, request_id))
         except Refused as refused:
+            await asyncio.sleep(self.settings.error_delay)
             await refuse(send, refused, request_id)
 
     def admitted(self, scope: Scope) -> AbstractContextManager[None]:
         """Held while a request to the engine is inside; raises what it is refused with. Overridden for each engine."""
         return nullcontext()
+
+    def context_length(self, scope: Scope) -> int | None:
+        """Tokens of the model's context, None where that is not known; overridden for each engine."""
+        return None
+
+    def _largest_body(self, scope: Scope) -> int:
+        """Bytes of the largest body that is read."""
+        context = self.context_length(scope)
+        if self.settings.max_body or context is None:
+            return self.settings.max_body or _LARGEST_BODY
+        return min(_LARGEST_BODY, _BODY_AROUND + _BODY_PER_TOKEN * context)
 
     def check_route(self, scope: Scope) -> None:
         """Refuse a route that is closed; every route of the server is open unless overridden.
@@ -116,7 +131,7 @@ class SafeSwitchMiddleware:
         """
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, key: Key | None, request_id: str) -> None:
-        body = await receive_body(receive, scope["headers"], self.settings.max_body)
+        body = await receive_body(receive, scope["headers"], self._largest_body(scope))
         asked = read_body(body, scope["headers"])
         if get_route_path(scope) == THRESHOLDS:
             await answer(send, 200, await self._thresholds(scope, asked, key), request_id)
@@ -133,7 +148,7 @@ class SafeSwitchMiddleware:
             headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
             token = CONTEXT.set(context)
             form = form_of(get_route_path(scope))(context, self._sees_scores(key))
-            reply = Reply(send, form, request_id, self.own_errors)
+            reply = Reply(send, form, request_id, self.own_errors, self.settings.error_delay)
             try:
                 await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
             except Exception as error:

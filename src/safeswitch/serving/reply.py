@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any
@@ -31,9 +32,13 @@ class Reply:
         form: Of the route's replies.
         request_id: For the header.
         own_errors: Whether the server's errors hold nothing of its inside.
+        error_delay: Seconds before a client is told of a fault of its own.
     """
 
-    def __init__(self, send: Send, form: Form, request_id: str, own_errors: bool) -> None:
+    def __init__(
+        self, send: Send, form: Form, request_id: str, own_errors: bool, error_delay: float = 0.0
+    ) -> None:
+        self._error_delay = error_delay
         self._out, self._form, self._id, self._own_errors = send, form, request_id, own_errors
         self._context = form.context
         self._start: Event | None = None
@@ -46,6 +51,8 @@ class Reply:
     async def send(self, event: Event) -> None:
         """Stands in for the server's ``send``: holds a JSON body until it is whole, and a stream's event until it is."""
         if event["type"] == "http.response.start":
+            if 400 <= event["status"] < 500:
+                await asyncio.sleep(self._error_delay)
             headers = [(k, v) for k, v in event["headers"] if k.lower() != b"x-request-id"]
             self._kind = next((v.decode() for k, v in headers if k.lower() == b"content-type"), "").split(";")[0]
             self._start = {**event, "headers": [*headers, (b"x-request-id", self._id.encode())]}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from safeswitch.core.errors import SettingError, check_choice
+from safeswitch.core.errors import SettingError, check_choice, check_range
 from safeswitch.engines.context import POLICIES
 from safeswitch.switch.switch import Switch
 
@@ -30,7 +30,9 @@ class ServerSettings:
         max_tokens: Longest reply that a client may ask for, and gets when it does not say; 0 leaves that to the engine.
         refusal_field: Move the text of a switched chat reply into ``message.refusal`` (in streams ``delta.refusal``), where
             OpenAI's clients look for it. Where a client asks for a reply that is parsed it always stands there.
-        max_body: Largest request body, in bytes.
+        max_body: Largest request body, in bytes; 0: what the model's context can hold, at most 1 MiB.
+        error_delay: Seconds before a request is told that it is refused, so that a client that sends nothing else
+            cannot keep the server busy with it.
         max_choices: Most replies that one request may ask for, ``n`` to each of its prompts.
         audit: SQLAlchemy URL of the audit database; empty for none.
         audit_failure: When the audit database cannot be written: ``block`` answers 503, ``buffer`` keeps records in
@@ -49,7 +51,8 @@ class ServerSettings:
     rate_storage: str = "async+memory://"
     max_tokens: int = 0
     refusal_field: bool = False
-    max_body: int = 1 << 20
+    max_body: int = 0
+    error_delay: float = 0.0
     max_choices: int = 128
     audit: str = ""
     audit_failure: str = "block"
@@ -64,8 +67,9 @@ class ServerSettings:
         for policy in self.clients_may:
             check_choice("ServerSettings", "clients_may", policy, POLICIES)
         check_choice("ServerSettings", "audit_failure", self.audit_failure, AUDIT_FAILURES)
-        if self.max_body < 1 or self.audit_buffer_limit < 1:
-            raise SettingError("ServerSettings: max_body and audit_buffer_limit must be 1 byte or more")
+        if self.max_body < 0 or self.audit_buffer_limit < 1:
+            raise SettingError("ServerSettings: max_body must be 0 or more bytes, audit_buffer_limit 1 byte or more")
+        check_range("ServerSettings", "error_delay", self.error_delay, 0.0, 60.0)
         if self.max_choices < 1:
             raise SettingError(f"ServerSettings: max_choices must be 1 or more; got {self.max_choices}")
         if self.max_tokens < 0:

@@ -68,6 +68,9 @@ class Middleware(SafeSwitchMiddleware):
         super().__init__(create_app(front, name), replace(settings, max_tokens=0))
         self._front = front
 
+    def context_length(self, scope: Scope) -> int | None:
+        return self._front.lm.context_length
+
     async def set_thresholds(self, scope: Scope, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
         return self._front.set_thresholds(bundle, thresholds)
 

@@ -80,6 +80,9 @@ class SafeSwitchMiddleware(Base):
         except DataError as error:
             raise Refused(400, str(error)) from error
 
+    def context_length(self, scope: Scope) -> int | None:
+        return int(scope["app"].state.engine_client.vllm_config.model_config.max_model_len)
+
     def told(self, error: Exception, context: Context) -> Refused:
         """What vLLM and the front end refuse, some of it only when a stream has begun."""
         if isinstance(error, VLLMValidationError):
