@@ -100,7 +100,7 @@ def sitting(name: str, plain: Measure, guarded: Measure, rounds: int, streams: i
     for i in range(rounds + 1):
         took: dict[Measure, list[tuple[float, float]]] = {plain: [], guarded: []}
         for order in ((plain, guarded), (guarded, plain)):
-            rows = [torch.randint(3, 200, (24 + j % 17,), generator=draw).tolist() for j in range(streams)]
+            rows = [torch.randint(16, 200, (24 + j % 17,), generator=draw).tolist() for j in range(streams)]
             for measure in order:
                 took[measure].append(measure(rows, new))
         spent, first = ({m: sum(turn[what] for turn in turns) for m, turns in took.items()} for what in (0, 1))
