@@ -34,6 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from safeswitch.activations.record import record
 from safeswitch.core.types import ReadPoint
+from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 
 VOCAB, LAYERS, BATCH_TOKENS = 32_000, 12, 2048
@@ -58,14 +59,11 @@ def prompts(count: int) -> list[list[int]]:
     return sorted(rows, key=len, reverse=True)
 
 
-def batches(rows: list[list[int]]) -> list[list[list[int]]]:
-    """Rows in batches of at most ``BATCH_TOKENS`` tokens, padding included."""
-    result: list[list[list[int]]] = [[]]
-    for row in rows:
-        if result[-1] and (len(result[-1]) + 1) * len(result[-1][0]) > BATCH_TOKENS:
-            result.append([])
-        result[-1].append(row)
-    return result
+def batches(lm: LanguageModel, rows: list[list[int]]) -> list[list[list[int]]]:
+    """Rows in the batches that `record` makes, at most ``BATCH_TOKENS`` tokens each, padding included."""
+    lengths = [len(row) for row in rows]
+    found = length_batches(lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=BATCH_TOKENS)
+    return [[rows[i] for i in batch] for batch in found]
 
 
 @torch.no_grad()
@@ -74,7 +72,7 @@ def run(way: str, lm: LanguageModel, rows: list[list[int]]) -> Any:
     if way == "record":
         return record(lm, rows, [len(row) for row in rows], POINTS, batch_tokens=BATCH_TOKENS)
     kept = []
-    for batch in batches(rows):
+    for batch in batches(lm, rows):
         ids, mask = lm.pad(batch)
         if way == "bare":
             lm.run_backbone(ids, mask)

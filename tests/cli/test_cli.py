@@ -141,6 +141,17 @@ def test_a_fit_takes_no_more_of_a_source_than_its_limit(place: Path, tmp_path: P
     assert not (tmp_path / "s").exists()
 
 
+def test_a_fit_without_data_takes_the_starter_set_and_with_data_only_when_asked(place: Path, tmp_path: Path, run: Any) -> None:
+    fit = ("fit", "--model", place / "model", "--limit", 12, "--no-leave-out", *FIT)
+    ran = run(*fit, "--out", tmp_path / "alone")
+    assert (ran.code, "this fit: " in ran.err, "starter/pairs" in ran.out) == (0, True, True)
+    both = run(*fit, "--data", place / "data.jsonl", "--with-starter", "--out", tmp_path / "both")
+    assert both.code == 0
+    sources = json.loads((tmp_path / "both" / "config.json").read_text())["record"]["sources"]
+    assert {"s0", "starter/pairs"} <= set(sources)
+    fault(run(*fit, "--label", "safe", "--out", tmp_path / "none"), "SettingError", "the label 'safe' is for rows of data")
+
+
 def test_chat_streams_replies_shows_decisions_and_ends_with_the_input(place: Path, run: Any) -> None:
     talk = ("chat", "--model", place / "model", "--switch", place / "switch", "--max-new-tokens", 5)
     ran = run(*talk, stdin="ZAP the river\nask the stone\n")
