@@ -68,14 +68,7 @@ def test_on_a_terminal_there_is_a_bar_with_count_and_rate(monkeypatch: pytest.Mo
     with screen.bar(4, "train [answers]") as advance:
         for _ in range(4):
             advance(1)
-<<<<<<< HEAD
-    drawn = out.getvalue()
-    assert "train [answers]" in drawn
-    assert "4/4" in drawn
-    assert "/s" in drawn
-=======
     shown = out.getvalue()
     assert "train [answers]" in shown
     assert "4/4" in shown
     assert "/s" in shown
->>>>>>> fitting
