@@ -20,7 +20,9 @@ def test_requests_that_are_refused_are_refused_whatever_else_they_ask_for(
     found = run(engine, 240, 11, tmp_path, 16)
     assert found["faults"] == []
     assert found["tries"] == 240
-    assert found["answered"] > 40, "too few were answered to say anything"
+    # the transformers server turns nearly everything away that could bend a reply
+    least = 60 if engine == "vllm" else 20
+    assert found["answered"] > least, "too few were answered to say anything"
 
 
 def test_every_field_of_the_tables_is_tried() -> None:
