@@ -63,6 +63,8 @@ def test_words_and_switches_behind_the_mark_belong_to_it(
     )
     ids = encoded(tokenizer, text)
     assert mark.closes(ids)
+    bare = encoded(tokenizer, text.rstrip())
+    assert mark.is_continued([*bare, *encoded(tokenizer, " Sure.")]), "without the line break"
     assert not mark.closes([*ids, *encoded(tokenizer, "Sure.")])
     assert mark.is_continued([*ids, *encoded(tokenizer, "Sure.")])
 

@@ -6,7 +6,7 @@ client's own words, so a reader at the prompt's end sees those in place of the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 _SWITCHES: tuple[dict[str, Any], ...] = (
@@ -19,19 +19,20 @@ _SWITCHES: tuple[dict[str, Any], ...] = (
 """Arguments with which templates of reasoning models end their prompts in another way."""
 _WORD = "x"
 
-Render = Callable[..., str]
-
 
 class GenerationPrompt:
     """The ends that prompts of one chat template may have.
 
     Args:
-        ends: Token ids of each, longest first.
+        ends: Token ids of each.
+        blank: Tokens that stand for white space alone.
     """
 
-    def __init__(self, ends: Sequence[Sequence[int]]) -> None:
+    def __init__(self, ends: Sequence[Sequence[int]], blank: Collection[int] = ()) -> None:
         unique = {tuple(end) for end in ends if end}
         self.ends = sorted(unique, key=len, reverse=True)
+        # who leaves the last line break away has begun a reply all the same
+        self._marks = {_without_tail(end, blank) for end in self.ends}
 
     @classmethod
     def of(cls, tokenizer: Any, chat_template: str | None = None) -> GenerationPrompt:
@@ -57,7 +58,8 @@ class GenerationPrompt:
             text = _behind(bare, whole)
             if text is not None:
                 found.append(_tokens(tokenizer, text))
-        return cls(found)
+        last = {token for end in found for token in end}
+        return cls(found, {token for token in last if not tokenizer.decode([token]).strip()})
 
     def closes(self, ids: Sequence[int]) -> bool:
         """Whether a prompt ends where a reply begins."""
@@ -66,7 +68,7 @@ class GenerationPrompt:
     def is_continued(self, ids: Sequence[int]) -> bool:
         """Whether a prompt goes on behind the last place where a reply begins."""
         row = list(ids)
-        starts = [_last(row, end) for end in self.ends]
+        starts = [_last(row, mark) for mark in self._marks]
         return max(starts, default=-1) >= 0 and not self.closes(row)
 
 
@@ -86,6 +88,14 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
     if ids and ids[0] not in special:
         ids = ids[1:] or ids
     return ids
+
+
+def _without_tail(end: tuple[int, ...], blank: Collection[int]) -> tuple[int, ...]:
+    """``end`` without the blank tokens behind it; as it is where nothing else would be left."""
+    kept = len(end)
+    while kept > 1 and end[kept - 1] in blank:
+        kept -= 1
+    return end[:kept]
 
 
 def _last(row: list[int], part: tuple[int, ...]) -> int:
