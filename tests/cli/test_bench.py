@@ -72,7 +72,7 @@ def test_what_is_wrong_is_told_before_any_work(call: Any, tmp_path: Path) -> Non
     given = ("compare", "--model", "nano", "--out", tmp_path / "x")
     for more, message in (
         (("--methods", "base,magic"), "unknown method 'magic'; known: antidote, base"),
-        (("--methods", "base,base"), "name at least one, each once"),
+        (("--methods", "base,base"), "'base' comes twice"),
         (("--suite", "everything"), "suite: name must be one of 'quick', 'paper', 'full', 'nano'"),
         (("--benchmark", "nothing"), "unknown benchmark 'nothing'; known: "),
         (("--judge", "oracle"), "judge 'oracle': give kind:where"),

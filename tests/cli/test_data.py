@@ -58,7 +58,7 @@ def test_what_is_exported_reads_back_and_passes_the_check(call: Any, tmp_path: P
     rows = read_examples(out)
     assert [e.id for e in rows] == [e.id for e in starter.load() if e.source == "starter/ideas"]
     assert all(bool(e.reply) == e.unsafe for e in rows)
-    code, told, _ = call("data", "check", out, "--budget", "0.05")
+    code, told, _ = call("data", "check", out, "--budget", "0.1")
     assert code == 0
     assert f"rows: in all {len(rows)}" in told
     assert "fit: takes it" in told

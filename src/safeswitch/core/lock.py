@@ -47,8 +47,14 @@ def folder_writer(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     Raises:
         ArtifactError: see :func:`file_writer`.
     """
-    with _held(folder, folder / ".lock", wait_s):
-        yield
+    made = not folder.exists()
+    try:
+        with _held(folder, folder / ".lock", wait_s):
+            yield
+    finally:
+        if made:  # what has failed before it wrote anything leaves no folder behind
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager
