@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from safeswitch.core.types import Decision, Example, Message, Position, ReadPoint, Reply
     from safeswitch.data.readers import read_examples
     from safeswitch.engines.mock import MockEngine
-    from safeswitch.engines.transformers_engine import TransformersEngine
+    from safeswitch.engines.transformers.engine import TransformersEngine
+    from safeswitch.fitting.refusal_head import HeadSettings
+    from safeswitch.fitting.settings import FitSettings
     from safeswitch.models.language_model import LanguageModel
-    from safeswitch.switch.fit_settings import FitSettings
     from safeswitch.switch.gate import Gate, Stage
-    from safeswitch.switch.refusal_head import HeadSettings
     from safeswitch.switch.switch import Switch
 
 _HOMES = {
     "Decision": "core.types",
     "Example": "core.types",
-    "FitSettings": "switch.fit_settings",
+    "FitSettings": "fitting.settings",
     "Gate": "switch.gate",
-    "HeadSettings": "switch.refusal_head",
+    "HeadSettings": "fitting.refusal_head",
     "LanguageModel": "models.language_model",
     "Message": "core.types",
     "MockEngine": "engines.mock",
@@ -43,7 +43,7 @@ _HOMES = {
     "SafeSwitchError": "core.errors",
     "Stage": "switch.gate",
     "Switch": "switch.switch",
-    "TransformersEngine": "engines.transformers_engine",
+    "TransformersEngine": "engines.transformers.engine",
     "read_examples": "data.readers",
 }
 

@@ -66,10 +66,10 @@ def attack(
 
     Only the unsafe requests of the benchmarks are attacked: nano's plain ones, or HarmBench, unless others are named.
     """
-    from safeswitch.evaluation.attacks.run import build_attacks, run_attacks
-    from safeswitch.evaluation.bench import Asked
-    from safeswitch.evaluation.catalogue import benchmarks
-    from safeswitch.evaluation.picture import check_drawable
+    from safeswitch.attacks.run import build_attacks, run_attacks
+    from safeswitch.bench.bench import Asked
+    from safeswitch.bench.picture import check_drawable
+    from safeswitch.report.after import AFTER
 
     names = entries("--attacks", attacks)
     target = target or (_NANO_TARGET if model == "nano" else None)
@@ -77,7 +77,6 @@ def attack(
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
     own = load_switch(switch)
     fitting, told = load_fitting(engine, model, fit_data, own, seed, leave_out=False, say=say)
-    benchmarks()
     usual = "base,safeswitch" if own is not None else "base"
     defended = entries("--methods", methods or usual)
     check_drawable()
@@ -86,7 +85,7 @@ def attack(
         data, hub, limit, seed, command=tuple(sys.argv), fit=told,
     )
     with bars() as advance:
-        run_attacks(engine, asked, defended, fitting, chosen, out, say=say, progress=advance)
+        run_attacks(engine, asked, defended, fitting, chosen, out, say=say, progress=advance, after=AFTER)
     put_markdown((out / "tables" / "attacks.md").read_text(encoding="utf-8"))
     put(f"written to {out}")
 
@@ -100,8 +99,8 @@ def _options(
         SettingError: translation without a table.
         DataError: a table that cannot be read.
     """
+    from safeswitch.attacks.translation import read_columns
     from safeswitch.core.errors import SettingError
-    from safeswitch.evaluation.attacks.translation import read_columns
 
     search: dict[str, Any] = {"steps": steps, "seed": seed, **({"target": target} if target else {})}
     options = {"gcg": search, "gcg-prober": search}

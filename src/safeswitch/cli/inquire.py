@@ -35,8 +35,8 @@ def analyse(
     chat_template: TemplateOption = None,
 ) -> None:
     """Look into a finished run: prober quality by layer and pilot token, states in two dimensions, scores token by token."""
-    from safeswitch.evaluation.analyses.run import FILE
-    from safeswitch.evaluation.analyses.run import analyse as look
+    from safeswitch.analyses.run import FILE
+    from safeswitch.analyses.run import analyse as look
 
     engine = load_engine(model, revision, dtype, device_map, chat_template)
     look(engine, run, method=method, limit=limit, strips=strips, how=how, seed=seed, say=say)  # type: ignore[arg-type]
@@ -67,11 +67,11 @@ def landscape(
     chat_template: TemplateOption = None,
 ) -> None:
     """Move the weights along random directions and see how safety holds: curves, maps and the VISAGE score."""
+    from safeswitch.analyses.landscape.survey import FILE, Plan, Surveyor, survey
+    from safeswitch.bench.judges.base import make_judge
+    from safeswitch.bench.judges.rules import Rules
     from safeswitch.core.errors import SettingError
     from safeswitch.data.readers import read_examples
-    from safeswitch.evaluation.judges.base import JUDGES
-    from safeswitch.evaluation.judges.rules import Rules
-    from safeswitch.evaluation.landscape.survey import FILE, Plan, Surveyor, survey
     from safeswitch.nano.bench import NanoJudge
     from safeswitch.nano.suites import load_suite
 
@@ -87,7 +87,7 @@ def landscape(
         examples = read_examples(data)
         examples = [e for label in ("unsafe", "safe") for e in [x for x in examples if x.label == label][:limit]]
     engine, own = load_engine(model, revision, dtype, device_map, chat_template, 64), load_switch(switch)
-    judge = JUDGES[NanoJudge.name if data is None else Rules.name]()
+    judge = make_judge(NanoJudge.name if data is None else Rules.name)
     with bar(Surveyor(engine, own, examples, judge, plan).places(), "surveying") as advance:
         told = survey(engine, own, examples, judge, out, plan, step=lambda: advance(1))
     for curve in told["curves"]:

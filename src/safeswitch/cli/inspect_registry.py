@@ -12,11 +12,10 @@ from inspect_ai import Task, task
 from inspect_ai.model import GenerateConfig, ModelAPI, modelapi
 
 import safeswitch.nano.bench  # noqa: F401  (adds nano's suites to the benchmarks)
+from safeswitch.bench.benchmark import BENCHMARKS, load
+from safeswitch.bridges.inspect import EngineAPI, inspect_task
 from safeswitch.cli.load import load_engine, load_switch
 from safeswitch.core.errors import SettingError
-from safeswitch.evaluation.benchmark import load
-from safeswitch.evaluation.catalogue import benchmarks
-from safeswitch.evaluation.inspect_bridge import EngineAPI, inspect_task
 
 
 @modelapi(name="safeswitch")
@@ -72,4 +71,4 @@ def benchmark(name: str, data: str | None = None, hub: bool = False, limit: int 
         seed: Of that draw.
     """
     folder = Path(data) if data else None
-    return inspect_task(load(benchmarks()[name], data=folder, hub=hub, limit=limit, seed=seed))
+    return inspect_task(load(BENCHMARKS[name], data=folder, hub=hub, limit=limit, seed=seed))

@@ -5,7 +5,7 @@
     cast+head                 any gate over the refusal head
     merge:tuned.safetensors   a method with a file, here of weight differences; steer:vector.gguf takes a steering vector
 
-Importing this module registers every method. Knows nothing of engines.
+Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -16,29 +16,11 @@ from typing import Any
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import method_parts
-from safeswitch.methods import (  # noqa: F401  (each registers its methods)
-    antidote,
-    cast,
-    checks,
-    direction,
-    ensemble,
-    frames,
-    heads,
-    late,
-    patch,
-    reroute,
-    safeswitch,
-    safety_prompt,
-    scans,
-    stair,
-    steer,
-    untouched,
-)
+from safeswitch.fitting.fit import does_not_refuse
+from safeswitch.fitting.observe import Complied, Generating
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.methods.base import METHODS, Data, Method, Tags, joined
-from safeswitch.switch.actuators import Actuator
-from safeswitch.switch.fit import does_not_refuse
-from safeswitch.switch.fit_data import Complied, Generating
-from safeswitch.switch.fit_settings import FitSettings
+from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 

@@ -18,7 +18,7 @@ from safeswitch.core.registry import Registry
 from safeswitch.core.strict import mapping, take
 from safeswitch.core.types import ReadPoint
 
-PROBERS: Registry[type[Prober]] = Registry("prober")
+PROBERS: Registry[type[Prober]] = Registry("prober", "safeswitch.probers", "safeswitch.probers")
 
 
 class Prober(ABC):

@@ -1,1 +1,1 @@
-"""The switch: gate, actuators, refusal-head training, the bundle on disk. Knows nothing of engines."""
+"""What runs: gate, decision session, actuators, the bundle on disk. Knows nothing of engines or of fitting."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -25,16 +25,16 @@ from safeswitch.core.errors import ArtifactError, FingerprintError, SafeSwitchEr
 from safeswitch.core.lock import folder_writer
 from safeswitch.core.strict import build, check_finite, check_texts, cleaned, one_line, only, shown, take
 from safeswitch.core.track import Track, untracked
-from safeswitch.core.types import Example
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch import body, heads, prompts  # noqa: F401  (registers their actions)
-from safeswitch.switch.actuators import Actuator, actuator_from_state
+from safeswitch.switch.actuators.base import Actuator, actuator_from_state
 from safeswitch.switch.card import model_card
-from safeswitch.switch.fit import Say, does_not_refuse, fit
-from safeswitch.switch.fit_data import Complied, Generating
-from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.rebuild import STAGES, check_fits, gate_from
+
+if TYPE_CHECKING:
+    from safeswitch.core.types import Example
+    from safeswitch.fitting.observe import Complied, Generating
+    from safeswitch.fitting.settings import FitSettings
 
 FORMAT_VERSION = 1
 _CONFIG, _PROBERS, _HEAD, _CARD = "config.json", "probers.safetensors", "refusal_head.safetensors", "README.md"
@@ -92,15 +92,25 @@ class Switch:
         data: Sequence[Example] | Mapping[str, Sequence[Example]] | None = None,
         settings: FitSettings | None = None,
         *,
-        complied: Complied = does_not_refuse,
-        say: Say = lambda text: None,
+        complied: Complied | None = None,
+        say: Callable[[str], None] = lambda text: None,
         track: Track = untracked,
     ) -> Switch:
-        """Fit a switch on the engine's model; see :func:`safeswitch.switch.fit.fit` for the arguments.
+        """Fit a switch on the engine's model; see :func:`safeswitch.fitting.fit.fit` for the arguments.
 
         Without ``data`` it is fitted on the starter set that ships with the package.
         """
-        fitted = fit(engine, data, settings, complied=complied, say=say, track=track)
+        # what runs must not load what trains, so the trainers are imported when somebody fits
+        from safeswitch.fitting.fit import does_not_refuse, fit
+
+        fitted = fit(
+            engine,
+            data,
+            settings,
+            complied=complied or does_not_refuse,
+            say=say,
+            track=track,
+        )
         return cls(fitted.gate, fitted.actuator, BaseModel.of(engine.lm), fitted.record)
 
     def check(self, lm: LanguageModel, *, allow_other_model: bool = False) -> None:

@@ -1,0 +1,1 @@
+"""Measuring defences: benchmarks, judges, runs, tables. Knows nothing of servers."""

@@ -1,0 +1,1 @@
+"""Our engine and benchmarks in other people's harnesses: lm-evaluation-harness, Inspect."""

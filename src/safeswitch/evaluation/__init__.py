@@ -1,1 +1,0 @@
-"""Measuring: judges, intervals, paired tests, tables and pictures. Knows nothing of servers."""

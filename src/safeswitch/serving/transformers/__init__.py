@@ -1,0 +1,1 @@
+"""The guarded OpenAI-compatible server on the transformers engine."""

@@ -1,0 +1,1 @@
+"""Intervals, bootstrap, paired tests and figures of probers. Knows nothing of where numbers come from."""
