@@ -7,6 +7,7 @@ import fnmatch
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -100,6 +101,14 @@ def test_all_lists_exactly_the_public_names_and_each_can_be_imported() -> None:
     assert set(safeswitch.__all__) == set(safeswitch._HOMES) | {"__version__"}
     for name in safeswitch.__all__:
         assert getattr(safeswitch, name) is not None
+
+
+def test_what_runs_loads_nothing_that_trains() -> None:
+    code = "import sys, safeswitch; safeswitch.Switch; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert len([name for name in loaded if name.split(".")[0] == "safeswitch"]) <= 30
+    assert not {"sklearn", "scipy", "transformers", "safeswitch.fitting"} & set(loaded)
 
 
 def test_every_module_says_what_it_is() -> None:

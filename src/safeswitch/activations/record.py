@@ -15,16 +15,12 @@ from torch import Tensor
 from safeswitch.activations.reader import Keep, Reader
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ActivationError, ContextLengthError, SettingError
-from safeswitch.core.types import Position, Prompt, ReadPoint
+from safeswitch.core.types import APART, RUNNING, Position, Prompt, ReadPoint
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.vision import Vision
 
 Progress = Callable[[int, int], None]
-APART: tuple[str, ...] = ("appended", "nll")
-"""Kinds of position that :func:`safeswitch.activations.reread.reread` reads, in a pass of its own."""
-RUNNING: tuple[str, ...] = ("pilot", "answer")
-"""Kinds of position in the running reply."""
 
 
 def prompt_sequences(

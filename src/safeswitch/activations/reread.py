@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safeswitch.activations.record import APART, record
+from safeswitch.activations.record import record
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, SettingError
-from safeswitch.core.types import Position, ReadPoint
+from safeswitch.core.types import APART, Position, ReadPoint
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 

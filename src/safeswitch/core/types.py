@@ -22,6 +22,10 @@ PositionKind = Literal["prompt_end", "pilot", "answer", "window", "appended", "n
 ROLES: tuple[str, ...] = ("system", "user", "assistant")
 LABELS: tuple[str, ...] = ("safe", "unsafe")
 POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "answer", "window", "appended", "nll")
+APART: tuple[PositionKind, ...] = ("appended", "nll")
+"""Kinds of position that are read in a pass of their own, behind appended tokens."""
+RUNNING: tuple[PositionKind, ...] = ("pilot", "answer")
+"""Kinds of position in the running reply."""
 MOST_TOKENS = 2**20
 """Longest index of a position: more tokens than any model is run on."""
 _DIGITS = 9

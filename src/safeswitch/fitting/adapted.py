@@ -16,9 +16,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from safeswitch.activations.record import APART
 from safeswitch.core.errors import FitError, SettingError, check_range
-from safeswitch.core.types import Example
+from safeswitch.core.types import APART, Example
 from safeswitch.data.splits import bundles
 from safeswitch.fitting.observe import Complied, Generating, spoken
 from safeswitch.probers.calibrate import conformal_threshold

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
-from safeswitch.activations.record import RUNNING
 from safeswitch.core.errors import DataError, FitError
 from safeswitch.core.track import Track, untracked
-from safeswitch.core.types import Example, Prompt
+from safeswitch.core.types import RUNNING, Example, Prompt
 from safeswitch.data import starter
 from safeswitch.data.refusal_text import refuses
 from safeswitch.data.splits import fit_split

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from safeswitch.activations.record import RUNNING
 from safeswitch.core.track import Track, untracked
-from safeswitch.core.types import Example
+from safeswitch.core.types import RUNNING, Example
 from safeswitch.data.splits import bundles
 from safeswitch.fitting.gate import candidate_layers, fit_points, stage1_spec
 from safeswitch.fitting.observe import Generating

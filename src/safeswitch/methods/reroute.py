@@ -10,9 +10,9 @@ The paper does not divide by ``|h|``. A cosine's slope falls with the norm and a
 large (hundreds on the embedded model) its second term undoes the first and nothing is learned.
 Harmful replies: the untouched model's own, to unsafe fitting requests. Retained: its replies to safe requests, and refusals
 of unsafe ones. Layers at a third and two thirds of the depth (10 and 20 of 32), alpha 10, as remembered from the paper.
-The adapter's factors become an action of the switch (:class:`~safeswitch.switch.actuators.weights.Adapter`); the model is given back
-as it was. Weakness: what comes out on flagged requests is broken text and no refusal; multi-turn and embedding attacks break
-it; always on. Knows nothing of engines.
+The adapter's factors become an action of the switch (:class:`~safeswitch.switch.actuators.weights.Adapter`); the model is
+given back as it was. Weakness: what comes out on flagged requests is broken text and no refusal; multi-turn and embedding
+attacks break it; always on. Knows nothing of engines.
 """
 
 from __future__ import annotations

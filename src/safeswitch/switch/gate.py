@@ -16,10 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from safeswitch.activations.record import APART, RUNNING
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError, check_choice, check_range
-from safeswitch.core.types import MOST_TOKENS, ReadPoint
+from safeswitch.core.types import APART, MOST_TOKENS, RUNNING, ReadPoint
 from safeswitch.probers.base import Prober
 
 Rule = Literal["and", "product"]

@@ -25,7 +25,6 @@ from safeswitch.core.errors import ArtifactError, FingerprintError, SafeSwitchEr
 from safeswitch.core.lock import folder_writer
 from safeswitch.core.strict import build, check_finite, check_texts, cleaned, one_line, only, shown, take
 from safeswitch.core.track import Track, untracked
-from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators.base import Actuator, actuator_from_state
 from safeswitch.switch.card import model_card
 from safeswitch.switch.gate import Gate, Stage
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from safeswitch.core.types import Example
     from safeswitch.fitting.observe import Complied, Generating
     from safeswitch.fitting.settings import FitSettings
+    from safeswitch.models.language_model import LanguageModel
 
 FORMAT_VERSION = 1
 _CONFIG, _PROBERS, _HEAD, _CARD = "config.json", "probers.safetensors", "refusal_head.safetensors", "README.md"

@@ -16,11 +16,11 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from safeswitch.activations.record import RUNNING, record
+from safeswitch.activations.record import record
 from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, DataError, SettingError
-from safeswitch.core.types import Decision, Message, Prompt, ReadPoint, Reply, Tokens, as_messages
+from safeswitch.core.types import RUNNING, Decision, Message, Prompt, ReadPoint, Reply, Tokens, as_messages
 from safeswitch.engines.base import Engine, row_seeds
 from safeswitch.engines.transformers.budget import ThinkingBudget
 from safeswitch.engines.transformers.decode import Loop
