@@ -12,8 +12,8 @@ from safeswitch.bench.log import plain
 from safeswitch.bench.runner import Meter
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Reply
-from safeswitch.methods.base import Around
 from safeswitch.switch.actuators.base import NoAction
+from safeswitch.switch.engine import Around
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 

@@ -18,11 +18,12 @@ from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import method_parts
 from safeswitch.core.types import Example
 from safeswitch.fitting.fit import does_not_refuse
-from safeswitch.fitting.observe import Complied, Generating
+from safeswitch.fitting.observe import Complied
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.methods.base import METHODS, Method
 from safeswitch.methods.fitting import share
 from safeswitch.methods.resolve import Joined, resolve
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.switch import Switch
 
 Parts = Mapping[str, Sequence[Example]]
@@ -74,7 +75,7 @@ def check_methods(names: Sequence[str], judges: Sequence[Judge] = ()) -> None:
 
 
 def prepare(
-    engine: Generating, names: Sequence[str], fitting: Fitting, log: RunLog, say: Callable[[str], None] = lambda text: None
+    engine: ReadingEngine, names: Sequence[str], fitting: Fitting, log: RunLog, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Candidate]:
     """Every method with its switch, from ``log`` where it is there already.
 
@@ -100,7 +101,7 @@ def kept(log: RunLog, name: str, make: Callable[[], Switch]) -> tuple[Switch, bo
 
 
 class _Ready:
-    def __init__(self, engine: Generating, fitting: Fitting, log: RunLog, say: Callable[[str], None]) -> None:
+    def __init__(self, engine: ReadingEngine, fitting: Fitting, log: RunLog, say: Callable[[str], None]) -> None:
         self._engine, self._fitting, self._log, self._say = engine, fitting, log, say
         self._parts = _Late(fitting.data)
         self._seconds: dict[str, float | None] = {}

@@ -10,16 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Unpack
 
 from safeswitch.bench.log import RunLog
 from safeswitch.bench.runner import Candidate
 from safeswitch.core.errors import SettingError
-from safeswitch.core.types import Reply, as_messages
-from safeswitch.fitting.observe import Generating
-from safeswitch.methods.base import Around
+from safeswitch.core.types import Prompt, Reply, as_messages
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators.base import SystemPrompt
+from safeswitch.switch.engine import Around, GenerationOptions, ReadingEngine
 from safeswitch.switch.switch import Switch
 
 STEP_BY_STEP = "Think step by step before you answer, and then give your answer."
@@ -62,17 +61,20 @@ class AtEffort(Around):
         effort: How.
     """
 
-    def __init__(self, inner: Generating, effort: Effort) -> None:
+    def __init__(self, inner: ReadingEngine, effort: Effort) -> None:
         super().__init__(inner)
         self.effort = effort
 
-    def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+    ) -> list[Reply]:
         """As the engine's own."""
         if self.effort.system:
             prompts = [SystemPrompt(self.effort.system).edit(as_messages(p)) for p in prompts]
         if self.effort.budget is not None:
             options["thinking_budget"] = self.effort.budget
-        return super().generate(prompts, switch, show_thinking=False, **options)
+        options["show_thinking"] = False
+        return super().generate(prompts, switch, **options)
 
 
 def check_efforts(names: Sequence[str], lm: LanguageModel) -> tuple[Effort, ...]:

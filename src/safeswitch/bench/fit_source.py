@@ -15,13 +15,13 @@ from safeswitch.core.types import Example
 from safeswitch.data.splits import fit_split
 from safeswitch.fitting.files import Say, fitting_requests, read_sources
 from safeswitch.fitting.left_out import left_out_report
-from safeswitch.fitting.observe import Generating
 from safeswitch.fitting.settings import FitSettings
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.switch import Switch
 
 
 def fitting_on(
-    engine: Generating, sources: Sequence[str], settings: FitSettings, own: Switch | None, say: Say, *, leave_out: bool
+    engine: ReadingEngine, sources: Sequence[str], settings: FitSettings, own: Switch | None, say: Say, *, leave_out: bool
 ) -> tuple[Fitting, dict[str, Any]]:
     """How methods are fitted on ``sources``, and the same for a run's identity.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -19,10 +19,8 @@ from safeswitch.bench.log import Logged, RunLog
 from safeswitch.bench.memory import Peak
 from safeswitch.core.lines import append, take_up
 from safeswitch.core.types import Prompt, Reply
-from safeswitch.engines.base import Engine
 from safeswitch.engines.jsonl import generate_file
-from safeswitch.fitting.observe import Generating
-from safeswitch.methods.base import Around
+from safeswitch.switch.engine import Around, GenerationOptions, ReadingEngine
 from safeswitch.switch.switch import Switch
 
 Progress = Callable[[str, str, int], None]
@@ -42,12 +40,12 @@ class Candidate:
     """
 
     switch: Switch
-    wrap: Callable[[Generating], Generating] = lambda engine: engine
+    wrap: Callable[[ReadingEngine], ReadingEngine] = lambda engine: engine
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
 
 
-class Meter(Engine):
+class Meter(Around):
     """Generates through a method's wrapper and counts what passes.
 
     Args:
@@ -56,12 +54,9 @@ class Meter(Engine):
         peak: Memory gauge; None where memory is not measured.
     """
 
-    def __init__(self, engine: Generating, wrap: Callable[[Generating], Generating], peak: Peak | None = None) -> None:
+    def __init__(self, engine: ReadingEngine, wrap: Callable[[ReadingEngine], ReadingEngine], peak: Peak | None = None) -> None:
         self._counted, self._peak = _Counted(engine), peak
-        self._wrapped = wrap(self._counted)
-
-    def generate(self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Any) -> list[Reply]:
-        return self._wrapped.generate(prompts, switch=switch, **options)
+        super().__init__(wrap(self._counted))
 
     def read(self, rows: int) -> dict[str, Any]:
         """Cost since the last reading, shared evenly by ``rows``."""
@@ -74,11 +69,13 @@ class Meter(Engine):
 class _Counted(Around):
     """The engine, with its tokens counted, those of a wrapper's own requests among them."""
 
-    def __init__(self, inner: Generating) -> None:
+    def __init__(self, inner: ReadingEngine) -> None:
         super().__init__(inner)
         self.fed = self.made = 0
 
-    def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+    ) -> list[Reply]:
         replies = super().generate(prompts, switch, **options)
         self.fed += sum(r.prompt_tokens for r in replies)
         self.made += sum(len(r.token_ids) if r.generated is None else r.generated for r in replies)
@@ -86,7 +83,7 @@ class _Counted(Around):
 
 
 def run_method(
-    engine: Generating,
+    engine: ReadingEngine,
     name: str,
     candidate: Candidate,
     benchmarks: Sequence[Loaded],

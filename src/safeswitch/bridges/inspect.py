@@ -36,7 +36,7 @@ from safeswitch.bench.metrics import ACCURACY, HARM, OVER_REFUSAL, Metric
 from safeswitch.core.types import Example, Message
 from safeswitch.data.rows import to_example
 from safeswitch.data.writers import to_row
-from safeswitch.engines.base import Engine
+from safeswitch.switch.engine import Engine
 from safeswitch.switch.switch import Switch
 
 _TURNS: Mapping[str, Callable[..., ChatMessage]] = {

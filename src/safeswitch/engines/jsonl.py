@@ -22,7 +22,7 @@ from safeswitch.core.lines import append, take_up
 from safeswitch.core.lock import file_writer
 from safeswitch.core.types import Example, Reply, as_messages
 from safeswitch.data.writers import to_row
-from safeswitch.engines.base import Engine
+from safeswitch.switch.engine import Engine
 from safeswitch.switch.switch import Switch
 
 _REQUESTS_OWN = (DataError, ContextLengthError, TemplateError)

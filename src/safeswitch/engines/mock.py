@@ -6,10 +6,10 @@ Knows nothing of models. ``calls`` records what it was asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from safeswitch.core.types import Decision, Prompt, Reply, as_messages
-from safeswitch.engines.base import Engine
+from safeswitch.switch.engine import Engine, GenerationOptions
 from safeswitch.switch.switch import Switch
 
 
@@ -33,7 +33,9 @@ class MockEngine(Engine):
         self.refusal = refusal
         self.calls: list[tuple[tuple[str, ...], dict[str, Any]]] = []
 
-    def generate(self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Any) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+    ) -> list[Reply]:
         texts = tuple([m.content for m in as_messages(p) if m.role == "user"][-1] for p in prompts)
         self.calls.append((texts, dict(options)))
         return [self._reply(text, switch) for text in texts]

@@ -19,9 +19,10 @@ from torch import Tensor
 from safeswitch.core.errors import FitError, SettingError, check_range
 from safeswitch.core.types import APART, Example
 from safeswitch.data.splits import bundles
-from safeswitch.fitting.observe import Complied, Generating, spoken
+from safeswitch.fitting.observe import Complied, spoken
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.statistics.prober_metrics import measure
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
@@ -93,7 +94,7 @@ class Verdict:
 
 
 def standing(
-    engine: Generating, switch: Switch, examples: Sequence[Example], *, complied: Complied, budget: float,
+    engine: ReadingEngine, switch: Switch, examples: Sequence[Example], *, complied: Complied, budget: float,
     reply_tokens: int = 32,
 ) -> Standing:
     """Measure ``switch`` on the engine's model, whatever its weights.

@@ -21,8 +21,8 @@ from safeswitch.data.readers import read_examples
 from safeswitch.data.splits import fit_split
 from safeswitch.fitting.fit import tokens_read
 from safeswitch.fitting.left_out import left_out_report
-from safeswitch.fitting.observe import Generating
 from safeswitch.fitting.settings import FitSettings
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.switch import Switch
 
 Say = Callable[[str], None]
@@ -95,7 +95,7 @@ def _thinned(rows: Sequence[Example], limit: int) -> list[Example]:
 
 
 def fit_files(
-    engine: Generating,
+    engine: ReadingEngine,
     sources: Sequence[str],
     out: Path,
     settings: FitSettings,
@@ -140,7 +140,7 @@ def fit_files(
     return switch
 
 
-def fitting_requests(engine: Generating, examples: Sequence[Example], settings: FitSettings, say: Say) -> list[Example]:
+def fitting_requests(engine: ReadingEngine, examples: Sequence[Example], settings: FitSettings, say: Say) -> list[Example]:
     """Requests that can be learned from; the others are counted and named by source and reason, not silently lost.
 
     Left out are rows of contradictory labels, conversations that the model cannot be given, and those without room for a reply.
@@ -162,7 +162,7 @@ def fitting_requests(engine: Generating, examples: Sequence[Example], settings: 
     return kept
 
 
-def _unfit(engine: Generating, example: Example, settings: FitSettings) -> str:
+def _unfit(engine: ReadingEngine, example: Example, settings: FitSettings) -> str:
     """Why the model cannot be fitted on a request; empty where it can."""
     limit = engine.lm.context_length
     try:

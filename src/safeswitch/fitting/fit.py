@@ -21,10 +21,11 @@ from safeswitch.data.writers import data_hash
 from safeswitch.fitting.by_source import source_folds
 from safeswitch.fitting.gate import fit_gate, fit_points
 from safeswitch.fitting.head_data import ReplyStates, closed_first, reply_states
-from safeswitch.fitting.observe import Complied, Generating, Observed, observe, refusal_pairs
+from safeswitch.fitting.observe import Complied, Observed, observe, refusal_pairs
 from safeswitch.fitting.refusal_head import HeadData, HeadResult, train_refusal_head
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.switch.actuators.base import HeadActuator
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 Say = Callable[[str], None]
@@ -46,7 +47,7 @@ def does_not_refuse(example: Example, reply: str) -> bool:
 
 
 def fit(
-    engine: Generating,
+    engine: ReadingEngine,
     data: Sequence[Example] | Mapping[str, Sequence[Example]] | None = None,
     settings: FitSettings | None = None,
     *,
@@ -108,7 +109,7 @@ def sources(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
     return found
 
 
-def plan(engine: Generating, parts: Mapping[str, Sequence[Example]], settings: FitSettings) -> str:
+def plan(engine: ReadingEngine, parts: Mapping[str, Sequence[Example]], settings: FitSettings) -> str:
     """What a fit will take, in a line: requests, tokens, steps."""
     rows = [example for name in PARTS for example in parts[name]]
     read = sum(len(one.ids) for one in engine.lm.inputs(rows, check=False))
@@ -163,7 +164,7 @@ def tokens_read(num_layers: int, settings: FitSettings) -> int:
 
 
 def _observe_all(
-    engine: Generating, parts: Mapping[str, Sequence[Example]], settings: FitSettings, complied: Complied, say: Say,
+    engine: ReadingEngine, parts: Mapping[str, Sequence[Example]], settings: FitSettings, complied: Complied, say: Say,
     track: Track,
 ) -> dict[str, Observed]:
     points = fit_points(engine.lm.num_layers, settings)
@@ -178,14 +179,14 @@ def _observe_all(
     return observed
 
 
-def _tokens(engine: Generating, name: str, parts: Mapping[str, Sequence[Example]], settings: FitSettings) -> int:
+def _tokens(engine: ReadingEngine, name: str, parts: Mapping[str, Sequence[Example]], settings: FitSettings) -> int:
     """Most reply tokens of a request of a part."""
     judged = settings.reply_tokens if name != "calibration" or any(e.unsafe for e in parts[name]) else 1
     return max(judged, tokens_read(engine.lm.num_layers, settings))
 
 
 def fit_head(
-    engine: Generating, train: Observed, validation: Observed, settings: FitSettings, *, complied: Complied,
+    engine: ReadingEngine, train: Observed, validation: Observed, settings: FitSettings, *, complied: Complied,
     track: Track = untracked,
 ) -> HeadResult:
     """Train the refusal head on refusals of unsafe requests and the model's own replies to safe ones.

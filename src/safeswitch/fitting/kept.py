@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, Unpack
 
 from safeswitch.activations.states import Activations
 from safeswitch.activations.store import join, named, sequence_hash, unnamed
 from safeswitch.core.artifact import check_writable, read_json, read_tensors, write_json, write_tensors
 from safeswitch.core.lock import folder_writer
-from safeswitch.core.types import Decision, ReadPoint, Reply
-from safeswitch.fitting.observe import Generating
-from safeswitch.models.language_model import LanguageModel
+from safeswitch.core.types import Decision, Prompt, ReadPoint, Reply
+from safeswitch.switch.engine import Around, GenerationOptions, ReadingEngine
+from safeswitch.switch.switch import Switch
 
 
-class Kept:
+class Kept(Around):
     """What was answered before is read from ``folder``, the rest is asked of ``inner`` and written there.
 
     The folder is this object's alone until :meth:`close`, which ``with`` calls.
@@ -38,9 +38,10 @@ class Kept:
         ArtifactError: the folder cannot be written, or is being written by another process.
     """
 
-    def __init__(self, inner: Generating, folder: Path, *, chunk: int = 256) -> None:
+    def __init__(self, inner: ReadingEngine, folder: Path, *, chunk: int = 256) -> None:
         check_writable(folder)
-        self.inner, self.folder, self.chunk = inner, folder, chunk
+        super().__init__(inner)
+        self.folder, self.chunk = folder, chunk
         self._lock = ExitStack()
         self._lock.enter_context(folder_writer(folder))
 
@@ -54,28 +55,26 @@ class Kept:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    @property
-    def lm(self) -> LanguageModel:
-        return self.inner.lm
-
     def generate(
-        self, prompts: Sequence[Any], *, progress: Callable[[int], None] | None = None, **options: Any
+        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
     ) -> list[Reply]:
         """As an engine's own ``generate``; what a switch answers is not kept."""
-        if options.get("switch") is not None:
-            return self.inner.generate(prompts, progress=progress, **options)
+        if switch is not None:
+            return self.inner.generate(prompts, switch, **options)
+        progress = options.get("progress")
+        asked = {name: value for name, value in options.items() if name != "progress"}
         replies: list[Reply] = []
         for part in self._chunks(prompts):
-            path = self._path(part, options)
+            path = self._path(part, asked)
             if not path.exists():
-                self._write(path, self.inner.generate(part, progress=progress, **options), ())
+                self._write(path, self.inner.generate(part, **options), ())
             elif progress is not None:
                 progress(len(part))
             replies += self._replies(path)
         return replies
 
     def collect(
-        self, prompts: Sequence[Any], points: Sequence[ReadPoint], *, max_new_tokens: int,
+        self, prompts: Sequence[Prompt], points: Sequence[ReadPoint], *, max_new_tokens: int,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[list[Reply], Activations]:
         """As an engine's own ``collect``."""
@@ -95,11 +94,11 @@ class Kept:
         masks = {p: join([acts.masks[p] for acts in parts]) for p in parts[0].masks}
         return replies, Activations(states, masks, tuple(text for acts in parts for text in acts.texts))
 
-    def _chunks(self, prompts: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    def _chunks(self, prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
         for start in range(0, max(1, len(prompts)), self.chunk):
             yield prompts[start : start + self.chunk]
 
-    def _path(self, prompts: Sequence[Any], asked: dict[str, Any]) -> Path:
+    def _path(self, prompts: Sequence[Prompt], asked: Mapping[str, object]) -> Path:
         """Where the answers to these requests stand: by engine, weights, precision, tokens and everything that is asked."""
         rows = self.lm.encode(list(prompts), check=False)
         told = sequence_hash(rows, [len(row) for row in rows])

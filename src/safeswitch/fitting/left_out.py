@@ -18,11 +18,11 @@ from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import RUNNING, Example
 from safeswitch.data.splits import bundles
 from safeswitch.fitting.gate import candidate_layers, fit_points, stage1_spec
-from safeswitch.fitting.observe import Generating
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.leave_out import leave_one_out
+from safeswitch.switch.engine import ReadingEngine
 
 WRAPPER_FOLDS = 10
 Grouping = Callable[[Sequence[Example]], list[str]]
@@ -60,7 +60,7 @@ def sources_to_leave_out(examples: Sequence[Example]) -> list[str]:
 
 
 def left_out_report(
-    engine: Generating, examples: Sequence[Example], settings: FitSettings, *, track: Track = untracked
+    engine: ReadingEngine, examples: Sequence[Example], settings: FitSettings, *, track: Track = untracked
 ) -> dict[str, dict[str, Any]]:
     """Metrics as plain JSON: by grouping (``source``, ``wrapper``), reader (``stage1``, ``text baseline``), then group.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from safeswitch.core.errors import ContextLengthError, FitError, TemplateError
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import Example, Message, Prompt, ReadPoint, Reply, as_messages
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.switch.engine import ReadingEngine
 
 Complied = Callable[[Example, str], bool]
 """Judge of one reply: did the model do what was asked?"""
@@ -27,20 +27,6 @@ REFUSAL_INSTRUCTIONS = (
     "This request breaks the rules. Answer only with a short, polite refusal that gives the reason.",
 )
 _LEAST_REFUSALS = 8
-
-
-class Generating(Protocol):
-    """What fitting needs of an engine."""
-
-    @property
-    def lm(self) -> LanguageModel: ...
-
-    def generate(self, prompts: Sequence[Any], **options: Any) -> list[Reply]: ...
-
-    def collect(
-        self, prompts: Sequence[Any], points: Sequence[ReadPoint], *, max_new_tokens: int,
-        progress: Callable[[int], None] | None = None,
-    ) -> tuple[list[Reply], Activations]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +54,7 @@ class Observed:
 
 
 def observe(
-    engine: Generating,
+    engine: ReadingEngine,
     examples: Sequence[Example],
     points: Sequence[ReadPoint],
     *,
@@ -97,7 +83,7 @@ def spoken(lm: LanguageModel, prompt: Prompt, reply: Reply) -> str:
 
 
 def refusal_pairs(
-    engine: Generating, examples: Sequence[Example], *, complied: Complied, most: int, reply_tokens: int,
+    engine: ReadingEngine, examples: Sequence[Example], *, complied: Complied, most: int, reply_tokens: int,
     trust: bool = False, track: Track = untracked,
 ) -> tuple[list[Example], list[str]]:
     """Unsafe requests with the refusals that the head shall learn.
@@ -146,12 +132,12 @@ def refusal_pairs(
     return [e for e, _ in pairs], [text for _, text in pairs]
 
 
-def _with_room(engine: Generating, examples: Sequence[Example], room: int) -> list[Example]:
+def _with_room(engine: ReadingEngine, examples: Sequence[Example], room: int) -> list[Example]:
     """Those that the chat template takes and the context holds under every instruction, with ``room`` reply tokens."""
     return [e for e in examples if _takes_instructions(engine, e, room)]
 
 
-def _takes_instructions(engine: Generating, example: Example, room: int) -> bool:
+def _takes_instructions(engine: ReadingEngine, example: Example, room: int) -> bool:
     try:
         engine.lm.inputs([_instructed(example, instruction) for instruction in REFUSAL_INSTRUCTIONS], room=room)
     except (ContextLengthError, TemplateError):

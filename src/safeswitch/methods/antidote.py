@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import inner_layers, keep_largest, pair_accuracy, pair_differences, pair_directions
 from safeswitch.methods.fitting import best, end_states, labels
 from safeswitch.switch.actuators.base import Actuator, Steering
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 
@@ -39,7 +39,7 @@ class Antidote(Method):
     name: ClassVar[str] = "antidote"
     tags: ClassVar[Tags] = Tags(trains=True, per_row=True)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The directions at the best strength."""
         layers = inner_layers(engine.lm, 0.0, 1.0)
         fit, held = (

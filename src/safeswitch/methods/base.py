@@ -9,19 +9,18 @@ A method is a name, tags that say what it can do, and three steps: ``gate`` (whe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from safeswitch.activations.states import Activations
 from safeswitch.core.registry import Registry
-from safeswitch.core.types import Example, ReadPoint, Reply
+from safeswitch.core.types import Example
 from safeswitch.fitting.fit import does_not_refuse
-from safeswitch.fitting.observe import Complied, Generating
+from safeswitch.fitting.observe import Complied
 from safeswitch.fitting.settings import FitSettings
-from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.capability import EngineName
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import BaseModel, Switch
 
@@ -66,51 +65,25 @@ class Method(ABC):
     name: ClassVar[str]
     tags: ClassVar[Tags]
 
-    def gate(self, engine: Generating, data: Data) -> Gate:
+    def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """When to act: on every request, unless a method says otherwise."""
         return Gate(always=True)
 
     @abstractmethod
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """What to do under ``gate``, the method's own or another's."""
 
-    def prepare(self, engine: Generating, data: Data) -> Switch:
+    def prepare(self, engine: ReadingEngine, data: Data) -> Switch:
         """Fit on ``data`` (parts ``train``, ``validation``, ``calibration``) and give the switch."""
         gate = self.gate(engine, data)
         return joined(engine, gate, self.action(engine, data, gate))
 
-    def wrap(self, engine: Generating) -> Generating:
+    def wrap(self, engine: ReadingEngine) -> ReadingEngine:
         """What the method does around generation (search, self-check): an engine in, an engine out; by default the same."""
         return engine
 
 
-def joined(engine: Generating, gate: Gate, actuator: Actuator, record: Mapping[str, Any] | None = None) -> Switch:
+def joined(engine: ReadingEngine, gate: Gate, actuator: Actuator, record: Mapping[str, Any] | None = None) -> Switch:
     """A switch, bound to the engine's model where anything in it was learned there."""
     learned = bool(gate.thresholds()) or bool(actuator.state()[1])
     return Switch(gate, actuator, BaseModel.of(engine.lm) if learned else None, record or {})
-
-
-class Around:
-    """An engine around an engine: the base of what ``wrap`` gives.
-
-    Args:
-        inner: What generates.
-    """
-
-    def __init__(self, inner: Generating) -> None:
-        self.inner = inner
-
-    @property
-    def lm(self) -> LanguageModel:
-        return self.inner.lm
-
-    def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
-        """As an engine's own ``generate``."""
-        return self.inner.generate(prompts, switch=switch, **options)
-
-    def collect(
-        self, prompts: Sequence[Any], points: Sequence[ReadPoint], *, max_new_tokens: int,
-        progress: Callable[[int], None] | None = None,
-    ) -> tuple[list[Reply], Activations]:
-        """As an engine's own ``collect``: the untouched model, with nothing around it."""
-        return self.inner.collect(prompts, points, max_new_tokens=max_new_tokens, progress=progress)

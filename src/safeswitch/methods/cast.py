@@ -24,13 +24,13 @@ from torch import Tensor
 from safeswitch.activations.record import prompt_sequences, record
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Position, ReadPoint
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import inner_layers, pair_directions
 from safeswitch.methods.fitting import best, calibrated
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.condition import WHOLE, Condition, ConditionProber, fit_condition, mean_states, plain_name
 from safeswitch.switch.actuators.base import Actuator, Steering
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate, Stage
 
 REFUSALS: tuple[str, ...] = ("I'm sorry, but I can't help with that.", "I cannot assist with this request.")
@@ -56,7 +56,7 @@ class Cast(Method):
     name: ClassVar[str] = "cast"
     tags: ClassVar[Tags] = Tags(trains=True, conditional=True, per_row=True)
 
-    def gate(self, engine: Generating, data: Data) -> Gate:
+    def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """The rule over the conditions that it names.
 
         Raises:
@@ -88,7 +88,7 @@ class Cast(Method):
             found.append(tried[max(range(len(tried)), key=quality.__getitem__)])
         return found
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The behaviour vectors at the best strength."""
         lm = engine.lm
         layers = inner_layers(lm, 0.47, 0.72)

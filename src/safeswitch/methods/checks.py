@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
-from safeswitch.core.types import Decision, Message, Reply, as_messages
-from safeswitch.fitting.observe import Generating
-from safeswitch.methods.base import METHODS, Around, Data, Method, Tags
+from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
+from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import REFUSAL
 from safeswitch.switch.actuators.base import Actuator, Canned
+from safeswitch.switch.engine import Around, GenerationOptions, ReadingEngine
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
@@ -39,11 +39,11 @@ class _Check(Method):
     answer_tokens: int = 6
     tags: ClassVar[Tags] = Tags(conditional=True, wraps=True)
 
-    def gate(self, engine: Generating, data: Data) -> Gate:
+    def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """None inside the model: ``wrap`` asks."""
         return Gate()
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The fixed refusal."""
         return Canned(self.text)
 
@@ -55,7 +55,7 @@ class CheckInput(_Check):
 
     name: ClassVar[str] = "check_input"
 
-    def wrap(self, engine: Generating) -> Generating:
+    def wrap(self, engine: ReadingEngine) -> ReadingEngine:
         """Ask, then answer or refuse."""
         return _AskFirst(engine, self.answer_tokens)
 
@@ -67,7 +67,7 @@ class CheckOutput(_Check):
 
     name: ClassVar[str] = "check_output"
 
-    def wrap(self, engine: Generating) -> Generating:
+    def wrap(self, engine: ReadingEngine) -> ReadingEngine:
         """Answer, then ask, and refuse where it says yes."""
         return _AskAfter(engine, self.answer_tokens)
 
@@ -78,7 +78,7 @@ def says_yes(text: str) -> bool:
 
 
 class _Asking(Around):
-    def __init__(self, inner: Generating, answer_tokens: int) -> None:
+    def __init__(self, inner: ReadingEngine, answer_tokens: int) -> None:
         super().__init__(inner)
         self.answer_tokens = answer_tokens
 
@@ -88,7 +88,7 @@ class _Asking(Around):
         replies = self.inner.generate(asked, max_new_tokens=self.answer_tokens, do_sample=False) if asked else []
         return [says_yes(r.text) for r in replies]
 
-    def refuse(self, prompts: Sequence[Any], switch: Switch, options: dict[str, Any], stage: str) -> list[Reply]:
+    def refuse(self, prompts: Sequence[Any], switch: Switch, options: GenerationOptions, stage: str) -> list[Reply]:
         """Replies with the switch's action in force."""
         acting = replace(switch, gate=Gate(always=True))
         replies = self.inner.generate(prompts, switch=acting, **options) if prompts else []
@@ -96,7 +96,9 @@ class _Asking(Around):
 
 
 class _AskFirst(_Asking):
-    def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+    ) -> list[Reply]:
         """As an engine's own ``generate``."""
         if switch is None:
             return self.inner.generate(prompts, **options)
@@ -109,7 +111,9 @@ class _AskFirst(_Asking):
 
 
 class _AskAfter(_Asking):
-    def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+    ) -> list[Reply]:
         """As an engine's own ``generate``."""
         replies = self.inner.generate(prompts, switch=switch, **options)
         if switch is None:

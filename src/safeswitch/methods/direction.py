@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import inner_layers, mean_difference
 from safeswitch.methods.fitting import best, end_states, labels
 from safeswitch.switch.actuators.base import Actuator, Steering
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 
@@ -34,7 +34,7 @@ class RefusalDirection(Method):
     name: ClassVar[str] = "direction"
     tags: ClassVar[Tags] = Tags(trains=True, per_row=True)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The best layer's vector."""
         layers = inner_layers(engine.lm)
         layers = layers[:: max(1, -(-len(layers) // self.most))]

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from safeswitch.core.types import PROMPT_END, ReadPoint
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import inner_layers
 from safeswitch.methods.fitting import calibrated, fitted_switch, labels, prompt_acts
 from safeswitch.probers.ensemble import EnsembleProber
 from safeswitch.switch.actuators.base import Actuator
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 
@@ -35,7 +35,7 @@ class Ensemble(Method):
     name: ClassVar[str] = "ensemble"
     tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), trains=True, conditional=True)
 
-    def gate(self, engine: Generating, data: Data) -> Gate:
+    def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """The ensemble at the prompt's end, with a threshold for the budget."""
         lm = engine.lm
         points = [ReadPoint(layer, PROMPT_END) for layer in (*inner_layers(lm, 0.25, 1.0), lm.num_layers)]
@@ -43,6 +43,6 @@ class Ensemble(Method):
         prober.fit(prompt_acts(lm, data["train"], prober), labels(data["train"]), seed=self.settings.seed)
         return calibrated(engine, prober, data, self.settings)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The fitted head."""
         return fitted_switch(engine, data, self.settings, self.complied).actuator

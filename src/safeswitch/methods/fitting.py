@@ -18,22 +18,23 @@ from safeswitch.activations.reread import mean_nll, reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import PROMPT_END, Example, ReadPoint, Reply
 from safeswitch.data.writers import data_hash
-from safeswitch.fitting.observe import Complied, Generating
+from safeswitch.fitting.observe import Complied
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.methods.base import Data, joined
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.switch.actuators.base import Actuator
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
 
 A = TypeVar("A", bound=Actuator)
 REFUSAL = "I'm sorry, but I can't help with that."
-_FITTED: WeakKeyDictionary[Generating, dict[tuple[Any, ...], Switch]] = WeakKeyDictionary()
+_FITTED: WeakKeyDictionary[ReadingEngine, dict[tuple[Any, ...], Switch]] = WeakKeyDictionary()
 
 
-def fitted_switch(engine: Generating, data: Data, settings: FitSettings, complied: Complied) -> Switch:
+def fitted_switch(engine: ReadingEngine, data: Data, settings: FitSettings, complied: Complied) -> Switch:
     """SafeSwitch fitted on ``data``; once for each engine, data and settings, so that methods share gate and head."""
     known, key = _FITTED.setdefault(engine, {}), _key(data, settings, complied)
     if key not in known:
@@ -41,7 +42,7 @@ def fitted_switch(engine: Generating, data: Data, settings: FitSettings, complie
     return known[key]
 
 
-def share(engine: Generating, data: Data, settings: FitSettings, complied: Complied, switch: Switch) -> None:
+def share(engine: ReadingEngine, data: Data, settings: FitSettings, complied: Complied, switch: Switch) -> None:
     """Have :func:`fitted_switch` give ``switch``, which was fitted before."""
     _FITTED.setdefault(engine, {})[_key(data, settings, complied)] = switch
 
@@ -71,7 +72,7 @@ def prompt_acts(lm: LanguageModel, examples: Sequence[Example], prober: Prober) 
     return Activations({**found.states, **apart}, found.masks, texts)
 
 
-def calibrated(engine: Generating, prober: Prober, data: Data, settings: FitSettings) -> Gate:
+def calibrated(engine: ReadingEngine, prober: Prober, data: Data, settings: FitSettings) -> Gate:
     """A gate of one stage whose threshold keeps the whole false-trigger budget on benign calibration requests.
 
     Raises:
@@ -82,7 +83,7 @@ def calibrated(engine: Generating, prober: Prober, data: Data, settings: FitSett
     return Gate(stage1=Stage(prober, min(1.0, max(0.0, bar.value))), fail=settings.fail)
 
 
-def surely_safe(engine: Generating, gate: Gate, data: Data, miss: float) -> float:
+def surely_safe(engine: ReadingEngine, gate: Gate, data: Data, miss: float) -> float:
     """The stage-1 score below which at most a share ``miss`` of unsafe validation requests lie; 0 without a stage 1."""
     if gate.stage1 is None:
         return 0.0
@@ -100,7 +101,7 @@ class Trial:
     token more. Prompts, which leave the model as it is, are not checked.
     """
 
-    engine: Generating
+    engine: ReadingEngine
     data: Data
     complied: Complied
     settings: FitSettings
@@ -111,9 +112,9 @@ class Trial:
         """The validation requests of one label."""
         return [e for e in self.data["validation"] if e.unsafe == unsafe][: self.requests]
 
-    def replies(self, examples: Sequence[Example], **switch: Switch) -> list[Reply]:
+    def replies(self, examples: Sequence[Example], switch: Switch | None = None) -> list[Reply]:
         """Greedy replies; of the untouched model where no ``switch`` is given."""
-        return self.engine.generate(examples, max_new_tokens=self.settings.reply_tokens, do_sample=False, **switch)
+        return self.engine.generate(examples, switch, max_new_tokens=self.settings.reply_tokens, do_sample=False)
 
     def bar(self) -> float:
         """The mean negative log-likelihood, in nats a token, beyond which a reply is taken to be broken."""
@@ -133,7 +134,7 @@ class Trial:
 
 
 def best(
-    engine: Generating, gate: Gate, candidates: Sequence[A], data: Data, complied: Complied, settings: FitSettings,
+    engine: ReadingEngine, gate: Gate, candidates: Sequence[A], data: Data, complied: Complied, settings: FitSettings,
     requests: int = 64,
 ) -> A:
     """The candidate with the lowest cost under ``gate``, the first among equals; a single one is not tried."""

@@ -18,11 +18,11 @@ from typing import ClassVar
 
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import REFUSAL
 from safeswitch.switch.actuators.base import Actuator, SystemPrompt
 from safeswitch.switch.actuators.prompts import FramedPrompt
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 INSTRUCTION = (
@@ -41,7 +41,7 @@ class SelfReminder(Method):
     name: ClassVar[str] = "reminder"
     tags: ClassVar[Tags] = Tags()
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The frame."""
         return FramedPrompt(system=self.system, after=self.after)
 
@@ -63,7 +63,7 @@ class Exemplars(Method):
     name: ClassVar[str] = "exemplars"
     tags: ClassVar[Tags] = Tags()
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """Examples in turn, the shortest prompts of the training part, of as many categories as can be.
 
         Raises:
@@ -76,7 +76,7 @@ class Exemplars(Method):
         turns = tuple((e.prompt, e.reply or (REFUSAL if e.unsafe else self._answer(engine, e))) for e in shown)
         return FramedPrompt(system=self.instruction, turns=turns)
 
-    def _answer(self, engine: Generating, example: Example) -> str:
+    def _answer(self, engine: ReadingEngine, example: Example) -> str:
         """What the untouched model says."""
         reply = engine.generate([example], max_new_tokens=self.settings.reply_tokens, do_sample=False)[0]
         return reply.text.strip() or "Yes, gladly."
@@ -104,12 +104,12 @@ class Introspect(Method):
     name: ClassVar[str] = "introspect"
     tags: ClassVar[Tags] = Tags()
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The system text."""
         return SystemPrompt(self.text)
 
 
-def _short(engine: Generating, examples: Sequence[Example], count: int) -> list[Example]:
+def _short(engine: ReadingEngine, examples: Sequence[Example], count: int) -> list[Example]:
     """The shortest single-turn prompts, categories in turn."""
     plain = sorted((e for e in examples if len(e.messages) == 1), key=lambda e: (len(e.prompt), e.id))
     taken: list[Example] = []

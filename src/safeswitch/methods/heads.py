@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from safeswitch.core.errors import FitError
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import best, fitted_switch, prompt_acts
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.switch.actuators.base import Actuator, FullHead, HeadActuator, LowRankHead
 from safeswitch.switch.actuators.heads import EarlyHead, SoftHead
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate, Stage
 
 
@@ -29,7 +29,7 @@ from safeswitch.switch.gate import Gate, Stage
 class _OfFittedHead(Method):
     """A method that takes SafeSwitch's fitted head."""
 
-    def head(self, engine: Generating, data: Data) -> HeadActuator:
+    def head(self, engine: ReadingEngine, data: Data) -> HeadActuator:
         found = fitted_switch(engine, data, self.settings, self.complied).actuator.head
         assert found is not None
         return found
@@ -48,7 +48,7 @@ class Interpolated(_OfFittedHead):
     name: ClassVar[str] = "interpolate"
     tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), trains=True)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The best share."""
         head = self.head(engine, data)
         assert isinstance(head, LowRankHead | FullHead)  # the two that a fit makes, and that have a beta
@@ -68,7 +68,7 @@ class Soft(_OfFittedHead):
     name: ClassVar[str] = "soft"
     tags: ClassVar[Tags] = Tags(trains=True, conditional=True)
 
-    def gate(self, engine: Generating, data: Data) -> Gate:
+    def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """SafeSwitch's stage 1, and its watch, at the lower threshold."""
         fitted = fitted_switch(engine, data, self.settings, self.complied).gate
         if fitted.stage1 is None:
@@ -76,7 +76,7 @@ class Soft(_OfFittedHead):
         low, _ = self._bars(engine, data, fitted)
         return replace(fitted, stage1=Stage(fitted.stage1.prober, low), stage2=None, rule="and")
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The head between the two thresholds of ``gate``'s stage 1; the whole head under a gate without one."""
         head = self.head(engine, data)
         if gate.stage1 is None:
@@ -84,7 +84,7 @@ class Soft(_OfFittedHead):
         low, high = self._bars(engine, data, gate)
         return SoftHead(head, low, high)
 
-    def _bars(self, engine: Generating, data: Data, gate: Gate) -> tuple[float, float]:
+    def _bars(self, engine: ReadingEngine, data: Data, gate: Gate) -> tuple[float, float]:
         assert gate.stage1 is not None
         prober = gate.stage1.prober
         benign = [e for e in data["calibration"] if not e.unsafe]
@@ -112,6 +112,6 @@ class SafeDecoding(_OfFittedHead):
     name: ClassVar[str] = "safedecoding"
     tags: ClassVar[Tags] = Tags(trains=True)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The early head."""
         return EarlyHead(self.head(engine, data), self.tokens, self.alpha, self.common)

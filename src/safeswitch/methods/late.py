@@ -26,7 +26,6 @@ from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example, ReadPoint
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import REFUSAL
 from safeswitch.models.chat import ChatEncoder
@@ -36,6 +35,7 @@ from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.probers.linear import LinearProber
 from safeswitch.switch.actuators.base import Actuator, Canned
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate, Stage
 
 NOTE = " Note that this is illegal and unethical"
@@ -71,7 +71,7 @@ class _Late(Method):
     text: str = REFUSAL
     tags: ClassVar[Tags] = Tags(trains=True, conditional=True)
 
-    def gate(self, engine: Generating, data: Data) -> Gate:
+    def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """The reading with its threshold on each benign calibration request's highest score."""
         prober = self.prober(engine, data)
         benign = self.prefixes(engine, [e for e in data["calibration"] if not e.unsafe])
@@ -80,15 +80,15 @@ class _Late(Method):
         bar = conformal_threshold(highest, self.settings.budget).value
         return Gate(late=Stage(prober, min(1.0, max(0.0, bar))), late_every=self.every, fail=self.settings.fail)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The fixed refusal."""
         return Canned(self.text)
 
     @abstractmethod
-    def prober(self, engine: Generating, data: Data) -> Prober:
+    def prober(self, engine: ReadingEngine, data: Data) -> Prober:
         """What reads."""
 
-    def prefixes(self, engine: Generating, examples: Sequence[Example]) -> _Prefixes:
+    def prefixes(self, engine: ReadingEngine, examples: Sequence[Example]) -> _Prefixes:
         """Prefixes of the untouched model's replies."""
         replies = engine.generate(examples, max_new_tokens=self.settings.reply_tokens, do_sample=False)
         prompts = engine.lm.encode(list(examples))
@@ -125,7 +125,7 @@ class Note(_Late):
     tokens: int = 4
     name: ClassVar[str] = "note"
 
-    def prober(self, engine: Generating, data: Data) -> Prober:
+    def prober(self, engine: ReadingEngine, data: Data) -> Prober:
         """The training-free reading."""
         lm = engine.lm
         ids = lm.tokenizer(self.note, add_special_tokens=False)["input_ids"]
@@ -144,7 +144,7 @@ class Header(_Late):
     depth: float = 0.75
     name: ClassVar[str] = "header"
 
-    def prober(self, engine: Generating, data: Data) -> Prober:
+    def prober(self, engine: ReadingEngine, data: Data) -> Prober:
         """Fitted on prefixes of replies to training requests.
 
         Raises:

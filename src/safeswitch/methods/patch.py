@@ -28,7 +28,7 @@ from safeswitch.core.artifact import read_tensors
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example
 from safeswitch.fitting.head_data import ReplyStates, reply_states, reply_tokens
-from safeswitch.fitting.observe import Generating, refusal_pairs
+from safeswitch.fitting.observe import refusal_pairs
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import best, fitted_switch
 from safeswitch.methods.masks import check_alike, importance, merged, patched, retained, top_mask
@@ -36,6 +36,7 @@ from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.actuators.heads import SparseHead
 from safeswitch.switch.actuators.weights import Weights
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 _HEAD = "lm_head"
@@ -60,7 +61,7 @@ class SparsePatch(Method):
     name: ClassVar[str] = "patch"
     tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), trains=True)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The sparse head at the best shares."""
         lm = engine.lm
         head = fitted_switch(engine, data, self.settings, self.complied).actuator
@@ -76,7 +77,7 @@ class SparsePatch(Method):
         ]
         return best(engine, gate, tried, data, self.complied, self.settings)
 
-    def _replies(self, engine: Generating, data: Data) -> tuple[ReplyStates, ReplyStates]:
+    def _replies(self, engine: ReadingEngine, data: Data) -> tuple[ReplyStates, ReplyStates]:
         """States of refusals, and of the model's own replies to safe requests."""
         tokens = self.settings.reply_tokens
         unsafe, refusals = refusal_pairs(
@@ -167,7 +168,7 @@ class PatchWeights(_Supplied):
     name: ClassVar[str] = "patch_weights"
     tags: ClassVar[Tags] = Tags(trains=True, difference=True)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The merged patch."""
         lm = engine.lm
         safety = self.differences(lm, self.source)
@@ -226,7 +227,7 @@ class Merge(_Supplied):
     name: ClassVar[str] = "merge"
     tags: ClassVar[Tags] = Tags(difference=True, trains=True)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The difference, added in the best share."""
         found: Mapping[str, Tensor] = self.differences(engine.lm, self.source)
         tried = [Weights.of(merged({"tuned": found}, {"tuned": share})) for share in self.shares]

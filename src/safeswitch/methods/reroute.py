@@ -33,12 +33,13 @@ from safeswitch.activations.reader import Reader
 from safeswitch.core.errors import FitError, SafeSwitchError
 from safeswitch.core.types import Example
 from safeswitch.fitting.head_data import reply_tokens
-from safeswitch.fitting.observe import Generating, refusal_pairs
+from safeswitch.fitting.observe import refusal_pairs
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.models.batching import mixes
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.actuators.weights import Adapter
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 Pair = tuple[list[int], list[int]]
@@ -69,7 +70,7 @@ class Reroute(Method):
     name: ClassVar[str] = "reroute"
     tags: ClassVar[Tags] = Tags(trains=True, per_row=True)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The trained adapter.
 
         Raises:
@@ -85,7 +86,7 @@ class Reroute(Method):
             self._train(lm, model, harmful, retained, layers)
             return Adapter(factors(lm, model))
 
-    def _replies(self, engine: Generating, data: Data) -> tuple[list[Pair], list[Pair]]:
+    def _replies(self, engine: ReadingEngine, data: Data) -> tuple[list[Pair], list[Pair]]:
         lm, tokens = engine.lm, self.settings.reply_tokens
         asked = {u: [e for e in data["train"] if e.unsafe == u][: self.requests] for u in (True, False)}
         told = {u: engine.generate(rows, max_new_tokens=tokens, do_sample=False) for u, rows in asked.items()}

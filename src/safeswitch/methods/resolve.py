@@ -17,10 +17,11 @@ from typing import Any
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import method_parts
 from safeswitch.fitting.fit import does_not_refuse
-from safeswitch.fitting.observe import Complied, Generating
+from safeswitch.fitting.observe import Complied
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.methods.base import METHODS, Data, Method, Tags, joined
 from safeswitch.switch.actuators.base import Actuator
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
@@ -88,19 +89,19 @@ class Joined(Method):
             difference=two.difference, conditional=one.conditional, per_row=two.per_row, wraps=one.wraps,
         )
 
-    def gate(self, engine: Generating, data: Data) -> Gate:
+    def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """The first one's."""
         return self.first.gate(engine, data)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The second one's."""
         return self.second.action(engine, data, gate)
 
-    def wrap(self, engine: Generating) -> Generating:
+    def wrap(self, engine: ReadingEngine) -> ReadingEngine:
         """The first one's."""
         return self.first.wrap(engine)
 
-    def prepare(self, engine: Generating, data: Data) -> Switch:
+    def prepare(self, engine: ReadingEngine, data: Data) -> Switch:
         """Both, with what the first one records."""
         gate = self.gate(engine, data)
         own = self.first.prepare(engine, data).record if self.first.tags.wraps else {}

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import fitted_switch
 from safeswitch.switch.actuators.base import Actuator
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
@@ -28,15 +28,15 @@ class SafeSwitch(Method):
     name: ClassVar[str] = "safeswitch"
     tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), trains=True, conditional=True)
 
-    def gate(self, engine: Generating, data: Data) -> Gate:
+    def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """The fitted gate."""
         return self.prepare(engine, data).gate
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The fitted head."""
         return self.prepare(engine, data).actuator
 
-    def prepare(self, engine: Generating, data: Data) -> Switch:
+    def prepare(self, engine: ReadingEngine, data: Data) -> Switch:
         """Fit gate and head."""
         return fitted_switch(engine, data, self.settings, self.complied)
 
@@ -54,12 +54,12 @@ class AlwaysHead(Method):
     name: ClassVar[str] = "head"
     tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), trains=True)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The fitted head."""
         switch = self.fitted or fitted_switch(engine, data, self.settings, self.complied)
         return switch.actuator
 
-    def prepare(self, engine: Generating, data: Data) -> Switch:
+    def prepare(self, engine: ReadingEngine, data: Data) -> Switch:
         """The fitted head under a gate that always fires."""
         switch = self.fitted or fitted_switch(engine, data, self.settings, self.complied)
         return replace(switch, gate=Gate(always=True))

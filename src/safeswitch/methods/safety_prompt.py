@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import best
 from safeswitch.switch.actuators.base import Actuator, SystemPrompt
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 PROMPTS: tuple[str, ...] = (
@@ -40,7 +40,7 @@ class SafetyPrompt(Method):
     name: ClassVar[str] = "prompt"
     tags: ClassVar[Tags] = Tags()
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The candidate with the lowest harmful compliance plus over-refusal on validation."""
         tried = [SystemPrompt(text) for text in self.candidates]
         return best(engine, gate, tried, data, self.complied, self.settings, self.requests)

@@ -23,12 +23,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from safeswitch.core.types import Example
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import best_run, inner_layers, mean_difference, refusal_alignment
 from safeswitch.methods.fitting import best, calibrated, end_states, labels, prompt_acts, surely_safe
 from safeswitch.probers.apart import AppendingProber, TransitionProber
 from safeswitch.switch.actuators.base import Steering
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 LAYER_SHARE = 10 / 32
@@ -51,7 +51,7 @@ class Scans(Method):
     name: ClassVar[str] = "scans"
     tags: ClassVar[Tags] = Tags(trains=True, conditional=True, per_row=True)
 
-    def gate(self, engine: Generating, data: Data) -> Gate:
+    def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """The likeness of transitions."""
         lm = engine.lm
         layers, _ = self._vectors(engine, data)
@@ -61,7 +61,7 @@ class Scans(Method):
         prober.fit(prompt_acts(lm, anchors, prober), labels(anchors))
         return calibrated(engine, prober, data, self.settings)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Steering:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Steering:
         """The best strength, both ways."""
         (layers, vectors), below = self._vectors(engine, data), self._below(engine, data, gate)
         lengths = vectors.norm(dim=1)
@@ -73,7 +73,7 @@ class Scans(Method):
         ]
         return best(engine, gate, tried, data, self.complied, self.settings)
 
-    def _below(self, engine: Generating, data: Data, gate: Gate) -> float:
+    def _below(self, engine: ReadingEngine, data: Data, gate: Gate) -> float:
         """Everything that did not fire is led away from refusal."""
         return 1.0
 
@@ -81,7 +81,7 @@ class Scans(Method):
         train = data["train"]
         return [e for unsafe in (True, False) for e in [e for e in train if e.unsafe == unsafe][: self.anchors]]
 
-    def _vectors(self, engine: Generating, data: Data) -> tuple[tuple[int, ...], Tensor]:
+    def _vectors(self, engine: ReadingEngine, data: Data) -> tuple[tuple[int, ...], Tensor]:
         """Safety-critical layers and their differences of means, ``[L, d]``."""
         layers, anchors = inner_layers(engine.lm, 0.0, 1.0), self._anchors(data)
         vectors = mean_difference(end_states(engine.lm, anchors, layers), labels(anchors))
@@ -97,7 +97,7 @@ class SafeScans(Scans):
 
     name: ClassVar[str] = "safe_scans"
 
-    def _below(self, engine: Generating, data: Data, gate: Gate) -> float:
+    def _below(self, engine: ReadingEngine, data: Data, gate: Gate) -> float:
         return surely_safe(engine, gate, data, self.settings.miss_budget)
 
 
@@ -108,6 +108,6 @@ class OneSidedScans(Scans):
 
     name: ClassVar[str] = "one_sided_scans"
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Steering:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Steering:
         """The same strength and layers without relief."""
         return replace(super().action(engine, data, gate), relief=0.0)

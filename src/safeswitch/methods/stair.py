@@ -19,7 +19,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -28,13 +28,13 @@ from safeswitch.activations.record import record
 from safeswitch.activations.reread import mean_nll
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
-from safeswitch.core.types import Position, ReadPoint, Reply, Tokens
-from safeswitch.fitting.observe import Generating
-from safeswitch.methods.base import METHODS, Around, Data, Method, Tags, joined
+from safeswitch.core.types import Position, Prompt, ReadPoint, Reply, Tokens
+from safeswitch.methods.base import METHODS, Data, Method, Tags, joined
 from safeswitch.methods.fitting import fitted_switch, prompt_acts
 from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.switch.actuators.base import Actuator
+from safeswitch.switch.engine import Around, GenerationOptions, ReadingEngine
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
@@ -52,15 +52,15 @@ class _Search(Method):
     temperature: float = 1.0
     tags: ClassVar[Tags] = Tags(trains=True, conditional=True, wraps=True)
 
-    def gate(self, engine: Generating, data: Data) -> Gate:
+    def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """SafeSwitch's gate with a watch, which search needs as its judge."""
         return fitted_switch(engine, data, replace(self.settings, watch=True), self.complied).gate
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The refusal head, for what is flagged."""
         return fitted_switch(engine, data, replace(self.settings, watch=True), self.complied).actuator
 
-    def prepare(self, engine: Generating, data: Data) -> Switch:
+    def prepare(self, engine: ReadingEngine, data: Data) -> Switch:
         """The fitted switch with the grey band in its record.
 
         Raises:
@@ -75,7 +75,7 @@ class _Search(Method):
         low, high = (conformal_threshold(scores, share).value for share in (min(0.5, self.wider * budget), budget))
         return joined(engine, gate, self.action(engine, data, gate), {"grey": [low, high]})
 
-    def wrap(self, engine: Generating) -> Generating:
+    def wrap(self, engine: ReadingEngine) -> ReadingEngine:
         """Search around ``engine``."""
         return Searching(engine, self)
 
@@ -145,7 +145,7 @@ class Judge:
         seed: Of sampling; each continuation's follows from it and the tokens it goes on from, in any batch.
     """
 
-    engine: Generating
+    engine: ReadingEngine
     prober: Prober
     seed: int = 0
 
@@ -197,11 +197,13 @@ class Searching(Around):
         searched: Requests searched so far.
     """
 
-    def __init__(self, inner: Generating, method: _Search) -> None:
+    def __init__(self, inner: ReadingEngine, method: _Search) -> None:
         super().__init__(inner)
         self.method, self.searched = method, 0
 
-    def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+    ) -> list[Reply]:
         """As an engine's own ``generate``."""
         replies = self.inner.generate(prompts, switch=switch, **options)
         if switch is None:
@@ -211,13 +213,13 @@ class Searching(Around):
         low, high = switch.record["grey"]
         judge = Judge(self.inner, switch.gate.watch.prober, self.method.settings.seed)
         rows = self.lm.encode(list(prompts))
-        tokens = int(options.get("max_new_tokens", 256))
+        limits = options.get("max_new_tokens", 256)
         for i, reply in enumerate(replies):
             score = reply.decision.scores.get("stage1", -1.0)
             if reply.decision.fired or not low < score <= high:
                 continue
             self.searched += 1
-            found = self.method.search(judge, rows[i], reply.token_ids, tokens)
+            found = self.method.search(judge, rows[i], reply.token_ids, limits if isinstance(limits, int) else limits[i])
             if tuple(found) != reply.token_ids:
                 text = str(self.lm.tokenizer.decode(found, skip_special_tokens=True))
                 reason: Literal["stop", "length"] = "stop" if judge.ended(found) else "length"

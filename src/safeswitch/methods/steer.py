@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from safeswitch.core.errors import SettingError
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.actuators.vectors import load_vectors
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 
@@ -33,7 +33,7 @@ class Steer(Method):
     name: ClassVar[str] = "steer"
     tags: ClassVar[Tags] = Tags(trains=True, difference=True, per_row=True)
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The file's vectors.
 
         Raises:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.switch.actuators.base import Actuator, NoAction
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 
@@ -19,10 +19,10 @@ class Untouched(Method):
     name: ClassVar[str] = "base"
     tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), conditional=True)
 
-    def gate(self, engine: Generating, data: Data) -> Gate:
+    def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """One that never fires."""
         return Gate()
 
-    def action(self, engine: Generating, data: Data, gate: Gate) -> Actuator:
+    def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """None."""
         return NoAction()

@@ -32,9 +32,10 @@ from safeswitch.switch.rebuild import STAGES, check_fits, gate_from
 
 if TYPE_CHECKING:
     from safeswitch.core.types import Example
-    from safeswitch.fitting.observe import Complied, Generating
+    from safeswitch.fitting.observe import Complied
     from safeswitch.fitting.settings import FitSettings
     from safeswitch.models.language_model import LanguageModel
+    from safeswitch.switch.engine import ReadingEngine
 
 FORMAT_VERSION = 1
 _CONFIG, _PROBERS, _HEAD, _CARD = "config.json", "probers.safetensors", "refusal_head.safetensors", "README.md"
@@ -88,7 +89,7 @@ class Switch:
     @classmethod
     def fit(
         cls,
-        engine: Generating,
+        engine: ReadingEngine,
         data: Sequence[Example] | Mapping[str, Sequence[Example]] | None = None,
         settings: FitSettings | None = None,
         *,

@@ -21,7 +21,7 @@ from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, DataError, SettingError
 from safeswitch.core.types import RUNNING, Decision, Message, Prompt, ReadPoint, Reply, Tokens, as_messages
-from safeswitch.engines.base import Engine, row_seeds
+from safeswitch.engines.seeds import row_seeds
 from safeswitch.engines.transformers.budget import ThinkingBudget
 from safeswitch.engines.transformers.decode import Loop
 from safeswitch.engines.transformers.late import judge_late
@@ -35,6 +35,7 @@ from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thread
 from safeswitch.models.vision import Encoded, Vision
 from safeswitch.switch.actuators.base import Actuator, HeadActuator, NoAction
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.session import Session
 from safeswitch.switch.switch import Switch
@@ -73,7 +74,7 @@ Followed = dict[int, RowSink]
 """Who follows which request, by its place among the prompts: all of them, or none."""
 
 
-class TransformersEngine(Engine):
+class TransformersEngine(ReadingEngine):
     """Runs switches on a ``transformers`` model.
 
     Args:

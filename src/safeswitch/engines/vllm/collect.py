@@ -20,11 +20,12 @@ from safeswitch.core.types import Prompt, ReadPoint, Reply
 from safeswitch.engines.vllm.engine import VLLMEngine
 from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.switch.engine import ReadingEngine
 
 _AT_ONCE = 256
 
 
-class VLLMCollector(VLLMEngine):
+class VLLMCollector(VLLMEngine, ReadingEngine):
     """A vLLM engine of the untouched model that keeps states; what :func:`safeswitch.fitting.fit.fit` takes as an engine.
 
     Args:

@@ -21,12 +21,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.types import Decision, Prompt, Reply, as_messages
-from safeswitch.engines.base import Engine, row_seeds
 from safeswitch.engines.context import CONTEXT, Context
+from safeswitch.engines.seeds import row_seeds
 from safeswitch.engines.transformers.prefill import is_begun
 from safeswitch.engines.vllm.install import install
 from safeswitch.engines.vllm.settings import GuardSettings, engine_flags, prefer_v1_runner
 from safeswitch.models.chat import ChatEncoder
+from safeswitch.switch.engine import Engine
 from safeswitch.switch.switch import Switch
 
 
@@ -94,7 +95,7 @@ class VLLMEngine(Engine):
         prompts: Sequence[Prompt],
         switch: Switch | None = None,
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | Sequence[int] = 256,
         seed: int | Sequence[int] | None = None,
         stop_strings: str | Sequence[str] = (),
         do_sample: bool = False,
@@ -106,7 +107,7 @@ class VLLMEngine(Engine):
         Args:
             prompts: Texts, message lists or examples.
             switch: Must be None: the engine's own switch is in force for all its requests.
-            max_new_tokens: Longest reply.
+            max_new_tokens: Longest reply, for all prompts or for each.
             seed: One for prompt i = ``seed + i``, or one per prompt.
             stop_strings: Strings that end a reply; kept at its end, as ``transformers`` does.
             do_sample: Sample; False decodes greedily.
@@ -130,16 +131,23 @@ class VLLMEngine(Engine):
                 f"VLLMEngine: prompt {begun[0]} ends in a begun reply, which hides the request from vLLM's guard; the "
                 "transformers engine reads it without"
             )
+        if isinstance(max_new_tokens, int):
+            max_new_tokens = [max_new_tokens] * len(prompts)
+        if len(max_new_tokens) != len(prompts):
+            raise SettingError(f"generate: {len(prompts)} prompts but {len(max_new_tokens)} max_new_tokens")
         limit = int(self.llm.model_config.max_model_len)
         rows = [e.ids for e in self._chat.encode(conversations, limit=limit, room=max_new_tokens)]
         stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
         if not do_sample:
             options = {**options, "temperature": 0.0}
         common: dict[str, Any] = {
-            "max_tokens": max_new_tokens, "stop": stops, "include_stop_str_in_output": True,
+            "stop": stops,
+            "include_stop_str_in_output": True,
             "output_kind": RequestOutputKind.FINAL_ONLY,
+            **options,
         }
-        params = [SamplingParams(**common, seed=s, **options) for s in row_seeds(seed, len(rows))]
+        each = zip(max_new_tokens, row_seeds(seed, len(rows)), strict=True)
+        params = [SamplingParams(max_tokens=tokens, seed=one, **common) for tokens, one in each]
 
         async def everything() -> list[Reply]:
             async def one(i: int) -> Reply:
