@@ -26,7 +26,7 @@ from safeswitch.methods.base import METHODS, Method
 from safeswitch.methods.resolve import resolve
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators.base import BodyActuator
-from safeswitch.switch.capability import engines_of
+from safeswitch.switch.capability import vllm_refusal
 from safeswitch.switch.switch import Switch
 from tests.switch.made import requests, settings
 from tests.tiny import NAMES, tiny_lm
@@ -179,7 +179,8 @@ def replace_text(switch: Switch) -> Switch:
 def test_tags_are_true(name: str, prepared: Prepared) -> None:
     method, switch = prepared(name)
     tags = method.tags
-    assert tags.engines == (("transformers",) if tags.wraps else engines_of(switch))
+    runs_in_vllm = not tags.wraps and vllm_refusal(switch) is None
+    assert tags.engines == (("transformers", "vllm") if runs_in_vllm else ("transformers",))
     assert tags.conditional == (not switch.gate.always)
     assert tags.per_row == (isinstance(switch.actuator, BodyActuator) and switch.actuator.per_row)
     assert tags.trains == (switch.base is not None)

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import DataError, FitError, SettingError
-from safeswitch.probers.calibrate import conformal_threshold, expected_calibration_error, log_odds, platt
+from safeswitch.probers.calibrate import conformal_threshold, log_odds, platt
 from safeswitch.probers.leave_out import leave_one_out, split_out
 from safeswitch.probers.linear import LinearProber
 from safeswitch.probers.split import cluster_split, stratified_split
@@ -77,6 +77,14 @@ def test_log_odds_are_finite_at_the_ends_and_keep_nan() -> None:
     assert odds[:3].isfinite().all()
     assert torch.isnan(odds[3])
     assert float(odds[1]) == pytest.approx(-math.log(3))
+
+
+def expected_calibration_error(scores: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
+    """``sum_b (n_b / n) * |mean label - mean score|`` over ``bins`` bins of equal width (Guo et al. 2017)."""
+    s, y = scores.double(), labels.double()
+    index = (s * bins).long().clamp(0, bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, y - s)
+    return float(gap.abs().sum() / len(s))
 
 
 def test_platt_scaling_undoes_a_known_distortion() -> None:

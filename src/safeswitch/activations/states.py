@@ -14,6 +14,8 @@ from torch import Tensor
 from safeswitch.core.errors import ActivationError
 from safeswitch.core.types import ReadPoint
 
+_MASK = "mask:"
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -61,6 +63,33 @@ class Activations:
             tuple(self.sources[int(i)] for i in index) if self.sources else (),
         )
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """States and masks under the names that they have in a file: ``4@prompt_end``, ``mask:4@window:16``."""
+        states = {str(point): tensor for point, tensor in self.states.items()}
+        return states | {f"{_MASK}{point}": mask for point, mask in self.masks.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], texts: Sequence[str]) -> Activations:
+        """Inverse of :meth:`to_tensors`, with the n requests' texts."""
+        states: dict[ReadPoint, Tensor] = {}
+        masks: dict[ReadPoint, Tensor] = {}
+        for name, tensor in tensors.items():
+            into = masks if name.startswith(_MASK) else states
+            into[ReadPoint.parse(name.removeprefix(_MASK))] = tensor
+        return cls(states, masks, tuple(texts))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Activations]) -> Activations:
+        """The requests of all parts, in order; windows of different widths are left-padded to the widest.
+
+        Args:
+            parts: One or more, of the same read points.
+        """
+        states = {p: _joined([part.states[p] for part in parts]) for p in parts[0].states}
+        masks = {p: _joined([part.masks[p] for part in parts]) for p in parts[0].masks}
+        texts = tuple(text for part in parts for text in part.texts)
+        return cls(states, masks, texts, tuple(name for part in parts for name in part.sources))
+
     def check_finite(self) -> None:
         """Raise :class:`ActivationError` naming the first read point and row that is not finite."""
         for point, tensor in self.states.items():
@@ -68,3 +97,15 @@ class Activations:
             if bad.any():
                 row = int(bad.nonzero()[0])
                 raise ActivationError(f"states at {point} are not finite (first bad row: {row} of {len(self)})")
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors ``[n, ...]`` one after the other; where the second dimension differs, zeros go in front of it."""
+    if parts[0].dim() == 1:
+        return torch.cat(list(parts))
+    width = max(part.shape[1] for part in parts)
+    padded = []
+    for part in parts:
+        missing = part.new_zeros(len(part), width - part.shape[1], *part.shape[2:])
+        padded.append(torch.cat([missing, part], 1))
+    return torch.cat(padded)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from safeswitch.core.errors import DataError, check_range
+from safeswitch.core.errors import check_range
 from safeswitch.core.types import Example
 from safeswitch.data.text import normalise
 
@@ -65,22 +65,6 @@ def leaks(train: Sequence[Example], test: Sequence[Example], *, threshold: float
             match, overlap = near[text]
             found.append(Leak(train[exact[match]].id, example.id, "near", overlap))
     return found
-
-
-def check_leakage(train: Sequence[Example], test: Sequence[Example], *, threshold: float = 0.8) -> None:
-    """Refuse a test side that leaks.
-
-    Raises:
-        DataError: listing the first five leaks.
-        SettingError: threshold outside its range.
-    """
-    found = leaks(train, test, threshold=threshold)
-    if found:
-        listed = "; ".join(f"{x.test_id} ~ {x.train_id} ({x.kind}, {x.overlap:.2f})" for x in found[:5])
-        raise DataError(
-            f"{len(found)} of {len(test)} test prompts also stand in the training data: {listed}"
-            + (" ..." if len(found) > 5 else "")
-        )
 
 
 def _ngrams(text: str) -> set[str]:

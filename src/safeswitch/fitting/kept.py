@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Self, Unpack
 
 from safeswitch.activations.states import Activations
-from safeswitch.activations.store import join, named, sequence_hash, unnamed
 from safeswitch.core.artifact import check_writable, read_json, read_tensors, write_json, write_tensors
 from safeswitch.core.lock import folder_writer
 from safeswitch.core.types import Decision, Prompt, ReadPoint, Reply
@@ -84,15 +83,14 @@ class Kept(Around):
             path = self._path(part, {"points": [str(p) for p in points], "max_new_tokens": max_new_tokens})
             if not path.exists():
                 answers, acts = self.inner.collect(part, points, max_new_tokens=max_new_tokens, progress=progress)
-                write_tensors(path.with_suffix(".safetensors"), named(acts))
+                write_tensors(path.with_suffix(".safetensors"), acts.to_tensors())
                 self._write(path, answers, acts.texts)
             elif progress is not None:
                 progress(len(part))
             replies += self._replies(path)
-            parts.append(unnamed(read_tensors(path.with_suffix(".safetensors")), read_json(path)["texts"]))
-        states = {p: join([acts.states[p] for acts in parts]) for p in parts[0].states}
-        masks = {p: join([acts.masks[p] for acts in parts]) for p in parts[0].masks}
-        return replies, Activations(states, masks, tuple(text for acts in parts for text in acts.texts))
+            tensors = read_tensors(path.with_suffix(".safetensors"))
+            parts.append(Activations.from_tensors(tensors, read_json(path)["texts"]))
+        return replies, Activations.concatenate(parts)
 
     def _chunks(self, prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
         for start in range(0, max(1, len(prompts)), self.chunk):
@@ -101,7 +99,7 @@ class Kept(Around):
     def _path(self, prompts: Sequence[Prompt], asked: Mapping[str, object]) -> Path:
         """Where the answers to these requests stand: by engine, weights, precision, tokens and everything that is asked."""
         rows = self.lm.encode(list(prompts), check=False)
-        told = sequence_hash(rows, [len(row) for row in rows])
+        told = _rows_hash(rows)
         settings = json.dumps(asked, sort_keys=True, default=repr)
         parts = [type(self.inner).__name__, self.lm.fingerprint, str(self.lm.model.dtype), told, settings]
         return self.folder / (hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32] + ".json")
@@ -116,3 +114,11 @@ class Kept(Around):
             Reply(**{**row, "token_ids": tuple(row["token_ids"]), "decision": Decision(**row["decision"])})
             for row in read_json(path)["replies"]
         ]
+
+
+def _rows_hash(rows: Sequence[Sequence[int]]) -> str:
+    """Over the tokens that are fed to the model, so that another chat template or tokenizer shows."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{len(row)}:{','.join(map(str, row))};".encode())
+    return digest.hexdigest()

@@ -181,11 +181,3 @@ def platt(scores: Tensor, labels: Tensor) -> Platt:
         log_odds(flat).numpy()[:, None], platt_targets(truth), np.ones(len(truth)), l2=1e-6, nonnegative=True
     )
     return Platt(float(theta[0]), float(theta[1]))
-
-
-def expected_calibration_error(scores: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """``sum_b (n_b / n) * |mean label - mean score|`` over ``bins`` bins of equal width (Guo et al. 2017)."""
-    s, y = scores.detach().flatten().double().cpu(), labels.flatten().double().cpu()
-    index = (s * bins).long().clamp(0, bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, y - s)
-    return float(gap.abs().sum() / len(s))

@@ -7,7 +7,6 @@ from typing import Literal
 from safeswitch.switch.switch import Switch
 
 EngineName = Literal["transformers", "vllm"]
-ENGINES: tuple[EngineName, ...] = ("transformers", "vllm")
 
 
 def vllm_refusal(switch: Switch) -> str | None:
@@ -26,8 +25,3 @@ def vllm_refusal(switch: Switch) -> str | None:
             "with --readers layers,text, or use --engine transformers"
         )
     return None
-
-
-def engines_of(switch: Switch) -> tuple[EngineName, ...]:
-    """Names of the engines that run ``switch``."""
-    return ENGINES if vllm_refusal(switch) is None else ENGINES[:1]
