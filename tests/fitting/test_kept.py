@@ -63,7 +63,7 @@ def test_what_is_kept_is_what_the_engine_gives(tmp_path: Path) -> None:
 def test_a_killed_fit_goes_on_from_what_was_kept(tmp_path: Path) -> None:
     whole = Counting()
     expected = fit_kept(whole, tmp_path / "whole")
-    lines = "from pathlib import Path; from tests.switch.test_kept import Counting, fit_kept"
+    lines = "from pathlib import Path; from tests.fitting.test_kept import Counting, fit_kept"
     code = f"{lines}; fit_kept(Counting(last=40), Path({str(tmp_path / 'cut')!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
