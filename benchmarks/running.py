@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safeswitch.engines.vllm.settings import GuardSettings
+from safeswitch.engines.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers.server import GuardedServer, TransformersSettings

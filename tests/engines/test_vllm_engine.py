@@ -20,8 +20,8 @@ import pytest
 from safeswitch.core.errors import ContextLengthError, DataError, FingerprintError, SettingError
 from safeswitch.core.types import Reply
 from safeswitch.engines.context import CONTEXT, Context
+from safeswitch.engines.settings import GuardSettings
 from safeswitch.engines.transformers.engine import TransformersEngine
-from safeswitch.engines.vllm.settings import GuardSettings
 from safeswitch.methods.base import METHODS
 from safeswitch.methods.resolve import resolve
 from safeswitch.nano import switch_path, weights_path
@@ -694,8 +694,9 @@ def test_an_engine_is_stopped_when_the_servers_requests_have_ended_or_the_time_i
 
 
 def test_an_engine_in_which_the_guard_would_not_work_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    from safeswitch.engines.settings import GuardSettings
     from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
-    from safeswitch.engines.vllm.settings import EXTENSION, LOGPROBS, PROCESSOR, GuardSettings
+    from safeswitch.engines.vllm.settings import EXTENSION, LOGPROBS, PROCESSOR
 
     class Fake:
         def __init__(self, **fields: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from safeswitch.engines.vllm.settings import GuardSettings
+from safeswitch.engines.settings import GuardSettings
 from tests.engines.test_vllm_engine import ROWS, assert_same, expected
 from tests.engines.vllm_made import NEW, needs_vllm, switch, vllm_engine
 

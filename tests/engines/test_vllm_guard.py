@@ -7,8 +7,9 @@ import torch
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Position, ReadPoint
+from safeswitch.engines.settings import GuardSettings
 from safeswitch.engines.vllm.guard import Guard, Row, Tenant
-from safeswitch.engines.vllm.settings import GuardSettings, Task, stop_token
+from safeswitch.engines.vllm.settings import Task, stop_token
 from safeswitch.switch.actuators.base import LowRankHead
 from safeswitch.switch.gate import Gate, Stage
 from tests.engines.slow import Projection

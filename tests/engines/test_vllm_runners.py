@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from safeswitch.core.types import Position, ReadPoint
+from safeswitch.engines.settings import GuardSettings
 from safeswitch.engines.vllm.guard import Guard, Tenant
 from safeswitch.engines.vllm.live import keep
 from safeswitch.engines.vllm.recorder import Recorder
-from safeswitch.engines.vllm.settings import GuardSettings, Task
+from safeswitch.engines.vllm.settings import Task
 from safeswitch.switch.actuators.base import LowRankHead
 from safeswitch.switch.gate import Gate, Stage
 from tests.engines.test_vllm_guard import Axis

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Reply
+from safeswitch.engines.settings import GuardSettings
 from safeswitch.engines.transformers.streaming import Gone, RowSink
-from safeswitch.engines.vllm.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite

@@ -24,8 +24,8 @@ from safeswitch.bench.judges.chat_model import ChatModel
 from safeswitch.bench.judges.model_judge import ModelJudge
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Example, Message, Reply, Tokens
+from safeswitch.engines.settings import GuardSettings
 from safeswitch.engines.transformers.engine import TransformersEngine
-from safeswitch.engines.vllm.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thinking
 from safeswitch.nano import switch_path, weights_path

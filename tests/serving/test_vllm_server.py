@@ -78,7 +78,7 @@ def test_front_ends_that_know_no_middleware_are_refused(monkeypatch: pytest.Monk
 
 def test_flags_that_would_take_the_guard_out_are_refused_and_the_host_is_local() -> None:
     from safeswitch.core.errors import SettingError
-    from safeswitch.engines.vllm.settings import GuardSettings
+    from safeswitch.engines.settings import GuardSettings
     from safeswitch.serving.vllm.server import serve_arguments
 
     guard = GuardSettings({"default": str(switch_path())})

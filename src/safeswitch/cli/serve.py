@@ -44,7 +44,7 @@ def serve(
 ) -> None:
     """An OpenAI-compatible server, guarded. On vLLM any flag of `vllm serve` may follow; on transformers --host, --port,
     --batch-size, --max-wait-ms and others: `safeswitch serve --model M --switch S --engine transformers -- --help`."""
-    from safeswitch.engines.vllm.settings import GuardSettings
+    from safeswitch.engines.settings import GuardSettings
     from safeswitch.nano import weights_path
     from safeswitch.serving.heap import one_heap
     from safeswitch.serving.logs import log_to_stderr

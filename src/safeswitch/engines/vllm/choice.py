@@ -28,7 +28,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision
-from safeswitch.engines.vllm.settings import KEY, Task
+from safeswitch.engines.settings import KEY
+from safeswitch.engines.vllm.settings import Task
 
 Outputs = AsyncGenerator[RequestOutput, None]
 Submit = Callable[[Any, SamplingParams], Outputs]

@@ -17,8 +17,9 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Prompt, ReadPoint, Reply
+from safeswitch.engines.settings import KEY, GuardSettings
 from safeswitch.engines.vllm.engine import VLLMEngine
-from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task
+from safeswitch.engines.vllm.settings import Task
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.engine import ReadingEngine
 

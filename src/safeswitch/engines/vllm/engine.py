@@ -23,9 +23,10 @@ from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.types import Decision, Prompt, Reply, as_messages
 from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.seeds import row_seeds
+from safeswitch.engines.settings import GuardSettings
 from safeswitch.engines.transformers.prefill import is_begun
 from safeswitch.engines.vllm.install import install
-from safeswitch.engines.vllm.settings import GuardSettings, engine_flags, prefer_v1_runner
+from safeswitch.engines.vllm.settings import engine_flags, prefer_v1_runner
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.switch.engine import Engine
 from safeswitch.switch.switch import Switch

@@ -26,11 +26,12 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision
 from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
+from safeswitch.engines.settings import KEY, GuardSettings
 from safeswitch.engines.vllm.apart import apart
 from safeswitch.engines.vllm.calls import Coalesced, alive
 from safeswitch.engines.vllm.choice import Choice, Outputs, Plan, Runs, Submit
 from safeswitch.engines.vllm.sampling import SEEDS, Sampling
-from safeswitch.engines.vllm.settings import KEY, GuardSettings, Task, stop_token
+from safeswitch.engines.vllm.settings import Task, stop_token
 from safeswitch.models.generation_prompt import GenerationPrompt
 from safeswitch.models.prompt_text import PromptText, is_lost
 

@@ -11,11 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from safeswitch.core.errors import SettingError, check_choice
-from safeswitch.engines.context import POLICIES
+from safeswitch.engines.settings import KEY, GuardSettings
 
-KEY = "safeswitch"
-"""Name of our entry in ``additional_config``, ``extra_args`` and ``vllm_xargs``."""
 OFF = "SAFESWITCH_OFF"
 """Environment variable: ``1`` lets every request pass untouched."""
 VERSIONS = ("0.32", "0.33")
@@ -26,60 +23,6 @@ EXTENSION = f"{_PACKAGE}.worker.SafeSwitchWorker"
 MODELS = f"{_PACKAGE}.model"
 LOGPROBS = "processed_logprobs"
 """Of the head that spoke; vLLM's raw ones are the base head's."""
-
-
-@dataclass(frozen=True)
-class GuardSettings:
-    """Settings of the guard on one engine.
-
-    Args:
-        bundles: Switch folders by name; the first is the default.
-        policy: ``enforce``, ``observe`` (scores only, nothing changed) or ``off``, for requests that do not say.
-        allow_other_model: Accept bundles fitted on other weights.
-        stop_token: Id that a worker emits for a request to be taken back; None takes the tokenizer's padding token, or the
-            last id of the vocabulary. No guarded request can produce it by itself.
-        try_v2_runner: Let the engine start on vLLM's V2 model runner, on which the guard has not been run yet.
-        record: Read points whose states are kept for fitting; such an engine guards nothing and has no bundles.
-    """
-
-    bundles: Mapping[str, str]
-    policy: str = "enforce"
-    allow_other_model: bool = False
-    stop_token: int | None = None
-    try_v2_runner: bool = False
-    record: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_choice("GuardSettings", "policy", self.policy, POLICIES)
-        object.__setattr__(self, "record", tuple(self.record))
-        if bool(self.bundles) == bool(self.record):
-            raise SettingError("GuardSettings: give at least one switch folder in bundles, or else points to record")
-
-    @property
-    def default(self) -> str:
-        """Name of the bundle for requests that name none."""
-        return next(iter(self.bundles))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "bundles": dict(self.bundles)}
-
-    @classmethod
-    def parse(cls, additional_config: Any) -> GuardSettings | None:
-        """Settings in an engine's ``additional_config``, None when it holds none.
-
-        Raises:
-            SettingError: an entry that cannot be used.
-        """
-        found = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
-        if found is None:
-            return None
-        known = set(cls.__dataclass_fields__)
-        if not isinstance(found, Mapping) or set(found) - known or "bundles" not in found:
-            raise SettingError(
-                f"additional_config[{KEY!r}] needs 'bundles' (name to folder) and takes {', '.join(sorted(known))}; "
-                f"got {found!r}"
-            )
-        return cls(**found)
 
 
 @dataclass(frozen=True)

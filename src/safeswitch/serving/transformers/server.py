@@ -15,7 +15,7 @@ import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 
 from safeswitch.core.errors import SettingError
-from safeswitch.engines.vllm.settings import GuardSettings
+from safeswitch.engines.settings import GuardSettings
 from safeswitch.models.chat import read_template
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.middleware import SafeSwitchMiddleware, Scope

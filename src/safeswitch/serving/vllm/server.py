@@ -15,7 +15,8 @@ from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from safeswitch.core.errors import SettingError
-from safeswitch.engines.vllm.settings import KEY, GuardSettings, engine_flags, prefer_v1_runner
+from safeswitch.engines.settings import KEY, GuardSettings
+from safeswitch.engines.vllm.settings import engine_flags, prefer_v1_runner
 from safeswitch.serving.settings import ServerSettings
 
 MIDDLEWARE = "safeswitch.serving.vllm.plugin.SafeSwitchMiddleware"
