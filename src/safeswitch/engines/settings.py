@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from safeswitch.engines.context import POLICIES
 
 KEY = "safeswitch"
 """Name of our entry in vLLM's ``additional_config``, ``extra_args`` and ``vllm_xargs``."""
+OFF = "SAFESWITCH_OFF"
+"""Environment variable: ``1`` lets every request pass untouched."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,8 @@ class GuardSettings:
                 f"got {found!r}"
             )
         return cls(**found)
+
+
+def switched_off() -> bool:
+    """Whether the operator has switched the guard off by environment variable."""
+    return os.environ.get(OFF, "") == "1"

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from safeswitch.core.errors import SettingError
-from safeswitch.engines.settings import GuardSettings
+from safeswitch.engines.settings import OFF, GuardSettings, switched_off
 from safeswitch.engines.vllm.frontend import FrontEnd
-from safeswitch.engines.vllm.settings import OFF, switched_off
 
 _log = logging.getLogger("safeswitch.server")
 

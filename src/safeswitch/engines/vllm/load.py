@@ -8,9 +8,9 @@ import torch
 import vllm
 
 from safeswitch.core.errors import FingerprintError, ModelError, SettingError
-from safeswitch.engines.settings import GuardSettings
+from safeswitch.engines.settings import GuardSettings, switched_off
 from safeswitch.engines.vllm.guard import Tenant
-from safeswitch.engines.vllm.settings import EXTENSION, LOGPROBS, PROCESSOR, VERSIONS, switched_off
+from safeswitch.engines.vllm.settings import EXTENSION, LOGPROBS, PROCESSOR, VERSIONS
 from safeswitch.models.fingerprint import fingerprint_of_files
 from safeswitch.switch.actuators.base import HeadActuator
 from safeswitch.switch.capability import vllm_refusal

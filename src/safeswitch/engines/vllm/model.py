@@ -24,12 +24,12 @@ from vllm.model_executor.models.registry import ModelRegistry, _LazyRegisteredMo
 
 from safeswitch.core.errors import ModelError
 from safeswitch.core.types import ReadPoint
-from safeswitch.engines.settings import GuardSettings
+from safeswitch.engines.settings import GuardSettings, switched_off
 from safeswitch.engines.vllm.guard import Guard
 from safeswitch.engines.vllm.live import keep
 from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
 from safeswitch.engines.vllm.recorder import Recorder
-from safeswitch.engines.vllm.settings import stop_token, switched_off
+from safeswitch.engines.vllm.settings import stop_token
 from safeswitch.switch.actuators.base import HeadActuator
 
 

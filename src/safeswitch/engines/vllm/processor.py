@@ -16,11 +16,11 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
-from safeswitch.engines.settings import GuardSettings
+from safeswitch.engines.settings import GuardSettings, switched_off
 from safeswitch.engines.vllm.guard import Guard, Row
 from safeswitch.engines.vllm.live import at_work, find
 from safeswitch.engines.vllm.load import refuse_unless_supported
-from safeswitch.engines.vllm.settings import Task, switched_off
+from safeswitch.engines.vllm.settings import Task
 
 
 class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):

@@ -13,8 +13,6 @@ from typing import Any
 
 from safeswitch.engines.settings import KEY, GuardSettings
 
-OFF = "SAFESWITCH_OFF"
-"""Environment variable: ``1`` lets every request pass untouched."""
 VERSIONS = ("0.32", "0.33")
 """vLLM releases whose extension points were read; ``design/vllm.md`` says which of them was run."""
 _PACKAGE = "safeswitch.engines.vllm"
@@ -66,11 +64,6 @@ def stop_token(settings: GuardSettings, hf_config: Any) -> int:
     ends = hf_config.eos_token_id if isinstance(hf_config.eos_token_id, list) else [hf_config.eos_token_id]
     pad = getattr(hf_config, "pad_token_id", None)
     return int(pad) if pad is not None and pad >= 0 and pad not in ends else int(hf_config.vocab_size) - 1
-
-
-def switched_off() -> bool:
-    """Whether the operator has switched the guard off by environment variable."""
-    return os.environ.get(OFF, "") == "1"
 
 
 def prefer_v1_runner() -> None:

@@ -14,9 +14,8 @@ from typing import Any
 from safeswitch.core.errors import DataError, ModelError, check_choice
 from safeswitch.core.types import Message, Prompt, Reply, Tokens, as_messages
 from safeswitch.engines.context import CONTEXT, Context, Verdict
-from safeswitch.engines.settings import GuardSettings
+from safeswitch.engines.settings import GuardSettings, switched_off
 from safeswitch.engines.transformers.engine import TransformersEngine, reply_room
-from safeswitch.engines.vllm.settings import switched_off
 from safeswitch.models.generation_prompt import GenerationPrompt
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.lanes import Lanes

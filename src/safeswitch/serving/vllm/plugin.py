@@ -15,9 +15,9 @@ from vllm.exceptions import VLLMValidationError
 
 from safeswitch.core.errors import DataError, SettingError
 from safeswitch.engines.context import Context
+from safeswitch.engines.settings import switched_off
 from safeswitch.engines.vllm.install import Door, check_at_work, front_of, install
 from safeswitch.engines.vllm.sampling import SEEDS
-from safeswitch.engines.vllm.settings import switched_off
 from safeswitch.serving.keys import Key
 from safeswitch.serving.middleware import THRESHOLDS, Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
