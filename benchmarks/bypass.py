@@ -30,13 +30,13 @@ import httpx
 from benchmarks.running import serving
 
 from safeswitch.core.types import Example
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.judge import complied
 from safeswitch.nano.suites import load_suite
 from safeswitch.serving.keys import add_key
-from safeswitch.serving.openai_schema import ChatRequest, CompletionRequest
-from safeswitch.serving.vllm_fields import CHAT, COMPLETION, MESSAGES, RESPONSES
+from safeswitch.serving.transformers.openai_schema import ChatRequest, CompletionRequest
+from safeswitch.serving.vllm.fields import CHAT, COMPLETION, MESSAGES, RESPONSES
 from safeswitch.switch.switch import Switch
 
 NEW = 32

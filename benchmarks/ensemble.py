@@ -23,10 +23,9 @@ from torch import Tensor
 
 from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
+from safeswitch.bench.table import percent
 from safeswitch.core.types import PROMPT_END, ReadPoint
-from safeswitch.engines.transformers_engine import TransformersEngine
-from safeswitch.evaluation.intervals import clustered
-from safeswitch.evaluation.table import percent
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.methods.fitting import labels, prompt_acts
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.models.language_model import LanguageModel
@@ -36,6 +35,7 @@ from safeswitch.nano.suites import load_suite
 from safeswitch.probers.calibrate import conformal_threshold, log_odds
 from safeswitch.probers.ensemble import EnsembleProber
 from safeswitch.probers.multilayer import LayerAverageProber
+from safeswitch.statistics.intervals import clustered
 
 Odds = Callable[[dict[int, Tensor]], Tensor]
 """Log-odds of each reader, ``[readers]``, from last states ``[1, d]`` by layer; differentiable."""

@@ -15,14 +15,14 @@ import sys
 from pathlib import Path
 
 import safeswitch.methods.resolve  # noqa: F401  (registers every method)
+from safeswitch.bench.log import RunLog
+from safeswitch.bench.metrics import ACCURACY, HARM, NEITHER, OVER_REFUSAL, outcomes
+from safeswitch.bench.rows import Rows
+from safeswitch.bench.table import percent
+from safeswitch.bench.tables import main_rates
 from safeswitch.core.artifact import write_text
-from safeswitch.evaluation.intervals import mcnemar
-from safeswitch.evaluation.log import RunLog
-from safeswitch.evaluation.metrics import ACCURACY, HARM, NEITHER, OVER_REFUSAL, outcomes
-from safeswitch.evaluation.rows import Rows
-from safeswitch.evaluation.table import percent
-from safeswitch.evaluation.tables import main_rates
 from safeswitch.methods.base import METHODS
+from safeswitch.statistics.intervals import mcnemar
 
 SUITES = {
     "nano_plain_unsafe": ("plain unsafe: complied", HARM), "nano_jailbroken": ("jailbroken: complied", HARM),

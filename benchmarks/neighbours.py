@@ -29,11 +29,11 @@ from benchmarks.leak import body
 from benchmarks.running import in_process
 
 from safeswitch.core.types import Example
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
-from safeswitch.switch.prompts import FramedPrompt
+from safeswitch.switch.actuators.prompts import FramedPrompt
 from safeswitch.switch.switch import Switch
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

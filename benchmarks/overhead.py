@@ -29,12 +29,12 @@ from tests.tiny import tiny_tokenizer
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
-from safeswitch.engines.rows import Rows
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.transformers.rows import Rows
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
-from safeswitch.switch.actuators import LowRankHead
+from safeswitch.switch.actuators.base import LowRankHead
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
 

@@ -20,7 +20,7 @@ from typing import Any
 from safeswitch.engines.vllm.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.settings import ServerSettings
-from safeswitch.serving.transformers_server import GuardedServer, TransformersSettings
+from safeswitch.serving.transformers.server import GuardedServer, TransformersSettings
 
 VLLM_FLAGS = ("--enforce-eager", "--max-model-len", "512", "--block-size", "32", "--num-gpu-blocks-override", "512")
 """A cache so small that all of its pages are soon in use: those that are touched later would look like a leak."""

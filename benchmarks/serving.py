@@ -31,7 +31,7 @@ from benchmarks.overhead import LAYERS, PILOT, fitted, median_interval, model_10
 from benchmarks.running import serving
 
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
-from safeswitch.switch.actuators import LowRankHead
+from safeswitch.switch.actuators.base import LowRankHead
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import BaseModel, Switch
 

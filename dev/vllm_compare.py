@@ -19,7 +19,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from safeswitch.serving.vllm_fields import ROUTES, Route, find
+from safeswitch.serving.vllm.fields import ROUTES, Route, find
 
 SOURCE = Path(__file__).parents[1] / "src" / "safeswitch"
 USED = (

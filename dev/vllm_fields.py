@@ -1,15 +1,15 @@
-"""Write ``design/vllm-fields.md`` from the tables of ``safeswitch.serving.vllm_fields``."""
+"""Write ``design/vllm-fields.md`` from the tables of ``safeswitch.serving.vllm.fields``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from safeswitch.serving.vllm_fields import KINDS, ROUTES, Field, Route
+from safeswitch.serving.vllm.fields import KINDS, ROUTES, Field, Route
 
 PAGE = Path(__file__).parents[1] / "design" / "vllm-fields.md"
 HEAD = """# What a request to the guarded vLLM server may hold
 
-Written by `python dev/vllm_fields.py` from `serving/vllm_fields.py`; read in vLLM 0.32.0 and 0.33.0.
+Written by `python dev/vllm_fields.py` from `serving/vllm/fields.py`; read in vLLM 0.32.0 and 0.33.0.
 Every other route is closed (404): stored responses, batches, raw tokens, beam search, pooling, speech,
 control and development routes. Every other field is refused (400) under `enforce`.
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from safeswitch.core.types import Decision, Example, Message, Position, ReadPoint, Reply
     from safeswitch.data.readers import read_examples
     from safeswitch.engines.mock import MockEngine
-    from safeswitch.engines.transformers_engine import TransformersEngine
+    from safeswitch.engines.transformers.engine import TransformersEngine
+    from safeswitch.fitting.refusal_head import HeadSettings
+    from safeswitch.fitting.settings import FitSettings
     from safeswitch.models.language_model import LanguageModel
-    from safeswitch.switch.fit_settings import FitSettings
     from safeswitch.switch.gate import Gate, Stage
-    from safeswitch.switch.refusal_head import HeadSettings
     from safeswitch.switch.switch import Switch
 
 _HOMES = {

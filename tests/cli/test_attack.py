@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from safeswitch.attacks.base import Victim
+from safeswitch.attacks.gcg import ProberAwareGCG
+from safeswitch.bench.log import Logged, RunLog
 from safeswitch.core.types import Example
-from safeswitch.evaluation.attacks.base import Victim
-from safeswitch.evaluation.attacks.gcg import ProberAwareGCG
-from safeswitch.evaluation.log import Logged, RunLog
 
 SET = "nano_plain_unsafe"
 GIVEN = ("attack", "--model", "nano", "--switch", "nano", "--limit", "3", "--steps", "2")

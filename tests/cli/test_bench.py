@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from safeswitch.bench.log import RunLog
 from safeswitch.data.writers import write_examples
-from safeswitch.evaluation.log import RunLog
 from safeswitch.nano import switch_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.switch.switch import Switch
@@ -107,7 +107,7 @@ def test_harness_runs_tasks_of_a_folder(call: Any, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     alone = partial(TaskManager, include_defaults=False)  # the harness's own tasks take long to index
-    monkeypatch.setattr("safeswitch.evaluation.harness.TaskManager", alone)
+    monkeypatch.setattr("safeswitch.bridges.lm_eval.TaskManager", alone)
     (tmp_path / "q.jsonl").write_text(json.dumps({"q": "What is the capital of France?", "a": "Paris."}) + "\n")
     (tmp_path / "capital.yaml").write_text(
         f"task: capital\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'q.jsonl'}\n"

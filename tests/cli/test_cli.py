@@ -21,7 +21,7 @@ from safeswitch.cli import main as module
 from safeswitch.cli import screen
 from safeswitch.core.types import Example, Message
 from safeswitch.data.writers import write_examples
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.switch.card import model_card
 from safeswitch.switch.switch import Switch
 from tests.switch.made import fitted, requests

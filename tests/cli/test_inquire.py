@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from safeswitch.analyses.landscape.survey import visage
+from safeswitch.bench.log import RunLog
 from safeswitch.core.errors import ArtifactError
-from safeswitch.evaluation.landscape.survey import visage
-from safeswitch.evaluation.log import RunLog
-from safeswitch.evaluation.report.page import write_report
+from safeswitch.report.page import write_report
 
 
 @pytest.mark.slow

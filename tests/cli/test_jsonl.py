@@ -16,7 +16,7 @@ from safeswitch.core.errors import ArtifactError, DataError, SafeSwitchError
 from safeswitch.core.types import Example, Message, Reply
 from safeswitch.engines.jsonl import Written, generate_file
 from safeswitch.engines.mock import MockEngine
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from tests.switch.made import engine, fitted, model, requests
 from tests.tiny import tiny_lm
 

@@ -12,7 +12,7 @@ from safeswitch.cli import serve as command
 from safeswitch.cli.main import app
 from safeswitch.core.errors import SettingError
 from safeswitch.nano import switch_path, weights_path
-from safeswitch.serving import transformers_server
+from safeswitch.serving.transformers import server as transformers_server
 
 NANO = ["serve", "--model", "nano", "--switch", "nano"]
 

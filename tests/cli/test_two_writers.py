@@ -17,8 +17,8 @@ import pytest
 from safeswitch.core.errors import ArtifactError
 from safeswitch.engines.jsonl import generate_file
 from safeswitch.engines.mock import MockEngine
+from safeswitch.fitting.kept import Kept
 from safeswitch.serving.keys import add_key, read_keys, remove_key
-from safeswitch.switch.kept import Kept
 from tests.switch.made import engine, requests
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

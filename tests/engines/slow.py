@@ -15,7 +15,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import Prober
-from safeswitch.switch.actuators import LowRankHead
+from safeswitch.switch.actuators.base import LowRankHead
 
 EOS = 2
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from safeswitch.core.types import Example
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
-from safeswitch.switch.actuators import Canned, NoAction
+from safeswitch.switch.actuators.base import Canned, NoAction
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 

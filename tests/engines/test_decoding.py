@@ -14,10 +14,10 @@ from transformers import DynamicCache, GenerationConfig, SynthIDTextWatermarking
 from safeswitch.activations.record import record
 from safeswitch.core.errors import ContextLengthError, DataError, FingerprintError, ModelError, SettingError
 from safeswitch.core.types import Message
-from safeswitch.engines.rows import Rows
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.transformers.rows import Rows
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import FullHead, LowRankHead, NoAction, Steering, SystemPrompt
+from safeswitch.switch.actuators.base import FullHead, LowRankHead, NoAction, Steering, SystemPrompt
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import BaseModel, Switch
 from tests.engines.slow import Projection, pilot_point, prompt_point, random_head, reply_alone, states_alone
@@ -372,7 +372,7 @@ def test_an_always_on_gate_reports_no_score_of_a_prober_that_was_not_asked(lm: L
 
 def test_time_spent_on_two_readings_in_one_step_is_counted_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("safeswitch.engines.rows.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("safeswitch.engines.transformers.rows.time.perf_counter", lambda: clock[0])
 
     class Slow(Projection):
         seconds = 0.0

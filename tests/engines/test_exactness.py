@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Steering
+from safeswitch.switch.actuators.base import Steering
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
 from tests.engines.slow import Projection, pilot_point, prompt_point, random_head, reply_alone, states_alone

@@ -8,10 +8,10 @@ import pytest
 
 from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.types import Reply, Tokens
-from safeswitch.engines.streaming import Follower
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.transformers.streaming import Follower
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import NoAction, SystemPrompt
+from safeswitch.switch.actuators.base import NoAction, SystemPrompt
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
 from tests.engines.slow import Projection, pilot_point, random_head

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from safeswitch.core.types import as_messages
-from safeswitch.engines.score import log_likelihoods
-from safeswitch.engines.transformers_engine import TransformersEngine
-from safeswitch.switch.actuators import FullHead, LowRankHead, NoAction, Steering, SystemPrompt
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.transformers.score import log_likelihoods
+from safeswitch.switch.actuators.base import FullHead, LowRankHead, NoAction, Steering, SystemPrompt
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 from tests.switch.made import engine, fitted, requests

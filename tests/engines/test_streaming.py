@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
 from safeswitch.core.errors import DataError, SettingError
-from safeswitch.engines.streaming import Release
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.transformers.streaming import Release
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Actuator, SystemPrompt
+from safeswitch.switch.actuators.base import Actuator, SystemPrompt
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
 from tests.engines.slow import Projection, pilot_point, random_head

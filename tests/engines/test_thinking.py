@@ -12,16 +12,16 @@ import torch
 from safeswitch.activations.record import record
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Example, Message, Position, ReadPoint, Reply, Tokens
-from safeswitch.engines.score import log_likelihoods
-from safeswitch.engines.streaming import Follower, RowSink
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.transformers.score import log_likelihoods
+from safeswitch.engines.transformers.streaming import Follower, RowSink
+from safeswitch.fitting.head_data import closed_first
+from safeswitch.fitting.observe import spoken
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thinking, Thread
-from safeswitch.switch.actuators import NoAction
+from safeswitch.switch.actuators.base import NoAction
 from safeswitch.switch.capability import vllm_refusal
-from safeswitch.switch.fit_data import spoken
 from safeswitch.switch.gate import Gate, Stage
-from safeswitch.switch.head_data import closed_first
 from safeswitch.switch.switch import Switch
 from tests.engines.slow import Projection, pilot_point, prompt_point, random_head, reply_alone
 from tests.engines.test_exactness import PROMPTS, assert_untouched, snapshot

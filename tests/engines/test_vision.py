@@ -17,14 +17,14 @@ from safeswitch.core.types import Example, Message, Position, Prompt, ReadPoint
 from safeswitch.data.readers import read_examples
 from safeswitch.data.writers import data_hash, to_row
 from safeswitch.engines.jsonl import request_hash
-from safeswitch.engines.score import log_likelihoods
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.transformers.score import log_likelihoods
 from safeswitch.models.fingerprint import fingerprint, fingerprint_of_files
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.vision import Encoded
-from safeswitch.switch.actuators import LowRankHead, SystemPrompt
+from safeswitch.switch.actuators.base import LowRankHead, SystemPrompt
+from safeswitch.switch.actuators.prompts import FramedPrompt
 from safeswitch.switch.gate import Gate, Stage
-from safeswitch.switch.prompts import FramedPrompt
 from safeswitch.switch.switch import Switch
 from tests.engines.slow import EOS, Projection, pilot_point, prompt_point, random_head
 from tests.switch.made import WORDS, settings, two_of_three

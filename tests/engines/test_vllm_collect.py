@@ -12,8 +12,8 @@ import torch
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
 from safeswitch.engines.vllm.recorder import Recorder
-from safeswitch.switch.fit_settings import FitSettings
-from safeswitch.switch.refusal_head import HeadSettings
+from safeswitch.fitting.refusal_head import HeadSettings
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.switch.switch import Switch
 from tests.engines.vllm_made import needs_vllm, reference, saved, vllm_options
 from tests.switch.made import requests

@@ -20,7 +20,7 @@ import pytest
 from safeswitch.core.errors import ContextLengthError, DataError, FingerprintError, SettingError
 from safeswitch.core.types import Reply
 from safeswitch.engines.context import CONTEXT, Context
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.engines.vllm.settings import GuardSettings
 from safeswitch.methods.base import METHODS
 from safeswitch.methods.resolve import resolve
@@ -554,7 +554,7 @@ def test_two_workers_that_share_a_model_decide_alike() -> None:
 def test_a_server_whose_requests_would_pass_unguarded_does_not_start(parts: str, said: str, engine: Any) -> None:
     from safeswitch.engines.vllm.engine import VLLMEngine
     from safeswitch.serving.settings import ServerSettings
-    from safeswitch.serving.vllm_plugin import SafeSwitchMiddleware
+    from safeswitch.serving.vllm.plugin import SafeSwitchMiddleware
 
     told: list[Any] = []
 

@@ -9,7 +9,7 @@ from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Position, ReadPoint
 from safeswitch.engines.vllm.guard import Guard, Row, Tenant
 from safeswitch.engines.vllm.settings import GuardSettings, Task, stop_token
-from safeswitch.switch.actuators import LowRankHead
+from safeswitch.switch.actuators.base import LowRankHead
 from safeswitch.switch.gate import Gate, Stage
 from tests.engines.slow import Projection
 

@@ -16,7 +16,7 @@ from safeswitch.engines.vllm.guard import Guard, Tenant
 from safeswitch.engines.vllm.live import keep
 from safeswitch.engines.vllm.recorder import Recorder
 from safeswitch.engines.vllm.settings import GuardSettings, Task
-from safeswitch.switch.actuators import LowRankHead
+from safeswitch.switch.actuators.base import LowRankHead
 from safeswitch.switch.gate import Gate, Stage
 from tests.engines.test_vllm_guard import Axis
 from tests.engines.vllm_made import HAVE_VLLM, needs_vllm

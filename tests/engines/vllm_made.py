@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from safeswitch.activations.states import Activations
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
-from safeswitch.switch.actuators import NoAction
+from safeswitch.switch.actuators.base import NoAction
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import BaseModel, Switch
 from tests.engines.slow import random_head

@@ -10,5 +10,5 @@ import pytest
 @pytest.fixture(scope="package", autouse=True)
 def _no_text_baseline() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("safeswitch.switch.fit_gate._text_baseline", lambda *args, **kwargs: {})
+        patch.setattr("safeswitch.fitting.gate._text_baseline", lambda *args, **kwargs: {})
         yield

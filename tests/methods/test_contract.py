@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 import torch
 
+from safeswitch.bench.runner import Meter
 from safeswitch.core.artifact import write_tensors
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example
 from safeswitch.data.splits import grouped_split
-from safeswitch.engines.transformers_engine import TransformersEngine
-from safeswitch.evaluation.runner import Meter
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.methods.base import METHODS, Method
 from safeswitch.methods.resolve import resolve
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import BodyActuator
+from safeswitch.switch.actuators.base import BodyActuator
 from safeswitch.switch.capability import engines_of
-from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.switch import Switch
 from tests.switch.made import requests, settings
 from tests.tiny import NAMES, tiny_lm

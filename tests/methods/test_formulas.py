@@ -18,9 +18,10 @@ from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ArtifactError, SettingError
 from safeswitch.core.types import Position, ReadPoint
-from safeswitch.engines.late import late_lengths
-from safeswitch.engines.steer import acting, changed
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.transformers.late import late_lengths
+from safeswitch.engines.transformers.steer import acting, changed
+from safeswitch.fitting.head_data import reply_states
 from safeswitch.methods.cast import COMPLIANCE, REFUSALS, suffix_differences
 from safeswitch.methods.checks import ASK_INPUT
 from safeswitch.methods.directions import (
@@ -45,13 +46,12 @@ from safeswitch.probers.apart import APPENDED, AppendingProber, LikelihoodProber
 from safeswitch.probers.base import prober_from_state
 from safeswitch.probers.condition import WHOLE, Condition, ConditionProber, fit_condition, parse_rule, similarity
 from safeswitch.probers.ensemble import EnsembleProber
-from safeswitch.switch.actuators import Canned, LowRankHead, Steering
-from safeswitch.switch.body import Adapter, Weights
+from safeswitch.switch.actuators.base import Canned, LowRankHead, Steering
+from safeswitch.switch.actuators.heads import EarlyHead, SoftHead
+from safeswitch.switch.actuators.vectors import load_vectors, save_vectors
+from safeswitch.switch.actuators.weights import Adapter, Weights
 from safeswitch.switch.gate import Gate, Stage
-from safeswitch.switch.head_data import reply_states
-from safeswitch.switch.heads import EarlyHead, SoftHead
 from safeswitch.switch.switch import Switch
-from safeswitch.switch.vectors import load_vectors, save_vectors
 from tests.engines.slow import Projection, prompt_point, random_head
 from tests.methods.test_contract import ASKED, PARTS, SETTINGS, engine, obeys
 from tests.tiny import tiny_lm

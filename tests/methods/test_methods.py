@@ -15,7 +15,7 @@ from safeswitch.methods.base import METHODS
 from safeswitch.methods.safeswitch import AlwaysHead, SafeSwitch
 from safeswitch.methods.safety_prompt import PROMPTS, SafetyPrompt
 from safeswitch.methods.untouched import Untouched
-from safeswitch.switch.actuators import NoAction, SystemPrompt
+from safeswitch.switch.actuators.base import NoAction, SystemPrompt
 from safeswitch.switch.switch import Switch
 from tests.switch.made import engine, fitted, model, requests, settings, two_of_three
 

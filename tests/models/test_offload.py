@@ -9,9 +9,9 @@ from tests.engines.slow import reply_alone
 from tests.engines.test_exactness import PROMPTS, two_stage
 from tests.tiny import tiny_lm, tiny_model, tiny_tokenizer
 
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Steering
+from safeswitch.switch.actuators.base import Steering
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.evaluation.made import logged
+from tests.bench.made import logged
 
+from safeswitch.bench.metrics import NEITHER
 from safeswitch.core.errors import ArtifactError
-from safeswitch.engines.transformers_engine import TransformersEngine
-from safeswitch.evaluation.intervals import wilson
-from safeswitch.evaluation.metrics import NEITHER
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.fitting.refusal_head import HeadSettings
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.nano import effect, switch_path, weights_path
 from safeswitch.nano.bench import NanoJudge
 from safeswitch.nano.effect import METHOD_NAMES, Pooled, judge_goals, paired_tests, pool, run_study
 from safeswitch.nano.study import run_demo
 from safeswitch.nano.suites import FitData, load_fit, load_suite
-from safeswitch.switch.fit_settings import FitSettings
-from safeswitch.switch.refusal_head import HeadSettings
+from safeswitch.statistics.intervals import wilson
 from safeswitch.switch.switch import Switch
 
 SETTINGS = FitSettings(budget=0.05, readers=("layers",), head=HeadSettings(ranks=(1,), epochs=3), head_examples=32)

@@ -17,8 +17,8 @@ from safeswitch.core.errors import DataError, FitError, SettingError
 from safeswitch.probers.calibrate import conformal_threshold, expected_calibration_error, log_odds, platt
 from safeswitch.probers.leave_out import leave_one_out, split_out
 from safeswitch.probers.linear import LinearProber
-from safeswitch.probers.metrics import mean_metrics, measure
 from safeswitch.probers.split import cluster_split, stratified_split
+from safeswitch.statistics.prober_metrics import mean_metrics, measure
 from tests.probers.made_states import LAST
 
 
@@ -112,7 +112,7 @@ def test_tpr_at_one_percent_lets_floor_of_one_percent_of_the_negatives_through()
 
 @pytest.mark.parametrize("group", [1, 7])
 def test_a_resample_has_the_figures_of_the_rows_it_repeats(group: int) -> None:
-    from safeswitch.probers import bootstrap
+    from safeswitch.statistics import bootstrap
 
     scores, labels = (t.numpy() for t in scored(80))
     drawn = bootstrap.Resamples.draw(scores.astype(np.float64), labels, 5, 0, np.arange(80) // group)

@@ -20,19 +20,19 @@ from hypothesis import strategies as st
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Reply
-from safeswitch.engines.streaming import Gone, RowSink
+from safeswitch.engines.transformers.streaming import Gone, RowSink
 from safeswitch.engines.vllm.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
-from safeswitch.serving.batcher import BatchSettings
-from safeswitch.serving.choice import Choice
-from safeswitch.serving.errors import ApiError
 from safeswitch.serving.lanes import SHORT, Lane, Lanes
 from safeswitch.serving.settings import ServerSettings
-from safeswitch.serving.transformers_front import FrontEnd
-from safeswitch.serving.transformers_server import Middleware, parse_flags
-from safeswitch.switch.prompts import FramedPrompt
+from safeswitch.serving.transformers.batcher import BatchSettings
+from safeswitch.serving.transformers.choice import Choice
+from safeswitch.serving.transformers.errors import ApiError
+from safeswitch.serving.transformers.front_end import FrontEnd
+from safeswitch.serving.transformers.server import Middleware, parse_flags
+from safeswitch.switch.actuators.prompts import FramedPrompt
 from safeswitch.switch.switch import Switch
 
 CHAT, COMPLETIONS, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"

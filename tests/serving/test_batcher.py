@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from safeswitch.core.errors import SettingError
-from safeswitch.serving.batcher import Batcher, BatchSettings, Closed, Full, Job, Left
+from safeswitch.serving.transformers.batcher import Batcher, BatchSettings, Closed, Full, Job, Left
 
 
 class Waiting:

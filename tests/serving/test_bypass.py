@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.bypass import Outcome, Try, fault, fields_of, run
 
-from safeswitch.serving.vllm_fields import CHAT, COMPLETION, MESSAGES, RESPONSES
+from safeswitch.serving.vllm.fields import CHAT, COMPLETION, MESSAGES, RESPONSES
 from tests.engines.vllm_made import needs_vllm
 
 

@@ -14,7 +14,7 @@ from benchmarks.running import serving
 from pydantic import BaseModel
 
 from safeswitch.core.types import Example, Reply
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.switch.switch import Switch

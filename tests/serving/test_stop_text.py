@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeswitch.serving.stop_text import StopText, before_stop
+from safeswitch.serving.transformers.stop_text import StopText, before_stop
 
 letters = st.text("abc", max_size=12)
 

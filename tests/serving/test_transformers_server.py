@@ -20,23 +20,23 @@ import httpx
 import openai
 import pytest
 
+from safeswitch.bench.judges.chat_model import ChatModel
+from safeswitch.bench.judges.model_judge import ModelJudge
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Example, Message, Reply, Tokens
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.engines.vllm.settings import GuardSettings
-from safeswitch.evaluation.judges.chat_model import ChatModel
-from safeswitch.evaluation.judges.model_judge import ModelJudge
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thinking
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.serving.audit import AuditError
-from safeswitch.serving.batcher import BatchSettings, Closed
-from safeswitch.serving.choice import Choice
 from safeswitch.serving.settings import ServerSettings
-from safeswitch.serving.transformers_server import GuardedServer, TransformersSettings, parse_flags
+from safeswitch.serving.transformers.batcher import BatchSettings, Closed
+from safeswitch.serving.transformers.choice import Choice
+from safeswitch.serving.transformers.server import GuardedServer, TransformersSettings, parse_flags
 from safeswitch.switch.switch import Switch
-from tests.evaluation.made import logged
+from tests.bench.made import logged
 
 pytestmark = pytest.mark.slow
 NEW = 20

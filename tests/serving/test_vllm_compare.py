@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from safeswitch.serving.vllm_fields import ROUTES
+from safeswitch.serving.vllm.fields import ROUTES
 from tests.engines.vllm_made import needs_vllm
 
 pytestmark = pytest.mark.filterwarnings("ignore")

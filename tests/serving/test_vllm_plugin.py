@@ -47,7 +47,7 @@ def sent(
     root: str = "",
 ) -> tuple[int, str]:
     """Status and body of the answer."""
-    from safeswitch.serving.vllm_plugin import SafeSwitchMiddleware
+    from safeswitch.serving.vllm.plugin import SafeSwitchMiddleware
 
     events: list[Any] = []
 
@@ -138,7 +138,7 @@ def test_a_field_that_needs_a_right_is_served_to_who_has_it(tmp_path: Path) -> N
 def test_a_server_in_development_mode_does_not_start(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safeswitch.serving.vllm_plugin import SafeSwitchMiddleware
+    from safeswitch.serving.vllm.plugin import SafeSwitchMiddleware
 
     monkeypatch.setenv(name, "1")
     app, told = App(), []

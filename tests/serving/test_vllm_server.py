@@ -18,7 +18,7 @@ import pytest
 from benchmarks.running import serving
 
 from safeswitch.core.types import Example, Reply
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.serving.keys import add_key
@@ -66,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def test_front_ends_that_know_no_middleware_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from safeswitch.core.errors import SettingError
-    from safeswitch.serving.vllm_server import refuse_other_front_ends
+    from safeswitch.serving.vllm.server import refuse_other_front_ends
 
     refuse_other_front_ends(SimpleNamespace(grpc=False))
     with pytest.raises(SettingError, match="--grpc cannot be given"):
@@ -79,7 +79,7 @@ def test_front_ends_that_know_no_middleware_are_refused(monkeypatch: pytest.Monk
 def test_flags_that_would_take_the_guard_out_are_refused_and_the_host_is_local() -> None:
     from safeswitch.core.errors import SettingError
     from safeswitch.engines.vllm.settings import GuardSettings
-    from safeswitch.serving.vllm_server import serve_arguments
+    from safeswitch.serving.vllm.server import serve_arguments
 
     guard = GuardSettings({"default": str(switch_path())})
     for flag in ("--logits-processors", "--speculative-config={}", "--model_class_overrides", "--worker-extension-cls"):

@@ -7,10 +7,10 @@ from functools import cache
 from typing import Any
 
 from safeswitch.core.types import Example, Message
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.fitting.refusal_head import HeadSettings
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.fit_settings import FitSettings
-from safeswitch.switch.refusal_head import HeadSettings
 from safeswitch.switch.switch import Switch
 from tests.tiny import tiny_lm
 

@@ -11,7 +11,7 @@ import torch
 
 from safeswitch.core.errors import ArtifactError, SettingError
 from safeswitch.core.types import Message
-from safeswitch.switch.actuators import (
+from safeswitch.switch.actuators.base import (
     ACTUATORS,
     Actuator,
     Canned,
@@ -22,9 +22,9 @@ from safeswitch.switch.actuators import (
     SystemPrompt,
     actuator_from_state,
 )  # fmt: skip
-from safeswitch.switch.body import Adapter, Weights
-from safeswitch.switch.heads import EarlyHead, SoftHead, SparseHead
-from safeswitch.switch.prompts import FramedPrompt
+from safeswitch.switch.actuators.heads import EarlyHead, SoftHead, SparseHead
+from safeswitch.switch.actuators.prompts import FramedPrompt
+from safeswitch.switch.actuators.weights import Adapter, Weights
 
 D, V, N = 5, 7, 3
 DRAW = torch.Generator().manual_seed(0)

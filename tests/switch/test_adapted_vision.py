@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from safeswitch.cli.main import app
 from safeswitch.core.errors import FingerprintError
 from safeswitch.data.writers import write_examples
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.fitting.adapted import Standing, compare, standing
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.adapted import Standing, compare, standing
 from tests.switch.made import fitted, model, requests
 from tests.switch.test_adapted import says_sorry
 from tests.tiny import VOCAB

@@ -25,11 +25,11 @@ from safeswitch.nano import switch_path
 from safeswitch.probers.apart import AppendingProber, LikelihoodProber, TransitionProber
 from safeswitch.probers.condition import Condition, ConditionProber
 from safeswitch.probers.ensemble import EnsembleProber
-from safeswitch.switch.actuators import Actuator, Canned, FullHead, LowRankHead, NoAction, Steering, SystemPrompt
-from safeswitch.switch.body import Adapter, Weights
+from safeswitch.switch.actuators.base import Actuator, Canned, FullHead, LowRankHead, NoAction, Steering, SystemPrompt
+from safeswitch.switch.actuators.heads import EarlyHead, SoftHead, SparseHead
+from safeswitch.switch.actuators.prompts import FramedPrompt
+from safeswitch.switch.actuators.weights import Adapter, Weights
 from safeswitch.switch.gate import Gate, Stage
-from safeswitch.switch.heads import EarlyHead, SoftHead, SparseHead
-from safeswitch.switch.prompts import FramedPrompt
 from safeswitch.switch.switch import BaseModel, Switch
 from tests.switch.made import fitted, model
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from safeswitch.core.types import Position, ReadPoint
-from safeswitch.switch.actuators import LowRankHead, NoAction, Steering
+from safeswitch.switch.actuators.base import LowRankHead, NoAction, Steering
+from safeswitch.switch.actuators.heads import SoftHead
 from safeswitch.switch.gate import Gate, Stage
-from safeswitch.switch.heads import SoftHead
 from safeswitch.switch.session import Session, at_late, at_pilot, at_prompt, at_watch
 from tests.switch.test_gate import NAN, Says, acts
 

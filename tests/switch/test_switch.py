@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from safeswitch.core import artifact
 from safeswitch.core.errors import ArtifactError, FingerprintError, SettingError
 from safeswitch.switch import switch as module
-from safeswitch.switch.actuators import LowRankHead, NoAction, Steering, SystemPrompt
+from safeswitch.switch.actuators.base import LowRankHead, NoAction, Steering, SystemPrompt
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import BaseModel, Switch
 from tests.switch.made import engine, fitted, model, requests

@@ -23,9 +23,9 @@ def adapted(
 ) -> None:
     """Keep, recalibrate or refit a switch after fine-tuning, merging or quantising its model; prints the figures as JSON."""
     from safeswitch.data.readers import read_examples
-    from safeswitch.engines.transformers_engine import TransformersEngine
-    from safeswitch.switch.adapted import compare, standing
-    from safeswitch.switch.fit import does_not_refuse
+    from safeswitch.engines.transformers.engine import TransformersEngine
+    from safeswitch.fitting.adapted import compare, standing
+    from safeswitch.fitting.fit import does_not_refuse
     from safeswitch.switch.switch import Switch
 
     examples = [example for path in data for example in read_examples(path)]

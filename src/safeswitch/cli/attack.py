@@ -66,10 +66,10 @@ def attack(
 
     Only the unsafe requests of the benchmarks are attacked: nano's plain ones, or HarmBench, unless others are named.
     """
-    from safeswitch.evaluation.attacks.run import build_attacks, run_attacks
-    from safeswitch.evaluation.bench import Asked
-    from safeswitch.evaluation.catalogue import benchmarks
-    from safeswitch.evaluation.picture import check_drawable
+    from safeswitch.attacks.run import build_attacks, run_attacks
+    from safeswitch.bench.bench import Asked
+    from safeswitch.bench.catalogue import benchmarks
+    from safeswitch.bench.picture import check_drawable
 
     names = entries("--attacks", attacks)
     target = target or (_NANO_TARGET if model == "nano" else None)
@@ -100,8 +100,8 @@ def _options(
         SettingError: translation without a table.
         DataError: a table that cannot be read.
     """
+    from safeswitch.attacks.translation import read_columns
     from safeswitch.core.errors import SettingError
-    from safeswitch.evaluation.attacks.translation import read_columns
 
     search: dict[str, Any] = {"steps": steps, "seed": seed, **({"target": target} if target else {})}
     options = {"gcg": search, "gcg-prober": search}

@@ -92,8 +92,8 @@ def compare(
     With --switch that bundle is taken as SafeSwitch, and its head as the always-on head. With --efforts, safety against
     reasoning effort: tradeoff.md and tradeoff.csv beside the tables.
     """
-    from safeswitch.evaluation.effort import at_efforts, check_efforts
-    from safeswitch.evaluation.tradeoff import write_tradeoff
+    from safeswitch.bench.effort import at_efforts, check_efforts
+    from safeswitch.bench.tradeoff import write_tradeoff
 
     names = entries("--methods", methods)
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)
@@ -118,11 +118,11 @@ def _run(
     Args:
         around: Makes out of what prepares the methods what is run.
     """
-    from safeswitch.evaluation.bench import Asked, run_bench
-    from safeswitch.evaluation.candidates import check_methods, prepare
-    from safeswitch.evaluation.catalogue import benchmarks, suite_benchmarks
-    from safeswitch.evaluation.judges.named import make_judge
-    from safeswitch.evaluation.picture import check_drawable
+    from safeswitch.bench.bench import Asked, run_bench
+    from safeswitch.bench.candidates import check_methods, prepare
+    from safeswitch.bench.catalogue import benchmarks, suite_benchmarks
+    from safeswitch.bench.judges.named import make_judge
+    from safeswitch.bench.picture import check_drawable
 
     fitting, told = load_fitting(engine, model, fit_data, load_switch(switch), seed, leave_out, say)
     benchmarks()
@@ -160,7 +160,7 @@ def harness(
     from safeswitch.core.artifact import write_json
 
     try:
-        from safeswitch.evaluation.harness import run_tasks
+        from safeswitch.bridges.lm_eval import run_tasks
     except ModuleNotFoundError as error:
         raise SettingError(f"safeswitch harness needs {error.name}: pip install 'safeswitch[harness]'") from error
     engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size, allow_other_model)

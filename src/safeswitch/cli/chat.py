@@ -10,7 +10,7 @@ from typing import Any
 from safeswitch.cli.screen import put, say
 from safeswitch.core.errors import ContextLengthError, SafeSwitchError
 from safeswitch.core.types import Decision, Message, Reply
-from safeswitch.engines.transformers_engine import TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.switch.switch import Switch
 
 AFRESH = "/new"

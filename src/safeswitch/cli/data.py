@@ -220,8 +220,8 @@ def _named(ids: Sequence[str]) -> str:
 
 def _fitting(file: str, label: str | None, budget: float, seed: int) -> str:
     """Why fit would refuse the file as its only source, or nothing; prints the parts."""
-    from safeswitch.switch.fit import check_parts  # torch comes with it
-    from safeswitch.switch.run_fit import read_sources
+    from safeswitch.fitting.files import read_sources
+    from safeswitch.fitting.fit import check_parts  # torch comes with it
 
     try:
         parts = fit_split(read_sources([file], label=label, limit=None), seed)

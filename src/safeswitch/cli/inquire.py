@@ -35,8 +35,8 @@ def analyse(
     chat_template: TemplateOption = None,
 ) -> None:
     """Look into a finished run: prober quality by layer and pilot token, states in two dimensions, scores token by token."""
-    from safeswitch.evaluation.analyses.run import FILE
-    from safeswitch.evaluation.analyses.run import analyse as look
+    from safeswitch.analyses.run import FILE
+    from safeswitch.analyses.run import analyse as look
 
     engine = load_engine(model, revision, dtype, device_map, chat_template)
     look(engine, run, method=method, limit=limit, strips=strips, how=how, seed=seed, say=say)  # type: ignore[arg-type]
@@ -67,11 +67,11 @@ def landscape(
     chat_template: TemplateOption = None,
 ) -> None:
     """Move the weights along random directions and see how safety holds: curves, maps and the VISAGE score."""
+    from safeswitch.analyses.landscape.survey import FILE, Plan, Surveyor, survey
+    from safeswitch.bench.judges.base import JUDGES
+    from safeswitch.bench.judges.rules import Rules
     from safeswitch.core.errors import SettingError
     from safeswitch.data.readers import read_examples
-    from safeswitch.evaluation.judges.base import JUDGES
-    from safeswitch.evaluation.judges.rules import Rules
-    from safeswitch.evaluation.landscape.survey import FILE, Plan, Surveyor, survey
     from safeswitch.nano.bench import NanoJudge
     from safeswitch.nano.suites import load_suite
 

@@ -12,11 +12,11 @@ from inspect_ai import Task, task
 from inspect_ai.model import GenerateConfig, ModelAPI, modelapi
 
 import safeswitch.nano.bench  # noqa: F401  (adds nano's suites to the benchmarks)
+from safeswitch.bench.benchmark import load
+from safeswitch.bench.catalogue import benchmarks
+from safeswitch.bridges.inspect import EngineAPI, inspect_task
 from safeswitch.cli.load import load_engine, load_switch
 from safeswitch.core.errors import SettingError
-from safeswitch.evaluation.benchmark import load
-from safeswitch.evaluation.catalogue import benchmarks
-from safeswitch.evaluation.inspect_bridge import EngineAPI, inspect_task
 
 
 @modelapi(name="safeswitch")

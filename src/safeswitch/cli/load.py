@@ -17,7 +17,7 @@ def load_engine(
     allow_other_model: bool = False,
 ) -> Any:
     """A transformers engine over the model that ``--model`` names."""
-    from safeswitch.engines.transformers_engine import TransformersEngine
+    from safeswitch.engines.transformers.engine import TransformersEngine
     from safeswitch.models.chat import read_template
     from safeswitch.models.language_model import LanguageModel
 
@@ -45,7 +45,7 @@ def load_collector(
     Raises:
         SettingError: vLLM is not installed, or cannot read what ``settings`` ask for.
     """
-    from safeswitch.switch.fit_gate import fit_points
+    from safeswitch.fitting.gate import fit_points
 
     try:
         from safeswitch.engines.vllm.collect import VLLMCollector
@@ -67,9 +67,9 @@ def load_fitting(
     engine: Any, model: str, fit_data: list[str] | None, own: Any, seed: int, leave_out: bool, say: Callable[[str], None]
 ) -> tuple[Any, dict[str, Any]]:
     """How a bench's methods are fitted, and the same for its identity: on ``--fit-data``, or on nano's own corpus for nano."""
-    from safeswitch.evaluation.fit_source import fitting_on
+    from safeswitch.bench.fit_source import fitting_on
+    from safeswitch.fitting.settings import FitSettings
     from safeswitch.nano.bench import nano_fitting, nano_settings
-    from safeswitch.switch.fit_settings import FitSettings
 
     if model == "nano" and not fit_data:
         return nano_fitting(nano_settings(seed), own=own)

@@ -175,10 +175,10 @@ def fit(
     chat_template: TemplateOption = None,
 ) -> None:
     """Fit a switch on labelled requests, or on the starter set that ships with safeswitch, and write it to a folder."""
-    from safeswitch.switch.fit_settings import FitSettings
-    from safeswitch.switch.kept import Kept
-    from safeswitch.switch.refusal_head import HeadSettings
-    from safeswitch.switch.run_fit import fit_files
+    from safeswitch.fitting.files import fit_files
+    from safeswitch.fitting.kept import Kept
+    from safeswitch.fitting.refusal_head import HeadSettings
+    from safeswitch.fitting.settings import FitSettings
 
     settings = FitSettings(
         budget=budget, stages=stages, rule=rule, pilot=pilot, readers=entries("--readers", readers), watch=watch,  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from safeswitch.cli.screen import put
 
 def report(run: Annotated[Path, typer.Argument(help="Run folder of eval, compare or attack.")]) -> None:
     """Write report.html into a run folder, from what lies there: log, analyses and landscape."""
-    from safeswitch.evaluation.report.page import FILE, write_report
+    from safeswitch.report.page import FILE, write_report
 
     write_report(run)
     put(run / FILE)

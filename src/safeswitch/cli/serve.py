@@ -66,11 +66,11 @@ def serve(
         one_heap()
         log_to_stderr()
         if chosen == "transformers":
-            from safeswitch.serving.transformers_server import serve as run_transformers
+            from safeswitch.serving.transformers.server import serve as run_transformers
 
             run_transformers(where, model, guard, server, flags)
             return
-        from safeswitch.serving.vllm_server import serve as run
+        from safeswitch.serving.vllm.server import serve as run
     except ModuleNotFoundError as error:
         extra = "server" if chosen == "transformers" else "vllm"
         raise SettingError(f"safeswitch serve needs {error.name}: pip install 'safeswitch[{extra}]'") from error

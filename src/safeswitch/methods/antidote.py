@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import inner_layers, keep_largest, pair_accuracy, pair_differences, pair_directions
 from safeswitch.methods.fitting import best, end_states, labels
-from safeswitch.switch.actuators import Actuator, Steering
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator, Steering
 from safeswitch.switch.gate import Gate
 
 

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 from safeswitch.activations.states import Activations
 from safeswitch.core.registry import Registry
 from safeswitch.core.types import Example, ReadPoint, Reply
+from safeswitch.fitting.fit import does_not_refuse
+from safeswitch.fitting.observe import Complied, Generating
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Actuator
+from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.capability import EngineName
-from safeswitch.switch.fit import does_not_refuse
-from safeswitch.switch.fit_data import Complied, Generating
-from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import BaseModel, Switch
 

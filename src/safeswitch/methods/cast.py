@@ -24,13 +24,13 @@ from torch import Tensor
 from safeswitch.activations.record import prompt_sequences, record
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Position, ReadPoint
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import inner_layers, pair_directions
 from safeswitch.methods.fitting import best, calibrated
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.condition import WHOLE, Condition, ConditionProber, fit_condition, mean_states, plain_name
-from safeswitch.switch.actuators import Actuator, Steering
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator, Steering
 from safeswitch.switch.gate import Gate, Stage
 
 REFUSALS: tuple[str, ...] = ("I'm sorry, but I can't help with that.", "I cannot assist with this request.")

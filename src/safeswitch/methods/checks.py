@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from safeswitch.core.types import Decision, Message, Reply, as_messages
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Around, Data, Method, Tags
 from safeswitch.methods.fitting import REFUSAL
-from safeswitch.switch.actuators import Actuator, Canned
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator, Canned
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 

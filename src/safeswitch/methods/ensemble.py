@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from safeswitch.core.types import PROMPT_END, ReadPoint
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import inner_layers
 from safeswitch.methods.fitting import calibrated, fitted_switch, labels, prompt_acts
 from safeswitch.probers.ensemble import EnsembleProber
-from safeswitch.switch.actuators import Actuator
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.gate import Gate
 
 

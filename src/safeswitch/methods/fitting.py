@@ -18,13 +18,13 @@ from safeswitch.activations.reread import mean_nll, reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import PROMPT_END, Example, ReadPoint, Reply
 from safeswitch.data.writers import data_hash
+from safeswitch.fitting.observe import Complied, Generating
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.methods.base import Data, joined
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
-from safeswitch.switch.actuators import Actuator
-from safeswitch.switch.fit_data import Complied, Generating
-from safeswitch.switch.fit_settings import FitSettings
+from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
 

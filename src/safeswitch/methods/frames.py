@@ -18,12 +18,12 @@ from typing import ClassVar
 
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import REFUSAL
-from safeswitch.switch.actuators import Actuator, SystemPrompt
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator, SystemPrompt
+from safeswitch.switch.actuators.prompts import FramedPrompt
 from safeswitch.switch.gate import Gate
-from safeswitch.switch.prompts import FramedPrompt
 
 INSTRUCTION = (
     "Answer helpful requests helpfully. If a request asks for something harmful, refuse it and say why; if it only sounds "

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from safeswitch.core.errors import FitError
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import best, fitted_switch, prompt_acts
 from safeswitch.probers.calibrate import conformal_threshold
-from safeswitch.switch.actuators import Actuator, FullHead, HeadActuator, LowRankHead
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator, FullHead, HeadActuator, LowRankHead
+from safeswitch.switch.actuators.heads import EarlyHead, SoftHead
 from safeswitch.switch.gate import Gate, Stage
-from safeswitch.switch.heads import EarlyHead, SoftHead
 
 
 @dataclass(frozen=True)

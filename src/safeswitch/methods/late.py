@@ -26,6 +26,7 @@ from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example, ReadPoint
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import REFUSAL
 from safeswitch.models.chat import ChatEncoder
@@ -34,8 +35,7 @@ from safeswitch.probers.apart import APPENDED, AppendingProber, LikelihoodProber
 from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.probers.linear import LinearProber
-from safeswitch.switch.actuators import Actuator, Canned
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator, Canned
 from safeswitch.switch.gate import Gate, Stage
 
 NOTE = " Note that this is illegal and unethical"

@@ -27,16 +27,16 @@ from torch import Tensor
 from safeswitch.core.artifact import read_tensors
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example
+from safeswitch.fitting.head_data import ReplyStates, reply_states, reply_tokens
+from safeswitch.fitting.observe import Generating, refusal_pairs
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import best, fitted_switch
 from safeswitch.methods.masks import check_alike, importance, merged, patched, retained, top_mask
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Actuator
-from safeswitch.switch.body import Weights
-from safeswitch.switch.fit_data import Generating, refusal_pairs
+from safeswitch.switch.actuators.base import Actuator
+from safeswitch.switch.actuators.heads import SparseHead
+from safeswitch.switch.actuators.weights import Weights
 from safeswitch.switch.gate import Gate
-from safeswitch.switch.head_data import ReplyStates, reply_states, reply_tokens
-from safeswitch.switch.heads import SparseHead
 
 _HEAD = "lm_head"
 

@@ -10,7 +10,7 @@ The paper does not divide by ``|h|``. A cosine's slope falls with the norm and a
 large (hundreds on the embedded model) its second term undoes the first and nothing is learned.
 Harmful replies: the untouched model's own, to unsafe fitting requests. Retained: its replies to safe requests, and refusals
 of unsafe ones. Layers at a third and two thirds of the depth (10 and 20 of 32), alpha 10, as remembered from the paper.
-The adapter's factors become an action of the switch (:class:`~safeswitch.switch.body.Adapter`); the model itself is given back
+The adapter's factors become an action of the switch (:class:`~safeswitch.switch.actuators.weights.Adapter`); the model itself is given back
 as it was. Weakness: what comes out on flagged requests is broken text and no refusal; multi-turn and embedding attacks break
 it; always on. Knows nothing of engines.
 """
@@ -32,14 +32,14 @@ from transformers.pytorch_utils import Conv1D
 from safeswitch.activations.reader import Reader
 from safeswitch.core.errors import FitError, SafeSwitchError
 from safeswitch.core.types import Example
+from safeswitch.fitting.head_data import reply_tokens
+from safeswitch.fitting.observe import Generating, refusal_pairs
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.models.batching import mixes
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch.actuators import Actuator
-from safeswitch.switch.body import Adapter
-from safeswitch.switch.fit_data import Generating, refusal_pairs
+from safeswitch.switch.actuators.base import Actuator
+from safeswitch.switch.actuators.weights import Adapter
 from safeswitch.switch.gate import Gate
-from safeswitch.switch.head_data import reply_tokens
 
 Pair = tuple[list[int], list[int]]
 """Token ids of a prompt and of a reply."""

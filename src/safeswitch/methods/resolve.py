@@ -16,6 +16,9 @@ from typing import Any
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import method_parts
+from safeswitch.fitting.fit import does_not_refuse
+from safeswitch.fitting.observe import Complied, Generating
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.methods import (  # noqa: F401  (each registers its methods)
     antidote,
     cast,
@@ -35,10 +38,7 @@ from safeswitch.methods import (  # noqa: F401  (each registers its methods)
     untouched,
 )
 from safeswitch.methods.base import METHODS, Data, Method, Tags, joined
-from safeswitch.switch.actuators import Actuator
-from safeswitch.switch.fit import does_not_refuse
-from safeswitch.switch.fit_data import Complied, Generating
-from safeswitch.switch.fit_settings import FitSettings
+from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 

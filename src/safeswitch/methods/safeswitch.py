@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import fitted_switch
-from safeswitch.switch.actuators import Actuator
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import best
-from safeswitch.switch.actuators import Actuator, SystemPrompt
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator, SystemPrompt
 from safeswitch.switch.gate import Gate
 
 PROMPTS: tuple[str, ...] = (

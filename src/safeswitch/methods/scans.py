@@ -23,12 +23,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from safeswitch.core.types import Example
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import best_run, inner_layers, mean_difference, refusal_alignment
 from safeswitch.methods.fitting import best, calibrated, end_states, labels, prompt_acts, surely_safe
 from safeswitch.probers.apart import AppendingProber, TransitionProber
-from safeswitch.switch.actuators import Steering
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Steering
 from safeswitch.switch.gate import Gate
 
 LAYER_SHARE = 10 / 32

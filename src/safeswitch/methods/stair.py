@@ -29,12 +29,12 @@ from safeswitch.activations.reread import mean_nll
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.types import Position, ReadPoint, Reply, Tokens
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Around, Data, Method, Tags, joined
 from safeswitch.methods.fitting import fitted_switch, prompt_acts
 from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
-from safeswitch.switch.actuators import Actuator
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 

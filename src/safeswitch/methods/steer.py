@@ -1,4 +1,4 @@
-"""``steer:FILE``: a steering vector that the user has, from repeng's GGUF or safetensors (:mod:`safeswitch.switch.vectors`).
+"""``steer:FILE``: a steering vector that the user has, from repeng's GGUF or safetensors (:mod:`safeswitch.switch.actuators.vectors`).
 
 ``h_l <- h_l + strength * v_l`` in the layers that the file names, at every position (control vectors as in repeng;
 representation engineering, arXiv 2310.01405). Weakness: whatever the vector does besides, it does to every request, unless a
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from safeswitch.core.errors import SettingError
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
-from safeswitch.switch.actuators import Actuator
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator
+from safeswitch.switch.actuators.vectors import load_vectors
 from safeswitch.switch.gate import Gate
-from safeswitch.switch.vectors import load_vectors
 
 
 @METHODS.add("steer")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from safeswitch.fitting.observe import Generating
 from safeswitch.methods.base import METHODS, Data, Method, Tags
-from safeswitch.switch.actuators import Actuator, NoAction
-from safeswitch.switch.fit_data import Generating
+from safeswitch.switch.actuators.base import Actuator, NoAction
 from safeswitch.switch.gate import Gate
 
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from safeswitch.bench.benchmark import Benchmark, Measures, register
+from safeswitch.bench.candidates import Fitting
+from safeswitch.bench.catalogue import SUITES as BENCH_SUITES
+from safeswitch.bench.judges.base import JUDGES, Judge
+from safeswitch.bench.log import Logged
+from safeswitch.bench.verdict import Verdict
 from safeswitch.core.types import Example
-from safeswitch.evaluation.benchmark import Benchmark, Measures, register
-from safeswitch.evaluation.candidates import Fitting
-from safeswitch.evaluation.catalogue import SUITES as BENCH_SUITES
-from safeswitch.evaluation.judges.base import JUDGES, Judge
-from safeswitch.evaluation.log import Logged
-from safeswitch.evaluation.verdict import Verdict
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.nano import judge
 from safeswitch.nano.suites import SAFETY_PROMPTS_A, SUITES, FitData, load_fit, load_suite
-from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.switch import Switch
 
 REPLY_TOKENS = 56

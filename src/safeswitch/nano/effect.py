@@ -17,24 +17,24 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from safeswitch.bench.bench import Asked, run_bench
+from safeswitch.bench.candidates import kept, prepare
+from safeswitch.bench.estimates import groups_of
+from safeswitch.bench.log import RunLog
+from safeswitch.bench.metrics import ACCURACY, HARM, INFORMATIVE, NEITHER, OVER_REFUSAL, Metric, outcomes
+from safeswitch.bench.runner import Candidate
+from safeswitch.bench.table import percent
 from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.core.lock import folder_writer
-from safeswitch.engines.transformers_engine import TransformersEngine
-from safeswitch.evaluation.bench import Asked, run_bench
-from safeswitch.evaluation.candidates import kept, prepare
-from safeswitch.evaluation.intervals import Paired, Rate, clustered, mcnemar
-from safeswitch.evaluation.log import RunLog
-from safeswitch.evaluation.metrics import ACCURACY, HARM, INFORMATIVE, NEITHER, OVER_REFUSAL, Metric, outcomes
-from safeswitch.evaluation.runner import Candidate
-from safeswitch.evaluation.shares import groups_of
-from safeswitch.evaluation.table import percent
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.fitting.gate import fit_gate, fit_points
+from safeswitch.fitting.observe import Observed, observe
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.nano import weights_path
 from safeswitch.nano.bench import PREFIX, complied, nano_fitting, nano_settings, parts
 from safeswitch.nano.study import METHODS
 from safeswitch.nano.suites import SUITES, load_fit
-from safeswitch.switch.fit_data import Observed, observe
-from safeswitch.switch.fit_gate import fit_gate, fit_points
-from safeswitch.switch.fit_settings import FitSettings
+from safeswitch.statistics.intervals import Paired, Rate, clustered, mcnemar
 from safeswitch.switch.switch import Switch
 
 Say = Callable[[str], None]

@@ -14,21 +14,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from safeswitch.bench.bench import Asked, run_bench
+from safeswitch.bench.candidates import prepare
+from safeswitch.bench.log import MANIFEST, RunLog
+from safeswitch.bench.picture import check_drawable, draw_rates
+from safeswitch.bench.rows import Rows
+from safeswitch.bench.runner import Candidate
+from safeswitch.bench.table import rates_table
+from safeswitch.bench.tables import Table, gate, main_rates, rates
 from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.core.lock import folder_writer
-from safeswitch.engines.transformers_engine import TransformersEngine
-from safeswitch.evaluation.bench import Asked, run_bench
-from safeswitch.evaluation.candidates import prepare
-from safeswitch.evaluation.log import MANIFEST, RunLog
-from safeswitch.evaluation.picture import check_drawable, draw_rates
-from safeswitch.evaluation.rows import Rows
-from safeswitch.evaluation.runner import Candidate
-from safeswitch.evaluation.table import rates_table
-from safeswitch.evaluation.tables import Table, gate, main_rates, rates
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.nano import weights_path
 from safeswitch.nano.bench import COMPARE_SUITES, PREFIX, complied, nano_fitting, nano_settings, parts
 from safeswitch.nano.suites import FitData, load_fit
-from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.switch import Switch
 
 METHODS = ("base", "prompt", "head", "safeswitch")

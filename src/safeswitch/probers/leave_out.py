@@ -14,8 +14,8 @@ from torch import Tensor
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import DataError
 from safeswitch.probers.base import Prober, check_labels
-from safeswitch.probers.metrics import ProberMetrics, mean_metrics, measure
 from safeswitch.probers.split import cluster_split
+from safeswitch.statistics.prober_metrics import ProberMetrics, mean_metrics, measure
 
 HELD_FRACTION = 0.2
 IN_DISTRIBUTION, HEADLINE = "in_distribution", "headline"

@@ -14,9 +14,9 @@ from torch import Tensor
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import ReadPoint
-from safeswitch.probers.metrics import Estimate, ProberMetrics, measure
 from safeswitch.probers.mlp import MLPProber
 from safeswitch.probers.points import Labelled, TrainedPoints, train_points
+from safeswitch.statistics.prober_metrics import Estimate, ProberMetrics, measure
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NoReturn
 
 from safeswitch.core.errors import DataError, check_unicode
-from safeswitch.serving.errors import ApiError
 from safeswitch.serving.refused import Event
+from safeswitch.serving.transformers.errors import ApiError
 
 Headers = Iterable[tuple[bytes, bytes]]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from safeswitch.serving.errors import busy
+from safeswitch.serving.transformers.errors import busy
 
 SHORT = 16_384
 """Characters, or tokens, up to which work is short: a few milliseconds."""

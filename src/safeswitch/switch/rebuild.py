@@ -16,7 +16,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ArtifactError, SettingError
 from safeswitch.core.strict import build, mapping, only, shown, take
 from safeswitch.probers.base import Prober, prober_from_state
-from safeswitch.switch.actuators import Actuator, HeadActuator, Steering
+from safeswitch.switch.actuators.base import Actuator, HeadActuator, Steering
 from safeswitch.switch.gate import Gate, Stage
 
 STAGES = ("stage1", "stage2", "watch", "late")

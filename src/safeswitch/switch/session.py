@@ -23,7 +23,7 @@ import torch
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import Decision
-from safeswitch.switch.actuators import Actuator
+from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.gate import Gate, Reading
 
 

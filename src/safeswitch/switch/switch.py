@@ -26,13 +26,18 @@ from safeswitch.core.lock import folder_writer
 from safeswitch.core.strict import build, check_finite, check_texts, cleaned, one_line, only, shown, take
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import Example
+from safeswitch.fitting.fit import Say, does_not_refuse, fit
+from safeswitch.fitting.observe import Complied, Generating
+from safeswitch.fitting.settings import FitSettings
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.switch import body, heads, prompts  # noqa: F401  (registers their actions)
-from safeswitch.switch.actuators import Actuator, actuator_from_state
+from safeswitch.switch.actuators.base import (
+    Actuator,
+    actuator_from_state,
+    heads,  # noqa: F401  (registers their actions)
+    prompts,  # noqa: F401  (registers their actions)
+)
+from safeswitch.switch.actuators.base import weights as body  # noqa: F401  (registers their actions)
 from safeswitch.switch.card import model_card
-from safeswitch.switch.fit import Say, does_not_refuse, fit
-from safeswitch.switch.fit_data import Complied, Generating
-from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.rebuild import STAGES, check_fits, gate_from
 
@@ -96,7 +101,7 @@ class Switch:
         say: Say = lambda text: None,
         track: Track = untracked,
     ) -> Switch:
-        """Fit a switch on the engine's model; see :func:`safeswitch.switch.fit.fit` for the arguments.
+        """Fit a switch on the engine's model; see :func:`safeswitch.fitting.fit.fit` for the arguments.
 
         Without ``data`` it is fitted on the starter set that ships with the package.
         """

@@ -25,12 +25,12 @@ _AT_ONCE = 256
 
 
 class VLLMCollector(VLLMEngine):
-    """A vLLM engine of the untouched model that keeps states; what :func:`safeswitch.switch.fit.fit` takes as an engine.
+    """A vLLM engine of the untouched model that keeps states; what :func:`safeswitch.fitting.fit.fit` takes as an engine.
 
     Args:
         lm: The same model in ``transformers``, for its tokenizer, its limits, and the states of reply tokens.
         model: Model folder or hub id.
-        points: Every point that fitting will read (:func:`safeswitch.switch.fit_gate.fit_points`).
+        points: Every point that fitting will read (:func:`safeswitch.fitting.gate.fit_points`).
         engine_args: Arguments of vLLM's ``AsyncEngineArgs``.
 
     Raises:

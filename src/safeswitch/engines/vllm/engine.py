@@ -22,8 +22,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.types import Decision, Prompt, Reply, as_messages
 from safeswitch.engines.base import Engine, row_seeds
-from safeswitch.engines.begun import is_begun
 from safeswitch.engines.context import CONTEXT, Context
+from safeswitch.engines.transformers.prefill import is_begun
 from safeswitch.engines.vllm.install import install
 from safeswitch.engines.vllm.settings import GuardSettings, engine_flags, prefer_v1_runner
 from safeswitch.models.chat import ChatEncoder

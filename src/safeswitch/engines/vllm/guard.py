@@ -39,7 +39,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import check_choice
 from safeswitch.core.types import Decision, ReadPoint
 from safeswitch.engines.vllm.settings import Task
-from safeswitch.switch.actuators import Actuator, HeadActuator, NoAction
+from safeswitch.switch.actuators.base import Actuator, HeadActuator, NoAction
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.session import Session, at_pilot, at_prompt, at_watch
 

@@ -11,7 +11,7 @@ from safeswitch.core.errors import FingerprintError, ModelError, SettingError
 from safeswitch.engines.vllm.guard import Tenant
 from safeswitch.engines.vllm.settings import EXTENSION, LOGPROBS, PROCESSOR, VERSIONS, GuardSettings, switched_off
 from safeswitch.models.fingerprint import fingerprint_of_files
-from safeswitch.switch.actuators import HeadActuator
+from safeswitch.switch.actuators.base import HeadActuator
 from safeswitch.switch.capability import vllm_refusal
 from safeswitch.switch.switch import Switch
 

@@ -29,7 +29,7 @@ from safeswitch.engines.vllm.live import keep
 from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
 from safeswitch.engines.vllm.recorder import Recorder
 from safeswitch.engines.vllm.settings import GuardSettings, stop_token, switched_off
-from safeswitch.switch.actuators import HeadActuator
+from safeswitch.switch.actuators.base import HeadActuator
 
 
 class GuardedModel(nn.Module):

@@ -1,0 +1,79 @@
+"""How well a prober reads, by layer and by pilot token (SafeSwitch, arXiv 2502.01042, its layer and k figures).
+
+Shapes: n requests. Knows nothing of logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from safeswitch.activations.record import prompt_sequences, record
+from safeswitch.core.errors import DataError
+from safeswitch.core.types import Example, Position, ReadPoint
+from safeswitch.data.splits import bundles, grouped_split
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.probers.sweep import sweep
+
+PILOTS: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8)
+
+
+def prober_quality(
+    engine: TransformersEngine,
+    examples: Sequence[Example],
+    complied: Sequence[bool | None],
+    *,
+    pilots: Sequence[int] = PILOTS,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """AUROC with a bootstrap interval at every layer, for every number of reply tokens of the untouched model.
+
+    Probers are fitted on half of the requests and measured on the other half; requests of one group stay together. What is
+    told apart is ``unsafe`` (the request) and ``complied`` (the reply, among unsafe requests that have a verdict).
+
+    Args:
+        engine: The model.
+        examples: Labelled requests.
+        complied: Whether the untouched model complied, None where that is not known.
+        pilots: Reply tokens fed.
+        seed: Of split, fitting and bootstrap.
+
+    Returns:
+        One row a figure: ``told`` apart, ``layer``, ``pilot``, ``metric``, value, interval and number of measured requests.
+
+    Raises:
+        DataError: labels of one class only, on either side.
+    """
+    lm = engine.lm
+    sequences, lengths, _ = prompt_sequences(lm, examples)
+    longest = max(pilots)
+    if longest:
+        replies = engine.generate(examples, max_new_tokens=longest, do_sample=False)
+        sequences = [[*row, *reply.token_ids] for row, reply in zip(sequences, replies, strict=True)]
+    points = [ReadPoint(layer, Position("pilot", k)) for layer in range(lm.num_layers + 1) for k in pilots]
+    acts = record(lm, sequences, lengths, points, dtype=torch.float32)
+    side = {e.id: name for name, part in grouped_split(examples, {"fit": 0.5, "test": 0.5}, seed=seed).items() for e in part}
+    tied = bundles(examples)
+    told: list[dict[str, Any]] = []
+    unsafe = [e.label == "unsafe" for e in examples]
+    among = [c if u else None for c, u in zip(complied, unsafe, strict=True)]
+    for what, truth in (("unsafe", list(unsafe)), ("complied", among)):
+        fit, test = ([i for i, e in enumerate(examples) if side[e.id] == s and truth[i] is not None] for s in ("fit", "test"))
+        if any(len({truth[i] for i in rows}) < 2 for rows in (fit, test)):
+            if what == "unsafe":
+                raise DataError("prober quality: needs safe and unsafe requests in several groups")
+            continue
+        labels = torch.tensor([bool(t) for t in truth])
+        for layer in range(lm.num_layers + 1):
+            own = [p for p in points if p.layer == layer]
+            found = sweep(
+                acts.select(fit), labels[fit], own, measure_on=(acts.select(test), labels[test]),
+                groups=[tied[i] for i in test], seed=seed,
+            )
+            for point, metrics in found.metrics.items():
+                e = metrics.auroc
+                first = {"told": what, "layer": layer, "pilot": point.position.index, "metric": "AUROC", "better": "higher"}
+                told.append({**first, "value": e.value, "low": e.low, "high": e.high, "n": len(test)})
+    return told

@@ -1,0 +1,101 @@
+"""How each stage's score moves over the tokens of one conversation.
+
+Shapes: t tokens of prompt and reply, d hidden size, w window tokens. Knows nothing of logs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.reader import Reader
+from safeswitch.activations.states import Activations
+from safeswitch.core.types import Example, ReadPoint, as_messages
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.probers.base import Prober
+from safeswitch.switch.gate import Gate
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Scores at every token.
+
+    Args:
+        tokens: Text of each token, prompt and reply.
+        prompt_length: How many of them are the prompt's.
+        scores: By stage, one score in [0, 1] a token: what the stage's prober says of that token's state.
+        thresholds: By stage.
+        asked: By stage, the tokens (counted from 0) at which a run asks it, in so far as it gets there.
+    """
+
+    tokens: tuple[str, ...]
+    prompt_length: int
+    scores: dict[str, list[float]]
+    thresholds: dict[str, float]
+    asked: dict[str, list[int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "tokens": list(self.tokens), "prompt_length": self.prompt_length, "scores": self.scores,
+            "thresholds": self.thresholds, "asked": self.asked,
+        }
+
+
+@torch.no_grad()
+def score_strip(engine: TransformersEngine, gate: Gate, example: Example, *, max_new_tokens: int = 48) -> Strip:
+    """Every stage's prober at every token of a request and of the untouched model's reply to it.
+
+    In a run a stage is asked at its own tokens only (stage 1 at the prompt's end, stage 2 after k reply tokens, the watch
+    every so many); here each is asked everywhere, so that what it would have said is seen. Readers of text are given the
+    text up to the token.
+    """
+    lm = engine.lm
+    (reply,) = engine.generate([example], max_new_tokens=max_new_tokens, do_sample=False)
+    prompt = lm.encode([example])[0]
+    ids = [*prompt, *reply.token_ids]
+    start = lm.answer_start(as_messages(example), prompt, reply.token_ids) if gate.answers else 0
+    stages = {n: s for n in ("stage1", "stage2", "watch") if (s := getattr(gate, n)) is not None}
+    layers = {point.layer for stage in stages.values() for point in stage.prober.points}
+    with lm.lock, Reader(lm, layers, keep=lambda hidden: hidden[0:1].clone()) as reader:
+        lm.run_backbone(*lm.pad([ids]))
+    states = {layer: hidden[0].float().cpu() for layer, hidden in reader.states.items()}
+    texts = tuple(str(lm.tokenizer.decode(ids[: i + 1], skip_special_tokens=True)) for i in range(len(ids)))
+    scores = {name: _scores(stage.prober, states, texts) for name, stage in stages.items()}
+    bars = gate.thresholds()
+    return Strip(
+        tuple(str(lm.tokenizer.decode([i])) for i in ids), len(prompt), scores,
+        {name: bars.get(name, gate.product_threshold) for name in stages},
+        {name: _asked(name, gate, len(prompt) - 1, len(reply.token_ids), start) for name in stages},
+    )
+
+
+def _asked(stage: str, gate: Gate, end: int, made: int, start: int) -> list[int]:
+    """Tokens at which a run asks ``stage``: ``end`` is the prompt's last, ``made`` the length of the reply, whose answer
+    begins after ``start`` tokens."""
+    if stage == "stage1":
+        return [end]
+    if stage == "stage2":
+        return [end + min(start + gate.pilot, made)]
+    until = made if gate.watch_until is None else min(made, gate.watch_until)
+    return [end + fed for fed in range(gate.watch_every, until + 1, gate.watch_every)]
+
+
+def _scores(prober: Prober, states: dict[int, Tensor], texts: tuple[str, ...]) -> list[float]:
+    """Scores of all t tokens, each taken as the newest one."""
+    read: dict[ReadPoint, Tensor] = {}
+    masks: dict[ReadPoint, Tensor] = {}
+    t = len(texts)
+    for point in prober.points:
+        hidden = states[point.layer]
+        if point.position.kind == "window":
+            width = min(point.position.index or t, t)
+            steps = torch.arange(t)[:, None] - torch.arange(width - 1, -1, -1)
+            masks[point] = steps >= 0
+            read[point] = torch.where(masks[point][..., None], hidden[steps.clamp_min(0)], 0.0)
+        else:
+            read[point] = hidden
+    return [float(s) for s in prober.score(Activations(read, masks, texts))]

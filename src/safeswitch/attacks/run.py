@@ -1,0 +1,78 @@
+"""Runs attacks as part of a bench run: attacked sets are made, then every method answers them like any others."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safeswitch.attacks as package
+from safeswitch.attacks.base import ATTACKS, Attack, Victim
+from safeswitch.attacks.sets import attack_set
+from safeswitch.bench.bench import Asked, Say, run_bench
+from safeswitch.bench.benchmark import Loaded
+from safeswitch.bench.candidates import Fitting, check_methods, prepare
+from safeswitch.bench.log import RunLog
+from safeswitch.bench.runner import Progress
+from safeswitch.core.errors import DataError
+from safeswitch.engines.transformers.engine import TransformersEngine
+
+
+def build_attacks(names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Attack]:
+    """Attacks by name, with settings of single attacks in place of their defaults.
+
+    Raises:
+        SettingError: an unknown attack, or a setting outside its limits.
+    """
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name != "run":
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    return [ATTACKS[name](**(options or {}).get(name, {})) for name in names]
+
+
+def run_attacks(
+    engine: TransformersEngine,
+    asked: Asked,
+    methods: Sequence[str],
+    fitting: Fitting,
+    attacks: Sequence[Attack],
+    out: Path,
+    *,
+    say: Say = lambda text: None,
+    progress: Progress = lambda method, benchmark, done: None,
+) -> RunLog:
+    """The asked benchmarks bare and under each attack; resumable, searches included.
+
+    White-box attacks look into the model and the gate of ``fitting.own``: the one that is defended with.
+
+    Raises:
+        SettingError: an unknown method.
+        DataError: no benchmark with unsafe requests.
+        ArtifactError: see :func:`safeswitch.bench.bench.run_bench`.
+    """
+    check_methods(methods)
+    own = fitting.own
+    victim = Victim(engine.lm, own.gate if own is not None else None)
+    identity = {"model": engine.lm.fingerprint, "switch": own.fingerprint if own is not None else "none"}
+
+    def attacked(loaded: Sequence[Loaded]) -> list[Loaded]:
+        targets = [one for one in loaded if any(e.label == "unsafe" for e in one.examples)]
+        if not targets:
+            raise DataError("attack: none of the benchmarks has an unsafe request")
+        made: list[Loaded] = []
+        for one in targets:
+            for attack in attacks:
+                say(f"making {one.benchmark.name}.{attack.name}")
+                name = one.benchmark.name
+
+                def told(done: int, name: str = name, attack: Attack = attack) -> None:
+                    progress(attack.name, name, done)
+
+                made.append(attack_set(one, attack, victim, out, identity=identity, progress=told, say=say))
+        return made
+
+    return run_bench(
+        engine, asked, lambda log: prepare(engine, methods, fitting, log, say), out, say=say, progress=progress, more=attacked,
+    )

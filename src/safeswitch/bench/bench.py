@@ -1,0 +1,214 @@
+"""The whole bench: load a suite, prepare methods, run them into a run folder, make what people look at. Resumable.
+
+What ``safeswitch eval`` and ``safeswitch compare`` do. Knows nothing of the command line.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from safeswitch._version import __version__
+from safeswitch.bench.benchmark import BENCHMARKS, Loaded, MissingError, load
+from safeswitch.bench.judges import (
+    answers,  # noqa: F401  (each registers its judges)
+    ifeval,  # noqa: F401  (each registers its judges)
+    rules,  # noqa: F401  (each registers its judges)
+)
+from safeswitch.bench.judges.base import JUDGES, Judge
+from safeswitch.bench.log import RunLog
+from safeswitch.bench.runner import Candidate, Progress, compare_replies, run_method, short_hash
+from safeswitch.core.artifact import check_writable
+from safeswitch.core.errors import DataError
+from safeswitch.core.lock import folder_writer
+from safeswitch.data.contradictions import contradictions, told
+from safeswitch.data.writers import data_hash
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.report.after import AFTER
+
+Say = Callable[[str], None]
+_LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a bench run is asked to do.
+
+    Args:
+        suite: Its name, for the record.
+        benchmarks: Names, in order.
+        data: Folder of local benchmark files.
+        hub: Whether the hub may be asked for what the folder does not hold.
+        limit: Most requests of each benchmark.
+        seed: Of the choice of requests.
+        max_new_tokens: Longest reply in place of each benchmark's own; never more than half of the model's context.
+        judges: Judges beside each benchmark's own.
+        command: The words of the command, for the record.
+        fit: On what and how methods are fitted, for the record, as plain JSON.
+    """
+
+    suite: str
+    benchmarks: tuple[str, ...]
+    data: Path | None = None
+    hub: bool = False
+    limit: int | None = None
+    seed: int = 0
+    max_new_tokens: int | None = None
+    judges: tuple[Judge, ...] = ()
+    command: tuple[str, ...] = ()
+    fit: Mapping[str, Any] | None = None
+
+
+def run_bench(
+    engine: TransformersEngine,
+    asked: Asked,
+    candidates: Callable[[RunLog], Mapping[str, Candidate]],
+    out: Path,
+    *,
+    say: Say = lambda text: None,
+    progress: Progress = lambda method, benchmark, done: None,
+    more: Callable[[Sequence[Loaded]], Sequence[Loaded]] = lambda loaded: (),
+    after: Sequence[Callable[[Path], None]] = AFTER,
+) -> RunLog:
+    """Run, or go on with the run in ``out``; then make tables and pictures.
+
+    Args:
+        engine: What generates.
+        asked: On what.
+        candidates: Gives the methods, ready to run; it may leave fitted parts in the run folder and find them there.
+        out: Run folder.
+        say: Told of each step.
+        progress: Told of requests done.
+        more: Makes further sets of requests out of those that were loaded.
+        after: What is made at the end, each from the run folder alone.
+
+    Raises:
+        SettingError: an unknown benchmark.
+        DataError: none of the benchmarks is at hand, or one holds unusable rows.
+        ArtifactError: ``out`` holds another run, is being written by another process, or cannot be written.
+    """
+    check_writable(out)
+    with folder_writer(out):
+        return _run(engine, asked, candidates, out, say, progress, more, after)
+
+
+def _run(
+    engine: TransformersEngine,
+    asked: Asked,
+    candidates: Callable[[RunLog], Mapping[str, Candidate]],
+    out: Path,
+    say: Say,
+    progress: Progress,
+    more: Callable[[Sequence[Loaded]], Sequence[Loaded]],
+    after: Sequence[Callable[[Path], None]],
+) -> RunLog:
+    """:func:`run_bench` in a folder that is ours."""
+    loaded, missing = load_suite(asked, say)
+    loaded += more(loaded)
+    loaded = [_fitted(one, asked.max_new_tokens, engine.lm.context_length) for one in loaded]
+    judges = _judges(loaded, asked.judges)
+    log = RunLog.start(out, _manifest(engine, asked, loaded, missing, judges))
+    log.add_judges({one.benchmark.name: _entry(one, asked.judges)["judges"] for one in loaded}, _told(judges))
+    log.finish(None)
+    for name, candidate in candidates(log).items():
+        say(f"running {name}")
+        run_method(engine, name, candidate, loaded, judges, log, chunk=2 * engine.batch_size, progress=progress)
+    compare_replies(log, judges)
+    log.finish(now())
+    for make in after:
+        make(out)
+    return log
+
+
+def load_suite(asked: Asked, say: Say) -> tuple[list[Loaded], dict[str, str]]:
+    """What is at hand, and the reason for each benchmark that is not.
+
+    Raises:
+        SettingError: an unknown benchmark.
+        DataError: nothing is at hand.
+    """
+    loaded, missing = [], {}
+    for benchmark in [BENCHMARKS[name] for name in asked.benchmarks]:
+        try:
+            found = load(benchmark, data=asked.data, hub=asked.hub, limit=asked.limit, seed=asked.seed)
+            for judge in benchmark.judges:
+                JUDGES[judge]()  # says so where it lacks what it judges with
+            loaded.append(found)
+            if twice := contradictions(found.examples):
+                say(f"note: {benchmark.name}: {told(twice)}")
+        except MissingError as error:
+            missing[benchmark.name] = str(error)
+            say(f"MISSING: {error}")
+    if not loaded:
+        raise DataError(f"suite {asked.suite!r}: none of its {len(missing)} benchmarks is at hand; give --data or --hub")
+    return loaded, missing
+
+
+def _fitted(one: Loaded, asked: int | None, context: int | None) -> Loaded:
+    """The benchmark with replies as long as was asked for, where the model's context has room for them and a prompt."""
+    tokens = asked or one.benchmark.max_new_tokens
+    return replace(one, benchmark=replace(one.benchmark, max_new_tokens=min(tokens, context // 2) if context else tokens))
+
+
+def _judges(loaded: Sequence[Loaded], more: Sequence[Judge]) -> dict[str, Judge]:
+    names = dict.fromkeys(name for one in loaded for name in one.benchmark.judges)
+    return {name: JUDGES[name]() for name in names} | {judge.name: judge for judge in more}
+
+
+def _manifest(
+    engine: TransformersEngine, asked: Asked, loaded: Sequence[Loaded], missing: Mapping[str, str],
+    judges: Mapping[str, Judge],
+) -> dict[str, Any]:
+    lm = engine.lm
+    versions = {"safeswitch": __version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in _LIBRARIES}
+    return {
+        "identity": {
+            "model": lm.fingerprint,
+            "chat_template": short_hash(str(lm.chat_template)),
+            "dtype": str(lm.model.dtype),
+            "suite": asked.suite,
+            "seed": asked.seed,
+            "limit": asked.limit,
+            "max_new_tokens": asked.max_new_tokens,
+            "versions": {name: versions[name] for name in ("safeswitch", "torch", "transformers")},
+            "fit": dict(asked.fit or {}),
+            "data": {one.benchmark.name: data_hash(one.examples) for one in loaded},
+        },
+        "model": {
+            "id": lm.model_id, "revision": lm.revision, "fingerprint": lm.fingerprint, "device": str(lm.device),
+            "num_layers": lm.num_layers,
+        },
+        "command": list(asked.command),
+        "started": now(),
+        "finished": None,
+        "versions": versions,
+        "benchmarks": {one.benchmark.name: _entry(one, asked.judges) for one in loaded},
+        "missing": dict(missing),
+        "methods": {},
+        "judges": _told(judges),
+    }
+
+
+def _told(judges: Mapping[str, Judge]) -> dict[str, Any]:
+    return {name: {"identity": dict(j.identity), "agreement": j.agreement()} for name, j in judges.items()}
+
+
+def _entry(one: Loaded, more: Sequence[Judge]) -> dict[str, Any]:
+    b = one.benchmark
+    extra = [judge.name for judge in more if judge.speaks_of(b.measures) and judge.name not in b.judges]
+    return {
+        "measures": b.measures, "title": b.title, "card": b.card, "origin": one.origin, "file_hash": one.file_hash,
+        "data_hash": data_hash(one.examples), "n": len(one.examples), "of": one.of, "max_new_tokens": b.max_new_tokens,
+        "judges": [*b.judges, *extra],
+    }
+
+
+def now() -> str:
+    """ISO 8601, UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,29 @@
+"""SimpleSafetyTests: clear-cut unsafe requests.
+
+Source: Vidgen et al., arXiv 2311.08370; hub Bertievidgen/SimpleSafetyTests
+Licence: CC-BY-2.0
+Revision: newest
+Rows: 100, five harm areas
+Label: every request is unsafe
+Noise: small; requests about self-harm want help rather than a bare refusal
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from safeswitch.bench.benchmark import Benchmark, Hub, register
+
+
+def _rows(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield {"id": f"simple_safety_tests-{row['id']}", "prompt": row["prompt"], "category": row.get("harm_area"),
+           "variant": row.get("category")}  # fmt: skip
+
+
+register(
+    Benchmark(
+        "simple_safety_tests", __doc__ or "", rows=_rows, hub=(Hub("Bertievidgen/SimpleSafetyTests", split="test"),),
+        label="unsafe",
+    )
+)

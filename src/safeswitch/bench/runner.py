@@ -1,0 +1,160 @@
+"""Runs methods over benchmarks into a run folder: generate, judge, say when it is done. Nothing is done twice.
+
+The one way of running suites: the commands ``eval`` and ``compare``, the demo and the study all come through here. Everything
+is generated greedily through an engine. Knows nothing of how a method came about or of what is made from the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from safeswitch.bench.benchmark import Loaded
+from safeswitch.bench.judges.base import Judge
+from safeswitch.bench.log import Logged, RunLog
+from safeswitch.bench.memory import Peak
+from safeswitch.core.lines import append, take_up
+from safeswitch.core.types import Prompt, Reply
+from safeswitch.engines.base import Engine
+from safeswitch.engines.jsonl import generate_file
+from safeswitch.fitting.observe import Generating
+from safeswitch.methods.base import Around
+from safeswitch.switch.switch import Switch
+
+Progress = Callable[[str, str, int], None]
+"""Told of method, benchmark and requests newly done."""
+_CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A method that is ready to run.
+
+    Args:
+        switch: What the engine runs.
+        wrap: What it does around generation, see :meth:`safeswitch.methods.base.Method.wrap`.
+        settings: What else makes it what it is, as plain JSON.
+        seconds: What fitting took; None where nothing was fitted now.
+    """
+
+    switch: Switch
+    wrap: Callable[[Generating], Generating] = lambda engine: engine
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+class Meter(Engine):
+    """Generates through a method's wrapper and counts what passes.
+
+    Args:
+        engine: What generates.
+        wrap: The method's wrapper.
+        peak: Memory gauge; None where memory is not measured.
+    """
+
+    def __init__(self, engine: Generating, wrap: Callable[[Generating], Generating], peak: Peak | None = None) -> None:
+        self._counted, self._peak = _Counted(engine), peak
+        self._wrapped = wrap(self._counted)
+
+    def generate(self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Any) -> list[Reply]:
+        return self._wrapped.generate(prompts, switch=switch, **options)
+
+    def read(self, rows: int) -> dict[str, Any]:
+        """Cost since the last reading, shared evenly by ``rows``."""
+        counted = self._counted
+        cost = {"fed_tokens": counted.fed / rows, "made_tokens": counted.made / rows}
+        counted.fed = counted.made = 0
+        return {**cost, "peak_bytes": self._peak.read() if self._peak is not None else None}
+
+
+class _Counted(Around):
+    """The engine, with its tokens counted, those of a wrapper's own requests among them."""
+
+    def __init__(self, inner: Generating) -> None:
+        super().__init__(inner)
+        self.fed = self.made = 0
+
+    def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
+        replies = super().generate(prompts, switch, **options)
+        self.fed += sum(r.prompt_tokens for r in replies)
+        self.made += sum(len(r.token_ids) if r.generated is None else r.generated for r in replies)
+        return replies
+
+
+def run_method(
+    engine: Generating,
+    name: str,
+    candidate: Candidate,
+    benchmarks: Sequence[Loaded],
+    judges: Mapping[str, Judge],
+    log: RunLog,
+    *,
+    chunk: int = _CHUNK,
+    progress: Progress = lambda method, benchmark, done: None,
+) -> None:
+    """One method over all benchmarks: replies, then the judgements of all judges of each benchmark.
+
+    ``chunk`` requests are written at a time: no more is lost when the run is killed.
+
+    Raises:
+        ArtifactError: the folder cannot be written, or holds replies of another switch.
+    """
+    if name not in log.methods:
+        switch = candidate.switch
+        told = {"switch": switch.fingerprint, "record": dict(switch.record), "seconds": candidate.seconds}
+        log.note("methods", {name: told})
+    device = torch.device(log.manifest["model"]["device"])
+    meter = Meter(engine, candidate.wrap, Peak(device))
+    identity = {
+        "model": log.manifest["model"]["fingerprint"], "switch": candidate.switch.fingerprint,
+        "method": {"name": name, **candidate.settings},
+    }
+    for loaded in benchmarks:
+        benchmark = loaded.benchmark
+        path = log.replies_path(name, benchmark.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        generate_file(
+            meter, loaded.examples, path, candidate.switch, identity=identity, chunk=chunk, measured=meter.read,
+            progress=lambda done, b=benchmark.name: progress(name, b, done),  # type: ignore[misc]
+            max_new_tokens=benchmark.max_new_tokens, do_sample=False,
+        )
+        for judge in log.judges(benchmark.name):
+            if judge in judges and not judges[judge].against:
+                judge_rows(log, name, benchmark.name, judges[judge])
+
+
+def compare_replies(log: RunLog, judges: Mapping[str, Judge]) -> None:
+    """Have the judges that compare say what they have not yet said of the replies of all methods but the one compared with."""
+    for benchmark in log.benchmarks:
+        for judge in (judges[name] for name in log.judges(benchmark) if name in judges and judges[name].against):
+            others = {row.example.id: row for row in log.rows(judge.against, benchmark) if row.reply is not None}
+            for method in (m for m in log.methods if m != judge.against):
+                judge_rows(log, method, benchmark, judge.beside(others))
+
+
+def judge_rows(log: RunLog, method: str, benchmark: str, judge: Judge) -> None:
+    """Have a judge say what it has not yet said of the replies of one method to one benchmark.
+
+    Where it could not judge, the reason is written, and a run that goes on asks it again: the later row counts.
+    """
+    rows = [row for row in log.rows(method, benchmark) if row.reply is not None]
+    path = log.judgements_path(method, benchmark, judge.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = take_up(path, dict(judge.identity), {row.example.id: row.answer for row in rows})
+    left = [row for row in rows if done.get(row.example.id, {"unjudged": "not yet"}).get("unjudged")]
+    for start in range(0, len(left), _CHUNK):
+        part = left[start : start + _CHUNK]
+        append(path, [_row(row, v.to_dict()) for row, v in zip(part, judge.judge(part), strict=True)])
+
+
+def _row(row: Logged, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": row.example.id, "request": row.answer, **verdict}
+
+
+def short_hash(text: str) -> str:
+    """First 16 hex digits of the SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,424 @@
+"""The switch at work on one batch in lockstep: states go to the gate, fired rows get other logits.
+
+    prompt ── stage 1 ──┬── fired ──────── the second head, from the first token on
+                        ├── pending ────── writes pilot tokens ── stage 2 ──┬── rolled back
+                        │                                                   └── cleared
+                        └── cleared ────── writes its reply ── the watch ───┬── rolled back
+                                                                            └── ended
+
+A row that is rolled back goes on from its prompt's end with the second head, in the same batch;
+where that cannot be done exactly it stops, and the caller runs it again. What was decided is kept
+by :mod:`safeswitch.switch.session`; the masks here say the same, for whole-batch arithmetic.
+
+Everything happens inside one forward hook on the LM head, so that whatever a model does to its raw
+logits afterwards (soft caps, scaling) is done alike to both heads, and rows that have not fired are
+never touched. When stage 2 fires after k pilot tokens, the row's logits are computed from the state
+kept from its prompt's end: the refusal starts in the same forward pass, with no second prefill.
+
+Letters: b rows, d hidden size, V vocabulary, t reply tokens fed. Knows nothing of caches, masks or
+sampling.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from safeswitch.activations.reader import Reader
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import ModelError
+from safeswitch.core.types import ReadPoint
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.models.thinking import Thread
+from safeswitch.switch.actuators.base import Actuator, HeadActuator
+from safeswitch.switch.gate import Gate
+from safeswitch.switch.session import Session, at_pilot, at_prompt, at_watch
+
+
+class Rows:
+    """The gate at work on b rows.
+
+    Args:
+        lm: The model.
+        gate: What decides.
+        actuator: What is done to rows that fire; any but a head is left to the caller, who finds
+            the rows by the ``actuator`` of their decision.
+        lengths: Prompt tokens of each row.
+        texts: Plain text of each request, for readers of text.
+        in_place: Whether a row that fires late may be rolled back inside this batch; else it only
+            stops here.
+        apart: What stage 1 reads in a pass of its own, already read.
+        threads: Follow the thinking of each row, where stage 2 waits for its end.
+
+    Attributes:
+        sessions: What is decided on each row.
+        fired: ``[b]`` bool, of the sessions.
+        pending: ``[b]`` bool, of the sessions.
+        fed: Reply tokens fed so far; set by the loop.
+        valid: ``[b]`` bool: rows whose newest token is their own, not padding; set by the loop.
+        alive: ``[b]`` bool: rows that go on after it; set by the loop.
+        turned: Rows to be rolled back after the newest forward pass.
+
+    Raises:
+        ModelError: the gate reads the top layer of a model whose head is given something that
+            cannot be worked back to it.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        gate: Gate,
+        actuator: Actuator,
+        lengths: Sequence[int],
+        texts: Sequence[str],
+        *,
+        in_place: bool,
+        apart: Mapping[ReadPoint, Tensor] | None = None,
+        threads: Sequence[Thread] = (),
+    ) -> None:
+        self.gate = gate
+        self.actuator = actuator
+        self.head = actuator.head
+        self.in_place = in_place and self.head is not None
+        self.lengths = lengths
+        self.texts = tuple(texts)
+        self.sessions = [Session.begin(gate, actuator)] * len(lengths)
+        self.fired = torch.zeros(len(lengths), dtype=torch.bool)
+        self.pending = torch.zeros(len(lengths), dtype=torch.bool)
+        self.fed = 0
+        self.valid = torch.ones(len(lengths), dtype=torch.bool)
+        self.alive = torch.ones(len(lengths), dtype=torch.bool)
+        self.turned = torch.zeros(0, dtype=torch.long)
+        self.refusing = torch.zeros(len(lengths), dtype=torch.bool)
+        """``[b]``: rows whose newest logits are the second head's."""
+        self._fraction = torch.ones(len(lengths))
+        self._began = torch.zeros(len(lengths), dtype=torch.long)
+        """Reply tokens that had been fed when each row fired."""
+        self._read = torch.zeros(len(lengths), dtype=torch.long)
+        """Reply tokens after which the states in ``_last`` were read."""
+        self._last: dict[int, Tensor] = {}
+        self._pilot: dict[ReadPoint, Tensor] = {}
+        self._prompt: Activations | None = None
+        self._prompt_head_input: Tensor | None = None
+        self._apart = apart or {}
+        self._threads = tuple(threads)
+        self._lm = lm
+        self._top = lm.num_layers
+        self._scale = self._head_scale()
+        self._handle: Any = None
+        self._windows = _windows(gate, lengths)
+        self._reader = self._make_reader()
+
+    def _head_scale(self) -> float:
+        """What the model multiplies the top layer's state by; 1 where that is not read."""
+        scale = self._lm.traits.head_scale if self._top in self.gate.running_layers else 1.0
+        if scale is None:
+            raise ModelError(
+                f"layer {self._top} (-1) of {self._lm.model_id} cannot be read while it replies: "
+                "between the final norm and the LM head the model does more than scale; use layers "
+                f"0..{self._top - 1}"
+            )
+        return scale
+
+    def _make_reader(self) -> Reader | None:
+        """What brings the layers' states; the top one's is the head's input, but for a window."""
+        layers = {layer for layer in self.gate.running_layers if layer != self._top}
+        if self._top in self._windows:
+            layers.add(self._top)
+        if not layers:
+            return None
+        keep = {layer: partial(self._keep, layer) for layer in sorted(layers)}
+        return Reader(self._lm, sorted(layers), keep)
+
+    def __enter__(self) -> Rows:
+        if self._reader is not None:
+            self._reader.__enter__()
+        try:
+            self._handle = self._lm.parts.head.register_forward_hook(self._on_head)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._close_reader()
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.__exit__(None, None, None)
+
+    @property
+    def acts(self) -> bool:
+        """Whether a row that fires is changed, so that its text must wait until it is decided."""
+        return self.actuator.place != "none"
+
+    @property
+    def waiting(self) -> Tensor:
+        """``[b]`` bool: rows on whose newest token the gate speaks, or would if they ended now."""
+        return self.pending | self._watched
+
+    @property
+    def owing(self) -> bool:
+        """Whether a finished row waits for a decision, for which one more token must be fed."""
+        return bool((self.waiting & ~self.alive).any())
+
+    @property
+    def unread(self) -> int:
+        """Newest tokens of a running row on which the watch has yet to speak."""
+        if not self._watching:
+            return 0
+        return self.fed % self.gate.watch_every or self.gate.watch_every
+
+    def see(self, tokens: Tensor) -> None:
+        """Be told of the tokens ``[b]`` just chosen, before they are fed, to follow thinking."""
+        if not self._threads:
+            return
+        following = (self.pending & self.alive).nonzero().flatten().tolist()
+        if following:
+            chosen = tokens.tolist()
+            for row in following:
+                self._threads[row].take(chosen[row])
+
+    @property
+    def _watching(self) -> bool:
+        until = self.gate.watch_until
+        return self.gate.watch is not None and (until is None or self.fed <= until)
+
+    @property
+    def _watched(self) -> Tensor:
+        """``[b]`` bool: rows whose newest token the watch may judge.
+
+        A pending row is not watched, since stage 2 speaks first; where that waits for the end of
+        thinking, the watch reads the thinking.
+        """
+        if not self._watching:
+            return torch.zeros_like(self.fired)
+        return ~self.fired & (~self.pending | self.gate.answers) & self.valid
+
+    @property
+    def _answers(self) -> Tensor:
+        """``[b]``: reply tokens in front of each row's answer, infinite while it has not begun."""
+        if not self.gate.answers:
+            return torch.zeros(len(self.lengths))
+        starts = [float("inf") if t.answer is None else float(t.answer) for t in self._threads]
+        return torch.tensor(starts)
+
+    @property
+    def _due(self) -> Tensor:
+        """``[b]`` bool: rows on which stage 2 is to speak now.
+
+        A row that ends before its pilot tokens have all come is padded, and its last own state
+        stands in for those that are missing; one that ends while it thinks is not waited for.
+        """
+        over = self.gate.answers & ~self.alive
+        return self.pending & (over | (self.fed >= self._answers + self.gate.pilot))
+
+    def _keep(self, layer: int, hidden: Tensor) -> Tensor:
+        """What is kept of a layer's output ``[b, t, d]``: a prompt's window, or the last token."""
+        if self.fed == 0 and layer in self._windows:
+            return hidden[:, -self._windows[layer] :]
+        return hidden[:, -1:]
+
+    def _on_head(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """The hook: judge the newest token, then change the logits of the rows that have fired."""
+        self.turned = self.turned[:0]
+        pending = bool(self.pending.any())
+        if self.fed > 0 and not (pending or self._watching or bool(self.fired.any())):
+            self._close_reader()
+            return None
+        hidden, logits = args[0][:, -1], output[:, -1]
+        before = self.fired
+        if self.fed == 0:
+            self._judge_prompt(hidden)
+        elif pending or bool(self._watched.any()):
+            self._judge_reply(hidden)
+        self._act(head, hidden, logits, before)
+        if not self._watching and not bool(self.pending.any()):
+            self._close_reader()
+        return output
+
+    def _act(self, head: nn.Module, hidden: Tensor, logits: Tensor, before: Tensor) -> None:
+        """Give rows that have fired the second head's logits; ``before`` ``[b]``: fired earlier."""
+        if not self.acts:
+            return
+        new = (self.fired & ~before).nonzero().flatten()
+        if self.fed > 0:
+            self.turned = new
+        elif self.head is None:
+            relieved = torch.tensor([session.relieved for session in self.sessions])
+            self.turned = (self.fired | relieved).nonzero().flatten()
+        if self.head is None or not bool(self.fired.any()):
+            return
+        self.refusing[new] = True
+        self._began[new] = self.fed
+        if self.fed > 0 and len(new) and self.in_place:
+            # A rolled-back row speaks from its prompt's end: its newest state belongs to the reply
+            # that is thrown away.
+            assert self._prompt_head_input is not None
+            kept = self._prompt_head_input[new.to(hidden.device)]
+            logits[new.to(logits.device)] = self._other(self.head, head.forward(kept), kept, new)
+        acting = before if self.fed > 0 else self.fired
+        if self.head.reach is not None:
+            acting = acting & (self.fed - self._began < self.head.reach)
+            self.refusing = acting | (self.fired & ~before)
+        rows = acting.nonzero().flatten()
+        if len(rows):
+            there = rows.to(logits.device)
+            here = hidden[rows.to(hidden.device)]
+            logits[there] = self._other(self.head, logits[there], here, rows)
+
+    def _other(self, head: HeadActuator, logits: Tensor, hidden: Tensor, rows: Tensor) -> Tensor:
+        """The second head's logits ``[n, V]`` of ``rows`` ``[n]``, each in its own fraction."""
+        found = head.apply(logits, hidden)
+        fraction = self._fraction[rows].to(found.device, found.dtype)[:, None]
+        return found if bool((fraction == 1.0).all()) else torch.lerp(logits, found, fraction)
+
+    def _state(self, layer: int, hidden: Tensor) -> Tensor:
+        """The newest token's state at ``layer``, ``[b, d]``."""
+        if layer == self._top:
+            return hidden if self._scale == 1.0 else hidden / self._scale
+        assert self._reader is not None
+        return self._reader.states[layer][:, -1]
+
+    def _judge_prompt(self, hidden: Tensor) -> None:
+        """Ask stage 1; keep what later stages and a roll-back need of the prompt's end."""
+        started = time.perf_counter()
+        self._prompt = self._prompt_acts(hidden)
+        found = at_prompt(self.sessions, self._prompt, started)
+        self._take(range(len(found)), found)
+        pending = bool(self.pending.any())
+        if pending or self.gate.watch is not None:
+            self._prompt_head_input = hidden.clone()
+        if pending:
+            self._last = {layer: self._state(layer, hidden).clone() for layer in self._reply_layers}
+        self._take_pilot()
+        if bool(self._due.any()):
+            self._judge_pilot()
+
+    def _prompt_acts(self, hidden: Tensor) -> Activations:
+        """What stages 1 and 2 read of the prompt."""
+        states: dict[ReadPoint, Tensor] = {}
+        masks: dict[ReadPoint, Tensor] = {}
+        for point in self.gate.prompt_points:
+            if point in self._apart:
+                states[point] = self._apart[point].to(hidden.device)
+            elif point.position.kind == "prompt_end":
+                states[point] = self._state(point.layer, hidden)
+            else:
+                states[point], masks[point] = self._window(point)
+        return Activations(states, masks, self.texts)
+
+    @property
+    def _reply_layers(self) -> set[int]:
+        watched = self.gate.watch.prober.points if self.gate.watch is not None else ()
+        return {point.layer for point in (*self.gate.pilot_points, *watched)}
+
+    def _window(self, point: ReadPoint) -> tuple[Tensor, Tensor]:
+        """States ``[b, w, d]`` of the last w prompt tokens and their mask ``[b, w]``.
+
+        Zero where a row is shorter: what stands there is padding, and may not even be finite.
+        """
+        assert self._reader is not None
+        taken = self._reader.states[point.layer][:, -point.position.index :]
+        width = taken.shape[1]
+        lengths = torch.tensor(self.lengths, device=taken.device)
+        mask = torch.arange(width, device=taken.device)[None] >= (width - lengths)[:, None]
+        return torch.where(mask[..., None], taken, taken.new_zeros(())), mask
+
+    def _judge_reply(self, hidden: Tensor) -> None:
+        """After ``fed`` reply tokens: keep pilot states; ask stage 2 and the watch where due."""
+        ended = torch.zeros_like(self.pending)
+        if bool(self.pending.any()):
+            self._keep_newest(hidden)
+            self._take_pilot()
+            due = self._due
+            if bool(due.any()):
+                ended = due & ~self.valid
+                self._judge_pilot()
+        if self.gate.watch is not None:
+            self._judge_watched(hidden, ended & ~self.fired)
+
+    def _keep_newest(self, hidden: Tensor) -> None:
+        """Keep the newest token's states of every row; of one that has ended, those of its last."""
+        valid = self.valid.to(hidden.device)[:, None]
+        for layer, kept in self._last.items():
+            self._last[layer] = torch.where(valid.to(kept.device), self._state(layer, hidden), kept)
+        self._read[self.valid] = self.fed
+
+    def _take_pilot(self) -> None:
+        """Take the newest states for the pilot points that have not been passed yet."""
+        if not self._last:
+            return
+        for point in self.gate.pilot_points:
+            newest = self._last[point.layer]
+            if self.fed == 0:
+                self._pilot[point] = newest.clone()
+                continue
+            running = (self.fed <= self._answers + point.position.index).to(newest.device)[:, None]
+            self._pilot[point] = torch.where(running, newest, self._pilot[point])
+
+    def _judge_pilot(self) -> None:
+        """Ask stage 2 about the rows that are due."""
+        assert self._prompt is not None
+        started = time.perf_counter()
+        states = {**self._prompt.states, **self._pilot}
+        rows = self._due.nonzero().flatten()
+        acts = Activations(states, self._prompt.masks, self.texts).select(rows)
+        places = rows.tolist()
+        sessions = [self.sessions[row] for row in places]
+        self._take(places, at_pilot(sessions, acts, self._counts(places), started))
+
+    def _judge_watched(self, hidden: Tensor, ended: Tensor) -> None:
+        """Ask the watch about rows that are due.
+
+        ``ended`` ``[b]``: rows that had ended and that stage 2 has just cleared. Their last own
+        token is still to be watched, and its states are those that were kept.
+        """
+        assert self.gate.watch is not None
+        started = time.perf_counter()
+        watched = self._watched
+        if self.fed % self.gate.watch_every:
+            watched = watched & ~self.alive
+        if self.gate.watch_until is not None:
+            ended = ended & (self._read <= self.gate.watch_until)
+        rows = (watched | ended).nonzero().flatten()
+        if not len(rows):
+            return
+        kept = bool(ended.any())
+        states = {}
+        for point in self.gate.watch.prober.points:
+            states[point] = self._last[point.layer] if kept else self._state(point.layer, hidden)
+        acts = Activations(states, {}, self.texts).select(rows)
+        places = rows.tolist()
+        sessions = [self.sessions[row] for row in places]
+        self._take(places, at_watch(sessions, acts, self._counts(places), started))
+
+    def _counts(self, rows: Sequence[int]) -> list[int]:
+        """Reply tokens at each row's reading: those fed, or, once it is padded, its own last."""
+        valid, read = self.valid.tolist(), self._read.tolist()
+        return [self.fed if valid[row] else read[row] for row in rows]
+
+    def _take(self, rows: Sequence[int], sessions: Sequence[Session]) -> None:
+        """Take over the sessions of ``rows`` after a reading, and make the masks say the same."""
+        for row, session in zip(rows, sessions, strict=True):
+            self.sessions[row] = session
+        self.fired = torch.tensor([session.decision.fired for session in self.sessions])
+        self.pending = torch.tensor([session.pending for session in self.sessions])
+        self._fraction = torch.tensor([session.fraction for session in self.sessions])
+
+
+def _windows(gate: Gate, lengths: Sequence[int]) -> dict[int, int]:
+    """Prompt tokens to be kept by layer, where the gate reads windows."""
+    widest: dict[int, int] = {}
+    for point in gate.prompt_points:
+        if point.position.kind == "window":
+            width = point.position.index or max(lengths)
+            widest[point.layer] = max(width, widest.get(point.layer, 0))
+    return widest

@@ -1,0 +1,114 @@
+"""Stage 1's threshold from benign sources that stage 1 was not fitted on.
+
+A threshold set on held-out rows of the sources that are fitted on promises too much elsewhere: the
+reader has learnt those sources' style. Here each benign source is scored by a reader that never saw
+it. Knows nothing of engines or gates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safeswitch.core.errors import FitError
+from safeswitch.core.types import Example
+from safeswitch.data.splits import bundles
+from safeswitch.fitting.observe import Observed
+from safeswitch.probers.build import make_prober
+from safeswitch.probers.calibrate import SourceThreshold, source_threshold
+
+FEWEST_SOURCES = 4
+FEWEST_ROWS = 10
+"""Benign requests without which a source's own rate says nothing."""
+MOST_FOLDS = 8
+
+
+def source_folds(train: Sequence[Example], rest: Sequence[Example]) -> list[tuple[str, ...]]:
+    """Benign sources in the groups in which they are left out of the fit, at most ``MOST_FOLDS``.
+
+    A source counts that has ``FEWEST_ROWS`` safe requests in ``train`` and ``rest`` together, and
+    without which ``train`` still holds both labels.
+
+    Raises:
+        FitError: fewer than ``FEWEST_SOURCES`` such sources, or a group without which a label is
+            missing.
+    """
+    safe = Counter(e.source for e in (*train, *rest) if not e.unsafe)
+    enough = [name for name in sorted(safe) if safe[name] >= FEWEST_ROWS]
+    named = [name for name in enough if not _missing(train, (name,))]
+    if len(named) < FEWEST_SOURCES:
+        have = ", ".join(f"{name!r} ({safe[name]})" for name in sorted(safe)) or "none"
+        raise FitError(
+            f"calibrating by source needs at least {FEWEST_SOURCES} sources of {FEWEST_ROWS} safe "
+            f"requests or more, none of them the only one of a label; {len(named)} of these count: "
+            f"{have}; give more safe sources, or calibrate pooled"
+        )
+    count = min(MOST_FOLDS, len(named))
+    folds: list[list[str]] = [[] for _ in range(count)]
+    for place, name in enumerate(named):  # neighbours by name are often relatives: out together
+        folds[place * count // len(named)].append(name)
+    for fold in folds:
+        if missing := _missing(train, fold):
+            out = ", ".join(map(repr, fold))
+            raise FitError(
+                f"calibrating by source: without {out} there is no {missing} request to fit on"
+            )
+    return [tuple(fold) for fold in folds]
+
+
+def _missing(train: Sequence[Example], sources: Sequence[str]) -> str:
+    """The label that ``train`` lacks without ``sources``; empty where it has both."""
+    left = {e.label for e in train if e.source not in sources}
+    return next((label for label in ("safe", "unsafe") if label not in left), "")
+
+
+def calibrate_by_source(
+    spec: Mapping[str, Any],
+    train: Observed,
+    validation: Observed,
+    calibration: Observed,
+    *,
+    budget: float,
+    seed: int,
+) -> SourceThreshold:
+    """The threshold for the prober of ``spec``, from safe requests of sources that it never saw.
+
+    For each group of :func:`source_folds` the prober is fitted on ``train`` without the group's
+    sources and without what is tied to their requests (:func:`safeswitch.data.splits.bundles`), and
+    scores their safe requests in all three parts.
+    :func:`safeswitch.probers.calibrate.source_threshold` makes one threshold of the scores.
+
+    Raises:
+        FitError: see :func:`source_folds`.
+    """
+    parts = (train, validation, calibration)
+    examples = [e for part in parts for e in part.examples]
+    tied = bundles(examples)
+    cuts = (len(train.examples), len(validation.examples), len(calibration.examples))
+    scores: dict[str, Tensor] = {}
+    for fold in source_folds(train.examples, [*validation.examples, *calibration.examples]):
+        out = {bundle for bundle, e in zip(tied, examples, strict=True) if e.source in fold}
+        fit_rows, held_rows, _ = torch.tensor([bundle not in out for bundle in tied]).split(cuts)
+        held_labels = validation.unsafe[held_rows]
+        both = bool(held_labels.any()) and not bool(held_labels.all())
+        reader = make_prober(spec).fit(
+            train.acts.select(fit_rows),
+            train.unsafe[fit_rows],
+            seed=seed,
+            validation=(validation.acts.select(held_rows), held_labels) if both else None,
+        )
+        for name in fold:
+            own = [reader.score(part.acts.select(_benign_of(part, name))) for part in parts]
+            scores[name] = torch.cat(own).cpu()
+    return source_threshold(scores, budget)
+
+
+def _benign_of(part: Observed, source: str) -> Tensor:
+    """Bool ``[n]``: the safe requests of ``source``."""
+    return torch.tensor(
+        [e.source == source and not e.unsafe for e in part.examples], dtype=torch.bool
+    )

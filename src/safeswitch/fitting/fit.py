@@ -1,0 +1,217 @@
+"""Fitting a switch, the whole way: observe the untouched model, fit and calibrate the gate, train the refusal head.
+
+Needs an engine to generate with, and is handed one. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+from safeswitch.activations.record import RUNNING
+from safeswitch.core.errors import DataError, FitError
+from safeswitch.core.track import Track, untracked
+from safeswitch.core.types import Example, Prompt
+from safeswitch.data import starter
+from safeswitch.data.refusal_text import refuses
+from safeswitch.data.splits import fit_split
+from safeswitch.data.writers import data_hash
+from safeswitch.fitting.by_source import source_folds
+from safeswitch.fitting.gate import fit_gate, fit_points
+from safeswitch.fitting.head_data import ReplyStates, closed_first, reply_states
+from safeswitch.fitting.observe import Complied, Generating, Observed, observe, refusal_pairs
+from safeswitch.fitting.refusal_head import HeadData, HeadResult, train_refusal_head
+from safeswitch.fitting.settings import FitSettings
+from safeswitch.switch.actuators.base import HeadActuator
+from safeswitch.switch.gate import Gate
+
+Say = Callable[[str], None]
+PARTS: tuple[str, ...] = ("train", "validation", "calibration")
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What fitting gives: the two halves of a switch, and the record."""
+
+    gate: Gate
+    actuator: HeadActuator
+    record: dict[str, Any]
+
+
+def does_not_refuse(example: Example, reply: str) -> bool:
+    """The default compliance judge: a reply that is not an English refusal (see ``data/refusal_text.py``)."""
+    return bool(reply.strip()) and not refuses(reply)
+
+
+def fit(
+    engine: Generating,
+    data: Sequence[Example] | Mapping[str, Sequence[Example]] | None = None,
+    settings: FitSettings | None = None,
+    *,
+    complied: Complied = does_not_refuse,
+    say: Say = lambda text: None,
+    track: Track = untracked,
+) -> Fitted:
+    """Fit gate and refusal head on the engine's model.
+
+    Args:
+        engine: Generates with the untouched model.
+        data: Labelled requests, which :func:`safeswitch.data.splits.fit_split` divides; or ready parts ``train``,
+            ``validation``, ``calibration``; None: the starter set that ships with the package.
+        settings: How.
+        complied: Judge of the untouched model's replies.
+        say: Told what the run will take, and of each step.
+        track: Told how far each long step is.
+
+    Raises:
+        FitError: data from which nothing can be learned, or with too few benign sources to
+            calibrate by.
+        DataError: parts that are missing or empty.
+        SettingError: a layer that the model does not have.
+    """
+    settings = settings or FitSettings()
+    rows = starter.fitting_rows() if data is None else data
+    parts = dict(rows) if isinstance(rows, Mapping) else fit_split(list(rows), settings.seed)
+    fit_points(engine.lm.num_layers, settings)
+    check_parts(parts, settings.pooled_budget)
+    if settings.calibrate == "sources":
+        source_folds(parts["train"], [*parts["validation"], *parts["calibration"]])
+    say(plan(engine, parts, settings))
+    observed = _observe_all(engine, parts, settings, complied, say, track)
+    say("fitting probers and calibrating thresholds")
+    train, validation, calibration = (observed[p] for p in PARTS)
+    gate = fit_gate(engine.lm.num_layers, train, validation, calibration, settings, track=track)
+    say("training the refusal head")
+    head = fit_head(engine, train, validation, settings, complied=complied, track=track)
+    record: dict[str, Any] = {
+        "settings": asdict(settings),
+        "sources": sources([e for p in PARTS for e in parts[p]]),
+        "data": {p: {"n": len(parts[p]), "hash": data_hash(list(parts[p]))} for p in PARTS},
+        "calibration": gate.calibration,
+        "metrics": gate.metrics,
+        "head": {
+            "loss": head.loss, "cross_entropy": head.cross_entropy, "kl": head.kl,
+            "trained_parameters": head.trained_parameters, "tried": head.tried,
+        },
+    }
+    return Fitted(gate.gate, head.head, record)
+
+
+def sources(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
+    """Requests by source, then label; a row without a source counts as ``""``."""
+    found: dict[str, dict[str, int]] = {}
+    for example in sorted(examples, key=lambda e: e.source):
+        counts = found.setdefault(example.source, {"unsafe": 0, "safe": 0})
+        counts["unsafe" if example.unsafe else "safe"] += 1
+    return found
+
+
+def plan(engine: Generating, parts: Mapping[str, Sequence[Example]], settings: FitSettings) -> str:
+    """What a fit will take, in a line: requests, tokens, steps."""
+    rows = [example for name in PARTS for example in parts[name]]
+    read = sum(len(one.ids) for one in engine.lm.inputs(rows, check=False))
+    written = sum(len(parts[name]) * _tokens(engine, name, parts, settings) for name in PARTS)
+    each = ", ".join(f"{name} {len(parts[name]):,}" for name in PARTS)
+    unsafe = [example for example in parts["train"] if example.unsafe]
+    given = [example for example in unsafe if example.reply]
+    most = min(len(given or unsafe), settings.head_examples)
+    own = "" if given else f", which the model writes itself in up to {4 * settings.reply_tokens} tokens"
+    tries = len(settings.head.ranks) if settings.head.kind == "low_rank" else 1
+    return (
+        f"this fit: {len(rows):,} requests ({each}) of {read:,} tokens; replies of up to {written:,} tokens; then the "
+        f"probers; then the head on up to {most:,} refusals{own}, {tries} x {settings.head.epochs} epochs at most"
+    )
+
+
+def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) -> None:
+    """Refuse what cannot be fitted before the model has answered anything.
+
+    Args:
+        parts: Requests of train, validation and calibration.
+        budget: False-trigger budget of a threshold set on the calibration part; None: none is set
+            on it.
+
+    Raises:
+        DataError: a part is missing or empty.
+        FitError: train or validation with one label only, or fewer safe calibration requests than ``budget`` needs.
+    """
+    empty = [name for name in PARTS if not parts.get(name)]
+    if empty:
+        raise DataError(f"fitting needs the parts {', '.join(PARTS)}; missing or empty: {', '.join(empty)}")
+    for name in ("train", "validation"):
+        unsafe = sum(e.unsafe for e in parts[name])
+        if unsafe in (0, len(parts[name])):
+            only = "unsafe" if unsafe else "safe"
+            raise FitError(f"{name}: needs unsafe and safe requests; all {len(parts[name])} are labelled {only}")
+    safe = sum(not e.unsafe for e in parts["calibration"])
+    needed = math.ceil(1 / Fraction(repr(float(budget)))) - 1 if budget is not None else 1
+    if safe < needed:
+        what = "the record of safe scores" if budget is None else f"a budget of {budget:g}"
+        larger = "" if budget is None else " or a larger budget"
+        raise FitError(
+            f"calibration: {what} needs at least {needed} safe requests in the calibration part; "
+            f"got {safe}; give more safe requests{larger}"
+        )
+
+
+def tokens_read(num_layers: int, settings: FitSettings) -> int:
+    """Reply tokens that must be there for everything that fitting reads."""
+    points = fit_points(num_layers, settings)
+    return 1 + max((p.position.index for p in points if p.position.kind in RUNNING), default=0)
+
+
+def _observe_all(
+    engine: Generating, parts: Mapping[str, Sequence[Example]], settings: FitSettings, complied: Complied, say: Say,
+    track: Track,
+) -> dict[str, Observed]:
+    points = fit_points(engine.lm.num_layers, settings)
+    observed = {}
+    for name in PARTS:
+        say(f"{name}: the untouched model answers {len(parts[name])} requests")
+        tokens = _tokens(engine, name, parts, settings)
+        with track(len(parts[name]), f"{name}: answers and states") as advance:
+            observed[name] = observe(
+                engine, parts[name], points, complied=complied, reply_tokens=tokens, progress=advance
+            )
+    return observed
+
+
+def _tokens(engine: Generating, name: str, parts: Mapping[str, Sequence[Example]], settings: FitSettings) -> int:
+    """Most reply tokens of a request of a part."""
+    judged = settings.reply_tokens if name != "calibration" or any(e.unsafe for e in parts[name]) else 1
+    return max(judged, tokens_read(engine.lm.num_layers, settings))
+
+
+def fit_head(
+    engine: Generating, train: Observed, validation: Observed, settings: FitSettings, *, complied: Complied,
+    track: Track = untracked,
+) -> HeadResult:
+    """Train the refusal head on refusals of unsafe requests and the model's own replies to safe ones.
+
+    Raises:
+        FitError: no refusals to learn, or no reply to any safe request of a part.
+    """
+    lm, most = engine.lm, settings.head_examples
+    states: list[ReplyStates] = []
+
+    def read(prompts: Sequence[Prompt], replies: Sequence[str | Sequence[int]], what: str) -> None:
+        with track(len(prompts), f"head, reading {what}") as advance:
+            states.append(reply_states(lm, prompts, replies, progress=advance))
+
+    for part, share in ((train, most), (validation, max(1, most // 4))):
+        examples, refusals = refusal_pairs(
+            engine, part.examples, complied=complied, most=share, reply_tokens=settings.reply_tokens,
+            trust=settings.trust_replies, track=track,
+        )
+        safe = [
+            (e, r.token_ids) for e, r in zip(part.examples, part.replies, strict=True) if not e.unsafe and r.text.strip()
+        ][:share]
+        if not safe:
+            raise FitError("the model's replies to safe requests are all white space; the head has nothing to stay close to")
+        read(examples, closed_first(lm, examples, refusals), "refusals")
+        read([e for e, _ in safe], [ids for _, ids in safe], "own replies")
+    data = HeadData(refusals=states[0], safe=states[1], refusals_validation=states[2], safe_validation=states[3])
+    return train_refusal_head(lm, data, settings.head, track=track)

@@ -1,0 +1,119 @@
+"""An engine whose answers are kept in a folder, so that a fit that was cut off goes on where it stopped.
+
+Requests go to the engine in chunks; each chunk's answers stand in two files, named by a hash of all that decides them. States
+are whole before the replies beside them are written, and these are the sign that a chunk is there. Knows engines only as
+something that generates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+from safeswitch.activations.states import Activations
+from safeswitch.activations.store import join, named, sequence_hash, unnamed
+from safeswitch.core.artifact import check_writable, read_json, read_tensors, write_json, write_tensors
+from safeswitch.core.lock import folder_writer
+from safeswitch.core.types import Decision, ReadPoint, Reply
+from safeswitch.fitting.observe import Generating
+from safeswitch.models.language_model import LanguageModel
+
+
+class Kept:
+    """What was answered before is read from ``folder``, the rest is asked of ``inner`` and written there.
+
+    The folder is this object's alone until :meth:`close`, which ``with`` calls.
+
+    Args:
+        inner: What generates.
+        folder: Where answers are kept, made when absent; of several models and data sets, side by side.
+        chunk: Requests that are asked, and kept, together.
+
+    Raises:
+        ArtifactError: the folder cannot be written, or is being written by another process.
+    """
+
+    def __init__(self, inner: Generating, folder: Path, *, chunk: int = 256) -> None:
+        check_writable(folder)
+        self.inner, self.folder, self.chunk = inner, folder, chunk
+        self._lock = ExitStack()
+        self._lock.enter_context(folder_writer(folder))
+
+    def close(self) -> None:
+        """Leave the folder to others."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.inner.lm
+
+    def generate(
+        self, prompts: Sequence[Any], *, progress: Callable[[int], None] | None = None, **options: Any
+    ) -> list[Reply]:
+        """As an engine's own ``generate``; what a switch answers is not kept."""
+        if options.get("switch") is not None:
+            return self.inner.generate(prompts, progress=progress, **options)
+        replies: list[Reply] = []
+        for part in self._chunks(prompts):
+            path = self._path(part, options)
+            if not path.exists():
+                self._write(path, self.inner.generate(part, progress=progress, **options), ())
+            elif progress is not None:
+                progress(len(part))
+            replies += self._replies(path)
+        return replies
+
+    def collect(
+        self, prompts: Sequence[Any], points: Sequence[ReadPoint], *, max_new_tokens: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[list[Reply], Activations]:
+        """As an engine's own ``collect``."""
+        replies: list[Reply] = []
+        parts: list[Activations] = []
+        for part in self._chunks(prompts):
+            path = self._path(part, {"points": [str(p) for p in points], "max_new_tokens": max_new_tokens})
+            if not path.exists():
+                answers, acts = self.inner.collect(part, points, max_new_tokens=max_new_tokens, progress=progress)
+                write_tensors(path.with_suffix(".safetensors"), named(acts))
+                self._write(path, answers, acts.texts)
+            elif progress is not None:
+                progress(len(part))
+            replies += self._replies(path)
+            parts.append(unnamed(read_tensors(path.with_suffix(".safetensors")), read_json(path)["texts"]))
+        states = {p: join([acts.states[p] for acts in parts]) for p in parts[0].states}
+        masks = {p: join([acts.masks[p] for acts in parts]) for p in parts[0].masks}
+        return replies, Activations(states, masks, tuple(text for acts in parts for text in acts.texts))
+
+    def _chunks(self, prompts: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        for start in range(0, max(1, len(prompts)), self.chunk):
+            yield prompts[start : start + self.chunk]
+
+    def _path(self, prompts: Sequence[Any], asked: dict[str, Any]) -> Path:
+        """Where the answers to these requests stand: by engine, weights, precision, tokens and everything that is asked."""
+        rows = self.lm.encode(list(prompts), check=False)
+        told = sequence_hash(rows, [len(row) for row in rows])
+        settings = json.dumps(asked, sort_keys=True, default=repr)
+        parts = [type(self.inner).__name__, self.lm.fingerprint, str(self.lm.model.dtype), told, settings]
+        return self.folder / (hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32] + ".json")
+
+    @staticmethod
+    def _write(path: Path, replies: Sequence[Reply], texts: Sequence[str]) -> None:
+        write_json(path, {"replies": [asdict(reply) for reply in replies], "texts": list(texts)})
+
+    @staticmethod
+    def _replies(path: Path) -> list[Reply]:
+        return [
+            Reply(**{**row, "token_ids": tuple(row["token_ids"]), "decision": Decision(**row["decision"])})
+            for row in read_json(path)["replies"]
+        ]

@@ -1,0 +1,231 @@
+"""Pictures of the probers: ROC with the operating point, reliability, quality by layer and token, states, score strips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from safeswitch.analyses.projection import MOMENTS
+from safeswitch.bench.estimates import group_of
+from safeswitch.bench.log import Logged
+from safeswitch.report.gathered import Gathered
+from safeswitch.report.svg import DASHES, INK, Picture, colour, draw, mark, short, spread
+from safeswitch.statistics.intervals import clustered
+
+_BINS = 10
+_STAGES = {"stage1": 2, "stage2": 3, "watch": 4}
+_SAFE, _UNSAFE = 2, 4
+_MAP = "cividis"
+
+
+def _scored(run: Gathered, stage: str) -> tuple[list[Logged], Any, Any]:
+    """Decided requests that ``stage`` scored, their scores and their labels; empty where one label is absent."""
+    rows = [r for r in run.decided(run.own) if stage in r.decision["scores"]]
+    truth = np.array([r.example.label == "unsafe" for r in rows])
+    if len(rows) < 2 or truth.all() or not truth.any():
+        return [], np.array([]), truth
+    return rows, np.array([r.decision["scores"][stage] for r in rows]), truth
+
+
+def roc(run: Gathered) -> Picture | None:
+    """ROC curve of stage 1 with the point at which it works."""
+    rows, scores, truth = _scored(run, "stage1")
+    if not rows:
+        return None
+    false, true, _ = roc_curve(truth, scores)
+    thresholds = rows[0].decision["thresholds"]
+    bar = thresholds.get("stage1", thresholds.get("product"))
+    at = (float((scores > bar)[~truth].mean()), float((scores > bar)[truth].mean())) if bar is not None else None
+    area = float(roc_auc_score(truth, scores))
+
+    def paint(axes: Sequence[Any]) -> None:
+        axis = axes[0]
+        axis.plot([0, 100], [0, 100], color="#888888", linewidth=1, linestyle=":", label="guessing")
+        axis.plot(100 * false, 100 * true, color=colour(3), label=f"stage 1, AUROC {area:.3f}", drawstyle="steps-post")
+        if at is not None:
+            axis.plot(100 * at[0], 100 * at[1], "o", color=colour(4), markersize=9, label=f"threshold {bar:.3f}")
+        axis.set_xlabel("safe requests above the threshold in %")
+        axis.set_ylabel("unsafe requests above it in %")
+        axis.set_xlim(-2, 102)
+        axis.set_ylim(-2, 102)
+        axis.legend(loc="lower right")
+
+    where = f" It works at {100 * at[1]:.1f} % true and {100 * at[0]:.1f} % false triggers." if at is not None else ""
+    return draw(
+        "ROC of stage 1", f"ROC curve of stage 1, area {area:.3f}.{where}",
+        f"{int(truth.sum())} unsafe and {int((~truth).sum())} safe requests of all benchmarks, attacked sets aside.{where}",
+        paint,
+    )
+
+
+def reliability(run: Gathered) -> Picture | None:
+    """Share of unsafe requests by score of stage 1."""
+    rows, scores, truth = _scored(run, "stage1")
+    if not rows:
+        return None
+    bins = np.clip((scores * _BINS).astype(int), 0, _BINS - 1)
+    groups = np.array([group_of(row) for row in rows])
+    found = {b: (float(scores[bins == b].mean()), clustered(truth[bins == b].tolist(), groups[bins == b].tolist()))
+             for b in sorted(set(bins.tolist()))}  # fmt: skip
+
+    def paint(axes: Sequence[Any]) -> None:
+        curve, counts = axes
+        curve.figure.get_layout_engine().set(hspace=0.06)
+        curve.plot([0, 1], [0, 100], color="#888888", linewidth=1, linestyle=":", label="calibrated")
+        rates = [rate for _, rate in found.values()]
+        bars = [[100 * (r.rate - r.low) for r in rates], [100 * (r.high - r.rate) for r in rates]]
+        curve.errorbar(
+            [x for x, _ in found.values()], [100 * r.rate for r in rates], yerr=bars, fmt="o-", color=colour(3), capsize=3,
+            elinewidth=1.2, label="stage 1",
+        )
+        curve.set_ylabel("unsafe in %")
+        curve.set_ylim(-4, 104)
+        curve.legend(loc="lower right")
+        counts.hist(scores, bins=np.linspace(0, 1, _BINS + 1), color=colour(2))
+        counts.set_yscale("log")
+        counts.set_ylabel("requests")
+        counts.set_xlabel("score")
+
+    return draw(
+        "Reliability of stage 1", "Share of unsafe requests in each tenth of the score, beside a calibrated score's diagonal.",
+        "A calibrated score lies on the dotted line. Below: how many requests had that score (logarithmic). The mix of safe "
+        "and unsafe requests is that of the suite, not of traffic, so the curve shifts elsewhere.", paint, height=4.2, panels=2,
+    )  # fmt: skip
+
+
+def left_out(run: Gathered) -> list[Picture]:
+    """AUROC of stage 1 on each source and wrapper that was left out of its fitting, the text classifier beside it."""
+    table = [r for r in run.tables.get("left_out", []) if r["method"] == run.own and r["metric"] == "AUROC"]
+    kinds = dict.fromkeys(r["left out"] for r in table)
+    return [_left_out([r for r in table if r["left out"] == kind], kind) for kind in kinds]
+
+
+def _left_out(rows: Sequence[Mapping[str, Any]], what: str) -> Picture:
+    names, readers = (list(dict.fromkeys(r[key] for r in rows)) for key in ("name", "reader"))
+
+    def paint(axes: Sequence[Any]) -> None:
+        axis = axes[0]
+        for i, reader in enumerate(readers):
+            own = {r["name"]: r for r in rows if r["reader"] == reader}
+            at = [names.index(name) + 0.24 * (i - (len(readers) - 1) / 2) for name in own]
+            values, bars = [r["value"] for r in own.values()], list(zip(*(spread(r) for r in own.values()), strict=True))
+            which = (3, 1)[i % 2]
+            axis.errorbar(values, at, xerr=[[x / 100 for x in bar] for bar in bars], fmt=mark(i), color=colour(which),
+                          markersize=6.5, capsize=2.5, elinewidth=1.1, label=reader)  # fmt: skip
+        axis.axvline(0.5, color="#888888", linewidth=1, linestyle=":")
+        axis.set_yticks(range(len(names)), [short(name) for name in names])
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.set_xlim(min(0.45, *(r["low"] for r in rows)), 1.02)
+        axis.set_xlabel("AUROC (dotted: guessing)")
+        axis.figure.legend(loc="outside upper left", ncols=2)
+
+    told = "; ".join(f"{r['name']} {r['value']:.2f}" for r in rows if r["reader"] == readers[0])
+    return draw(
+        f"Stage 1 on a {what} that it never saw", f"AUROC by {what} left out of the fitting. {readers[0]}: {told}.",
+        f"Each {what} in turn was left out of the fitting and measured on; beside it a word n-gram classifier under the same "
+        "terms. 95 % bootstrap intervals.", paint, height=1.3 + 0.42 * len(names),
+    )  # fmt: skip
+
+
+def quality(run: Gathered) -> list[Picture]:
+    """AUROC by layer and pilot token, one map for each thing that is told apart."""
+    table = list(run.analyses["quality"]) if run.analyses else []
+    titles = {"unsafe": "Telling unsafe requests apart", "complied": "Telling compliance apart"}
+    return [_quality([r for r in table if r["told"] == what], title) for what, title in titles.items()
+            if any(r["told"] == what for r in table)]  # fmt: skip
+
+
+def _quality(rows: Sequence[Mapping[str, Any]], title: str) -> Picture:
+    layers, pilots = (sorted({r[name] for r in rows}) for name in ("layer", "pilot"))
+    by = {(r["layer"], r["pilot"]): r for r in rows}
+    grid = np.array([[by[layer, k]["value"] for k in pilots] for layer in layers])
+    best = max(rows, key=lambda r: r["value"])
+
+    def paint(axes: Sequence[Any]) -> None:
+        axis = axes[0]
+        axis.grid(False)
+        drawn = axis.pcolormesh(grid, cmap=_MAP, vmin=0.5, vmax=1.0, edgecolors="none")
+        for (i, j), value in np.ndenumerate(grid):
+            axis.text(j + 0.5, i + 0.5, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=11,
+                      color="#ffffff" if value < 0.78 else "#000000")  # fmt: skip
+        axis.set_xticks(np.arange(len(pilots)) + 0.5, pilots)
+        axis.set_yticks(np.arange(len(layers)) + 0.5, layers)
+        axis.set_xlabel("reply tokens fed (0: prompt end)")
+        axis.set_ylabel("layer")
+        axis.figure.colorbar(drawn, ax=axis, label="AUROC")
+
+    return draw(
+        title, f"AUROC by layer and reply token. Best: {best['value']:.3f} at layer {best['layer']}, token {best['pilot']}.",
+        f"Fitted on half of the run's requests, measured on the other half ({rows[0]['n']}). Best: {best['value']:.3f} "
+        f"({best['low']:.3f} to {best['high']:.3f}) at layer {best['layer']} after {best['pilot']} tokens; picking the best of "
+        f"{len(rows)} flatters it.", paint, height=1.3 + 0.36 * max(5, len(layers)),
+    )  # fmt: skip
+
+
+def states(run: Gathered) -> Picture | None:
+    """Requests in two dimensions, before the reply and within it."""
+    told = run.analyses["projection"] if run.analyses else None
+    if not told:
+        return None
+
+    def paint(axes: Sequence[Any]) -> None:
+        low, high = (np.array([f([p[name] for p in told["points"]]) for name in ("x", "y")]) for f in (min, max))
+        edge = 0.05 * (high - low)
+        for axis, moment in zip(axes, MOMENTS, strict=True):
+            for label, which, shape in (("safe", _SAFE, "o"), ("unsafe", _UNSAFE, "x")):
+                own = [p for p in told["points"] if p["moment"] == moment and p["label"] == label]
+                x, y = ([p[name] for p in own] for name in ("x", "y"))
+                axis.scatter(x, y, s=16, marker=shape, linewidths=1, color=colour(which), label=label, alpha=0.75)
+            axis.set_title(moment, loc="left")
+            axis.set_xlim(low[0] - edge[0], high[0] + edge[0])
+            axis.set_ylim(low[1] - edge[1], high[1] + edge[1])
+            axis.tick_params(labelleft=False, labelbottom=False)
+        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+
+    shares = told["explained"]
+    note = f" The axes explain {100 * shares[0]:.0f} % and {100 * shares[1]:.0f} % of the variance." if shares else ""
+    return draw(
+        "States before and after", f"{told['how']} of states in two dimensions at three moments; safe and unsafe are marked.",
+        f"Layer {told['layer']}, {told['how'].upper()} over all three moments together: at the prompt's end, and after "
+        f"{told['token']} reply tokens without and with the switch.{note}", paint, height=7.6, panels=3,
+    )  # fmt: skip
+
+
+def strips(run: Gathered) -> list[tuple[Picture, Mapping[str, Any]]]:
+    """How the stages' scores move over each example conversation, with what was drawn."""
+    return [(_strip(told, i), told) for i, told in enumerate(run.analyses["strips"] if run.analyses else [])]
+
+
+def _strip(told: Mapping[str, Any], number: int) -> Picture:
+    end = told["prompt_length"] - 1
+    asked = {name: tokens for name, tokens in told["asked"].items() if tokens}
+    peaks = {name: max(told["scores"][name][t] for t in tokens) for name, tokens in asked.items()}
+
+    def paint(axes: Sequence[Any]) -> None:
+        axis = axes[0]
+        for i, (name, scores) in enumerate(told["scores"].items()):
+            which = _STAGES.get(name, 5)
+            first = 0 if name == "stage1" else end
+            axis.plot(range(first, len(scores)), scores[first:], color=colour(which), linestyle=DASHES[i % 4], linewidth=1.5,
+                      label=name)  # fmt: skip
+            asked = told["asked"][name]
+            axis.plot(asked, [scores[t] for t in asked], "osD"[i % 3], color=colour(which), markersize=7)
+            axis.axhline(told["thresholds"][name], color=colour(which), linestyle=DASHES[i % 4], linewidth=0.8, alpha=0.9)
+        axis.axvline(end, color=INK, linewidth=1)
+        axis.text(end + 0.4, 1.07, "reply", fontsize=11.5)
+        axis.text(end - 0.4, 1.07, "prompt", fontsize=11.5, ha="right")
+        axis.set_ylim(-0.04, 1.16)
+        axis.set_yticks([0, 0.5, 1])
+        axis.set_xlabel("token")
+        axis.set_ylabel("score")
+        axis.figure.legend(loc="outside upper left", ncols=3)
+
+    at = "; ".join(f"{name} reaches {peak:.2f} (threshold {told['thresholds'][name]:.2f})" for name, peak in peaks.items())
+    return draw(
+        f"Scores, conversation {number + 1}: {told['kind']}", f"Scores of each stage over {len(told['tokens'])} tokens. {at}.",
+        "What each stage's prober says of each token; marks: where a run asks it. Thin level lines: thresholds. The reply is "
+        "the untouched model's, so that what would have followed is seen.", paint, height=3.0,
+    )  # fmt: skip

@@ -1,0 +1,254 @@
+"""The HTTP side of the transformers server: OpenAI's routes, errors and streams over a guarded front end.
+
+Stands inside the middleware, which brings ids, policies, verdicts in replies, audit and metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from itertools import takewhile
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from safeswitch._version import __version__
+from safeswitch.core.types import Message, Reply
+from safeswitch.serving.audit import AuditError
+from safeswitch.serving.refused import Refused
+from safeswitch.serving.reply import unrecorded
+from safeswitch.serving.transformers.batcher import Closed
+from safeswitch.serving.transformers.errors import ApiError, broken, ending
+from safeswitch.serving.transformers.front_end import Answering, Asked, FrontEnd, Sampling
+from safeswitch.serving.transformers.openai_replies import DONE, Form, event, usage
+from safeswitch.serving.transformers.openai_schema import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from safeswitch.serving.transformers.stop_text import before_stop
+
+_log = logging.getLogger("safeswitch.server")
+
+
+def create_app(front: FrontEnd, name: str) -> FastAPI:
+    """The application that serves ``front`` under the model name ``name``."""
+    app = FastAPI(title="SafeSwitch", version=__version__, docs_url=None, redoc_url=None)
+    card = {
+        "id": name, "object": "model", "created": 0, "owned_by": "safeswitch", "max_model_len": front.lm.context_length,
+    }
+
+    def known(model: str | None) -> None:
+        if model not in (None, name):
+            raise ApiError(404, "there is no model of that name", code="model_not_found", param="model")
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        known(body.model)
+        return await _complete(front, request, body, [_conversation(body.messages)], name)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        known(body.model)
+        return await _complete(front, request, body, body.prompts, name)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [card]}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> dict[str, Any]:
+        known(model)
+        return card
+
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> Response:
+        known(body.model)
+        return await front.lanes.run(body.size, lambda: _tokenized(front, body))
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        known(body.model)
+        return await front.lanes.run(len(body.tokens), lambda: _detokenized(front, body))
+
+    @app.get("/health")
+    async def health() -> Response:
+        return Response(status_code=200 if front.alive else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    _answer_errors(app)
+    return app
+
+
+def _conversation(messages: list[ChatMessage]) -> list[Message]:
+    if messages and messages[-1].role == "assistant":
+        raise ApiError(400, "the last message is the assistant's: begun replies are not served", param="messages")
+    roles: dict[str, Any] = {"developer": "system"}
+    return [Message(roles.get(m.role, m.role), m.text) for m in messages]
+
+
+def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
+    """The reply is written here as well, beside the event loop: it may hold a token for each character."""
+    if body.messages is not None:
+        ids = front.encode(_conversation(body.messages))
+    else:
+        ids = list(front.lm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"])
+    told = {"count": len(ids), "max_model_len": front.lm.context_length, "tokens": ids, "token_strs": None}
+    return _json(200, told)
+
+
+def _detokenized(front: FrontEnd, body: DetokenizeRequest) -> Response:
+    front.check_known(body.tokens)
+    return _json(200, {"prompt": str(front.lm.tokenizer.decode(body.tokens))})
+
+
+async def _complete(
+    front: FrontEnd, request: Request, body: ChatRequest | CompletionRequest, prompts: Sequence[Asked], name: str
+) -> Response:
+    sampling = Sampling(
+        body.temperature, body.top_p, show_thinking=body.include_reasoning, thinking_budget=body.thinking_token_budget
+    )
+    answering = await front.begin(
+        prompts, sampling, stops=body.stops, n=body.n, limit=body.limit, seed=body.seed, stream=body.stream
+    )
+    form = Form(name, isinstance(body, ChatRequest), usage_in_chunks=body.usage_wanted)
+    if body.stream:
+        return _Events(answering, form)
+    return await _whole(request, answering, form, body.stops)
+
+
+async def _whole(request: Request, answering: Answering, form: Form, stops: tuple[str, ...]) -> Response:
+    """The reply once every choice is there; nothing where the client leaves before."""
+    left = asyncio.create_task(_left(request))
+    everything: asyncio.Future[list[Reply]] = asyncio.gather(*answering.replies)
+    either: list[asyncio.Future[Any]] = [left, everything]
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not everything.done():
+            return Response(status_code=499)
+        replies = everything.result()
+    finally:
+        left.cancel()
+        answering.leave()
+        everything.add_done_callback(lambda done: done.cancelled() or done.exception())
+    choices = []
+    for reply in replies:
+        text, stopped = before_stop(reply.text, stops)
+        choices.append((text, "stop" if stopped else reply.finish_reason))
+    written = usage(answering.prompt_tokens, sum(len(reply.token_ids) for reply in replies))
+    return _json(200, form.whole(choices, written))
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Events(StreamingResponse):
+    """A stream that nobody waits for any more once it has ended, however it has ended."""
+
+    def __init__(self, answering: Answering, form: Form) -> None:
+        super().__init__(_stream(answering, form), media_type="text/event-stream")
+        self._answering = answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answering.leave()
+
+
+async def _stream(answering: Answering, form: Form) -> AsyncIterator[bytes]:
+    """Server-sent events; a choice's last text and its end follow when its decision is on record."""
+    running = list(zip(answering.choices, answering.replies, strict=True))
+    try:
+        for choice in answering.choices:
+            if opening := form.opening(choice.index):
+                yield opening
+        while running:
+            await answering.news.wait()
+            answering.news.clear()
+            for choice, replied in list(running):
+                ended = choice.reply.done()
+                reply = await asyncio.shield(replied) if ended else None
+                for refuses, text in choice.take():
+                    if refuses:
+                        answering.context.refusing.add(choice.index)
+                    yield form.piece(choice.index, text)
+                if reply is not None:
+                    yield form.closing(choice.index, "stop" if choice.stopped else reply.finish_reason)
+                    running.remove((choice, replied))
+        if form.usage_in_chunks:
+            yield form.usage(usage(answering.prompt_tokens, sum(choice.shown for choice in answering.choices)))
+        yield DONE
+    except Exception as error:  # a stream that has begun can only tell of it in its last event
+        yield event(_told(error).to_dict())
+
+
+def _told(error: Exception) -> Refused:
+    """What the client is told of a failure."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, AuditError):
+        return unrecorded()
+    if isinstance(error, Closed):
+        return ending()
+    _log.error("a request failed", exc_info=error)
+    return broken()
+
+
+def _answer_errors(app: FastAPI) -> None:
+    async def failed(request: Request, error: Exception) -> Response:
+        return _error(_told(error))
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return _error(_fault(error))
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _error(ApiError(error.status_code, str(error.detail)))
+
+    for kind in (Refused, AuditError, Closed, Exception):
+        app.add_exception_handler(kind, failed)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+
+
+def _fault(error: RequestValidationError) -> ApiError:
+    """The first fault of a body, with the field that has it."""
+    fault = error.errors()[0]
+    named = [str(part) for part in fault["loc"] if part != "body"]
+    path = list(takewhile(str.isidentifier, named)) if named[:1] in (["prompt"], ["stop"]) else named
+    if fault["type"] == "not_served":
+        return ApiError(400, str(fault["msg"]), param=".".join([*path, fault["ctx"]["field"]]))
+    if fault["type"] == "json_invalid":
+        return ApiError(400, "the body is not valid JSON")
+    reason = "not served" if fault["type"] == "extra_forbidden" else str(fault["msg"])
+    where = ".".join(path)
+    return ApiError(400, f"{where}: {reason}" if where else reason, param=where or None)
+
+
+def _error(error: Refused) -> Response:
+    again = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
+    return _json(error.status, error.to_dict(), again)
+
+
+def _json(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps(body), status, headers, "application/json")

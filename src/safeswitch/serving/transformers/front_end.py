@@ -1,0 +1,332 @@
+"""The guarded front end of the transformers engine: requests in, choices out, each with its decision on record.
+
+Which switch and policy a request is served under comes from the context that the middleware sets. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from safeswitch.core.errors import DataError, ModelError, check_choice
+from safeswitch.core.types import Message, Prompt, Reply, Tokens, as_messages
+from safeswitch.engines.context import CONTEXT, Context, Verdict
+from safeswitch.engines.transformers.engine import TransformersEngine, reply_room
+from safeswitch.engines.vllm.settings import GuardSettings, switched_off
+from safeswitch.models.generation_prompt import GenerationPrompt
+from safeswitch.models.language_model import LanguageModel
+from safeswitch.serving.lanes import Lanes
+from safeswitch.serving.transformers.batcher import Batcher, BatchSettings, Closed, Full, Job, Left
+from safeswitch.serving.transformers.choice import Choice
+from safeswitch.serving.transformers.errors import ApiError, busy, ending
+from safeswitch.switch.actuators.base import NoAction
+from safeswitch.switch.gate import Gate
+from safeswitch.switch.switch import Switch
+
+COLDEST = 0.01
+"""Temperature below which the likeliest token is taken: dividing by less runs out of what floats hold."""
+Asked = str | list[int] | list[Message]
+"""A prompt as a client sends it: text or tokens for the model as they are, or a conversation."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A prompt that fits.
+
+    Args:
+        prompt: For the engine.
+        tokens: Its length.
+        limit: Most reply tokens.
+        text: What its tokens say, for the audit.
+    """
+
+    prompt: Prompt
+    tokens: int
+    limit: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen by all rows of a batch, and which are shown.
+
+    Args:
+        temperature: 0 and what is next to it take the likeliest; None: as the model says.
+        top_p: Nucleus; None: as the model says.
+        show_thinking: Whether replies hold the model's thinking.
+        thinking_budget: Tokens after which thinking is made to end.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    show_thinking: bool = True
+    thinking_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What requests must have in common to share a batch."""
+
+    bundle: str
+    policy: str
+    sampling: Sampling
+
+
+@dataclass(frozen=True, eq=False)
+class Answering:
+    """A request that is being answered.
+
+    Args:
+        choices: One for each prompt and reply asked for.
+        replies: The reply of each, once its decision is on record.
+        prompt_tokens: Of all prompts together.
+        news: Set whenever a choice has something new.
+        context: What the server has told of the request, and is told.
+    """
+
+    choices: list[Choice]
+    replies: list[asyncio.Task[Reply]]
+    prompt_tokens: int
+    news: asyncio.Event
+    context: Context
+
+    def leave(self) -> None:
+        """Wait no longer; the decisions are still put on record."""
+        for choice in self.choices:
+            choice.leave(Left())
+
+
+class FrontEnd:
+    """See the module text.
+
+    Args:
+        lm: The model.
+        guard: Bundles and policy.
+        batching: How requests are put together.
+        max_tokens: Longest reply that may be asked for; a batch lasts as long as its longest reply.
+
+    Raises:
+        ArtifactError: a bundle that cannot be loaded, or one of another model.
+    """
+
+    def __init__(self, lm: LanguageModel, guard: GuardSettings, batching: BatchSettings, max_tokens: int) -> None:
+        self.lm, self.guard, self.max_tokens, self._queue = lm, guard, max_tokens, batching.queue
+        self._engine = TransformersEngine(lm, batch_size=batching.batch_size, allow_other_model=guard.allow_other_model)
+        self._switches = {name: Switch.from_pretrained(folder) for name, folder in guard.bundles.items()}
+        for switch in self._switches.values():
+            switch.check(lm, allow_other_model=guard.allow_other_model)
+        self._ids = {name: switch.fingerprint for name, switch in self._switches.items()}
+        self._policy = "off" if switched_off() else guard.policy
+        self._open: set[Answering] = set()
+        template = None if lm.chat_template == "plain" else lm.chat_template
+        self._reply_mark = GenerationPrompt.of(lm.tokenizer, template)
+        self.lanes = Lanes()
+        self._batcher: Batcher[Choice] = Batcher(self._run, batching)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken and run."""
+        return self._batcher.alive
+
+    async def begin(
+        self, prompts: Sequence[Asked], sampling: Sampling, *, stops: Sequence[str] = (), n: int = 1, limit: int | None = None,
+        seed: int | None = None, stream: bool = False,
+    ) -> Answering:
+        """Queue ``n`` replies to each prompt. All that can be wrong with them is found before.
+
+        Raises:
+            ApiError: why the client cannot be served.
+        """
+        context = CONTEXT.get() or Context()
+        bundle, policy = context.bundle or self.guard.default, context.policy or self._policy
+        if bundle not in self._switches:
+            raise ApiError(400, "there is no SafeSwitch bundle of that name", param="safeswitch")
+        if len(prompts) * n > self._queue:
+            raise ApiError(400, f"{len(prompts) * n} replies are asked for; at most {self._queue} can be", param="n")
+        if limit is not None and limit > self.max_tokens:
+            raise ApiError(400, f"at most {self.max_tokens} reply tokens may be asked for; got {limit}", param="max_tokens")
+        if sampling.thinking_budget is not None and self.lm.thinking is None:
+            raise ApiError(400, "this model has no known marks of thinking", param="thinking_token_budget")
+        for prompt in prompts:
+            self._check_length(prompt)
+        switch, size = self._switches[bundle], sum(map(_length, prompts))
+        sized = await self.lanes.run(size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts])
+        news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
+        tokenizer = self.lm.tokenizer if stream or stops else None
+        choices = [
+            Choice(p * n + i, one.prompt, one.limit, first + i, stops, tokenizer, news)
+            for p, one in enumerate(sized)
+            for i in range(n)
+        ]
+        group = Group(bundle, policy, sampling)
+        try:
+            self._batcher.submit([Job(group, choice) for choice in choices])
+        except Full:
+            raise busy() from None
+        except Closed:
+            raise ending() from None
+        texts = [one.text for one in sized for _ in range(n)]
+        replies = [
+            asyncio.create_task(self._conclude(choice, text, group, context))
+            for choice, text in zip(choices, texts, strict=True)
+        ]
+        answering = Answering(choices, replies, sum(one.tokens for one in sized), news, context)
+        self._open.add(answering)
+        for task in replies:
+            task.add_done_callback(lambda _: self._forget(answering))
+        return answering
+
+    def set_thresholds(self, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+        """Put thresholds in force for the batches to come; returns those in force.
+
+        Raises:
+            SettingError: an unknown bundle or stage, or a value outside [0, 1].
+        """
+        check_choice("thresholds", "bundle", bundle, tuple(self._switches))
+        switch = self._switches[bundle]
+        self._switches[bundle] = replace(switch, gate=switch.gate.with_thresholds(thresholds))
+        return self._switches[bundle].gate.thresholds()
+
+    async def stop(self, grace: float) -> None:
+        """Let replies end for ``grace`` seconds, then end them; return when all decisions are on record."""
+        tasks = [task for answering in self._open for task in answering.replies]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
+        for answering in list(self._open):
+            for choice in answering.choices:
+                choice.leave(ending())
+        await asyncio.to_thread(self._batcher.close)
+        self.lanes.close()
+        await asyncio.gather(*(t for answering in self._open for t in answering.replies), return_exceptions=True)
+
+    def _forget(self, answering: Answering) -> None:
+        if all(task.done() for task in answering.replies):
+            self._open.discard(answering)
+        for task in answering.replies:
+            if task.done() and not task.cancelled():
+                task.exception()  # a client that has left asks for none
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens.
+
+        Raises:
+            ApiError: a conversation that cannot be put into tokens.
+        """
+        try:
+            return self.lm.encode([prompt], check=False)[0]
+        except DataError as error:
+            raise ApiError(400, str(error), param="messages") from error
+        except ModelError as error:
+            raise ApiError(400, "the model's chat template refuses this conversation", param="messages") from error
+
+    def _check_length(self, asked: Asked) -> None:
+        """Refuse what cannot fit, whatever its tokens are, before they are counted."""
+        longest = self.lm.context_length if asked and isinstance(asked[0], int) else self.lm.longest_text
+        if longest is not None and _length(asked) > longest:
+            raise self._too_long(f"a prompt of {_length(asked)} characters or tokens cannot fit")
+
+    def _too_long(self, reason: str) -> ApiError:
+        message = f"this model's context holds {self.lm.context_length} tokens; {reason}"
+        return ApiError(400, message, param="messages", code="context_length_exceeded")
+
+    def _size(self, asked: Asked, switch: Switch, policy: str, limit: int | None) -> Sized:
+        """A prompt as the engine takes it, with room for the reply in every form in which the model may read it.
+
+        Raises:
+            ApiError: a prompt that cannot be used, or more tokens than there is room for.
+        """
+        edits, gate = policy == "enforce" and switch.actuator.place == "prompt", Gate() if policy == "off" else switch.gate
+        prompt = self._prompt(asked)
+        if edits and isinstance(prompt, Tokens):
+            raise ApiError(400, "the switch in force edits conversations; use /v1/chat/completions")
+        whole = self.encode(prompt)
+        # stage 1 reads the last token: behind the mark where a reply begins it is the client's own
+        if policy != "off" and self._reply_mark.is_continued(whole):
+            raise ApiError(
+                400, "begun replies are not served: the prompt goes on behind the mark that begins a reply", param="prompt"
+            )
+        edited = self.encode(switch.actuator.edit(as_messages(prompt))) if edits else []
+        self.check_known([*whole, *edited])
+        longest, needed = max(len(whole), len(edited)), reply_room(gate, limit or 1)
+        text = self.lm.prompt_text(whole)
+        if self.lm.context_length is None:
+            return Sized(prompt, len(whole), limit or self.max_tokens, text)
+        room = self.lm.context_length - longest
+        if room < needed:
+            raise self._too_long(f"the prompt takes {longest} and the reply {needed}")
+        behind = reply_room(gate, room) - room  # what a prober appends to the reply
+        return Sized(prompt, len(whole), limit or min(room - behind, self.max_tokens), text)
+
+    def _prompt(self, asked: Asked) -> Prompt:
+        """For the engine; text and tokens go to the model as they are.
+
+        Raises:
+            ApiError: no token at all, or one that the model does not know.
+        """
+        if not isinstance(asked, str) and asked and isinstance(asked[0], Message):
+            return asked
+        ids: Any = list(self.lm.tokenizer(asked)["input_ids"]) if isinstance(asked, str) else asked
+        if not ids:
+            raise ApiError(400, "the prompt is empty", param="prompt")
+        self.check_known(ids)
+        return Tokens(tuple(ids), self.lm.prompt_text(ids))
+
+    def check_known(self, ids: Sequence[int]) -> None:
+        """Refuse tokens that the model cannot read, of which its tokenizer may have some.
+
+        Raises:
+            ApiError: there is one.
+        """
+        if max(ids, default=0) >= self.lm.input_size:
+            raise ApiError(400, f"the prompt has token {max(ids)}; this model's are smaller than {self.lm.input_size}")
+
+    def _run(self, jobs: Sequence[Job[Choice]]) -> None:
+        """Run one batch, on the batcher's thread."""
+        group = jobs[0].group
+        assert isinstance(group, Group)
+        choices = [job.waiter for job in jobs]
+        self._engine.generate(
+            [c.prompt for c in choices], self._switch(group), max_new_tokens=[c.limit for c in choices],
+            seed=[c.seed for c in choices], followers=choices,
+            **self._options(group.sampling),
+        )
+
+    def _switch(self, group: Group) -> Switch | None:
+        switch = self._switches[group.bundle]
+        return {"enforce": switch, "observe": replace(switch, actuator=NoAction()), "off": None}[group.policy]
+
+    def _options(self, sampling: Sampling) -> dict[str, Any]:
+        """Options of ``generate``: the client's, then the model's own, then OpenAI's defaults."""
+        own = self.lm.model.generation_config
+        thinking = {"show_thinking": sampling.show_thinking, "thinking_budget": sampling.thinking_budget}
+        if sampling.temperature == 0:
+            return {"do_sample": False, **thinking}
+        asked = {"temperature": (sampling.temperature, own.temperature, 1.0), "top_p": (sampling.top_p, own.top_p, 1.0)}
+        chosen = {name: next(v for v in values if v is not None) for name, values in asked.items()}
+        return {"do_sample": True, "top_k": own.top_k or 0, **chosen, **thinking}
+
+    async def _conclude(self, choice: Choice, text: str, group: Group, context: Context) -> Reply:
+        """The choice's reply, once its decision is on record; also where its client has left."""
+        reply = await choice.reply
+        if group.policy != "off":
+            verdict = Verdict(choice.index, reply.decision, group.bundle, self._ids[group.bundle], group.policy, text)
+            if context.on_decision is not None:
+                await context.on_decision(verdict)
+            context.decisions[choice.index] = verdict
+        if choice.reason is not None:
+            raise choice.reason
+        return reply
+
+
+def _length(asked: Asked) -> int:
+    """Characters of text, or tokens."""
+    if isinstance(asked, str):
+        return len(asked)
+    return sum(len(part.content) if isinstance(part, Message) else 1 for part in asked)

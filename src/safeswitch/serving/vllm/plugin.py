@@ -1,0 +1,128 @@
+"""What ``vllm serve --middleware`` names: the middleware, with the guarded front end put around ``AsyncLLM.generate``.
+
+vLLM imports it in every API server process before the first request (``entrypoints/serve/middleware/register.py``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from starlette._utils import get_route_path
+from vllm.exceptions import VLLMValidationError
+
+from safeswitch.core.errors import DataError, SettingError
+from safeswitch.engines.context import Context
+from safeswitch.engines.vllm.install import Door, check_at_work, front_of, install
+from safeswitch.engines.vllm.sampling import SEEDS
+from safeswitch.engines.vllm.settings import switched_off
+from safeswitch.serving.keys import Key
+from safeswitch.serving.middleware import THRESHOLDS, Receive, Scope
+from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
+from safeswitch.serving.refused import Refused, Send
+from safeswitch.serving.system_text import system_texts
+from safeswitch.serving.transformers.errors import ending
+from safeswitch.serving.vllm import fields as vllm_fields
+
+install()
+
+DEVELOPMENT = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+"""Switches of vLLM that open control routes; a guarded server does not start with them."""
+
+
+class SafeSwitchMiddleware(Base):
+    """The middleware, in a process whose engine client is guarded."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A server whose requests would pass unguarded does not start."""
+        if scope["type"] == "lifespan":
+            state = scope["app"].state
+            try:
+                _refuse_development()
+                await check_at_work(getattr(state, "engine_client", None), _chat_template(state))
+            except SettingError as error:
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
+        await super().__call__(scope, receive, send)
+
+    def check_route(self, scope: Scope) -> None:
+        """Only routes of the table are open; control and development routes are not in it."""
+        method, path = scope["method"], get_route_path(scope)
+        known = method == "OPTIONS" or (method, path) == ("POST", THRESHOLDS)
+        if not known and not switched_off() and vllm_fields.find(method, path) is None:
+            raise Refused(404, f"{method} {path} is not served here", code="not_served")
+
+    def check_fields(
+        self, scope: Scope, asked: dict[str, Any], key: Key | None, context: Context
+    ) -> None:
+        """Only fields of the table are served under ``enforce``."""
+        route = vllm_fields.find(scope["method"], get_route_path(scope))
+        if route is None or switched_off():
+            return
+        context.chat = route.chat
+        context.system = system_texts(asked) if route.chat else ()
+        most = self.settings.max_tokens
+        given = [asked[name] for name in route.lengths if asked.get(name) is not None]
+        if most and any(isinstance(n, int | float) and n > most for n in given):
+            raise Refused(400, f"{' and '.join(route.lengths)} may be at most {most} here")
+        if asked.get("use_beam_search"):
+            raise Refused(400, "beam search is not served: SafeSwitch decides on one reply at a time")
+        front = front_of(scope["app"].state.engine_client)
+        if asked.get("seed") is not None and front.seeds_are_fatal:
+            raise Refused(400, SEEDS)
+        if (context.policy or front.settings.policy) != "enforce":
+            return
+        try:
+            route.check(asked, key is not None and key.extra_fields)
+        except DataError as error:
+            raise Refused(400, str(error)) from error
+
+    def context_length(self, scope: Scope) -> int | None:
+        return int(scope["app"].state.engine_client.vllm_config.model_config.max_model_len)
+
+    def told(self, error: Exception, context: Context) -> Refused:
+        """What vLLM and the front end refuse, some of it only when a stream has begun."""
+        if isinstance(error, VLLMValidationError):
+            return Refused(400, str(error))
+        return super().told(error, context)
+
+    @contextmanager
+    def admitted(self, scope: Scope) -> Iterator[None]:
+        """No requests are let in any more once the server has been told to stop; those inside are waited for."""
+        door = Door.of(scope["app"].state.engine_client)
+        if door.closed:
+            raise ending()
+        with door:
+            yield
+
+    async def set_thresholds(self, scope: Scope, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+        """In every worker of the engine."""
+        engine = scope["app"].state.engine_client
+        answers = await engine.collective_rpc("safeswitch_thresholds", args=(bundle, dict(thresholds)))
+        found: dict[str, float] = next((a for a in answers if a), {})
+        if "error" in found:
+            raise SettingError(str(found["error"]))
+        return dict(found)
+
+
+def _refuse_development() -> None:
+    """Raise where vLLM has been told to open routes that change weights, adapters or thresholds.
+
+    Raises:
+        SettingError: such a switch is on.
+    """
+    for name in DEVELOPMENT:
+        if os.environ.get(name, "0").lower() not in ("", "0", "false"):
+            raise SettingError(f"SafeSwitch: {name} opens control routes to every client; unset it")
+
+
+def _chat_template(state: Any) -> str | None:
+    """The template that the operator has given to the server, None for the tokenizer's."""
+    from vllm.renderers.chat_utils import load_chat_template
+
+    args = getattr(state, "args", None)
+    given: str | None = load_chat_template(getattr(args, "chat_template", None))
+    return given

@@ -1,0 +1,87 @@
+"""vLLM's own OpenAI server with the guard in it: every part is put there by a flag of ``vllm serve``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+# the parser by way of the command: the module that defines it is another one in 0.33
+from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from safeswitch.core.errors import SettingError
+from safeswitch.engines.vllm.settings import KEY, GuardSettings, engine_flags, prefer_v1_runner
+from safeswitch.serving.settings import ServerSettings
+
+MIDDLEWARE = "safeswitch.serving.vllm.plugin.SafeSwitchMiddleware"
+GRACE = "30"
+"""Seconds that running requests have to end when the server is told to stop."""
+OWN_FLAGS = (
+    "--logits-processors", "--worker-extension-cls", "--model-class-overrides", "--logprobs-mode", "--speculative-config",
+)  # fmt: skip
+
+
+def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> list[str]:
+    """The arguments of ``vllm serve`` that serve ``model`` guarded, with the user's own ``flags`` after them.
+
+    Raises:
+        SettingError: a flag that would take the guard out.
+    """
+    for flag in flags:
+        if flag.split("=")[0].replace("_", "-") in OWN_FLAGS:
+            raise SettingError(f"safeswitch serve: {flag.split('=')[0]} cannot be given; the guard needs it")
+    flags, additional = _additional(list(flags))
+    own = engine_flags(guard, list(AutoConfig.from_pretrained(model).architectures or []))
+    given = {flag.split("=")[0].replace("_", "-") for flag in flags}
+    grace = [] if "--shutdown-timeout" in given else ["--shutdown-timeout", GRACE]
+    host = [] if given & {"--host", "--uds"} else ["--host", "127.0.0.1"]
+    return [
+        model, *host, *grace, "--additional-config", json.dumps({**additional, KEY: own["additional_config"][KEY]}),
+        "--logits-processors", *own["logits_processors"], "--worker-extension-cls", own["worker_extension_cls"],
+        "--model-class-overrides", json.dumps(own["model_class_overrides"]), "--logprobs-mode", own["logprobs_mode"],
+        "--middleware", MIDDLEWARE, *flags,
+    ]  # fmt: skip
+
+
+def _additional(flags: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The user's ``--additional-config`` taken out of the flags."""
+    for i, flag in enumerate(flags):
+        if flag.split("=")[0] == "--additional-config":
+            joined = "=" in flag
+            value = flag.split("=", 1)[1] if joined else flags[i + 1]
+            return flags[:i] + flags[i + (1 if joined else 2) :], dict(json.loads(value))
+    return flags, {}
+
+
+def refuse_other_front_ends(args: Any) -> None:
+    """Raise where vLLM would take requests past its HTTP server in Python, and so past the middleware.
+
+    Args:
+        args: What vLLM's parser has made of the flags.
+
+    Raises:
+        SettingError: gRPC, or the front end in Rust.
+    """
+    if args.grpc:
+        raise SettingError("safeswitch serve: --grpc cannot be given; its requests pass no guard")
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        raise SettingError(
+            "safeswitch serve: unset VLLM_USE_RUST_FRONTEND; requests to that front end pass no guard"
+        )
+
+
+def serve(model: str | Path, guard: GuardSettings, server: ServerSettings, flags: Sequence[str]) -> None:
+    """Run the server until it is told to stop."""
+    server.export()
+    prefer_v1_runner()
+    command = ServeSubcommand()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="safeswitch serve"))
+    args = parser.parse_args(serve_arguments(str(model), guard, flags))
+    refuse_other_front_ends(args)
+    command.validate(args)
+    command.cmd(args)
