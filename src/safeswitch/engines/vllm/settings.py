@@ -14,7 +14,7 @@ from typing import Any
 from safeswitch.engines.settings import KEY, GuardSettings
 
 VERSIONS = ("0.32", "0.33")
-"""vLLM releases whose extension points were read; ``design/vllm.md`` says which of them was run."""
+"""vLLM releases whose extension points were read; ``docs/background/vllm.md`` says which of them was run."""
 _PACKAGE = "safeswitch.engines.vllm"
 PROCESSOR = f"{_PACKAGE}.processor:SafeSwitchProcessor"
 EXTENSION = f"{_PACKAGE}.worker.SafeSwitchWorker"
