@@ -48,7 +48,9 @@ def read_examples(
         context: Where a row's ``context`` goes: ``prompt`` (in front of it), ``system`` (as system message), or
             ``auto``: system for prompt-injection rows, prompt for all others.
         category: Category of rows that carry none.
-        split, config, revision: For hub data sets.
+        split: For hub data sets: which split.
+        config: For hub data sets: which configuration.
+        revision: For hub data sets: commit or tag; None takes the newest.
 
     Returns:
         The examples, in file order; their ``place`` is file and line.
