@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.torch-$(firstword $(shell printf '%s' '$(TORCH)' | cksum))
 
-.PHONY: demo serve test lint types study clean
+.PHONY: demo serve test lint types study docs clean
 
 $(BUILD):
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ $(VENV)/.dev: $(BUILD) pyproject.toml
 
 $(VENV)/.server: $(BUILD) pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[server]"
+	touch $@
+
+$(VENV)/.docs: $(BUILD) pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 $(VENV)/.vllm: $(VENV)/.dev dev/vllm_cpu.py
@@ -51,6 +55,9 @@ types: $(VENV)/.dev
 
 study: $(VENV)/.demo  ## three seeds, 300 requests a suite, against the goals: build/study/
 	$(BIN)/safeswitch nano study --out build/study
+
+docs: $(VENV)/.docs  ## the documentation, built strictly: build/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

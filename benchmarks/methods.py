@@ -3,7 +3,7 @@
     python benchmarks/methods.py --out build/methods        # all methods, 200 requests a suite; goes on after a kill
 
 Table, pictures and tests are those of ``compare``, in the run folder, with ``claims.md`` and ``methods.md`` beside them; with
-``--readme README.md`` the last becomes the README's block of methods. Thresholds and strengths are fitted on fitting data,
+``--page docs/results/methods.md`` the last becomes that page's block. Thresholds and strengths are fitted on fitting data,
 never on these suites. Left out are methods that need a file (other weights, vectors). About 20 minutes on two cores.
 """
 
@@ -78,7 +78,7 @@ def silent_share(rows: Rows, method: str) -> float:
 
 
 def told(log: RunLog) -> str:
-    """The table of the README: a method a row, a suite a column, and the share of replies that are broken."""
+    """The table of the results page: a method a row, a suite a column, and the share of replies that are broken."""
     rows = Rows(log)
     found = {(row["method"], row["benchmark"], row["metric"]): row for row in main_rates(rows)}
     lines = [f"| method | {' | '.join(text for text, _ in SUITES.values())} | broken |", "|---|" + "---|" * (len(SUITES) + 1)]
@@ -91,13 +91,13 @@ def told(log: RunLog) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_block(readme: Path, table: str, picture: Path) -> None:
-    """Put ``table`` into the README's block of methods, and the picture beside it where it points."""
-    text = readme.read_text(encoding="utf-8")
+def write_block(page: Path, table: str, picture: Path) -> None:
+    """Put ``table`` into the page's block of methods, and the picture beside it where it points."""
+    text = page.read_text(encoding="utf-8")
     begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
     shown = text[begin:end].rstrip("\n").rpartition("\n")[2]
-    write_text(readme, f"{text[:begin]}\n{table}\n{shown}\n{text[end:]}")
-    (readme.parent / shown.rpartition("(")[2].rstrip(")")).write_bytes(picture.read_bytes())
+    write_text(page, f"{text[:begin]}\n{table}\n{shown}\n{text[end:]}")
+    (page.parent / shown.rpartition("(")[2].rstrip(")")).write_bytes(picture.read_bytes())
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
         [*FIRST, *(m for m in METHODS if m not in (*NEED_FILES, *FIRST)), *JOINS]
     ))  # fmt: skip
     parser.add_argument("--limit", type=int, default=200, help="requests a suite")
-    parser.add_argument("--readme", type=Path, help="file whose block of methods is to be replaced")
+    parser.add_argument("--page", type=Path, help="file whose block of methods is to be replaced")
     args = parser.parse_args()
     command = [sys.executable, "-m", "safeswitch.cli.main", "compare", "--model", "nano", "--methods", args.methods]
     command += ["--limit", str(args.limit), "--out", str(args.out), *(part for s in SUITES for part in ("--benchmark", s))]
@@ -115,8 +115,8 @@ def main() -> None:
     log = RunLog.open(args.out)
     write_text(args.out / "claims.md", tested(log))
     write_text(args.out / "methods.md", told(log))
-    if args.readme is not None:
-        write_block(args.readme, told(log), args.out / "pareto.png")
+    if args.page is not None:
+        write_block(args.page, told(log), args.out / "pareto.png")
 
 
 if __name__ == "__main__":

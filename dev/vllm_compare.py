@@ -75,7 +75,7 @@ USED = (
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample",
     "vllm.v1.worker.worker_base:WorkerWrapperBase.init_worker",
 )
-"""What is relied on without being imported, or whose body matters (``design/vllm.md``)."""
+"""What is relied on without being imported, or whose body matters (``docs/background/vllm.md``)."""
 _METHODS = ("get", "post", "put", "patch", "delete", "websocket")
 
 

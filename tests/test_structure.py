@@ -1,4 +1,4 @@
-"""The shape of the house: import order, no cycles, the public names, the README's tree, versions in step."""
+"""The shape of the house: import order, no cycles, the public names, the tree of the guide, versions in step."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_every_module_says_what_it_is() -> None:
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
-def test_the_tree_in_the_readme_matches_the_disk() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tree_for_contributors_matches_the_disk() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     block = text.split("<!-- tree -->")[1].split("<!-- /tree -->")[0]
     told = {m.group(1).rstrip("/") for m in re.finditer(r"^\s*([\w.-]+/?)\s{2,}", block, re.MULTILINE)}
     folders = {p.name for p in SRC.iterdir() if p.is_dir() and p.name != "__pycache__"}

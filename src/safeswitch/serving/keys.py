@@ -35,7 +35,7 @@ class Key:
         bundles: Bundles that it is served with; the first is its default. Empty leaves it the server's default.
         admin: May read and change thresholds, and see scores.
         scores: May see scores and thresholds, which would guide whoever searches for a way round the guard.
-        extra_fields: May send fields that are marked ``right`` in ``design/vllm-fields.md``.
+        extra_fields: May send fields that are marked ``right`` in the page of request fields.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 Read in vLLM 0.32.0 and 0.33.0. A route that stands in no table is closed. A field that stands in no table is
 refused under ``enforce``, so that a newer vLLM cannot open a hole in silence; a test compares the
-tables with vLLM's own request models. ``design/vllm-fields.md`` is written from here.
+tables with vLLM's own request models. The documentation's page of request fields is written from here.
 
 What a field may be:
 

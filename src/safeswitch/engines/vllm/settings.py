@@ -19,7 +19,7 @@ KEY = "safeswitch"
 OFF = "SAFESWITCH_OFF"
 """Environment variable: ``1`` lets every request pass untouched."""
 VERSIONS = ("0.32", "0.33")
-"""vLLM releases whose extension points were read; ``design/vllm.md`` says which of them was run."""
+"""vLLM releases whose extension points were read; ``docs/background/vllm.md`` says which of them was run."""
 _PACKAGE = "safeswitch.engines.vllm"
 PROCESSOR = f"{_PACKAGE}.processor:SafeSwitchProcessor"
 EXTENSION = f"{_PACKAGE}.worker.SafeSwitchWorker"
