@@ -250,6 +250,16 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
+def test_search_finds_a_page_that_was_opened_from_disk(site: Path, browser: Any) -> None:
+    page = browser.new_context(offline=True).new_page()
+    page.goto((site / "guides/fit.html").as_uri())
+    page.click("[data-md-component=search-query]")
+    page.keyboard.type("fingerprint")
+    found = page.wait_for_selector(".md-search-result__link", timeout=10_000)
+    assert found.get_attribute("href").startswith("file:")
+    page.context.close()
+
+
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
 def test_pages_fit_their_screen_and_fetch_nothing(site: Path, browser: Any, scheme: str, width: int) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True)
