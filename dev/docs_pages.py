@@ -62,7 +62,7 @@ def configuration() -> str:
     """The settings classes, with their defaults; and the environment variables."""
     lines = ["# Configuration\n", _GENERATED, (ROOT / "docs/reference/_environment.md").read_text("utf-8")]
     for owner in (safeswitch.FitSettings, safeswitch.HeadSettings, ServerSettings, GuardSettings):
-        lines.append(f"::: {_address(owner)}\n")
+        lines.append(f"::: {_address(owner)}\n    options:\n      members: false\n")
     return "\n".join(lines)
 
 
@@ -75,7 +75,7 @@ def metric_table() -> str:
     lines = [
         "# Metrics\n", _GENERATED,
         "The guard adds these to `/metrics`. With API keys the page needs a key that may see scores.\n",
-        "| metric | type | labels | what it counts |", "|---|---|---|---|",
+        "| metric | what it counts | labels | type |", "|---|---|---|---|",
     ]
     for found in vars(metrics).values():
         if isinstance(found, MetricWrapperBase):
@@ -87,7 +87,7 @@ def _metric(metric: MetricWrapperBase) -> str:
     family = next(iter(metric.describe()))
     name = f"{family.name}_total" if family.type == "counter" else family.name
     labels = ", ".join(f"`{label}`" for label in metric._labelnames)
-    return f"| `{name}` | {family.type} | {labels} | {family.documentation} |"
+    return f"| `{name}` | {family.documentation} | {labels} | {family.type} |"
 
 
 def command_line() -> str:
