@@ -22,6 +22,7 @@ import pytest
 import typer
 
 import safeswitch
+from safeswitch.engines.vllm.settings import GuardSettings, engine_flags
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -117,6 +118,9 @@ def test_the_generated_reference_knows_every_name_command_and_metric(pages: dict
     fields = (site / "reference/vllm-fields.html").read_text(encoding="utf-8")
     assert "POST /v1/chat/completions" in fields
     assert "<code>temperature</code>" in fields
+    catalogue = (site / "reference/catalogue.html").read_text(encoding="utf-8")
+    assert "<code>scans</code>" in catalogue
+    assert "<code>xstest</code>" in catalogue
 
 
 def test_every_page_of_the_folder_stands_in_the_navigation() -> None:
@@ -144,6 +148,23 @@ def test_links_between_files_lead_to_files(path: Path) -> None:
         parts = urlsplit("".join(link))
         if not parts.scheme and parts.path and Path(parts.path).name not in generated:
             assert (path.parent / parts.path).exists(), f"{named(path)}: {parts.path}"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=named)
+def test_files_of_the_repository_that_are_named_exist(path: Path) -> None:
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for name in re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|md|toml))`", text):
+        if not name.endswith("yours.py"):
+            assert (ROOT / name).exists() or (ROOT / "src/safeswitch" / name).exists(), f"{named(path)}: {name}"
+
+
+def test_the_flags_of_the_vllm_page_are_those_that_are_set() -> None:
+    text = (ROOT / "docs/background/vllm.md").read_text(encoding="utf-8")
+    flags = engine_flags(GuardSettings({"default": "folder"}), ["NAME"])
+    assert f"`{flags['logits_processors'][0]}`" in text
+    assert f"`{flags['worker_extension_cls']}`" in text
+    assert f"`{flags['logprobs_mode']}`" in text
+    assert json.dumps(flags["model_class_overrides"]) in text
 
 
 def spoken() -> Iterator[tuple[str, str, bool]]:
