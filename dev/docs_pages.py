@@ -58,7 +58,11 @@ def api() -> str:
 
 def configuration() -> str:
     """The settings classes, with their defaults; and the environment variables."""
-    lines = ["# Configuration\n", _GENERATED, (ROOT / "docs/reference/_environment.md").read_text("utf-8")]
+    lines = [
+        "# Configuration\n",
+        _GENERATED,
+        (ROOT / "docs/reference/_environment.md").read_text("utf-8"),
+    ]
     for owner in (safeswitch.FitSettings, safeswitch.HeadSettings, ServerSettings, GuardSettings):
         lines.append(f"::: {_address(owner)}\n    options:\n      members: false\n")
     return "\n".join(lines)
@@ -71,9 +75,11 @@ def _address(owner: type) -> str:
 def metric_table() -> str:
     """The Prometheus metrics that the guard adds to the server's own."""
     lines = [
-        "# Metrics\n", _GENERATED,
-        "The guard adds these to `/metrics`. With API keys the page needs a key that may see scores.\n",
-        "| metric | what it counts | labels | type |", "|---|---|---|---|",
+        "# Metrics\n",
+        _GENERATED,
+        "The guard adds these to `/metrics`. With API keys that wants a key that may see scores.\n",
+        "| metric | what it counts | labels | type |",
+        "|---|---|---|---|",
     ]
     for found in vars(metrics).values():
         if isinstance(found, MetricWrapperBase):
@@ -110,12 +116,12 @@ def _commands(words: str, command: Any) -> Iterator[tuple[str, Any]]:
 def _command(words: str, command: Any) -> list[str]:
     options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    named = " ".join(p.display_name_raw for p in arguments)
+    named = " ".join(p.name for p in arguments)
     lines = [f"## {words}\n", _plain(command.help or ""), ""]
     lines.append(f"```\n{words} {named} [OPTIONS]\n```\n".replace("  ", " "))
     if arguments or options:
         lines += ["| option | default | meaning |", "|---|---|---|"]
-    lines += [_row(p, f"`{p.display_name_raw}`") for p in arguments]
+    lines += [_row(p, f"`{p.name}`") for p in arguments]
     lines += [_row(p, ", ".join(f"`{o}`" for o in [*p.opts, *p.secondary_opts])) for p in options]
     return [*lines, ""]
 
@@ -145,7 +151,12 @@ def catalogue() -> str:
     lines.append("`--methods` takes these names, and a gate and an action joined by `+`.\n")
     lines += ["| name | what it does | engines | acts on |", "|---|---|---|---|"]
     lines += [_method(name, METHODS[name]) for name in METHODS]
-    lines += ["", "## Benchmarks\n", "| name | what it is | requests | licence |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "## Benchmarks\n",
+        "| name | what it is | requests | licence |",
+        "|---|---|---|---|",
+    ]
     table = benchmarks()
     for name in table:
         found = table[name]
@@ -165,11 +176,14 @@ def vllm_fields() -> str:
     kinds = "\n".join(f"- **{kind}**: {meaning}." for kind, meaning in KINDS.items())
     bare = [f"`{route.method} {route.path}`" for route in ROUTES if not route.fields]
     head = [
-        "# What a request to the guarded vLLM server may hold\n", _GENERATED,
-        "Read in vLLM 0.32.0 and 0.33.0. Every other route is closed (404): stored responses, batches,",
-        "raw tokens, beam search, pooling, speech, control and development routes. Every other field",
+        "# What a request to the guarded vLLM server may hold\n",
+        _GENERATED,
+        "Read in vLLM 0.32.0 and 0.33.0. Every other route is closed (404): stored responses,",
+        "batches, raw tokens, beam search, pooling, speech, control and development. Every other field",
         "is refused (400) under `enforce`.\n",
-        kinds, "", f"Without a body: {', '.join(bare)}.\n",
+        kinds,
+        "",
+        f"Without a body: {', '.join(bare)}.\n",
     ]
     return "\n".join([*head, *(_route(route) for route in ROUTES if route.fields)])
 

@@ -1,10 +1,11 @@
-"""The documentation holds what it says: it builds strictly, links lead somewhere, code runs, commands parse.
+"""The documentation builds strictly, its links lead somewhere, its code runs, its commands parse.
 
 With SAFESWITCH_SHOTS=folder the screenshots are kept there, to be looked at.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -28,14 +29,18 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 MOST_README_BYTES = 6144
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = re.compile(
-    r"^<!-- run -->\n```python\n(?P<code>.*?)^```\n(?:\n<!-- output -->\n```text\n(?P<output>.*?)^```\n)?",
+    r"^<!-- run -->\n```python\n(?P<code>.*?)^```\n"
+    r"(?:\n<!-- output -->\n```text\n(?P<output>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
 README_RUN = re.compile(
-    r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<output>.*?)^```\n)?", re.MULTILINE | re.DOTALL
+    r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<output>.*?)^```\n)?",
+    re.MULTILINE | re.DOTALL,
 )
 
 
@@ -62,7 +67,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Page(HTMLParser):
     """A page's anchors, the links in it, and what a browser would fetch for it."""
 
-    FETCHED = (("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"), ("source", "src"))
+    FETCHED = (
+        ("script", "src"),
+        ("link", "href"),
+        ("img", "src"),
+        ("iframe", "src"),
+        ("source", "src"),
+    )
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -76,7 +87,9 @@ class Page(HTMLParser):
         self.ids |= {found[name] or "" for name in ("id", "name") if name in found}
         if tag == "a" and "href" in found:
             self.links.append(found["href"] or "")
-        self.fetched += [found[name] or "" for kind, name in self.FETCHED if kind == tag and name in found]
+        self.fetched += [
+            found[name] or "" for kind, name in self.FETCHED if kind == tag and name in found
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +117,14 @@ def test_no_page_asks_another_host_for_anything(site: Path, pages: dict[Path, Pa
         for address in page.fetched:
             assert not urlsplit(address).netloc, f"{path} fetches {address}"
     for path in site.rglob("*.css"):
-        assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", path.read_text(encoding="utf-8")), path
+        assert not re.search(
+            r"(url\(|@import)\s*['\"]?(https?:)?//", path.read_text(encoding="utf-8")
+        ), path
 
 
-def test_the_generated_reference_knows_every_name_command_and_metric(pages: dict[Path, Page], site: Path) -> None:
+def test_the_generated_reference_knows_every_name_command_and_metric(
+    pages: dict[Path, Page], site: Path
+) -> None:
     api = pages[site / "reference/api.html"].ids
     assert {f"safeswitch.{name}" for name in safeswitch.__all__ if not name.startswith("_")} <= api
     commands = pages[site / "reference/cli.html"].ids
@@ -142,7 +159,14 @@ def test_the_readme_is_short_and_shows_its_picture() -> None:
 @pytest.mark.parametrize("path", TEXTS, ids=named)
 def test_links_between_files_lead_to_files(path: Path) -> None:
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
-    generated = {"api.md", "cli.md", "configuration.md", "metrics.md", "catalogue.md", "vllm-fields.md"}
+    generated = {
+        "api.md",
+        "cli.md",
+        "configuration.md",
+        "metrics.md",
+        "catalogue.md",
+        "vllm-fields.md",
+    }
     generated |= {"contributing.md", "changelog.md"}
     for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
         parts = urlsplit("".join(link))
@@ -155,7 +179,9 @@ def test_files_of_the_repository_that_are_named_exist(path: Path) -> None:
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
     for name in re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|md|toml))`", text):
         if not name.endswith("yours.py"):
-            assert (ROOT / name).exists() or (ROOT / "src/safeswitch" / name).exists(), f"{named(path)}: {name}"
+            assert (ROOT / name).exists() or (ROOT / "src/safeswitch" / name).exists(), (
+                f"{named(path)}: {name}"
+            )
 
 
 def test_the_flags_of_the_vllm_page_are_those_that_are_set() -> None:
@@ -168,7 +194,7 @@ def test_the_flags_of_the_vllm_page_are_those_that_are_set() -> None:
 
 
 def spoken() -> Iterator[tuple[str, str, bool]]:
-    """Every ``safeswitch ...`` command: where, the words, whether it is a whole command of a code block."""
+    """Every ``safeswitch ...`` command: where, its words, whether it stands in a code block."""
     for path in TEXTS:
         text = path.read_text(encoding="utf-8")
         for language, block in FENCE.findall(text):
@@ -200,7 +226,9 @@ def fault_of(line: str) -> tuple[str, str] | None:
 
 
 @pytest.mark.parametrize(("where", "line", "whole"), COMMANDS)
-def test_commands_that_are_shown_exist_with_their_options(where: str, line: str, whole: bool) -> None:
+def test_commands_that_are_shown_exist_with_their_options(
+    where: str, line: str, whole: bool
+) -> None:
     found = fault_of(line)
     if not whole and found is not None and found[0] in ("MissingParameter", "BadOptionUsage"):
         return  # a command named in a sentence need not be complete
@@ -249,12 +277,22 @@ def test_code_that_is_shown_as_run_gives_the_output_that_is_shown(tmp_path: Path
     given, told = tmp_path / "given.json", tmp_path / "told.json"
     given.write_text(json.dumps([[code for code, _ in blocks] for blocks in shown.values()]))
     # In a process of its own: a page registers methods, which later tests must not find.
-    done = subprocess.run([sys.executable, "-c", RUNNER, given, told], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, given, told], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     outputs = iter(json.loads(told.read_text()))
     for where, blocks in shown.items():
         for code, expected in blocks:
             assert next(outputs) == (expected or ""), f"{where}:\n{code}"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=named)
+def test_modules_that_shown_code_imports_exist(path: Path) -> None:
+    for language, block in FENCE.findall(path.read_text(encoding="utf-8")):
+        if language == "python":
+            for module in re.findall(r"^from (safeswitch[\w.]*) import", block, re.MULTILINE):
+                assert importlib.util.find_spec(module) is not None, f"{named(path)}: {module}"
 
 
 # --- looked at in a browser
@@ -281,20 +319,36 @@ def test_search_finds_a_page_that_was_opened_from_disk(site: Path, browser: Any)
     page.context.close()
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
-def test_pages_fit_their_screen_and_fetch_nothing(site: Path, browser: Any, scheme: str, width: int) -> None:
-    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True)
+@pytest.mark.parametrize(
+    ("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)]
+)
+def test_pages_fit_their_screen_and_fetch_nothing(
+    site: Path, browser: Any, scheme: str, width: int
+) -> None:
+    context = browser.new_context(
+        color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True
+    )
     page = context.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    for name in ("index", "concepts/how-it-works", "results/methods", "reference/api", "reference/cli"):
+    for name in (
+        "index",
+        "concepts/how-it-works",
+        "results/methods",
+        "reference/api",
+        "reference/cli",
+    ):
         page.goto((site / f"{name}.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (max(map(int, re.findall(r"\d+", background)[:3])) < 60) == (scheme == "dark"), background
+        assert (max(map(int, re.findall(r"\d+", background)[:3])) < 60) == (scheme == "dark"), (
+            background
+        )
         for picture in page.query_selector_all("article img"):
             assert picture.evaluate("p => p.complete && p.naturalWidth > 0"), name
         if keep := os.environ.get("SAFESWITCH_SHOTS"):
             page.screenshot(path=Path(keep) / f"docs-{name.replace('/', '-')}-{scheme}-{width}.png")
-    assert [address for address in asked if not address.startswith(("file:", "data:", "blob:"))] == []
+    assert [
+        address for address in asked if not address.startswith(("file:", "data:", "blob:"))
+    ] == []
     context.close()
