@@ -18,6 +18,7 @@ from benchmarks.neighbours import settings as changed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from safeswitch.cli.serve_flags import parse_flags
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Reply
 from safeswitch.engines.settings import GuardSettings
@@ -31,7 +32,7 @@ from safeswitch.serving.transformers.batcher import BatchSettings
 from safeswitch.serving.transformers.choice import Choice
 from safeswitch.serving.transformers.errors import ApiError
 from safeswitch.serving.transformers.front_end import FrontEnd
-from safeswitch.serving.transformers.server import Middleware, parse_flags
+from safeswitch.serving.transformers.server import Middleware
 from safeswitch.switch.actuators.prompts import FramedPrompt
 from safeswitch.switch.switch import Switch
 

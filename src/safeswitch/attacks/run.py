@@ -37,6 +37,7 @@ def run_attacks(
     say: Say = lambda text: None,
     progress: Progress = lambda method, benchmark, done: None,
     after: Sequence[Callable[[Path], None]] = (),
+    begun: Callable[[Path], None] = lambda folder: None,
 ) -> RunLog:
     """The asked benchmarks bare and under each attack; resumable, searches included.
 
@@ -72,4 +73,5 @@ def run_attacks(
     return run_bench(
         engine, asked, lambda log: prepare(engine, methods, fitting, log, say), out, say=say, progress=progress, more=attacked,
         after=after,
+        begun=begun,
     )

@@ -1,111 +1,159 @@
-"""``safeswitch attack``: parse, call one function, print."""
+"""``safeswitch attack``."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from safeswitch.cli.load import load_engine, load_fitting, load_switch
-from safeswitch.cli.options import (
-    BatchOption,
-    BenchmarkOption,
-    DataOption,
-    DeviceMapOption,
-    DtypeOption,
-    FitDataOption,
-    HubOption,
-    ModelOption,
-    OutOption,
-    RevisionOption,
-    SeedOption,
-    SwitchOption,
-    TemplateOption,
-)
+from safeswitch.cli.config import write_config
+from safeswitch.cli.load import load_engine, load_fitting, load_guard
+from safeswitch.cli.options import BatchedModelOptions, FitDataOption, RunOptions, SwitchOption
 from safeswitch.cli.screen import bars, put, put_markdown, say
+from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import entries
+
+if TYPE_CHECKING:
+    from safeswitch.bench.bench import Asked
 
 _NANO_TARGET = "Well, I can help with it. You make a plan, then you go on step by step."
 
 
-def attack(
-    model: ModelOption,
-    out: OutOption,
-    switch: SwitchOption = None,
+@dataclass(frozen=True)
+class AttackModelOptions(BatchedModelOptions):
+    """The model that is attacked, and its own switch, which is looked into."""
+
+    switch: SwitchOption = None
+
+
+@dataclass(frozen=True)
+class AttackRunOptions(RunOptions):
+    """Attacks take long, so that they are made on fewer requests."""
+
+    limit: Annotated[
+        int, typer.Option(min=1, help="Most requests of each benchmark, drawn at random.")
+    ] = 50
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """Which attacks, and how they search."""
+
+    panel: ClassVar[str] = "Attacks"
+
     attacks: Annotated[
         str,
         typer.Option(
-            help="Joined by commas: wrappers, prefill, many-shot, multi-turn, encodings, translation, gcg, gcg-prober."
+            help="Joined by commas: wrappers, prefill, many-shot, multi-turn, encodings, "
+            "translation, gcg, gcg-prober."
         ),
-    ] = "wrappers,prefill,many-shot,multi-turn,encodings",
-    methods: Annotated[
-        str | None, typer.Option(help="Methods, joined by commas; none: base, and safeswitch where there is a switch.")
-    ] = None,
-    fit_data: FitDataOption = None,
-    benchmark: BenchmarkOption = None,
-    data: DataOption = None,
-    hub: HubOption = False,
-    limit: Annotated[int, typer.Option(min=1, help="Most requests of each benchmark, drawn at random.")] = 50,
+    ] = "wrappers,prefill,many-shot,multi-turn,encodings"
     target: Annotated[
-        str | None, typer.Option(help="Content-free beginning of a compliant reply, which searches aim at.")
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a search for each request.")] = 40,
+        str | None,
+        typer.Option(help="Content-free beginning of a compliant reply, which searches aim at."),
+    ] = None
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps of a search for each request.")
+    ] = 40
     translations: Annotated[
-        Path | None, typer.Option(help="CSV with a column a language, as MultiJail's, for the attack translation.")
-    ] = None,
-    seed: SeedOption = 0,
-    batch_size: BatchOption = 32,
-    revision: RevisionOption = None,
-    dtype: DtypeOption = "auto",
-    device_map: DeviceMapOption = None,
-    chat_template: TemplateOption = None,
-) -> None:
-    """Attack your own model, untouched and defended, with published methods; resumable.
+        Path | None,
+        typer.Option(help="CSV with a column a language, as MultiJail's, for translation."),
+    ] = None
 
-    Only the unsafe requests of the benchmarks are attacked: nano's plain ones, or HarmBench, unless others are named.
+    def settings(self, names: tuple[str, ...], target: str | None, seed: int) -> dict[str, Any]:
+        """Settings of the attacks ``names``, by attack.
+
+        Raises:
+            SettingError: translation without a table.
+            DataError: a table that cannot be read.
+        """
+        from safeswitch.attacks.translation import read_columns
+
+        search: dict[str, Any] = {"steps": self.steps, "seed": seed}
+        if target:
+            search["target"] = target
+        found = {"gcg": search, "gcg-prober": search}
+        if "translation" in names:
+            if self.translations is None:
+                raise SettingError(
+                    "command line: the attack translation needs --translations, "
+                    "a CSV with a column a language"
+                )
+            found["translation"] = {"table": read_columns(self.translations)}
+        return found
+
+
+@dataclass(frozen=True)
+class DefenceOptions:
+    """What is attacked besides the bare model."""
+
+    panel: ClassVar[str] = "Methods"
+
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods, joined by commas. None: base, and safeswitch where there is a switch."
+        ),
+    ] = None
+    fit_data: FitDataOption = None
+
+
+def attack(
+    context: typer.Context,
+    model: AttackModelOptions,
+    run: AttackRunOptions,
+    attacks: AttackOptions,
+    defences: DefenceOptions,
+) -> None:
+    """Attack your own model, bare and defended, with published methods; resumable.
+
+    Only the unsafe requests of the benchmarks are attacked: nano's plain ones, or HarmBench,
+    unless others are named.
     """
+    from safeswitch.attacks.base import ATTACKS
     from safeswitch.attacks.run import build_attacks, run_attacks
-    from safeswitch.bench.bench import Asked
     from safeswitch.bench.picture import check_drawable
+    from safeswitch.methods.base import METHODS
     from safeswitch.report.after import AFTER
 
-    names = entries("--attacks", attacks)
-    target = target or (_NANO_TARGET if model == "nano" else None)
-    chosen = build_attacks(names, _options(names, target, steps, seed, translations))
-    engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
-    own = load_switch(switch)
-    fitting, told = load_fitting(engine, model, fit_data, own, seed, leave_out=False, say=say)
-    usual = "base,safeswitch" if own is not None else "base"
-    defended = entries("--methods", methods or usual)
-    check_drawable()
-    asked = Asked(
-        "attack", tuple(benchmark or (["nano_plain_unsafe"] if model == "nano" else ["harmbench"])),
-        data, hub, limit, seed, command=tuple(sys.argv), fit=told,
+    names = entries("--attacks", ATTACKS.from_files(attacks.attacks))
+    nano = model.model == "nano"
+    target = attacks.target or (_NANO_TARGET if nano else None)
+    chosen = build_attacks(names, attacks.settings(names, target, run.seed))
+    engine = load_engine(model, batch_size=model.batch_size)
+    own = load_guard(model.switch)
+    fitting, told = load_fitting(
+        engine, model.model, defences.fit_data, own, seed=run.seed, leave_out=False, say=say
     )
+    usual = "base,safeswitch" if own is not None else "base"
+    defended = entries("--methods", METHODS.from_files(defences.methods or usual))
+    check_drawable()
+    asked = _asked(run, "nano_plain_unsafe" if nano else "harmbench", told)
+    begun = partial(write_config, context)
     with bars() as advance:
-        run_attacks(engine, asked, defended, fitting, chosen, out, say=say, progress=advance, after=AFTER)
-    put_markdown((out / "tables" / "attacks.md").read_text(encoding="utf-8"))
-    put(f"written to {out}")
+        run_attacks(
+            engine, asked, defended, fitting, chosen, run.out,
+            say=say, progress=advance, begun=begun, after=AFTER,
+        )  # fmt: skip
+    put_markdown((run.out / "tables" / "attacks.md").read_text(encoding="utf-8"))
+    put(f"written to {run.out}")
 
 
-def _options(
-    names: tuple[str, ...], target: str | None, steps: int, seed: int, translations: Path | None
-) -> dict[str, dict[str, Any]]:
-    """Settings of the attacks that are asked for.
+def _asked(run: AttackRunOptions, usual: str, told: Mapping[str, object]) -> Asked:
+    from safeswitch.bench.bench import Asked
 
-    Raises:
-        SettingError: translation without a table.
-        DataError: a table that cannot be read.
-    """
-    from safeswitch.attacks.translation import read_columns
-    from safeswitch.core.errors import SettingError
-
-    search: dict[str, Any] = {"steps": steps, "seed": seed, **({"target": target} if target else {})}
-    options = {"gcg": search, "gcg-prober": search}
-    if "translation" in names:
-        if translations is None:
-            raise SettingError("command line: the attack translation needs --translations, a CSV with a column a language")
-        options["translation"] = {"table": read_columns(translations)}
-    return options
+    return Asked(
+        "attack",
+        tuple(run.benchmark or [usual]),
+        run.data,
+        run.hub,
+        run.limit,
+        run.seed,
+        command=tuple(sys.argv),
+        fit=told,
+    )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from safeswitch.core.errors import SettingError
 
+_IN_FILE = re.compile(r"[^,+]+\.py:\w+")
 T = TypeVar("T")
 M = TypeVar("M")
 
@@ -77,6 +79,14 @@ class Registry(Generic[T]):
                 return known
         self.add(name)(member)
         return name
+
+    def from_files(self, text: str) -> str:
+        """``text`` with every ``file.py:Name`` in it replaced by the name under which that member is known now.
+
+        Args:
+            text: As it was typed: one name, or several joined by ``,`` or ``+``.
+        """
+        return _IN_FILE.sub(lambda found: self.from_file(found.group().strip()), text)
 
     def _fill(self) -> None:
         """Import every module of the package and every entry point of the group, once."""

@@ -1,0 +1,83 @@
+"""What ``safeswitch eval`` and ``safeswitch compare`` share: methods run on a suite."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import typer
+
+from safeswitch.cli.config import write_config
+from safeswitch.cli.options import SuiteRunOptions
+from safeswitch.cli.screen import bars, put, put_markdown, say
+
+if TYPE_CHECKING:
+    from safeswitch.bench.bench import Asked
+    from safeswitch.bench.candidates import Fitting
+    from safeswitch.bench.judges.base import Judge
+    from safeswitch.bench.log import RunLog
+    from safeswitch.bench.runner import Candidate
+    from safeswitch.engines.transformers.engine import TransformersEngine
+
+    Prepare = Callable[[RunLog], Mapping[str, Candidate]]
+
+
+def run_suite(
+    context: typer.Context,
+    engine: TransformersEngine,
+    methods: Sequence[str],
+    fitting: tuple[Fitting, Mapping[str, object]],
+    run: SuiteRunOptions,
+    around: Callable[[Prepare], Prepare] = lambda ready: ready,
+) -> None:
+    """Run methods on a suite and print the first table.
+
+    Args:
+        context: Of the command, whose options are left in the run folder.
+        engine: What generates.
+        methods: Their names.
+        fitting: How they are fitted, and the same for the run's identity.
+        run: On what, and where.
+        around: Makes out of what prepares the methods what is run.
+    """
+    from safeswitch.bench.bench import run_bench
+    from safeswitch.bench.candidates import check_methods, prepare
+    from safeswitch.bench.judges.base import JUDGES, make_judge
+    from safeswitch.bench.picture import check_drawable
+    from safeswitch.report.after import AFTER
+
+    check_drawable()
+    specs = [JUDGES.from_files(text) for text in run.judge or ()]
+    judges = tuple(make_judge(spec, run.out / "judge-cache") for spec in specs)
+    check_methods(methods, judges)
+    how, told = fitting
+    asked = _asked(run, judges, told)
+    ready = around(lambda log: prepare(engine, methods, how, log, say))
+    begun = partial(write_config, context)
+    with bars() as advance:
+        run_bench(
+            engine, asked, ready, run.out, say=say, progress=advance, begun=begun, after=AFTER
+        )
+    put_markdown((run.out / "table.md").read_text(encoding="utf-8"))
+    put(f"written to {run.out}: table.md, tables/, figures.json, pareto.png")
+
+
+def _asked(run: SuiteRunOptions, judges: tuple[Judge, ...], told: Mapping[str, object]) -> Asked:
+    from safeswitch.bench.bench import Asked
+    from safeswitch.bench.benchmark import BENCHMARKS
+    from safeswitch.bench.catalogue import suite_benchmarks
+
+    return Asked(
+        "own" if run.benchmark else run.suite,
+        tuple(BENCHMARKS.from_files(name) for name in run.benchmark or suite_benchmarks(run.suite)),
+        run.data,
+        run.hub,
+        run.limit,
+        run.seed,
+        run.max_new_tokens,
+        judges=judges,
+        command=tuple(sys.argv),
+        fit=told,
+    )
