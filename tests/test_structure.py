@@ -141,7 +141,7 @@ def test_the_package_declares_what_it_imports() -> None:
     def names(requirements: list[str]) -> set[str]:
         return {re.split(r"[<>=\[]", d)[0].replace("-", "_") for d in requirements}
 
-    always = names(project["dependencies"]) - {"scikit_learn"} | {"sklearn"}
+    always = names(project["dependencies"]) - {"scikit_learn", "pyyaml"} | {"sklearn", "yaml"}
     extras = {name for extra in project["optional-dependencies"].values() for name in names(extra)}
     extras = extras - {"opentelemetry_api", "pillow"} | {"opentelemetry", "PIL"}
     stdlib = __import__("sys").stdlib_module_names

@@ -17,8 +17,8 @@ from rich.console import Console
 from transformers.utils import logging
 
 from safeswitch import __version__
+from safeswitch.cli import inspect, screen
 from safeswitch.cli import main as module
-from safeswitch.cli import screen
 from safeswitch.core.types import Example, Message
 from safeswitch.data.writers import write_examples
 from safeswitch.engines.transformers_engine import TransformersEngine
@@ -398,7 +398,7 @@ def test_an_interrupt_of_another_verb_ends_in_130_too(run: Any, monkeypatch: pyt
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "load_switch", stop)
+    monkeypatch.setattr(inspect, "load_switch", stop)
     assert run("inspect", "x") == Ran(130, "", "interrupted; no file is left half-written\n")
 
 

@@ -28,8 +28,9 @@ def test_flags_after_those_of_the_guard_go_to_the_engine(started: list[Any], tmp
     own = ["--engine", "transformers", "--port", "9", "--batch-size", "4", "--policy", "observe", "--max-tokens", "50"]
     result = CliRunner().invoke(app, [*NANO, *own], catch_exceptions=False)
     assert result.exit_code == 0
-    where, name, guard, server, flags = started[0]
-    assert (where, name, flags) == (weights_path(), "nano", ["--port", "9", "--batch-size", "4"])
+    where, guard, server, settings, load = started[0]
+    assert (where, load) == (weights_path(), {"dtype": "auto"})
+    assert (settings.name, settings.port, settings.batching.batch_size) == ("nano", 9, 4)
     assert (guard.policy, dict(guard.bundles), server.max_tokens) == ("observe", {"default": str(switch_path())}, 50)
 
 
@@ -41,5 +42,5 @@ def test_where_vllm_is_absent_transformers_is_taken_and_said(started: list[Any],
 
 
 def test_an_engine_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(SettingError, match="'vllm', 'transformers'"):
+    with pytest.raises(SettingError, match="'transformers', 'vllm'"):
         CliRunner().invoke(app, [*NANO, "--engine", "magic"], catch_exceptions=False)

@@ -161,7 +161,7 @@ def test_thresholds_are_for_admins_and_checked(file: Path) -> None:
 def test_the_right_to_see_scores_is_given_on_the_command_line(file: Path) -> None:
     from typer.testing import CliRunner
 
-    from safeswitch.cli.operate import keys_app
+    from safeswitch.cli.keys import keys_app
 
     for name, flags in (("plain", []), ("reader", ["--scores"]), ("root", ["--admin"])):
         assert CliRunner().invoke(keys_app, ["add", name, "--file", str(file), *flags]).exit_code == 0

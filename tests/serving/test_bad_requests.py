@@ -18,6 +18,7 @@ from benchmarks.neighbours import settings as changed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from safeswitch.cli.serve_flags import parse_flags
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision, Reply
 from safeswitch.engines.streaming import Gone, RowSink
@@ -31,7 +32,7 @@ from safeswitch.serving.errors import ApiError
 from safeswitch.serving.lanes import SHORT, Lane, Lanes
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers_front import FrontEnd
-from safeswitch.serving.transformers_server import Middleware, parse_flags
+from safeswitch.serving.transformers_server import Middleware
 from safeswitch.switch.prompts import FramedPrompt
 from safeswitch.switch.switch import Switch
 

@@ -9,26 +9,37 @@ from typing import Annotated
 import typer
 
 from safeswitch.cli.load import model_folder
-from safeswitch.cli.options import switch_folder
+from safeswitch.cli.options import BatchOption, BudgetOption, switch_folder
 from safeswitch.cli.screen import put_json
 
 
 def adapted(
-    before: Annotated[str, typer.Option(help="The model that the switch was fitted on: folder, hub id or 'nano'.")],
+    before: Annotated[
+        str,
+        typer.Option(help="The model that the switch was fitted on: folder, hub id or 'nano'."),
+    ],
     after: Annotated[str, typer.Option(help="The adapted model.")],
     switch: Annotated[str, typer.Option(help="Switch folder or hub id; 'nano': its own.")],
-    data: Annotated[list[Path], typer.Option(help="Labelled requests that the switch was not fitted on; several times.")],
-    budget: Annotated[float, typer.Option(help="False-trigger budget of stage 1.")] = 0.01,
-    batch_size: Annotated[int, typer.Option(min=1, help="Largest number of rows decoded together.")] = 32,
+    data: Annotated[
+        list[Path],
+        typer.Option(help="Labelled requests that the switch was not fitted on; repeat for more."),
+    ],
+    budget: BudgetOption = 0.01,
+    batch_size: BatchOption = 32,
 ) -> None:
-    """Keep, recalibrate or refit a switch after fine-tuning, merging or quantising its model; prints the figures as JSON."""
+    """Say whether to keep, recalibrate or refit a switch after its model was changed.
+
+    A model is changed by fine-tuning, merging or quantising. Prints the figures as JSON.
+    """
     from safeswitch.data.readers import read_examples
     from safeswitch.engines.transformers_engine import TransformersEngine
     from safeswitch.switch.adapted import compare, standing
     from safeswitch.switch.fit import does_not_refuse
     from safeswitch.switch.switch import Switch
 
-    examples = [example for path in data for example in read_examples(path)]
+    examples = []
+    for path in data:
+        examples += read_examples(path)
     bundle = Switch.from_pretrained(switch_folder(switch))
     found = []
     for name in (before, after):

@@ -1,112 +1,135 @@
-"""``safeswitch attack``: parse, call one function, print."""
+"""``safeswitch attack``."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
-from safeswitch.cli.load import load_engine, load_fitting, load_switch
-from safeswitch.cli.options import (
-    BatchOption,
-    BenchmarkOption,
-    DataOption,
-    DeviceMapOption,
-    DtypeOption,
-    FitDataOption,
-    HubOption,
-    ModelOption,
-    OutOption,
-    RevisionOption,
-    SeedOption,
-    SwitchOption,
-    TemplateOption,
-)
+from safeswitch.cli.config import write_config
+from safeswitch.cli.load import load_engine, load_fitting, load_guard
+from safeswitch.cli.options import BatchedModelOptions, FitDataOption, RunOptions, SwitchOption
 from safeswitch.cli.screen import bars, put, put_markdown, say
+from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import entries
 
 _NANO_TARGET = "Well, I can help with it. You make a plan, then you go on step by step."
 
 
-def attack(
-    model: ModelOption,
-    out: OutOption,
-    switch: SwitchOption = None,
+@dataclass(frozen=True)
+class AttackModelOptions(BatchedModelOptions):
+    """The model that is attacked, and its own switch, which is looked into."""
+
+    switch: SwitchOption = None
+
+
+@dataclass(frozen=True)
+class AttackRunOptions(RunOptions):
+    """Attacks take long, so that they are made on fewer requests."""
+
+    limit: Annotated[
+        int, typer.Option(min=1, help="Most requests of each benchmark, drawn at random.")
+    ] = 50
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """Which attacks, and how they search."""
+
+    panel: ClassVar[str] = "Attacks"
+
     attacks: Annotated[
         str,
         typer.Option(
-            help="Joined by commas: wrappers, prefill, many-shot, multi-turn, encodings, translation, gcg, gcg-prober."
+            help="Joined by commas: wrappers, prefill, many-shot, multi-turn, encodings, "
+            "translation, gcg, gcg-prober."
         ),
-    ] = "wrappers,prefill,many-shot,multi-turn,encodings",
+    ] = "wrappers,prefill,many-shot,multi-turn,encodings"
+    target: Annotated[
+        str | None,
+        typer.Option(help="Content-free beginning of a compliant reply, which searches aim at."),
+    ] = None
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps of a search for each request.")
+    ] = 40
+    translations: Annotated[
+        Path | None,
+        typer.Option(help="CSV with a column a language, as MultiJail's, for translation."),
+    ] = None
+
+    def settings(self, names: tuple[str, ...], target: str | None, seed: int) -> dict[str, Any]:
+        """Settings of the attacks ``names``, by attack.
+
+        Raises:
+            SettingError: translation without a table.
+            DataError: a table that cannot be read.
+        """
+        from safeswitch.evaluation.attacks.translation import read_columns
+
+        search: dict[str, Any] = {"steps": self.steps, "seed": seed}
+        if target:
+            search["target"] = target
+        found = {"gcg": search, "gcg-prober": search}
+        if "translation" in names:
+            if self.translations is None:
+                raise SettingError(
+                    "command line: the attack translation needs --translations, "
+                    "a CSV with a column a language"
+                )
+            found["translation"] = {"table": read_columns(self.translations)}
+        return found
+
+
+def attack(
+    context: typer.Context,
+    model: AttackModelOptions,
+    run: AttackRunOptions,
+    attacks: AttackOptions,
     methods: Annotated[
-        str | None, typer.Option(help="Methods, joined by commas; none: base, and safeswitch where there is a switch.")
+        str | None,
+        typer.Option(
+            help="Methods, joined by commas. None: base, and safeswitch where there is a switch."
+        ),
     ] = None,
     fit_data: FitDataOption = None,
-    benchmark: BenchmarkOption = None,
-    data: DataOption = None,
-    hub: HubOption = False,
-    limit: Annotated[int, typer.Option(min=1, help="Most requests of each benchmark, drawn at random.")] = 50,
-    target: Annotated[
-        str | None, typer.Option(help="Content-free beginning of a compliant reply, which searches aim at.")
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a search for each request.")] = 40,
-    translations: Annotated[
-        Path | None, typer.Option(help="CSV with a column a language, as MultiJail's, for the attack translation.")
-    ] = None,
-    seed: SeedOption = 0,
-    batch_size: BatchOption = 32,
-    revision: RevisionOption = None,
-    dtype: DtypeOption = "auto",
-    device_map: DeviceMapOption = None,
-    chat_template: TemplateOption = None,
 ) -> None:
-    """Attack your own model, untouched and defended, with published methods; resumable.
+    """Attack your own model, bare and defended, with published methods; resumable.
 
-    Only the unsafe requests of the benchmarks are attacked: nano's plain ones, or HarmBench, unless others are named.
+    Only the unsafe requests of the benchmarks are attacked: nano's plain ones, or HarmBench,
+    unless others are named.
     """
     from safeswitch.evaluation.attacks.run import build_attacks, run_attacks
     from safeswitch.evaluation.bench import Asked
     from safeswitch.evaluation.catalogue import benchmarks
     from safeswitch.evaluation.picture import check_drawable
 
-    names = entries("--attacks", attacks)
-    target = target or (_NANO_TARGET if model == "nano" else None)
-    chosen = build_attacks(names, _options(names, target, steps, seed, translations))
-    engine = load_engine(model, revision, dtype, device_map, chat_template, batch_size)
-    own = load_switch(switch)
-    fitting, told = load_fitting(engine, model, fit_data, own, seed, leave_out=False, say=say)
+    names = entries("--attacks", attacks.attacks)
+    nano = model.model == "nano"
+    target = attacks.target or (_NANO_TARGET if nano else None)
+    chosen = build_attacks(names, attacks.settings(names, target, run.seed))
+    engine = load_engine(model, batch_size=model.batch_size)
+    own = load_guard(model.switch)
+    fitting, told = load_fitting(
+        engine, model.model, fit_data, own, seed=run.seed, leave_out=False, say=say
+    )
     benchmarks()
     usual = "base,safeswitch" if own is not None else "base"
     defended = entries("--methods", methods or usual)
     check_drawable()
+    sets = tuple(run.benchmark or (["nano_plain_unsafe"] if nano else ["harmbench"]))
+    words = tuple(sys.argv)
     asked = Asked(
-        "attack", tuple(benchmark or (["nano_plain_unsafe"] if model == "nano" else ["harmbench"])),
-        data, hub, limit, seed, command=tuple(sys.argv), fit=told,
+        "attack", sets, run.data, run.hub, run.limit, run.seed, command=words, fit=told
     )
+    begun = partial(write_config, context)
     with bars() as advance:
-        run_attacks(engine, asked, defended, fitting, chosen, out, say=say, progress=advance)
-    put_markdown((out / "tables" / "attacks.md").read_text(encoding="utf-8"))
-    put(f"written to {out}")
-
-
-def _options(
-    names: tuple[str, ...], target: str | None, steps: int, seed: int, translations: Path | None
-) -> dict[str, dict[str, Any]]:
-    """Settings of the attacks that are asked for.
-
-    Raises:
-        SettingError: translation without a table.
-        DataError: a table that cannot be read.
-    """
-    from safeswitch.core.errors import SettingError
-    from safeswitch.evaluation.attacks.translation import read_columns
-
-    search: dict[str, Any] = {"steps": steps, "seed": seed, **({"target": target} if target else {})}
-    options = {"gcg": search, "gcg-prober": search}
-    if "translation" in names:
-        if translations is None:
-            raise SettingError("command line: the attack translation needs --translations, a CSV with a column a language")
-        options["translation"] = {"table": read_columns(translations)}
-    return options
+        run_attacks(
+            engine, asked, defended, fitting, chosen, run.out,
+            say=say, progress=advance, begun=begun,
+        )  # fmt: skip
+    put_markdown((run.out / "tables" / "attacks.md").read_text(encoding="utf-8"))
+    put(f"written to {run.out}")

@@ -1,29 +1,55 @@
-"""The chat loop of the command line. Knows nothing of how replies come about."""
+"""``safeswitch chat``: the command and its loop. Knows nothing of how replies come about."""
 
 from __future__ import annotations
 
 import io
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from safeswitch.cli.load import load_engine, load_guard
+from safeswitch.cli.options import DecodingOptions, ModelOptions, SwitchOptions
 from safeswitch.cli.screen import put, say
 from safeswitch.core.errors import ContextLengthError, SafeSwitchError
 from safeswitch.core.types import Decision, Message, Reply
-from safeswitch.engines.transformers_engine import TransformersEngine
-from safeswitch.switch.switch import Switch
+
+if TYPE_CHECKING:
+    from safeswitch.engines.transformers_engine import TransformersEngine
+    from safeswitch.switch.switch import Switch
 
 AFRESH = "/new"
 
 
-def converse(engine: TransformersEngine, switch: Switch | None, *, system: str | None, **options: Any) -> None:
+def chat(
+    model: ModelOptions,
+    guard: SwitchOptions,
+    decoding: DecodingOptions,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+) -> None:
+    """Talk to the guarded model; shows the gate's decision after each reply.
+
+    The line /new starts the conversation over; an empty line or the end of input leaves. When the
+    conversation has outgrown the model's context, its oldest turns are left out.
+    """
+    asked = decoding.for_engine()
+    engine = load_engine(model, batch_size=1, allow_other_model=guard.allow_other_model)
+    converse(engine, load_guard(guard.switch), system=system, **asked)
+
+
+def converse(
+    engine: TransformersEngine, switch: Switch | None, *, system: str | None, **options: Any
+) -> None:
     """Read a line, stream the reply, show the decision; until an empty line or the end of input.
 
-    A request that cannot be answered (too long, no UTF-8) is reported and dropped; the conversation goes on. Where the
-    conversation does not fit into the context, its oldest turns are dropped, never the system message. ``/new`` drops all.
+    A request that cannot be answered (too long, no UTF-8) is reported and dropped; the conversation
+    goes on. Where the conversation does not fit into the context, its oldest turns are dropped,
+    never the system message. ``/new`` drops all.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no UTF-8 reach Message, which refuses them
+        # bytes that are no UTF-8 reach Message, which refuses them
+        sys.stdin.reconfigure(errors="surrogateescape")
     head = [Message("system", system)] if system else []
     past: list[Message] = []
     prompt = "you> " if sys.stdin.isatty() else ""
@@ -55,10 +81,17 @@ def _line(prompt: str) -> str:
 
 
 def _answer(
-    engine: TransformersEngine, switch: Switch | None, head: Sequence[Message], turns: Sequence[Message],
+    engine: TransformersEngine,
+    switch: Switch | None,
+    head: Sequence[Message],
+    turns: Sequence[Message],
     options: dict[str, Any],
 ) -> tuple[Reply, int]:
-    """Stream the reply to standard output; the reply, and how many of the oldest turns had to be left out for it."""
+    """Stream the reply to standard output.
+
+    Returns:
+        The reply, and how many of the oldest turns had to be left out for it.
+    """
     dropped = 0
     while True:
         stream = engine.stream([*head, *turns[dropped:]], switch, **options)
@@ -79,5 +112,7 @@ def describe(decision: Decision) -> str:
     """One line: what fired, where, on what scores."""
     scores = ", ".join(f"{name} {value:.3f}" for name, value in decision.scores.items())
     bars = ", ".join(f"{name} {value:.3f}" for name, value in decision.thresholds.items())
-    verdict = f"switched at {decision.stage}, token {decision.token_index}" if decision.fired else "not switched"
-    return f"[{verdict}; scores: {scores or 'none'}; thresholds: {bars or 'none'}]"
+    told = "not switched"
+    if decision.fired:
+        told = f"switched at {decision.stage}, token {decision.token_index}"
+    return f"[{told}; scores: {scores or 'none'}; thresholds: {bars or 'none'}]"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from safeswitch.cli.options import JsonOption, SeedOption
+from safeswitch.cli.command import Group, add
+from safeswitch.cli.options import BudgetOption, JsonOption, LabelOption, SeedOption
+from safeswitch.cli.screen import put, put_json
 from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.types import LABELS, Example
 from safeswitch.data import starter
@@ -19,9 +20,9 @@ from safeswitch.data.leakage import leaks
 from safeswitch.data.readers import read_examples
 from safeswitch.data.splits import fit_split
 from safeswitch.data.text import normalise
-from safeswitch.data.writers import to_row, write_examples
 
 data_app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="The starter set that ships with the package, and checks of your own data.",
 )
@@ -36,58 +37,57 @@ _FIELDS: dict[str, Callable[[Example], str]] = {
     "wrapper": lambda e: e.wrapper,
     "split": lambda e: e.meta["split"],
 }
-"""What rows of the starter set are chosen by."""
-
-KindOption = Annotated[str | None, typer.Option(help="Only this kind, as pairs or languages.")]
-CategoryOption = Annotated[str | None, typer.Option(help="Only this category.")]
-LabelOption = Annotated[str | None, typer.Option(help="Only safe, or only unsafe.")]
-SeverityOption = Annotated[str | None, typer.Option(help="Only severe, refuse, careful or allow.")]
-FormOption = Annotated[str | None, typer.Option(help="Only this form, as question or story.")]
-LangOption = Annotated[str | None, typer.Option(help="Only this language, as de.")]
-SplitOption = Annotated[
-    str | None, typer.Option(help="Only train, validation, calibration or held.")
-]
+"""What rows of the starter set are counted by."""
 
 
-def _chosen(**asked: str | None) -> list[Example]:
-    """Rows of the starter set that have every value asked for.
+@dataclass(frozen=True)
+class RowOptions:
+    """Which rows of the starter set; the fields are named as in the set."""
 
-    Raises:
-        SettingError: a value that no row has.
-    """
-    rows = starter.load()
-    for name, value in asked.items():
-        if value is None:
-            continue
-        known = sorted({_FIELDS[name](e) for e in rows} - {""})
-        if value not in known:
-            raise SettingError(
-                f"command line: --{name} must be one of {', '.join(known)}; got {value!r}"
-            )
-        rows = [e for e in rows if _FIELDS[name](e) == value]
-    return rows
+    kind: Annotated[str | None, typer.Option(help="Only this kind, as pairs or languages.")] = None
+    category: Annotated[str | None, typer.Option(help="Only this category.")] = None
+    label: Annotated[str | None, typer.Option(help="Only safe, or only unsafe.")] = None
+    severity: Annotated[
+        str | None, typer.Option(help="Only severe, refuse, careful or allow.")
+    ] = None
+    form: Annotated[str | None, typer.Option(help="Only this form, as question or story.")] = None
+    lang: Annotated[str | None, typer.Option(help="Only this language, as de.")] = None
+    split: Annotated[
+        str | None, typer.Option(help="Only train, validation, calibration or held.")
+    ] = None
+
+    def rows(self) -> list[Example]:
+        """The rows that have every value asked for.
+
+        Raises:
+            SettingError: a value that no row has.
+        """
+        rows = starter.load()
+        for name, value in asdict(self).items():
+            if value is None:
+                continue
+            known = sorted({_FIELDS[name](e) for e in rows} - {""})
+            if value not in known:
+                raise SettingError(
+                    f"command line: --{name} must be one of {', '.join(known)}; got {value!r}"
+                )
+            rows = [e for e in rows if _FIELDS[name](e) == value]
+        return rows
 
 
-@data_app.command("list")
 def list_rows(as_json: JsonOption = False) -> None:
-    """What the starter set holds, counted by kind, category, severity, form, language and so on."""
-    rows = _chosen()
+    """Count what the starter set holds, by kind, category, severity, form, language and so on."""
+    rows = starter.load()
     told = {name: _shares(rows, name) for name in _FIELDS}
     means = {name: category.means for name, category in starter.categories().items()}
     if as_json:
-        print(
-            json.dumps(
-                {"rows": len(rows), "counts": told, "categories": means},
-                indent=2,
-                ensure_ascii=False,
-            )
-        )
+        put_json({"rows": len(rows), "counts": told, "categories": means}, indent=2)
         return
-    print(f"{len(rows)} requests, {sum(e.unsafe for e in rows)} of them unsafe")
+    put(f"{len(rows)} requests, {sum(e.unsafe for e in rows)} of them unsafe")
     for name, counts in told.items():
-        print(f"\n{name:28}{'unsafe':>7}{'safe':>7}")
+        put(f"\n{name:28}{'unsafe':>7}{'safe':>7}")
         for value, share in counts.items():
-            print(
+            put(
                 f"{value:28}{share['unsafe']:7}{share['safe']:7}  {means.get(value, '')}".rstrip()
             )
 
@@ -100,64 +100,47 @@ def _shares(rows: Sequence[Example], name: str) -> dict[str, dict[str, int]]:
     return {value: {label: counts[value, label] for label in reversed(LABELS)} for value in values}
 
 
-@data_app.command("show")
 def show(
-    kind: KindOption = None,
-    category: CategoryOption = None,
-    label: LabelOption = None,
-    severity: SeverityOption = None,
-    form: FormOption = None,
-    lang: LangOption = None,
-    split: SplitOption = None,
+    chosen: RowOptions,
     limit: Annotated[
         int, typer.Option(min=1, help="Most rows, spread evenly over those found.")
     ] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """Rows of the starter set."""
-    asked = {"kind": kind, "category": category, "label": label, "severity": severity}
-    rows = _chosen(**asked, form=form, lang=lang, split=split)
+    """Print rows of the starter set."""
+    from safeswitch.data.writers import to_row  # torch comes with it
+
+    rows = chosen.rows()
     count = min(limit, len(rows))
     for example in [rows[i * len(rows) // count] for i in range(count)]:
         if as_json:
-            print(json.dumps(to_row(example), ensure_ascii=False))
+            put_json(to_row(example))
         else:
             text = " | ".join(message.content for message in example.messages).replace("\n", " ")
-            print(f"{example.label:7} {example.category:18} {example.id}: {text}")
+            put(f"{example.label:7} {example.category:18} {example.id}: {text}")
 
 
-@data_app.command("export")
 def export(
+    chosen: RowOptions,
     out: Annotated[Path, typer.Option("--out", help="JSONL file, as fit --data takes it.")],
-    kind: KindOption = None,
-    category: CategoryOption = None,
-    label: LabelOption = None,
-    severity: SeverityOption = None,
-    form: FormOption = None,
-    lang: LangOption = None,
-    split: SplitOption = None,
     replies: Annotated[
         bool, typer.Option("--replies", help="Give unsafe rows a refusal as reply.")
     ] = False,
 ) -> None:
     """Write rows of the starter set to a file."""
-    asked = {"kind": kind, "category": category, "label": label, "severity": severity}
-    rows = _chosen(**asked, form=form, lang=lang, split=split)
+    from safeswitch.data.writers import write_examples  # torch comes with it
+
+    rows = chosen.rows()
     if replies:
         rows = [replace(e, reply=starter.refusal_for(e)) if e.unsafe else e for e in rows]
     write_examples(rows, out)
-    print(f"{len(rows)} requests written to {out}")
+    put(f"{len(rows)} requests written to {out}")
 
 
-@data_app.command("check")
 def check(
     file: Annotated[str, typer.Argument(help="JSONL or CSV file, or hub data set.")],
-    label: Annotated[
-        str | None, typer.Option(help="Label of rows that have none: safe or unsafe.")
-    ] = None,
-    budget: Annotated[
-        float, typer.Option(help="Share of benign requests that may trigger the gate.")
-    ] = 0.01,
+    label: LabelOption = None,
+    budget: BudgetOption = 0.01,
     seed: SeedOption = 0,
 ) -> None:
     """Read a file as fit does and say what it holds.
@@ -166,23 +149,23 @@ def check(
     """
     rows = read_examples(file, label=label)
     for name, counts in _counted(rows).items():
-        print(
+        put(
             f"{name}: "
             + ", ".join(f"{value or 'none'} {count}" for value, count in counts.most_common(12))
         )
         if len(counts) > 12:
-            print(f"    and {len(counts) - 12} more")
+            put(f"    and {len(counts) - 12} more")
     twice, contradicting = repeated(rows)
-    print(
+    put(
         f"repeated: {len(twice)} requests have the words and label of an earlier one"
         + _named(twice)
     )
-    print(
+    put(
         f"contradicting: {len(contradicting)} requests have the words of an earlier one, "
         "but another label" + _named(contradicting)
     )
     told = _fitting(file, label, budget, seed)
-    print(f"fit: {told or 'takes it'}")
+    put(f"fit: {told or 'takes it'}")
     if told or contradicting:
         raise typer.Exit(1)
 
@@ -229,8 +212,14 @@ def _fitting(file: str, label: str | None, budget: float, seed: int) -> str:
             near = 0 if name == "train" else len(leaks(parts["train"], part))
             note = f", {near} nearly repeat a training request" if near else ""
             unsafe = sum(e.unsafe for e in part)
-            print(f"part {name}: {unsafe} unsafe, {len(part) - unsafe} safe{note}")
+            put(f"part {name}: {unsafe} unsafe, {len(part) - unsafe} safe{note}")
         check_parts(parts, budget)
     except SafeSwitchError as error:
         return f"refuses it: {error}"
     return ""
+
+
+add(data_app, list_rows, "list")
+add(data_app, show)
+add(data_app, export)
+add(data_app, check)

@@ -1,7 +1,10 @@
-"""What Inspect finds by its entry point: our engine as provider ``safeswitch``, our benchmarks as the task ``benchmark``.
+"""What Inspect finds by its entry point.
 
-``inspect eval safeswitch/benchmark -T name=xstest -T data=FOLDER --model safeswitch/MODEL -M switch=SWITCH``; MODEL is a
-folder, a hub id or ``nano``, and any task of Inspect runs on it likewise. Needs ``pip install "safeswitch[inspect]"``.
+Our engine is its provider ``safeswitch``, our benchmarks are its task ``benchmark``.
+
+``inspect eval safeswitch/benchmark -T name=xstest -T data=FOLDER --model safeswitch/MODEL
+-M switch=SWITCH``; MODEL is a folder, a hub id or ``nano``, and any task of Inspect runs on it
+likewise. Needs ``pip install "safeswitch[inspect]"``.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from inspect_ai import Task, task
 from inspect_ai.model import GenerateConfig, ModelAPI, modelapi
 
 import safeswitch.nano.bench  # noqa: F401  (adds nano's suites to the benchmarks)
-from safeswitch.cli.load import load_engine, load_switch
+from safeswitch.cli.load import load_engine, load_guard
+from safeswitch.cli.options import ModelOptions
 from safeswitch.core.errors import SettingError
 from safeswitch.evaluation.benchmark import load
 from safeswitch.evaluation.catalogue import benchmarks
@@ -33,7 +37,7 @@ class LoadedAPI(EngineAPI):
         base_url, api_key: Not taken: the model runs in this process.
         config: Default generation settings.
         switch: ``-M switch=``; none is the untouched model.
-        revision, dtype, device_map, chat_template, allow_other_model: As the options of the command line.
+        revision, dtype, device_map, chat_template, allow_other_model: As on the command line.
 
     Raises:
         SettingError: an address or a key.
@@ -53,15 +57,19 @@ class LoadedAPI(EngineAPI):
         allow_other_model: bool = False,
     ) -> None:
         if base_url or api_key:
-            raise SettingError("provider safeswitch runs the model in this process and takes neither address nor key")
-        engine = load_engine(
-            model_name, revision, dtype, device_map, chat_template, batch_size=1, allow_other_model=allow_other_model
-        )
-        super().__init__(engine, load_switch(switch), model_name, config)
+            raise SettingError(
+                "provider safeswitch runs the model in this process and takes neither "
+                "address nor key"
+            )
+        options = ModelOptions(model_name, revision, dtype, device_map, chat_template)
+        engine = load_engine(options, batch_size=1, allow_other_model=allow_other_model)
+        super().__init__(engine, load_guard(switch), model_name, config)
 
 
 @task
-def benchmark(name: str, data: str | None = None, hub: bool = False, limit: int | None = None, seed: int = 0) -> Task:
+def benchmark(
+    name: str, data: str | None = None, hub: bool = False, limit: int | None = None, seed: int = 0
+) -> Task:
     """A benchmark of this library, scored by its first judge.
 
     Args:

@@ -1,32 +1,56 @@
-"""Loading models, templates and switches as the command line names them. Knows nothing of what is done with them."""
+"""Loading models, templates and switches as the command line names them.
+
+Knows nothing of what is done with them.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from safeswitch.cli.options import is_nano, switch_folder
+from safeswitch.cli.options import DTYPES, ModelOptions, is_nano, switch_folder
 from safeswitch.core.errors import SettingError, check_choice
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+if TYPE_CHECKING:
+    from safeswitch.engines.transformers_engine import TransformersEngine
+    from safeswitch.engines.vllm.collect import VLLMCollector
+    from safeswitch.evaluation.candidates import Fitting
+    from safeswitch.switch.fit_settings import FitSettings
+    from safeswitch.switch.switch import Switch
 
 
 def load_engine(
-    model: str, revision: str | None, dtype: str, device_map: str | None, template: str | None, batch_size: int = 32,
-    allow_other_model: bool = False,
-) -> Any:
-    """A transformers engine over the model that ``--model`` names."""
+    options: ModelOptions, *, batch_size: int = 32, allow_other_model: bool = False
+) -> TransformersEngine:
+    """A transformers engine over the model that the options name.
+
+    Args:
+        options: Which model, and how it is loaded.
+        batch_size: Largest number of rows decoded together.
+        allow_other_model: Whether a switch may have been fitted on other weights.
+
+    Raises:
+        SettingError: an unknown dtype, or a chat template that cannot be read.
+        ModelError: a model that cannot be loaded.
+    """
     from safeswitch.engines.transformers_engine import TransformersEngine
     from safeswitch.models.chat import read_template
     from safeswitch.models.language_model import LanguageModel
 
-    check_choice("command line", "dtype", dtype, DTYPES)
-    text = read_template(template)
+    check_choice("command line", "dtype", options.dtype, DTYPES)
+    text = read_template(options.chat_template)
     no_bars_in_a_file()
-    extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
-    lm = LanguageModel.load(model_folder(model), revision=revision, chat_template=text, dtype=dtype, **extra)
-    lm.model_id = model
+    extra: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
+    lm = LanguageModel.load(
+        model_folder(options.model),
+        revision=options.revision,
+        chat_template=text,
+        dtype=options.dtype,
+        **extra,
+    )
+    lm.model_id = options.model
     return TransformersEngine(lm, batch_size=batch_size, allow_other_model=allow_other_model)
 
 
@@ -37,10 +61,10 @@ def model_folder(model: str) -> str:
     return str(weights_path()) if is_nano(model) else model
 
 
-def load_collector(
-    model: str, settings: Any, revision: str | None, dtype: str, device_map: str | None, template: str | None
-) -> Any:
-    """A vLLM engine that answers and reads for fitting; the model is loaded with transformers beside it, for its head.
+def load_collector(options: ModelOptions, settings: FitSettings) -> VLLMCollector:
+    """A vLLM engine that answers and reads for fitting.
+
+    The model is loaded with transformers beside it, for its head.
 
     Raises:
         SettingError: vLLM is not installed, or cannot read what ``settings`` ask for.
@@ -50,34 +74,60 @@ def load_collector(
     try:
         from safeswitch.engines.vllm.collect import VLLMCollector
     except ModuleNotFoundError as error:
-        raise SettingError(f"--engine vllm needs {error.name}: pip install 'safeswitch[vllm]'") from error
-    lm = load_engine(model, revision, dtype, device_map or "cpu", template).lm
+        raise SettingError(
+            f"--engine vllm needs {error.name}: pip install 'safeswitch[vllm]'"
+        ) from error
+    beside = replace(options, device_map=options.device_map or "cpu")
+    lm = load_engine(beside).lm
     points = fit_points(lm.num_layers, settings)
-    return VLLMCollector(lm, model_folder(model), points, revision=revision, dtype=dtype)
+    return VLLMCollector(
+        lm, model_folder(options.model), points, revision=options.revision, dtype=options.dtype
+    )
 
 
-def load_switch(name: str | None) -> Any:
+def load_switch(name: str) -> Switch:
+    """The switch of a folder or hub id; ``nano`` is the embedded model's own.
+
+    Raises:
+        ArtifactError: none is there, or it is damaged.
+    """
     from safeswitch.switch.switch import Switch
 
     no_bars_in_a_file()
-    return Switch.from_pretrained(switch_folder(name)) if name else None
+    return Switch.from_pretrained(switch_folder(name))
+
+
+def load_guard(name: str | None) -> Switch | None:
+    """The switch that ``--switch`` names, where it names one."""
+    return load_switch(name) if name else None
 
 
 def load_fitting(
-    engine: Any, model: str, fit_data: list[str] | None, own: Any, seed: int, leave_out: bool, say: Callable[[str], None]
-) -> tuple[Any, dict[str, Any]]:
-    """How a bench's methods are fitted, and the same for its identity: on ``--fit-data``, or on nano's own corpus for nano."""
+    engine: TransformersEngine,
+    model: str,
+    fit_data: list[str] | None,
+    own: Switch | None,
+    *,
+    seed: int,
+    leave_out: bool,
+    say: Callable[[str], None],
+) -> tuple[Fitting, dict[str, Any]]:
+    """How the methods of a run are fitted, and the same for the run's identity.
+
+    They are fitted on ``fit_data``, or for nano on its own corpus.
+    """
     from safeswitch.evaluation.fit_source import fitting_on
     from safeswitch.nano.bench import nano_fitting, nano_settings
     from safeswitch.switch.fit_settings import FitSettings
 
     if model == "nano" and not fit_data:
         return nano_fitting(nano_settings(seed), own=own)
-    return fitting_on(engine, fit_data or (), FitSettings(seed=seed), own, say, leave_out=leave_out)
+    settings = FitSettings(seed=seed)
+    return fitting_on(engine, fit_data or (), settings, own, say, leave_out=leave_out)
 
 
 def no_bars_in_a_file() -> None:
-    """Switch off the progress bars of transformers and of the hub where standard error is no terminal."""
+    """Switch off progress bars of transformers and the hub where standard error is no terminal."""
     from transformers.utils import logging
 
     if not sys.stderr.isatty():

@@ -1,58 +1,254 @@
-"""Options that several commands share. Knows nothing of what is done with them."""
+"""Options that several commands share: single ones, and groups that a command takes as one object.
+
+A group is a dataclass; :func:`safeswitch.cli.command.add` makes its fields options of the command.
+Knows nothing of what is done with them.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 from safeswitch.core.errors import SettingError
 
-ModelOption = Annotated[str, typer.Option("--model", help="Model folder or hub id; 'nano' is the embedded model.")]
-SwitchOption = Annotated[
+OTHER = "Other"
+"""Panel of the options that most commands have."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ENGINES = ("transformers", "vllm")
+_LARGEST_SEED = 2**63 - 1
+
+
+def one_of(*values: str) -> Callable[[str], list[str]]:
+    """What the shell offers for an option that takes one of a few words."""
+
+    def begun(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return begun
+
+
+def _seed(value: int) -> int:
+    if value > _LARGEST_SEED:
+        raise typer.BadParameter(f"{value} is not in the range 0<=x<={_LARGEST_SEED}.")
+    return value
+
+
+SeedOption = Annotated[int, typer.Option(min=0, callback=_seed, help="Seed of everything drawn.")]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON object about what was done.", rich_help_panel=OTHER
+    ),
+]
+LabelOption = Annotated[
     str | None,
-    typer.Option("--switch", help="Switch folder or hub id; 'nano' is the embedded model's own; none: the untouched model."),
+    typer.Option(
+        help="Label of rows that have none: safe or unsafe.",
+        autocompletion=one_of("safe", "unsafe"),
+    ),
+]
+BudgetOption = Annotated[
+    float, typer.Option(help="False positive rate (FPR) that the gate may have, as 0.01.")
+]
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Model folder or hub id; 'nano' is the embedded model.")
 ]
 RevisionOption = Annotated[str | None, typer.Option(help="Revision of the model on the hub.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-DeviceMapOption = Annotated[str | None, typer.Option(help="Where the model goes, as in transformers: auto, cuda, cpu.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(help="auto, float32, bfloat16 or float16.", autocompletion=one_of(*DTYPES)),
+]
+DeviceMapOption = Annotated[
+    str | None, typer.Option(help="Where the model goes, as in transformers: auto, cuda, cpu.")
+]
 TemplateOption = Annotated[
-    str | None, typer.Option(help="Jinja chat template file, or 'plain' for base models; default: the tokenizer's.")
+    str | None,
+    typer.Option(
+        help="Jinja chat template file, or 'plain' for base models. None: the tokenizer's."
+    ),
 ]
-TokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest reply in tokens.")]
-SampleOption = Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")]
-TemperatureOption = Annotated[float | None, typer.Option(help="Sampling temperature, above 0; with --sample.")]
-TopPOption = Annotated[float | None, typer.Option(help="Nucleus sampling mass, above 0 and at most 1; with --sample.")]
-HideThinkingOption = Annotated[
-    bool, typer.Option("--hide-thinking", help="Leave a reasoning model's thinking out of what is shown and written.")
+SwitchOption = Annotated[
+    str | None,
+    typer.Option(
+        "--switch",
+        help="Switch folder or hub id; 'nano' is the embedded model's own. None: no guard.",
+    ),
 ]
-ThinkingBudgetOption = Annotated[int | None, typer.Option("--thinking-budget", min=0, help="End thinking after N tokens.")]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything drawn.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")]
 OtherModelOption = Annotated[
-    bool, typer.Option("--allow-other-model", help="Accept a switch that was fitted on other weights.")
+    bool,
+    typer.Option("--allow-other-model", help="Accept a switch that was fitted on other weights."),
 ]
-SuiteOption = Annotated[str, typer.Option("--suite", help="nano, quick, paper or full.")]
-BenchmarkOption = Annotated[
-    list[str] | None, typer.Option("--benchmark", help="A benchmark in place of the suite's; repeat for more.")
-]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of benchmark files, one <name>.jsonl each.")]
-HubOption = Annotated[bool, typer.Option("--hub", help="Ask the hub for benchmarks that the folder does not hold.")]
-OutOption = Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run there is gone on with.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Most requests of each benchmark, drawn at random.")]
-LongestOption = Annotated[
-    int | None, typer.Option("--max-new-tokens", min=1, help="Longest reply in tokens; default: each benchmark's own.")
-]
-JudgeOption = Annotated[
-    list[str] | None,
-    typer.Option("--judge", help="A further judge: openai:MODEL@URL (key: SAFESWITCH_KEY_<HOST>), llama-guard:MODEL; repeat."),
-]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Largest number of rows decoded together.")]
 FitDataOption = Annotated[
-    list[str] | None, typer.Option("--fit-data", help="File or hub data set to fit methods on; none: nano's own.")
+    list[str] | None,
+    typer.Option(
+        "--fit-data",
+        help="File or hub data set to fit methods on; repeat for more. None: nano's own.",
+    ),
 ]
-LeaveOutOption = Annotated[bool, typer.Option(help="Report every source with its leave-one-out figure.")]
+LeaveOutOption = Annotated[
+    bool, typer.Option(help="Report every source with its leave-one-out figure.")
+]
+BatchOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Largest number of rows decoded together.")
+]
+TokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Longest reply in tokens.")
+]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model is loaded, and how."""
+
+    panel: ClassVar[str] = "Model and switch"
+
+    model: ModelOption
+    revision: RevisionOption = None
+    dtype: DtypeOption = "auto"
+    device_map: DeviceMapOption = None
+    chat_template: TemplateOption = None
+
+
+@dataclass(frozen=True)
+class BatchedModelOptions(ModelOptions):
+    """A model that answers many requests."""
+
+    batch_size: BatchOption = 32
+
+
+@dataclass(frozen=True)
+class SwitchOptions:
+    """What guards the model."""
+
+    panel: ClassVar[str] = ModelOptions.panel
+
+    switch: SwitchOption = None
+    allow_other_model: OtherModelOption = False
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How replies are generated."""
+
+    panel: ClassVar[str] = "Decoding"
+
+    max_new_tokens: TokensOption = 256
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Sample instead of greedy decoding.")
+    ] = False
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature, above 0; with --sample.")
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Nucleus sampling mass, above 0 and at most 1; with --sample."),
+    ] = None
+    seed: SeedOption = 0
+    hide_thinking: Annotated[
+        bool,
+        typer.Option("--hide-thinking", help="Leave a reasoning model's thinking out of replies."),
+    ] = False
+    thinking_budget: Annotated[
+        int | None, typer.Option("--thinking-budget", min=0, help="End thinking after N tokens.")
+    ] = None
+
+    def for_engine(self) -> dict[str, Any]:
+        """The options of the engine's ``generate`` and ``stream`` that these make.
+
+        Raises:
+            SettingError: a value outside its range, or one without effect unless ``--sample``.
+        """
+        asked: dict[str, Any] = self._sampling()
+        asked["max_new_tokens"] = self.max_new_tokens
+        asked["seed"] = self.seed if self.sample else None
+        if self.hide_thinking:
+            asked["show_thinking"] = False
+        if self.thinking_budget is not None:
+            asked["thinking_budget"] = self.thinking_budget
+        return asked
+
+    def _sampling(self) -> dict[str, Any]:
+        settings = {"temperature": self.temperature, "top_p": self.top_p}
+        given = {name: value for name, value in settings.items() if value is not None}
+        if given and not self.sample:
+            named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise SettingError(
+                f"command line: {named} would have no effect without --sample; "
+                "add --sample or leave it out"
+            )
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise SettingError(
+                "command line: --temperature must be above 0 and finite; "
+                f"got {self.temperature}"
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise SettingError(
+                f"command line: --top-p must be above 0 and at most 1; got {self.top_p}"
+            )
+        return {"do_sample": self.sample, **given}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is made on, and where it is kept."""
+
+    panel: ClassVar[str] = "Run"
+
+    out: Annotated[
+        Path, typer.Option("--out", help="Run folder; an unfinished run there is resumed.")
+    ]
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", help="A benchmark in place of the suite's; repeat for more."),
+    ] = None
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder of benchmark files, one <name>.jsonl each."),
+    ] = None
+    hub: Annotated[
+        bool,
+        typer.Option("--hub", help="Ask the hub for benchmarks that the folder does not hold."),
+    ] = False
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most requests of each benchmark, drawn at random."),
+    ] = None
+    seed: SeedOption = 0
+
+
+@dataclass(frozen=True)
+class SuiteRunOptions(RunOptions):
+    """A run on a whole suite of benchmarks."""
+
+    suite: Annotated[
+        str,
+        typer.Option(
+            "--suite",
+            help="nano, quick, paper or full.",
+            autocompletion=one_of("nano", "quick", "paper", "full"),
+        ),
+    ] = "quick"
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            help="Longest reply in tokens. None: each benchmark's own.",
+        ),
+    ] = None
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--judge",
+            help="A further judge, llama-guard:MODEL or openai:MODEL@URL with its key in "
+            "SAFESWITCH_KEY_<HOST>; repeat for more.",
+        ),
+    ] = None
 
 
 def switch_folder(name: str) -> str:
@@ -70,6 +266,7 @@ def is_nano(name: str) -> bool:
     """
     if name == "nano" and Path(name).is_dir():
         raise SettingError(
-            "'nano' is the embedded model, and a folder here; write ./nano for the folder, or run elsewhere for the model"
+            "'nano' is the embedded model, and a folder here; "
+            "write ./nano for the folder, or run elsewhere for the model"
         )
     return name == "nano"

@@ -1,4 +1,4 @@
-"""``safeswitch report``: parse, call one function, print."""
+"""``safeswitch report``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import typer
 from safeswitch.cli.screen import put
 
 
-def report(run: Annotated[Path, typer.Argument(help="Run folder of eval, compare or attack.")]) -> None:
-    """Write report.html into a run folder, from what lies there: log, analyses and landscape."""
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder of eval, compare or attack.")],
+) -> None:
+    """Write report.html into a run folder, from its log, analyses and landscape."""
     from safeswitch.evaluation.report.page import FILE, write_report
 
     write_report(run)

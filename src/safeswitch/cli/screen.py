@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -39,7 +38,7 @@ _RATE_S = 600.0
 
 
 def take_any_text() -> None:
-    """Let both outputs take any text: what their encoding lacks is written as an escape, where it was an error."""
+    """Let both outputs take any text: what their encoding lacks is written as an escape."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -50,7 +49,7 @@ def put(text: object, *, end: str = "\n") -> None:
     print(shown_on(sys.stdout, str(text)), end=end, flush=True)
 
 
-def put_json(value: Any, *, indent: int | None = None) -> None:
+def put_json(value: object, *, indent: int | None = None) -> None:
     """A value on standard output as JSON, which stays JSON whatever the encoding."""
     put(json.dumps(value, indent=indent, ensure_ascii=not holds_any_text(sys.stdout)))
 
@@ -67,13 +66,14 @@ def say(text: str, style: str = "") -> None:
 
 def complain(text: str) -> None:
     """What has ended a command, on standard error."""
-    told = Text("error: ", style="bold red").append(shown_on(sys.stderr, text), style="default not bold")
+    told = Text("error: ", style="bold red")
+    told.append(shown_on(sys.stderr, text), style="default not bold")
     console.print(told, soft_wrap=True)
 
 
 @contextmanager
 def bar(total: int, text: str) -> Iterator[Callable[[int], None]]:
-    """One bar on standard error, the function advances it; where that is no terminal, one plain line a minute."""
+    """One bar on standard error, advanced by the function; one line a minute if no terminal."""
     if not console.is_terminal:
         yield _Minutes(total, text).advance
         return
@@ -98,12 +98,16 @@ def bars() -> Iterator[Callable[[str, str, int], None]]:
 
 
 def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _RateColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )
     return Progress(
-        *columns, console=console, disable=not console.is_terminal, speed_estimate_period=_RATE_S
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=_RATE_S,
     )
 
 

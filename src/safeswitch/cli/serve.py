@@ -2,85 +2,233 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from safeswitch.cli.options import ModelOption, OtherModelOption, switch_folder
+from safeswitch.cli.config import flags_of, option_keys, refuse_unknown, rest_of_config
+from safeswitch.cli.options import (
+    ENGINES,
+    ModelOption,
+    ModelOptions,
+    OtherModelOption,
+    one_of,
+    switch_folder,
+)
+from safeswitch.cli.serve_flags import own_keys, parse_flags
 from safeswitch.core.errors import SettingError, check_choice
 from safeswitch.core.grammar import named_folders
 
-ENGINES = ("vllm", "transformers")
+if TYPE_CHECKING:
+    from safeswitch.engines.vllm.settings import GuardSettings
+    from safeswitch.serving.settings import ServerSettings
+
+
+@dataclass(frozen=True)
+class GuardOptions:
+    """What guards the model, and who says so."""
+
+    panel: ClassVar[str] = ModelOptions.panel
+
+    model: ModelOption
+    switch: Annotated[
+        list[str],
+        typer.Option(
+            help="Switch folder or name=folder; 'nano': its own. Repeat for more; the first is "
+            "the default."
+        ),
+    ]
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="enforce, observe (scores only) or off.",
+            autocompletion=one_of("enforce", "observe", "off"),
+        ),
+    ] = "enforce"
+    allow_other_model: OtherModelOption = False
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="vllm or transformers. None: vllm where it is installed.",
+            autocompletion=one_of(*ENGINES),
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """Who may ask, and for what."""
+
+    panel: ClassVar[str] = "Clients"
+
+    clients_may: Annotated[
+        list[str] | None,
+        typer.Option(help="A policy that clients may ask for; repeat for more."),
+    ] = None
+    clients_bundle: Annotated[
+        list[str] | None,
+        typer.Option(help="A bundle that clients may ask for; repeat for more."),
+    ] = None
+    clients_scores: Annotated[
+        bool, typer.Option("--clients-scores", help="Clients without keys may see scores.")
+    ] = False
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File of API keys (safeswitch keys add). None lets everybody in."),
+    ] = None
+    rate_storage: Annotated[
+        str,
+        typer.Option(
+            help="Where rate limits are counted: async+memory:// (each process), async+redis://..."
+        ),
+    ] = "async+memory://"
+    refusal_field: Annotated[
+        bool, typer.Option("--refusal-field", help="Put refusals into message.refusal.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """What one request may cost."""
+
+    panel: ClassVar[str] = "Limits"
+
+    max_tokens: Annotated[
+        int,
+        typer.Option(min=0, help="Longest reply that a client may ask for; 0: the engine's."),
+    ] = 0
+    max_body: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Largest request body in bytes; 0: what the context holds, at most 1 MiB."
+        ),
+    ] = 0
+    error_delay: Annotated[
+        float, typer.Option(min=0, help="Seconds before a refused request is told so.")
+    ] = 0.25
+    max_choices: Annotated[
+        int, typer.Option(min=1, help="Most replies (n x prompts) in one request.")
+    ] = 128
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """The record of decisions."""
+
+    panel: ClassVar[str] = "Audit"
+
+    audit: Annotated[
+        str, typer.Option(help="SQLAlchemy URL of the audit database, as sqlite:///audit.db.")
+    ] = ""
+    audit_failure: Annotated[
+        str,
+        typer.Option(
+            help="block or buffer, while the database is down.",
+            autocompletion=one_of("block", "buffer"),
+        ),
+    ] = "block"
+    audit_text: Annotated[
+        bool, typer.Option("--audit-text", help="Keep the requests' text, not only its hash.")
+    ] = False
 
 
 def serve(
     context: typer.Context,
-    model: ModelOption,
-    switch: Annotated[
-        list[str], typer.Option(help="Switch folder, or name=folder, several times; the first is the default. 'nano': its own.")
-    ],
-    policy: Annotated[str, typer.Option(help="enforce, observe (scores only) or off.")] = "enforce",
-    clients_may: Annotated[list[str] | None, typer.Option(help="A policy that clients may ask for; several times.")] = None,
-    clients_bundle: Annotated[list[str] | None, typer.Option(help="A bundle that clients may ask for; several times.")] = None,
-    clients_scores: Annotated[bool, typer.Option("--clients-scores", help="Clients without keys may see scores.")] = False,
-    keys: Annotated[Path | None, typer.Option(help="File of API keys (safeswitch keys add); none lets everybody in.")] = None,
-    rate_storage: Annotated[
-        str, typer.Option(help="Where rate limits are counted: async+memory:// (each process), async+redis://...")
-    ] = "async+memory://",
-    max_tokens: Annotated[int, typer.Option(min=0, help="Longest reply that a client may ask for; 0: the engine's.")] = 0,
-    refusal_field: Annotated[bool, typer.Option("--refusal-field", help="Put refusals into message.refusal.")] = False,
-    audit: Annotated[str, typer.Option(help="SQLAlchemy URL of the audit database, as sqlite:///audit.db.")] = "",
-    audit_failure: Annotated[str, typer.Option(help="block or buffer, while the database is down.")] = "block",
-    audit_text: Annotated[bool, typer.Option("--audit-text", help="Keep the requests' text, not only its hash.")] = False,
-    max_body: Annotated[
-        int, typer.Option(min=0, help="Largest request body in bytes; 0: what the context holds, at most 1 MiB.")
-    ] = 0,
-    error_delay: Annotated[float, typer.Option(min=0, help="Seconds before a refused request is told so.")] = 0.25,
-    max_choices: Annotated[int, typer.Option(min=1, help="Most replies (n x prompts) in one request.")] = 128,
-    allow_other_model: OtherModelOption = False,
-    engine: Annotated[str, typer.Option(help="vllm or transformers; default: vllm where it is installed.")] = "",
+    guard: GuardOptions,
+    clients: ClientOptions,
+    limits: LimitOptions,
+    audit: AuditOptions,
 ) -> None:
-    """An OpenAI-compatible server, guarded. On vLLM any flag of `vllm serve` may follow; on transformers --host, --port,
-    --batch-size, --max-wait-ms and others: `safeswitch serve --model M --switch S --engine transformers -- --help`."""
+    """Serve the guarded model over HTTP, with OpenAI's API.
+
+    Flags that are not listed here go to the engine, and so do such keys of --config. vLLM takes
+    every flag of vllm serve; transformers takes --host, --port, --batch-size and others, which
+    safeswitch serve --model M --switch S --engine transformers -- --help lists.
+    """
     from safeswitch.engines.vllm.settings import GuardSettings
+
+    bundles = {}
+    for name, folder in named_folders("--switch", guard.switch).items():
+        bundles[name] = _where(folder)
+    guarded = GuardSettings(bundles, guard.policy, guard.allow_other_model)
+    server = _server_settings(bundles, clients, limits, audit)
+    engine = _engine(guard.engine)
+    file, more = rest_of_config(context)
+    if file is not None and engine == "transformers":
+        refuse_unknown(file, more, {*option_keys(context.command.params), *own_keys()})
+    flags = [*flags_of(more), *context.args]
+    try:
+        _run(engine, guard.model, guarded, server, flags)
+    except ModuleNotFoundError as error:
+        extra = "server" if engine == "transformers" else "vllm"
+        raise SettingError(
+            f"safeswitch serve needs {error.name}: pip install 'safeswitch[{extra}]'"
+        ) from error
+
+
+def _server_settings(
+    bundles: dict[str, str], clients: ClientOptions, limits: LimitOptions, audit: AuditOptions
+) -> ServerSettings:
+    """The settings that the options make.
+
+    Raises:
+        SettingError: a value outside its limits.
+    """
+    from safeswitch.serving.settings import ServerSettings, calibration_of
+
+    return ServerSettings(
+        clients_may=tuple(clients.clients_may or ()),
+        clients_bundles=tuple(clients.clients_bundle or ()),
+        clients_scores=clients.clients_scores,
+        keys=str(clients.keys.absolute()) if clients.keys else "",
+        rate_storage=clients.rate_storage,
+        refusal_field=clients.refusal_field,
+        max_tokens=limits.max_tokens,
+        max_body=limits.max_body,
+        error_delay=limits.error_delay,
+        max_choices=limits.max_choices,
+        audit=audit.audit,
+        audit_failure=audit.audit_failure,
+        audit_text=audit.audit_text,
+        calibration=calibration_of(bundles),
+    )
+
+
+def _run(
+    engine: str, model: str, guard: GuardSettings, server: ServerSettings, flags: Sequence[str]
+) -> None:
+    """Run the server until it is told to stop.
+
+    Raises:
+        ModuleNotFoundError: a package of the server or of the engine is not installed.
+    """
     from safeswitch.nano import weights_path
     from safeswitch.serving.heap import one_heap
     from safeswitch.serving.logs import log_to_stderr
-    from safeswitch.serving.settings import ServerSettings, calibration_of
+    from safeswitch.serving.middleware import check
 
-    bundles = {name: _where(folder) for name, folder in named_folders("--switch", switch).items()}
-    guard = GuardSettings(bundles, policy, allow_other_model)
-    server = ServerSettings(
-        clients_may=tuple(clients_may or ()), clients_bundles=tuple(clients_bundle or ()), refusal_field=refusal_field,
-        clients_scores=clients_scores, keys=str(keys.absolute()) if keys else "", rate_storage=rate_storage,
-        max_tokens=max_tokens, max_body=max_body, audit=audit, audit_failure=audit_failure, audit_text=audit_text,
-        calibration=calibration_of(bundles), max_choices=max_choices, error_delay=error_delay,
-    )
-    chosen, where, flags = _engine(engine), weights_path() if model == "nano" else model, list(context.args)
-    try:
-        from safeswitch.serving.middleware import check
+    check(server)
+    one_heap()
+    log_to_stderr()
+    where = weights_path() if model == "nano" else model
+    if engine == "transformers":
+        from safeswitch.serving.transformers_server import serve as run_transformers
 
-        check(server)
-        one_heap()
-        log_to_stderr()
-        if chosen == "transformers":
-            from safeswitch.serving.transformers_server import serve as run_transformers
+        settings, load = parse_flags(flags, model)
+        run_transformers(where, guard, server, settings, load)
+        return
+    from safeswitch.serving.vllm_server import serve as run_vllm
 
-            run_transformers(where, model, guard, server, flags)
-            return
-        from safeswitch.serving.vllm_server import serve as run
-    except ModuleNotFoundError as error:
-        extra = "server" if chosen == "transformers" else "vllm"
-        raise SettingError(f"safeswitch serve needs {error.name}: pip install 'safeswitch[{extra}]'") from error
-    if model == "nano":
-        flags = ["--served-model-name", "nano", "--dtype", "float32", *flags]
-    run(where, guard, server, flags)
+    own = ["--served-model-name", "nano", "--dtype", "float32"] if model == "nano" else []
+    run_vllm(where, guard, server, [*own, *flags])
 
 
 def _engine(asked: str) -> str:
-    """The engine that is asked for, or vLLM where it is installed; says which where nobody asked."""
+    """The engine that is asked for, or vLLM where it is installed; says which if nobody asked."""
     if asked:
         check_choice("command line", "engine", asked, ENGINES)
         return asked

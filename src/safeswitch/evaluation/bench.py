@@ -70,6 +70,7 @@ def run_bench(
     progress: Progress = lambda method, benchmark, done: None,
     more: Callable[[Sequence[Loaded]], Sequence[Loaded]] = lambda loaded: (),
     after: Sequence[Callable[[Path], None]] = AFTER,
+    begun: Callable[[Path], None] = lambda folder: None,
 ) -> RunLog:
     """Run, or go on with the run in ``out``; then make tables and pictures.
 
@@ -82,6 +83,7 @@ def run_bench(
         progress: Told of requests done.
         more: Makes further sets of requests out of those that were loaded.
         after: What is made at the end, each from the run folder alone.
+        begun: Told of the run folder once it holds this run, so that more can be put there.
 
     Raises:
         SettingError: an unknown benchmark.
@@ -90,7 +92,7 @@ def run_bench(
     """
     check_writable(out)
     with folder_writer(out):
-        return _run(engine, asked, candidates, out, say, progress, more, after)
+        return _run(engine, asked, candidates, out, say, progress, more, after, begun)
 
 
 def _run(
@@ -102,6 +104,7 @@ def _run(
     progress: Progress,
     more: Callable[[Sequence[Loaded]], Sequence[Loaded]],
     after: Sequence[Callable[[Path], None]],
+    begun: Callable[[Path], None],
 ) -> RunLog:
     """:func:`run_bench` in a folder that is ours."""
     loaded, missing = load_suite(asked, say)
@@ -109,6 +112,7 @@ def _run(
     loaded = [_fitted(one, asked.max_new_tokens, engine.lm.context_length) for one in loaded]
     judges = _judges(loaded, asked.judges)
     log = RunLog.start(out, _manifest(engine, asked, loaded, missing, judges))
+    begun(log.folder)
     log.add_judges({one.benchmark.name: _entry(one, asked.judges)["judges"] for one in loaded}, _told(judges))
     log.finish(None)
     for name, candidate in candidates(log).items():

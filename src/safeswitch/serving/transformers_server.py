@@ -1,22 +1,19 @@
-"""The guarded OpenAI-compatible server on the embedded transformers engine: its flags, its start and its end."""
+"""The guarded OpenAI-compatible server on the embedded transformers engine: its settings, its start and its end."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 
 from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.settings import GuardSettings
-from safeswitch.models.chat import read_template
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.batcher import BatchSettings
 from safeswitch.serving.middleware import SafeSwitchMiddleware, Scope
@@ -115,58 +112,20 @@ class GuardedServer(uvicorn.Server):
             self._guarded.audit.close()
 
 
-class _Flags(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SettingError(f"safeswitch serve --engine transformers: {message}")
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    found = json.loads(text)
-    if not isinstance(found, list) or not all(isinstance(origin, str) for origin in found):
-        raise ValueError
-    return tuple(found)
-
-
-def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, dict[str, Any]]:
-    """Settings of the process, and options of :meth:`LanguageModel.load`, from command-line flags.
+def serve(
+    model: str | Path,
+    guard: GuardSettings,
+    server: ServerSettings,
+    settings: TransformersSettings,
+    load: Mapping[str, Any],
+) -> None:
+    """Run the server until it is told to stop.
 
     Args:
-        flags: As on the command line.
-        name: Name under which the model is served where no flag says another.
-
-    Raises:
-        SettingError: an unknown flag, or a value that cannot be used.
+        model: Model folder or hub id.
+        guard: Bundles and policy.
+        server: Settings of the middleware.
+        settings: Settings of the process.
+        load: Options of :meth:`LanguageModel.load`.
     """
-    own, batching = TransformersSettings(), BatchSettings()
-    parser = _Flags(prog="safeswitch serve --engine transformers", allow_abbrev=False)
-    parser.add_argument("--host", default=own.host)
-    parser.add_argument("--port", type=int, default=own.port)
-    parser.add_argument("--served-model-name", default=name)
-    parser.add_argument("--batch-size", type=int, default=batching.batch_size, help="most choices run together")
-    parser.add_argument("--max-wait-ms", type=float, default=batching.max_wait_ms, help="wait of the first for company")
-    parser.add_argument("--queue", type=int, default=batching.queue, help="most choices that wait")
-    parser.add_argument("--grace", type=float, default=own.grace, help="seconds to end running replies in")
-    parser.add_argument("--allowed-origins", type=_origins, default=own.allowed_origins, help="JSON list, for browsers (CORS)")
-    parser.add_argument("--ssl-keyfile")
-    parser.add_argument("--ssl-certfile")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device-map")
-    parser.add_argument("--revision")
-    parser.add_argument("--chat-template", help="Jinja template file, or 'plain' for base models; default: the tokenizer's")
-    given = parser.parse_args(list(flags))
-    if (given.ssl_keyfile is None) != (given.ssl_certfile is None):
-        parser.error("--ssl-keyfile and --ssl-certfile belong together")
-    settings = TransformersSettings(
-        host=given.host, port=given.port, name=given.served_model_name, grace=given.grace,
-        allowed_origins=given.allowed_origins, batching=BatchSettings(given.batch_size, given.max_wait_ms, given.queue),
-        tls=(given.ssl_keyfile, given.ssl_certfile) if given.ssl_keyfile is not None else None,
-    )
-    load = {name: getattr(given, name) for name in ("dtype", "device_map", "revision")}
-    load["chat_template"] = read_template(given.chat_template)
-    return settings, {name: value for name, value in load.items() if value is not None}
-
-
-def serve(model: str | Path, name: str, guard: GuardSettings, server: ServerSettings, flags: Sequence[str]) -> None:
-    """Run the server until it is told to stop."""
-    settings, load = parse_flags(flags, name)
     GuardedServer(LanguageModel.load(model, **load), guard, server, settings).run()

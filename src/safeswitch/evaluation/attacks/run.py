@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def run_attacks(
     *,
     say: Say = lambda text: None,
     progress: Progress = lambda method, benchmark, done: None,
+    begun: Callable[[Path], None] = lambda folder: None,
 ) -> RunLog:
     """The asked benchmarks bare and under each attack; resumable, searches included.
 
@@ -75,4 +76,5 @@ def run_attacks(
 
     return run_bench(
         engine, asked, lambda log: prepare(engine, methods, fitting, log, say), out, say=say, progress=progress, more=attacked,
+        begun=begun,
     )

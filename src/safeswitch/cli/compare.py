@@ -1,0 +1,63 @@
+"""``safeswitch compare``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from safeswitch.cli.load import load_engine, load_fitting, load_guard
+from safeswitch.cli.options import (
+    BatchedModelOptions,
+    FitDataOption,
+    LeaveOutOption,
+    SuiteRunOptions,
+    SwitchOptions,
+)
+from safeswitch.cli.screen import put, put_markdown, say
+from safeswitch.cli.suite import run_suite
+from safeswitch.core.grammar import entries
+
+
+def compare(
+    context: typer.Context,
+    model: BatchedModelOptions,
+    guard: SwitchOptions,
+    run: SuiteRunOptions,
+    methods: Annotated[
+        str, typer.Option("--methods", help="Methods, joined by commas.")
+    ] = "base,prompt,head,safeswitch",
+    fit_data: FitDataOption = None,
+    leave_out: LeaveOutOption = True,
+    efforts: Annotated[
+        str | None,
+        typer.Option(
+            help="Run each method at each: plain, cot, budget<N> (tokens of thinking), "
+            "joined by commas."
+        ),
+    ] = None,
+) -> None:
+    """Compare methods on a suite: tables, paired tests, cost and the Pareto picture; resumable.
+
+    With --switch that bundle is taken as SafeSwitch, and its head as the always-on head. With
+    --efforts, safety against reasoning effort: tradeoff.md and tradeoff.csv beside the tables.
+    """
+    from safeswitch.evaluation.effort import at_efforts, check_efforts
+    from safeswitch.evaluation.tradeoff import write_tradeoff
+
+    names = entries("--methods", methods)
+    engine = load_engine(
+        model, batch_size=model.batch_size, allow_other_model=guard.allow_other_model
+    )
+    chosen = check_efforts(entries("--efforts", efforts), engine.lm) if efforts else None
+    own = load_guard(guard.switch)
+    fitting = load_fitting(
+        engine, model.model, fit_data, own, seed=run.seed, leave_out=leave_out, say=say
+    )
+    if not chosen:
+        run_suite(context, engine, names, fitting, run)
+        return
+    run_suite(context, engine, names, fitting, run, around=lambda ready: at_efforts(ready, chosen))
+    write_tradeoff(run.out)
+    put_markdown((run.out / "tradeoff.md").read_text(encoding="utf-8"))
+    put(f"written to {run.out}: tradeoff.md, tradeoff.csv")

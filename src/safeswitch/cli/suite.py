@@ -1,0 +1,71 @@
+"""What ``safeswitch eval`` and ``safeswitch compare`` share: methods run on a suite."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from safeswitch.cli.config import write_config
+from safeswitch.cli.options import SuiteRunOptions
+from safeswitch.cli.screen import bars, put, put_markdown, say
+
+if TYPE_CHECKING:
+    from safeswitch.engines.transformers_engine import TransformersEngine
+    from safeswitch.evaluation.candidates import Fitting
+    from safeswitch.evaluation.log import RunLog
+    from safeswitch.evaluation.runner import Candidate
+
+    Prepare = Callable[[RunLog], Mapping[str, Candidate]]
+
+
+def run_suite(
+    context: typer.Context,
+    engine: TransformersEngine,
+    methods: Sequence[str],
+    fitting: tuple[Fitting, dict[str, Any]],
+    run: SuiteRunOptions,
+    around: Callable[[Prepare], Prepare] = lambda ready: ready,
+) -> None:
+    """Run methods on a suite and print the first table.
+
+    Args:
+        context: Of the command, whose options are left in the run folder.
+        engine: What generates.
+        methods: Their names.
+        fitting: How they are fitted, and the same for the run's identity.
+        run: On what, and where.
+        around: Makes out of what prepares the methods what is run.
+    """
+    from safeswitch.evaluation.bench import Asked, run_bench
+    from safeswitch.evaluation.candidates import check_methods, prepare
+    from safeswitch.evaluation.catalogue import benchmarks, suite_benchmarks
+    from safeswitch.evaluation.judges.named import make_judge
+    from safeswitch.evaluation.picture import check_drawable
+
+    benchmarks()
+    check_drawable()
+    judges = tuple(make_judge(spec, run.out / "judge-cache") for spec in run.judge or ())
+    check_methods(methods, judges)
+    how, told = fitting
+    asked = Asked(
+        "own" if run.benchmark else run.suite,
+        tuple(run.benchmark or suite_benchmarks(run.suite)),
+        run.data,
+        run.hub,
+        run.limit,
+        run.seed,
+        run.max_new_tokens,
+        judges=judges,
+        command=tuple(sys.argv),
+        fit=told,
+    )
+    ready = around(lambda log: prepare(engine, methods, how, log, say))
+    begun = partial(write_config, context)
+    with bars() as advance:
+        run_bench(engine, asked, ready, run.out, say=say, progress=advance, begun=begun)
+    put_markdown((run.out / "table.md").read_text(encoding="utf-8"))
+    put(f"written to {run.out}: table.md, tables/, figures.json, pareto.png")
