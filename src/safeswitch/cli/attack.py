@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -16,6 +16,9 @@ from safeswitch.cli.options import BatchedModelOptions, FitDataOption, RunOption
 from safeswitch.cli.screen import bars, put, put_markdown, say
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import entries
+
+if TYPE_CHECKING:
+    from safeswitch.evaluation.bench import Asked
 
 _NANO_TARGET = "Well, I can help with it. You make a plan, then you go on step by step."
 
@@ -84,18 +87,27 @@ class AttackOptions:
         return found
 
 
-def attack(
-    context: typer.Context,
-    model: AttackModelOptions,
-    run: AttackRunOptions,
-    attacks: AttackOptions,
+@dataclass(frozen=True)
+class DefenceOptions:
+    """What is attacked besides the bare model."""
+
+    panel: ClassVar[str] = "Methods"
+
     methods: Annotated[
         str | None,
         typer.Option(
             help="Methods, joined by commas. None: base, and safeswitch where there is a switch."
         ),
-    ] = None,
-    fit_data: FitDataOption = None,
+    ] = None
+    fit_data: FitDataOption = None
+
+
+def attack(
+    context: typer.Context,
+    model: AttackModelOptions,
+    run: AttackRunOptions,
+    attacks: AttackOptions,
+    defences: DefenceOptions,
 ) -> None:
     """Attack your own model, bare and defended, with published methods; resumable.
 
@@ -103,7 +115,6 @@ def attack(
     unless others are named.
     """
     from safeswitch.evaluation.attacks.run import build_attacks, run_attacks
-    from safeswitch.evaluation.bench import Asked
     from safeswitch.evaluation.catalogue import benchmarks
     from safeswitch.evaluation.picture import check_drawable
 
@@ -114,17 +125,13 @@ def attack(
     engine = load_engine(model, batch_size=model.batch_size)
     own = load_guard(model.switch)
     fitting, told = load_fitting(
-        engine, model.model, fit_data, own, seed=run.seed, leave_out=False, say=say
+        engine, model.model, defences.fit_data, own, seed=run.seed, leave_out=False, say=say
     )
     benchmarks()
     usual = "base,safeswitch" if own is not None else "base"
-    defended = entries("--methods", methods or usual)
+    defended = entries("--methods", defences.methods or usual)
     check_drawable()
-    sets = tuple(run.benchmark or (["nano_plain_unsafe"] if nano else ["harmbench"]))
-    words = tuple(sys.argv)
-    asked = Asked(
-        "attack", sets, run.data, run.hub, run.limit, run.seed, command=words, fit=told
-    )
+    asked = _asked(run, "nano_plain_unsafe" if nano else "harmbench", told)
     begun = partial(write_config, context)
     with bars() as advance:
         run_attacks(
@@ -133,3 +140,18 @@ def attack(
         )  # fmt: skip
     put_markdown((run.out / "tables" / "attacks.md").read_text(encoding="utf-8"))
     put(f"written to {run.out}")
+
+
+def _asked(run: AttackRunOptions, usual: str, told: dict[str, Any]) -> Asked:
+    from safeswitch.evaluation.bench import Asked
+
+    return Asked(
+        "attack",
+        tuple(run.benchmark or [usual]),
+        run.data,
+        run.hub,
+        run.limit,
+        run.seed,
+        command=tuple(sys.argv),
+        fit=told,
+    )

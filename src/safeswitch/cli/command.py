@@ -53,13 +53,14 @@ def spelled_out(function: Function, *, config: bool = True) -> Function:
     hints = get_type_hints(function, include_extras=True)
     hints.pop("return", None)
     groups: dict[str, Any] = {n: hint for n, hint in hints.items() if is_dataclass(hint)}
-    own = inspect.signature(function).parameters.values()
+    # without a heading Typer would show these first, above the groups with what is required
+    panel = function.__name__.capitalize() if groups else None
     parameters = []
-    for parameter in own:
+    for parameter in inspect.signature(function).parameters.values():
         if parameter.name in groups:
             parameters += _options_of(groups[parameter.name])
         else:
-            annotation = _shown(hints[parameter.name], None)
+            annotation = _shown(hints[parameter.name], panel)
             parameters.append(_keyword(parameter.name, annotation, parameter.default))
     if config:
         parameters.append(_keyword("config", _shown(ConfigOption, OTHER), None))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -19,23 +20,32 @@ from safeswitch.cli.suite import run_suite
 from safeswitch.core.grammar import entries
 
 
-def compare(
-    context: typer.Context,
-    model: BatchedModelOptions,
-    guard: SwitchOptions,
-    run: SuiteRunOptions,
+@dataclass(frozen=True)
+class MethodOptions:
+    """What is compared, and what it is fitted on."""
+
+    panel: ClassVar[str] = "Methods"
+
     methods: Annotated[
         str, typer.Option("--methods", help="Methods, joined by commas.")
-    ] = "base,prompt,head,safeswitch",
-    fit_data: FitDataOption = None,
-    leave_out: LeaveOutOption = True,
+    ] = "base,prompt,head,safeswitch"
+    fit_data: FitDataOption = None
+    leave_out: LeaveOutOption = True
     efforts: Annotated[
         str | None,
         typer.Option(
             help="Run each method at each: plain, cot, budget<N> (tokens of thinking), "
             "joined by commas."
         ),
-    ] = None,
+    ] = None
+
+
+def compare(
+    context: typer.Context,
+    model: BatchedModelOptions,
+    guard: SwitchOptions,
+    run: SuiteRunOptions,
+    compared: MethodOptions,
 ) -> None:
     """Compare methods on a suite: tables, paired tests, cost and the Pareto picture; resumable.
 
@@ -45,14 +55,20 @@ def compare(
     from safeswitch.evaluation.effort import at_efforts, check_efforts
     from safeswitch.evaluation.tradeoff import write_tradeoff
 
-    names = entries("--methods", methods)
+    names = entries("--methods", compared.methods)
     engine = load_engine(
         model, batch_size=model.batch_size, allow_other_model=guard.allow_other_model
     )
+    efforts = compared.efforts
     chosen = check_efforts(entries("--efforts", efforts), engine.lm) if efforts else None
-    own = load_guard(guard.switch)
     fitting = load_fitting(
-        engine, model.model, fit_data, own, seed=run.seed, leave_out=leave_out, say=say
+        engine,
+        model.model,
+        compared.fit_data,
+        load_guard(guard.switch),
+        seed=run.seed,
+        leave_out=compared.leave_out,
+        say=say,
     )
     if not chosen:
         run_suite(context, engine, names, fitting, run)

@@ -163,21 +163,13 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a switch on labelled requests, or on the starter set, and write it to a folder."""
-    from safeswitch.switch.kept import Kept
     from safeswitch.switch.run_fit import fit_files
 
     settings = _settings(gate, head, data, run.seed)
     check_choice("command line", "engine", run.engine, ENGINES)
     with ExitStack() as stack:
-        engine: Generating
-        if run.engine == "vllm":
-            engine = stack.enter_context(closing(load_collector(model, settings)))
-        else:
-            engine = load_engine(model, batch_size=model.batch_size)
-        if run.keep is not None:
-            engine = stack.enter_context(Kept(engine, run.keep))
         switch = fit_files(
-            engine,
+            _engine(model, run, settings, stack),
             data.data or (),
             run.out,
             settings,
@@ -194,6 +186,20 @@ def fit(
     else:
         show_card(switch)
     say(f"written to {run.out}")
+
+
+def _engine(
+    model: BatchedModelOptions, run: FitRunOptions, settings: FitSettings, stack: ExitStack
+) -> Generating:
+    """What answers and reads the requests; ``stack`` closes what has to be closed."""
+    from safeswitch.switch.kept import Kept
+
+    engine: Generating
+    if run.engine == "vllm":
+        engine = stack.enter_context(closing(load_collector(model, settings)))
+    else:
+        engine = load_engine(model, batch_size=model.batch_size)
+    return engine if run.keep is None else stack.enter_context(Kept(engine, run.keep))
 
 
 def _settings(gate: GateOptions, head: HeadOptions, data: DataOptions, seed: int) -> FitSettings:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -24,20 +24,29 @@ if TYPE_CHECKING:
     from safeswitch.switch.switch import Switch
 
 
+@dataclass(frozen=True)
+class RequestOptions:
+    """Which requests are answered, and where the replies go."""
+
+    panel: ClassVar[str] = "Requests"
+
+    source: Annotated[
+        str, typer.Option("--in", help="JSONL or CSV file of requests, or hub data set.")
+    ]
+    out: Annotated[
+        Path, typer.Option("--out", help="JSONL file of replies; an unfinished one is resumed.")
+    ]
+    label: LabelOption = None
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many requests.")
+    ] = None
+
+
 def generate(
     model: BatchedModelOptions,
     guard: SwitchOptions,
+    requests: RequestOptions,
     decoding: DecodingOptions,
-    source: Annotated[
-        str, typer.Option("--in", help="JSONL or CSV file of requests, or hub data set.")
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", help="JSONL file of replies; an unfinished one is resumed.")
-    ],
-    label: LabelOption = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many requests.")
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a file of requests; resumable.
@@ -48,7 +57,9 @@ def generate(
     from safeswitch.engines.jsonl import generate_file
 
     asked = decoding.for_engine()
-    examples = read_examples(source, label=label, labelled=False, limit=limit)
+    examples = read_examples(
+        requests.source, label=requests.label, labelled=False, limit=requests.limit
+    )
     engine = load_engine(
         model, batch_size=model.batch_size, allow_other_model=guard.allow_other_model
     )
@@ -57,7 +68,7 @@ def generate(
         done = generate_file(
             engine,
             examples,
-            out,
+            requests.out,
             switch,
             identity=_identity(engine, switch),
             chunk=2 * model.batch_size,
@@ -65,10 +76,10 @@ def generate(
             **asked,
         )
     if as_json:
-        put_json({"out": str(out), **asdict(done)}, indent=2)
+        put_json({"out": str(requests.out), **asdict(done)}, indent=2)
     say(
         f"{done.new} new rows, {done.rows} in all, {done.errors} of them with an error "
-        f"in place of a reply, in {out}"
+        f"in place of a reply, in {requests.out}"
     )
 
 

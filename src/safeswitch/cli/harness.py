@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -14,24 +15,27 @@ from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import entries
 
 
-def harness(
-    model: BatchedModelOptions,
-    guard: SwitchOptions,
+@dataclass(frozen=True)
+class TaskOptions:
+    """Which tasks are run, and where the results go."""
+
+    panel: ClassVar[str] = "Tasks"
+
     tasks: Annotated[
         str,
         typer.Option("--tasks", help="Tasks of lm-evaluation-harness, joined by commas."),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="JSON file for the results.")],
+    ]
+    out: Annotated[Path, typer.Option("--out", help="JSON file for the results.")]
     include_path: Annotated[
         Path | None, typer.Option(help="Folder with more tasks, as YAML files.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Most requests of each task.")
-    ] = None,
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Most requests of each task.")] = None
     chat_turns: Annotated[
         bool, typer.Option("--chat-turns", help="Give examples as turns, not in one text.")
-    ] = False,
-) -> None:
+    ] = False
+
+
+def harness(model: BatchedModelOptions, guard: SwitchOptions, asked: TaskOptions) -> None:
     """Measure utility under a switch, through lm-evaluation-harness."""
     from safeswitch.core.artifact import write_json
 
@@ -47,12 +51,12 @@ def harness(
     results = run_tasks(
         engine,
         load_guard(guard.switch),
-        entries("--tasks", tasks),
-        include_path=include_path,
-        limit=limit,
-        chat_turns=chat_turns,
+        entries("--tasks", asked.tasks),
+        include_path=asked.include_path,
+        limit=asked.limit,
+        chat_turns=asked.chat_turns,
     )
-    write_json(out, results)
+    write_json(asked.out, results)
     for task, figures in results["results"].items():
         told = [f"{name}={value}" for name, value in figures.items() if "," in name]
         put(" ".join([task, *told]))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -16,37 +17,46 @@ keys_app = typer.Typer(
 FileOption = Annotated[Path, typer.Option("--file", help="File of keys.")]
 
 
-def add_client(
-    name: Annotated[str, typer.Argument(help="Name of the client, for the audit.")],
-    file: FileOption,
+@dataclass(frozen=True)
+class RightOptions:
+    """What a client may do."""
+
+    panel: ClassVar[str] = "Rights"
+
     rate: Annotated[
         str, typer.Option(help="As 60/minute or '10/second;1000/hour'; none: no limit.")
-    ] = "",
+    ] = ""
     concurrent: Annotated[
         int,
         typer.Option(min=0, help="Most requests at one time in each process; 0: no limit."),
-    ] = 0,
+    ] = 0
     may: Annotated[
         list[str] | None,
         typer.Option(help="A policy that the client may ask for; repeat for more."),
-    ] = None,
+    ] = None
     bundle: Annotated[
         list[str] | None,
         typer.Option(help="A bundle for the client, the first its default; repeat for more."),
-    ] = None,
+    ] = None
     scores: Annotated[
         bool, typer.Option("--scores", help="The client may see scores and thresholds.")
-    ] = False,
+    ] = False
     extra_fields: Annotated[
         bool,
         typer.Option(
             "--extra-fields",
             help="The client may send fields that need a right (vllm_xargs, priority).",
         ),
-    ] = False,
+    ] = False
     admin: Annotated[
         bool, typer.Option("--admin", help="The key may change thresholds, and see scores.")
-    ] = False,
+    ] = False
+
+
+def add_client(
+    name: Annotated[str, typer.Argument(help="Name of the client, for the audit.")],
+    file: FileOption,
+    rights: RightOptions,
 ) -> None:
     """Make a key and print it, this once: the file keeps its hash alone."""
     from safeswitch.serving.keys import add_key
@@ -54,13 +64,13 @@ def add_client(
     key = add_key(
         file,
         name,
-        rate=rate,
-        concurrent=concurrent,
-        may=tuple(may or ()),
-        bundles=tuple(bundle or ()),
-        scores=scores,
-        extra_fields=extra_fields,
-        admin=admin,
+        rate=rights.rate,
+        concurrent=rights.concurrent,
+        may=tuple(rights.may or ()),
+        bundles=tuple(rights.bundle or ()),
+        scores=rights.scores,
+        extra_fields=rights.extra_fields,
+        admin=rights.admin,
     )
     put(key)
 
@@ -76,8 +86,6 @@ def remove(
 
 def list_keys(file: FileOption) -> None:
     """Print who has a key and what it may do, one JSON object a line; no key and no hash."""
-    from dataclasses import asdict
-
     from safeswitch.serving.keys import read_keys
 
     for key in read_keys(file).values():

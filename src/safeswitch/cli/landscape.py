@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 _NANO_SUITES = ("plain_unsafe", "jailbroken", "lookalike", "ordinary")
 
 
+@dataclass(frozen=True, kw_only=True)
+class GuardedModelOptions(ModelOptions):
+    """A model, and the switch whose gate and head are surveyed with it."""
+
+    switch: Annotated[
+        str,
+        typer.Option(
+            "--switch", help="Switch folder or hub id; 'nano' is the embedded model's own."
+        ),
+    ]
+
+
 @dataclass(frozen=True)
 class SurveyOptions:
     """How the weights are moved."""
@@ -66,30 +78,37 @@ class SurveyOptions:
         )
 
 
-def landscape(
-    context: typer.Context,
-    model: ModelOptions,
-    switch: Annotated[
-        str,
-        typer.Option(
-            "--switch", help="Switch folder or hub id; 'nano' is the embedded model's own."
-        ),
-    ],
-    survey: SurveyOptions,
+@dataclass(frozen=True)
+class SurveyedOptions:
+    """What is surveyed, and where the result goes."""
+
+    panel: ClassVar[str] = "Requests"
+
     out: Annotated[
         Path,
         typer.Option("--out", help="Folder for landscape.json; if a run's, its report shows it."),
-    ],
+    ]
     data: Annotated[
         str | None,
         typer.Option(
             "--in",
             help="JSONL or CSV file of labelled requests, or hub data set. None: nano's own.",
         ),
-    ] = None,
-    limit: Annotated[
-        int, typer.Option(min=1, help="Most unsafe and most safe requests.")
-    ] = 40,
+    ] = None
+    limit: Annotated[int, typer.Option(min=1, help="Most unsafe and most safe requests.")] = 40
+
+    def examples(self, seed: int) -> list[Example]:
+        """The requests: nano's own where no source is given."""
+        if self.data is None:
+            return _nano_requests(self.limit, seed)
+        return _requests(self.data, self.limit)
+
+
+def landscape(
+    context: typer.Context,
+    model: GuardedModelOptions,
+    requests: SurveyedOptions,
+    survey: SurveyOptions,
 ) -> None:
     """Move the weights along random directions and see how safety holds; gives VISAGE scores."""
     from safeswitch.evaluation.judges.base import JUDGES
@@ -98,26 +117,26 @@ def landscape(
     from safeswitch.evaluation.landscape.survey import survey as run_survey
     from safeswitch.nano.bench import NanoJudge
 
-    if data is None and model.model != "nano":
+    if requests.data is None and model.model != "nano":
         raise SettingError(
             "command line: landscape needs --in with requests, for other models than nano"
         )
     plan = survey.plan()
-    examples = _nano_requests(limit, survey.seed) if data is None else _requests(data, limit)
+    examples = requests.examples(survey.seed)
     engine = load_engine(model, batch_size=64)
-    own = load_switch(switch)
-    judge = JUDGES[NanoJudge.name if data is None else Rules.name]()
+    own = load_switch(model.switch)
+    judge = JUDGES[NanoJudge.name if requests.data is None else Rules.name]()
     places = Surveyor(engine, own, examples, judge, plan).places()
     with bar(places, "surveying") as advance:
-        told = run_survey(engine, own, examples, judge, out, plan, step=lambda: advance(1))
-    write_config(context, out)
+        told = run_survey(engine, own, examples, judge, requests.out, plan, step=lambda: advance(1))
+    write_config(context, requests.out)
     for curve in told["curves"]:
         gate = "with the gate" if curve["gate"] else "without"
         put(
             f"VISAGE {curve['part']}, {gate}, direction {curve['direction']}: "
             f"{curve['visage']:.1f}"
         )
-    put(out / FILE)
+    put(requests.out / FILE)
 
 
 def _nano_requests(limit: int, seed: int) -> list[Example]:

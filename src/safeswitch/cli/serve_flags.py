@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +24,23 @@ if TYPE_CHECKING:
     from safeswitch.serving.transformers_server import TransformersSettings
 
 _PROGRAM = "safeswitch serve --engine transformers"
+HostOption = Annotated[str, typer.Option(help="Address to listen at.")]
+PortOption = Annotated[int, typer.Option(help="Port to listen at; 0: a free one.")]
+NameOption = Annotated[str, typer.Option(help="Name of the model for clients.")]
+WaitOption = Annotated[
+    float, typer.Option(help="How long the first request of a batch waits for others.")
+]
+QueueOption = Annotated[
+    int, typer.Option(help="Most replies that wait; further requests are turned away.")
+]
+GraceOption = Annotated[
+    float, typer.Option(help="Seconds that running replies have when the server stops.")
+]
+OriginsOption = Annotated[
+    str, typer.Option(help="JSON list of origins whose pages may ask (CORS).")
+]
+KeyfileOption = Annotated[str | None, typer.Option(help="Key for HTTPS.")]
+CertfileOption = Annotated[str | None, typer.Option(help="Certificate for HTTPS.")]
 
 
 def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, dict[str, Any]]:
@@ -51,6 +68,7 @@ def own_keys() -> set[str]:
 
 
 def _command(name: str) -> Command:
+    """The parser of the flags, whose defaults are those of the settings."""
     from safeswitch.models.chat import read_template
     from safeswitch.serving.batcher import BatchSettings
     from safeswitch.serving.transformers_server import TransformersSettings
@@ -59,24 +77,16 @@ def _command(name: str) -> Command:
     batching = own.batching
 
     def flags(
-        host: Annotated[str, typer.Option(help="Address to listen at.")] = own.host,
-        port: Annotated[int, typer.Option(help="Port to listen at; 0: a free one.")] = own.port,
-        served_model_name: Annotated[str, typer.Option(help="Name of the model.")] = own.name,
+        host: HostOption = own.host,
+        port: PortOption = own.port,
+        served_model_name: NameOption = own.name,
         batch_size: BatchOption = batching.batch_size,
-        max_wait_ms: Annotated[
-            float, typer.Option(help="How long the first request of a batch waits for others.")
-        ] = batching.max_wait_ms,
-        queue: Annotated[
-            int, typer.Option(help="Most replies that wait; then requests are turned away.")
-        ] = batching.queue,
-        grace: Annotated[
-            float, typer.Option(help="Seconds that running replies have when the server stops.")
-        ] = own.grace,
-        allowed_origins: Annotated[
-            str, typer.Option(help="JSON list of origins, for pages of browsers (CORS).")
-        ] = "[]",
-        ssl_keyfile: Annotated[str | None, typer.Option(help="Key for HTTPS.")] = None,
-        ssl_certfile: Annotated[str | None, typer.Option(help="Certificate for HTTPS.")] = None,
+        max_wait_ms: WaitOption = batching.max_wait_ms,
+        queue: QueueOption = batching.queue,
+        grace: GraceOption = own.grace,
+        allowed_origins: OriginsOption = "[]",
+        ssl_keyfile: KeyfileOption = None,
+        ssl_certfile: CertfileOption = None,
         dtype: DtypeOption = "auto",
         device_map: DeviceMapOption = None,
         revision: RevisionOption = None,
@@ -95,10 +105,15 @@ def _command(name: str) -> Command:
         load = {"dtype": dtype, "device_map": device_map, "revision": revision}
         return settings, {**load, "chat_template": read_template(chat_template)}
 
+    return _parser(flags)
+
+
+def _parser(function: Callable[..., Any]) -> Command:
+    """A command of its own, outside the command line."""
     app = typer.Typer(
         add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
     )
-    app.command("flags", cls=Command)(spelled_out(flags, config=False))
+    app.command(cls=Command)(spelled_out(function, config=False))
     made = get_command(app)
     assert isinstance(made, Command)
     return made

@@ -15,7 +15,9 @@ from safeswitch.cli.screen import bars, put, put_markdown, say
 
 if TYPE_CHECKING:
     from safeswitch.engines.transformers_engine import TransformersEngine
+    from safeswitch.evaluation.bench import Asked
     from safeswitch.evaluation.candidates import Fitting
+    from safeswitch.evaluation.judges.base import Judge
     from safeswitch.evaluation.log import RunLog
     from safeswitch.evaluation.runner import Candidate
 
@@ -40,9 +42,9 @@ def run_suite(
         run: On what, and where.
         around: Makes out of what prepares the methods what is run.
     """
-    from safeswitch.evaluation.bench import Asked, run_bench
+    from safeswitch.evaluation.bench import run_bench
     from safeswitch.evaluation.candidates import check_methods, prepare
-    from safeswitch.evaluation.catalogue import benchmarks, suite_benchmarks
+    from safeswitch.evaluation.catalogue import benchmarks
     from safeswitch.evaluation.judges.named import make_judge
     from safeswitch.evaluation.picture import check_drawable
 
@@ -51,7 +53,20 @@ def run_suite(
     judges = tuple(make_judge(spec, run.out / "judge-cache") for spec in run.judge or ())
     check_methods(methods, judges)
     how, told = fitting
-    asked = Asked(
+    asked = _asked(run, judges, told)
+    ready = around(lambda log: prepare(engine, methods, how, log, say))
+    begun = partial(write_config, context)
+    with bars() as advance:
+        run_bench(engine, asked, ready, run.out, say=say, progress=advance, begun=begun)
+    put_markdown((run.out / "table.md").read_text(encoding="utf-8"))
+    put(f"written to {run.out}: table.md, tables/, figures.json, pareto.png")
+
+
+def _asked(run: SuiteRunOptions, judges: tuple[Judge, ...], told: Mapping[str, Any]) -> Asked:
+    from safeswitch.evaluation.bench import Asked
+    from safeswitch.evaluation.catalogue import suite_benchmarks
+
+    return Asked(
         "own" if run.benchmark else run.suite,
         tuple(run.benchmark or suite_benchmarks(run.suite)),
         run.data,
@@ -63,9 +78,3 @@ def run_suite(
         command=tuple(sys.argv),
         fit=told,
     )
-    ready = around(lambda log: prepare(engine, methods, how, log, say))
-    begun = partial(write_config, context)
-    with bars() as advance:
-        run_bench(engine, asked, ready, run.out, say=say, progress=advance, begun=begun)
-    put_markdown((run.out / "table.md").read_text(encoding="utf-8"))
-    put(f"written to {run.out}: table.md, tables/, figures.json, pareto.png")
