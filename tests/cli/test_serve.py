@@ -44,3 +44,21 @@ def test_where_vllm_is_absent_transformers_is_taken_and_said(started: list[Any],
 def test_an_engine_that_does_not_exist_is_refused() -> None:
     with pytest.raises(SettingError, match="'transformers', 'vllm'"):
         CliRunner().invoke(app, [*NANO, "--engine", "magic"], catch_exceptions=False)
+
+
+def test_flags_of_vllm_go_through_as_they_stand_behind_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(command, "_run", lambda *given: calls.append(given))
+    flags = ["--tensor-parallel-size", "2", "-O3", "--enforce-eager", "--port=9"]
+    words = [*NANO, "--engine", "vllm", *flags, "--policy", "observe"]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    file = tmp_path / "options.yaml"
+    file.write_text("port: 8\nmax-model-len: 512\npolicy: 'off'\n")
+    words += ["--config", str(file), "--", "--config", "vllm.yaml"]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    assert [(engine, guard.policy) for engine, _, guard, _, _ in calls] == [("vllm", "observe")] * 2
+    assert calls[0][4] == flags
+    of_file = ["--port", "8", "--max-model-len", "512"]
+    assert calls[1][4] == [*of_file, *flags, "--config", "vllm.yaml"]
