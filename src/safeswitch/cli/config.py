@@ -168,11 +168,14 @@ def _plain(value: Any) -> Any:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        found = yaml.safe_load(text)
+        outline = yaml.compose(text, yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"--config: {file} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise SettingError(f"--config: {file} is no YAML: {error}") from error
+    _check_once(file, outline)
     if found is None:
         return {}
     if not isinstance(found, dict):
@@ -181,6 +184,16 @@ def _read(file: Path) -> dict[str, Any]:
         if not isinstance(key, str):
             raise SettingError(f"{file}: the key {key!r} must be a text; put it in quotes")
     return found
+
+
+def _check_once(file: Path, outline: yaml.Node | None) -> None:
+    """Raise :class:`SettingError` where a key comes twice; YAML itself would take the last."""
+    seen: set[str] = set()
+    for key, _ in outline.value if isinstance(outline, yaml.MappingNode) else ():
+        if key.value in seen:
+            line = key.start_mark.line + 1
+            raise SettingError(f"{file}, line {line}: the key {key.value!r} comes twice")
+        seen.add(key.value)
 
 
 def _check_type(where: str, value: object, hint: Any) -> None:

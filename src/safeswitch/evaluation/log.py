@@ -4,6 +4,7 @@ Format version 1. All files are UTF-8; JSONL files only grow, and a torn last li
 time (:mod:`safeswitch.core.lock`); any may read meanwhile::
 
     manifest.json                                     what was run, on what, by which command
+    eval.yaml, compare.yaml or attack.yaml            the command's options, as its ``--config`` takes them
     methods/<method>/                                 the switch, a bundle (``Switch.from_pretrained``)
     replies/<method>/<benchmark>.jsonl                one row a request, in any order
     judgements/<method>/<benchmark>/<judge>.jsonl     one row a reply
