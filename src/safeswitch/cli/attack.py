@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,7 +143,7 @@ def attack(
     put(f"written to {run.out}")
 
 
-def _asked(run: AttackRunOptions, usual: str, told: dict[str, Any]) -> Asked:
+def _asked(run: AttackRunOptions, usual: str, told: Mapping[str, object]) -> Asked:
     from safeswitch.evaluation.bench import Asked
 
     return Asked(

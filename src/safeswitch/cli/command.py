@@ -22,7 +22,14 @@ _SHOWN = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 """What stands for a value in the help, by its type."""
 
 
-def add(app: typer.Typer, function: Function, name: str | None = None, **settings: Any) -> None:
+def add(
+    app: typer.Typer,
+    function: Function,
+    name: str | None = None,
+    *,
+    panel: str | None = None,
+    passes_on: bool = False,
+) -> None:
     """Make ``function`` a command of ``app``.
 
     Each parameter whose type is a dataclass is spelled out: its fields become the options, and the
@@ -32,9 +39,12 @@ def add(app: typer.Typer, function: Function, name: str | None = None, **setting
         app: Where the command goes.
         function: What it does; its docstring is the help.
         name: Of the command; None: the function's own.
-        settings: Passed on to :meth:`typer.Typer.command`, as ``rich_help_panel``.
+        panel: Heading in the help under which the command stands.
+        passes_on: Whether words that are no options of the command are for another program.
     """
-    app.command(name, cls=Command, **settings)(spelled_out(function))
+    settings = {"allow_extra_args": passes_on, "ignore_unknown_options": passes_on}
+    made = spelled_out(function)
+    app.command(name, cls=Command, rich_help_panel=panel, context_settings=settings)(made)
 
 
 def spelled_out(function: Function, *, config: bool = True) -> Function:
@@ -89,16 +99,16 @@ def _options_of(group: Any) -> list[inspect.Parameter]:
     return found
 
 
-def _default(field: Field[Any]) -> Any:
+def _default(field: Field[object]) -> object:
     return inspect.Parameter.empty if field.default is MISSING else field.default
 
 
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def _keyword(name: str, annotation: object, default: object) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
-def _shown(hint: Any, panel: str | None) -> Any:
+def _shown(hint: object, panel: str | None) -> object:
     """A type with its option under ``panel`` in the help, and a short word for its value."""
     if get_origin(hint) is not Annotated:
         return hint

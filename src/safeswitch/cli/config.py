@@ -38,14 +38,17 @@ _TAKEN: dict[type, tuple[type, ...]] = {
 """What YAML may give for an option, by the option's type."""
 
 
-def plain_type(hint: Any) -> tuple[type, bool]:
+def plain_type(hint: object) -> tuple[type, bool]:
     """The type of one value of an option, and whether the option takes a list of them."""
     if get_origin(hint) is Annotated:
         return plain_type(get_args(hint)[0])
     inner = [part for part in get_args(hint) if part is not NoneType]
     if get_origin(hint) is list:
         return inner[0], True
-    return plain_type(inner[0]) if inner else (hint, False)
+    if inner:
+        return plain_type(inner[0])
+    assert isinstance(hint, type)
+    return hint, False
 
 
 def _apply(ctx: typer.Context, param: typer.CallbackParam, file: Path | None) -> None:
@@ -159,14 +162,14 @@ def write_config(ctx: typer.Context, folder: Path) -> None:
     write_text(folder / name, head + text)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value of an option as YAML has it."""
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, object]:
     try:
         text = file.read_text(encoding="utf-8")
         found = yaml.safe_load(text)
@@ -196,7 +199,7 @@ def _check_once(file: Path, outline: yaml.Node | None) -> None:
         seen.add(key.value)
 
 
-def _check_type(where: str, value: object, hint: Any) -> None:
+def _check_type(where: str, value: object, hint: object) -> None:
     """Raise :class:`SettingError` where ``value`` is not of the option's type."""
     kind, many = plain_type(hint)
     if many and not isinstance(value, list):

@@ -107,31 +107,26 @@ USE = "Use it"
 MEASURE = "Measure it"
 BESIDE = "Beside these"
 
-add(app, fit, rich_help_panel=MAKE)
-add(app, inspect, rich_help_panel=MAKE)
-add(app, adapted, rich_help_panel=MAKE)
-add(app, push, rich_help_panel=MAKE)
+add(app, fit, panel=MAKE)
+add(app, inspect, panel=MAKE)
+add(app, adapted, panel=MAKE)
+add(app, push, panel=MAKE)
 app.add_typer(data_app, name="data", rich_help_panel=MAKE)
-add(app, chat, rich_help_panel=USE)
-add(app, generate, rich_help_panel=USE)
-add(
-    app,
-    serve,
-    rich_help_panel=USE,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
+add(app, chat, panel=USE)
+add(app, generate, panel=USE)
+add(app, serve, panel=USE, passes_on=True)
 app.add_typer(keys_app, name="keys", rich_help_panel=USE)
 app.add_typer(audit_app, name="audit", rich_help_panel=USE)
-add(app, evaluate, "eval", rich_help_panel=MEASURE)
-add(app, compare, rich_help_panel=MEASURE)
-add(app, attack, rich_help_panel=MEASURE)
-add(app, harness, rich_help_panel=MEASURE)
-add(app, analyse, rich_help_panel=MEASURE)
-add(app, landscape, rich_help_panel=MEASURE)
-add(app, report, rich_help_panel=MEASURE)
-add(app, demo, rich_help_panel=BESIDE)
+add(app, evaluate, "eval", panel=MEASURE)
+add(app, compare, panel=MEASURE)
+add(app, attack, panel=MEASURE)
+add(app, harness, panel=MEASURE)
+add(app, analyse, panel=MEASURE)
+add(app, landscape, panel=MEASURE)
+add(app, report, panel=MEASURE)
+add(app, demo, panel=BESIDE)
 app.add_typer(nano_app, name="nano", rich_help_panel=BESIDE)
-add(app, version, rich_help_panel=BESIDE)
+add(app, version, panel=BESIDE)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -28,7 +28,7 @@ def run_suite(
     context: typer.Context,
     engine: TransformersEngine,
     methods: Sequence[str],
-    fitting: tuple[Fitting, dict[str, Any]],
+    fitting: tuple[Fitting, Mapping[str, object]],
     run: SuiteRunOptions,
     around: Callable[[Prepare], Prepare] = lambda ready: ready,
 ) -> None:
@@ -62,7 +62,7 @@ def run_suite(
     put(f"written to {run.out}: table.md, tables/, figures.json, pareto.png")
 
 
-def _asked(run: SuiteRunOptions, judges: tuple[Judge, ...], told: Mapping[str, Any]) -> Asked:
+def _asked(run: SuiteRunOptions, judges: tuple[Judge, ...], told: Mapping[str, object]) -> Asked:
     from safeswitch.evaluation.bench import Asked
     from safeswitch.evaluation.catalogue import suite_benchmarks
 
