@@ -45,6 +45,7 @@ def test_every_option_and_every_command_has_a_text() -> None:
         assert command.help, words
         for param in command.params:
             assert param.help, f"{words}: {param.opts}"
+            assert "[" not in param.help, f"{words}: {param.opts}: Rich would take it as markup"
 
 
 def test_long_commands_are_grouped() -> None:
