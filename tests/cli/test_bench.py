@@ -75,7 +75,7 @@ def test_what_is_wrong_is_told_before_any_work(call: Any, tmp_path: Path) -> Non
         (("--methods", "base,base"), "'base' comes twice"),
         (("--suite", "everything"), "suite: name must be one of 'quick', 'paper', 'full', 'nano'"),
         (("--benchmark", "nothing"), "unknown benchmark 'nothing'; known: "),
-        (("--judge", "oracle"), "judge 'oracle': give kind:where"),
+        (("--judge", "oracle"), "judge 'oracle': give kind"),
         (("--benchmark", "oktest", "--data", tmp_path), "none of its 1 benchmarks is at hand; give --data or --hub"),
     ):
         code, _, err = call(*given, *more)

@@ -26,8 +26,8 @@ from safeswitch.core.errors import check_choice
 from safeswitch.core.grammar import entries
 
 if TYPE_CHECKING:
-    from safeswitch.fitting.observe import Generating
     from safeswitch.fitting.settings import FitSettings
+    from safeswitch.switch.engine import ReadingEngine
 
 
 @dataclass(frozen=True)
@@ -190,11 +190,11 @@ def fit(
 
 def _engine(
     model: BatchedModelOptions, run: FitRunOptions, settings: FitSettings, stack: ExitStack
-) -> Generating:
+) -> ReadingEngine:
     """What answers and reads the requests; ``stack`` closes what has to be closed."""
     from safeswitch.fitting.kept import Kept
 
-    engine: Generating
+    engine: ReadingEngine
     if run.engine == "vllm":
         engine = stack.enter_context(closing(load_collector(model, settings)))
     else:
