@@ -92,7 +92,7 @@ class GateOptions:
     ] = 32
     readers: Annotated[
         str,
-        typer.Option(help="What stage 1 fuses, joined by commas: layers, window, text, steps."),
+        typer.Option(help="What stage 1 fuses, by commas: layers, window, text, steps, outputs."),
     ] = "layers,window,text"
     calibrate: Annotated[
         str,

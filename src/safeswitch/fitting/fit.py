@@ -71,11 +71,13 @@ def fit(
             calibrate by.
         DataError: parts that are missing or empty.
         SettingError: a layer that the model does not have.
+        ModelError: readers of outputs, and blocks in which these cannot be found.
     """
     settings = settings or FitSettings()
     rows = starter.fitting_rows() if data is None else data
     parts = dict(rows) if isinstance(rows, Mapping) else fit_split(list(rows), settings.seed)
-    fit_points(engine.lm.num_layers, settings)
+    for point in fit_points(engine.lm.num_layers, settings):
+        engine.lm.site(point.site)
     check_parts(parts, settings.pooled_budget)
     if settings.calibrate == "sources":
         source_folds(parts["train"], [*parts["validation"], *parts["calibration"]])
