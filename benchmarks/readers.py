@@ -140,7 +140,7 @@ class Extractor:
         finally:
             for hook in hooks:
                 hook.remove()
-        stacked = torch.stack([reader.states[layer] for layer in reader.layers], 2)
+        stacked = torch.stack([reader.states[layer] for layer in reader.sites], 2)
         result = {"last": stacked[:, 0], "mean": stacked[:, 1]}
         result |= {kind: torch.stack(kept, 1) for kind, kept in self._outputs.items()}
         return result

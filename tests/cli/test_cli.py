@@ -333,7 +333,7 @@ def test_faults_of_fitting(place: Path, tmp_path: Path, run: Any) -> None:
     fault(fit(data=rows(tmp_path, {"prompt": "hi"})), "field 'label' is missing")
     fault(fit("--budget", 2), "SettingError", "budget must lie in [1e-06, 0.5]; got 2.0")
     fault(fit("--stages", "three"), "SettingError", "stages must be one of 'two', 'stage1', 'direct'")
-    fault(fit("--readers", "tea"), "SettingError", "must be one of 'layers', 'window', 'text', 'steps'; got 'tea'")
+    fault(fit("--readers", "tea"), "SettingError", "must be one of 'layers', 'window', 'text', 'steps', 'outputs'; got 'tea'")
     fault(fit("--calibrate", "all"), "SettingError", "calibrate must be one of 'pooled', 'sources'; got 'all'")
     by_source = ("--calibrate", "sources", "--readers", "steps")
     fault(fit(*by_source), "FitError", "at least 4 sources of 10 safe requests", "3 of these count: 's0' (14)")

@@ -15,6 +15,7 @@ NEXT = ReadPoint(3)
 """One block behind ``EARLY``; its step tells the classes apart too."""
 PILOT = ReadPoint(4, ReadPoint.parse("4@pilot:3").position)
 WINDOW = ReadPoint.parse("4@window:8")
+ATTN, MLP = (ReadPoint.parse(f"3.{part}@prompt_end") for part in ("attn", "mlp"))
 
 
 def make_acts(n: int = 120, seed: int = 0, gap: float = 5.0) -> tuple[Activations, Tensor]:
@@ -29,4 +30,6 @@ def make_acts(n: int = 120, seed: int = 0, gap: float = 5.0) -> tuple[Activation
     tokens = (torch.randn(n, W, D, generator=g) + shift[:, None]) * scale
     texts = tuple(f"please {'break' if y else 'paint'} thing number {i}" for i, y in enumerate(labels.tolist()))
     flat[NEXT] = flat[EARLY] + (torch.randn(n, D, generator=g) + shift) * scale.flip(0)
+    for point in (ATTN, MLP):
+        flat[point] = (torch.randn(n, D, generator=g) + shift) * scale.flip(0) - 2.0
     return Activations({**flat, WINDOW: tokens * mask[..., None]}, {WINDOW: mask}, texts), labels

@@ -28,6 +28,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "mean_difference": {"point": str(LAST)},
     "layer_average": {"points": [str(EARLY), str(LAST)], "inner": "linear", "settings": {"l2": 1.0}},
     "steps": {"blocks": [3]},
+    "outputs": {"blocks": [3]},
     "window": {"point": str(WINDOW)},
     "window mlp": {"point": str(WINDOW), "hidden": 8},
     "ngram": {"buckets": 512},

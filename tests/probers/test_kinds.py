@@ -131,7 +131,7 @@ def test_blocks_that_cannot_be_are_refused(blocks: Any) -> None:
 
 def test_stored_steps_must_have_a_vector_for_every_layer() -> None:
     config, tensors = StepsProber(blocks=[3]).fit(*make_acts(20)).state()
-    with pytest.raises(ArtifactError, match="'weight' must be \\[L, d\\] with L = 3"):
+    with pytest.raises(ArtifactError, match="'weight' must be \\[P, d\\] with P = 3"):
         prober_from_state({**config, "blocks": [3, 4]}, tensors)
 
 

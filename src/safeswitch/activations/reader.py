@@ -13,8 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from safeswitch.core.errors import ModelError, SettingError
+from safeswitch.core.errors import SettingError
+from safeswitch.core.types import Output, Site
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.models.locate import hidden_in
 
 Keep = Callable[[Tensor], Tensor]
 
@@ -25,11 +27,13 @@ def keep_last(hidden: Tensor) -> Tensor:
 
 
 class Reader:
-    """Context manager that keeps chosen parts of chosen layers during every forward pass below it.
+    """Context manager that keeps chosen parts of chosen states during every forward pass below it.
 
     Layer 0 is what enters the first block (the embeddings, with what the model adds to them), layer ``i`` what leaves
     block ``i``, and layer ``num_layers`` what leaves the backbone: the state after the final norm, on which the LM head
-    works. The hooks are gone after the block, also after an exception and after a failure half-way in.
+    works. An ``Output`` is what one half of a block adds to the residual stream
+    (:mod:`safeswitch.models.outputs`). The hooks are gone after the block, also after an exception
+    and after a failure half-way in.
 
         with Reader(lm, [4, -1]) as reader:
             lm.model(input_ids=ids, attention_mask=mask)
@@ -37,29 +41,35 @@ class Reader:
 
     Args:
         lm: The model to read.
-        layers: Layer numbers; negative ones count from the end.
-        keep: What to keep of ``hidden [b, t, d]``: one function, or one a layer number (resolved). It may be replaced
+        sites: Layer numbers, negative ones counting from the end, and outputs of blocks.
+        keep: What to keep of ``hidden [b, t, d]``: one function, or one a site (resolved). It may be replaced
             between forward passes. What it returns is copied when it shares memory with the layer's output, so that
             nothing else of that output stays alive. Default: :func:`keep_last`.
 
     Attributes:
-        layers: The resolved layer numbers, ascending, each once.
-        states: By layer number, what was kept of the latest forward pass, on the layer's own device.
+        sites: The resolved sites, each once: layer numbers ascending, then outputs.
+        states: By site, what was kept of the latest forward pass, on the layer's own device.
+
+    Raises:
+        SettingError: a layer or block that the model does not have.
+        ModelError: an output, of a block in which it cannot be found.
     """
 
-    def __init__(self, lm: LanguageModel, layers: Iterable[int], keep: Keep | Mapping[int, Keep] = keep_last) -> None:
+    def __init__(
+        self, lm: LanguageModel, sites: Iterable[Site], keep: Keep | Mapping[Site, Keep] = keep_last
+    ) -> None:
         self.lm = lm
-        self.layers: tuple[int, ...] = tuple(sorted({lm.layer(layer) for layer in layers}))
+        self.sites: tuple[Site, ...] = tuple(sorted({lm.site(site) for site in sites}, key=_order))
         self.keep = keep
-        self.states: dict[int, Tensor] = {}
+        self.states: dict[Site, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Reader:
         if self._handles:
             raise SettingError("Reader: it is open already; use one Reader for each with block")
         try:
-            for layer in self.layers:
-                self._handles.append(self._install(layer))
+            for site in self.sites:
+                self._handles.append(self._install(site))
         except BaseException:
             self._remove()
             raise
@@ -74,35 +84,34 @@ class Reader:
         while self._handles:
             self._handles.pop().remove()
 
-    def _install(self, layer: int) -> RemovableHandle:
+    def _install(self, site: Site) -> RemovableHandle:
         parts = self.lm.parts
+        where = f"output {site}" if isinstance(site, Output) else f"layer {site}"
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._store(layer, _hidden(output, layer))
+            self._store(site, hidden_in(output, where))
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._store(layer, _hidden(args or kwargs.get("hidden_states"), layer))
+            self._store(site, hidden_in(args or kwargs.get("hidden_states"), where))
 
-        if layer == self.lm.num_layers:
+        if isinstance(site, Output):
+            return self.lm.outputs[site].register_forward_hook(after)
+        if site == self.lm.num_layers:
             return parts.backbone.register_forward_hook(after)
-        if layer == 0:
+        if site == 0:
             return parts.blocks[0].register_forward_pre_hook(before, with_kwargs=True)
-        return parts.blocks[layer - 1].register_forward_hook(after)
+        return parts.blocks[site - 1].register_forward_hook(after)
 
-    def _store(self, layer: int, hidden: Tensor) -> None:
-        keep = self.keep[layer] if isinstance(self.keep, Mapping) else self.keep
+    def _store(self, site: Site, hidden: Tensor) -> None:
+        keep = self.keep[site] if isinstance(self.keep, Mapping) else self.keep
         kept = keep(hidden)
         if kept.untyped_storage().data_ptr() == hidden.untyped_storage().data_ptr():
             kept = kept.clone()
-        self.states[layer] = kept
+        self.states[site] = kept
 
 
-def _hidden(output: Any, layer: int) -> Tensor:
-    """The hidden states ``[b, t, d]`` in what a block or backbone took or gave."""
-    found = getattr(output, "last_hidden_state", output)
-    if isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not isinstance(found, Tensor) or found.dim() != 3:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ModelError(f"layer {layer} does not hold hidden states [batch, tokens, size]; got {got}")
-    return found
+def _order(site: Site) -> tuple[bool, int, str]:
+    """Layers before outputs, each by number."""
+    if isinstance(site, Output):
+        return True, site.block, site.part
+    return False, site, ""

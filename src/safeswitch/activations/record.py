@@ -15,7 +15,7 @@ from torch import Tensor
 from safeswitch.activations.reader import Keep, Reader
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ActivationError, ContextLengthError, SettingError
-from safeswitch.core.types import Position, Prompt, ReadPoint
+from safeswitch.core.types import Output, Position, Prompt, ReadPoint, Site
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.vision import Vision
@@ -79,7 +79,8 @@ def record(
         The states ``[n, d]`` (windows ``[n, w, d]`` with masks ``[n, w]``), in the order of ``sequences``.
 
     Raises:
-        SettingError: no points, a layer that does not exist, or numbers that do not fit together.
+        SettingError: no points, a layer or block that does not exist, or numbers that do not fit together.
+        ModelError: an output of a block in which it cannot be found.
         ActivationError: a pilot point of a sequence without a reply; states that are NaN or infinite, naming point
             and row.
         ContextLengthError: a sequence that the model cannot take.
@@ -92,7 +93,7 @@ def record(
     ]
     gather = _Gather(points, prompt_lengths, starts, torch.device(device), dtype)
     done = 0
-    with lm.lock, Reader(lm, [point.layer for point in points]) as reader:
+    with lm.lock, Reader(lm, [point.site for point in points]) as reader:
         lengths = [len(row) for row in rows]
         for batch in length_batches(lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=batch_tokens):
             reader.keep = gather.plan(batch, [len(rows[i]) for i in batch])
@@ -121,7 +122,7 @@ def check_request(
     if batch_tokens < 1:
         raise SettingError(f"record: batch_tokens must be 1 or more; got {batch_tokens}")
     for point in points:
-        if point.layer != lm.layer(point.layer):
+        if not isinstance(point.site, Output) and point.layer != lm.layer(point.layer):
             raise SettingError(f"record: read point {point} needs a resolved layer in 0..{lm.num_layers}")
     apart = [str(p) for p in points if p.position.kind in APART]
     if apart:
@@ -161,8 +162,8 @@ class _Gather:
     _columns: dict[Position, Tensor] = field(default_factory=dict)
     _valid: dict[Position, Tensor] = field(default_factory=dict)
 
-    def plan(self, batch: Sequence[int], lengths: Sequence[int]) -> dict[int, Keep]:
-        """Work out the columns ``[b, w]`` of every position in the left-padded batch; what to keep of each layer."""
+    def plan(self, batch: Sequence[int], lengths: Sequence[int]) -> dict[Site, Keep]:
+        """Work out the columns ``[b, w]`` of every position in the left-padded batch; what to keep of each site."""
         width = max(lengths)
         size = torch.tensor(lengths)
         start = width - size
@@ -177,13 +178,13 @@ class _Gather:
                 columns = (start + torch.minimum(prompt - 1 + after, size - 1))[:, None]
             self._valid[position] = columns >= start[:, None]
             self._columns[position] = columns.clamp_min(0)
-        return {layer: self._keep(layer) for layer in {point.layer for point in self.points}}
+        return {site: self._keep(site) for site in {point.site for point in self.points}}
 
-    def _at(self, layer: int) -> list[ReadPoint]:
-        return [point for point in dict.fromkeys(self.points) if point.layer == layer]
+    def _at(self, site: Site) -> list[ReadPoint]:
+        return [point for point in dict.fromkeys(self.points) if point.site == site]
 
-    def _keep(self, layer: int) -> Keep:
-        columns = torch.cat([self._columns[point.position] for point in self._at(layer)], 1)
+    def _keep(self, site: Site) -> Keep:
+        columns = torch.cat([self._columns[point.position] for point in self._at(site)], 1)
 
         def keep(hidden: Tensor) -> Tensor:
             where = columns.to(hidden.device)
@@ -191,11 +192,11 @@ class _Gather:
 
         return keep
 
-    def take(self, batch: Sequence[int], states: dict[int, Tensor]) -> None:
-        """Sort what was kept, ``[b, all columns, d]`` by layer, into the rows ``batch`` of the results."""
+    def take(self, batch: Sequence[int], states: dict[Site, Tensor]) -> None:
+        """Sort what was kept, ``[b, all columns, d]`` by site, into the rows ``batch`` of the results."""
         rows = torch.tensor(batch, device=self.device)
-        for layer, kept in states.items():
-            points = self._at(layer)
+        for site, kept in states.items():
+            points = self._at(site)
             widths = [self._columns[p.position].shape[1] for p in points]
             parts = torch.split(kept.to(self.device, self.dtype), widths, dim=1)
             for point, part in zip(points, parts, strict=True):

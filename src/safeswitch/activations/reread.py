@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ def reread(
         raise SettingError("reread: there are no tokens to append")
     rows = [[*sequence, *appended] for sequence in sequences]
     states: dict[ReadPoint, Tensor] = {}
-    ends = {p: ReadPoint(p.layer, Position("pilot", len(appended))) for p in wanted if p.position.kind == "appended"}
+    end = Position("pilot", len(appended))
+    ends = {p: replace(p, position=end) for p in wanted if p.position.kind == "appended"}
     if ends:
         found = record(lm, rows, [len(s) for s in sequences], tuple(dict.fromkeys(ends.values())), dtype=torch.float32)
         states = {point: found.at(end) for point, end in ends.items()}

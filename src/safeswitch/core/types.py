@@ -4,6 +4,9 @@ Knows nothing of torch, tokenizers or files.
 
 Layer numbers follow ``output_hidden_states`` of transformers: 0 is the embedding, ``i`` the output of block
 ``i``, and ``num_layers`` (or -1) the state *after* the final norm, which is the input of the LM head.
+So the first block has number 1; ``i.attn`` and ``i.mlp`` are what its two halves *add* to the
+residual stream: the attention, or the mixer of tokens in its place, and the MLP or the experts. A norm
+between a half and the stream (Gemma 2 and 3, OLMo 2) is part of the half.
 """
 
 from __future__ import annotations
@@ -17,10 +20,13 @@ from safeswitch.core.pictures import Picture, read_parts
 
 Role = Literal["system", "user", "assistant"]
 Label = Literal["safe", "unsafe", ""]
+Part = Literal["attn", "mlp"]
 PositionKind = Literal["prompt_end", "pilot", "answer", "window", "appended", "nll"]
 
 ROLES: tuple[str, ...] = ("system", "user", "assistant")
 LABELS: tuple[str, ...] = ("safe", "unsafe")
+PARTS: tuple[Part, ...] = ("attn", "mlp")
+"""Halves of a block, in the order in which a model runs them."""
 POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "answer", "window", "appended", "nll")
 MOST_TOKENS = 2**20
 """Longest index of a position: more tokens than any model is run on."""
@@ -240,22 +246,77 @@ PROMPT_END = Position("prompt_end")
 
 
 @dataclass(frozen=True, order=True)
+class Output:
+    """What one half of a block adds to the residual stream.
+
+    Args:
+        block: Number of the block, the first being 1.
+        part: Which half.
+    """
+
+    block: int
+    part: Part
+
+    def __post_init__(self) -> None:
+        check_choice("Output", "part", self.part, PARTS)
+        if self.block < 1:
+            raise SettingError(f"Output: the first block has number 1; got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.block}.{self.part}"
+
+
+Site = int | Output
+"""Where in a model a state is read: the residual stream at a layer number, or an output of a block."""
+
+
+@dataclass(frozen=True, order=True)
 class ReadPoint:
-    """A layer at a position. ``layer`` is resolved (0..num_layers); see the module text for the numbering."""
+    """A layer at a position, or an output of a block at a position.
+
+    Args:
+        layer: Resolved layer number (0..num_layers); see the module text for the numbering. Of an
+            output, the number of its block.
+        position: Where in the sequence.
+        part: Which half of the block, for what it adds; empty for the residual stream.
+    """
 
     layer: int
     position: Position = PROMPT_END
+    part: Literal["", "attn", "mlp"] = ""
+
+    def __post_init__(self) -> None:
+        if self.part:
+            Output(self.layer, self.part)  # refuses what cannot be
+        if self.part and self.position.kind == "nll":
+            raise SettingError(f"ReadPoint: nll is read of no part of a block; got {self}")
+
+    @property
+    def site(self) -> Site:
+        """Where in the model."""
+        return Output(self.layer, self.part) if self.part else self.layer
 
     def __str__(self) -> str:
-        return f"{self.layer}@{self.position}"
+        return f"{self.layer}.{self.part}@{self.position}" if self.part else f"{self.layer}@{self.position}"
 
     @classmethod
     def parse(cls, text: str) -> ReadPoint:
-        """Read the form that ``str`` writes: ``4@pilot:3``."""
-        layer, _, position = text.partition("@")
+        """Read the form that ``str`` writes: ``4@pilot:3``, ``18.attn@prompt_end``.
+
+        Raises:
+            SettingError: another form, another part, or an output of block 0.
+        """
+        site, _, position = text.partition("@")
+        layer, dot, part = site.partition(".")
         if not (layer.isascii() and layer.isdecimal() and len(layer) <= _DIGITS):
-            raise SettingError(f"ReadPoint: expected 'layer@position'; got {text!r:.80}")
-        return cls(int(layer), Position.parse(position or "prompt_end"))
+            raise SettingError(
+                "ReadPoint: expected 'layer@position' or 'block.part@position' with a whole number "
+                f"in front; got {text!r:.80}"
+            )
+        if dot:
+            check_choice("ReadPoint", f"the part in {text[:80]!r}", part[:80], PARTS)
+        where = Position.parse(position or "prompt_end")
+        return cls(int(layer), where, part)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ModelError
-from safeswitch.core.types import ReadPoint
+from safeswitch.core.types import ReadPoint, Site
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thread
 from safeswitch.switch.actuators import Actuator, HeadActuator
@@ -101,7 +101,7 @@ class Rows:
         """Reply tokens that had been fed when each row fired."""
         self._read = torch.zeros(len(lengths), dtype=torch.long)
         """Reply tokens after which the states in ``_last`` were read."""
-        self._last: dict[int, Tensor] = {}
+        self._last: dict[Site, Tensor] = {}
         self._pilot: dict[ReadPoint, Tensor] = {}
         self._prompt: Activations | None = None
         self._prompt_head_input: Tensor | None = None
@@ -116,7 +116,7 @@ class Rows:
 
     def _head_scale(self) -> float:
         """What the model multiplies the top layer's state by; 1 where that is not read."""
-        scale = self._lm.traits.head_scale if self._top in self.gate.running_layers else 1.0
+        scale = self._lm.traits.head_scale if self._top in self.gate.running_sites else 1.0
         if scale is None:
             raise ModelError(
                 f"layer {self._top} (-1) of {self._lm.model_id} cannot be read while it replies: "
@@ -126,14 +126,13 @@ class Rows:
         return scale
 
     def _make_reader(self) -> Reader | None:
-        """What brings the layers' states; the top one's is the head's input, but for a window."""
-        layers = {layer for layer in self.gate.running_layers if layer != self._top}
+        """What brings the states; the top layer's is the head's input, but for a window."""
+        sites = {site for site in self.gate.running_sites if site != self._top}
         if self._top in self._windows:
-            layers.add(self._top)
-        if not layers:
+            sites.add(self._top)
+        if not sites:
             return None
-        keep = {layer: partial(self._keep, layer) for layer in sorted(layers)}
-        return Reader(self._lm, sorted(layers), keep)
+        return Reader(self._lm, sites, {site: partial(self._keep, site) for site in sites})
 
     def __enter__(self) -> Rows:
         if self._reader is not None:
@@ -220,10 +219,10 @@ class Rows:
         over = self.gate.answers & ~self.alive
         return self.pending & (over | (self.fed >= self._answers + self.gate.pilot))
 
-    def _keep(self, layer: int, hidden: Tensor) -> Tensor:
-        """What is kept of a layer's output ``[b, t, d]``: a prompt's window, or the last token."""
-        if self.fed == 0 and layer in self._windows:
-            return hidden[:, -self._windows[layer] :]
+    def _keep(self, site: Site, hidden: Tensor) -> Tensor:
+        """What is kept of all states ``[b, t, d]`` of a site: a prompt's window, or the last token."""
+        if self.fed == 0 and site in self._windows:
+            return hidden[:, -self._windows[site] :]
         return hidden[:, -1:]
 
     def _on_head(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -280,12 +279,12 @@ class Rows:
         fraction = self._fraction[rows].to(found.device, found.dtype)[:, None]
         return found if bool((fraction == 1.0).all()) else torch.lerp(logits, found, fraction)
 
-    def _state(self, layer: int, hidden: Tensor) -> Tensor:
-        """The newest token's state at ``layer``, ``[b, d]``."""
-        if layer == self._top:
+    def _state(self, site: Site, hidden: Tensor) -> Tensor:
+        """The newest token's state at ``site``, ``[b, d]``."""
+        if site == self._top:
             return hidden if self._scale == 1.0 else hidden / self._scale
         assert self._reader is not None
-        return self._reader.states[layer][:, -1]
+        return self._reader.states[site][:, -1]
 
     def _judge_prompt(self, hidden: Tensor) -> None:
         """Ask stage 1; keep what later stages and a roll-back need of the prompt's end."""
@@ -297,7 +296,7 @@ class Rows:
         if pending or self.gate.watch is not None:
             self._prompt_head_input = hidden.clone()
         if pending:
-            self._last = {layer: self._state(layer, hidden).clone() for layer in self._reply_layers}
+            self._last = {site: self._state(site, hidden).clone() for site in self._reply_sites}
         self._take_pilot()
         if bool(self._due.any()):
             self._judge_pilot()
@@ -310,15 +309,15 @@ class Rows:
             if point in self._apart:
                 states[point] = self._apart[point].to(hidden.device)
             elif point.position.kind == "prompt_end":
-                states[point] = self._state(point.layer, hidden)
+                states[point] = self._state(point.site, hidden)
             else:
                 states[point], masks[point] = self._window(point)
         return Activations(states, masks, self.texts)
 
     @property
-    def _reply_layers(self) -> set[int]:
+    def _reply_sites(self) -> set[Site]:
         watched = self.gate.watch.prober.points if self.gate.watch is not None else ()
-        return {point.layer for point in (*self.gate.pilot_points, *watched)}
+        return {point.site for point in (*self.gate.pilot_points, *watched)}
 
     def _window(self, point: ReadPoint) -> tuple[Tensor, Tensor]:
         """States ``[b, w, d]`` of the last w prompt tokens and their mask ``[b, w]``.
@@ -326,7 +325,7 @@ class Rows:
         Zero where a row is shorter: what stands there is padding, and may not even be finite.
         """
         assert self._reader is not None
-        taken = self._reader.states[point.layer][:, -point.position.index :]
+        taken = self._reader.states[point.site][:, -point.position.index :]
         width = taken.shape[1]
         lengths = torch.tensor(self.lengths, device=taken.device)
         mask = torch.arange(width, device=taken.device)[None] >= (width - lengths)[:, None]
@@ -348,8 +347,8 @@ class Rows:
     def _keep_newest(self, hidden: Tensor) -> None:
         """Keep the newest token's states of every row; of one that has ended, those of its last."""
         valid = self.valid.to(hidden.device)[:, None]
-        for layer, kept in self._last.items():
-            self._last[layer] = torch.where(valid.to(kept.device), self._state(layer, hidden), kept)
+        for site, kept in self._last.items():
+            self._last[site] = torch.where(valid.to(kept.device), self._state(site, hidden), kept)
         self._read[self.valid] = self.fed
 
     def _take_pilot(self) -> None:
@@ -357,7 +356,7 @@ class Rows:
         if not self._last:
             return
         for point in self.gate.pilot_points:
-            newest = self._last[point.layer]
+            newest = self._last[point.site]
             if self.fed == 0:
                 self._pilot[point] = newest.clone()
                 continue
@@ -394,7 +393,7 @@ class Rows:
         kept = bool(ended.any())
         states = {}
         for point in self.gate.watch.prober.points:
-            states[point] = self._last[point.layer] if kept else self._state(point.layer, hidden)
+            states[point] = self._last[point.site] if kept else self._state(point.site, hidden)
         acts = Activations(states, {}, self.texts).select(rows)
         places = rows.tolist()
         sessions = [self.sessions[row] for row in places]
@@ -414,11 +413,11 @@ class Rows:
         self._fraction = torch.tensor([session.fraction for session in self.sessions])
 
 
-def _windows(gate: Gate, lengths: Sequence[int]) -> dict[int, int]:
-    """Prompt tokens to be kept by layer, where the gate reads windows."""
-    widest: dict[int, int] = {}
+def _windows(gate: Gate, lengths: Sequence[int]) -> dict[Site, int]:
+    """Prompt tokens to be kept by site, where the gate reads windows."""
+    widest: dict[Site, int] = {}
     for point in gate.prompt_points:
         if point.position.kind == "window":
             width = point.position.index or max(lengths)
-            widest[point.layer] = max(width, widest.get(point.layer, 0))
+            widest[point.site] = max(width, widest.get(point.site, 0))
     return widest

@@ -28,11 +28,12 @@ from transformers import (
 )
 
 from safeswitch.core.errors import DataError, ModelError, SettingError
-from safeswitch.core.types import Message, Prompt
+from safeswitch.core.types import Message, Output, Prompt, Site
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.models.fingerprint import fingerprint, loads_with_vision
 from safeswitch.models.locate import Parts, locate
 from safeswitch.models.offload import compute_device
+from safeswitch.models.outputs import Outputs, find_outputs
 from safeswitch.models.prompt_text import PromptText
 from safeswitch.models.thinking import Thinking
 from safeswitch.models.traits import Traits, find_traits
@@ -191,6 +192,12 @@ class LanguageModel:
         return find_traits(self.model)
 
     @cached_property
+    def outputs(self) -> Outputs:
+        """The modules that give what each half of a block adds to the residual stream."""
+        with self.lock:  # it runs the model, past whoever has hooks on it
+            return find_outputs(self.model, self.parts)
+
+    @cached_property
     def thinking(self) -> Thinking | None:
         """The marks of the model's thinking, None where it does none."""
         if self._marks is not None:
@@ -259,6 +266,20 @@ class LanguageModel:
         if not -count <= index < count:
             raise SettingError(f"layer {index} does not exist: {self.model_id} has layers 0..{count - 1} (or -1..-{count})")
         return index % count
+
+    def site(self, site: Site) -> Site:
+        """Resolve where a state is read; a layer number as :meth:`layer` does.
+
+        Raises:
+            SettingError: a layer or block that does not exist.
+            ModelError: an output of a block in which it cannot be found.
+        """
+        if not isinstance(site, Output):
+            return self.layer(site)
+        if site.block > self.num_layers:
+            raise SettingError(f"output {site} does not exist: {self.model_id} has blocks 1..{self.num_layers}")
+        self.outputs[site]
+        return site
 
     def encode(
         self, prompts: Sequence[Prompt], *, room: int | Sequence[int] = 0, check: bool = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from safeswitch.core.errors import ModelError
@@ -67,3 +67,22 @@ def locate(model: PreTrainedModel) -> Parts:
 def sees_images(config: Any) -> bool:
     """Whether a model of this configuration has a vision part."""
     return getattr(config, "vision_config", None) is not None
+
+
+def hidden_in(found: Any, where: str) -> Tensor:
+    """The hidden states ``[b, t, d]`` in what a block, a part of one, or a backbone took or gave.
+
+    Args:
+        found: A tensor, a tuple that begins with one, or an output with ``last_hidden_state``.
+        where: What it came from, for messages.
+
+    Raises:
+        ModelError: there are none.
+    """
+    found = getattr(found, "last_hidden_state", found)
+    if isinstance(found, tuple | list) and found:
+        found = found[0]
+    if not isinstance(found, Tensor) or found.dim() != 3:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(f"{where} does not hold hidden states [batch, tokens, size]; got {got}")
+    return found

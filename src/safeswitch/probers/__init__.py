@@ -12,6 +12,7 @@ from safeswitch.probers import (
     mean_difference,
     mlp,
     multilayer,
+    outputs,
     steps,
     text,
     window,
@@ -19,5 +20,5 @@ from safeswitch.probers import (
 
 __all__ = [
     "apart", "condition", "ensemble", "fusion", "linear", "mean_difference", "mlp", "multilayer",
-    "steps", "text", "window",
+    "outputs", "steps", "text", "window",
 ]

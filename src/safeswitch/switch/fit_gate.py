@@ -17,17 +17,22 @@ from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
 from safeswitch.data.splits import bundles
+from safeswitch.probers.added import AddedProber
 from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.calibrate import SourceThreshold, conformal_threshold
 from safeswitch.probers.drift import Histogram
 from safeswitch.probers.metrics import measure
+from safeswitch.probers.outputs import OutputsProber
 from safeswitch.probers.steps import StepsProber
 from safeswitch.probers.sweep import sweep
 from safeswitch.switch.by_source import calibrate_by_source
 from safeswitch.switch.fit_data import Observed
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate, Stage
+
+ADDED: tuple[type[AddedProber], ...] = (StepsProber, OutputsProber)
+"""Readers of what blocks add, each under the name of its kind."""
 
 
 def candidate_layers(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
@@ -47,8 +52,9 @@ def fit_points(num_layers: int, settings: FitSettings) -> tuple[ReadPoint, ...]:
     """Everything that fitting may read."""
     layers = candidate_layers(num_layers, settings)
     points = [ReadPoint(layer, PROMPT_END) for layer in layers]
-    if "steps" in settings.readers:
-        points += StepsProber(blocks=step_blocks(num_layers, settings)).points
+    for kind in ADDED:
+        if kind.kind in settings.readers:
+            points += kind(blocks=read_blocks(kind.kind, num_layers, settings)).points
     if "window" in settings.readers:
         points.append(ReadPoint(window_layer(num_layers, settings), Position("window", settings.window)))
     if settings.stages != "stage1":
@@ -57,10 +63,11 @@ def fit_points(num_layers: int, settings: FitSettings) -> tuple[ReadPoint, ...]:
     return tuple(dict.fromkeys(points))
 
 
-def step_blocks(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
-    """The blocks whose steps the reader ``steps`` sees: up to ten over the upper two thirds.
+def read_blocks(reader: str, num_layers: int, settings: FitSettings) -> tuple[int, ...]:
+    """The blocks that the reader ``steps`` or ``outputs`` sees: up to ten over the upper two thirds.
 
-    Never the last block, behind which only the state after the final norm can be read.
+    Never the last block, behind which only the state after the final norm can be read; of its
+    outputs nothing is known either, so both readers see the same blocks.
 
     Raises:
         SettingError: the model, or ``settings.layers``, leaves no block.
@@ -70,14 +77,14 @@ def step_blocks(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
         found = [layer for layer in asked if 0 < layer < num_layers]
         if not found:
             raise SettingError(
-                f"FitSettings: reader 'steps' needs a layer in 1..{num_layers - 1}; "
+                f"FitSettings: reader {reader!r} needs a layer in 1..{num_layers - 1}; "
                 f"got {settings.layers}"
             )
         return tuple(sorted(found))
     lowest, highest = num_layers // 3 + 1, num_layers - 1
     if lowest > highest:
         raise SettingError(
-            "FitSettings: reader 'steps' needs a model of two blocks or more; "
+            f"FitSettings: reader {reader!r} needs a model of two blocks or more; "
             f"this one has {num_layers}"
         )
     count = min(10, highest - lowest + 1)
@@ -192,8 +199,10 @@ def stage1_spec(num_layers: int, layers: Sequence[int], settings: FitSettings) -
         "window": {"kind": "window", "point": str(window)},
         "text": {"kind": "ngram"},
     }
-    if "steps" in settings.readers:
-        known["steps"] = {"kind": "steps", "blocks": step_blocks(num_layers, settings)}
+    for kind in ADDED:
+        if kind.kind in settings.readers:
+            blocks = read_blocks(kind.kind, num_layers, settings)
+            known[kind.kind] = {"kind": kind.kind, "blocks": blocks}
     readers = [known[name] for name in settings.readers]
     return readers[0] if len(readers) == 1 else {"kind": "fusion", "readers": readers}
 

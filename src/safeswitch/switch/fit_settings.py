@@ -9,7 +9,7 @@ from safeswitch.core.errors import SettingError, check_choice, check_range
 from safeswitch.switch.gate import FAILS, Fail
 from safeswitch.switch.refusal_head import HeadSettings
 
-READERS: tuple[str, ...] = ("layers", "window", "text", "steps")
+READERS: tuple[str, ...] = ("layers", "window", "text", "steps", "outputs")
 FIT_RULES: tuple[str, ...] = ("auto", "and", "product")
 STAGES: tuple[str, ...] = ("two", "stage1", "direct")
 PILOT_FROM: tuple[str, ...] = ("reply", "answer")
@@ -32,7 +32,8 @@ class FitSettings:
         readers: What stage 1 fuses: ``layers`` (average over layers at the prompt's end), ``window`` (token-wise over
             the prompt's last tokens), ``text`` (word n-grams), ``steps`` (what blocks of the upper
             two thirds add to the residual stream at the prompt's end, every source of requests
-            weighing the same).
+            weighing the same), ``outputs`` (the same, of the attention and the MLP of each block on
+            its own).
         calibrate: What stage 1's threshold is set on: ``pooled``, the benign requests of the
             calibration part, which come from the sources that are fitted on; or ``sources``, each
             benign source while it is left out of the fit
@@ -40,7 +41,7 @@ class FitSettings:
             than the fit data. The latter needs a stage 1, and sets no threshold for the rule
             ``product``: ``auto`` then means ``and``.
         layers: Layer numbers to read, negative ones from the end; None chooses ``layer_count`` on
-            validation. ``steps`` reads the blocks that end at these layers, by default ten.
+            validation. ``steps`` and ``outputs`` read the blocks that end at these layers, by default ten.
         layer_count: How many layers are averaged.
         window: Prompt tokens that the window reader sees; 0 for all.
         watch: Fit a watch that reads the running reply too, up to ``reply_tokens``.

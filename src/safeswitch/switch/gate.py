@@ -19,7 +19,7 @@ from torch import Tensor
 from safeswitch.activations.record import APART, RUNNING
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError, check_choice, check_range
-from safeswitch.core.types import MOST_TOKENS, ReadPoint
+from safeswitch.core.types import MOST_TOKENS, ReadPoint, Site
 from safeswitch.probers.base import Prober
 
 Rule = Literal["and", "product"]
@@ -152,16 +152,22 @@ class Gate:
         return tuple(p for p in points if p.position.kind in RUNNING)
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        """Every layer that any stage reads."""
+    def points(self) -> tuple[ReadPoint, ...]:
+        """Everything that any stage reads, each once."""
         stages = [s for s in (self.stage1, self.stage2, self.watch, self.late) if s is not None]
-        return tuple(sorted({p.layer for s in stages for p in s.prober.points}))
+        return tuple(dict.fromkeys(point for stage in stages for point in stage.prober.points))
 
     @property
-    def running_layers(self) -> tuple[int, ...]:
-        """The layers that are read in the pass that replies."""
+    def layers(self) -> tuple[int, ...]:
+        """The number of every layer that any stage reads, or of whose block it reads an output."""
+        return tuple(sorted({point.layer for point in self.points}))
+
+    @property
+    def running_sites(self) -> frozenset[Site]:
+        """Where in the model the pass that replies is read."""
         stages = [s for s in (self.stage1, self.stage2, self.watch) if s is not None]
-        return tuple(sorted({p.layer for s in stages for p in s.prober.points if p.position.kind not in APART}))
+        points = [point for stage in stages for point in stage.prober.points]
+        return frozenset(point.site for point in points if point.position.kind not in APART)
 
     @property
     def reads_text(self) -> bool:

@@ -108,7 +108,8 @@ class Switch:
 
         Raises:
             FingerprintError: other weights (both fingerprints are in the message).
-            SettingError: a head of another width or vocabulary.
+            SettingError: a head of another width or vocabulary, or a layer that the model does not have.
+            ModelError: an output of a block in which it cannot be found.
         """
         if self.base is not None and not allow_other_model and self.base.fingerprint != lm.fingerprint:
             raise FingerprintError(
@@ -118,8 +119,8 @@ class Switch:
             )
         actuator = self.actuator.widened(lm.vocab_size) if allow_other_model else self.actuator
         actuator.check(lm.hidden_size, lm.vocab_size)
-        for layer in self.gate.layers:
-            lm.layer(layer)
+        for point in self.gate.points:
+            lm.site(point.site)
 
     def describe(self) -> dict[str, Any]:
         """The whole switch but its tensors, as plain JSON: what ``config.json`` holds."""

@@ -37,15 +37,15 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import check_choice
-from safeswitch.core.types import Decision, ReadPoint
+from safeswitch.core.types import Decision, ReadPoint, Site
 from safeswitch.engines.vllm.settings import Task
 from safeswitch.switch.actuators import Actuator, HeadActuator, NoAction
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.session import Session, at_pilot, at_prompt, at_watch
 
 Standing = Literal["pending", "refusing", "clear"]
-Read = Callable[[int], Tensor]
-"""States ``[n, d]`` of the whole batch at a layer."""
+Read = Callable[[Site], Tensor]
+"""States ``[n, d]`` of the whole batch at a site."""
 _KEPT = 8192
 _LAG = 64
 """Tokens by which the workers may be ahead of the front end without anything being forgotten."""
@@ -231,7 +231,7 @@ class Guard:
 
         Args:
             rows: Place in the batch, row, and reply tokens fed so far (0 at the prompt's end).
-            read: States ``[n, d]`` of the whole batch at a layer.
+            read: States ``[n, d]`` of the whole batch at a site.
 
         Returns:
             Places whose logits are to come from the refusal head, and places that must be rolled
@@ -304,7 +304,7 @@ def _at_prompt(gate: Gate, rows: list[Due], read: Read) -> None:
         return
     started = time.perf_counter()
     places = [one.place for one in rows]
-    states = {point: read(point.layer)[places] for point in gate.prompt_points}
+    states = {point: read(point.site)[places] for point in gate.prompt_points}
     acts = Activations(states, {}, _texts(rows))
     final = [one.row.speaks_once for one in rows]
     found = at_prompt([one.session for one in rows], acts, started, final)
@@ -315,7 +315,7 @@ def _at_prompt(gate: Gate, rows: list[Due], read: Read) -> None:
             continue
         # Copies: the step's states are overwritten by the next one.
         prompt = {point: held[at].clone() for point, held in states.items()}
-        pilot = {point: read(point.layer)[one.place].clone() for point in first}
+        pilot = {point: read(point.site)[one.place].clone() for point in first}
         one.row.know(0, Known(session, prompt, pilot))
     if gate.pilot == 0:
         _judge_pilot(gate, [one for one in rows if one.session.pending])
@@ -331,7 +331,7 @@ def _at_pilot(gate: Gate, rows: list[Due], read: Read) -> None:
         for point in gate.pilot_points:
             index = point.position.index
             if index == one.fed or (one.ended and index > one.fed):
-                pilot[point] = read(point.layer)[one.place].clone()
+                pilot[point] = read(point.site)[one.place].clone()
         one.row.know(one.fed, replace(one.row.known, pilot=pilot))
     _judge_pilot(gate, [one for one in rows if one.fed >= gate.pilot or one.ended])
 
@@ -373,7 +373,7 @@ def _at_watch(gate: Gate, rows: list[Due], read: Read) -> None:
         return
     started = time.perf_counter()
     places = [one.place for one in rows]
-    states = {point: read(point.layer)[places] for point in gate.watch.prober.points}
+    states = {point: read(point.site)[places] for point in gate.watch.prober.points}
     acts = Activations(states, {}, _texts(rows))
     sessions = [one.session for one in rows]
     _know(rows, at_watch(sessions, acts, [one.fed for one in rows], started))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from safeswitch.core.types import ReadPoint
+from safeswitch.core.types import ReadPoint, Site
 
 
 class Recorder:
@@ -24,19 +24,19 @@ class Recorder:
         self.points = tuple(points)
         self._kept: dict[str, dict[ReadPoint, Tensor]] = {}
 
-    def step(self, rows: Sequence[tuple[int, str, int, bool]], read: Callable[[int], Tensor]) -> None:
+    def step(self, rows: Sequence[tuple[int, str, int, bool]], read: Callable[[Site], Tensor]) -> None:
         """Keep what is due of one sampling step.
 
         Args:
             rows: Place in the batch, id of the request, reply tokens fed so far, and whether the reply has ended with them:
                 its last state then stands for those that would have followed.
-            read: States ``[n, d]`` of the whole batch at a layer.
+            read: States ``[n, d]`` of the whole batch at a site.
         """
         for point in self.points:
             at = point.position.index
             due = [(i, key) for i, key, fed, ended in rows if at == fed or (ended and at > fed)]
             if due:
-                states = read(point.layer)[[i for i, _ in due]].to("cpu", torch.float32, copy=True)
+                states = read(point.site)[[i for i, _ in due]].to("cpu", torch.float32, copy=True)
                 for (_, key), state in zip(due, states, strict=True):
                     self._kept.setdefault(key, {})[point] = state
 

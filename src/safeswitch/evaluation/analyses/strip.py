@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
-from safeswitch.core.types import Example, ReadPoint, as_messages
+from safeswitch.core.types import Example, ReadPoint, Site, as_messages
 from safeswitch.engines.transformers_engine import TransformersEngine
 from safeswitch.probers.base import Prober
 from safeswitch.switch.gate import Gate
@@ -59,10 +59,10 @@ def score_strip(engine: TransformersEngine, gate: Gate, example: Example, *, max
     ids = [*prompt, *reply.token_ids]
     start = lm.answer_start(as_messages(example), prompt, reply.token_ids) if gate.answers else 0
     stages = {n: s for n in ("stage1", "stage2", "watch") if (s := getattr(gate, n)) is not None}
-    layers = {point.layer for stage in stages.values() for point in stage.prober.points}
-    with lm.lock, Reader(lm, layers, keep=lambda hidden: hidden[0:1].clone()) as reader:
+    sites = {point.site for stage in stages.values() for point in stage.prober.points}
+    with lm.lock, Reader(lm, sites, keep=lambda hidden: hidden[0:1].clone()) as reader:
         lm.run_backbone(*lm.pad([ids]))
-    states = {layer: hidden[0].float().cpu() for layer, hidden in reader.states.items()}
+    states = {site: hidden[0].float().cpu() for site, hidden in reader.states.items()}
     texts = tuple(str(lm.tokenizer.decode(ids[: i + 1], skip_special_tokens=True)) for i in range(len(ids)))
     scores = {name: _scores(stage.prober, states, texts) for name, stage in stages.items()}
     bars = gate.thresholds()
@@ -84,13 +84,13 @@ def _asked(stage: str, gate: Gate, end: int, made: int, start: int) -> list[int]
     return [end + fed for fed in range(gate.watch_every, until + 1, gate.watch_every)]
 
 
-def _scores(prober: Prober, states: dict[int, Tensor], texts: tuple[str, ...]) -> list[float]:
+def _scores(prober: Prober, states: dict[Site, Tensor], texts: tuple[str, ...]) -> list[float]:
     """Scores of all t tokens, each taken as the newest one."""
     read: dict[ReadPoint, Tensor] = {}
     masks: dict[ReadPoint, Tensor] = {}
     t = len(texts)
     for point in prober.points:
-        hidden = states[point.layer]
+        hidden = states[point.site]
         if point.position.kind == "window":
             width = min(point.position.index or t, t)
             steps = torch.arange(t)[:, None] - torch.arange(width - 1, -1, -1)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
-from safeswitch.core.types import ReadPoint
+from safeswitch.core.types import ReadPoint, Site
 from safeswitch.evaluation.attacks.base import Victim
 from safeswitch.probers.base import Prober
 from safeswitch.probers.ensemble import EnsembleProber
@@ -111,8 +111,8 @@ class Objective:
         target = self.table[self._target].expand(len(chosen), -1, -1)
         embeds, t = torch.cat([before, chosen, after, target], 1), len(self._target)
         lm, stages = self.victim.lm, self._stages() if self.weight else {}
-        layers = {point.layer for stage, _, _ in stages.values() for point in stage.prober.points}
-        with lm.lock, Reader(lm, layers, keep=lambda hidden: hidden) as reader:
+        sites = {point.site for stage, _, _ in stages.values() for point in stage.prober.points}
+        with lm.lock, Reader(lm, sites, keep=lambda hidden: hidden) as reader:
             logits = lm.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=t + 1).logits[:, :-1].float()
         wanted = self._target.expand(len(chosen), -1)
         loss = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(1)
@@ -140,13 +140,13 @@ class Objective:
                 found[name] = stage, float(bar), fed[name]
         return found
 
-    def _acts(self, stage: Stage, fed: int, states: dict[int, Tensor], texts: tuple[str, ...]) -> Activations:
-        """What ``stage`` would be given after ``fed`` reply tokens, from whole layers ``[b, all, d]``."""
+    def _acts(self, stage: Stage, fed: int, states: dict[Site, Tensor], texts: tuple[str, ...]) -> Activations:
+        """What ``stage`` would be given after ``fed`` reply tokens, from all tokens' states ``[b, all, d]``."""
         end = self.slot.prompt_length
         read: dict[ReadPoint, Tensor] = {}
         masks: dict[ReadPoint, Tensor] = {}
         for point in stage.prober.points:
-            hidden, position = states[point.layer], point.position
+            hidden, position = states[point.site], point.position
             if position.kind == "window":
                 read[point] = hidden[:, max(0, end - position.index) if position.index else 0 : end]
                 masks[point] = torch.ones(read[point].shape[:2], dtype=torch.bool, device=hidden.device)

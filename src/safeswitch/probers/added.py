@@ -1,0 +1,142 @@
+"""Logistic regression on what several blocks add to the residual stream at the prompt's end.
+
+The common part of two probers: ``steps`` reads what a block adds as a whole, ``outputs`` what its
+attention and its MLP add. Shapes: n requests, F groups of features, P points read, d hidden size.
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.types import ReadPoint
+from safeswitch.probers.base import check_labels
+from safeswitch.probers.learned import LearnedProber, mark_unreadable, rows_at
+from safeswitch.probers.logistic import Array, fit_logistic
+from safeswitch.probers.points import Labelled
+from safeswitch.probers.settings import Limit, Number, WholeNumbers
+from safeswitch.probers.split import source_weights
+from safeswitch.probers.standardise import Standardiser, fit_standardiser
+
+Terms = Mapping[ReadPoint, float]
+"""A group of features as a sum of states: by what each of them is multiplied."""
+
+
+class AddedProber(LearnedProber):
+    """One logistic regression with L2 on F groups of d features, each a weighted sum of states.
+
+    Every feature is standardised on the fit rows and divided by ``sqrt(F)``. Rows weigh so that
+    both classes weigh the same, and within a class every source (``Activations.sources``): a large
+    set of one style then does not decide what unsafe means.
+
+    All of it is linear in the states, so only the sum is kept: one vector for each point read.
+    Scoring costs a dot product a point.
+
+    Args:
+        blocks: Numbers of the blocks, the first being 1.
+        ridge: Strength of the penalty ``ridge / 2 * |w|^2`` on the weighted *mean* loss, so that it
+            means the same for any number of rows. Fixed and not chosen on held-out rows: those come
+            from the sources fitted on, for which a weaker penalty always looks better than it is
+            for other sources.
+
+    Attributes:
+        weight_: ``[P, d]``, in the order of ``points``.
+        bias_: ``[1]``.
+    """
+
+    SETTINGS: ClassVar[Mapping[str, Limit]] = MappingProxyType(
+        {"blocks": WholeNumbers(1, 2**12), "ridge": Number(1e-8, 1e4)}
+    )
+    LEARNED: ClassVar[Mapping[str, str]] = MappingProxyType({"weight_": "P d", "bias_": "1"})
+    TAKES_POINT = False
+
+    def __init__(self, *, blocks: Sequence[int], ridge: float = 0.003) -> None:
+        self.blocks = blocks
+        self.ridge = ridge
+
+    @property
+    @abstractmethod
+    def groups(self) -> tuple[Terms, ...]:
+        """The F groups of features."""
+
+    @property
+    def points(self) -> tuple[ReadPoint, ...]:  # type: ignore[override]
+        """Everything that the groups are made of, from below, each once."""
+        return tuple(sorted({point for terms in self.groups for point in terms}))
+
+    def sizes(self) -> dict[str, int]:
+        return {"P": len(self.points)}
+
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """See :meth:`Prober.fit`; ``validation`` and ``seed`` have no effect."""
+        self.check_settings()
+        truth = check_labels(acts, labels, f"{self.kind} prober")
+        rows, scalings = self._features(acts)
+        weights = source_weights(truth, acts.sources).double().numpy()
+        l2 = self.ridge * float(weights.sum())
+        theta = fit_logistic(rows, truth.double().numpy(), weights, l2=l2)
+        self.weight_, self.bias_ = self._folded(torch.from_numpy(theta), scalings)
+        return self
+
+    def _summed(self, acts: Activations, terms: Terms) -> Tensor:
+        """The features of one group, float32 ``[n, d]`` on the CPU."""
+        owner = f"{self.kind} prober"
+        points = list(terms)
+        total = terms[points[0]] * rows_at(acts, points[0], owner).cpu()
+        for point in points[1:]:
+            total += terms[point] * rows_at(acts, point, owner, width=total.shape[1]).cpu()
+        return total
+
+    def _features(self, acts: Activations) -> tuple[Array, list[Standardiser]]:
+        """Features ``[n, F * d]`` in float64, and each group's scaling, ``sqrt(F)`` in it."""
+        groups = self.groups
+        scalings, columns = [], []
+        for terms in groups:
+            summed = self._summed(acts, terms)
+            own = fit_standardiser(summed)
+            scalings.append(Standardiser(own.mean, own.scale * math.sqrt(len(groups))))
+            columns.append(scalings[-1].apply(summed))
+        return torch.cat(columns, 1).double().numpy(), scalings
+
+    def _folded(self, theta: Tensor, scalings: Sequence[Standardiser]) -> tuple[Tensor, Tensor]:
+        """``weight_`` and ``bias_`` from ``theta``, float64 ``[F * d + 1]``, intercept last."""
+        place = {point: i for i, point in enumerate(self.points)}
+        slopes = theta[:-1].reshape(len(self.groups), -1)
+        weight = slopes.new_zeros(len(place), slopes.shape[1])
+        bias = theta[-1:].clone()
+        for terms, slope, scaling in zip(self.groups, slopes, scalings, strict=True):
+            along = slope / scaling.scale
+            bias -= along @ scaling.mean.double()
+            for point, factor in terms.items():
+                weight[place[point]] += factor * along
+        return weight.float(), bias.float()
+
+    def score(self, acts: Activations) -> Tensor:
+        """See :meth:`Prober.score`."""
+        learned, owner = self.learned(), f"{self.kind} prober"
+        width = learned["weight_"].shape[1]
+        states = [rows_at(acts, point, owner, width=width) for point in self.points]
+        logits = learned["bias_"].to(states[0].device)
+        for rows, weight in zip(states, learned["weight_"], strict=True):
+            logits = logits + (rows @ weight.to(rows.device)).to(logits.device)
+        return mark_unreadable(torch.sigmoid(logits), logits[:, None])
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """``(config, tensors)``; see :meth:`Prober.state`."""
+        config, tensors = super().state()
+        return {**config, "blocks": list(self.blocks)}, tensors
