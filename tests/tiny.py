@@ -61,6 +61,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         **_DECODER, "conv_L_cache": 3, "layer_types": ["conv", "full_attention", "conv"],
         "block_auto_adjust_ff_dim": False,
     }),
+    "olmo2": ("Olmo2", {k: v for k, v in _DECODER.items() if k != "head_dim"}),
     "bloom": ("Bloom", {**_COMMON, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
     "mpt": ("Mpt", {**_COMMON, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 512}),
     "gpt_neo": ("GPTNeo", {
@@ -86,9 +87,9 @@ TRANSFORMERS: tuple[str, ...] = (
 )
 RECURRENT: tuple[str, ...] = ("mamba", "bamba", "falcon_h1", "lfm2")
 NAMES: tuple[str, ...] = TRANSFORMERS + RECURRENT
-ODD: tuple[str, ...] = ("bloom", "mpt", "gpt_neo", "llama4_text", "phi3_longrope")
+ODD: tuple[str, ...] = ("bloom", "mpt", "gpt_neo", "llama4_text", "phi3_longrope", "olmo2")
 """Further architectures with a peculiarity each: alibi, local attention without a window in the cache, chunked attention,
-rotary frequencies that change with the length."""
+rotary frequencies that change with the length, norms behind the halves of a block instead of before."""
 
 
 def tiny_model(name: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:

@@ -157,7 +157,7 @@ def test_readers_nest_and_one_reader_opens_once() -> None:
         lm.model(input_ids=ids)
         with pytest.raises(SettingError, match="open already"):
             outer.__enter__()
-    assert outer.layers == (1, 2)
+    assert outer.sites == (1, 2)
     assert set(outer.states) == {1, 2}
     assert outer.states[1].shape == inner.states[1].shape == (1, 32)
 

@@ -11,7 +11,7 @@ import pytest
 from safeswitch.core import errors
 from safeswitch.core.errors import DataError, SafeSwitchError, SettingError, check_choice, check_range
 from safeswitch.core.registry import Registry
-from safeswitch.core.types import Decision, Example, Message, Position, ReadPoint, as_messages
+from safeswitch.core.types import Decision, Example, Message, Output, Position, ReadPoint, as_messages
 
 HI = Message("user", "hi")
 
@@ -47,6 +47,30 @@ def test_positions_and_points_are_read_as_they_are_written(text: str) -> None:
     assert Position.parse(str(Position.parse(text))) == Position.parse(text)
     assert ReadPoint.parse(f"4@{text}") == ReadPoint(4, Position.parse(text))
     assert ReadPoint.parse(str(ReadPoint(4, Position.parse(text)))).layer == 4
+
+
+def test_outputs_of_a_block_are_read_as_they_are_written() -> None:
+    point = ReadPoint.parse("18.attn@pilot:3")
+    assert (point, str(point)) == (ReadPoint(18, Position("pilot", 3), "attn"), "18.attn@pilot:3")
+    assert point.site == Output(18, "attn")
+    assert ReadPoint.parse("18.mlp") == ReadPoint(18, Position("prompt_end"), "mlp")
+    assert ReadPoint.parse("18@pilot:3").site == 18
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("18.mpl@prompt_end", "the part in '18.mpl@prompt_end' must be one of 'attn', 'mlp'; got 'mpl'"),
+    ("18.@prompt_end", "must be one of 'attn', 'mlp'; got ''"),
+    ("18.attn.mlp@prompt_end", "must be one of 'attn', 'mlp'; got 'attn.mlp'"),
+    ("18.ATTN@prompt_end", "must be one of 'attn', 'mlp'; got 'ATTN'"),
+    ("18. attn@prompt_end", "must be one of 'attn', 'mlp'; got ' attn'"),
+    ("0.attn@prompt_end", r"the first block has number 1; got 0\.attn"),
+    ("attn@prompt_end", r"expected 'layer@position' or 'block\.part@position'"),
+    ("1.5@prompt_end", "must be one of 'attn', 'mlp'; got '5'"),
+    ("18.mlp@nll:4", r"nll is read of no part of a block; got 18\.mlp@nll:4"),
+])
+def test_outputs_that_make_no_sense_are_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        ReadPoint.parse(text)
 
 
 @pytest.mark.parametrize("text", [

@@ -19,13 +19,14 @@ from safeswitch.probers.fusion import FusionProber, stack
 from safeswitch.probers.linear import LinearProber
 from safeswitch.probers.mean_difference import MeanDifferenceProber
 from safeswitch.probers.multilayer import LayerAverageProber
+from safeswitch.probers.outputs import OutputsProber
 from safeswitch.probers.pooling import pool_tokens, sliding_mean
 from safeswitch.probers.split import source_weights
 from safeswitch.probers.standardise import fit_standardiser
 from safeswitch.probers.steps import StepsProber
 from safeswitch.probers.text import NgramProber
 from safeswitch.probers.window import WindowProber
-from tests.probers.made_states import EARLY, LAST, NEXT, WINDOW, D, W, make_acts
+from tests.probers.made_states import ATTN, EARLY, LAST, MLP, NEXT, WINDOW, D, W, make_acts
 
 
 def test_standardised_rows_have_mean_zero_and_deviation_one() -> None:
@@ -118,6 +119,20 @@ def test_every_source_weighs_the_same_within_its_class() -> None:
     assert told.select([149, 0]).sources == ("other", "small")
     with pytest.raises(FitError, match="one source a row; got 149 for 150"):
         source_weights(labels, sources[1:])
+
+
+def test_outputs_fold_a_regression_on_both_halves_into_one_vector_each() -> None:
+    acts, labels = make_acts(150, gap=1.0)
+    mine = OutputsProber(blocks=[3], ridge=0.01).fit(acts, labels)
+    assert mine.points == (ATTN, MLP)
+    x = np.concatenate([StandardScaler().fit_transform(acts.at(p).double().numpy()) for p in (ATTN, MLP)], 1)
+    x /= 2**0.5
+    regression = LogisticRegression(C=1 / (0.01 * 150), tol=1e-10, max_iter=5000).fit(x, labels.numpy())
+    expected = torch.from_numpy(regression.predict_proba(x)[:, 1]).float()
+    torch.testing.assert_close(mine.score(acts), expected, atol=1e-4, rtol=0)
+    config, tensors = mine.state()
+    assert config == {"kind": "outputs", "blocks": [3], "ridge": 0.01}
+    torch.testing.assert_close(prober_from_state(config, tensors).score(acts), mine.score(acts))
 
 
 @pytest.mark.parametrize("blocks", [[], [0, 3], [3, 3], [2.5], "3", 3, [True]])

@@ -75,7 +75,8 @@ def fit(
     settings = settings or FitSettings()
     rows = starter.fitting_rows() if data is None else data
     parts = dict(rows) if isinstance(rows, Mapping) else fit_split(list(rows), settings.seed)
-    fit_points(engine.lm.num_layers, settings)
+    for point in fit_points(engine.lm.num_layers, settings):
+        engine.lm.site(point.site)
     check_parts(parts, settings.pooled_budget)
     if settings.calibrate == "sources":
         source_folds(parts["train"], [*parts["validation"], *parts["calibration"]])

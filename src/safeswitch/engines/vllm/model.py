@@ -6,7 +6,8 @@ the model runner picks the rows to be sampled out of it without knowing, and ``c
 belongs to its row by construction, in eager mode and in captured graphs, on both model runners, and no index is guessed.
 
 Middle layers come from the mechanism that EAGLE-3 uses (``model_executor/models/interfaces.py: EagleModelMixin``): the sum of
-stream and residual after block i is ``hidden_states[i]`` of transformers.
+stream and residual after block i is ``hidden_states[i]`` of transformers. What attention and MLP add comes the same way
+(:mod:`safeswitch.engines.vllm.outputs`).
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.logits_processor import LogitsProcessor as LogitsLayer
-from vllm.model_executor.models.interfaces import supports_eagle3
+from vllm.model_executor.models.interfaces import EagleModelMixin, supports_eagle3
 from vllm.model_executor.models.registry import ModelRegistry, _LazyRegisteredModel
 
 from safeswitch.core.errors import ModelError
-from safeswitch.core.types import ReadPoint
+from safeswitch.core.types import Output, ReadPoint, Site
 from safeswitch.engines.vllm.guard import Guard
 from safeswitch.engines.vllm.live import keep
 from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
+from safeswitch.engines.vllm.outputs import let_out, plan_taps
 from safeswitch.engines.vllm.recorder import Recorder
 from safeswitch.engines.vllm.settings import GuardSettings, stop_token, switched_off
 from safeswitch.switch.actuators import HeadActuator
@@ -39,7 +41,8 @@ class GuardedModel(nn.Module):
         super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
         settings = GuardSettings.parse(vllm_config.additional_config)
         refuse_unless_supported(vllm_config, settings)
-        self.safeswitch_layers: tuple[int, ...] = ()
+        self.safeswitch_sites: tuple[Site, ...] = ()
+        self.safeswitch_places: list[int] = []
         self.safeswitch_sampled: Tensor | None = None
         if settings is None or switched_off():
             return
@@ -50,34 +53,45 @@ class GuardedModel(nn.Module):
         tenants = load_tenants(vllm_config, settings)
         self.safeswitch_guard = Guard(tenants, self.safeswitch_top)
         self.safeswitch_recorder = Recorder([ReadPoint.parse(point) for point in settings.record])
-        read = {layer for tenant in tenants.values() for layer in tenant.gate.layers}
-        read |= {point.layer for point in self.safeswitch_recorder.points}
-        inner = tuple(sorted(read - {self.safeswitch_top}))
+        points = [*self.safeswitch_recorder.points]
+        for tenant in tenants.values():
+            points += tenant.gate.points
+        inner = {point.site for point in points} - {self.safeswitch_top}
         if inner:
             self._let_out(inner, vllm_config)
         keep(vllm_config, self)
 
-    def _let_out(self, layers: tuple[int, ...], vllm_config: Any) -> None:
+    def _let_out(self, sites: set[Site], vllm_config: Any) -> None:
         if not supports_eagle3(self):
             raise ModelError(
-                f"vLLM's {type(self).__name__} does not let out the states of middle layers, and the bundle reads layers "
-                f"{', '.join(map(str, layers))}; fit it with --layers -1, or serve it with --engine transformers"
+                f"vLLM's {type(self).__name__} does not let out the states of middle layers, and the bundle reads "
+                f"{', '.join(sorted(map(str, sites)))}; fit it with --readers layers --layers -1, or serve it with --engine "
+                "transformers"
             )
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
-            raise ModelError("with pipeline parallelism only layer -1 can be read; fit the bundle with --layers -1")
+            raise ModelError(
+                "with pipeline parallelism only layer -1 can be read; fit the bundle with --readers layers --layers -1"
+            )
         own: Any = self
-        own.set_aux_hidden_state_layers(layers)
-        self.safeswitch_layers = layers
+        taps = plan_taps(sites)
+        own.set_aux_hidden_state_layers(tuple(sorted(taps)))
+        if any(isinstance(site, Output) for site in sites):
+            let_out(next(module for module in self.modules() if isinstance(module, EagleModelMixin)), taps)
+        let = [tap.site for number in sorted(taps) for tap in taps[number]]
+        self.safeswitch_sites = tuple(site for site in let if site in sites)
+        self.safeswitch_places = [let.index(site) for site in self.safeswitch_sites]
+        # vLLM keeps compiled models by a hash of its configuration, which knows a bundle by its path alone.
+        vllm_config.additional_config["safeswitch_sites"] = [str(site) for site in let]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
-        if not self.safeswitch_layers or not isinstance(out, tuple):
+        if not self.safeswitch_sites or not isinstance(out, tuple):
             return out
         hidden, inner = out
-        return torch.cat([hidden, *inner], dim=-1)
+        return torch.cat([hidden, *(inner[place] for place in self.safeswitch_places)], dim=-1)
 
     def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-        if self.safeswitch_layers and hidden_states.shape[-1] != self.safeswitch_width:
+        if self.safeswitch_sites and hidden_states.shape[-1] != self.safeswitch_width:
             self.safeswitch_sampled = hidden_states
             hidden_states = hidden_states[:, : self.safeswitch_width].contiguous()
         else:
@@ -101,9 +115,9 @@ class GuardedModel(nn.Module):
             raise ModelError(f"SafeSwitch: {rows} rows are to be sampled, but the states of {have} are there")
         return taken
 
-    def safeswitch_read(self, sampled: Tensor, layer: int) -> Tensor:
-        """States ``[rows, d]`` at ``layer`` out of :meth:`safeswitch_take`."""
-        at = 0 if layer == self.safeswitch_top else 1 + self.safeswitch_layers.index(layer)
+    def safeswitch_read(self, sampled: Tensor, site: Site) -> Tensor:
+        """States ``[rows, d]`` at ``site`` out of :meth:`safeswitch_take`."""
+        at = 0 if site == self.safeswitch_top else 1 + self.safeswitch_sites.index(site)
         return sampled[:, at * self.safeswitch_width : (at + 1) * self.safeswitch_width]
 
     def safeswitch_difference(self, head: HeadActuator, hidden: Tensor) -> Tensor:

@@ -98,9 +98,9 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
         model, guard = find(self._config), self.guard
         sampled = model.safeswitch_take(logits.shape[0])
         recorded = [(i, t.id, fed + t.fed, t.mode == "record-end") for i, t, fed in known if isinstance(t, Task)]
-        model.safeswitch_recorder.step(recorded, lambda layer: model.safeswitch_read(sampled, layer))
+        model.safeswitch_recorder.step(recorded, lambda site: model.safeswitch_read(sampled, site))
         rows = [(i, row, fed) for i, row, fed in known if isinstance(row, Row)]
-        switch, stop = guard.step(rows, lambda layer: model.safeswitch_read(sampled, layer))
+        switch, stop = guard.step(rows, lambda site: model.safeswitch_read(sampled, site))
         token = model.safeswitch_stop_token
         _forbid(logits, [i for i, row, _ in rows if row.task.mode != "observe"], token)
         by_head: dict[Any, list[int]] = {}
