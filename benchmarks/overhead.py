@@ -1,6 +1,6 @@
 """What the gate costs: guarded generation against plain ``generate`` at the same batch size on the same model.
 
-    python benchmarks/overhead.py [--quick]
+    python benchmarks/overhead.py [--quick] [--model FOLDER] [--stage1 default|steps|outputs]
 
 A random Llama of about 100 million parameters on the CPU; the gate is the default one (three layers, a token window and
 n-grams fused at stage 1, three layers at stage 2 after k = 3 pilot tokens). *Safe* traffic: stage 1 never fires. *Flagged*:
@@ -8,6 +8,10 @@ every request fires at stage 2, so it costs its k pilot steps. Plain and guarded
 pairs, with its 95 % interval from order statistics. Goals: safe at most 1.02; flagged at most (new tokens + k) / new tokens,
 times the same 1.02. Machines are noisier than the gate is dear, so the last column times the gate itself: seconds spent in its
 hook on the LM head, as a share of the guarded run.
+
+``--model`` takes a model of yours in place of the random one. With ``--stage1 steps`` or ``outputs``, stage 1 reads what ten
+blocks of the upper two thirds add to the residual stream, and the gate has no other stage: what it costs then is what reading
+there costs, and there is safe traffic alone.
 """
 
 from __future__ import annotations
@@ -35,11 +39,14 @@ from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
 from safeswitch.switch.actuators import LowRankHead
+from safeswitch.switch.fit_gate import read_blocks
+from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
 
 PILOT = 3
 LAYERS = (6, 9, 12)
+STAGE1 = ("default", "steps", "outputs")
 
 
 def model_100m() -> LanguageModel:
@@ -82,6 +89,12 @@ def gates(width: int) -> tuple[Gate, Gate]:
     return safe, flagged
 
 
+def adding_gate(lm: LanguageModel, reader: str) -> Gate:
+    """A stage 1 of ``steps`` or ``outputs`` that never fires."""
+    blocks = read_blocks(reader, lm.num_layers, FitSettings(readers=(reader,)))
+    return Gate(stage1=Stage(fitted({"kind": reader, "blocks": blocks}, lm.hidden_size), 1.0))
+
+
 def median_interval(values: list[float]) -> tuple[float, float, float]:
     """Median and its 95 % interval: the order statistics that enclose it whatever the distribution."""
     ordered = sorted(values)
@@ -119,12 +132,13 @@ def seconds(run: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, shorter replies")
-    quick = parser.parse_args().quick
-    rounds, new, batch = (7, 16, 4) if quick else (25, 24, 8)
-    lm = model_100m()
+    parser.add_argument("--model", help="model folder in place of the random model")
+    parser.add_argument("--stage1", choices=STAGE1, default="default", help="what the gate reads")
+    args = parser.parse_args()
+    rounds, new, batch = (7, 16, 4) if args.quick else (25, 24, 8)
+    lm = LanguageModel.load(args.model, dtype=torch.float32) if args.model else model_100m()
     engine = TransformersEngine(lm, batch_size=batch)
     prompts = [f"tell me something about topic number {i} " * (2 + i % 3) for i in range(batch)]
-    safe, flagged = gates(lm.hidden_size)
     head = LowRankHead(0.01 * torch.randn(1, lm.hidden_size), 0.01 * torch.randn(lm.vocab_size, 1))
     options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
 
@@ -138,7 +152,11 @@ def main() -> None:
     bounds = {"safe": 1.02, "flagged": 1.02 * (new + PILOT) / new}
     print(f"batch {batch}, {new} new tokens, k = {PILOT}, {torch.get_num_threads()} threads, {rounds} pairs")
     print("| traffic | guarded / plain | 95 % interval | goal | share of the run spent in the gate |\n|---|---|---|---|---|")
-    for name, gate in (("safe", safe), ("flagged", flagged)):
+    if args.stage1 == "default":
+        traffic = dict(zip(("safe", "flagged"), gates(lm.hidden_size), strict=True))
+    else:
+        traffic = {"safe": adding_gate(lm, args.stage1)}
+    for name, gate in traffic.items():
         plain(), guarded(gate)
         ratios = []
         for i in range(rounds):

@@ -38,15 +38,17 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from safeswitch.activations.reader import Reader
-from safeswitch.activations.record import prompt_text
 from safeswitch.activations.states import Activations
-from safeswitch.core.types import Example, Message, ReadPoint
+from safeswitch.core.types import PARTS, Example, Message, Output, ReadPoint
 from safeswitch.data.readers import read_examples
 from safeswitch.data.text import normalise
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.probers.mlp import MLPProber
+from safeswitch.probers.outputs import OutputsProber
+from safeswitch.probers.steps import StepsProber
 
 Array = NDArray[Any]
 Fit = Callable[["Rows", Array, int], Array]
@@ -101,19 +103,13 @@ class Extractor:
     """One forward pass over a batch, of which only what is asked for leaves each layer.
 
     Args:
-        lm: A model whose blocks have ``self_attn`` and ``mlp``.
+        lm: A model whose blocks' outputs can be read (:mod:`safeswitch.models.outputs`).
     """
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm, self.frame = lm, Frame.of(lm)
-        self._outputs: dict[str, list[Tensor]] = {"attention": [], "mlp": []}
-
-    def _keep_output(self, kind: str) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            found = output[0] if isinstance(output, tuple) else output
-            self._outputs[kind].append(found[:, -1].clone())
-
-        return keep
+        self._layers = range(lm.num_layers + 1)
+        self._outputs = {part: [Output(b, part) for b in self._layers[1:]] for part in PARTS}
 
     def run(self, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> dict[str, Tensor]:
         """States by kind, ``[b, layers, d]``, of left-padded rows whose user turns begin at ``starts``."""
@@ -128,21 +124,13 @@ class Extractor:
             mean = torch.einsum("bt,btd->bd", share.to(hidden), hidden)
             return torch.stack((hidden[:, -1], mean), 1)
 
-        for kept in self._outputs.values():
-            kept.clear()
-        hooks = []
-        for block in self.lm.parts.blocks:
-            hooks.append(block.self_attn.register_forward_hook(self._keep_output("attention")))
-            hooks.append(block.mlp.register_forward_hook(self._keep_output("mlp")))
-        try:
-            with torch.no_grad(), Reader(self.lm, range(self.lm.num_layers + 1), keep) as reader:
-                self.lm.run_backbone(ids, mask)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        stacked = torch.stack([reader.states[layer] for layer in reader.sites], 2)
+        outputs = [output for part in PARTS for output in self._outputs[part]]
+        with torch.no_grad(), Reader(self.lm, self._layers, keep) as reader, Reader(self.lm, outputs) as halves:
+            self.lm.run_backbone(ids, mask)
+        stacked = torch.stack([reader.states[layer] for layer in self._layers], 2)
         result = {"last": stacked[:, 0], "mean": stacked[:, 1]}
-        result |= {kind: torch.stack(kept, 1) for kind, kept in self._outputs.items()}
+        for kind, part in zip(("attention", "mlp"), PARTS, strict=True):
+            result[kind] = torch.stack([halves.states[output] for output in self._outputs[part]], 1)
         return result
 
 
@@ -199,14 +187,15 @@ def extract_shard(
     ids = lm.encode(examples)
     starts = [turn_start(lm, e, row, extractor.frame) for e, row in zip(examples, ids, strict=True)]
     states: dict[str, Tensor] = {}
-    for batch in length_batches([len(row) for row in ids], lm.traits, batch_tokens=batch_tokens):
+    lengths = [len(row) for row in ids]
+    for batch in length_batches(lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=batch_tokens):
         for kind, found in extractor.run([ids[i] for i in batch], [starts[i] for i in batch]).items():
             if kind not in states:
                 states[kind] = torch.zeros(len(part), *found.shape[1:], dtype=torch.float16)
             states[kind][torch.tensor(batch)] = found.half().cpu()
     told = [
-        {"set": name, "unsafe": e.unsafe, "text": prompt_text(e), "original": e.meta.get("reference", "")}
-        for _, name, e in part
+        {"set": name, "unsafe": e.unsafe, "text": lm.prompt_text(row), "original": e.meta.get("reference", "")}
+        for (_, name, e), row in zip(part, ids, strict=True)
     ]
     save({"keys": [key for key, *_ in part], "rows": told, "states": states}, path)
     return sum(map(len, ids))
@@ -278,6 +267,14 @@ class Rows:
         """What block ``i + 1`` added to the last token's state, for each ``i`` of ``layers``."""
         last = self.states["last"]
         return [last[:, layer + 1].float() - last[:, layer].float() for layer in layers]
+
+
+def first_rows(rows: Rows, cap: int) -> Array:
+    """bool ``[n]``: the first ``cap`` rows of every set that is left out in turn, and all added rows."""
+    kept = rows.added.copy()
+    for name in rows.sets:
+        kept[np.flatnonzero(rows.names == name)[:cap]] = True
+    return kept
 
 
 def shards(folder: Path) -> Iterator[dict[str, Any]]:
@@ -437,6 +434,27 @@ def paper(rows: Rows, weights: Array, seed: int) -> Array:
     return np.stack(columns, 1)
 
 
+def fitted(make: Callable[..., Prober]) -> Fit:
+    """What ``--readers steps`` and ``--readers outputs`` fit, on the same blocks as above."""
+
+    def fit(rows: Rows, weights: Array, seed: int) -> Array:
+        prober = make(blocks=[layer + 1 for layer in upper(rows)])
+        column = {"": "last", "attn": "attention", "mlp": "mlp"}
+        states: dict[ReadPoint, Tensor] = {}
+        for point in prober.points:
+            place = point.layer - 1 if point.part else point.layer
+            states[point] = rows.states[column[point.part]][:, place].float()
+        acts = Activations(states, sources=tuple(rows.names.tolist()))
+        scores = []
+        for used in weights.T:
+            chosen = torch.as_tensor(np.flatnonzero(used))
+            prober.fit(acts.select(chosen), torch.as_tensor(rows.unsafe)[chosen], seed=seed)
+            scores.append(torch.logit(prober.score(acts).double(), eps=1e-9).numpy())
+        return np.stack(scores, 1)
+
+    return fit
+
+
 def ngrams(rows: Rows, weights: Array, _seed: int) -> Array:
     """Hashed words and word pairs."""
     counts = HashingVectorizer(ngram_range=(1, 2), n_features=2**12, dtype=np.float32).transform(rows.texts)
@@ -491,7 +509,9 @@ READERS: Mapping[str, Reading] = {
     ),
     "last token, upper layers": Reading(of_blocks(lambda rows: rows.part("last", upper(rows)), 5e-6)),
     "steps of upper blocks": Reading(of_blocks(lambda rows: rows.steps(upper(rows)), 5e-6)),
+    "steps as fitted by --readers steps": Reading(fitted(StepsProber), slow=True),
     "attention and MLP outputs": Reading(_modules),
+    "outputs as fitted by --readers outputs": Reading(fitted(OutputsProber), slow=True),
     "attention and MLP outputs, token means": Reading(
         of_blocks(lambda rows: modules(rows) + rows.part("mean", spread_layers(rows)), 5e-6)
     ),
@@ -707,6 +727,8 @@ def table(args: argparse.Namespace) -> None:
     rows = load(args.out)
     if args.without_added:
         rows = rows.select(~rows.added)
+    if args.cap is not None:
+        rows = rows.select(first_rows(rows, args.cap))
     near = near_duplicates(rows)
     print(f"{len(rows.names)} requests, {int(rows.added.sum())} of them added; {len(rows.sets)} sets\n\n{HEAD}")
     result: dict[str, Any] = {}
@@ -741,6 +763,7 @@ def main() -> None:
     three.add_argument("--seeds", type=int, default=3)
     three.add_argument("--json", type=Path)
     three.add_argument("--only", nargs="*", help="names of readers")
+    three.add_argument("--cap", type=int, help="most rows of a set that is left out in turn")
     three.add_argument("--without-added", action="store_true", help="fit without the added files")
     three.set_defaults(run=table)
     for command in (one, two, three):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from safeswitch.core.errors import ModelError
-from safeswitch.core.types import Output, Reply, Site
+from safeswitch.core.types import Output, ReadPoint, Reply, Site
 from safeswitch.engines.vllm.outputs import PAIRED, let_out, plan_taps, refuse_unless_paired
 from safeswitch.switch.switch import Switch
-from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, vllm_engine
+from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, saved, vllm_engine, vllm_options
 from tests.switch.made import requests, settings, two_of_three
 
 ROWS = requests(40)
@@ -129,3 +129,18 @@ def test_a_model_of_which_vllm_lets_nothing_out_is_refused(capfd: pytest.Capture
         vllm_engine("gemma2", switch=fitted("gemma2")).close()
     told = capfd.readouterr()
     assert "does not let out the states of middle layers, and the bundle reads 1.attn" in told.out + told.err
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_outputs_are_recorded_for_fitting_as_by_the_transformers_engine() -> None:
+    from safeswitch.engines.vllm.collect import VLLMCollector
+
+    texts = ("1.attn@prompt_end", "3.mlp@prompt_end", "2.attn@pilot:2", "2.mlp@pilot:2", "2@prompt_end", "3@prompt_end")
+    points = [ReadPoint.parse(text) for text in texts]
+    with VLLMCollector(reference("llama").lm, saved("llama"), points, **vllm_options()) as collector:
+        _, acts = collector.collect(ROWS, points, max_new_tokens=4)
+    _, expected = reference("llama").collect(ROWS, points, max_new_tokens=4)
+    for point in points:
+        torch.testing.assert_close(acts.at(point), expected.at(point), rtol=1e-4, atol=1e-4)
