@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,11 @@ from torch import Tensor, nn
 from safeswitch.core.errors import ModelError
 from safeswitch.core.types import Output, ReadPoint, Reply, Site
 from safeswitch.engines.vllm.outputs import PAIRED, let_out, plan_taps, refuse_unless_paired
-from safeswitch.switch.switch import Switch
+from safeswitch.engines.vllm.settings import GuardSettings
+from safeswitch.probers.outputs import OutputsProber
+from safeswitch.switch.gate import Gate, Stage
+from safeswitch.switch.switch import BaseModel, Switch
+from tests.engines.slow import random_head
 from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, saved, vllm_engine, vllm_options
 from tests.switch.made import requests, settings, two_of_three
 
@@ -90,32 +95,18 @@ def test_every_layer_on_the_list_is_one_of_vllm(kind: str) -> None:
 
 
 @cache
-def fitted(name: str) -> Switch:
-    """Fitted on what the first two of three blocks add, at a threshold where rounding decides nothing."""
-    chosen = settings(stages="stage1", readers=("outputs",), layers=(1, 2))
+def fitted(name: str, *layers: int) -> Switch:
+    """Fitted on what blocks add, by default the first two, at a threshold where rounding decides nothing."""
+    chosen = settings(stages="stage1", readers=("outputs",), layers=layers or (1, 2))
     made = Switch.fit(reference(name), requests(), chosen, complied=two_of_three)
     assert made.gate.stage1 is not None
     return replace(made, gate=replace(made.gate, stage1=replace(made.gate.stage1, threshold=0.5)))
 
 
-def wanted(name: str) -> list[Reply]:
+def assert_same(got: Sequence[Reply], name: str, switch: Switch) -> None:
     options = {"max_new_tokens": NEW, "do_sample": False, **SUPPRESS}
-    return reference(name).generate(ROWS, fitted(name), **options)
-
-
-@needs_vllm
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("name", "eager"),
-    [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", True)],
-    ids=["llama", "llama compiled", "qwen2", "qwen3"],
-)
-def test_outputs_score_as_in_the_transformers_engine(name: str, eager: bool) -> None:
-    expected = wanted(name)
-    assert {reply.decision.fired for reply in expected} == {True, False}
-    with vllm_engine(name, switch=fitted(name), enforce_eager=eager) as engine:
-        got = engine.generate(ROWS, max_new_tokens=NEW)
+    expected = reference(name).generate(ROWS, switch, **options)
+    assert len({reply.decision.scores["stage1"] for reply in expected}) > 10
     assert [reply.token_ids for reply in got] == [reply.token_ids for reply in expected]
     for one, other in zip(got, expected, strict=True):
         assert one.decision.scores == pytest.approx(other.decision.scores, abs=1e-4)
@@ -124,9 +115,36 @@ def test_outputs_score_as_in_the_transformers_engine(name: str, eager: bool) -> 
 @needs_vllm
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_outputs_score_as_in_the_transformers_engine(name: str) -> None:
+    with vllm_engine(name, switch=fitted(name)) as engine:
+        got = engine.generate(ROWS, max_new_tokens=NEW)
+    assert {reply.decision.fired for reply in got} == {True, False}
+    assert_same(got, name, fitted(name))
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_models_read_what_the_bundle_at_a_path_reads_now(tmp_path: Path) -> None:
+    # vLLM keeps compiled models on disk: that of the first bundle must not be taken for the second's
+    for made in (fitted("llama"), fitted("llama", 2)):
+        made.save_pretrained(tmp_path / "switch")
+        told = GuardSettings({"default": str(tmp_path / "switch")})
+        with vllm_engine("llama", switch=told, enforce_eager=False) as engine:
+            assert_same(engine.generate(ROWS, max_new_tokens=NEW), "llama", made)
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_model_of_which_vllm_lets_nothing_out_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    prober = OutputsProber(blocks=[1])
+    prober.weight_, prober.bias_ = torch.zeros(2, 64), torch.zeros(1)
+    lm = reference("gemma2").lm
+    made = Switch(Gate(stage1=Stage(prober, 0.5)), random_head(lm), BaseModel.of(lm))
     with pytest.raises(RuntimeError):
-        vllm_engine("gemma2", switch=fitted("gemma2")).close()
+        vllm_engine("gemma2", switch=made).close()
     told = capfd.readouterr()
     assert "does not let out the states of middle layers, and the bundle reads 1.attn" in told.out + told.err
 

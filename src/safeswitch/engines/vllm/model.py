@@ -75,13 +75,15 @@ class GuardedModel(nn.Module):
         own: Any = self
         taps = plan_taps(sites)
         own.set_aux_hidden_state_layers(tuple(sorted(taps)))
+        holder: Any = next(module for module in self.modules() if isinstance(module, EagleModelMixin))
         if any(isinstance(site, Output) for site in sites):
-            let_out(next(module for module in self.modules() if isinstance(module, EagleModelMixin)), taps)
+            let_out(holder, taps)
         let = [tap.site for number in sorted(taps) for tap in taps[number]]
         self.safeswitch_sites = tuple(site for site in let if site in sites)
         self.safeswitch_places = [let.index(site) for site in self.safeswitch_sites]
-        # vLLM keeps compiled models by a hash of its configuration, which knows a bundle by its path alone.
-        vllm_config.additional_config["safeswitch_sites"] = [str(site) for site in let]
+        # vLLM keeps compiled models by a hash of their configuration, which knows a bundle by its path alone.
+        config = getattr(holder, "vllm_config", vllm_config)
+        config.additional_config["safeswitch_sites"] = [str(site) for site in let]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
