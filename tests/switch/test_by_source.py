@@ -295,6 +295,10 @@ def test_steps_are_read_at_ten_blocks_of_the_upper_two_thirds_and_never_at_the_l
     assert read_blocks("steps", 80, plain)[-1] == 79
     assert read_blocks("steps", 4, replace(plain, layers=(0, -2, 1, -1))) == (1, 3)
     assert {ReadPoint(1), ReadPoint(2)} <= set(fit_points(3, plain))
+    halves = fit_points(30, FitSettings(readers=("outputs",)))
+    assert {(p.layer, p.part) for p in halves if p.part} == {
+        (block, part) for block in read_blocks("steps", 30, plain) for part in ("attn", "mlp")
+    }
     with pytest.raises(SettingError, match="a model of two blocks or more; this one has 1"):
         fit_points(1, plain)
     with pytest.raises(SettingError, match=r"needs a layer in 1\.\.3; got \(-1,\)"):

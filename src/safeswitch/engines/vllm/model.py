@@ -42,7 +42,7 @@ class GuardedModel(nn.Module):
         settings = GuardSettings.parse(vllm_config.additional_config)
         refuse_unless_supported(vllm_config, settings)
         self.safeswitch_sites: tuple[Site, ...] = ()
-        self.safeswitch_places: list[int] = []
+        self.safeswitch_wanted: list[bool] = []
         self.safeswitch_sampled: Tensor | None = None
         if settings is None or switched_off():
             return
@@ -80,7 +80,7 @@ class GuardedModel(nn.Module):
             let_out(holder, taps)
         let = [tap.site for number in sorted(taps) for tap in taps[number]]
         self.safeswitch_sites = tuple(site for site in let if site in sites)
-        self.safeswitch_places = [let.index(site) for site in self.safeswitch_sites]
+        self.safeswitch_wanted = [site in sites for site in let]
         # vLLM keeps compiled models by a hash of their configuration, which knows a bundle by its path alone.
         config = getattr(holder, "vllm_config", vllm_config)
         config.additional_config["safeswitch_sites"] = [str(site) for site in let]
@@ -89,8 +89,9 @@ class GuardedModel(nn.Module):
         out = super().forward(*args, **kwargs)
         if not self.safeswitch_sites or not isinstance(out, tuple):
             return out
-        hidden, inner = out
-        return torch.cat([hidden, *(inner[place] for place in self.safeswitch_places)], dim=-1)
+        hidden, let = out
+        inner = [state for state, wanted in zip(let, self.safeswitch_wanted, strict=True) if wanted]
+        return torch.cat([hidden, *inner], dim=-1)
 
     def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         if self.safeswitch_sites and hidden_states.shape[-1] != self.safeswitch_width:
