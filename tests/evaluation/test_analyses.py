@@ -30,6 +30,7 @@ from safeswitch.evaluation.rows import Rows
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.bench import nano_fitting, nano_settings
 from safeswitch.nano.suites import load_suite
+from safeswitch.probers.outputs import OutputsProber
 from safeswitch.probers.text import NgramProber
 from safeswitch.probers.window import WindowProber
 from safeswitch.switch.gate import Gate, Stage
@@ -125,6 +126,16 @@ def test_windows_and_texts_are_read_up_to_each_token() -> None:
     read = [str(lm.tokenizer.decode(sequences[1][: i + 1], skip_special_tokens=True)) for i in range(lengths[1])]
     expected = words.score(replace(acts, states={}, masks={}, texts=tuple(read)))
     assert told.scores["stage1"][: lengths[1]] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_a_strip_reads_outputs_of_blocks_too() -> None:
+    lm, prober = tiny_lm(), OutputsProber(blocks=(1, 3))
+    asked = [Example(str(i), (Message("user", "bad plan" if i % 2 else "good day"),)) for i in range(12)]
+    acts = record(lm, *prompt_sequences(lm, asked)[:2], prober.points)
+    prober.fit(acts, torch.arange(12) % 2 == 1)
+    strip = score_strip(TransformersEngine(lm), Gate(Stage(prober, 0.5)), asked[1], max_new_tokens=2)
+    end = strip.prompt_length - 1
+    assert strip.scores["stage1"][end] == pytest.approx(float(prober.score(acts)[1]), abs=1e-5)
 
 
 def test_quality_is_told_for_every_layer_and_pilot_token_with_honest_halves() -> None:

@@ -71,6 +71,7 @@ def fit(
             calibrate by.
         DataError: parts that are missing or empty.
         SettingError: a layer that the model does not have.
+        ModelError: readers of outputs, and blocks in which these cannot be found.
     """
     settings = settings or FitSettings()
     rows = starter.fitting_rows() if data is None else data
