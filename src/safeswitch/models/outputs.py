@@ -1,11 +1,12 @@
-"""What the two halves of a block add to the residual stream: found by experiment, not by a list of names.
+"""What the halves of a block add to the residual stream: found by experiment, not by names.
 
-A block takes a state h and gives h + a + m, where a comes of its attention (or of the mixer of tokens
-in its place) and m of its MLP or experts, one after the other or side by side. A few tokens are run
-through the model, and the two of a block's own modules are taken whose outputs make up what it adds.
-Where a half's output goes through a norm before it is added (Gemma 2 and 3, OLMo 2), that norm is the
-module found, since what is read is what is added. Blocks that scale what they add (Granite), that add
-inside a module (BLOOM, MPT), or that have one half or three (Mamba, Falcon H1) are not read.
+A block takes a state h and gives h + a + m, where a comes of its attention (or of the mixer of
+tokens in its place) and m of its MLP or experts, one after the other or side by side. A few tokens
+are run through the model, and the two of a block's own modules are taken whose outputs make up
+what it adds. Where a half's output goes through a norm before it is added (Gemma 2 and 3, OLMo 2),
+that norm is the module found, since what is read is what is added. Blocks that scale what they add
+(Granite), that add inside a module (BLOOM, MPT), or that have one half or three (Mamba, Falcon H1)
+are not read.
 
 Shapes: t tokens, d hidden size. Knows nothing of probers or positions.
 """
@@ -29,7 +30,7 @@ from safeswitch.models.offload import compute_device
 
 _TOKENS = 5
 _ROUNDINGS = 4
-"""Roundings of the stream's own dtype within which a sum counts as equal; adding twice makes one."""
+"""Roundings of the stream's dtype within which a sum counts as equal; adding twice makes one."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,12 @@ class Outputs:
         """
         if output not in self.modules:
             blocks = sorted({found.block for found in self.modules})
-            have = f"of blocks {', '.join(map(str, blocks))} alone" if blocks else "of none of its blocks"
+            alone = f"of blocks {', '.join(map(str, blocks))} alone"
+            have = alone if blocks else "of none of its blocks"
             raise ModelError(
-                f"{self.name}: output {output} cannot be read: what the block adds to the residual stream "
-                f"is not the sum of the outputs of two of its modules. Outputs can be read {have}, and "
-                f"the residual stream at layers 0..{self.depth} (--readers layers or steps)"
+                f"{self.name}: output {output} cannot be read: what the block adds to the residual "
+                "stream is not the sum of the outputs of two of its modules. Outputs can be read "
+                f"{have}, and the residual stream at layers 0..{self.depth} (--readers layers or steps)"
             )
         return self.modules[output]
 
@@ -93,7 +95,9 @@ class _Seen:
     inner: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
 
 
-def _watch(number: int, block: nn.Module, modules: dict[Output, nn.Module], stack: ExitStack) -> None:
+def _watch(
+    number: int, block: nn.Module, modules: dict[Output, nn.Module], stack: ExitStack
+) -> None:
     """Have both outputs of a block put into ``modules`` when it runs, while ``stack`` is open."""
     seen = _Seen()
 
@@ -106,15 +110,17 @@ def _watch(number: int, block: nn.Module, modules: dict[Output, nn.Module], stac
             seen.inner.append((module, found))
 
     def leave(_block: nn.Module, _args: Any, output: Any) -> None:
-        pair = _pair(seen, _host(output), torch.finfo(hidden_in(output, f"block {number}").dtype).eps)
+        dtype = hidden_in(output, f"block {number}").dtype
+        pair = _pair(seen, _host(output), torch.finfo(dtype).eps)
         if pair is not None:
-            modules.update({Output(number, part): module for part, module in zip(PARTS, pair, strict=True)})
+            for part, module in zip(PARTS, pair, strict=True):
+                modules[Output(number, part)] = module
         seen.inner.clear()
 
     stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
     for child in block.children():
         stack.callback(child.register_forward_hook(inside).remove)
-    # In front of others, so that a steering vector that is in force is not part of what is compared.
+    # In front of others, so that a steering vector in force is not part of what is compared.
     stack.callback(block.register_forward_hook(leave, prepend=True).remove)
 
 

@@ -9,7 +9,7 @@ from safeswitch.probers.base import PROBERS
 
 @PROBERS.add("outputs")
 class OutputsProber(AddedProber):
-    """:class:`AddedProber` on what the attention and the MLP of several blocks add, each on its own."""
+    """:class:`AddedProber` on what attention and MLP of several blocks add, each on its own."""
 
     kind = "outputs"
 

@@ -1,13 +1,14 @@
 """What the halves of a block add to the residual stream, let out of vLLM's model classes.
 
 Layers made like Llama's return a pair: what the MLP adds, and the stream behind the attention. vLLM
-hands each pair to ``EagleModelMixin._maybe_add_hidden_state`` (``model_executor/models/interfaces.py``,
-read in 0.32.0), to let out the stream in front of the next block, which is their sum. So the MLP's
-output is the first of the pair, and the attention's the second less the sum of the block before. All
-of it happens on local tensors, so that it compiles like the rest of the model.
+hands each pair to ``EagleModelMixin._maybe_add_hidden_state``
+(``model_executor/models/interfaces.py``, read in 0.32.0), to let out the stream in front of the
+next block, which is their sum. So the MLP's output is the first of the pair, and the attention's
+the second less the sum of the block before. All of it happens on local tensors, so that it compiles
+like the rest of the model.
 
-The attention's output is thus what it added to the stream after rounding: in bfloat16 it differs from
-what transformers reads by the rounding of the stream, in float32 by nothing that counts.
+The attention's output is thus what it added to the stream after rounding: in bfloat16 it differs
+from what transformers reads by the rounding of the stream, in float32 by nothing that counts.
 
 Letters: t tokens, d hidden size.
 """
@@ -31,7 +32,7 @@ PAIRED: tuple[str, ...] = (
     f"{_MODELS}.qwen3.Qwen3DecoderLayer",
     f"{_MODELS}.qwen3_moe.Qwen3MoeDecoderLayer",
 )
-"""Layers whose ``forward`` was read: it returns what the MLP adds, and the stream in front of the MLP."""
+"""Layers whose ``forward`` was read: returns what the MLP adds, and the stream before it."""
 
 
 class Tap(NamedTuple):
@@ -57,7 +58,8 @@ def plan_taps(sites: Iterable[Site]) -> Taps:
     The streams that attention outputs are subtracted from are among it, whether asked for or not.
     """
     wanted = set(sites)
-    wanted |= {site.block - 1 for site in wanted if isinstance(site, Output) and site.part == "attn"}
+    outputs = [site for site in wanted if isinstance(site, Output)]
+    wanted |= {output.block - 1 for output in outputs if output.part == "attn"}
     found: dict[int, list[Tap]] = {}
     place: dict[Site, int] = {}
     for site in sorted(wanted, key=_order):
@@ -91,8 +93,8 @@ def refuse_unless_paired(layers: Iterable[nn.Module]) -> None:
         if kind not in PAIRED:
             allowed = ", ".join(name.rpartition(".")[2] for name in PAIRED)
             raise ModelError(
-                f"vLLM's {type(layer).__name__} is not known to let out what attention and MLP add; known "
-                f"are {allowed}. Fit the bundle with --readers layers or steps, or serve it with "
+                f"vLLM's {type(layer).__name__} is not known to let out what attention and MLP add; "
+                f"known are {allowed}. Fit the bundle with --readers layers or steps, or serve it with "
                 "--engine transformers"
             )
 
