@@ -38,15 +38,16 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from safeswitch.activations.reader import Reader
-from safeswitch.activations.record import prompt_text
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import Example, Message, ReadPoint
 from safeswitch.data.readers import read_examples
+from safeswitch.data.splits import STARTER
 from safeswitch.data.text import normalise
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.probers.mlp import MLPProber
+from safeswitch.probers.split import source_weights
 
 Array = NDArray[Any]
 Fit = Callable[["Rows", Array, int], Array]
@@ -199,13 +200,17 @@ def extract_shard(
     ids = lm.encode(examples)
     starts = [turn_start(lm, e, row, extractor.frame) for e, row in zip(examples, ids, strict=True)]
     states: dict[str, Tensor] = {}
-    for batch in length_batches([len(row) for row in ids], lm.traits, batch_tokens=batch_tokens):
+    lengths = [len(row) for row in ids]
+    for batch in length_batches(
+        lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=batch_tokens
+    ):
         for kind, found in extractor.run([ids[i] for i in batch], [starts[i] for i in batch]).items():
             if kind not in states:
                 states[kind] = torch.zeros(len(part), *found.shape[1:], dtype=torch.float16)
             states[kind][torch.tensor(batch)] = found.half().cpu()
     told = [
-        {"set": name, "unsafe": e.unsafe, "text": prompt_text(e), "original": e.meta.get("reference", "")}
+        {"set": name, "unsafe": e.unsafe, "text": " ".join(m.content for m in e.messages),
+         "original": e.meta.get("reference", "")}
         for _, name, e in part
     ]
     save({"keys": [key for key, *_ in part], "rows": told, "states": states}, path)
@@ -339,13 +344,11 @@ def near_duplicates(rows: Rows) -> Array:
 
 
 def sample_weights(rows: Rows, used: Array) -> Array:
-    """Weights ``[n]``, 0 outside ``used``: both classes weigh the same, and within a class every set."""
+    """Weights ``[n]``, 0 outside ``used``, that add up to 1: the product's, added files being the starter set."""
     weights = np.zeros(len(used))
-    for label in (True, False):
-        here = used & (rows.unsafe == label)
-        _, inverse, counts = np.unique(rows.names[here], return_inverse=True, return_counts=True)
-        each = 1.0 / counts[inverse]
-        weights[here] = 0.5 * each / each.sum()
+    sources = [f"{STARTER}/{name}" if name.startswith("+") else name for name in rows.names[used]]
+    found = source_weights(torch.as_tensor(rows.unsafe[used]), sources).numpy()
+    weights[used] = found / found.sum()
     return weights
 
 
