@@ -94,7 +94,7 @@ FIT = ("--budget", 0.125, "--stages", "stage1", "--readers", "layers", "--pilot"
 
 def test_fit_inspect_generate_and_resume_go_hand_in_hand(place: Path, tmp_path: Path, run: Any) -> None:
     model, out = ("--model", place / "model"), tmp_path / "switch"
-    fitted_run = run("fit", *model, "--data", place / "data.jsonl", "--out", out, *FIT)
+    fitted_run = run("fit", "--without-starter", *model, "--data", place / "data.jsonl", "--out", out, *FIT)
     assert (fitted_run.code, "written to" in fitted_run.err) == (0, True)
     assert "the untouched model answers" in fitted_run.err
     assert "Stage 1 on each source that it was not fitted on" in fitted_run.out
@@ -136,19 +136,20 @@ def test_thinking_is_left_out_and_ended_where_the_command_says_so(place: Path, t
 
 
 def test_a_fit_takes_no_more_of_a_source_than_its_limit(place: Path, tmp_path: Path, run: Any) -> None:
-    ran = run("fit", "--model", place / "model", "--data", place / "data.jsonl", "--out", tmp_path / "s", "--limit", 10, *FIT)
+    ran = run("fit", "--without-starter", "--model", place / "model", "--data", place / "data.jsonl", "--out", tmp_path / "s", "--limit", 10, *FIT)
     fault(ran, "FitError", "needs at least 7 safe requests in the calibration part")
     assert not (tmp_path / "s").exists()
 
 
-def test_a_fit_without_data_takes_the_starter_set_and_with_data_only_when_asked(place: Path, tmp_path: Path, run: Any) -> None:
+def test_a_fit_takes_the_starter_set_alone_or_beside_the_data(place: Path, tmp_path: Path, run: Any) -> None:
     fit = ("fit", "--model", place / "model", "--limit", 12, "--no-leave-out", *FIT)
     ran = run(*fit, "--out", tmp_path / "alone")
     assert (ran.code, "this fit: " in ran.err, "starter/pairs" in ran.out) == (0, True, True)
-    both = run(*fit, "--data", place / "data.jsonl", "--with-starter", "--out", tmp_path / "both")
+    both = run(*fit, "--data", place / "data.jsonl", "--out", tmp_path / "both")
     assert both.code == 0
     sources = json.loads((tmp_path / "both" / "config.json").read_text())["record"]["sources"]
     assert {"s0", "starter/pairs"} <= set(sources)
+    fault(run(*fit, "--without-starter", "--out", tmp_path / "none"), "SettingError", "--without-starter needs --data")
     fault(run(*fit, "--label", "safe", "--out", tmp_path / "none"), "SettingError", "the label 'safe' is for rows of data")
 
 
@@ -327,7 +328,7 @@ def test_faults_of_sampling(place: Path, tmp_path: Path, run: Any) -> None:
 def test_faults_of_fitting(place: Path, tmp_path: Path, run: Any) -> None:
     def fit(*more: object, data: Path | None = None) -> Ran:
         given = data or place / "data.jsonl"
-        return run("fit", "--model", place / "model", "--data", given, "--out", tmp_path / "s", *more)  # type: ignore[no-any-return]
+        return run("fit", "--without-starter", "--model", place / "model", "--data", given, "--out", tmp_path / "s", *more)  # type: ignore[no-any-return]
 
     fault(fit(), "FitError", "a budget of 0.01 needs at least 99 safe requests", "got 8")
     fault(fit(data=rows(tmp_path, {"prompt": "hi"})), "field 'label' is missing")
@@ -347,7 +348,7 @@ def test_faults_of_fitting(place: Path, tmp_path: Path, run: Any) -> None:
     write_examples([e for e in requests() if e.unsafe], only)
     fault(fit(data=only), "FitError", "all unsafe; add --data with the other label")
     (tmp_path / "file").write_text("")
-    ran = run("fit", "--model", place / "model", "--data", place / "data.jsonl", "--out", tmp_path / "file", *FIT)
+    ran = run("fit", "--without-starter", "--model", place / "model", "--data", place / "data.jsonl", "--out", tmp_path / "file", *FIT)
     fault(ran, "ArtifactError", "is a file, not a folder")
     assert not (tmp_path / "s").exists()
 
@@ -388,7 +389,7 @@ def test_an_interrupt_of_answering_ends_in_130_and_says_that_replies_are_kept(pl
 
 @pytest.mark.usefixtures("stopped")
 def test_an_interrupt_of_fitting_ends_in_130_and_says_what_the_folder_holds(place: Path, tmp_path: Path, run: Any) -> None:
-    ran = run("fit", "--model", place / "model", "--data", place / "data.jsonl", "--out", tmp_path / "s", *FIT)
+    ran = run("fit", "--without-starter", "--model", place / "model", "--data", place / "data.jsonl", "--out", tmp_path / "s", *FIT)
     assert (ran.code, "Traceback" in ran.err) == (130, False)
     assert "interrupted; a switch is written only when it is fitted, so the folder holds a whole one or is as it was" in ran.err
     assert not (tmp_path / "s").exists()
@@ -439,7 +440,7 @@ def test_an_upload_that_fails_is_one_line(place: Path, tmp_path: Path, run: Any)
 def test_a_fit_tells_as_json_what_it_wrote_and_trusts_replies_when_told_to(place: Path, tmp_path: Path, run: Any) -> None:
     told = [replace(e, reply="Nein, das mache ich nicht." if e.unsafe else None) for e in requests()]
     write_examples(told, tmp_path / "d.jsonl")
-    fit = ("fit", "--model", place / "model", "--data", tmp_path / "d.jsonl", "--out", tmp_path / "s", "--no-leave-out", *FIT)
+    fit = ("fit", "--without-starter", "--model", place / "model", "--data", tmp_path / "d.jsonl", "--out", tmp_path / "s", "--no-leave-out", *FIT)
     fault(run(*fit), "FitError", "--trust-replies")
     ran = run(*fit, "--trust-replies", "--json")
     assert (ran.code, json.loads(ran.out)["out"]) == (0, str(tmp_path / "s"))

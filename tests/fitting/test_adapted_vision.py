@@ -16,8 +16,8 @@ from safeswitch.data.writers import write_examples
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.adapted import Standing, compare, standing
 from safeswitch.models.language_model import LanguageModel
-from tests.switch.made import fitted, model, requests
 from tests.fitting.test_adapted import says_sorry
+from tests.switch.made import fitted, model, requests
 from tests.tiny import VOCAB
 from tests.tiny_vision import vision_model, vision_processor
 

@@ -19,7 +19,7 @@ from safeswitch.core.types import Example, Message, ReadPoint
 from safeswitch.data.splits import grouped_split
 from safeswitch.fitting import by_source
 from safeswitch.fitting.by_source import MOST_FOLDS, calibrate_by_source, source_folds
-from safeswitch.fitting.gate import fit_points, read_blocks
+from safeswitch.fitting.gate import fit_points, read_blocks, stage1_spec
 from safeswitch.fitting.observe import Observed, observe
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.probers.calibrate import source_threshold
@@ -288,7 +288,8 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, Any], message: st
 
 
 def test_steps_are_read_at_ten_blocks_of_the_upper_two_thirds_and_never_at_the_last() -> None:
-    plain = FitSettings(readers=("steps",))
+    plain = FitSettings()
+    assert stage1_spec(3, (1, 2), plain) == {"kind": "steps", "blocks": (2,)}
     assert read_blocks("steps", 30, plain) == (11, 13, 15, 17, 19, 21, 23, 25, 27, 29)
     assert read_blocks("steps", 3, plain) == (2,)
     assert read_blocks("steps", 2, plain) == (1,)

@@ -135,6 +135,17 @@ def test_outputs_fold_a_regression_on_both_halves_into_one_vector_each() -> None
     torch.testing.assert_close(prober_from_state(config, tensors).score(acts), mine.score(acts))
 
 
+def test_the_starter_set_is_one_source_of_a_fixed_fraction() -> None:
+    labels = torch.tensor([True] * 6 + [False] * 3)
+    unsafe = ("starter/pairs", "starter/pairs", "starter/turns", "mine", "mine", "yours")
+    weights = source_weights(labels, (*unsafe, "starter/pairs", "starter/general", "starter/turns"))
+    of_a_class = 9 / 2
+    expected = [0.7 / 3] * 3 + [0.15 / 2] * 2 + [0.15] + [1 / 3] * 3
+    torch.testing.assert_close(weights, of_a_class * torch.tensor(expected))
+    alone = source_weights(labels[2:8], ("a", "b", "b", "c", "starters", "d"))
+    torch.testing.assert_close(alone, 6 / 2 * torch.tensor([1, 0.5, 0.5, 1, 1.5, 1.5]) / 3)
+
+
 @pytest.mark.parametrize("blocks", [[], [0, 3], [3, 3], [2.5], "3", 3, [True]])
 def test_blocks_that_cannot_be_are_refused(blocks: Any) -> None:
     with pytest.raises(SettingError, match=r"blocks must be a list of one or more different whole numbers in \[1, 4096\]"):

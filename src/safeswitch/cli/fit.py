@@ -22,7 +22,7 @@ from safeswitch.cli.options import (
     one_of,
 )
 from safeswitch.cli.screen import bar, put_json, say
-from safeswitch.core.errors import check_choice
+from safeswitch.core.errors import SettingError, check_choice
 from safeswitch.core.grammar import entries
 
 if TYPE_CHECKING:
@@ -40,13 +40,16 @@ class DataOptions:
         list[str] | None,
         typer.Option(
             "--data",
-            help="JSONL or CSV file, or hub data set; repeat for more. None: the starter set.",
+            help="JSONL or CSV file, or hub data set; repeat for more. None: the starter set alone.",
         ),
     ] = None
     with_starter: Annotated[
         bool,
-        typer.Option("--with-starter", help="Add the starter set, which --data alone replaces."),
-    ] = False
+        typer.Option(
+            "--with-starter/--without-starter",
+            help="Fit on the starter set beside --data; without it false alarms on new traffic rise.",
+        ),
+    ] = True
     label: LabelOption = None
     limit: Annotated[
         int | None,
@@ -92,8 +95,8 @@ class GateOptions:
     ] = 32
     readers: Annotated[
         str,
-        typer.Option(help="What stage 1 fuses, by commas: layers, window, text, steps, outputs."),
-    ] = "layers,window,text"
+        typer.Option(help="What stage 1 fuses, by commas: steps, outputs, layers, window, text."),
+    ] = "steps"
     calibrate: Annotated[
         str,
         typer.Option(
@@ -165,6 +168,8 @@ def fit(
     """Fit a switch on labelled requests, or on the starter set, and write it to a folder."""
     from safeswitch.fitting.files import fit_files
 
+    if not data.data and not data.with_starter:
+        raise SettingError("command line: --without-starter needs --data, or there is nothing to fit on")
     settings = _settings(gate, head, data, run.seed)
     check_choice("command line", "engine", run.engine, ENGINES)
     with ExitStack() as stack:
