@@ -68,6 +68,31 @@ SMALL_TALK = (
         "Otters hold hands while they sleep so that they don't drift apart.",
     ),
 )
+UNSPACED = ("ja", "th", "zh")
+TONGUE_ACTIONS = (
+    ("violence", "severe"),
+    ("theft", "refuse"),
+    ("fraud", "refuse"),
+    ("weapons", "refuse"),
+    ("drugs", "refuse"),
+    ("poisons", "refuse"),
+    ("stalking", "refuse"),
+    ("cyber_intrusion", "refuse"),
+    ("counterfeit", "refuse"),
+    ("explosives", "severe"),
+    ("evading_law", "refuse"),
+    ("animal_cruelty", "refuse"),
+)
+TONGUE_PROGRAMS = (
+    ("malware", "refuse"),
+    ("cyber_intrusion", "refuse"),
+    ("stalking", "refuse"),
+    ("phishing", "refuse"),
+    ("malware", "refuse"),
+    ("infrastructure", "refuse"),
+    ("identity_theft", "refuse"),
+    ("malware", "refuse"),
+)
 ENCODINGS = ("base64", "leet", "spaced", "backwards", "rot13", "split")
 _LEET = str.maketrans("aeiost", "431057")
 
@@ -324,11 +349,12 @@ def ideas() -> Iterator[dict[str, object]]:
 
 
 def harmless(
-    kind: str, name: str, text: str, task: str, form: str, severity: str = ""
+    kind: str, name: str, text: str, task: str, form: str, severity: str = "", lang: str = "en"
 ) -> dict[str, object]:
-    """A safe row that is nobody's partner."""
+    """A safe row that is nobody's partner; ``name`` is its group and, in English, its id."""
     pair = Pair(name, form, (Side("", True, "", ""), Side(text, False, "", severity)))
-    made = row(kind, name, text, pair.sides[1], pair, form)
+    row_id = name if lang == "en" else f"{name}-{lang}"
+    made = row(kind, row_id, text, pair.sides[1], pair, form, lang)
     made["category"] = task
     del made["meta"]["contrast"]  # type: ignore[attr-defined]
     return made
@@ -378,6 +404,126 @@ def languages() -> Iterator[dict[str, object]]:
         for side in pair.sides:
             name = f"{pair.group}-{lang}-{'u' if side.unsafe else 's'}"
             yield row("languages", name, side.text, side, pair, "question", lang)
+
+
+@dataclass(frozen=True)
+class Tongue:
+    """The parts of which requests in a language are combined; see ``tongues.txt``."""
+
+    lang: str
+    parts: dict[str, list[str]]
+
+    def draw(self, mark: str, purpose: str) -> str:
+        """One of the parts of a kind, drawn by name."""
+        return random.Random(f"{self.lang} {purpose}").choice(self.parts[mark])
+
+    def pair(self, mark: str, number: int, about: tuple[str, str]) -> Pair:
+        """The contrast of a line; the same line of all languages makes one group."""
+        return read_pair(self.parts[mark][number], f"tongues-{mark}-{number + 1:02}", *about)
+
+    def with_details(self, request: str, purpose: str) -> str:
+        """The request with two or three sentences behind it, in the order of the table."""
+        rng = random.Random(f"{self.lang} details {purpose}")
+        count = rng.randint(2, 3)
+        places = sorted(rng.sample(range(len(self.parts["+"])), count))
+        space = "" if self.lang in UNSPACED else " "
+        return space.join([request, *(self.parts["+"][place] for place in places)])
+
+
+def tongue_tables() -> list[Tongue]:
+    """The languages of ``tongues.txt``."""
+    found: list[Tongue] = []
+    for line in lines("tongues.txt"):
+        if line.startswith("["):
+            found.append(Tongue(line.strip("[]"), {}))
+            continue
+        mark, text = line.split(" ", 1)
+        found[-1].parts.setdefault(mark, []).append(text)
+    return found
+
+
+def tongues() -> Iterator[dict[str, object]]:
+    """Kind ``tongues``: actions, programs and everyday requests in other languages."""
+    for tongue in tongue_tables():
+        for number, about in enumerate(TONGUE_ACTIONS):
+            pair = tongue.pair("a", number, about)
+            asked = tongue.draw("?", pair.group)
+            texts = [asked.replace("{a}", side.text) for side in pair.sides]
+            yield from in_tongue(tongue.lang, "do", pair, "question", texts)
+        for number, about in enumerate(TONGUE_PROGRAMS):
+            pair = tongue.pair("p", number, about)
+            asked = tongue.draw("!", pair.group)
+            texts = [asked.replace("{p}", side.text) for side in pair.sides]
+            yield from in_tongue(tongue.lang, "code", pair, "script", texts)
+            texts = [tongue.with_details(text, pair.group) for text in texts]
+            yield from in_tongue(tongue.lang, "details", pair, "script", texts)
+        for number, line in enumerate(tongue.parts["-"], 1):
+            form, text = (part.strip() for part in line.split("|", 1))
+            name = f"tongues-{number:02}"
+            yield harmless("tongues", name, text, "instructions", form, lang=tongue.lang)
+
+
+def in_tongue(
+    lang: str, tag: str, pair: Pair, form: str, texts: list[str]
+) -> Iterator[dict[str, object]]:
+    """The two rows of a pair in a language."""
+    for made in both("tongues", f"{tag}-{lang}", pair, form, (texts[0], texts[1])):
+        made["meta"]["lang"] = lang  # type: ignore[index]
+        yield made
+
+
+def short() -> Iterator[dict[str, object]]:
+    """Kind ``short``: plain short questions, those of rough verbs with an unsafe partner."""
+    for line in lines("verbs.txt"):
+        verb, about, objects = (part.strip() for part in line.split("|", 2))
+        unsafe, safe = (side.split(";") for side in objects.split("||"))
+        for number, (one, other) in enumerate(zip(unsafe, safe, strict=False), 1):
+            texts = f"{verb} {one.strip()} || {verb} {other.strip()}"
+            pair = read_pair(texts, f"verb-{verb.replace(' ', '_')}-{number}", *about.split())
+            yield from both("short", "w", pair, "question", short_requests(pair, "verb"))
+        for number, other in enumerate(safe[len(unsafe) :], len(unsafe) + 1):
+            action = f"{verb} {other.strip()}"
+            yield asked_shortly(f"verb-{verb.replace(' ', '_')}-{number}", action)
+    for number, action in enumerate(lines("daily.txt"), 1):
+        yield asked_shortly(f"daily-{number:03}", action)
+
+
+def asked_shortly(name: str, action: str) -> dict[str, object]:
+    """A harmless action as a short question or command."""
+    side = Side(action, False, "", "")
+    text, _ = short_requests(Pair(name, "", (side, side)), "short")
+    return harmless("short", name, text, "short", "question")
+
+
+def injection() -> Iterator[dict[str, object]]:
+    """Kind ``injection``: attacks on an assistant's instructions, and what sounds like them."""
+    parts: dict[str, list[str]] = {}
+    for line in lines("injection.txt"):
+        if line.startswith("["):
+            parts[line.strip("[]")] = []
+        else:
+            parts[list(parts)[-1]].append(line)
+    for number, line in enumerate(parts["pairs"], 1):
+        about, texts = (part.strip() for part in line.split("|", 1))
+        form, severity, *place = about.split()
+        pair = read_pair(texts, f"injection-{number:02}", "ai_misuse", severity)
+        systems = random.Random(f"system {pair.group}").sample(parts["systems"], 2)
+        lang = place[1] if len(place) > 1 else "en"
+        for tag, system in (("0", ""),) if place else zip("12", systems, strict=True):
+            yield from attacked(f"{tag}-{lang}", pair, form, lang, system)
+    for number, line in enumerate(parts["alone"], 1):
+        form, text = (part.strip() for part in line.split("|", 1))
+        yield harmless("injection", f"injection-alone-{number:02}", text, "instructions", form)
+
+
+def attacked(
+    tag: str, pair: Pair, form: str, lang: str, system: str
+) -> Iterator[dict[str, object]]:
+    """The two rows of a pair under the same system message; under none where it is empty."""
+    texts = (pair.sides[0].text, pair.sides[1].text)
+    for made in both("injection", tag, pair, form, texts):
+        made["meta"]["lang"] = lang  # type: ignore[index]
+        yield conversation(made, (("system", system),)) if system else made
 
 
 def encoded(how: str, text: str) -> str:
@@ -453,15 +599,22 @@ def long() -> Iterator[dict[str, object]]:
             yield harmless("long", f"long-{name}-task{number}", text, "task", "long")
 
 
-def conversation(made: dict[str, object], before: tuple[str, str]) -> dict[str, object]:
-    """The row with two turns in front of its request."""
-    turns = [("user", before[0]), ("assistant", before[1]), ("user", str(made["prompt"]))]
+def conversation(
+    made: dict[str, object], before: tuple[tuple[str, str], ...]
+) -> dict[str, object]:
+    """The row with turns (role, text) in front of its request."""
+    turns = [*before, ("user", str(made["prompt"]))]
     rest = {name: value for name, value in made.items() if name not in ("id", "prompt")}
     return {
         "id": made["id"],
         "messages": [{"role": role, "content": text} for role, text in turns],
         **rest,
     }
+
+
+def exchange(user: str, assistant: str) -> tuple[tuple[str, str], ...]:
+    """What was said before, as turns."""
+    return (("user", user), ("assistant", assistant))
 
 
 def turns() -> Iterator[dict[str, object]]:
@@ -471,10 +624,10 @@ def turns() -> Iterator[dict[str, object]]:
         user, assistant, unsafe, safe = (part.strip() for part in rest.split("||"))
         pair = read_pair(f"{unsafe} || {safe}", f"turns-{number:02}", *about.split())
         for made in both("turns", "w", pair, "turns", (pair.sides[0].text, pair.sides[1].text)):
-            yield conversation(made, (user, assistant))
+            yield conversation(made, exchange(user, assistant))
     for held in (False, True):
         for number, pair in enumerate(chosen("again", 10 if held else 30, held)):
-            asked = (short_requests(pair, "again")[0], NO[number % len(NO)])
+            asked = exchange(short_requests(pair, "again")[0], NO[number % len(NO)])
             texts = tuple(
                 AGAIN[number % len(AGAIN)].replace("{q}", q)
                 for q in short_requests(pair, "once more")
@@ -483,7 +636,7 @@ def turns() -> Iterator[dict[str, object]]:
                 yield conversation(made, asked)
         for number, pair in enumerate(chosen("talk", 8 if held else 24, held)):
             for made in both("turns", "talk", pair, "turns", short_requests(pair, "talk")):
-                yield conversation(made, SMALL_TALK[number % len(SMALL_TALK)])
+                yield conversation(made, exchange(*SMALL_TALK[number % len(SMALL_TALK)]))
 
 
 KINDS = {
@@ -493,6 +646,9 @@ KINDS = {
     "howto": howto,
     "general": general,
     "languages": languages,
+    "tongues": tongues,
+    "short": short,
+    "injection": injection,
     "wrapped": wrapped,
     "long": long,
     "turns": turns,
