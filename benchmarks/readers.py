@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from safeswitch.activations.reader import Reader
-from safeswitch.activations.record import prompt_text
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import Example, Message, ReadPoint
 from safeswitch.data.readers import read_examples
@@ -199,13 +198,17 @@ def extract_shard(
     ids = lm.encode(examples)
     starts = [turn_start(lm, e, row, extractor.frame) for e, row in zip(examples, ids, strict=True)]
     states: dict[str, Tensor] = {}
-    for batch in length_batches([len(row) for row in ids], lm.traits, batch_tokens=batch_tokens):
+    lengths = [len(row) for row in ids]
+    for batch in length_batches(
+        lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=batch_tokens
+    ):
         for kind, found in extractor.run([ids[i] for i in batch], [starts[i] for i in batch]).items():
             if kind not in states:
                 states[kind] = torch.zeros(len(part), *found.shape[1:], dtype=torch.float16)
             states[kind][torch.tensor(batch)] = found.half().cpu()
     told = [
-        {"set": name, "unsafe": e.unsafe, "text": prompt_text(e), "original": e.meta.get("reference", "")}
+        {"set": name, "unsafe": e.unsafe, "text": " ".join(m.content for m in e.messages),
+         "original": e.meta.get("reference", "")}
         for _, name, e in part
     ]
     save({"keys": [key for key, *_ in part], "rows": told, "states": states}, path)

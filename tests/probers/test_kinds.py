@@ -120,6 +120,17 @@ def test_every_source_weighs_the_same_within_its_class() -> None:
         source_weights(labels, sources[1:])
 
 
+def test_the_starter_set_is_one_source_of_a_fixed_fraction() -> None:
+    labels = torch.tensor([True] * 6 + [False] * 3)
+    unsafe = ("starter/pairs", "starter/pairs", "starter/turns", "mine", "mine", "yours")
+    weights = source_weights(labels, (*unsafe, "starter/pairs", "starter/general", "starter/turns"))
+    of_a_class = 9 / 2
+    expected = [0.7 / 3] * 3 + [0.15 / 2] * 2 + [0.15] + [1 / 3] * 3
+    torch.testing.assert_close(weights, of_a_class * torch.tensor(expected))
+    alone = source_weights(labels[2:8], ("a", "b", "b", "c", "starters", "d"))
+    torch.testing.assert_close(alone, 6 / 2 * torch.tensor([1, 0.5, 0.5, 1, 1.5, 1.5]) / 3)
+
+
 @pytest.mark.parametrize("blocks", [[], [0, 3], [3, 3], [2.5], "3", 3, [True]])
 def test_blocks_that_cannot_be_are_refused(blocks: Any) -> None:
     with pytest.raises(SettingError, match=r"blocks must be a list of one or more different whole numbers in \[1, 4096\]"):

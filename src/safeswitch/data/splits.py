@@ -16,6 +16,13 @@ from safeswitch.data.text import normalise
 DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.6, "validation": 0.2, "calibration": 0.2}
 HELD = "held"
 """Split of rows that nothing is fitted on."""
+STARTER = "starter"
+"""The starter set; its rows are of the sources ``starter/<kind>``."""
+
+
+def is_starter(source: str) -> bool:
+    """Whether a source is a kind of the starter set."""
+    return source.startswith(f"{STARTER}/")
 
 
 def grouped_split(
