@@ -41,11 +41,13 @@ from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import Example, Message, ReadPoint
 from safeswitch.data.readers import read_examples
+from safeswitch.data.splits import STARTER
 from safeswitch.data.text import normalise
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.probers.mlp import MLPProber
+from safeswitch.probers.split import source_weights
 
 Array = NDArray[Any]
 Fit = Callable[["Rows", Array, int], Array]
@@ -342,13 +344,11 @@ def near_duplicates(rows: Rows) -> Array:
 
 
 def sample_weights(rows: Rows, used: Array) -> Array:
-    """Weights ``[n]``, 0 outside ``used``: both classes weigh the same, and within a class every set."""
+    """Weights ``[n]``, 0 outside ``used``, that add up to 1: the product's, added files being the starter set."""
     weights = np.zeros(len(used))
-    for label in (True, False):
-        here = used & (rows.unsafe == label)
-        _, inverse, counts = np.unique(rows.names[here], return_inverse=True, return_counts=True)
-        each = 1.0 / counts[inverse]
-        weights[here] = 0.5 * each / each.sum()
+    sources = [f"{STARTER}/{name}" if name.startswith("+") else name for name in rows.names[used]]
+    found = source_weights(torch.as_tensor(rows.unsafe[used]), sources).numpy()
+    weights[used] = found / found.sum()
     return weights
 
 

@@ -147,8 +147,8 @@ def fit(
     pilot_from: Annotated[str, typer.Option(help="reply, or answer: counted from the end of a model's thinking.")] = "reply",
     reply_tokens: Annotated[int, typer.Option(min=1, help="Length of the replies that are judged, thinking included.")] = 32,
     readers: Annotated[
-        str, typer.Option(help="What stage 1 fuses, joined by commas: layers, window, text, steps.")
-    ] = "layers,window,text",
+        str, typer.Option(help="What stage 1 fuses, joined by commas: steps, layers, window, text.")
+    ] = "steps",
     calibrate: Annotated[
         str, typer.Option(help="Stage 1's threshold from: pooled requests, or sources left out.")
     ] = "pooled",

@@ -29,10 +29,11 @@ class FitSettings:
         pilot: Pilot tokens k before stage 2.
         pilot_from: Where they are counted from: the ``reply``'s first token, or that of the ``answer``, behind a reasoning
             model's thinking, which ``reply_tokens`` must then have room for.
-        readers: What stage 1 fuses: ``layers`` (average over layers at the prompt's end), ``window`` (token-wise over
-            the prompt's last tokens), ``text`` (word n-grams), ``steps`` (what blocks of the upper
-            two thirds add to the residual stream at the prompt's end, every source of requests
-            weighing the same).
+        readers: What stage 1 fuses: ``steps`` (what blocks of the upper two thirds add to the
+            residual stream at the prompt's end, weighed by source), ``layers`` (average over
+            layers at the prompt's end), ``window`` (token-wise over the prompt's last tokens),
+            ``text`` (word n-grams). On sets of requests that were left out of the fit, ``steps``
+            alone holds best.
         calibrate: What stage 1's threshold is set on: ``pooled``, the benign requests of the
             calibration part, which come from the sources that are fitted on; or ``sources``, each
             benign source while it is left out of the fit
@@ -59,7 +60,7 @@ class FitSettings:
     rule: Literal["auto", "and", "product"] = "auto"
     pilot: int = 3
     pilot_from: Literal["reply", "answer"] = "reply"
-    readers: tuple[str, ...] = ("layers", "window", "text")
+    readers: tuple[str, ...] = ("steps",)
     calibrate: Literal["pooled", "sources"] = "pooled"
     layers: tuple[int, ...] | None = None
     layer_count: int = 3
