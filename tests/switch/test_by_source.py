@@ -22,7 +22,7 @@ from safeswitch.switch import by_source
 from safeswitch.switch.by_source import MOST_FOLDS, calibrate_by_source, source_folds
 from safeswitch.switch.card import model_card
 from safeswitch.switch.fit_data import Observed, observe
-from safeswitch.switch.fit_gate import fit_points, step_blocks
+from safeswitch.switch.fit_gate import fit_points, stage1_spec, step_blocks
 from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.switch import Switch
 from tests.switch.made import engine, requests, settings, two_of_three
@@ -288,7 +288,8 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, Any], message: st
 
 
 def test_steps_are_read_at_ten_blocks_of_the_upper_two_thirds_and_never_at_the_last() -> None:
-    plain = FitSettings(readers=("steps",))
+    plain = FitSettings()
+    assert stage1_spec(3, (1, 2), plain) == {"kind": "steps", "blocks": (2,)}
     assert step_blocks(30, plain) == (11, 13, 15, 17, 19, 21, 23, 25, 27, 29)
     assert step_blocks(3, plain) == (2,)
     assert step_blocks(2, plain) == (1,)
