@@ -143,7 +143,7 @@ EXTRAS = {
     "inspect_ai": ("bridges/inspect", "cli/inspect_registry"), "fastapi": ("serving/",), "pydantic": ("serving/",),
     "pydantic_core": ("serving/",), "starlette": ("serving/",), "uvicorn": ("serving/",), "limits": ("serving/",),
     "opentelemetry": ("serving/",),
-    "peft": ("methods/",), "gguf": ("switch/",),
+    "peft": ("methods/", "models/load"), "gguf": ("switch/",),
     "jinja2": ("report/",), "PIL": ("models/vision",),
 }
 """Optional packages, and the only folders that may import each."""

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from safeswitch.cli.command import Group, add
+from safeswitch.cli.from_audit import from_audit
 from safeswitch.cli.options import BudgetOption, JsonOption, LabelOption, SeedOption
 from safeswitch.cli.screen import put, put_json
 from safeswitch.core.errors import SafeSwitchError, SettingError
@@ -223,3 +224,4 @@ add(data_app, list_rows, "list")
 add(data_app, show)
 add(data_app, export)
 add(data_app, check)
+add(data_app, from_audit, "from-audit")

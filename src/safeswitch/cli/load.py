@@ -48,6 +48,7 @@ def load_engine(
         revision=options.revision,
         chat_template=text,
         dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
         **extra,
     )
     lm.model_id = options.model

@@ -21,6 +21,7 @@ from safeswitch.cli.compare import compare
 from safeswitch.cli.data import data_app
 from safeswitch.cli.demo import demo
 from safeswitch.cli.eval import evaluate
+from safeswitch.cli.export import export
 from safeswitch.cli.fit import fit
 from safeswitch.cli.generate import generate
 from safeswitch.cli.harness import harness
@@ -29,6 +30,7 @@ from safeswitch.cli.keys import keys_app
 from safeswitch.cli.landscape import landscape
 from safeswitch.cli.nano import nano_app
 from safeswitch.cli.push import push
+from safeswitch.cli.real import real
 from safeswitch.cli.report import report
 from safeswitch.cli.screen import complain, say, take_any_text
 from safeswitch.cli.serve import serve
@@ -111,6 +113,7 @@ add(app, fit, panel=MAKE)
 add(app, inspect, panel=MAKE)
 add(app, adapted, panel=MAKE)
 add(app, push, panel=MAKE)
+add(app, export, panel=MAKE)
 app.add_typer(data_app, name="data", rich_help_panel=MAKE)
 add(app, chat, panel=USE)
 add(app, generate, panel=USE)
@@ -125,6 +128,7 @@ add(app, analyse, panel=MEASURE)
 add(app, landscape, panel=MEASURE)
 add(app, report, panel=MEASURE)
 add(app, demo, panel=BESIDE)
+add(app, real, panel=BESIDE)
 app.add_typer(nano_app, name="nano", rich_help_panel=BESIDE)
 add(app, version, panel=BESIDE)
 

@@ -56,7 +56,14 @@ BudgetOption = Annotated[
     float, typer.Option(help="False positive rate (FPR) that the gate may have, as 0.01.")
 ]
 ModelOption = Annotated[
-    str, typer.Option("--model", help="Model folder or hub id; 'nano' is the embedded model.")
+    str,
+    typer.Option(
+        "--model",
+        help="Hub id, model folder, PEFT adapter folder or GGUF file; 'nano' is the embedded model.",
+    ),
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
 ]
 RevisionOption = Annotated[str | None, typer.Option(help="Revision of the model on the hub.")]
 DtypeOption = Annotated[
@@ -112,6 +119,7 @@ class ModelOptions:
     dtype: DtypeOption = "auto"
     device_map: DeviceMapOption = None
     chat_template: TemplateOption = None
+    trust_remote_code: TrustOption = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from safeswitch.cli.options import (
     DtypeOption,
     RevisionOption,
     TemplateOption,
+    TrustOption,
 )
 from safeswitch.core.errors import SettingError
 
@@ -91,6 +92,7 @@ def _command(name: str) -> Command:
         device_map: DeviceMapOption = None,
         revision: RevisionOption = None,
         chat_template: TemplateOption = None,
+        trust_remote_code: TrustOption = False,
     ) -> Any:
         """Flags of the transformers engine, behind those of safeswitch serve."""
         settings = TransformersSettings(
@@ -102,7 +104,8 @@ def _command(name: str) -> Command:
             tls=_tls(ssl_keyfile, ssl_certfile),
             allowed_origins=_origins(allowed_origins),
         )
-        load = {"dtype": dtype, "device_map": device_map, "revision": revision}
+        load: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
+        load["trust_remote_code"] = trust_remote_code or None
         return settings, {**load, "chat_template": read_template(chat_template)}
 
     return _parser(flags)

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from safeswitch.core.errors import ModelError
@@ -33,7 +34,9 @@ def fingerprint(model: PreTrainedModel) -> str:
     return _digest(loaded_parameters(model))
 
 
-def fingerprint_of_files(model: str | Path, revision: str | None = None) -> str:
+def fingerprint_of_files(
+    model: str | Path, revision: str | None = None, *, trust_remote_code: bool = False
+) -> str:
     """The :func:`fingerprint` of a model folder or hub id in the cache, read from its files one tensor at a time.
 
     For engines that keep weights in another arrangement than ``transformers``.
@@ -49,7 +52,8 @@ def fingerprint_of_files(model: str | Path, revision: str | None = None) -> str:
         opened: Any = safe_open(file, framework="pt")
         holders.update(dict.fromkeys(opened.keys(), opened))
     with torch.device("meta"):
-        empty = _empty(AutoConfig.from_pretrained(folder))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        empty = _empty(config, trust_remote_code)
     parameters = list(loaded_parameters(empty))
     names: dict[int, list[str]] = {}
     for name, parameter in parameters:
@@ -65,9 +69,12 @@ def fingerprint_of_files(model: str | Path, revision: str | None = None) -> str:
     return _digest(tensors())
 
 
-def _empty(config: Any) -> PreTrainedModel:
+def _empty(config: Any, trust_remote_code: bool) -> PreTrainedModel:
     kind = AutoModelForImageTextToText if loads_with_vision(config) else AutoModelForCausalLM
-    return kind.from_config(config)  # type: ignore[no-any-return,no-untyped-call]
+    made: PreTrainedModel = kind.from_config(  # type: ignore[no-untyped-call]
+        config, trust_remote_code=trust_remote_code
+    )
+    return made
 
 
 def loads_with_vision(config: Any) -> bool:
@@ -78,9 +85,14 @@ def loads_with_vision(config: Any) -> bool:
 def _digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, parameter in parameters:
-        flat = parameter.detach().reshape(-1)
+        flat = _plain(parameter.detach()).reshape(-1)
         step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
         sample = flat[::step][:_SAMPLES_PER_TENSOR].to("cpu", torch.float32).contiguous()
         digest.update(f"{name}:{tuple(parameter.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The values of a tensor that keeps them in parts, as torchao's do, and knows no views."""
+    return tensor.dequantize() if is_traceable_wrapper_subclass(tensor) else tensor
