@@ -129,7 +129,7 @@ EXTRAS = {
     "inspect_ai": ("evaluation/inspect_bridge", "cli/inspect_registry"), "fastapi": ("serving/",), "pydantic": ("serving/",),
     "pydantic_core": ("serving/",), "starlette": ("serving/",), "uvicorn": ("serving/",), "limits": ("serving/",),
     "opentelemetry": ("serving/",),
-    "peft": ("methods/",), "gguf": ("switch/",),
+    "peft": ("methods/", "models/load"), "gguf": ("switch/",),
     "jinja2": ("evaluation/report",), "PIL": ("models/vision",),
 }
 """Optional packages, and the only folders that may import each."""

@@ -162,7 +162,7 @@ def test_a_missing_package_or_too_little_memory_is_an_error_with_the_reason(
         raise error
 
     tiny_model("llama").config.save_pretrained(tmp_path)
-    monkeypatch.setattr("safeswitch.models.language_model.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr("safeswitch.models.load.AutoModelForCausalLM.from_pretrained", fail)
     with pytest.raises(ModelError, match=str(error)):
         LanguageModel.load(tmp_path)
 

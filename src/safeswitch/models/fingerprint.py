@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from safeswitch.core.errors import ModelError
@@ -78,9 +79,14 @@ def loads_with_vision(config: Any) -> bool:
 def _digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, parameter in parameters:
-        flat = parameter.detach().reshape(-1)
+        flat = _plain(parameter.detach()).reshape(-1)
         step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
         sample = flat[::step][:_SAMPLES_PER_TENSOR].to("cpu", torch.float32).contiguous()
         digest.update(f"{name}:{tuple(parameter.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The values of a tensor that keeps them in parts (torchao's quantised ones), which knows no other views."""
+    return tensor.dequantize() if is_traceable_wrapper_subclass(tensor) else tensor

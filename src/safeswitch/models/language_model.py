@@ -14,23 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers.decoders import ByteLevel
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from safeswitch.core.errors import DataError, ModelError, SettingError
+from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.types import Message, Prompt
 from safeswitch.models.chat import ChatEncoder
-from safeswitch.models.fingerprint import fingerprint, loads_with_vision
+from safeswitch.models.fingerprint import fingerprint
+from safeswitch.models.load import find_source, load_parts
 from safeswitch.models.locate import Parts, locate
 from safeswitch.models.offload import compute_device
 from safeswitch.models.prompt_text import PromptText
@@ -90,28 +82,33 @@ class LanguageModel:
         thinking: tuple[str, str] | None = None,
         **kwargs: Any,
     ) -> LanguageModel:
-        """Load a hub id or a local folder; ``kwargs`` (``dtype``, ``device_map``, ``quantization_config``, ...) go to the
-        model's ``from_pretrained``. A vision-language model whose processor cannot be loaded takes text alone.
+        """Load what ``model`` names: hub id, folder, PEFT adapter (merged into its base) or GGUF file (dequantised).
+
+        A vision-language model whose processor cannot be loaded takes text alone.
+
+        Args:
+            model: See :data:`safeswitch.models.load.ALLOWED`.
+            revision: Hub revision; of an adapter, the adapter's own.
+            token: For gated models of the hub.
+            cache_dir: Where the hub's files are kept.
+            chat_template: See the class.
+            trust_remote_code: Run the code that comes with a model.
+            thinking: See the class.
+            kwargs: For the model's ``from_pretrained``: ``dtype``, ``device_map``, ``quantization_config``, ...
 
         Raises:
-            ModelError: nothing loadable there, or weights that are damaged or do not fit on the device.
+            ModelError: a format that cannot be loaded, nothing loadable there, or weights that are damaged or do not fit
+                on the device.
         """
-        shared = {
-            "revision": revision, "token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code,
-        }
-        try:
-            config = AutoConfig.from_pretrained(str(model), **shared)
-            sees = loads_with_vision(config)
-            kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-            loaded = kind.from_pretrained(str(model), **shared, **kwargs)
-            tokenizer = AutoTokenizer.from_pretrained(str(model), **shared)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ModelError(f"cannot load a causal language model from {str(model)!r}: {reason}") from error
-        processor, reason = _processor(str(model), shared) if sees else (None, "it reads text only")
+        shared: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        source = find_source(model, **shared)
+        shared["trust_remote_code"] = trust_remote_code
+        parts = load_parts(source, shared, **kwargs)
+        sees = parts.home is not None
+        processor, reason = _processor(str(parts.home), shared) if sees else (None, "it reads text only")
         return cls(
-            loaded, tokenizer, model_id=str(model), revision=revision, chat_template=chat_template, thinking=thinking,
-            processor=processor, no_images=reason,
+            parts.model, parts.tokenizer, model_id=str(model), revision=revision, chat_template=chat_template,
+            thinking=thinking, processor=processor, no_images=reason,
         )
 
     @property
