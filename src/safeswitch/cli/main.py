@@ -42,6 +42,7 @@ from safeswitch.cli.options import (
     TokensOption,
     TopPOption,
 )
+from safeswitch.cli.real import real
 from safeswitch.cli.report import report
 from safeswitch.cli.screen import bar, complain, put, put_json, put_markdown, say, take_any_text
 from safeswitch.cli.serve import serve
@@ -295,6 +296,7 @@ app.command()(attack)
 app.command()(analyse)
 app.command()(landscape)
 app.command()(report)
+app.command()(real)
 
 
 @app.command()

@@ -140,7 +140,7 @@ def load_suite(asked: Asked, say: Say) -> tuple[list[Loaded], dict[str, str]]:
         except MissingError as error:
             missing[benchmark.name] = str(error)
             say(f"MISSING: {error}")
-    if not loaded:
+    if missing and not loaded:
         raise DataError(f"suite {asked.suite!r}: none of its {len(missing)} benchmarks is at hand; give --data or --hub")
     return loaded, missing
 
