@@ -26,7 +26,7 @@ def real(
     ] = None,
     requests: Annotated[int, typer.Option(min=50, help="Measured requests in all, shared among the suites.")] = 600,
     per_kind: Annotated[
-        int, typer.Option(min=60, help="Most fitting rows of each kind of the starter set.")
+        int, typer.Option(min=100, help="Most fitting rows of each kind of the starter set.")
     ] = 150,
     seed: SeedOption = 0,
 ) -> None:
