@@ -14,7 +14,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def load_engine(
     model: str, revision: str | None, dtype: str, device_map: str | None, template: str | None, batch_size: int = 32,
-    allow_other_model: bool = False,
+    allow_other_model: bool = False, trust_remote_code: bool = False,
 ) -> Any:
     """A transformers engine over the model that ``--model`` names."""
     from safeswitch.engines.transformers_engine import TransformersEngine
@@ -25,7 +25,9 @@ def load_engine(
     text = read_template(template)
     no_bars_in_a_file()
     extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
-    lm = LanguageModel.load(model_folder(model), revision=revision, chat_template=text, dtype=dtype, **extra)
+    lm = LanguageModel.load(
+        model_folder(model), revision=revision, chat_template=text, dtype=dtype, trust_remote_code=trust_remote_code, **extra
+    )
     lm.model_id = model
     return TransformersEngine(lm, batch_size=batch_size, allow_other_model=allow_other_model)
 

@@ -20,6 +20,7 @@ from safeswitch.cli.adapted import adapted
 from safeswitch.cli.attack import attack
 from safeswitch.cli.bench import compare, evaluate, harness
 from safeswitch.cli.data import data_app
+from safeswitch.cli.export import export
 from safeswitch.cli.inquire import analyse, landscape
 from safeswitch.cli.load import load_collector, load_engine, load_switch
 from safeswitch.cli.operate import audit_app, keys_app
@@ -297,6 +298,7 @@ app.command()(analyse)
 app.command()(landscape)
 app.command()(report)
 app.command()(real)
+app.command()(export)
 
 
 @app.command()

@@ -9,7 +9,16 @@ import typer
 
 from safeswitch.core.errors import SettingError
 
-ModelOption = Annotated[str, typer.Option("--model", help="Model folder or hub id; 'nano' is the embedded model.")]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="Hub id, model folder, PEFT adapter folder or GGUF file; 'nano' is the embedded model.",
+    ),
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
+]
 SwitchOption = Annotated[
     str | None,
     typer.Option("--switch", help="Switch folder or hub id; 'nano' is the embedded model's own; none: the untouched model."),

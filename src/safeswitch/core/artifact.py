@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,33 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, mode: int = 0o6
     finally:
         if temporary is not None and temporary.exists():
             temporary.unlink()
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its place when the block has ended well, and is gone otherwise.
+
+    Args:
+        folder: Absent or empty.
+
+    Raises:
+        ArtifactError: it holds something, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(f"cannot write {folder}: it is there already; name one that is absent or empty")
+    check_writable(folder)
+    staged: Path | None = None
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
+        yield staged
+        staged.chmod(0o755)
+        staged.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"cannot write {folder}: {error}; nothing was written there") from error
+    finally:
+        if staged is not None and staged.exists():
+            shutil.rmtree(staged)
 
 
 def check_writable(folder: Path) -> None:

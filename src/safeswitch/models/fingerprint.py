@@ -34,7 +34,9 @@ def fingerprint(model: PreTrainedModel) -> str:
     return _digest(loaded_parameters(model))
 
 
-def fingerprint_of_files(model: str | Path, revision: str | None = None) -> str:
+def fingerprint_of_files(
+    model: str | Path, revision: str | None = None, *, trust_remote_code: bool = False
+) -> str:
     """The :func:`fingerprint` of a model folder or hub id in the cache, read from its files one tensor at a time.
 
     For engines that keep weights in another arrangement than ``transformers``.
@@ -50,7 +52,7 @@ def fingerprint_of_files(model: str | Path, revision: str | None = None) -> str:
         opened: Any = safe_open(file, framework="pt")
         holders.update(dict.fromkeys(opened.keys(), opened))
     with torch.device("meta"):
-        empty = _empty(AutoConfig.from_pretrained(folder))
+        empty = _empty(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), trust_remote_code)
     parameters = list(loaded_parameters(empty))
     names: dict[int, list[str]] = {}
     for name, parameter in parameters:
@@ -66,9 +68,9 @@ def fingerprint_of_files(model: str | Path, revision: str | None = None) -> str:
     return _digest(tensors())
 
 
-def _empty(config: Any) -> PreTrainedModel:
+def _empty(config: Any, trust_remote_code: bool) -> PreTrainedModel:
     kind = AutoModelForImageTextToText if loads_with_vision(config) else AutoModelForCausalLM
-    return kind.from_config(config)  # type: ignore[no-any-return,no-untyped-call]
+    return kind.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def loads_with_vision(config: Any) -> bool:

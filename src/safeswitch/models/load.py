@@ -124,6 +124,20 @@ def find_source(model: str | Path, **shared: Any) -> Source:
     return _of_hub(name, shared)
 
 
+def check_for_vllm(model: str | Path) -> None:
+    """Refuse what vLLM's guard cannot read the weights of, with the command that makes a folder of it.
+
+    Raises:
+        ModelError: a GGUF file or a PEFT adapter, or a format that nothing here loads.
+    """
+    source = find_source(model)
+    if source.kind in ("gguf", "adapter"):
+        raise ModelError(
+            f"vLLM is given a folder or hub id of weights, and {str(model)!r} is {source.told}: make one with "
+            f"`safeswitch export --model {model} --out FOLDER`, and give --model FOLDER"
+        )
+
+
 def load_parts(source: Source, shared: Mapping[str, Any], **options: Any) -> Parts:
     """Load a model and its tokenizer.
 

@@ -153,6 +153,7 @@ def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, 
     parser.add_argument("--device-map")
     parser.add_argument("--revision")
     parser.add_argument("--chat-template", help="Jinja template file, or 'plain' for base models; default: the tokenizer's")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the model")
     given = parser.parse_args(list(flags))
     if (given.ssl_keyfile is None) != (given.ssl_certfile is None):
         parser.error("--ssl-keyfile and --ssl-certfile belong together")
@@ -161,7 +162,7 @@ def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, 
         allowed_origins=given.allowed_origins, batching=BatchSettings(given.batch_size, given.max_wait_ms, given.queue),
         tls=(given.ssl_keyfile, given.ssl_certfile) if given.ssl_keyfile is not None else None,
     )
-    load = {name: getattr(given, name) for name in ("dtype", "device_map", "revision")}
+    load = {name: getattr(given, name) for name in ("dtype", "device_map", "revision", "trust_remote_code")}
     load["chat_template"] = read_template(given.chat_template)
     return settings, {name: value for name, value in load.items() if value is not None}
 

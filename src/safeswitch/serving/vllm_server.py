@@ -16,6 +16,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from safeswitch.core.errors import SettingError
 from safeswitch.engines.vllm.settings import KEY, GuardSettings, engine_flags, prefer_v1_runner
+from safeswitch.models.load import check_for_vllm
 from safeswitch.serving.settings import ServerSettings
 
 MIDDLEWARE = "safeswitch.serving.vllm_plugin.SafeSwitchMiddleware"
@@ -31,13 +32,16 @@ def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> l
 
     Raises:
         SettingError: a flag that would take the guard out.
+        ModelError: a GGUF file or an adapter.
     """
     for flag in flags:
         if flag.split("=")[0].replace("_", "-") in OWN_FLAGS:
             raise SettingError(f"safeswitch serve: {flag.split('=')[0]} cannot be given; the guard needs it")
+    check_for_vllm(model)
     flags, additional = _additional(list(flags))
-    own = engine_flags(guard, list(AutoConfig.from_pretrained(model).architectures or []))
     given = {flag.split("=")[0].replace("_", "-") for flag in flags}
+    config = AutoConfig.from_pretrained(model, trust_remote_code="--trust-remote-code" in given)
+    own = engine_flags(guard, list(config.architectures or []))
     grace = [] if "--shutdown-timeout" in given else ["--shutdown-timeout", GRACE]
     host = [] if given & {"--host", "--uds"} else ["--host", "127.0.0.1"]
     return [

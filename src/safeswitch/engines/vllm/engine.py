@@ -27,6 +27,7 @@ from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.vllm.install import install
 from safeswitch.engines.vllm.settings import GuardSettings, engine_flags, prefer_v1_runner
 from safeswitch.models.chat import ChatEncoder
+from safeswitch.models.load import check_for_vllm
 from safeswitch.switch.switch import Switch
 
 
@@ -45,6 +46,7 @@ class VLLMEngine(Engine):
     Raises:
         SettingError: an engine or a bundle in which the guard would not be at work.
         FingerprintError: a bundle of another model.
+        ModelError: a GGUF file or an adapter.
     """
 
     def __init__(
@@ -57,19 +59,22 @@ class VLLMEngine(Engine):
         chat_template: str | None = None,
         **engine_args: Any,
     ) -> None:
+        check_for_vllm(model)
         install()
         self._folder = tempfile.TemporaryDirectory(prefix="safeswitch-")
         if isinstance(switch, Switch):
             switch.save_pretrained(Path(self._folder.name) / "switch")
             switch = Path(self._folder.name) / "switch"
         flags: dict[str, Any] = dict(engine_args)
+        trusted = bool(engine_args.get("trust_remote_code", False))
         if switch is not None:
             prefer_v1_runner()
             given = switch if isinstance(switch, GuardSettings) else None
             settings = given or GuardSettings({"default": str(Path(str(switch)).absolute())}, policy, allow_other_model)
-            own = engine_flags(settings, list(AutoConfig.from_pretrained(str(model)).architectures or []))
+            config = AutoConfig.from_pretrained(str(model), trust_remote_code=trusted)
+            own = engine_flags(settings, list(config.architectures or []))
             flags |= own | {"additional_config": {**engine_args.get("additional_config", {}), **own["additional_config"]}}
-        self.tokenizer = AutoTokenizer.from_pretrained(str(model))
+        self.tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trusted)
         self._chat = ChatEncoder(self.tokenizer, str(model), chat_template)
         self._guards = switch is not None and not (isinstance(switch, GuardSettings) and switch.record)
         self._ids = itertools.count()

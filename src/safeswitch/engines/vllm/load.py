@@ -61,7 +61,9 @@ def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]
         SettingError: a bundle that vLLM cannot run.
     """
     config = vllm_config.model_config
-    print_of = None if settings.allow_other_model else fingerprint_of_files(config.model, config.revision)
+    print_of = None if settings.allow_other_model else fingerprint_of_files(
+        config.model, config.revision, trust_remote_code=config.trust_remote_code
+    )
     text_config = config.hf_text_config
     tenants = {}
     for name, folder in settings.bundles.items():
