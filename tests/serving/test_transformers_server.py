@@ -615,6 +615,7 @@ def test_flags_become_settings() -> None:
     settings, load = parse_flags(["--port", "9", "--batch-size", "4", "--max-wait-ms", "2.5", "--dtype", "float32"], "m")
     assert (settings.host, settings.port, settings.name, settings.batching) == ("127.0.0.1", 9, "m", BatchSettings(4, 2.5))
     assert load == {"dtype": "float32"}
+    assert parse_flags(["--trust-remote-code"], "m")[1] == {"dtype": "auto", "trust_remote_code": True}
     assert parse_flags(["--allowed-origins", '["https://a.example"]'], "m")[0].allowed_origins == ("https://a.example",)
     assert settings.allowed_origins == ()
     for wrong in (["--enforce-eager"], ["--port", "x"], ["--batch-size", "0"], ["--ssl-keyfile", "k"], ["--port", "70000"],

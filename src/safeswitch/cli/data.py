@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from safeswitch.cli.from_audit import from_audit
 from safeswitch.cli.options import JsonOption, SeedOption
 from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.types import LABELS, Example
@@ -25,6 +26,7 @@ data_app = typer.Typer(
     no_args_is_help=True,
     help="The starter set that ships with the package, and checks of your own data.",
 )
+data_app.command("from-audit")(from_audit)
 _SHOWN = 5
 _FIELDS: dict[str, Callable[[Example], str]] = {
     "kind": starter.kind,

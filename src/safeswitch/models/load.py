@@ -159,6 +159,31 @@ def load_parts(source: Source, shared: Mapping[str, Any], **options: Any) -> Par
         raise ModelError(_why(source, error)) from error
 
 
+def load_tokenizer(source: Source, shared: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone, see :func:`load_parts`.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    try:
+        if source.base is not None:
+            return _own_tokenizer(source.name, shared) or load_tokenizer(source.base, {**shared, "revision": None})
+        return _tokenizer(source, shared)
+    except ModelError:
+        raise
+    except Exception as error:  # see load_parts
+        raise ModelError(_why(source, error)) from error
+
+
+def _tokenizer(source: Source, shared: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    where = dict(shared)
+    if source.file is not None:
+        _needs("gguf", "GGUF files")
+        where["gguf_file"] = source.file
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name, **where)
+    return found
+
+
 def _plain(source: Source, shared: Mapping[str, Any], options: Mapping[str, Any]) -> Parts:
     where = dict(shared)
     given = dict(options)
@@ -170,7 +195,7 @@ def _plain(source: Source, shared: Mapping[str, Any], options: Mapping[str, Any]
     sees = loads_with_vision(config)
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     model = kind.from_pretrained(source.name, **where, **given)
-    tokenizer = AutoTokenizer.from_pretrained(source.name, **where)
+    tokenizer = _tokenizer(source, shared)
     if source.file is not None:
         _forget_gguf(model)
     return Parts(model, tokenizer, source.name if sees else None)

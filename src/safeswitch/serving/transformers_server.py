@@ -162,7 +162,8 @@ def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, 
         allowed_origins=given.allowed_origins, batching=BatchSettings(given.batch_size, given.max_wait_ms, given.queue),
         tls=(given.ssl_keyfile, given.ssl_certfile) if given.ssl_keyfile is not None else None,
     )
-    load = {name: getattr(given, name) for name in ("dtype", "device_map", "revision", "trust_remote_code")}
+    load = {name: getattr(given, name) for name in ("dtype", "device_map", "revision")}
+    load["trust_remote_code"] = given.trust_remote_code or None
     load["chat_template"] = read_template(given.chat_template)
     return settings, {name: value for name, value in load.items() if value is not None}
 
