@@ -105,6 +105,16 @@ def test_an_adapter_is_merged_into_its_base(tmp_path: Path) -> None:
     assert lm.encode(["hi"]) == tiny_lm().encode(["hi"])
 
 
+def test_a_whole_model_and_an_adapter_in_one_folder_are_not_guessed_about(tmp_path: Path) -> None:
+    base, both = saved(tmp_path / "base"), tmp_path / "both"
+    want = adapter(tmp_path / "base", both)
+    base.config.save_pretrained(both)
+    torch.testing.assert_close(logits(LanguageModel.load(both).model), want)
+    base.save_pretrained(both)
+    with pytest.raises(ModelError, match="holds a whole model and an adapter, and which is meant cannot be told"):
+        LanguageModel.load(both)
+
+
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 def test_an_adapter_with_tokens_of_its_own_makes_room_for_them(tmp_path: Path) -> None:
     saved(tmp_path / "base")

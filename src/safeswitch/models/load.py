@@ -37,6 +37,8 @@ ALLOWED = (
 )
 
 _ADAPTER, _CONFIG, _GGUF = "adapter_config.json", "config.json", ".gguf"
+_WEIGHTS = ("model.", "model-", "pytorch_model.", "pytorch_model-")
+"""How files of a whole model's weights begin; an adapter's are called adapter_model."""
 _FORMATS: Mapping[str, str] = {
     _GGUF: "GGUF",
     ".safetensors": "safetensors",
@@ -248,10 +250,16 @@ def _own_tokenizer(adapter: str, shared: Mapping[str, Any]) -> PreTrainedTokeniz
 
 
 def _of_folder(folder: Path, shared: Mapping[str, Any]) -> Source:
-    if (folder / _CONFIG).is_file():
-        return Source("folder", str(folder))
+    whole = (folder / _CONFIG).is_file()
     if (folder / _ADAPTER).is_file():
+        if whole and any(path.name.startswith(_WEIGHTS) for path in folder.iterdir()):
+            raise ModelError(
+                f"cannot load {str(folder)!r}: it holds a whole model and an adapter, and which is meant cannot be told; "
+                f"move {_ADAPTER} elsewhere if the adapter is merged, else give the adapter a folder of its own"
+            )
         return Source("adapter", str(folder), base=_base(folder / _ADAPTER, shared))
+    if whole:
+        return Source("folder", str(folder))
     ggufs = sorted(path.name for path in folder.iterdir() if path.suffix.lower() == _GGUF)
     if ggufs:
         raise ModelError(
