@@ -24,10 +24,10 @@ def real(
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder of public sets, JSONL with labels; none: the starter set alone.")
     ] = None,
-    requests: Annotated[int, typer.Option(min=50, help="Measured requests in all, shared among the suites.")] = 600,
+    requests: Annotated[int, typer.Option(min=50, help="Measured requests in all, shared among the suites.")] = 480,
     per_kind: Annotated[
         int, typer.Option(min=100, help="Most fitting rows of each kind of the starter set.")
-    ] = 150,
+    ] = 120,
     seed: SeedOption = 0,
 ) -> None:
     """The whole job on a real model: fit without data, compare, one table and one picture.

@@ -58,9 +58,9 @@ TITLES: Mapping[str, str] = {
 }
 JUDGE = "rules"
 REPLY_TOKENS = 24
-PER_SOURCE = 150
+PER_SOURCE = 120
 """Most fitting rows of a kind of the starter set."""
-REQUESTS = 600
+REQUESTS = 480
 """Measured requests in all, shared evenly among the suites."""
 _FEW = 10
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {"prompt": {"requests": 16}}
@@ -129,7 +129,7 @@ def real_settings(seed: int = 0) -> FitSettings:
     Rank 1 does not suffice on such a model; 4 is the largest that a fit tries by default.
     """
     head = HeadSettings(ranks=(4,), epochs=8, patience=2, seed=seed)
-    return FitSettings(seed=seed, reply_tokens=REPLY_TOKENS, head=head, head_examples=160)
+    return FitSettings(seed=seed, reply_tokens=REPLY_TOKENS, head=head, head_examples=120)
 
 
 def paper_settings(settings: FitSettings) -> FitSettings:
