@@ -92,6 +92,21 @@ def test_flags_that_would_take_the_guard_out_are_refused_and_the_host_is_local()
     assert "127.0.0.1" not in serve_arguments(str(weights_path()), guard, ["--host", "0.0.0.0"])
 
 
+def test_server_and_engine_refuse_a_gguf_file_and_name_the_command_that_makes_a_folder_of_it(tmp_path: Path) -> None:
+    from safeswitch.core.errors import ModelError
+    from safeswitch.engines.vllm.engine import VLLMEngine
+    from safeswitch.engines.vllm.settings import GuardSettings
+    from safeswitch.serving.vllm_server import serve_arguments
+
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    command = r"safeswitch export --model .*m\.gguf --out FOLDER"
+    with pytest.raises(ModelError, match=command):
+        serve_arguments(str(file), GuardSettings({"default": str(switch_path())}), [])
+    with pytest.raises(ModelError, match=command):
+        VLLMEngine(file, str(switch_path()))
+
+
 def body(example: Example, **more: Any) -> dict[str, Any]:
     turns = [{"role": m.role, "content": m.content} for m in example.messages]
     return {"model": "nano", "messages": turns, "max_tokens": NEW, "temperature": 0.0, **more}
