@@ -39,7 +39,7 @@ $(VENV)/.vllm: $(VENV)/.dev dev/vllm_cpu.py
 demo: $(VENV)/.demo  ## the whole job on the embedded model: build/demo/{results.json,table.md,picture.png}
 	$(BIN)/safeswitch demo --out build/demo
 
-real: $(VENV)/.real  ## the same on a small real model from the package index: build/real/; DATA=FOLDER adds public sets
+real: $(VENV)/.real  ## the same on a small real model: build/real/; DATA=FOLDER adds public sets
 	$(BIN)/safeswitch real --out build/real $(if $(DATA),--data $(DATA))
 
 serve: $(VENV)/.server  ## the guarded server on the embedded model, http://127.0.0.1:8000/v1

@@ -16,9 +16,16 @@ def record(i: int, score: float | None, **more: Any) -> dict[str, Any]:
     """An observed request as the database gives it."""
     scores = {} if score is None else {"stage1": score}
     return {
-        "request_id": f"r{i}", "choice": 0, "policy": "observe", "fired": False, "error": None, "text": f"text {i}",
-        "scores": json.dumps(scores), "thresholds": json.dumps({"stage1": 0.5, "stage2": 0.3}), **more,
-    }  # fmt: skip
+        "request_id": f"r{i}",
+        "choice": 0,
+        "policy": "observe",
+        "fired": False,
+        "error": None,
+        "text": f"text {i}",
+        "scores": json.dumps(scores),
+        "thresholds": json.dumps({"stage1": 0.5, "stage2": 0.3}),
+        **more,
+    }
 
 
 def turns(text: str) -> tuple[Message, ...] | None:
@@ -29,7 +36,16 @@ def test_the_nearest_to_the_threshold_go_apart_without_a_label() -> None:
     scores = [0.01, 0.44, 0.02, 0.03, 0.49, 0.05, 0.06, 0.07, 0.08, 0.09]
     found = from_audit([record(i, score) for i, score in enumerate(scores)], turns, review=0.2)
     assert [e.id for e in found.review] == ["r4-0", "r1-0"]
-    assert [e.id for e in found.safe] == ["r0-0", "r2-0", "r3-0", "r5-0", "r6-0", "r7-0", "r8-0", "r9-0"]
+    assert [e.id for e in found.safe] == [
+        "r0-0",
+        "r2-0",
+        "r3-0",
+        "r5-0",
+        "r6-0",
+        "r7-0",
+        "r8-0",
+        "r9-0",
+    ]
     assert {e.label for e in found.safe} == {"safe"}
     assert {e.label for e in found.review} == {""}
     assert found.review[0].meta == {"why": "near the threshold", "above": "-0.0100"}
@@ -37,17 +53,27 @@ def test_the_nearest_to_the_threshold_go_apart_without_a_label() -> None:
 
 def test_what_fired_or_could_not_be_scored_is_always_for_review() -> None:
     rows = [
-        record(0, 0.9, fired=True), record(1, 0.1, error="NaN"), record(2, None), record(3, 0.1), record(4, 0.0),
-    ]  # fmt: skip
+        record(0, 0.9, fired=True),
+        record(1, 0.1, error="NaN"),
+        record(2, None),
+        record(3, 0.1),
+        record(4, 0.0),
+    ]
     found = from_audit(rows, turns, review=0.0)
     assert [(e.id, e.meta["why"]) for e in found.review] == [
-        ("r0-0", "fired"), ("r1-0", "could not be scored"), ("r2-0", "could not be scored")
+        ("r0-0", "fired"),
+        ("r1-0", "could not be scored"),
+        ("r2-0", "could not be scored"),
     ]
     assert [e.id for e in found.safe] == ["r3-0", "r4-0"]
 
 
 def test_a_text_that_fired_once_is_not_safe_because_it_came_again() -> None:
-    rows = [record(0, 0.1, text="same"), record(1, 0.9, text="same", fired=True), record(2, 0.1, text="same")]
+    rows = [
+        record(0, 0.1, text="same"),
+        record(1, 0.9, text="same", fired=True),
+        record(2, 0.1, text="same"),
+    ]
     found = from_audit([*rows, record(3, 0.1)], turns, review=0.0)
     assert [e.id for e in found.review] == ["r1-0"]
     assert [e.id for e in found.safe] == ["r3-0"]
@@ -56,11 +82,21 @@ def test_a_text_that_fired_once_is_not_safe_because_it_came_again() -> None:
 
 def test_records_of_which_no_row_can_be_made_are_counted_by_reason() -> None:
     rows = [
-        record(0, 0.1), record(1, 0.1, policy="enforce"), record(2, 0.1, text=None), record(3, 0.1, text="odd"),
-    ]  # fmt: skip
+        record(0, 0.1),
+        record(1, 0.1, policy="enforce"),
+        record(2, 0.1, text=None),
+        record(3, 0.1, text="odd"),
+    ]
     found = from_audit(rows, turns, review=0.0)
-    assert found.left == {"not observed, but enforced or off": 1, "without text": 1, "turns cannot be told": 1}
-    with pytest.raises(DataError, match=r"no recorded request can be used \(without text: 1\); serve with --policy obs"):
+    assert found.left == {
+        "not observed, but enforced or off": 1,
+        "without text": 1,
+        "turns cannot be told": 1,
+    }
+    with pytest.raises(
+        DataError,
+        match=r"no recorded request can be used \(without text: 1\); serve with --policy obs",
+    ):
         from_audit([record(2, 0.1, text=None)], turns)
 
 

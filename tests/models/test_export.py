@@ -41,7 +41,9 @@ def test_another_chat_template_goes_with_the_model(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("x")
-    with pytest.raises(ArtifactError, match="it is there already; name one that is absent or empty"):
+    with pytest.raises(
+        ArtifactError, match="it is there already; name one that is absent or empty"
+    ):
         export_model(tiny_lm(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
@@ -53,12 +55,16 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("No space left on device")
 
     monkeypatch.setattr(lm.tokenizer, "save_pretrained", full)
-    with pytest.raises(ArtifactError, match=r"cannot write .*No space left on device; nothing was written there"):
+    with pytest.raises(
+        ArtifactError, match=r"cannot write .*No space left on device; nothing was written there"
+    ):
         export_model(lm, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_comes_out_as_another_model_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_comes_out_as_another_model_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm, other = tiny_lm(), tiny_lm(seed=1)
     monkeypatch.setattr(lm.model, "save_pretrained", other.model.save_pretrained)
     with pytest.raises(ArtifactError, match="would hold another model"):
@@ -74,7 +80,9 @@ def test_quantised_weights_are_not_written_as_plain_ones(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_vllm_is_refused_a_gguf_file_and_an_adapter_with_the_command_that_helps(tmp_path: Path) -> None:
+def test_vllm_is_refused_a_gguf_file_and_an_adapter_with_the_command_that_helps(
+    tmp_path: Path,
+) -> None:
     saved(tmp_path / "base")
     adapter(tmp_path / "base", tmp_path / "adapter")
     (tmp_path / "m.gguf").write_bytes(b"GGUF")

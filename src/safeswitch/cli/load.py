@@ -26,7 +26,8 @@ def load_engine(
     no_bars_in_a_file()
     extra: dict[str, Any] = {"device_map": device_map} if device_map else {}
     lm = LanguageModel.load(
-        model_folder(model), revision=revision, chat_template=text, dtype=dtype, trust_remote_code=trust_remote_code, **extra
+        model_folder(model), revision=revision, chat_template=text, dtype=dtype,
+        trust_remote_code=trust_remote_code, **extra,
     )
     lm.model_id = model
     return TransformersEngine(lm, batch_size=batch_size, allow_other_model=allow_other_model)

@@ -19,12 +19,19 @@ def real(
     ] = Path("build/real"),
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Another model; default: SmolLM2-135M-Instruct from the package index."),
+        typer.Option(
+            "--model", help="Another model; default: SmolLM2-135M-Instruct from the package index."
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of public sets, JSONL with labels; none: the starter set alone.")
+        Path | None,
+        typer.Option(
+            "--data", help="Folder of public sets, JSONL with labels; none: the starter set alone."
+        ),
     ] = None,
-    requests: Annotated[int, typer.Option(min=50, help="Measured requests in all, shared among the suites.")] = 480,
+    requests: Annotated[
+        int, typer.Option(min=50, help="Measured requests in all, shared among the suites.")
+    ] = 480,
     per_kind: Annotated[
         int, typer.Option(min=100, help="Most fitting rows of each kind of the starter set.")
     ] = 120,
@@ -41,10 +48,18 @@ def real(
     no_bars_in_a_file()
     file = real_model(out / "model") if model is None else model
     with ExitStack() as stack:
-        # opened by the first request that is answered: fitting has bars of its own, and a terminal shows one set
+        # opened by the first reply: fitting has bars of its own, and a terminal shows one set
         shown = cache(lambda: stack.enter_context(bars()))
         run_real(
-            out, file, name=NAME if model is None else model, data=data, requests=requests, per_source=per_kind,
-            seed=seed, say=say, track=bar, progress=lambda *done: shown()(*done),
+            out,
+            file,
+            name=NAME if model is None else model,
+            data=data,
+            requests=requests,
+            per_source=per_kind,
+            seed=seed,
+            say=say,
+            track=bar,
+            progress=lambda *done: shown()(*done),
         )
     put_markdown((out / "table.md").read_text(encoding="utf-8"))

@@ -47,7 +47,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, mode: int = 0o6
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the block has ended well, and is gone otherwise.
+    """A temporary folder that becomes ``folder`` when the block ends well, and is gone otherwise.
 
     Args:
         folder: Absent or empty.
@@ -56,7 +56,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         ArtifactError: it holds something, or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtifactError(f"cannot write {folder}: it is there already; name one that is absent or empty")
+        raise ArtifactError(
+            f"cannot write {folder}: it is there already; name one that is absent or empty"
+        )
     check_writable(folder)
     staged: Path | None = None
     try:

@@ -31,8 +31,8 @@ class FromAudit:
 
     Args:
         safe: Labelled ``safe``.
-        review: Without a label, so that no fit takes them before a person has given one; ``meta`` says why each is
-            here. What fired comes first, then the nearest to the threshold.
+        review: Without a label, so that no fit takes them before a person has given one;
+            ``meta`` says why each is here. What fired comes first, then what came near.
         left: Records of which no row could be made, by reason.
     """
 
@@ -58,14 +58,17 @@ class _Seen:
         return self.above
 
 
-def from_audit(records: Iterable[Mapping[str, Any]], turns: SplitTurns, *, review: float = 0.05) -> FromAudit:
+def from_audit(
+    records: Iterable[Mapping[str, Any]], turns: SplitTurns, *, review: float = 0.05
+) -> FromAudit:
     """Rows for ``fit --data`` from records of a server in observe mode.
 
     Args:
         records: As ``safeswitch audit export`` gives them, with their text.
         turns: Takes a text apart.
-        review: Share of the requests that did not fire which are put aside, those with the highest scores relative to
-            their threshold; 0 puts aside nothing but what fired or could not be scored.
+        review: Fraction of the requests that did not fire which are put aside, those whose
+            scores are nearest to their threshold; 0 puts aside nothing but what fired or could
+            not be scored.
 
     Raises:
         SettingError: ``review`` outside 0 to 1.
@@ -84,8 +87,13 @@ def from_audit(records: Iterable[Mapping[str, Any]], turns: SplitTurns, *, revie
         if known is not None:
             left["repeated"] += 1
     if not seen:
-        told = ", ".join(f"{reason}: {count}" for reason, count in left.items()) or "there are no records"
-        raise DataError(f"no recorded request can be used ({told}); serve with --policy observe --audit-text")
+        told = (
+            ", ".join(f"{reason}: {count}" for reason, count in left.items())
+            or "there are no records"
+        )
+        raise DataError(
+            f"no recorded request can be used ({told}); serve with --policy observe --audit-text"
+        )
     return _parted(list(seen.values()), review, left)
 
 
@@ -93,18 +101,24 @@ def _parted(seen: Sequence[_Seen], review: float, left: Mapping[str, int]) -> Fr
     aside = [one for one in seen if one.why]
     quiet = sorted((one for one in seen if not one.why), key=lambda one: one.rank, reverse=True)
     near = math.ceil(review * len(quiet))
-    put_aside = [_row(one, one.why) for one in aside] + [_row(one, "near the threshold") for one in quiet[:near]]
+    put_aside = [_row(one, one.why) for one in aside] + [
+        _row(one, "near the threshold") for one in quiet[:near]
+    ]
     taken = {one.text for one in quiet[near:]}
-    return FromAudit(tuple(_row(one) for one in seen if one.text in taken), tuple(put_aside), dict(left))
+    return FromAudit(
+        tuple(_row(one) for one in seen if one.text in taken), tuple(put_aside), dict(left)
+    )
 
 
 def _row(one: _Seen, why: str = "") -> Example:
-    meta = {"why": why, "above": "unknown" if one.above is None else f"{one.above:.4f}"} if why else {}
+    meta = (
+        {"why": why, "above": "unknown" if one.above is None else f"{one.above:.4f}"} if why else {}
+    )
     return Example(one.name, one.messages, "" if why else "safe", source="audit", meta=meta)
 
 
 def _read(record: Mapping[str, Any], turns: SplitTurns, left: Counter[str]) -> _Seen | None:
-    """What a record says of a request; None, and the reason counted, where no row can be made of it."""
+    """What a record says of a request; None, with the reason counted, where it gives no row."""
     text = record.get("text")
     if record.get("policy") != "observe":
         left["not observed, but enforced or off"] += 1
@@ -117,7 +131,13 @@ def _read(record: Mapping[str, Any], turns: SplitTurns, left: Counter[str]) -> _
         left["turns cannot be told"] += 1
         return None
     above = _above(record)
-    why = "fired" if record.get("fired") else "could not be scored" if record.get("error") or above is None else ""
+    why = (
+        "fired"
+        if record.get("fired")
+        else "could not be scored"
+        if record.get("error") or above is None
+        else ""
+    )
     name = f"{record.get('request_id', 'request')}-{record.get('choice', 0)}"
     return _Seen(name, text, tuple(messages), why, above)
 
@@ -139,4 +159,6 @@ def _numbers(record: Mapping[str, Any], name: str) -> dict[str, float]:
         found = json.loads(value) if isinstance(value, str) else value
         return {str(stage): float(number) for stage, number in found.items() if number is not None}
     except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"record {record.get('request_id')!r}: field {name!r} is not numbers by stage: {error}") from error
+        raise DataError(
+            f"record {record.get('request_id')!r}: field {name!r} is not numbers by stage: {error}"
+        ) from error

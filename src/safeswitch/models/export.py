@@ -30,8 +30,9 @@ def export_model(lm: LanguageModel, out: Path) -> None:
     method = getattr(lm.model.config, "quantization_config", None)
     if method is not None:
         raise ModelError(
-            f"{lm.model_id} is quantised ({getattr(method, 'quant_method', method)}) and is a folder already: name it as "
-            "it is; an export writes plain weights, of adapters, GGUF files and hub ids"
+            f"{lm.model_id} is quantised ({getattr(method, 'quant_method', method)}) and is a "
+            "folder already: name it as it is; an export writes plain weights, of adapters, GGUF "
+            "files and hub ids"
         )
     with whole_folder(out) as staged:
         lm.model.save_pretrained(staged)
@@ -42,4 +43,7 @@ def export_model(lm: LanguageModel, out: Path) -> None:
             (staged / "chat_template.jinja").write_text(lm.chat_template, encoding="utf-8")
         written = fingerprint_of_files(staged)
         if written != lm.fingerprint:
-            raise ArtifactError(f"{out} would hold another model (fingerprint {written}) than {lm.model_id} ({lm.fingerprint})")
+            raise ArtifactError(
+                f"{out} would hold another model (fingerprint {written}) than {lm.model_id} "
+                f"({lm.fingerprint})"
+            )

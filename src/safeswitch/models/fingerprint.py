@@ -52,7 +52,8 @@ def fingerprint_of_files(
         opened: Any = safe_open(file, framework="pt")
         holders.update(dict.fromkeys(opened.keys(), opened))
     with torch.device("meta"):
-        empty = _empty(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        empty = _empty(config, trust_remote_code)
     parameters = list(loaded_parameters(empty))
     names: dict[int, list[str]] = {}
     for name, parameter in parameters:
@@ -70,7 +71,10 @@ def fingerprint_of_files(
 
 def _empty(config: Any, trust_remote_code: bool) -> PreTrainedModel:
     kind = AutoModelForImageTextToText if loads_with_vision(config) else AutoModelForCausalLM
-    return kind.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return,no-untyped-call]
+    made: PreTrainedModel = kind.from_config(  # type: ignore[no-untyped-call]
+        config, trust_remote_code=trust_remote_code
+    )
+    return made
 
 
 def loads_with_vision(config: Any) -> bool:
@@ -90,5 +94,5 @@ def _digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The values of a tensor that keeps them in parts (torchao's quantised ones), which knows no other views."""
+    """The values of a tensor that keeps them in parts, as torchao's do, and knows no views."""
     return tensor.dequantize() if is_traceable_wrapper_subclass(tensor) else tensor

@@ -82,9 +82,10 @@ class LanguageModel:
         thinking: tuple[str, str] | None = None,
         **kwargs: Any,
     ) -> LanguageModel:
-        """Load what ``model`` names: hub id, folder, PEFT adapter (merged into its base) or GGUF file (dequantised).
+        """Load what ``model`` names: a hub id, a folder, a PEFT adapter or a GGUF file.
 
-        A vision-language model whose processor cannot be loaded takes text alone.
+        Adapters are merged into their base, GGUF weights are dequantised. A vision-language model
+        whose processor cannot be loaded takes text alone.
 
         Args:
             model: See :data:`safeswitch.models.load.ALLOWED`.
@@ -94,21 +95,22 @@ class LanguageModel:
             chat_template: See the class.
             trust_remote_code: Run the code that comes with a model.
             thinking: See the class.
-            kwargs: For the model's ``from_pretrained``: ``dtype``, ``device_map``, ``quantization_config``, ...
+            kwargs: For the model's ``from_pretrained``: ``dtype``, ``device_map``, ...
 
         Raises:
-            ModelError: a format that cannot be loaded, nothing loadable there, or weights that are damaged or do not fit
-                on the device.
+            ModelError: a format that cannot be loaded, nothing loadable there, or weights that are
+                damaged or do not fit on the device.
         """
         shared: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         source = find_source(model, **shared)
         shared["trust_remote_code"] = trust_remote_code
         parts = load_parts(source, shared, **kwargs)
-        sees = parts.home is not None
-        processor, reason = _processor(str(parts.home), shared) if sees else (None, "it reads text only")
+        processor, reason = None, "it reads text only"
+        if parts.home is not None:
+            processor, reason = _processor(parts.home, shared)
         return cls(
-            parts.model, parts.tokenizer, model_id=str(model), revision=revision, chat_template=chat_template,
-            thinking=thinking, processor=processor, no_images=reason,
+            parts.model, parts.tokenizer, model_id=str(model), revision=revision,
+            chat_template=chat_template, thinking=thinking, processor=processor, no_images=reason,
         )
 
     @property

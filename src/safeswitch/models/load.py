@@ -114,20 +114,34 @@ def find_source(model: str | Path, **shared: Any) -> Source:
     place = Path(model)
     if place.is_file():
         if place.suffix.lower() != _GGUF:
-            raise ModelError(f"cannot load {str(model)!r}: it is {_told_file(place)}; allowed: {ALLOWED}")
+            raise ModelError(
+                f"cannot load {str(model)!r}: it is {_told_file(place)}; allowed: {ALLOWED}"
+            )
         return Source("gguf", str(place.parent), place.name)
     if place.is_dir():
         return _of_folder(place, shared)
     name, parts = str(model), Path(model).parts
-    if name.lower().endswith(_GGUF) and not place.is_absolute() and len(parts) > 2 and parts[0] != "..":
+    if (
+        name.lower().endswith(_GGUF)
+        and not place.is_absolute()
+        and len(parts) > 2
+        and parts[0] != ".."
+    ):
         return Source("gguf", "/".join(parts[:2]), "/".join(parts[2:]))
-    if place.is_absolute() or len(parts) > 2 or parts[:1] == ("..",) or place.suffix.lower() == _GGUF:
-        raise ModelError(f"cannot load {name!r}: there is no such file or folder; allowed: {ALLOWED}")
+    if (
+        place.is_absolute()
+        or len(parts) > 2
+        or parts[:1] == ("..",)
+        or place.suffix.lower() == _GGUF
+    ):
+        raise ModelError(
+            f"cannot load {name!r}: there is no such file or folder; allowed: {ALLOWED}"
+        )
     return _of_hub(name, shared)
 
 
 def check_for_vllm(model: str | Path) -> None:
-    """Refuse what vLLM's guard cannot read the weights of, with the command that makes a folder of it.
+    """Refuse what vLLM's guard cannot read, with the command that makes a folder of it.
 
     Raises:
         ModelError: a GGUF file or a PEFT adapter, or a format that nothing here loads.
@@ -135,8 +149,9 @@ def check_for_vllm(model: str | Path) -> None:
     source = find_source(model)
     if source.kind in ("gguf", "adapter"):
         raise ModelError(
-            f"vLLM is given a folder or hub id of weights, and {str(model)!r} is {source.told}: make one with "
-            f"`safeswitch export --model {model} --out FOLDER`, and give --model FOLDER"
+            f"vLLM is given a folder or hub id of weights, and {str(model)!r} is {source.told}: "
+            f"make one with `safeswitch export --model {model} --out FOLDER`, and give "
+            "--model FOLDER"
         )
 
 
@@ -157,7 +172,9 @@ def load_parts(source: Source, shared: Mapping[str, Any], **options: Any) -> Par
         return _plain(source, shared, options)
     except ModelError:
         raise
-    except Exception as error:  # many kinds, some bare; all mean that these files cannot be loaded here
+    except (
+        Exception
+    ) as error:  # many kinds, some bare; all mean that these files cannot be loaded here
         raise ModelError(_why(source, error)) from error
 
 
@@ -169,7 +186,9 @@ def load_tokenizer(source: Source, shared: Mapping[str, Any]) -> PreTrainedToken
     """
     try:
         if source.base is not None:
-            return _own_tokenizer(source.name, shared) or load_tokenizer(source.base, {**shared, "revision": None})
+            return _own_tokenizer(source.name, shared) or load_tokenizer(
+                source.base, {**shared, "revision": None}
+            )
         return _tokenizer(source, shared)
     except ModelError:
         raise
@@ -204,7 +223,7 @@ def _plain(source: Source, shared: Mapping[str, Any], options: Mapping[str, Any]
 
 
 def _dequantised() -> Any:
-    """Ask for plain weights; releases of transformers that know no other way have no such setting."""
+    """Ask for plain weights; where transformers gives no others, it has no such setting."""
     kind = getattr(transformers, "GgufConfig", None)
     return None if kind is None else kind(dequantize=True)
 
@@ -227,8 +246,8 @@ def _with_adapter(
     settings = PeftConfig.from_pretrained(source.name, **own)
     if settings.is_prompt_learning:
         raise ValueError(
-            f"an adapter of type {settings.peft_type.value} adds tokens to each prompt and cannot be merged; those "
-            "that change weights (LoRA and its kin) can"
+            f"an adapter of type {settings.peft_type.value} adds tokens to each prompt and cannot "
+            "be merged; those that change weights (LoRA and its kin) can"
         )
     # the revision asked for is the adapter's; its base has its own
     loaded = load_parts(base, {**shared, "revision": settings.revision}, **options)
@@ -254,8 +273,9 @@ def _of_folder(folder: Path, shared: Mapping[str, Any]) -> Source:
     if (folder / _ADAPTER).is_file():
         if whole and any(path.name.startswith(_WEIGHTS) for path in folder.iterdir()):
             raise ModelError(
-                f"cannot load {str(folder)!r}: it holds a whole model and an adapter, and which is meant cannot be told; "
-                f"move {_ADAPTER} elsewhere if the adapter is merged, else give the adapter a folder of its own"
+                f"cannot load {str(folder)!r}: it holds a whole model and an adapter, and which is "
+                f"meant cannot be told; move {_ADAPTER} elsewhere if the adapter is merged, else "
+                "give the adapter a folder of its own"
             )
         return Source("adapter", str(folder), base=_base(folder / _ADAPTER, shared))
     if whole:
@@ -263,16 +283,17 @@ def _of_folder(folder: Path, shared: Mapping[str, Any]) -> Source:
     ggufs = sorted(path.name for path in folder.iterdir() if path.suffix.lower() == _GGUF)
     if ggufs:
         raise ModelError(
-            f"cannot load {str(folder)!r}: it is a folder of GGUF files; name the file, as {folder / ggufs[0]}"
+            f"cannot load {str(folder)!r}: it is a folder of GGUF files; name the file, as "
+            f"{folder / ggufs[0]}"
         )
     raise ModelError(
-        f"cannot load a causal language model from {str(folder)!r}: it is {_told_folder(folder)}, without "
-        f"{_CONFIG}; allowed: {ALLOWED}"
+        f"cannot load a causal language model from {str(folder)!r}: it is {_told_folder(folder)}, "
+        f"without {_CONFIG}; allowed: {ALLOWED}"
     )
 
 
 def _of_hub(name: str, shared: Mapping[str, Any]) -> Source:
-    """A hub id of an adapter is told by its configuration; where the hub cannot be asked, loading says why."""
+    """An adapter is told by its configuration; where the hub is silent, loading says why."""
     own = {key: value for key, value in shared.items() if key in ("revision", "token", "cache_dir")}
     try:
         found = find_adapter_config_file(name, **own)
@@ -294,9 +315,14 @@ def _base(config: Path, shared: Mapping[str, Any]) -> Source:
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{config} is not readable JSON of an adapter: {error}") from error
     if not isinstance(name, str) or not name:
-        raise ModelError(f"{config} names no base model in base_model_name_or_path; write its folder or hub id there")
+        raise ModelError(
+            f"{config} names no base model in base_model_name_or_path; write its folder or hub id "
+            "there"
+        )
     try:
-        return find_source(name, **{key: value for key, value in shared.items() if key != "revision"})
+        return find_source(
+            name, **{key: value for key, value in shared.items() if key != "revision"}
+        )
     except ModelError as error:
         raise ModelError(f"the base model of the adapter in {config.parent}: {error}") from error
 
@@ -309,8 +335,12 @@ def _needs(package: str, what: str) -> None:
 def _told_file(path: Path) -> str:
     known = _FORMATS.get(path.suffix.lower())
     if path.suffix.lower() == ".safetensors":
-        return "a single safetensors file, which needs config.json and the tokenizer beside it: name the folder"
-    return known or (f"a file of the unknown format {path.suffix!r}" if path.suffix else "a file without an ending")
+        return "a single safetensors file, which needs what stands beside it: name the folder"
+    return known or (
+        f"a file of the unknown format {path.suffix!r}"
+        if path.suffix
+        else "a file without an ending"
+    )
 
 
 def _told_folder(folder: Path) -> str:
@@ -332,15 +362,22 @@ def _quantised(config: Path) -> str | None:
     if "quantization_config" not in told:
         return "MLX, which transformers cannot read" if "quantization" in told else None
     settings = told["quantization_config"]
-    return str(settings.get("quant_method", "an unnamed method")) if isinstance(settings, dict) else None
+    return (
+        str(settings.get("quant_method", "an unnamed method"))
+        if isinstance(settings, dict)
+        else None
+    )
 
 
 def _why(source: Source, error: Exception) -> str:
     place = source.name if source.file is None else f"{source.name}/{source.file}"
-    text = f"cannot load a causal language model from {place!r} ({source.told}): {type(error).__name__}: {error}"
+    text = (
+        f"cannot load a causal language model from {place!r} ({source.told}): "
+        f"{type(error).__name__}: {error}"
+    )
     if "trust_remote_code" in str(error):
         return (
-            f"{text}; this model comes with code of its own: read it, and where you trust it, give trust_remote_code "
-            "(--trust-remote-code)"
+            f"{text}; this model comes with code of its own: read it, and where you trust it, give "
+            "trust_remote_code (--trust-remote-code)"
         )
     return f"{text}; allowed: {ALLOWED}"

@@ -43,7 +43,10 @@ class Turns:
         for message in messages:
             piece, found, rest = rest.partition(message.content)
             if not found:
-                raise ModelError(f"the chat template of {self._encoder.model_id} does not show its turns in order")
+                raise ModelError(
+                    f"the chat template of {self._encoder.model_id} does not show its turns in "
+                    "order"
+                )
             pieces.append(piece)
         return [*pieces, rest]
 
@@ -65,7 +68,7 @@ class Turns:
         return tuple(turns) if self._render(turns) == text else None
 
     def _inner(self, text: str) -> tuple[str | None, list[Message]]:
-        """What stands between the template's opening and its ending, and the system turn where it is not the default."""
+        """What stands between the template's opening and ending; a system turn if one was given."""
         if not text.endswith(self._ending):
             return None, []
         body = text.removesuffix(self._ending)
@@ -86,7 +89,9 @@ class Turns:
         role: Role = "user"
         found = "more"
         while found:
-            content, found, body = body.partition(self._to_reply if role == "user" else self._to_user)
+            content, found, body = body.partition(
+                self._to_reply if role == "user" else self._to_user
+            )
             turns.append(Message(role, content))
             role = "assistant" if role == "user" else "user"
         return turns

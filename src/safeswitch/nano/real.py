@@ -1,4 +1,4 @@
-"""The demo's job on a real language model that was not made here: fit on the starter set alone, compare, show.
+"""The demo's job on a real language model: fit on the starter set alone, compare, show.
 
 Nothing is chosen on what is measured: the fit sees the starter set without its held-out rows, and
 its settings are the product's, within limits that keep the whole under half an hour on two cores
@@ -97,7 +97,11 @@ class Suite:
         """At most ``count`` of the requests, as a run takes them."""
         licence = "Apache-2.0" if self.origin == "starter" else "see the set"
         card = _CARD.format(
-            title=self.title, source=self.origin, licence=licence, label=self.label, tokens=REPLY_TOKENS
+            title=self.title,
+            source=self.origin,
+            licence=licence,
+            label=self.label,
+            tokens=REPLY_TOKENS,
         )
         benchmark = Benchmark(self.name, card, judges=(JUDGE,), max_new_tokens=REPLY_TOKENS)
         chosen = drawn(list(self.rows), count, seed)
@@ -105,7 +109,9 @@ class Suite:
 
 
 class Reading(Around):
-    """An engine that reads the same points whatever part of them is asked for, so that what is kept serves every gate.
+    """An engine that reads the same points whatever part of them is asked for.
+
+    So what is kept of its answers serves every gate.
 
     Args:
         inner: What generates.
@@ -117,14 +123,20 @@ class Reading(Around):
         self._points = tuple(dict.fromkeys(points))
 
     def collect(
-        self, prompts: Sequence[Any], points: Sequence[ReadPoint], *, max_new_tokens: int,
+        self,
+        prompts: Sequence[Any],
+        points: Sequence[ReadPoint],
+        *,
+        max_new_tokens: int,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[list[Reply], Activations]:
-        return super().collect(prompts, self._points, max_new_tokens=max_new_tokens, progress=progress)
+        return super().collect(
+            prompts, self._points, max_new_tokens=max_new_tokens, progress=progress
+        )
 
 
 def real_settings(seed: int = 0) -> FitSettings:
-    """The product's defaults, with shorter replies and one rank of the head, which training on 49,152 words can afford.
+    """The product's defaults, with shorter replies and one rank of the head, to save time.
 
     Rank 1 does not suffice on such a model; 4 is the largest that a fit tries by default.
     """
@@ -133,15 +145,17 @@ def real_settings(seed: int = 0) -> FitSettings:
 
 
 def paper_settings(settings: FitSettings) -> FitSettings:
-    """The paper's probers: a perceptron on the last layer's state of the last token, one a stage; no watch.
+    """The paper's probers: a perceptron a stage, on the last layer and token; no watch.
 
     Thresholds keep the same budget as ours do, so that the readers alone differ.
     """
-    return replace(settings, readers=("layers",), layers=(-1,), calibrate="pooled", stages="two", watch=False)
+    return replace(
+        settings, readers=("layers",), layers=(-1,), calibrate="pooled", stages="two", watch=False
+    )
 
 
 def starter_suites() -> list[Suite]:
-    """The held-out rows of the starter set by kind and label; kinds of a few rows are taken together."""
+    """The held-out rows of the starter set by kind and label; small kinds are taken together."""
     found: dict[tuple[str, str], list[Example]] = {}
     for example in starter.load((HELD,)):
         found.setdefault((starter.kind(example), example.label), []).append(example)
@@ -159,7 +173,10 @@ def public_suites(folder: Path | None, say: Say) -> list[Suite]:
         say: Told of it, and of files whose rows have no label.
     """
     if folder is None or not folder.is_dir():
-        say(f"no public sets: {'no folder was named (--data)' if folder is None else f'there is no folder {folder}'}")
+        say(
+            "no public sets: "
+            + ("no folder was named (--data)" if folder is None else f"there is no folder {folder}")
+        )
         return []
     suites = []
     for path in sorted(folder.glob("*.jsonl")):
@@ -176,7 +193,13 @@ def public_suites(folder: Path | None, say: Say) -> list[Suite]:
 
 
 def _suite(origin: str, name: str, label: str, rows: Sequence[Example]) -> Suite:
-    return Suite(f"{origin}_{name}_{label}", origin, label, f"{name.replace('_', ' ')}, {label} ({origin})", tuple(rows))
+    return Suite(
+        f"{origin}_{name}_{label}",
+        origin,
+        label,
+        f"{name.replace('_', ' ')}, {label} ({origin})",
+        tuple(rows),
+    )
 
 
 def run_real(
@@ -228,7 +251,9 @@ def run_real(
             engine = TransformersEngine.load(model, batch_size=32)
             engine.lm.model_id = name
         chosen = [*starter_suites(), *public_suites(data, say)] if suites is None else list(suites)
-        job = _Job(engine, settings or real_settings(seed), per_source, seed, out, say, track, clock)
+        job = _Job(
+            engine, settings or real_settings(seed), per_source, seed, out, say, track, clock
+        )
         rows = Rows(job.run(chosen, max(1, requests // len(chosen)), progress))
         return _write(out, rows, chosen, name, clock, time.perf_counter() - started)
 
@@ -248,14 +273,24 @@ class _Job:
 
     def run(self, suites: Sequence[Suite], count: int, progress: Progress) -> RunLog:
         """Fit, then run every method on every suite."""
-        told = {"sources": "starter", "per_source": self.per_source, "settings": asdict(self.settings)}
+        told = {
+            "sources": "starter",
+            "per_source": self.per_source,
+            "settings": asdict(self.settings),
+        }
         loaded = [suite.loaded(count, self.seed) for suite in suites]
         self.say(f"{len(suites)} suites, {sum(len(one.examples) for one in loaded)} requests")
         asked = Asked("real", (), seed=self.seed, limit=count, fit=told)
         with Kept(self.engine, self.out / "kept") as answers, self.clock.stage("evaluate"):
             log = run_bench(
-                self.engine, asked, partial(self.candidates, answers), self.out / "run", say=self.say,
-                progress=progress, more=lambda none: loaded, after=(),
+                self.engine,
+                asked,
+                partial(self.candidates, answers),
+                self.out / "run",
+                say=self.say,
+                progress=progress,
+                more=lambda none: loaded,
+                after=(),
             )
         self.clock.stages["evaluate"] -= self.clock.stages["fit"]
         Switch.from_pretrained(log.switch_folder("safeswitch")).save_pretrained(self.out / "switch")
@@ -270,33 +305,51 @@ class _Job:
             parts = self.parts()
             own, _ = kept(log, "safeswitch", lambda: self.fit(engine, parts))
             fitting = Fitting(lambda: parts, self.settings, options=_OPTIONS, own=own)
-            ready = prepare(engine, tuple(m for m in METHODS if m != "paper"), fitting, log, self.say)
-            ready["paper"] = Candidate(kept(log, "paper", lambda: self.paper(engine, parts, paper, own))[0])
+            ready = prepare(
+                engine, tuple(m for m in METHODS if m != "paper"), fitting, log, self.say
+            )
+            ready["paper"] = Candidate(
+                kept(log, "paper", lambda: self.paper(engine, parts, paper, own))[0]
+            )
         return {method: ready[method] for method in METHODS}
 
     def parts(self) -> dict[str, list[Example]]:
         """The fitting rows of the starter set, thinned by kind."""
         rows = read_sources([], label=None, limit=self.per_source)
-        return fit_split(fitting_requests(self.engine, rows, self.settings, self.say), self.settings.seed)
+        return fit_split(
+            fitting_requests(self.engine, rows, self.settings, self.say), self.settings.seed
+        )
 
     def fit(self, engine: Generating, parts: Mapping[str, Sequence[Example]]) -> Switch:
         return Switch.fit(engine, parts, self.settings, say=self.say, track=self.track)
 
     def paper(
-        self, engine: Generating, parts: Mapping[str, Sequence[Example]], settings: FitSettings, own: Switch
+        self,
+        engine: Generating,
+        parts: Mapping[str, Sequence[Example]],
+        settings: FitSettings,
+        own: Switch,
     ) -> Switch:
         """The paper's gate over the same refusal head, on answers that are kept by now."""
         self.say("fitting the paper's probers")
         layers = self.engine.lm.num_layers
         points = fit_points(layers, settings)
         train, validation, calibration = (
-            observe(engine, parts[p], points, complied=does_not_refuse, reply_tokens=settings.reply_tokens)
+            observe(
+                engine,
+                parts[p],
+                points,
+                complied=does_not_refuse,
+                reply_tokens=settings.reply_tokens,
+            )
             for p in PARTS
         )
         return replace(own, gate=fit_gate(layers, train, validation, calibration, settings).gate)
 
 
-def _write(out: Path, rows: Rows, suites: Sequence[Suite], name: str, clock: Clock, seconds: float) -> Table:
+def _write(
+    out: Path, rows: Rows, suites: Sequence[Suite], name: str, clock: Clock, seconds: float
+) -> Table:
     """The files that people look at; returns the rates over all suites of an origin and label."""
     titles = {**TITLES, **{suite.name: suite.title for suite in suites}}
     single = [row for suite in suites for row in _rates(rows, suite.name, [suite])]
@@ -322,7 +375,7 @@ def _write(out: Path, rows: Rows, suites: Sequence[Suite], name: str, clock: Clo
 
 
 def _rates(rows: Rows, name: str, suites: Sequence[Suite]) -> Table:
-    """One row a method over suites of one label: requests answered where it is unsafe, else refused."""
+    """One row a method over suites of one label: the unsafe answered, or the safe refused."""
     label = suites[0].label
     what = HARM if label == "unsafe" else OVER_REFUSAL
     table: Table = []
@@ -334,11 +387,18 @@ def _rates(rows: Rows, name: str, suites: Sequence[Suite]) -> Table:
             continue
         other = _hits(logged, NEITHER)
         fired = [bool(row.decision["fired"]) for _, row in logged if row.decision]
-        table.append({
-            "benchmark": name, "method": method, "label": label, "metric": what.name, "better": what.better,
-            **share(hits, groups), "fired": sum(fired) / max(1, len(fired)),
-            "neither": sum(other.values()) / max(1, len(other)),
-        })  # fmt: skip
+        table.append(
+            {
+                "benchmark": name,
+                "method": method,
+                "label": label,
+                "metric": what.name,
+                "better": what.better,
+                **share(hits, groups),
+                "fired": sum(fired) / max(1, len(fired)),
+                "neither": sum(other.values()) / max(1, len(other)),
+            }
+        )
     return table
 
 
@@ -358,7 +418,10 @@ def _json(table: Table) -> dict[str, Any]:
         told = {"n": row["n"], "label": row["label"], "metric": row["metric"], "methods": {}}
         methods = suites.setdefault(row["benchmark"], told)["methods"]
         methods[row["method"]] = {
-            "rate": row["value"], "low": row["low"], "high": row["high"], "fired": row["fired"],
+            "rate": row["value"],
+            "low": row["low"],
+            "high": row["high"],
+            "fired": row["fired"],
             "neither": row["neither"],
         }
     return suites

