@@ -117,7 +117,7 @@ def test_without_data_it_is_the_starter_set_in_its_own_parts_and_none_of_it_that
 def test_data_replace_the_starter_set_or_are_added_to_it(tmp_path: Path) -> None:
     safe = [replace(e, source="own", meta={}) for e in requests(40) if not e.unsafe]
     file = write(tmp_path, "starter.jsonl", safe)
-    with pytest.raises(FitError, match="or --with-starter"):
+    with pytest.raises(FitError, match="leave --without-starter out"):
         read_sources([file], label=None, limit=None)
     rows = read_sources([file], label=None, limit=None, with_starter=True)
     assert len({e.id for e in rows}) == len(rows) == 20 + len(starter.fitting_rows())

@@ -43,13 +43,13 @@ class DataOptions:
             help="JSONL or CSV file, or hub data set; repeat for more. None: the starter set alone.",
         ),
     ] = None
-    with_starter: Annotated[
+    without_starter: Annotated[
         bool,
         typer.Option(
-            "--with-starter/--without-starter",
-            help="Fit on the starter set beside --data; without it false alarms on new traffic rise.",
+            "--without-starter",
+            help="Fit on --data alone, without the starter set; false alarms on new traffic rise.",
         ),
-    ] = True
+    ] = False
     label: LabelOption = None
     limit: Annotated[
         int | None,
@@ -168,7 +168,7 @@ def fit(
     """Fit a switch on labelled requests, or on the starter set, and write it to a folder."""
     from safeswitch.fitting.files import fit_files
 
-    if not data.data and not data.with_starter:
+    if not data.data and data.without_starter:
         raise SettingError("command line: --without-starter needs --data, or there is nothing to fit on")
     settings = _settings(gate, head, data, run.seed)
     check_choice("command line", "engine", run.engine, ENGINES)
@@ -180,7 +180,7 @@ def fit(
             settings,
             label=data.label,
             limit=data.limit,
-            with_starter=data.with_starter,
+            with_starter=bool(data.data) and not data.without_starter,
             leave_out=leave_out,
             say=say,
             track=bar,

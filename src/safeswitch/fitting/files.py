@@ -64,7 +64,7 @@ def read_sources(
     if unsafe in (0, len(examples)):
         raise FitError(
             f"fitting needs unsafe and safe requests; the {len(examples)} rows read are all "
-            f"{'unsafe' if unsafe else 'safe'}; add --data with the other label, or --with-starter"
+            f"{'unsafe' if unsafe else 'safe'}; add --data with the other label, or leave --without-starter out"
         )
     return examples
 

@@ -31,7 +31,7 @@ from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.core.errors import DataError
 from safeswitch.core.lock import folder_writer
 from safeswitch.core.track import Track, untracked
-from safeswitch.core.types import LABELS, Example, ReadPoint, Reply
+from safeswitch.core.types import LABELS, Example, Prompt, ReadPoint, Reply
 from safeswitch.data import starter
 from safeswitch.data.readers import read_examples
 from safeswitch.data.splits import HELD, fit_split
@@ -40,11 +40,11 @@ from safeswitch.fitting.files import fitting_requests, read_sources
 from safeswitch.fitting.fit import PARTS, does_not_refuse
 from safeswitch.fitting.gate import fit_gate, fit_points
 from safeswitch.fitting.kept import Kept
-from safeswitch.fitting.observe import Generating, observe
+from safeswitch.fitting.observe import observe
 from safeswitch.fitting.refusal_head import HeadSettings
 from safeswitch.fitting.settings import FitSettings
-from safeswitch.methods.base import Around
 from safeswitch.nano.study import Clock
+from safeswitch.switch.engine import Around, ReadingEngine
 from safeswitch.switch.switch import Switch
 
 Say = Callable[[str], None]
@@ -118,13 +118,13 @@ class Reading(Around):
         points: All that will be read.
     """
 
-    def __init__(self, inner: Generating, points: Sequence[ReadPoint]) -> None:
+    def __init__(self, inner: ReadingEngine, points: Sequence[ReadPoint]) -> None:
         super().__init__(inner)
         self._points = tuple(dict.fromkeys(points))
 
     def collect(
         self,
-        prompts: Sequence[Any],
+        prompts: Sequence[Prompt],
         points: Sequence[ReadPoint],
         *,
         max_new_tokens: int,
@@ -321,12 +321,12 @@ class _Job:
             fitting_requests(self.engine, rows, self.settings, self.say), self.settings.seed
         )
 
-    def fit(self, engine: Generating, parts: Mapping[str, Sequence[Example]]) -> Switch:
+    def fit(self, engine: ReadingEngine, parts: Mapping[str, Sequence[Example]]) -> Switch:
         return Switch.fit(engine, parts, self.settings, say=self.say, track=self.track)
 
     def paper(
         self,
-        engine: Generating,
+        engine: ReadingEngine,
         parts: Mapping[str, Sequence[Example]],
         settings: FitSettings,
         own: Switch,
