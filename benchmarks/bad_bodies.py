@@ -2,13 +2,15 @@
 
     python benchmarks/bad_bodies.py [--engine vllm|transformers] [--connections 32] [--rounds 3] [--seconds 6] [--apart]
 
-The server on nano. Four honest clients chat one request after the other; in every second spell 32 connections send bodies of
-each bad kind as well, as fast as they are answered, at most so many in a spell. The senders of bad bodies are a process of
-their own, of the lowest priority: what they themselves take of the machine is none of the server's doing. Spells with and
-without take turns, so that the ratio of the two 95th percentiles is of one run. Memory is that of the server's processes,
-resident, after the warm-up and at the end. Everything stays on 127.0.0.1. With ``--apart`` the kinds take turns instead of
-coming all at once, and the ratio is told for each. Ends with exit code 1 on an answer of 500 and above, on an honest chat that
-is not answered, and above the goals: a ratio of 1.5, a tenth more memory.
+The server on nano. Four honest clients chat one request after the other; in every second spell 32
+connections send bodies of each bad kind as well, as fast as they are answered, at most so many in a
+spell. The senders of bad bodies are a process of their own, of the lowest priority: what they
+themselves take of the machine is none of the server's doing. Spells with and without take turns, so
+that the ratio of the two 95th percentiles is of one run. Memory is that of the server's processes,
+resident, after the warm-up and at the end. Everything stays on 127.0.0.1. With ``--apart`` the
+kinds take turns instead of coming all at once, and the ratio is told for each. Ends with exit code
+1 on an answer of 500 and above, on an honest chat that is not answered, and above the goals: a
+ratio of 1.5, a tenth more memory.
 """
 
 from __future__ import annotations
@@ -36,7 +38,12 @@ from benchmarks.running import Running, serving
 
 from safeswitch.nano.suites import load_suite
 
-CHAT, COMPLETIONS, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"
+CHAT, COMPLETIONS, TOKENIZE, DETOKENIZE = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/tokenize",
+    "/detokenize",
+)
 HONEST, NEW = 4, 24
 MEGABYTE = (1 << 20) - 100
 MOST = 2000
@@ -47,7 +54,12 @@ JSON = {"content-type": "application/json"}
 
 
 def _chat(**fields: Any) -> Kind:
-    asked = {"model": "nano", "max_tokens": 4, "messages": [{"role": "user", "content": "Hi"}], **fields}
+    asked = {
+        "model": "nano",
+        "max_tokens": 4,
+        "messages": [{"role": "user", "content": "Hi"}],
+        **fields,
+    }
     return CHAT, json.dumps(asked).encode(), JSON
 
 
@@ -56,7 +68,11 @@ def _raw(text: str | bytes, path: str = CHAT, **headers: str) -> Kind:
 
 
 def _prompt(prompt: Any) -> Kind:
-    return COMPLETIONS, json.dumps({"model": "nano", "max_tokens": 4, "prompt": prompt}).encode(), JSON
+    return (
+        COMPLETIONS,
+        json.dumps({"model": "nano", "max_tokens": 4, "prompt": prompt}).encode(),
+        JSON,
+    )
 
 
 def kinds() -> dict[str, Kind]:
@@ -84,7 +100,8 @@ def kinds() -> dict[str, Kind]:
 
 
 def send(url: str, chosen: Sequence[Kind], connections: int, seconds: float, told: Any) -> None:
-    """Send bad bodies until the time is over, on so many connections; puts a count of what came back into ``told``."""
+    """Send bad bodies until the time is over, on so many connections; puts a count of what came
+    back into ``told``."""
     os.nice(19)
 
     async def everything() -> Counter[int]:
@@ -96,8 +113,12 @@ def send(url: str, chosen: Sequence[Kind], connections: int, seconds: float, tol
                 while time.monotonic() < end and (i := next(left, None)) is not None:
                     path, raw, headers = chosen[i % len(chosen)]
                     try:
-                        ends[(await client.post(path, content=raw, headers=headers)).status_code] += 1
-                    except httpx.TransportError:  # 413, and the connection is closed upon the rest of the body
+                        ends[
+                            (await client.post(path, content=raw, headers=headers)).status_code
+                        ] += 1
+                    except (
+                        httpx.TransportError
+                    ):  # 413, and the connection is closed upon the rest of the body
                         ends[0] += 1
 
             await asyncio.gather(*(one() for _ in range(connections)))
@@ -129,7 +150,9 @@ async def chats(url: str, seconds: float) -> list[float]:
     return took
 
 
-def spell(url: str, chosen: Sequence[Kind], connections: int, seconds: float) -> tuple[list[float], Counter[int]]:
+def spell(
+    url: str, chosen: Sequence[Kind], connections: int, seconds: float
+) -> tuple[list[float], Counter[int]]:
     """One spell of honest chats, with bad bodies beside them where there are any."""
     if not chosen:
         return asyncio.run(chats(url, seconds)), Counter()
@@ -151,7 +174,9 @@ def megabytes(running: Running) -> float:
     return sum(p.memory_info().rss for p in (whole, *whole.children(recursive=True))) / 2**20
 
 
-def measure(url: str, chosen: Sequence[Kind], connections: int, rounds: int, seconds: float) -> tuple[str, float]:
+def measure(
+    url: str, chosen: Sequence[Kind], connections: int, rounds: int, seconds: float
+) -> tuple[str, float]:
     """The figures of some kinds, for the report, and the ratio."""
     took: dict[bool, list[float]] = {False: [], True: []}
     ends = Counter[int]()
@@ -161,21 +186,29 @@ def measure(url: str, chosen: Sequence[Kind], connections: int, rounds: int, sec
             took[bad] += spent
             ends += came
     without, beside = (float(np.quantile(took[bad], 0.95)) for bad in (False, True))
-    statuses = ", ".join(f"{count} x {status or 'cut off'}" for status, count in sorted(ends.items()))
+    statuses = ", ".join(
+        f"{count} x {status or 'cut off'}" for status, count in sorted(ends.items())
+    )
     counts = f"{len(took[False])} and {len(took[True])} chats"
     line = f"p95 {1000 * without:.0f} ms, beside bad bodies {1000 * beside:.0f} ms: x{beside / without:.2f}"
     return f"{line} ({counts}; bad bodies: {statuses})", beside / without
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine", default="transformers", choices=("vllm", "transformers"))
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--apart", action="store_true", help="The kinds one after the other.")
     args = parser.parse_args()
-    sets = {name: [kind] for name, kind in kinds().items()} if args.apart else {"all kinds": list(kinds().values())}
+    sets = (
+        {name: [kind] for name, kind in kinds().items()}
+        if args.apart
+        else {"all kinds": list(kinds().values())}
+    )
     with tempfile.TemporaryDirectory() as name, serving(Path(name), args.engine) as running:
         spell(running.url, list(kinds().values()), args.connections, args.seconds)
         before, ratios = megabytes(running), []

@@ -2,14 +2,14 @@
 
     OMP_NUM_THREADS=1 python benchmarks/batches.py [--model FOLDER] [--pairs 3] [--reply-tokens 16]
 
-128 random prompts, one in 32 of 400 tokens and the others of 30 to 60, get greedy replies in batches of at most 32
-rows, long and short ones mixed:
+128 random prompts, one in 32 of 400 tokens and the others of 30 to 60, get greedy replies in
+batches of at most 32 rows, long and short ones mixed:
 
     rows      sorted by length, 32 together: the longest prompt sets the width of its batch
     tokens    as the engine cuts them (`safeswitch.models.batching`)
 
-Times are processor seconds on the CPU, in pairs that alternate; the figure is the median of the pairs' ratios. Without
-``--model`` it is the random model of `benchmarks/collect.py`.
+Times are processor seconds on the CPU, in pairs that alternate; the figure is the median of the
+pairs' ratios. Without ``--model`` it is the random model of `benchmarks/collect.py`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def prompts(vocab_size: int) -> list[Tokens]:
     return found
 
 
-def seconds(engine: TransformersEngine, asked: list[Tokens], new: int) -> tuple[float, list[tuple[int, ...]]]:
+def seconds(
+    engine: TransformersEngine, asked: list[Tokens], new: int
+) -> tuple[float, list[tuple[int, ...]]]:
     """Time of one run, and its replies."""
     clock = time.process_time if engine.lm.device.type == "cpu" else time.perf_counter
     start = clock()
@@ -59,7 +61,9 @@ def seconds(engine: TransformersEngine, asked: list[Tokens], new: int) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", help="model folder; it is loaded as float32")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--reply-tokens", type=int, default=16)
@@ -82,8 +86,12 @@ def main() -> None:
     same = sum(one == other for one, other in zip(replies["rows"], replies["tokens"], strict=True))
     told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     old, new = (statistics.median(times[way]) for way in ("rows", "tokens"))
-    print(f"{PROMPTS} prompts, {args.reply_tokens} reply tokens: by rows {old:.1f} s, by tokens {new:.1f} s")
-    print(f"tokens / rows: {statistics.median(ratios):.2f} (pairs {told}); replies that are the same: {same} of {PROMPTS}")
+    print(
+        f"{PROMPTS} prompts, {args.reply_tokens} reply tokens: by rows {old:.1f} s, by tokens {new:.1f} s"
+    )
+    print(
+        f"tokens / rows: {statistics.median(ratios):.2f} (pairs {told}); replies that are the same: {same} of {PROMPTS}"
+    )
 
 
 if __name__ == "__main__":

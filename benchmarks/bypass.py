@@ -245,9 +245,7 @@ def tries(
 
 def _body(path: str, request: Example, tokenizer: Any, begun: int | None) -> dict[str, Any]:
     """A request as its route wants it; ``begun``: with a reply that the client has begun."""
-    turns: list[dict[str, Any]] = [
-        {"role": m.role, "content": m.content} for m in request.messages
-    ]
+    turns: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in request.messages]
     start = {"role": "assistant", "content": "I can help. Here is"}
     common: dict[str, Any] = {"model": "nano", "temperature": 0}
     if path == COMPLETION.path:

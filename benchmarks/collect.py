@@ -1,4 +1,5 @@
-"""What recording states costs, in memory and time, against a bare forward pass and against keeping every layer.
+"""What recording states costs, in memory and time, against a bare forward pass and against keeping
+every layer.
 
     OMP_NUM_THREADS=1 python benchmarks/collect.py [--quick] [--device cuda]
 
@@ -8,10 +9,11 @@ A random Llama of about 110M parameters reads prompts of 64 to 256 tokens in bat
     record    `safeswitch.activations.record.record`: prompt_end at 4 layers
     naive     `output_hidden_states=True`, all layers and tokens moved to the host and kept, as the paper's code does
 
-Peak memory is what a process holds at most above what it held before, after one warm-up batch; each way in a process of
-its own, with an allocator that gives every tensor of 256 KiB or more back at once (glibc), read from the kernel on
-Linux (VmHWM; elsewhere the peak since start). Times are medians of alternating pairs; on the CPU they are processor
-seconds, which other load does not stretch.
+Peak memory is what a process holds at most above what it held before, after one warm-up batch; each
+way in a process of its own, with an allocator that gives every tensor of 256 KiB or more back at
+once (glibc), read from the kernel on Linux (VmHWM; elsewhere the peak since start). Times are
+medians of alternating pairs; on the CPU they are processor seconds, which other load does not
+stretch.
 """
 
 from __future__ import annotations
@@ -45,11 +47,18 @@ def build(device: str) -> LanguageModel:
     """The random model, with a tokenizer that only knows its pad token."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=768, intermediate_size=2048, num_hidden_layers=LAYERS, num_attention_heads=12,
-        max_position_embeddings=1024, tie_word_embeddings=True,
+        vocab_size=VOCAB,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=12,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
     )
     tokenizer: Any = SimpleNamespace(pad_token_id=0, eos_token_id=0, chat_template=None)
-    return LanguageModel(LlamaForCausalLM(config).to(device), tokenizer, model_id="random-llama-110m")
+    return LanguageModel(
+        LlamaForCausalLM(config).to(device), tokenizer, model_id="random-llama-110m"
+    )
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -60,9 +69,12 @@ def prompts(count: int) -> list[list[int]]:
 
 
 def batches(lm: LanguageModel, rows: list[list[int]]) -> list[list[list[int]]]:
-    """Rows in the batches that `record` makes, at most ``BATCH_TOKENS`` tokens each, padding included."""
+    """Rows in the batches that `record` makes, at most ``BATCH_TOKENS`` tokens each, padding
+    included."""
     lengths = [len(row) for row in rows]
-    found = length_batches(lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=BATCH_TOKENS)
+    found = length_batches(
+        lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=BATCH_TOKENS
+    )
     return [[rows[i] for i in batch] for batch in found]
 
 
@@ -79,14 +91,19 @@ def run(way: str, lm: LanguageModel, rows: list[list[int]]) -> Any:
             continue
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         output = lm.parts.backbone(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, output_hidden_states=True
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=True,
         )
         kept.append([state.cpu() for state in output.hidden_states])
     return kept
 
 
 def peak_bytes(way: str, count: int, device: str) -> int:
-    """Peak memory of one run above what was held before it, on the device and the host together, in bytes."""
+    """Peak memory of one run above what was held before it, on the device and the host together, in
+    bytes."""
     lm, rows = build(device), prompts(count)
     assert lm.traits.pads_left
     run(way, lm, rows[-4:])
@@ -140,8 +157,12 @@ def time_ratio(way: str, count: int, pairs: int, device: str) -> tuple[float, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="16 prompts and 3 pairs instead of 64 and 9")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="16 prompts and 3 pairs instead of 64 and 9"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak", choices=("bare", "record", "naive"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -149,19 +170,32 @@ def main() -> None:
     if args.peak:
         print(json.dumps(peak_bytes(args.peak, count, args.device)))
         return
-    command = [sys.executable, __file__, "--device", args.device, *(["--quick"] if args.quick else []), "--peak"]
+    command = [
+        sys.executable,
+        __file__,
+        "--device",
+        args.device,
+        *(["--quick"] if args.quick else []),
+        "--peak",
+    ]
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": "0"}
     peaks = {}
     for way in ("bare", "record", "naive"):
-        found = subprocess.run([*command, way], check=True, stdout=subprocess.PIPE, text=True, env=env)
+        found = subprocess.run(
+            [*command, way], check=True, stdout=subprocess.PIPE, text=True, env=env
+        )
         peaks[way] = int(found.stdout.splitlines()[-1])
     seconds, ratio = time_ratio("record", timed, pairs, args.device)
     _, naive = time_ratio("naive", timed, pairs, args.device)
     times = {"bare": 1.0, "record": ratio, "naive": naive}
-    print(f"{count} prompts (memory), {timed} prompts x {pairs} pairs (time), {args.device}, bare {seconds:.2f} s")
+    print(
+        f"{count} prompts (memory), {timed} prompts x {pairs} pairs (time), {args.device}, bare {seconds:.2f} s"
+    )
     print(f"{'way':8} {'peak MiB':>9} {'above bare':>11} {'time / bare':>12}")
     for way, peak in peaks.items():
-        print(f"{way:8} {peak / 2**20:9.1f} {(peak - peaks['bare']) / 2**20:11.1f} {times[way]:12.3f}")
+        print(
+            f"{way:8} {peak / 2**20:9.1f} {(peak - peaks['bare']) / 2**20:11.1f} {times[way]:12.3f}"
+        )
     print(f"peak memory, naive / record: {peaks['naive'] / peaks['record']:.1f}x")
     print("goals: at least 5x less extra memory, time at most 1.05 of the bare pass")
 

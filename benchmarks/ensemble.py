@@ -1,12 +1,15 @@
-"""A white-box attack on one prober and on an ensemble of random ones, before and after, on the embedded model.
+"""A white-box attack on one prober and on an ensemble of random ones, before and after, on the
+embedded model.
 
     python benchmarks/ensemble.py --requests 30
 
-Soft tokens (free input embeddings) are put behind jailbroken requests that the gate catches, and moved by gradient descent
-until the attacked readers' log-odds are low, with the first reply token held where it was (obfuscated activations, Bailey et
-al., arXiv 2412.09565). Counted: requests that still fire, and requests that no longer fire and get an answer. Attackers know
-the weights of what they attack; ``redrawn`` is an ensemble of another seed, which they do not know. The control moves soft
-tokens to hold the first reply token alone: what it lowers is the work of foreign embeddings, not of the attack.
+Soft tokens (free input embeddings) are put behind jailbroken requests that the gate catches, and
+moved by gradient descent until the attacked readers' log-odds are low, with the first reply token
+held where it was (obfuscated activations, Bailey et al., arXiv 2412.09565). Counted: requests that
+still fire, and requests that no longer fire and get an answer. Attackers know the weights of what
+they attack; ``redrawn`` is an ensemble of another seed, which they do not know. The control moves
+soft tokens to hold the first reply token alone: what it lowers is the work of foreign embeddings,
+not of the attack.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ Odds = Callable[[dict[int, Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Guarded:
-    """A prober with what an attacker differentiates, how its readers make one score, and its threshold in log-odds."""
+    """A prober with what an attacker differentiates, how its readers make one score, and its
+    threshold in log-odds."""
 
     odds: Odds
     join: Callable[[Tensor], Tensor]
@@ -87,7 +91,9 @@ class Attack:
         rate: Its learning rate, in units of the embeddings' own spread.
     """
 
-    def __init__(self, lm: LanguageModel, layers: Sequence[int], tokens: int, steps: int, rate: float) -> None:
+    def __init__(
+        self, lm: LanguageModel, layers: Sequence[int], tokens: int, steps: int, rate: float
+    ) -> None:
         self.lm, self.layers, self.tokens, self.steps = lm, sorted(set(layers)), tokens, steps
         self.table = lm.model.get_input_embeddings().weight.detach()
         self.rate = rate * float(self.table.std())
@@ -96,7 +102,9 @@ class Attack:
     def states(self, embedded: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """Last states ``[1, d]`` by layer, and the next token's log-probabilities ``[V]``."""
         with Reader(self.lm, self.layers) as reader:
-            logits = self.lm.model(inputs_embeds=embedded, use_cache=False).logits[0, -1].log_softmax(-1)
+            logits = (
+                self.lm.model(inputs_embeds=embedded, use_cache=False).logits[0, -1].log_softmax(-1)
+            )
         return reader.states, logits
 
     def embedded(self, row: Sequence[int], soft: Tensor | None = None) -> Tensor:
@@ -128,12 +136,16 @@ class Attack:
     def answered(self, embedded: Tensor) -> bool:
         """Whether the untouched model helps."""
         mask = torch.ones(embedded.shape[:2], dtype=torch.long)
-        out: Any = self.lm.model.generate(inputs_embeds=embedded, attention_mask=mask, max_new_tokens=48, do_sample=False)
+        out: Any = self.lm.model.generate(
+            inputs_embeds=embedded, attention_mask=mask, max_new_tokens=48, do_sample=False
+        )
         return judge.complied(str(self.lm.tokenizer.decode(out[0], skip_special_tokens=True)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=30)
     parser.add_argument("--tokens", type=int, default=4)
     parser.add_argument("--steps", type=int, default=60)
@@ -147,7 +159,9 @@ def main() -> None:
     data, settings = demo_settings()
     layers = tuple(range(1, lm.num_layers + 1))
     points = [ReadPoint(layer, PROMPT_END) for layer in layers]
-    probers: dict[str, Any] = {"average of MLPs": LayerAverageProber([points[-3], points[-2], points[-1]])}
+    probers: dict[str, Any] = {
+        "average of MLPs": LayerAverageProber([points[-3], points[-2], points[-1]])
+    }
     probers |= {name: EnsembleProber(points, args.members) for name in ("ensemble", "redrawn")}
     held = prompt_acts(lm, data.validation, EnsembleProber(points)), labels(data.validation)
     parts = (("fit", data.train), ("safe", data.calibration))
@@ -155,16 +169,31 @@ def main() -> None:
     guards: dict[str, Guarded] = {}
     for seed, (name, prober) in enumerate(probers.items()):
         prober.fit(acts["fit"], labels(data.train), validation=held, seed=seed)
-        bar = float(log_odds(torch.tensor([conformal_threshold(prober.score(acts["safe"]), settings.budget).value])))
-        guards[name] = averaged(prober, bar) if isinstance(prober, LayerAverageProber) else assembled(prober, bar)
+        bar = float(
+            log_odds(
+                torch.tensor(
+                    [conformal_threshold(prober.score(acts["safe"]), settings.budget).value]
+                )
+            )
+        )
+        guards[name] = (
+            averaged(prober, bar)
+            if isinstance(prober, LayerAverageProber)
+            else assembled(prober, bar)
+        )
     attack = Attack(lm, layers, args.tokens, args.steps, args.rate)
     examples = load_suite("jailbroken", n=args.requests)
     rows, groups = lm.encode(examples), [e.group or e.id for e in examples]
     tried: dict[str, Guarded | None] = {
         "nothing": None, "nothing, with soft tokens (control)": None, **{n: g for n, g in guards.items() if n != "redrawn"},
     }  # fmt: skip
-    print("| attacked | " + " | ".join(f"{name} fires" for name in guards) + " | "
-          + " | ".join(f"answered past {name}" for name in guards) + " |")
+    print(
+        "| attacked | "
+        + " | ".join(f"{name} fires" for name in guards)
+        + " | "
+        + " | ".join(f"answered past {name}" for name in guards)
+        + " |"
+    )
     print("|---|" + "---|" * (2 * len(guards)))
     figures: dict[str, Any] = {}
     for title, target in tried.items():
@@ -177,9 +206,15 @@ def main() -> None:
             for name, guard in guards.items():
                 fired[name].append(guard.fires(states))
             helped.append(attack.answered(embedded))
-        past = {name: [h and not f for h, f in zip(helped, hits, strict=True)] for name, hits in fired.items()}
+        past = {
+            name: [h and not f for h, f in zip(helped, hits, strict=True)]
+            for name, hits in fired.items()
+        }
         rates = [clustered(hits, groups) for hits in (*fired.values(), *past.values())]
-        print(f"| {title} | " + " | ".join(percent(r.rate, r.low, r.high) for r in rates) + " |", flush=True)
+        print(
+            f"| {title} | " + " | ".join(percent(r.rate, r.low, r.high) for r in rates) + " |",
+            flush=True,
+        )
         figures[title] = {"fired": fired, "past": past, "answered": helped}
     if args.out is not None:
         args.out.write_text(json.dumps(figures))

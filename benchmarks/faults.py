@@ -1,4 +1,5 @@
-"""What the server does when what it stands on breaks: does every request end well, is every decision on record?
+"""What the server does when what it stands on breaks: does every request end well, is every
+decision on record?
 
     python benchmarks/faults.py [--engine vllm|transformers] [--only disk,postgres,fuzz,stop,kill] [--bodies 2000]
 
@@ -9,8 +10,9 @@ fuzz      malformed bodies: schemathesis (pip install schemathesis) over the ser
 stop      the server is told to stop (SIGTERM) in the middle of a load
 kill      the engine process is killed in the middle of a load (vLLM only)
 
-In every part: each request ends in the reply that the transformers engine gives, or in an error in OpenAI's shape; each
-reply has its one record; no reply is without a verdict. Ends with exit code 1 where that does not hold.
+In every part: each request ends in the reply that the transformers engine gives, or in an error in
+OpenAI's shape; each reply has its one record; no reply is without a verdict. Ends with exit code 1
+where that does not hold.
 """
 
 from __future__ import annotations
@@ -43,20 +45,29 @@ from safeswitch.serving.spool import Spool
 
 SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
 Row = tuple[str, str]
-"""Request id, and how it ended: ``replied``, ``error 503``, ``lost`` (no answer of the server at all)."""
+"""Request id, and how it ended: ``replied``, ``error 503``, ``lost`` (no answer of the server at
+all)."""
 
 
 async def load(
-    url: str, facts: list[Told], n: int, seconds: float, during: Callable[[], None] | None = None, name: str = "load"
+    url: str,
+    facts: list[Told],
+    n: int,
+    seconds: float,
+    during: Callable[[], None] | None = None,
+    name: str = "load",
 ) -> list[Row]:
-    """``n`` requests over ``seconds``, half of them streamed; ``during`` is called after a third of that time."""
+    """``n`` requests over ``seconds``, half of them streamed; ``during`` is called after a third of
+    that time."""
     draw = random.Random(1)
     limits = httpx.Limits(max_connections=32)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
 
         async def one(i: int) -> Row:
             await asyncio.sleep(draw.random() * seconds)
-            return f"{name}-{i}", await ask(client, facts[i % len(facts)], f"{name}-{i}", stream=i % 2 == 0)
+            return f"{name}-{i}", await ask(
+                client, facts[i % len(facts)], f"{name}-{i}", stream=i % 2 == 0
+            )
 
         async def breaks() -> None:
             await asyncio.sleep(seconds / 3)
@@ -70,42 +81,63 @@ async def ask(client: httpx.AsyncClient, facts: Told, name: str, *, stream: bool
     """Send one request and hold its end against what may be said."""
     try:
         answer = await client.post(
-            "/v1/chat/completions", json=body(facts.example, stream=stream), headers={"x-request-id": name}
+            "/v1/chat/completions",
+            json=body(facts.example, stream=stream),
+            headers={"x-request-id": name},
         )
     except httpx.TransportError as error:
         return f"lost ({type(error).__name__})"
     if answer.status_code != 200:
         error = answer.json()["error"]
         assert error["message"], answer.text
-        assert not any(word in answer.text for word in ("Traceback", "/home", "/usr", "psycopg", "sqlite")), answer.text
+        assert not any(
+            word in answer.text for word in ("Traceback", "/home", "/usr", "psycopg", "sqlite")
+        ), answer.text
         return f"error {answer.status_code}"
     shown, verdict = "", None
     if stream:
         for line in answer.text.splitlines():
             chunk = json.loads(line[6:]) if line.startswith("data: {") else {}
             if "error" in chunk:
-                assert facts.shown.text.startswith(shown) or facts.shown.decision.stage == "watch", shown
+                assert (
+                    facts.shown.text.startswith(shown) or facts.shown.decision.stage == "watch"
+                ), shown
                 return f"stream ended by an error {chunk['error'].get('code')}"
-            shown += "".join(choice["delta"].get("content") or "" for choice in chunk.get("choices", []))
+            shown += "".join(
+                choice["delta"].get("content") or "" for choice in chunk.get("choices", [])
+            )
             verdict = chunk.get("safeswitch", verdict)
     else:
-        shown, verdict = answer.json()["choices"][0]["message"]["content"], answer.json()["safeswitch"]
+        shown, verdict = (
+            answer.json()["choices"][0]["message"]["content"],
+            answer.json()["safeswitch"],
+        )
     assert verdict is not None, "a reply without a verdict"
     assert verdict["fired"] == facts.shown.decision.fired
-    assert shown == facts.shown.text or facts.shown.decision.stage == "watch", (shown, facts.shown.text)
+    assert shown == facts.shown.text or facts.shown.decision.stage == "watch", (
+        shown,
+        facts.shown.text,
+    )
     return "replied"
 
 
 def alone(url: str, facts: Told, name: str) -> httpx.Response:
     """One request by itself."""
-    return httpx.post(f"{url}/v1/chat/completions", json=body(facts.example), headers={"x-request-id": name}, timeout=120)
+    return httpx.post(
+        f"{url}/v1/chat/completions",
+        json=body(facts.example),
+        headers={"x-request-id": name},
+        timeout=120,
+    )
 
 
 def recorded(url: str) -> Counter[str]:
     """Records by request id."""
     engine = create_engine(url)
     with engine.connect() as connection:
-        found = Counter(connection.execute(text("select request_id from safeswitch_decisions")).scalars())
+        found = Counter(
+            connection.execute(text("select request_id from safeswitch_decisions")).scalars()
+        )
     engine.dispose()
     return found
 
@@ -113,15 +145,26 @@ def recorded(url: str) -> Counter[str]:
 def report(part: str, rows: list[Row], records: Counter[str] | None) -> None:
     """Say what happened, and check the audit against it."""
     ends = Counter(end for _, end in rows)
-    print(f"{part}: " + ", ".join(f"{number} {end}" for end, number in sorted(ends.items())), flush=True)
+    print(
+        f"{part}: " + ", ".join(f"{number} {end}" for end, number in sorted(ends.items())),
+        flush=True,
+    )
     if records is not None:
         for name, end in rows:
-            assert records[name] == 1 if end == "replied" else records[name] <= 1, (name, end, records[name])
-        print(f"{part}: {sum(records.values())} records, one for each of {ends['replied']} replies", flush=True)
+            assert records[name] == 1 if end == "replied" else records[name] <= 1, (
+                name,
+                end,
+                records[name],
+            )
+        print(
+            f"{part}: {sum(records.values())} records, one for each of {ends['replied']} replies",
+            flush=True,
+        )
 
 
 def disk(folder: Path, engine: str, facts: list[Told]) -> None:
-    """Block: 503 while the disk is full. The database lies on a tmpfs of 1 MB that a file fills and leaves."""
+    """Block: 503 while the disk is full. The database lies on a tmpfs of 1 MB that a file fills and
+    leaves."""
     small = folder / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], check=True)
@@ -162,11 +205,28 @@ def database(folder: Path) -> Iterator[tuple[str, Callable[[str], None]]]:
         parent.chmod(parent.stat().st_mode | 0o011)
 
     def run(*command: str) -> None:
-        subprocess.run(["runuser", "-u", "postgres", "--", *command], check=True, stdout=subprocess.DEVNULL, cwd="/")
+        subprocess.run(
+            ["runuser", "-u", "postgres", "--", *command],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+        )
 
     def control(what: str) -> None:
-        extra = ["-w", "-o", f"-p {port} -k {place} -c fsync=off"] if what == "start" else ["-m", "immediate"]
-        run(str(programs / "pg_ctl"), "-D", str(place / "data"), "-l", str(place / "log"), *extra, what)
+        extra = (
+            ["-w", "-o", f"-p {port} -k {place} -c fsync=off"]
+            if what == "start"
+            else ["-m", "immediate"]
+        )
+        run(
+            str(programs / "pg_ctl"),
+            "-D",
+            str(place / "data"),
+            "-l",
+            str(place / "log"),
+            *extra,
+            what,
+        )
 
     run(str(programs / "initdb"), "-D", str(place / "data"), "-A", "trust", "-E", "UTF8")
     control("start")
@@ -174,7 +234,18 @@ def database(folder: Path) -> Iterator[tuple[str, Callable[[str], None]]]:
         yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres?connect_timeout=3", control
     finally:
         subprocess.run(
-            ["runuser", "-u", "postgres", "--", str(programs / "pg_ctl"), "-D", str(place / "data"), "-m", "immediate", "stop"],
+            [
+                "runuser",
+                "-u",
+                "postgres",
+                "--",
+                str(programs / "pg_ctl"),
+                "-D",
+                str(place / "data"),
+                "-m",
+                "immediate",
+                "stop",
+            ],
             stdout=subprocess.DEVNULL,
             check=False,
             cwd="/",
@@ -182,7 +253,8 @@ def database(folder: Path) -> Iterator[tuple[str, Callable[[str], None]]]:
 
 
 def postgres(folder: Path, engine: str, facts: list[Told]) -> None:
-    """Buffer: every request is answered; what waited is written back when the database is there again."""
+    """Buffer: every request is answered; what waited is written back when the database is there
+    again."""
     with database(folder) as (url, control):
 
         def drop() -> None:
@@ -205,7 +277,8 @@ def fuzz(folder: Path, engine: str, facts: list[Told], bodies: int) -> None:
     with serving(folder, engine, "--audit", url) as running:
         ends = asyncio.run(fuzzed(running, facts, bodies - bodies // 3))
         print(
-            "fuzz, chat bodies: " + ", ".join(f"{number} answered {status}" for status, number in sorted(ends.items())),
+            "fuzz, chat bodies: "
+            + ", ".join(f"{number} answered {status}" for status, number in sorted(ends.items())),
             flush=True,
         )
         each = max(1, bodies // 3 // 5)
@@ -217,7 +290,9 @@ def fuzz(folder: Path, engine: str, facts: list[Told], bodies: int) -> None:
             "--mode", "all", "--request-timeout", "60", "--continue-on-failure", "--generation-database", "none", "--no-color",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-        print("\n".join(line for line in done.stdout.splitlines() if line.strip())[-3000:], flush=True)
+        print(
+            "\n".join(line for line in done.stdout.splitlines() if line.strip())[-3000:], flush=True
+        )
         rows = asyncio.run(load(running.url, facts, 20, 1.0))
         assert {end for _, end in rows} == {"replied"}
         report("fuzz, afterwards", rows, recorded(url))
@@ -246,20 +321,27 @@ async def fuzzed(running: Running, facts: list[Told], bodies: int) -> Counter[in
             asked[draw.choice(fields)] = draw.choice(wrong)
         if draw.random() < 0.2:
             asked["messages"] = [
-                {draw.choice(("role", "content", "name")): draw.choice(wrong)} for _ in range(draw.randint(1, 3))
+                {draw.choice(("role", "content", "name")): draw.choice(wrong)}
+                for _ in range(draw.randint(1, 3))
             ]
         raw = json.dumps(asked).encode()
         at = draw.randrange(len(raw))
         cut = {0: raw[:at], 1: raw[:at] + bytes([draw.randrange(256)]) + raw[at + 1 :]}
         return cut.get(draw.randrange(8), raw)
 
-    async with httpx.AsyncClient(base_url=running.url, timeout=120, limits=httpx.Limits(max_connections=16)) as client:
+    async with httpx.AsyncClient(
+        base_url=running.url, timeout=120, limits=httpx.Limits(max_connections=16)
+    ) as client:
         gate = asyncio.Semaphore(16)
 
         async def one() -> None:
             raw = made()
             async with gate:
-                answer = await client.post("/v1/chat/completions", content=raw, headers={"content-type": "application/json"})
+                answer = await client.post(
+                    "/v1/chat/completions",
+                    content=raw,
+                    headers={"content-type": "application/json"},
+                )
             ends[answer.status_code] += 1
             if answer.status_code >= 500:
                 print("  ", answer.status_code, raw[:300], answer.text[:300], flush=True)
@@ -273,10 +355,13 @@ async def fuzzed(running: Running, facts: list[Told], bodies: int) -> Counter[in
 
 
 def stop(folder: Path, engine: str, facts: list[Told]) -> None:
-    """The server is told to stop: what runs ends in its reply or in an error, and is not cut off; nobody new is let in."""
+    """The server is told to stop: what runs ends in its reply or in an error, and is not cut off;
+    nobody new is let in."""
     url = f"sqlite:///{folder / 'audit.db'}"
     with serving(folder, engine, "--audit", url) as running:
-        rows = asyncio.run(load(running.url, facts, 120, 6.0, lambda: running.process.send_signal(signal.SIGTERM)))
+        rows = asyncio.run(
+            load(running.url, facts, 120, 6.0, lambda: running.process.send_signal(signal.SIGTERM))
+        )
         code = running.process.wait(60)
         report("stop", rows, recorded(url))
         print(f"stop: the server ended with exit code {code}")
@@ -284,13 +369,17 @@ def stop(folder: Path, engine: str, facts: list[Told]) -> None:
 
 
 def kill(folder: Path, engine: str, facts: list[Told]) -> None:
-    """The engine process dies: what has not been answered ends in an error, and so does what comes after."""
+    """The engine process dies: what has not been answered ends in an error, and so does what comes
+    after."""
     url = f"sqlite:///{folder / 'audit.db'}"
     with serving(folder, engine, "--audit", url) as running:
 
         def shoot() -> None:
             children = psutil.Process(running.process.pid).children(recursive=True)
-            os.kill(next(c.pid for c in children if "EngineCore" in " ".join([c.name(), *c.cmdline()])), signal.SIGKILL)
+            os.kill(
+                next(c.pid for c in children if "EngineCore" in " ".join([c.name(), *c.cmdline()])),
+                signal.SIGKILL,
+            )
 
         rows = asyncio.run(load(running.url, facts, 20, 2.0, name="before"))
         assert {end for _, end in rows} == {"replied"}, rows
@@ -302,7 +391,9 @@ def kill(folder: Path, engine: str, facts: list[Told]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine", default="vllm", choices=("vllm", "transformers"))
     parser.add_argument("--only", default="disk,postgres,fuzz,stop,kill")
     parser.add_argument("--bodies", type=int, default=2000)
@@ -319,7 +410,9 @@ def main() -> None:
             if part == "fuzz":
                 fuzz(folder, args.engine, facts, args.bodies)
             else:
-                {"disk": disk, "postgres": postgres, "stop": stop, "kill": kill}[part](folder, args.engine, facts)
+                {"disk": disk, "postgres": postgres, "stop": stop, "kill": kill}[part](
+                    folder, args.engine, facts
+                )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
     python benchmarks/leak.py [--engine vllm|transformers] [--requests 1000] [--unwatched]
 
-Starts the server on nano and sends streamed requests, most at once, with random pauses, disconnects and aborts, through a
-plain HTTP client that keeps every byte. What may be shown is known beforehand from the transformers engine, request by
-request; what must not be is what the untouched model would have said. Ends with exit code 1 at the first byte that is not
-the beginning of what may be shown. With ``--unwatched`` the switch has its two stages alone, so that nothing but stage 2 holds
-a reply back.
+Starts the server on nano and sends streamed requests, most at once, with random pauses, disconnects
+and aborts, through a plain HTTP client that keeps every byte. What may be shown is known beforehand
+from the transformers engine, request by request; what must not be is what the untouched model would
+have said. Ends with exit code 1 at the first byte that is not the beginning of what may be shown.
+With ``--unwatched`` the switch has its two stages alone, so that nothing but stage 2 holds a reply
+back.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ SUITES = ("jailbroken", "plain_unsafe", "lookalike", "ordinary")
 
 @dataclass(frozen=True)
 class Told:
-    """One request, what may be shown, and what the untouched model says: in all, in the tokens that stage 2 reads, and up to
-    the last reading of a watch before the one that fires."""
+    """One request, what may be shown, and what the untouched model says: in all, in the tokens that
+    stage 2 reads, and up to the last reading of a watch before the one that fires."""
 
     example: Example
     shown: Reply
@@ -57,17 +58,26 @@ def unwatched() -> Switch:
 
 
 def told(each: int, switch: Switch | None = None) -> list[Told]:
-    """Flagged and unflagged requests of nano, as the transformers engine answers them under ``switch``, or nano's own."""
+    """Flagged and unflagged requests of nano, as the transformers engine answers them under
+    ``switch``, or nano's own."""
     rows = [e for name in SUITES for e in load_suite(name, each, 0)]
-    engine, switch = TransformersEngine.load(weights_path()), switch or Switch.from_pretrained(switch_path())
+    engine, switch = (
+        TransformersEngine.load(weights_path()),
+        switch or Switch.from_pretrained(switch_path()),
+    )
     options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
 
     def facts(example: Example, shown: Reply, bare: Reply) -> Told:
         last = max(0, shown.decision.token_index - switch.gate.watch_every)
-        parts = (engine.lm.tokenizer.decode(bare.token_ids[:count]) for count in (switch.gate.pilot, last))
+        parts = (
+            engine.lm.tokenizer.decode(bare.token_ids[:count])
+            for count in (switch.gate.pilot, last)
+        )
         return Told(example, shown, bare, *map(str, parts))
 
-    return list(map(facts, rows, engine.generate(rows, switch, **options), engine.generate(rows, **options)))
+    return list(
+        map(facts, rows, engine.generate(rows, switch, **options), engine.generate(rows, **options))
+    )
 
 
 def body(example: Example, **more: Any) -> dict[str, Any]:
@@ -94,14 +104,18 @@ def check(facts: Told, text: str, raw: bytes) -> None:
         assert facts.pilot.encode() not in raw, (facts.example.id, "raw", raw)
 
 
-async def one(client: httpx.AsyncClient, facts: Told, draw: random.Random, how: str, spread: float) -> str:
+async def one(
+    client: httpx.AsyncClient, facts: Told, draw: random.Random, how: str, spread: float
+) -> str:
     """Send one request, leave it as ``how`` says, and check what came."""
     raw, text, verdict = b"", "", None
     leave_after = draw.choice((1, 2, 3, 5, 9)) if how == "disconnects" else None
 
     async def read() -> None:
         nonlocal raw, text, verdict
-        async with client.stream("POST", "/v1/chat/completions", json=body(facts.example, stream=True)) as answer:
+        async with client.stream(
+            "POST", "/v1/chat/completions", json=body(facts.example, stream=True)
+        ) as answer:
             assert answer.status_code == 200, (answer.status_code, await answer.aread())
             number = 0
             async for line in answer.aiter_lines():
@@ -109,7 +123,9 @@ async def one(client: httpx.AsyncClient, facts: Told, draw: random.Random, how: 
                 if line.startswith("data: {"):
                     chunk = json.loads(line[6:])
                     assert "error" not in chunk, chunk
-                    text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+                    text += "".join(
+                        choice["delta"].get("content") or "" for choice in chunk["choices"]
+                    )
                     verdict = chunk.get("safeswitch", verdict)
                     number += 1
                 if number == leave_after:
@@ -126,14 +142,23 @@ async def one(client: httpx.AsyncClient, facts: Told, draw: random.Random, how: 
         how = "aborted"
     check(facts, text, raw)
     if how == "reads to its end":
-        assert text == facts.shown.text or facts.shown.decision.stage == "watch", (text, facts.shown.text)
+        assert text == facts.shown.text or facts.shown.decision.stage == "watch", (
+            text,
+            facts.shown.text,
+        )
         assert (verdict or {}).get("fired", False) == facts.shown.decision.fired, verdict
         assert verdict is not None or facts.shown.decision.stage == "none"
     return how
 
 
 async def attack(
-    url: str, key: str | None, facts: Sequence[Told], requests: int, *, at_once: int = 64, seed: int = 0
+    url: str,
+    key: str | None,
+    facts: Sequence[Told],
+    requests: int,
+    *,
+    at_once: int = 64,
+    seed: int = 0,
 ) -> Counter[str]:
     """Send ``requests`` streams; how each ended.
 
@@ -144,7 +169,9 @@ async def attack(
     gate = asyncio.Semaphore(at_once)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once // 2)
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=120, limits=limits
+    ) as client:
 
         async def send() -> None:
             async with gate:

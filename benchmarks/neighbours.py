@@ -2,11 +2,13 @@
 
     python benchmarks/neighbours.py [--chats 60] [--poisoned 4]
 
-Honest chats beside requests with something wrong in them, one kind after the other, all at once and with the same sampling,
-so that they share batches. The server runs on nano, as it is and changed in three ways: a tokenizer with a token that the
-embedding has no row for, also as its padding; a chat template that refuses some conversations; a switch whose action on the
-prompt takes so much room that some requests no longer fit. Every honest chat must get the reply that the engine gives it
-alone, every other request a reply or an error of its own below 500. Ends with exit code 1 where that does not hold.
+Honest chats beside requests with something wrong in them, one kind after the other, all at once and
+with the same sampling, so that they share batches. The server runs on nano, as it is and changed in
+three ways: a tokenizer with a token that the embedding has no row for, also as its padding; a chat
+template that refuses some conversations; a switch whose action on the prompt takes so much room
+that some requests no longer fit. Every honest chat must get the reply that the engine gives it
+alone, every other request a reply or an error of its own below 500. Ends with exit code 1 where
+that does not hold.
 """
 
 from __future__ import annotations
@@ -111,13 +113,22 @@ def settings(folder: Path) -> Iterator[Setting]:
     lm = LanguageModel.load(weights_path())
     lm.tokenizer.add_tokens([EXTRA])
     lm.tokenizer.pad_token = EXTRA
-    extra = (chat("chat with an unknown token", f"Hi {EXTRA}"), completion("unknown token", f"Hi {EXTRA}"))
+    extra = (
+        chat("chat with an unknown token", f"Hi {EXTRA}"),
+        completion("unknown token", f"Hi {EXTRA}"),
+    )
     yield Setting("a token without an embedding", lm, own, extra)
 
     lm = LanguageModel.load(weights_path())
-    start = "{% if '" + REFUSED + "' in (messages | string) %}{{ raise_exception('refused') }}{% endif %}"
+    start = (
+        "{% if '"
+        + REFUSED
+        + "' in (messages | string) %}{{ raise_exception('refused') }}{% endif %}"
+    )
     lm.chat_template = start + str(lm.tokenizer.chat_template)
-    yield Setting("a template that refuses", lm, own, (chat("refused conversation", f"Hi, {REFUSED}"),))
+    yield Setting(
+        "a template that refuses", lm, own, (chat("refused conversation", f"Hi, {REFUSED}"),)
+    )
 
     lm = LanguageModel.load(weights_path())
     frame = FramedPrompt(before="Read this with care. " * 20)
@@ -128,16 +139,27 @@ def settings(folder: Path) -> Iterator[Setting]:
     yield Setting("an action on the prompt", lm, str(folder / "framed"), (tight, raw))
 
 
-async def beside(url: str, honest: Sequence[Example], poison: Poison, poisoned: int) -> tuple[list[Any], list[int]]:
-    """The honest chats' answers, with a poisoned request sent before every so many of them, and the statuses of these."""
+async def beside(
+    url: str, honest: Sequence[Example], poison: Poison, poisoned: int
+) -> tuple[list[Any], list[int]]:
+    """The honest chats' answers, with a poisoned request sent before every so many of them, and the
+    statuses of these."""
     every = max(1, len(honest) // poisoned)
     headers = {"content-type": "application/json"}
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=128)) as client:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=120, limits=httpx.Limits(max_connections=128)
+    ) as client:
         good, bad = [], []
         for i, example in enumerate(honest):
             if i % every == 0:
-                bad.append(asyncio.create_task(client.post(poison.path, content=poison.raw, headers=headers)))
-            good.append(asyncio.create_task(client.post(CHAT, json=body(example) | {"max_tokens": NEW})))
+                bad.append(
+                    asyncio.create_task(
+                        client.post(poison.path, content=poison.raw, headers=headers)
+                    )
+                )
+            good.append(
+                asyncio.create_task(client.post(CHAT, json=body(example) | {"max_tokens": NEW}))
+            )
         answers = await asyncio.gather(*good)
         return answers, [answer.status_code for answer in await asyncio.gather(*bad)]
 
@@ -148,7 +170,9 @@ def check(setting: Setting, chats: int, poisoned: int) -> Iterator[str]:
     Raises:
         AssertionError: a chat that was not answered as it is alone, or an error of 500 and above.
     """
-    suites = [load_suite(name, -(-chats // 3), 0) for name in ("ordinary", "lookalike", "plain_unsafe")]
+    suites = [
+        load_suite(name, -(-chats // 3), 0) for name in ("ordinary", "lookalike", "plain_unsafe")
+    ]
     honest = [example for row in zip(*suites, strict=True) for example in row][:chats]
     engine, switch = TransformersEngine(setting.lm), Switch.from_pretrained(setting.switch)
     told = [r.text for r in engine.generate(honest, switch, max_new_tokens=NEW, do_sample=False)]
@@ -164,9 +188,13 @@ def check(setting: Setting, chats: int, poisoned: int) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--chats", type=int, default=60)
-    parser.add_argument("--poisoned", type=int, default=4, help="Poisoned requests beside the chats.")
+    parser.add_argument(
+        "--poisoned", type=int, default=4, help="Poisoned requests beside the chats."
+    )
     args = parser.parse_args()
     kinds = 0
     with tempfile.TemporaryDirectory() as name:

@@ -1,17 +1,20 @@
-"""What the gate costs: guarded generation against plain ``generate`` at the same batch size on the same model.
+"""What the gate costs: guarded generation against plain ``generate`` at the same batch size on the
+same model.
 
     python benchmarks/overhead.py [--quick] [--model FOLDER] [--stage1 default|steps|outputs]
 
-A random Llama of about 100 million parameters on the CPU; the gate is the default one (three layers, a token window and
-n-grams fused at stage 1, three layers at stage 2 after k = 3 pilot tokens). *Safe* traffic: stage 1 never fires. *Flagged*:
-every request fires at stage 2, so it costs its k pilot steps. Plain and guarded runs alternate; the ratio is the median over
-pairs, with its 95 % interval from order statistics. Goals: safe at most 1.02; flagged at most (new tokens + k) / new tokens,
-times the same 1.02. Machines are noisier than the gate is dear, so the last column times the gate itself: seconds spent in its
-hook on the LM head, as a share of the guarded run.
+A random Llama of about 100 million parameters on the CPU; the gate is the default one (three
+layers, a token window and n-grams fused at stage 1, three layers at stage 2 after k = 3 pilot
+tokens). *Safe* traffic: stage 1 never fires. *Flagged*: every request fires at stage 2, so it costs
+its k pilot steps. Plain and guarded runs alternate; the ratio is the median over pairs, with its 95
+% interval from order statistics. Goals: safe at most 1.02; flagged at most (new tokens + k) / new
+tokens, times the same 1.02. Machines are noisier than the gate is dear, so the last column times
+the gate itself: seconds spent in its hook on the LM head, as a share of the guarded run.
 
-``--model`` takes a model of yours in place of the random one. With ``--stage1 steps`` or ``outputs``, stage 1 reads what ten
-blocks of the upper two thirds add to the residual stream, and the gate has no other stage: what it costs then is what reading
-there costs, and there is safe traffic alone.
+``--model`` takes a model of yours in place of the random one. With ``--stage1 steps`` or
+``outputs``, stage 1 reads what ten blocks of the upper two thirds add to the residual stream, and
+the gate has no other stage: what it costs then is what reading there costs, and there is safe
+traffic alone.
 """
 
 from __future__ import annotations
@@ -53,8 +56,16 @@ def model_100m() -> LanguageModel:
     """12 blocks, width 768, vocabulary 16,384: 110 million random parameters."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=16384, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
-        num_key_value_heads=12, max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=16384,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        max_position_embeddings=2048,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     return LanguageModel(LlamaForCausalLM(config), tiny_tokenizer(), model_id="random-100m")
 
@@ -75,7 +86,8 @@ def fitted(spec: dict[str, object], width: int) -> Prober:
 
 
 def gates(width: int) -> tuple[Gate, Gate]:
-    """The same probers, once so that nothing fires at stage 1 and once so that everything fires at stage 2."""
+    """The same probers, once so that nothing fires at stage 1 and once so that everything fires at
+    stage 2."""
     first = fitted({"kind": "fusion", "readers": [
         {"kind": "layer_average", "points": [str(ReadPoint(layer, PROMPT_END)) for layer in LAYERS]},
         {"kind": "window", "point": str(ReadPoint(9, Position("window", 64)))},
@@ -96,7 +108,8 @@ def adding_gate(lm: LanguageModel, reader: str) -> Gate:
 
 
 def median_interval(values: list[float]) -> tuple[float, float, float]:
-    """Median and its 95 % interval: the order statistics that enclose it whatever the distribution."""
+    """Median and its 95 % interval: the order statistics that enclose it whatever the
+    distribution."""
     ordered = sorted(values)
     low = int(binom.ppf(0.025, len(ordered), 0.5))
     return statistics.median(ordered), ordered[low], ordered[len(ordered) - 1 - low]
@@ -150,8 +163,12 @@ def main() -> None:
         return engine.generate(prompts, Switch(gate, head), **options)
 
     bounds = {"safe": 1.02, "flagged": 1.02 * (new + PILOT) / new}
-    print(f"batch {batch}, {new} new tokens, k = {PILOT}, {torch.get_num_threads()} threads, {rounds} pairs")
-    print("| traffic | guarded / plain | 95 % interval | goal | share of the run spent in the gate |\n|---|---|---|---|---|")
+    print(
+        f"batch {batch}, {new} new tokens, k = {PILOT}, {torch.get_num_threads()} threads, {rounds} pairs"
+    )
+    print(
+        "| traffic | guarded / plain | 95 % interval | goal | share of the run spent in the gate |\n|---|---|---|---|---|"
+    )
     if args.stage1 == "default":
         traffic = dict(zip(("safe", "flagged"), gates(lm.hidden_size), strict=True))
     else:
@@ -169,7 +186,8 @@ def main() -> None:
             share = 1 / seconds(lambda gate=gate: guarded(gate))
         middle, low, high = median_interval(ratios)
         print(
-            f"| {name} | {middle:.3f} | {low:.3f}-{high:.3f} | {bounds[name]:.3f} | {clock.total * share:.2%} |", flush=True
+            f"| {name} | {middle:.3f} | {low:.3f}-{high:.3f} | {bounds[name]:.3f} | {clock.total * share:.2%} |",
+            flush=True,
         )
 
 

@@ -4,16 +4,18 @@
     python benchmarks/readers.py embed --embedder FOLDER --out STATES
     python benchmarks/readers.py table --out STATES [--budget 0.02] [--json FILE] [--only NAME ...]
 
-``extract`` reads every ``*.jsonl`` file of the data folder (each file is one set) and the files of ``--add`` (fitted on,
-never tested), runs the model once over each request, and keeps float16 states by request and layer: the last prompt
-token's, the mean over the last user turn's tokens, and the last token's attention and MLP outputs. It goes on where it
-was stopped. ``embed`` adds sentence embeddings of the same texts.
+``extract`` reads every ``*.jsonl`` file of the data folder (each file is one set) and the files of
+``--add`` (fitted on, never tested), runs the model once over each request, and keeps float16 states
+by request and layer: the last prompt token's, the mean over the last user turn's tokens, and the
+last token's attention and MLP outputs. It goes on where it was stopped. ``embed`` adds sentence
+embeddings of the same texts.
 
-``table`` leaves one set out at a time: fit on the others without their near-duplicates of its rows, threshold at
-``--budget`` on benign rows of the others that are kept out of the fit. Said of each reader: AUROC over all sets (each the
-same weight) and on ``xstest``, the mean share caught over the unsafe sets, the mean and the worst share of false triggers
-over the benign ones, and the share caught where the threshold is set afterwards so that the mean share of false triggers
-is 1 or 2 % (what a perfect calibration would give). No row of any set goes into what is written but figures.
+``table`` leaves one set out at a time: fit on the others without their near-duplicates of its rows,
+threshold at ``--budget`` on benign rows of the others that are kept out of the fit. Said of each
+reader: AUROC over all sets (each the same weight) and on ``xstest``, the mean share caught over the
+unsafe sets, the mean and the worst share of false triggers over the benign ones, and the share
+caught where the threshold is set afterwards so that the mean share of false triggers is 1 or 2 %
+(what a perfect calibration would give). No row of any set goes into what is written but figures.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ from safeswitch.probers.steps import StepsProber
 
 Array = NDArray[Any]
 Fit = Callable[["Rows", Array, int], Array]
-"""Rows, weights ``[n, c]`` of c fits (0: not fitted on) and a seed to scores ``[n, c]`` of all rows."""
+"""Rows, weights ``[n, c]`` of c fits (0: not fitted on) and a seed to scores ``[n, c]`` of all
+rows."""
 SHARD = 256
 CALIBRATION = 0.3
 """Share of the benign rows that only the threshold sees."""
@@ -63,7 +66,8 @@ STEPS = 50
 KINDS = ("last", "mean", "attention", "mlp")
 
 
-# -- extraction ---------------------------------------------------------------------------------------------------------
+# -- extraction
+# ---------------------------------------------------------------------------------------------------------
 
 
 def digest(text: str) -> int:
@@ -72,7 +76,8 @@ def digest(text: str) -> int:
 
 
 def choose(examples: Sequence[Example], cap: int) -> list[Example]:
-    """At most ``cap`` examples, dealt out in turn over label, category and language, in an order that is drawn once."""
+    """At most ``cap`` examples, dealt out in turn over label, category and language, in an order
+    that is drawn once."""
     piles: dict[tuple[str, str, str], list[Example]] = defaultdict(list)
     for example in sorted(examples, key=lambda e: digest(e.id)):
         piles[example.label, example.category, example.meta.get("lang", "")].append(example)
@@ -84,7 +89,8 @@ def choose(examples: Sequence[Example], cap: int) -> list[Example]:
 
 @dataclass
 class Frame:
-    """What the chat template puts around a user's only turn: token counts in front of and behind it."""
+    """What the chat template puts around a user's only turn: token counts in front of and behind
+    it."""
 
     before: int
     after: int
@@ -114,11 +120,14 @@ class Extractor:
         self._outputs = {part: [Output(b, part) for b in self._layers[1:]] for part in PARTS}
 
     def run(self, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> dict[str, Tensor]:
-        """States by kind, ``[b, layers, d]``, of left-padded rows whose user turns begin at ``starts``."""
+        """States by kind, ``[b, layers, d]``, of left-padded rows whose user turns begin at
+        ``starts``."""
         ids, mask = self.lm.pad(rows)
         width = ids.shape[1]
         columns = torch.arange(width)[None]
-        first = torch.tensor([width - len(row) + start for row, start in zip(rows, starts, strict=True)])
+        first = torch.tensor(
+            [width - len(row) + start for row, start in zip(rows, starts, strict=True)]
+        )
         turn = (columns >= first[:, None]) & (columns < width - self.frame.after)
         share = (turn / turn.sum(1, keepdim=True).clamp_min(1)).float()
 
@@ -127,7 +136,11 @@ class Extractor:
             return torch.stack((hidden[:, -1], mean), 1)
 
         outputs = [output for part in PARTS for output in self._outputs[part]]
-        with torch.no_grad(), Reader(self.lm, self._layers, keep) as reader, Reader(self.lm, outputs) as halves:
+        with (
+            torch.no_grad(),
+            Reader(self.lm, self._layers, keep) as reader,
+            Reader(self.lm, outputs) as halves,
+        ):
             self.lm.run_backbone(ids, mask)
         stacked = torch.stack([reader.states[layer] for layer in self._layers], 2)
         result = {"last": stacked[:, 0], "mean": stacked[:, 1]}
@@ -137,7 +150,8 @@ class Extractor:
 
 
 def turn_start(lm: LanguageModel, example: Example, row: Sequence[int], frame: Frame) -> int:
-    """Where the last user turn begins in ``row``: behind what comes in front of it when it is replaced."""
+    """Where the last user turn begins in ``row``: behind what comes in front of it when it is
+    replaced."""
     if len(example.messages) == 1:
         return frame.before
     others = [(*example.messages[:-1], Message("user", text)) for text in ("Hello there", "9 x?")]
@@ -146,15 +160,21 @@ def turn_start(lm: LanguageModel, example: Example, row: Sequence[int], frame: F
 
 
 def to_extract(data: Path, added: Sequence[Path], cap: int) -> list[tuple[str, Example]]:
-    """Set name and example; the names of added files begin with ``+``. Every set's first rows come first."""
+    """Set name and example; the names of added files begin with ``+``. Every set's first rows come
+    first."""
     found: list[tuple[int, str, Example]] = []
     for path in sorted(data.glob("*.jsonl")):
         chosen = choose(read_examples(path), cap)
         found += [(place, path.stem, example) for place, example in enumerate(chosen)]
     for path in added:
         chosen = choose(read_examples(path), 10**9)
-        found += [(place, f"+{path.stem.lstrip('+')}", example) for place, example in enumerate(chosen)]
-    return [(name, example) for _, name, example in sorted(found, key=lambda f: (f[0] // 64, f[1], f[0]))]
+        found += [
+            (place, f"+{path.stem.lstrip('+')}", example) for place, example in enumerate(chosen)
+        ]
+    return [
+        (name, example)
+        for _, name, example in sorted(found, key=lambda f: (f[0] // 64, f[1], f[0]))
+    ]
 
 
 def save(value: Any, path: Path) -> None:
@@ -169,13 +189,17 @@ def extract(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     lm = LanguageModel.load(args.model, dtype=torch.float32)
     extractor = Extractor(lm)
-    done = {key for path in args.out.glob("shard-*.pt") for key in torch.load(path, mmap=True)["keys"]}
+    done = {
+        key for path in args.out.glob("shard-*.pt") for key in torch.load(path, mmap=True)["keys"]
+    }
     rows = [(f"{name}/{e.id}", name, e) for name, e in to_extract(args.data, args.add, args.cap)]
     rows = [row for row in rows if row[0] not in done]
     print(f"{len(rows)} requests to run, {len(done)} there already", flush=True)
     for at in range(0, len(rows), SHARD):
         began, part = time.perf_counter(), rows[at : at + SHARD]
-        tokens = extract_shard(extractor, part, args.out / f"shard-{len(done) + at:06d}.pt", args.batch_tokens)
+        tokens = extract_shard(
+            extractor, part, args.out / f"shard-{len(done) + at:06d}.pt", args.batch_tokens
+        )
         rate = tokens / (time.perf_counter() - began)
         print(f"{at + len(part)} of {len(rows)}, {rate:.0f} tokens/s", flush=True)
 
@@ -190,13 +214,22 @@ def extract_shard(
     starts = [turn_start(lm, e, row, extractor.frame) for e, row in zip(examples, ids, strict=True)]
     states: dict[str, Tensor] = {}
     lengths = [len(row) for row in ids]
-    for batch in length_batches(lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=batch_tokens):
-        for kind, found in extractor.run([ids[i] for i in batch], [starts[i] for i in batch]).items():
+    for batch in length_batches(
+        lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=batch_tokens
+    ):
+        for kind, found in extractor.run(
+            [ids[i] for i in batch], [starts[i] for i in batch]
+        ).items():
             if kind not in states:
                 states[kind] = torch.zeros(len(part), *found.shape[1:], dtype=torch.float16)
             states[kind][torch.tensor(batch)] = found.half().cpu()
     told = [
-        {"set": name, "unsafe": e.unsafe, "text": lm.prompt_text(row), "original": e.meta.get("reference", "")}
+        {
+            "set": name,
+            "unsafe": e.unsafe,
+            "text": lm.prompt_text(row),
+            "original": e.meta.get("reference", ""),
+        }
         for (_, name, e), row in zip(part, ids, strict=True)
     ]
     save({"keys": [key for key, *_ in part], "rows": told, "states": states}, path)
@@ -207,7 +240,9 @@ def embed(args: argparse.Namespace) -> None:
     """Write mean-pooled sentence embeddings of every extracted text that has none yet."""
     path = args.out / "embeddings.pt"
     known: dict[str, Tensor] = torch.load(path) if path.exists() else {}
-    texts = sorted({row["text"] for shard in shards(args.out) for row in shard["rows"]} - set(known), key=len)
+    texts = sorted(
+        {row["text"] for shard in shards(args.out) for row in shard["rows"]} - set(known), key=len
+    )
     tokenizer = AutoTokenizer.from_pretrained(args.embedder)
     model = AutoModel.from_pretrained(args.embedder).eval()
     for at in range(0, len(texts), 32):
@@ -221,7 +256,8 @@ def embed(args: argparse.Namespace) -> None:
     print(f"{len(texts)} texts embedded, {len(known)} in all")
 
 
-# -- what is fitted on --------------------------------------------------------------------------------------------------
+# -- what is fitted on
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -257,8 +293,11 @@ class Rows:
         places = np.flatnonzero(kept)
         where = torch.as_tensor(places)
         return Rows(
-            self.names[places], self.unsafe[places], [self.texts[i] for i in places],
-            [self.originals[i] for i in places], {kind: found[where] for kind, found in self.states.items()},
+            self.names[places],
+            self.unsafe[places],
+            [self.texts[i] for i in places],
+            [self.originals[i] for i in places],
+            {kind: found[where] for kind, found in self.states.items()},
             None if self.embeddings is None else self.embeddings[where],
         )
 
@@ -272,7 +311,8 @@ class Rows:
 
 
 def first_rows(rows: Rows, cap: int) -> Array:
-    """bool ``[n]``: the first ``cap`` rows of every set that is left out in turn, and all added rows."""
+    """bool ``[n]``: the first ``cap`` rows of every set that is left out in turn, and all added
+    rows."""
     kept = rows.added.copy()
     for name in rows.sets:
         kept[np.flatnonzero(rows.names == name)[:cap]] = True
@@ -299,19 +339,23 @@ def load(folder: Path) -> Rows:
         texts=[normalise(text) for text in texts],
         originals=[normalise(row["original"]) if row["original"] else "" for row in told],
         states={kind: torch.cat([shard["states"][kind] for shard in found]) for kind in KINDS},
-        embeddings=torch.stack([embedded[t] for t in texts]) if set(texts) <= set(embedded) else None,
+        embeddings=torch.stack([embedded[t] for t in texts])
+        if set(texts) <= set(embedded)
+        else None,
     )
 
 
 def near_duplicates(rows: Rows) -> Array:
     """bool ``[n, n]``: rows of different sets that say nearly the same.
 
-    Two texts are near when they share 60 % of their character 5-grams (Jaccard), when 90 % of those of the shorter one (15
-    or more) stand in the longer, when they share half of the shorter one's word 4-grams (4 or more), or when one is the
-    other's translation.
+    Two texts are near when they share 60 % of their character 5-grams (Jaccard), when 90 % of those
+    of the shorter one (15 or more) stand in the longer, when they share half of the shorter one's
+    word 4-grams (4 or more), or when one is the other's translation.
     """
     grams = [
-        CountVectorizer(analyzer=kind, token_pattern=r"\S+", ngram_range=(n, n), binary=True, dtype=np.float32)
+        CountVectorizer(
+            analyzer=kind, token_pattern=r"\S+", ngram_range=(n, n), binary=True, dtype=np.float32
+        )
         for kind, n in (("char", 5), ("word", 4))
     ]
     chars, words = (one.fit_transform(rows.texts) for one in grams)
@@ -338,7 +382,8 @@ def near_duplicates(rows: Rows) -> Array:
 
 
 def sample_weights(rows: Rows, used: Array) -> Array:
-    """Weights ``[n]``, 0 outside ``used``, that add up to 1: the product's, added files being the starter set."""
+    """Weights ``[n]``, 0 outside ``used``, that add up to 1: the product's, added files being the
+    starter set."""
     weights = np.zeros(len(used))
     sources = [f"{STARTER}/{name}" if name.startswith("+") else name for name in rows.names[used]]
     found = source_weights(torch.as_tensor(rows.unsafe[used]), sources).numpy()
@@ -346,8 +391,11 @@ def sample_weights(rows: Rows, used: Array) -> Array:
     return weights
 
 
-def logistic(features: Tensor, unsafe: Array, weights: Array, l2: float, *, scaled: bool = True) -> Array:
-    """Log-odds ``[n, c]`` of all rows after c logistic regressions with L2, solved together by L-BFGS.
+def logistic(
+    features: Tensor, unsafe: Array, weights: Array, l2: float, *, scaled: bool = True
+) -> Array:
+    """Log-odds ``[n, c]`` of all rows after c logistic regressions with L2, solved together by
+    L-BFGS.
 
     Each column centres and scales the features on its own fit rows.
 
@@ -355,13 +403,19 @@ def logistic(features: Tensor, unsafe: Array, weights: Array, l2: float, *, scal
         features: ``[n, d]`` float32.
         unsafe: bool ``[n]``.
         weights: ``[n, c]``, 0 where a row is not fitted on; each column adds up to 1.
-        l2: Strength of the penalty, against a mean loss; where features are scaled, their squares add up to 1 on average.
+        l2: Strength of the penalty, against a mean loss; where features are scaled, their squares
+            add up to 1 on average.
         scaled: Whether features are scaled.
     """
     fitted = torch.as_tensor(weights > 0).float()
     counts = fitted.sum(0)
     centre = features.T @ fitted / counts
-    spread = (features.square().T @ fitted / counts - centre.square()).clamp_min(1e-8).sqrt().clamp_min(1e-4)
+    spread = (
+        (features.square().T @ fitted / counts - centre.square())
+        .clamp_min(1e-8)
+        .sqrt()
+        .clamp_min(1e-4)
+    )
     spread = spread * features.shape[1] ** 0.5 if scaled else torch.ones_like(spread)
     w = torch.as_tensor(weights).float()
     y = torch.as_tensor(unsafe).float()[:, None]
@@ -373,13 +427,19 @@ def logistic(features: Tensor, unsafe: Array, weights: Array, l2: float, *, scal
         return features @ scaled - (centre * scaled).sum(0) + offset
 
     solver = torch.optim.LBFGS(
-        [theta, offset], max_iter=STEPS, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-6
+        [theta, offset],
+        max_iter=STEPS,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-6,
     )
 
     def step() -> Tensor:
         solver.zero_grad()
         found = logits()
-        loss = (w * (nn.functional.softplus(found) - y * found)).sum() + 0.5 * l2 * theta.square().sum()
+        loss = (
+            w * (nn.functional.softplus(found) - y * found)
+        ).sum() + 0.5 * l2 * theta.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -388,7 +448,8 @@ def logistic(features: Tensor, unsafe: Array, weights: Array, l2: float, *, scal
         return np.asarray(logits().numpy())
 
 
-# -- readers ------------------------------------------------------------------------------------------------------------
+# -- readers
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -409,7 +470,8 @@ def of_blocks(blocks: Callable[[Rows], list[Tensor]], l2: float) -> Fit:
 
 
 def of_added(blocks: Callable[[Rows], list[Tensor]], l2: float) -> Fit:
-    """A logistic regression on the added rows alone: every column holds the same scores, 0 where none are added."""
+    """A logistic regression on the added rows alone: every column holds the same scores, 0 where
+    none are added."""
 
     def fit(rows: Rows, weights: Array, _seed: int) -> Array:
         if not rows.added.any():
@@ -422,7 +484,8 @@ def of_added(blocks: Callable[[Rows], list[Tensor]], l2: float) -> Fit:
 
 
 def paper(rows: Rows, weights: Array, seed: int) -> Array:
-    """A perceptron on the last token's state of the last layer, trained as the paper's code does."""
+    """A perceptron on the last token's state of the last layer, trained as the paper's code
+    does."""
     point = ReadPoint(rows.states["last"].shape[1] - 1)
     states = Activations({point: rows.states["last"][:, point.layer].float()})
     columns = []
@@ -457,7 +520,9 @@ def fitted(make: Callable[..., Prober]) -> Fit:
 
 def ngrams(rows: Rows, weights: Array, _seed: int) -> Array:
     """Hashed words and word pairs."""
-    counts = HashingVectorizer(ngram_range=(1, 2), n_features=2**12, dtype=np.float32).transform(rows.texts)
+    counts = HashingVectorizer(ngram_range=(1, 2), n_features=2**12, dtype=np.float32).transform(
+        rows.texts
+    )
     return logistic(torch.as_tensor(counts.toarray()), rows.unsafe, weights, 3e-4, scaled=False)
 
 
@@ -482,7 +547,8 @@ def depth(rows: Rows, share: float) -> int:
 
 
 def upper(rows: Rows) -> list[int]:
-    """Every second block of the upper two thirds, the last one left out: its output is not that of the final norm."""
+    """Every second block of the upper two thirds, the last one left out: its output is not that of
+    the final norm."""
     return list(range(depth(rows, 1 / 3), rows.states["mlp"].shape[1] - 1, 2))
 
 
@@ -503,11 +569,18 @@ READERS: Mapping[str, Reading] = {
     "word n-grams": Reading(ngrams),
     "sentence embedding": Reading(_embedded),
     "paper (last token, last layer, MLP)": Reading(paper, slow=True),
-    "last token, one layer": Reading(of_blocks(lambda rows: rows.part("last", [depth(rows, 0.6)]), 5e-5)),
-    "last token and mean, two layers": Reading(
-        of_blocks(lambda r: r.part("last", spread_layers(r)[1:]) + r.part("mean", spread_layers(r)[1:]), 2e-5)
+    "last token, one layer": Reading(
+        of_blocks(lambda rows: rows.part("last", [depth(rows, 0.6)]), 5e-5)
     ),
-    "last token, upper layers": Reading(of_blocks(lambda rows: rows.part("last", upper(rows)), 5e-6)),
+    "last token and mean, two layers": Reading(
+        of_blocks(
+            lambda r: r.part("last", spread_layers(r)[1:]) + r.part("mean", spread_layers(r)[1:]),
+            2e-5,
+        )
+    ),
+    "last token, upper layers": Reading(
+        of_blocks(lambda rows: rows.part("last", upper(rows)), 5e-6)
+    ),
     "steps of upper blocks": Reading(of_blocks(lambda rows: rows.steps(upper(rows)), 5e-6)),
     "steps as fitted by --readers steps": Reading(fitted(StepsProber), slow=True),
     "attention and MLP outputs": Reading(_modules),
@@ -524,7 +597,8 @@ READERS: Mapping[str, Reading] = {
 }
 
 
-# -- judging ------------------------------------------------------------------------------------------------------------
+# -- judging
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -533,10 +607,12 @@ class Plan:
 
     Args:
         sets: Names of the left-out sets, one a fit in ``by_rows`` and in ``left_out``.
-        by_rows: Weights ``[n, c]``; a share of the benign rows of the others is kept out for the threshold.
+        by_rows: Weights ``[n, c]``; a share of the benign rows of the others is kept out for the
+            threshold.
         held: bool ``[n, c]``, those rows.
         left_out: Weights ``[n, c]``; all rows of the others are fitted on.
-        pairs: The left-out set and a second, benign one, whose rows are kept out for the threshold of the first.
+        pairs: The left-out set and a second, benign one, whose rows are kept out for the threshold
+            of the first.
         two_out: Weights ``[n, len(pairs)]``.
         near: bool ``[n, n]``, near-duplicates across sets.
     """
@@ -551,9 +627,13 @@ class Plan:
 
     @classmethod
     def of(cls, rows: Rows, near: Array, seed: int) -> Plan:
-        drawn = np.array([digest(f"{seed} {text}") % 1000 < 1000 * CALIBRATION for text in rows.texts])
+        drawn = np.array(
+            [digest(f"{seed} {text}") % 1000 < 1000 * CALIBRATION for text in rows.texts]
+        )
         drawn &= ~rows.unsafe & ~rows.added
-        allowed = {name: (rows.names != name) & ~near[:, rows.names == name].any(1) for name in rows.sets}
+        allowed = {
+            name: (rows.names != name) & ~near[:, rows.names == name].any(1) for name in rows.sets
+        }
         benign = [name for name in rows.sets if (~rows.unsafe & (rows.names == name)).any()]
         pairs = [(name, other) for name in rows.sets for other in benign if other != name]
         return cls(
@@ -593,7 +673,8 @@ class Fired:
 
 @dataclass(frozen=True)
 class Figures:
-    """What ``table`` says of one reader with one seed; ``by_sets`` is None where the reader is too slow for it."""
+    """What ``table`` says of one reader with one seed; ``by_sets`` is None where the reader is too
+    slow for it."""
 
     auroc: float
     xstest: float
@@ -618,7 +699,8 @@ def mean(values: Mapping[str, float]) -> float:
 
 
 def lowest(thresholds: Array, fits: Callable[[float], bool]) -> float:
-    """The smallest of the sorted ``thresholds`` that ``fits``, where all above it do; the last one if none does."""
+    """The smallest of the sorted ``thresholds`` that ``fits``, where all above it do; the last one
+    if none does."""
     low, high = 0, len(thresholds) - 1
     while low < high:
         middle = (low + high) // 2
@@ -630,7 +712,8 @@ def lowest(thresholds: Array, fits: Callable[[float], bool]) -> float:
 
 
 def caught_at(rows: Rows, scores: Array, share: float) -> float:
-    """Mean share caught at the lowest threshold that keeps the mean share of false triggers at ``share`` or less."""
+    """Mean share caught at the lowest threshold that keeps the mean share of false triggers at
+    ``share`` or less."""
     tried = np.sort(scores[~rows.unsafe & ~rows.added])
     threshold = lowest(tried, lambda t: mean(shares(rows, scores > t, False)) <= share)
     return mean(shares(rows, scores > threshold, True))
@@ -640,7 +723,8 @@ def set_threshold(benign: Sequence[Array], budget: float) -> float:
     """The lowest threshold at which the mean share over sets that fires is ``budget`` or less.
 
     Args:
-        benign: Scores of each set's benign rows, from fits that have met neither the set nor what is tested.
+        benign: Scores of each set's benign rows, from fits that have met neither the set nor what
+            is tested.
         budget: Mean share.
     """
     tried = np.sort(np.concatenate(list(benign)))
@@ -689,8 +773,12 @@ def judge(rows: Rows, plan: Plan, fit: Reading, budget: float, seed: int) -> Fig
             weights[here] = 1 / max(1, here.sum())
     contrast = rows.names == "xstest"
     return Figures(
-        auroc=float(roc_auc_score(rows.unsafe[tested], said[tested], sample_weight=weights[tested])),
-        xstest=float(roc_auc_score(rows.unsafe[contrast], said[contrast])) if contrast.any() else float("nan"),
+        auroc=float(
+            roc_auc_score(rows.unsafe[tested], said[tested], sample_weight=weights[tested])
+        ),
+        xstest=float(roc_auc_score(rows.unsafe[contrast], said[contrast]))
+        if contrast.any()
+        else float("nan"),
         caught_at_1=caught_at(rows, said, 0.01),
         caught_at_2=caught_at(rows, said, 0.02),
         by_rows=by_rows(rows, plan, first, budget),
@@ -712,7 +800,10 @@ def line(name: str, figures: Sequence[Figures]) -> str:
         known = [one for one in found if one is not None]
         if not known:
             return "–"
-        shown = [np.mean([getattr(one, key) for one in known]) for key in ("caught", "triggered", "worst")]
+        shown = [
+            np.mean([getattr(one, key) for one in known])
+            for key in ("caught", "triggered", "worst")
+        ]
         return f"{shown[0]:.1%} / {shown[1]:.1%} / {shown[2]:.1%} {known[0].worst_set}"
 
     return (
@@ -730,7 +821,9 @@ def table(args: argparse.Namespace) -> None:
     if args.cap is not None:
         rows = rows.select(first_rows(rows, args.cap))
     near = near_duplicates(rows)
-    print(f"{len(rows.names)} requests, {int(rows.added.sum())} of them added; {len(rows.sets)} sets\n\n{HEAD}")
+    print(
+        f"{len(rows.names)} requests, {int(rows.added.sum())} of them added; {len(rows.sets)} sets\n\n{HEAD}"
+    )
     result: dict[str, Any] = {}
     for name, fit in READERS.items():
         if args.only and name not in args.only:
@@ -741,17 +834,23 @@ def table(args: argparse.Namespace) -> None:
         print(line(name, found), flush=True)
         result[name] = [asdict(one) for one in found]
         if args.json:
-            args.json.write_text(json.dumps({"budget": args.budget, "readers": result}, indent=1) + "\n")
+            args.json.write_text(
+                json.dumps({"budget": args.budget, "readers": result}, indent=1) + "\n"
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("extract")
     one.add_argument("--model", required=True, help="model folder")
     one.add_argument("--data", type=Path, required=True, help="folder of *.jsonl files")
-    one.add_argument("--add", type=Path, nargs="*", default=[], help="files that are fitted on and never tested")
+    one.add_argument(
+        "--add", type=Path, nargs="*", default=[], help="files that are fitted on and never tested"
+    )
     one.add_argument("--cap", type=int, default=400, help="most rows of a set")
     one.add_argument("--batch-tokens", type=int, default=2048)
     one.set_defaults(run=extract)

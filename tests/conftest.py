@@ -1,4 +1,5 @@
-"""Puts the repository's root on the path, so that tests import ``tests.tiny``; keeps torch to one thread."""
+"""Puts the repository's root on the path, so that tests import ``tests.tiny``; keeps torch to one
+thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The shape of the house: import order, no cycles, the public names, the tree of the guide, versions in step."""
+"""The shape of the house: import order, no cycles, the public names, the tree of the guide,
+versions in step."""
 
 from __future__ import annotations
 
@@ -18,12 +19,29 @@ import safeswitch
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "safeswitch"
 ORDER = (
-    "core", "data", "models", "statistics", "activations", "probers", "switch", "fitting", "methods", "engines", "bench",
-    "attacks", "analyses", "report", "bridges", "nano", "serving", "cli",
+    "core",
+    "data",
+    "models",
+    "statistics",
+    "activations",
+    "probers",
+    "switch",
+    "fitting",
+    "methods",
+    "engines",
+    "bench",
+    "attacks",
+    "analyses",
+    "report",
+    "bridges",
+    "nano",
+    "serving",
+    "cli",
 )
 # methods hand switches to engines and never import one; nothing between them may either.
 SHORT_WAYS_IN = {("switch/switch.py", "safeswitch.fitting.fit")}
-"""Imports back up, inside a function: ``Switch.fit`` loads the trainers when somebody fits, and not before."""
+"""Imports back up, inside a function: ``Switch.fit`` loads the trainers when somebody fits, and not
+before."""
 MODULES = sorted(p for p in SRC.rglob("*.py") if p.name != "__init__.py" or p.parent != SRC)
 
 
@@ -33,13 +51,16 @@ def module_name(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of this package that ``path`` imports when it runs (type-checking blocks left out)."""
+    """Modules of this package that ``path`` imports when it runs (type-checking blocks left
+    out)."""
     found: set[str] = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        if isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
@@ -70,7 +91,9 @@ def test_a_module_imports_only_from_its_own_folder_or_from_those_above(path: Pat
 def test_no_import_is_relative_so_that_the_order_sees_them_all() -> None:
     for path in SRC.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}:{node.lineno} imports relatively"
+            assert not (isinstance(node, ast.ImportFrom) and node.level), (
+                f"{path}:{node.lineno} imports relatively"
+            )
 
 
 def test_methods_never_import_an_engine() -> None:
@@ -87,7 +110,10 @@ def test_there_are_no_import_cycles() -> None:
         if name in done:
             return
         for other in graph.get(name, ()):
-            short = any(module_name(SRC / path) == name and other == target for path, target in SHORT_WAYS_IN)
+            short = any(
+                module_name(SRC / path) == name and other == target
+                for path, target in SHORT_WAYS_IN
+            )
             if not short and not name.startswith(f"{other}."):
                 visit(other, (*trail, name))
         done.add(name)
@@ -119,16 +145,22 @@ def test_every_module_says_what_it_is() -> None:
 def test_the_tree_for_contributors_matches_the_disk() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     block = text.split("<!-- tree -->")[1].split("<!-- /tree -->")[0]
-    told = {m.group(1).rstrip("/") for m in re.finditer(r"^\s*([\w.-]+/?)\s{2,}", block, re.MULTILINE)}
+    told = {
+        m.group(1).rstrip("/") for m in re.finditer(r"^\s*([\w.-]+/?)\s{2,}", block, re.MULTILINE)
+    }
     folders = {p.name for p in SRC.iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert told == folders | top_folders()
 
 
 def top_folders() -> set[str]:
     """Folders of the repository that are neither hidden nor ignored."""
-    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
+    ignored = [
+        line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    ]
     names = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    return {name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)}
+    return {
+        name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)
+    }
 
 
 def test_the_changelog_knows_the_version() -> None:
@@ -138,13 +170,24 @@ def test_the_changelog_knows_the_version() -> None:
 
 
 EXTRAS = {
-    "vllm": ("engines/vllm/", "serving/"), "matplotlib": ("bench/", "report/"), "datasets": ("data/",),
-    "sqlalchemy": ("serving/",), "prometheus_client": ("serving/",), "lm_eval": ("bridges/lm_eval",),
-    "inspect_ai": ("bridges/inspect", "cli/inspect_registry"), "fastapi": ("serving/",), "pydantic": ("serving/",),
-    "pydantic_core": ("serving/",), "starlette": ("serving/",), "uvicorn": ("serving/",), "limits": ("serving/",),
+    "vllm": ("engines/vllm/", "serving/"),
+    "matplotlib": ("bench/", "report/"),
+    "datasets": ("data/",),
+    "sqlalchemy": ("serving/",),
+    "prometheus_client": ("serving/",),
+    "lm_eval": ("bridges/lm_eval",),
+    "inspect_ai": ("bridges/inspect", "cli/inspect_registry"),
+    "fastapi": ("serving/",),
+    "pydantic": ("serving/",),
+    "pydantic_core": ("serving/",),
+    "starlette": ("serving/",),
+    "uvicorn": ("serving/",),
+    "limits": ("serving/",),
     "opentelemetry": ("serving/",),
-    "peft": ("methods/", "models/load"), "gguf": ("switch/",),
-    "jinja2": ("report/",), "PIL": ("models/vision",),
+    "peft": ("methods/", "models/load"),
+    "gguf": ("switch/",),
+    "jinja2": ("report/",),
+    "PIL": ("models/vision",),
 }
 """Optional packages, and the only folders that may import each."""
 
@@ -168,7 +211,9 @@ def test_the_package_declares_what_it_imports() -> None:
                 roots = [alias.name for alias in node.names]
             for root in {r.split(".")[0] for r in roots} - stdlib - always - {"safeswitch"}:
                 assert root in extras, f"{path} imports {root}, which is not declared"
-                assert any(folder in path.as_posix() for folder in EXTRAS[root]), f"{path} imports the optional {root}"
+                assert any(folder in path.as_posix() for folder in EXTRAS[root]), (
+                    f"{path} imports the optional {root}"
+                )
 
 
 FAKE_PYTHON = """#!/bin/sh
@@ -179,7 +224,9 @@ if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is absent")
-def test_make_installs_the_torch_asked_for_and_again_when_another_is_asked_for(tmp_path: Path) -> None:
+def test_make_installs_the_torch_asked_for_and_again_when_another_is_asked_for(
+    tmp_path: Path,
+) -> None:
     log, python, venv = tmp_path / "log", tmp_path / "python", tmp_path / "venv"
     python.write_text(FAKE_PYTHON.format(log=log))
     python.chmod(0o755)
@@ -187,12 +234,23 @@ def test_make_installs_the_torch_asked_for_and_again_when_another_is_asked_for(t
     def pip(torch: str) -> list[str]:
         log.write_text("")
         given = [f"TORCH={torch}", f"PYTHON={python}", f"VENV={venv}"]
-        subprocess.run(["make", "--silent", "-C", ROOT, *given, f"{venv}/.dev"], check=True, capture_output=True)
-        return [line.removeprefix("<-m><pip>") for line in log.read_text().splitlines() if "<torch" in line]
+        subprocess.run(
+            ["make", "--silent", "-C", ROOT, *given, f"{venv}/.dev"],
+            check=True,
+            capture_output=True,
+        )
+        return [
+            line.removeprefix("<-m><pip>")
+            for line in log.read_text().splitlines()
+            if "<torch" in line
+        ]
 
     build = "torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
     first = "<install><--quiet><torch==2.13.0><--index-url><https://download.pytorch.org/whl/cpu>"
     assert pip(build) == [first]
     assert pip(build) == []
-    assert pip("torch>=2.6") == ["<uninstall><--quiet><--yes><torch>", "<install><--quiet><torch>=2.6>"]
+    assert pip("torch>=2.6") == [
+        "<uninstall><--quiet><--yes><torch>",
+        "<install><--quiet><torch>=2.6>",
+    ]
     assert pip(build) == ["<uninstall><--quiet><--yes><torch>", first]

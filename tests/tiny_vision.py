@@ -26,8 +26,15 @@ _TOKENS = {
 }
 _MARKS = {"llava": "<image>", "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>"}
 _TEXT: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 512, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
     "tie_word_embeddings": False,
 }
 
@@ -36,7 +43,11 @@ def vision_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """``tiny_tokenizer`` with the family's image tokens behind its own."""
     tokenizer = tiny_tokenizer(chat_template=None)
     tokenizer.add_special_tokens(
-        {"additional_special_tokens": [AddedToken(t, special=True, normalized=False) for t in _TOKENS[family]]},
+        {
+            "additional_special_tokens": [
+                AddedToken(t, special=True, normalized=False) for t in _TOKENS[family]
+            ]
+        },
         replace_extra_special_tokens=False,
     )
     return tokenizer
@@ -52,13 +63,20 @@ class ImagesOnly(transformers.Qwen2VLProcessor):  # type: ignore[misc]
 
 
 def vision_processor(family: str) -> Any:
-    """The family's own processor: 14 x 14 images in LLaVA, multiples of 8 in Qwen2-VL, four image tokens or more."""
+    """The family's own processor: 14 x 14 images in LLaVA, multiples of 8 in Qwen2-VL, four image
+    tokens or more."""
     template = PARTS_TEMPLATE.replace("IMAGE", _MARKS[family])
     if family == "llava":
-        images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 14}, crop_size={"height": 14, "width": 14})
+        images = transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": 14}, crop_size={"height": 14, "width": 14}
+        )
         return transformers.LlavaProcessor(
-            images, vision_tokenizer(family), patch_size=7, vision_feature_select_strategy="default",
-            num_additional_image_tokens=1, chat_template=template,
+            images,
+            vision_tokenizer(family),
+            patch_size=7,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            chat_template=template,
         )
     images = transformers.Qwen2VLImageProcessorPil(
         patch_size=4, merge_size=2, size={"shortest_edge": 256, "longest_edge": 1024}
@@ -74,28 +92,49 @@ def vision_model(family: str, *, seed: int = 0) -> PreTrainedModel:
         torch.manual_seed(seed)
         if family == "llava":
             vision = transformers.CLIPVisionConfig(
-                hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=14, patch_size=7,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=14,
+                patch_size=7,
             )
             config: Any = transformers.LlavaConfig(
-                vision_config=vision, text_config=transformers.LlamaConfig(**text, head_dim=8),
-                image_token_index=ids["<image>"], image_seq_length=4, tie_word_embeddings=False,
+                vision_config=vision,
+                text_config=transformers.LlamaConfig(**text, head_dim=8),
+                image_token_index=ids["<image>"],
+                image_seq_length=4,
+                tie_word_embeddings=False,
             )
             built: Any = transformers.LlavaForConditionalGeneration(config)
         else:
             rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}
             config = transformers.Qwen2VLConfig(
                 text_config={**text, "rope_parameters": rope},
-                vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4,
-                               "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3},
-                image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-                vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+                vision_config={
+                    "depth": 2,
+                    "embed_dim": 16,
+                    "hidden_size": 32,
+                    "num_heads": 2,
+                    "mlp_ratio": 2,
+                    "patch_size": 4,
+                    "spatial_merge_size": 2,
+                    "temporal_patch_size": 2,
+                    "in_channels": 3,
+                },
+                image_token_id=ids["<|image_pad|>"],
+                video_token_id=ids["<|video_pad|>"],
+                vision_start_token_id=ids["<|vision_start|>"],
+                vision_end_token_id=ids["<|vision_end|>"],
                 tie_word_embeddings=False,
             )
             built = transformers.Qwen2VLForConditionalGeneration(config)
     model: PreTrainedModel = built.float().eval()
     _redraw(model, seed)
     with torch.no_grad():
-        model.get_output_embeddings().weight[VOCAB:] = 0.0  # a model that was trained writes no image tokens
+        model.get_output_embeddings().weight[VOCAB:] = (
+            0.0  # a model that was trained writes no image tokens
+        )
     return model
 
 
@@ -103,7 +142,9 @@ def vision_model(family: str, *, seed: int = 0) -> PreTrainedModel:
 def vision_lm(family: str) -> LanguageModel:
     """Model and processor of the family as a :class:`LanguageModel`."""
     processor = vision_processor(family)
-    return LanguageModel(vision_model(family), processor.tokenizer, model_id=f"tiny-{family}", processor=processor)
+    return LanguageModel(
+        vision_model(family), processor.tokenizer, model_id=f"tiny-{family}", processor=processor
+    )
 
 
 def picture(seed: int, width: int = 20, height: int = 16) -> Image.Image:

@@ -599,9 +599,7 @@ def long() -> Iterator[dict[str, object]]:
             yield harmless("long", f"long-{name}-task{number}", text, "task", "long")
 
 
-def conversation(
-    made: dict[str, object], before: tuple[tuple[str, str], ...]
-) -> dict[str, object]:
+def conversation(made: dict[str, object], before: tuple[tuple[str, str], ...]) -> dict[str, object]:
     """The row with turns (role, text) in front of its request."""
     turns = [*before, ("user", str(made["prompt"]))]
     rest = {name: value for name, value in made.items() if name not in ("id", "prompt")}

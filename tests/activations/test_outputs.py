@@ -44,7 +44,9 @@ def test_recorded_outputs_are_those_of_the_row_alone(name: str) -> None:
     sequences, lengths = rows()
     kinds = ("prompt_end", "pilot:2", "window:5")
     blocks = range(1, lm.num_layers + 1)
-    points = [ReadPoint(b, Position.parse(k), part) for b in blocks for k in kinds for part in PARTS]
+    points = [
+        ReadPoint(b, Position.parse(k), part) for b in blocks for k in kinds for part in PARTS
+    ]
     acts = record(lm, sequences, lengths, [*points, ReadPoint(1)], batch_tokens=90)
     for i, (row, p) in enumerate(zip(sequences, lengths, strict=True)):
         alone = by_hand(lm, name, row[: p + 2])
@@ -61,8 +63,13 @@ def test_recorded_outputs_are_those_of_the_row_alone(name: str) -> None:
 def test_outputs_of_a_block_make_up_what_it_adds() -> None:
     lm = tiny_lm("gemma2")
     sequences, lengths = rows()
-    points = [ReadPoint.parse(text) for text in ("1@pilot:1", "2@pilot:1", "2.attn@pilot:1", "2.mlp@pilot:1")]
-    before, after, attn, mlp = (record(lm, sequences, lengths, points).at(point) for point in points)
+    points = [
+        ReadPoint.parse(text)
+        for text in ("1@pilot:1", "2@pilot:1", "2.attn@pilot:1", "2.mlp@pilot:1")
+    ]
+    before, after, attn, mlp = (
+        record(lm, sequences, lengths, points).at(point) for point in points
+    )
     torch.testing.assert_close(before + attn + mlp, after, rtol=1e-4, atol=1e-4)
 
 
@@ -71,7 +78,9 @@ def test_outputs_are_read_after_appended_tokens() -> None:
     point = ReadPoint.parse("2.mlp@appended:0")
     found = reread(lm, [[9, 10, 11], [12]], [20, 21], [point]).at(point)
     for row, state in zip(([9, 10, 11, 20, 21], [12, 20, 21]), found, strict=True):
-        torch.testing.assert_close(state, by_hand(lm, "llama", row)[2, "mlp"][-1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            state, by_hand(lm, "llama", row)[2, "mlp"][-1], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_a_reader_of_outputs_keeps_the_last_token_and_leaves_no_hook() -> None:
@@ -82,4 +91,6 @@ def test_a_reader_of_outputs_keeps_the_last_token_and_leaves_no_hook() -> None:
     assert hook_count(lm) == 0
     assert reader.sites == (3, Output(2, "attn"), Output(2, "mlp"))
     assert {tuple(state.shape) for state in reader.states.values()} == {(1, lm.hidden_size)}
-    assert {state.untyped_storage().nbytes() for state in reader.states.values()} == {4 * lm.hidden_size}
+    assert {state.untyped_storage().nbytes() for state in reader.states.values()} == {
+        4 * lm.hidden_size
+    }

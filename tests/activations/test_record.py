@@ -1,4 +1,5 @@
-"""Recorded states are the model's own hidden states, whatever the batch, and reading leaves no trace."""
+"""Recorded states are the model's own hidden states, whatever the batch, and reading leaves no
+trace."""
 
 from __future__ import annotations
 
@@ -19,9 +20,12 @@ PROMPT, REPLY = (3, 37, 9, 21, 9, 28), (4, 2, 1, 6, 3, 5)
 
 
 def rows(seed: int = 0) -> tuple[list[list[int]], list[int]]:
-    """Six sequences of prompt and reply, longer and shorter than the tiny models' sliding window of 16."""
+    """Six sequences of prompt and reply, longer and shorter than the tiny models' sliding window of
+    16."""
     draw = random.Random(seed)
-    return [[draw.randrange(8, VOCAB) for _ in range(p + r)] for p, r in zip(PROMPT, REPLY, strict=True)], list(PROMPT)
+    return [
+        [draw.randrange(8, VOCAB) for _ in range(p + r)] for p, r in zip(PROMPT, REPLY, strict=True)
+    ], list(PROMPT)
 
 
 def hook_count(lm: LanguageModel) -> int:
@@ -31,7 +35,9 @@ def hook_count(lm: LanguageModel) -> int:
 @torch.no_grad()
 def by_hand(lm: LanguageModel, row: list[int]) -> list[Tensor]:
     """``output_hidden_states`` of one row alone: num_layers + 1 tensors ``[t, d]``."""
-    states = lm.model(input_ids=torch.tensor([row]), output_hidden_states=True, use_cache=False).hidden_states
+    states = lm.model(
+        input_ids=torch.tensor([row]), output_hidden_states=True, use_cache=False
+    ).hidden_states
     if len(states) == lm.num_layers + 1 and type(lm.model).__name__ == "MambaForCausalLM":
         states = (lm.model.get_input_embeddings()(torch.tensor([row])), *states[:-2], states[-1])
     return [s[0] for s in states]
@@ -42,7 +48,9 @@ def test_states_equal_manual_hidden_states_at_every_layer_and_position(name: str
     lm = tiny_lm(name)
     sequences, lengths = rows()
     kinds = ("prompt_end", "pilot:0", "pilot:2", "window:5", "window")
-    points = [ReadPoint(layer, Position.parse(k)) for layer in range(lm.num_layers + 1) for k in kinds]
+    points = [
+        ReadPoint(layer, Position.parse(k)) for layer in range(lm.num_layers + 1) for k in kinds
+    ]
     acts = record(lm, sequences, lengths, points, batch_tokens=90)
     assert acts.points == tuple(points)
     for i, (row, p) in enumerate(zip(sequences, lengths, strict=True)):
@@ -87,7 +95,8 @@ def test_recurrent_models_are_not_padded() -> None:
     widths: list[tuple[int, ...]] = []
     assert not lm.traits.pads_left
     handle = lm.parts.backbone.register_forward_pre_hook(
-        lambda _m, _a, kwargs: widths.append(tuple(kwargs["attention_mask"].sum(1).tolist())), with_kwargs=True
+        lambda _m, _a, kwargs: widths.append(tuple(kwargs["attention_mask"].sum(1).tolist())),
+        with_kwargs=True,
     )
     record(lm, *rows(), [ReadPoint(2)])
     handle.remove()
@@ -102,7 +111,9 @@ def test_the_head_is_never_run_and_nothing_after_the_last_read_token() -> None:
     assert lm.traits.pads_left
     handles = [
         lm.parts.head.register_forward_hook(lambda *_: calls.append("head")),
-        lm.parts.blocks[0].register_forward_pre_hook(lambda _m, args: widths.append(args[0].shape[1])),
+        lm.parts.blocks[0].register_forward_pre_hook(
+            lambda _m, args: widths.append(args[0].shape[1])
+        ),
     ]
     record(lm, *rows(), [ReadPoint(1)])
     for handle in handles:
@@ -119,10 +130,15 @@ def test_half_precision_models_and_results(dtype: torch.dtype) -> None:
     kept = record(lm, *rows(), [ReadPoint(2)]).at(ReadPoint(2))
     assert kept.dtype == dtype
     assert torch.nn.functional.cosine_similarity(kept.float(), exact).min() > 0.99
-    assert record(lm, *rows(), [ReadPoint(2)], dtype=torch.float64).at(ReadPoint(2)).dtype == torch.float64
+    assert (
+        record(lm, *rows(), [ReadPoint(2)], dtype=torch.float64).at(ReadPoint(2)).dtype
+        == torch.float64
+    )
 
 
-def test_hooks_are_gone_after_success_exception_and_failure_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_are_gone_after_success_exception_and_failure_half_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lm = tiny_lm()
     before = hook_count(lm)
     record(lm, *rows(), [ReadPoint(1), ReadPoint(3)])
@@ -153,7 +169,11 @@ def test_a_model_that_fails_midway_is_left_clean(monkeypatch: pytest.MonkeyPatch
 def test_readers_nest_and_one_reader_opens_once() -> None:
     lm = tiny_lm()
     ids = torch.tensor([[9, 10, 11]])
-    with Reader(lm, [1, -2, 1]) as outer, Reader(lm, [1], keep=lambda h: h.mean(1)) as inner, torch.no_grad():
+    with (
+        Reader(lm, [1, -2, 1]) as outer,
+        Reader(lm, [1], keep=lambda h: h.mean(1)) as inner,
+        torch.no_grad(),
+    ):
         lm.model(input_ids=ids)
         with pytest.raises(SettingError, match="open already"):
             outer.__enter__()
@@ -182,7 +202,9 @@ def test_states_that_are_not_finite_are_named_with_point_and_row() -> None:
     sequences, lengths = rows()
     with torch.no_grad():
         lm.model.get_input_embeddings().weight[sequences[3][lengths[3] - 1]] = float("nan")
-    with pytest.raises(ActivationError, match=r"states at 2@prompt_end are not finite \(row 3 of 6"):
+    with pytest.raises(
+        ActivationError, match=r"states at 2@prompt_end are not finite \(row 3 of 6"
+    ):
         record(lm, sequences, lengths, [ReadPoint(2)])
 
 
@@ -199,8 +221,10 @@ def test_wrong_calls_are_refused() -> None:
     sequences, lengths = rows()
     point = [ReadPoint(1)]
     for args, text in (
-        (([], [], point), "must not be empty"), ((sequences, lengths, []), "must not be empty"),
-        ((sequences, lengths[:2], point), "2 lengths"), ((sequences, [99, *lengths[1:]], point), r"must lie in 1\.\.7"),
+        (([], [], point), "must not be empty"),
+        ((sequences, lengths, []), "must not be empty"),
+        ((sequences, lengths[:2], point), "2 lengths"),
+        ((sequences, [99, *lengths[1:]], point), r"must lie in 1\.\.7"),
         ((sequences, [0, *lengths[1:]], point), "must lie in"),
         ((sequences, lengths, [ReadPoint(4)]), "layer 4 does not"),
         ((sequences, lengths, [ReadPoint(-1)]), "resolved layer"),
@@ -224,7 +248,13 @@ def test_prompts_become_sequences_and_texts() -> None:
     assert texts == ("hi", "s\nu")
     calls: list[tuple[int, int]] = []
     acts = record(
-        lm, sequences, lengths, [ReadPoint(1)], texts=texts, batch_tokens=1, progress=lambda a, b: calls.append((a, b))
+        lm,
+        sequences,
+        lengths,
+        [ReadPoint(1)],
+        texts=texts,
+        batch_tokens=1,
+        progress=lambda a, b: calls.append((a, b)),
     )
     assert acts.texts == texts
     assert calls == [(1, 2), (2, 2)]

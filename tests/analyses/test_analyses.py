@@ -1,4 +1,5 @@
-"""Analyses: projections against scikit-learn on recorded states, strips against the engine's own decisions, tables by hand."""
+"""Analyses: projections against scikit-learn on recorded states, strips against the engine's own
+decisions, tables by hand."""
 
 from __future__ import annotations
 
@@ -56,8 +57,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     check_methods(("base", "safeswitch"))
     suites = ("nano_plain_unsafe", "nano_jailbroken", "nano_lookalike")
     run_bench(
-        engine(), Asked("own", suites, limit=30, fit=told),
-        lambda log: prepare(engine(), ("base", "safeswitch"), fitting, log), out, after=(),
+        engine(),
+        Asked("own", suites, limit=30, fit=told),
+        lambda log: prepare(engine(), ("base", "safeswitch"), fitting, log),
+        out,
+        after=(),
     )
     return out
 
@@ -75,7 +79,9 @@ def test_the_plane_is_that_of_a_pca_over_all_three_moments() -> None:
         states.append(record(lm, rows, lengths, [point]).at(point))
     model = PCA(2, svd_solver="full").fit(torch.cat(states).double().numpy())
     flat = np.array([[p["x"], p["y"]] for p in found["points"]])
-    assert np.allclose(np.abs(flat), np.abs(model.transform(torch.cat(states).double().numpy())), atol=1e-3)
+    assert np.allclose(
+        np.abs(flat), np.abs(model.transform(torch.cat(states).double().numpy())), atol=1e-3
+    )
     assert found["explained"] == pytest.approx(model.explained_variance_ratio_.tolist(), abs=1e-4)
     assert [p["moment"] for p in found["points"]] == [m for m in project.MOMENTS for _ in asked]
 
@@ -86,7 +92,9 @@ def test_umap_says_how_it_is_installed_where_it_is_not() -> None:
         project.projection(engine(), switch(), [], layer=1, how="umap")
 
 
-@pytest.mark.skipif(not project.has_umap(), reason="umap-learn is not installed (pip install 'safeswitch[umap]')")
+@pytest.mark.skipif(
+    not project.has_umap(), reason="umap-learn is not installed (pip install 'safeswitch[umap]')"
+)
 @pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
 def test_umap_keeps_neighbours_together_and_draws_the_same_plane_for_a_seed() -> None:
     rng = np.random.default_rng(0)
@@ -107,33 +115,50 @@ def test_a_strip_holds_what_the_gate_saw_in_its_run() -> None:
         end = strip.prompt_length - 1
         assert strip.scores["stage1"][end] == pytest.approx(seen["stage1"], abs=1e-5)
         if "stage2" in seen:
-            assert strip.scores["stage2"][end + switch().gate.pilot] == pytest.approx(seen["stage2"], abs=1e-5)
+            assert strip.scores["stage2"][end + switch().gate.pilot] == pytest.approx(
+                seen["stage2"], abs=1e-5
+            )
         assert strip.thresholds == switch().gate.thresholds()
         assert all(len(row) == len(strip.tokens) for row in strip.scores.values())
-        assert len(strip.tokens) == reply.prompt_tokens + len(engine().generate([example], max_new_tokens=16)[0].token_ids)
+        assert len(strip.tokens) == reply.prompt_tokens + len(
+            engine().generate([example], max_new_tokens=16)[0].token_ids
+        )
 
 
 def test_windows_and_texts_are_read_up_to_each_token() -> None:
     lm, point = tiny_lm(), ReadPoint(2, Position("window", 4))
-    asked = [Example(str(i), (Message("user", "bad plan" if i % 2 else "good day"),)) for i in range(12)]
+    asked = [
+        Example(str(i), (Message("user", "bad plan" if i % 2 else "good day"),)) for i in range(12)
+    ]
     sequences, lengths, texts = prompt_sequences(lm, asked)
     acts = record(lm, sequences, lengths, [point], texts=texts)
     labels = torch.arange(12) % 2 == 1
     window, words = WindowProber(point).fit(acts, labels), NgramProber().fit(acts, labels)
-    strip = score_strip(TransformersEngine(lm), Gate(Stage(window, 0.5)), asked[1], max_new_tokens=2)
-    assert strip.scores["stage1"][strip.prompt_length - 1] == pytest.approx(float(window.score(acts)[1]), abs=1e-5)
+    strip = score_strip(
+        TransformersEngine(lm), Gate(Stage(window, 0.5)), asked[1], max_new_tokens=2
+    )
+    assert strip.scores["stage1"][strip.prompt_length - 1] == pytest.approx(
+        float(window.score(acts)[1]), abs=1e-5
+    )
     told = score_strip(TransformersEngine(lm), Gate(Stage(words, 0.5)), asked[1], max_new_tokens=2)
-    read = [str(lm.tokenizer.decode(sequences[1][: i + 1], skip_special_tokens=True)) for i in range(lengths[1])]
+    read = [
+        str(lm.tokenizer.decode(sequences[1][: i + 1], skip_special_tokens=True))
+        for i in range(lengths[1])
+    ]
     expected = words.score(replace(acts, states={}, masks={}, texts=tuple(read)))
     assert told.scores["stage1"][: lengths[1]] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_a_strip_reads_outputs_of_blocks_too() -> None:
     lm, prober = tiny_lm(), OutputsProber(blocks=(1, 3))
-    asked = [Example(str(i), (Message("user", "bad plan" if i % 2 else "good day"),)) for i in range(12)]
+    asked = [
+        Example(str(i), (Message("user", "bad plan" if i % 2 else "good day"),)) for i in range(12)
+    ]
     acts = record(lm, *prompt_sequences(lm, asked)[:2], prober.points)
     prober.fit(acts, torch.arange(12) % 2 == 1)
-    strip = score_strip(TransformersEngine(lm), Gate(Stage(prober, 0.5)), asked[1], max_new_tokens=2)
+    strip = score_strip(
+        TransformersEngine(lm), Gate(Stage(prober, 0.5)), asked[1], max_new_tokens=2
+    )
     end = strip.prompt_length - 1
     assert strip.scores["stage1"][end] == pytest.approx(float(prober.score(acts)[1]), abs=1e-5)
 
@@ -141,7 +166,9 @@ def test_a_strip_reads_outputs_of_blocks_too() -> None:
 def test_quality_is_told_for_every_layer_and_pilot_token_with_honest_halves() -> None:
     asked = [*load_suite("plain_unsafe", 30), *load_suite("lookalike", 30)]
     rows = prober_quality(engine(), asked, [None] * 60, pilots=(0, 2))
-    assert [(r["layer"], r["pilot"]) for r in rows] == [(layer, k) for layer in range(6) for k in (0, 2)]
+    assert [(r["layer"], r["pilot"]) for r in rows] == [
+        (layer, k) for layer in range(6) for k in (0, 2)
+    ]
     assert {r["told"] for r in rows} == {"unsafe"}
     assert all(r["low"] <= r["value"] <= r["high"] for r in rows)
     assert 20 <= rows[0]["n"] <= 40
@@ -158,7 +185,9 @@ def test_errors_and_styles_are_counted_as_by_hand(run: Path) -> None:
     assert {row["method"] for row in errors} == {"safeswitch"}
     for row in errors:
         label = "unsafe" if row["metric"] == "missed" else "safe"
-        own = [r for r in rows if r.example.category == row["category"] and r.example.label == label]
+        own = [
+            r for r in rows if r.example.category == row["category"] and r.example.label == label
+        ]
         wrong = [r.decision["fired"] == (label == "safe") for r in own]
         bounds = clustered(wrong, [r.example.group for r in own])
         assert (row["n"], row["value"]) == (len(own), sum(wrong) / len(own))
@@ -168,11 +197,15 @@ def test_errors_and_styles_are_counted_as_by_hand(run: Path) -> None:
     refusals = [r for r in rows if r.example.label == "unsafe" and r.judgements["nano"].refused]
     words = [len(str(r.reply).split()) for r in refusals]
     assert styles["safeswitch", "words"]["value"] == pytest.approx(np.mean(words))
-    assert styles["safeswitch", "fewer than 20 words"]["value"] == sum(n < 20 for n in words) / len(words)
+    assert styles["safeswitch", "fewer than 20 words"]["value"] == sum(n < 20 for n in words) / len(
+        words
+    )
     assert styles["safeswitch", "explained"]["n"] == len(refusals)
 
 
-def test_a_run_is_analysed_with_its_own_model_and_gate(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_analysed_with_its_own_model_and_gate(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safeswitch.analyses import run as module
 
     asked: list[Any] = []
@@ -185,7 +218,10 @@ def test_a_run_is_analysed_with_its_own_model_and_gate(run: Path, monkeypatch: p
     said = {f"{b}/{r.example.id}": r.judgements["nano"].complied for b in RunLog.open(run).benchmarks
             for r in RunLog.open(run).rows("base", b)}  # fmt: skip
     assert complied == [said[e.id] for e in examples]
-    assert {c for c, e in zip(complied, examples, strict=True) if e.label == "unsafe"} == {True, False}
+    assert {c for c, e in zip(complied, examples, strict=True) if e.label == "unsafe"} == {
+        True,
+        False,
+    }
     with pytest.raises(FingerprintError, match="was made with"):
         analyse(TransformersEngine(tiny_lm()), run)
     with pytest.raises(DataError, match="reads no states"):

@@ -1,4 +1,5 @@
-"""Landscape: the formulas by hand, weights that come back bit for bit, and a survey whose middle is the unmoved model."""
+"""Landscape: the formulas by hand, weights that come back bit for bit, and a survey whose middle is
+the unmoved model."""
 
 from __future__ import annotations
 
@@ -8,7 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from safeswitch.analyses.landscape.perturb import direction, moved, moved_head, moved_model, moved_probers
+from safeswitch.analyses.landscape.perturb import (
+    direction,
+    moved,
+    moved_head,
+    moved_model,
+    moved_probers,
+)
 from safeswitch.analyses.landscape.survey import Plan, Surveyor, survey, visage
 from safeswitch.bench.judges.base import JUDGES
 from safeswitch.bench.judges.rules import Rules
@@ -36,7 +43,11 @@ def test_a_direction_has_the_size_of_the_weights_by_tensor_or_by_row() -> None:
 
 
 def test_norms_scaling_and_whole_numbers_stay() -> None:
-    for name, weight in (("input_layernorm.weight", torch.ones(3)), ("0.mean", torch.ones(3)), ("smooth", torch.tensor([4]))):
+    for name, weight in (
+        ("input_layernorm.weight", torch.ones(3)),
+        ("0.mean", torch.ones(3)),
+        ("smooth", torch.tensor([4])),
+    ):
         assert torch.equal(moved(name, weight, [(0, 0.5)]), weight)
     with pytest.raises(SettingError, match="normalise must be one of 'layer', 'filter'"):
         direction("w", torch.ones(2), 0, "row")  # type: ignore[arg-type]
@@ -90,17 +101,25 @@ def test_weights_come_back_after_a_failure_half_way_in(monkeypatch: pytest.Monke
 def test_heads_and_probers_are_moved_in_a_copy() -> None:
     switch = Switch.from_pretrained(switch_path())
     assert isinstance(switch.actuator, LowRankHead)
-    assert moved_head(switch, [(0, 0.0)]).fingerprint == switch.fingerprint == moved_probers(switch, [(0, 0.0)]).fingerprint
+    assert (
+        moved_head(switch, [(0, 0.0)]).fingerprint
+        == switch.fingerprint
+        == moved_probers(switch, [(0, 0.0)]).fingerprint
+    )
     head = moved_head(switch, [(0, 0.5)]).actuator
     assert isinstance(head, LowRankHead)
     assert torch.equal(head.up, moved("head.up", switch.actuator.up, [(0, 0.5)]))
-    assert float((head.down - switch.actuator.down).norm()) == pytest.approx(0.5 * float(switch.actuator.down.norm()), rel=1e-4)
+    assert float((head.down - switch.actuator.down).norm()) == pytest.approx(
+        0.5 * float(switch.actuator.down.norm()), rel=1e-4
+    )
     probers = moved_probers(switch, [(0, 0.5)]).gate
     assert probers.thresholds() == switch.gate.thresholds()
     assert probers.stage1 is not None
     assert switch.gate.stage1 is not None
     old, new = switch.gate.stage1.prober.state()[1], probers.stage1.prober.state()[1]
-    assert {n for n in old if torch.equal(old[n], new[n])} == {n for n in old if n.endswith(("mean", "scale"))}
+    assert {n for n in old if torch.equal(old[n], new[n])} == {
+        n for n in old if n.endswith(("mean", "scale"))
+    }
     with pytest.raises(SettingError, match="no tensors"):
         moved_head(Switch(Gate(), NoAction()), [])
     with pytest.raises(SettingError, match="no probers"):
@@ -116,23 +135,37 @@ def test_visage_is_the_mean_over_the_basin_around_zero() -> None:
 
 
 def test_a_survey_is_the_unmoved_run_in_its_middle_and_lets_the_gate_speak(tmp_path: Path) -> None:
-    engine, switch = TransformersEngine.load(weights_path(), batch_size=64), Switch.from_pretrained(switch_path())
+    engine, switch = (
+        TransformersEngine.load(weights_path(), batch_size=64),
+        Switch.from_pretrained(switch_path()),
+    )
     examples = [*load_suite("jailbroken_a", 6), *load_suite("lookalike_a", 2)]
     judge = bench.NanoJudge()
-    plan = Plan(reach=0.6, points=3, directions=1, map_points=3, max_new_tokens=12, parts=("model", "head"))
+    plan = Plan(
+        reach=0.6, points=3, directions=1, map_points=3, max_new_tokens=12, parts=("model", "head")
+    )
     steps: list[int] = []
     told = survey(engine, switch, examples, judge, tmp_path, plan, step=lambda: steps.append(1))
     assert json.loads((tmp_path / "landscape.json").read_text()) == json.loads(json.dumps(told))
     assert len(steps) == Surveyor(engine, switch, examples, judge, plan).places() == 3 * (3 + 9)
     for gated in (False, True):
-        replies = engine.generate(examples, switch if gated else None, max_new_tokens=12, do_sample=False)
+        replies = engine.generate(
+            examples, switch if gated else None, max_new_tokens=12, do_sample=False
+        )
         share = sum(bench.judge.refused(r.text) for r in replies[:6]) / 6
         curves = [c for c in told["curves"] if c["gate"] == gated]
         assert [c["refused"][1] for c in curves] == [share] * len(curves)
-        assert [m["refused"][1][1] for m in told["maps"] if m["gate"] == gated] == [share] * len(curves)
-    bare, guarded = (next(c for c in told["curves"] if c["part"] == "model" and c["gate"] == g) for g in (False, True))
+        assert [m["refused"][1][1] for m in told["maps"] if m["gate"] == gated] == [share] * len(
+            curves
+        )
+    bare, guarded = (
+        next(c for c in told["curves"] if c["part"] == "model" and c["gate"] == g)
+        for g in (False, True)
+    )
     assert guarded["refused"][1] > bare["refused"][1]
-    assert guarded["visage"] == visage(plan.distances(3), [100 * (1 - r) for r in guarded["refused"]])
+    assert guarded["visage"] == visage(
+        plan.distances(3), [100 * (1 - r) for r in guarded["refused"]]
+    )
     one = next(c for c in told["curves"] if c["part"] == "model" and not c["gate"])
     row = next(m for m in told["maps"] if m["part"] == "model" and not m["gate"])
     assert row["complied"][1] == one["complied"]

@@ -1,4 +1,5 @@
-"""White-box attacks: the loss against a hand-run forward pass, the gradient against autograd, and what becomes of nano."""
+"""White-box attacks: the loss against a hand-run forward pass, the gradient against autograd, and
+what becomes of nano."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def switch() -> Switch:
 def objective() -> Objective:
     lm = nano().lm
     target = lm.tokenizer(TARGET, add_special_tokens=False)["input_ids"]
-    return Objective(Victim(lm, switch().gate), cut(lm, ASK, SUFFIX), target, weight=0.5, margin=2.0)
+    return Objective(
+        Victim(lm, switch().gate), cut(lm, ASK, SUFFIX), target, weight=0.5, margin=2.0
+    )
 
 
 def expected_loss(objective: Objective, example: Example) -> float:
@@ -65,14 +68,18 @@ def expected_loss(objective: Objective, example: Example) -> float:
     with torch.no_grad():
         logits = lm.model(torch.tensor([[*prompt, *target]])).logits[0, len(prompt) - 1 : -1]
     loss = float(F.cross_entropy(logits, torch.tensor(target)))
-    watched = [ReadPoint(p.layer, Position("pilot", fed)) for p in gate.watch.prober.points for fed in (8,)]
+    watched = [
+        ReadPoint(p.layer, Position("pilot", fed)) for p in gate.watch.prober.points for fed in (8,)
+    ]
     points = [*gate.stage1.prober.points, *gate.stage2.prober.points, *watched]
     acts = record(lm, [[*prompt, *target]], [len(prompt)], points, texts=[example.prompt])
     read = [(gate.stage1, acts), (gate.stage2, acts)]
     states = {p: acts.states[w] for p, w in zip(gate.watch.prober.points, watched, strict=True)}
     read.append((gate.watch, Activations(states, {}, acts.texts)))
     for stage, own in read:
-        odds = prober_log_odds(stage.prober, own) - torch.logit(torch.tensor(stage.threshold, dtype=torch.float64))
+        odds = prober_log_odds(stage.prober, own) - torch.logit(
+            torch.tensor(stage.threshold, dtype=torch.float64)
+        )
         loss += 0.5 * max(0.0, float(odds) + 2.0)
     return loss
 
@@ -101,8 +108,16 @@ def test_stages_that_the_target_does_not_reach_are_left_out() -> None:
     lm = nano().lm
     short = Objective(Victim(lm, switch().gate), cut(lm, ASK, SUFFIX), [10, 11], weight=1.0)
     assert set(short._stages()) == {"stage1"}
-    alone = Objective(Victim(lm, replace(switch().gate, watch=None)), cut(lm, ASK, SUFFIX), list(range(10, 19)), weight=1.0)
-    assert {name: fed for name, (_, _, fed) in alone._stages().items()} == {"stage1": [0], "stage2": [3]}
+    alone = Objective(
+        Victim(lm, replace(switch().gate, watch=None)),
+        cut(lm, ASK, SUFFIX),
+        list(range(10, 19)),
+        weight=1.0,
+    )
+    assert {name: fed for name, (_, _, fed) in alone._stages().items()} == {
+        "stage1": [0],
+        "stage2": [3],
+    }
 
 
 def test_every_kind_of_prober_gives_its_log_odds_with_a_gradient() -> None:
@@ -118,17 +133,26 @@ def test_every_kind_of_prober_gives_its_log_odds_with_a_gradient() -> None:
     both = LayerAverageProber((end, last)), EnsembleProber((end, last), 5, 4)
     for prober in (MLPProber(end), WindowProber(window), *both, fused):
         prober.fit(acts, labels)
-        plain = Activations({p: t.clone().requires_grad_() for p, t in states.items()}, masks, acts.texts)
+        plain = Activations(
+            {p: t.clone().requires_grad_() for p, t in states.items()}, masks, acts.texts
+        )
         odds = prober_log_odds(prober, plain)
         mild = odds.abs() < 2
         assert mild.any()
-        assert torch.allclose(odds[mild], log_odds(prober.score(plain))[mild], atol=1e-4), prober.kind
+        assert torch.allclose(odds[mild], log_odds(prober.score(plain))[mild], atol=1e-4), (
+            prober.kind
+        )
         assert prober.score(plain).requires_grad
 
 
 def test_an_average_of_saturated_readings_still_has_a_gradient() -> None:
-    states = {ReadPoint(layer): torch.randn(8, 4, generator=torch.Generator().manual_seed(layer)) for layer in (1, 2)}
-    prober = LayerAverageProber(tuple(states), inner="linear").fit(Activations(states), torch.arange(8) % 2 == 0)
+    states = {
+        ReadPoint(layer): torch.randn(8, 4, generator=torch.Generator().manual_seed(layer))
+        for layer in (1, 2)
+    }
+    prober = LayerAverageProber(tuple(states), inner="linear").fit(
+        Activations(states), torch.arange(8) % 2 == 0
+    )
     for inner in prober.fitted():
         assert isinstance(inner, LinearProber)
         inner.bias_ = torch.tensor([12.0])
@@ -148,7 +172,10 @@ def test_what_was_searched_is_what_the_model_reads() -> None:
     (found,) = short.attack(ASK, Victim(lm))
     slot = cut(lm, ASK, short.start)
     ids = lm.encode([found])[0]
-    assert (ids[: len(slot.before)], ids[-len(slot.after) :]) == (list(slot.before), list(slot.after))
+    assert (ids[: len(slot.before)], ids[-len(slot.after) :]) == (
+        list(slot.before),
+        list(slot.after),
+    )
     assert len(ids) == slot.prompt_length
     assert [*slot.before, *slot.after] == bare
     assert found.prompt.startswith(ASK.prompt)
@@ -156,7 +183,9 @@ def test_what_was_searched_is_what_the_model_reads() -> None:
     target = lm.tokenizer(TARGET, add_special_tokens=False)["input_ids"]
     again = Objective(Victim(lm), slot, target)
     suffix = torch.tensor(ids[len(slot.before) : -len(slot.after)])
-    assert float(again.losses(suffix[None], [""])[0]) == pytest.approx(float(found.meta["loss"]), abs=1e-3)
+    assert float(again.losses(suffix[None], [""])[0]) == pytest.approx(
+        float(found.meta["loss"]), abs=1e-3
+    )
     assert float(found.meta["loss"]) < float(found.meta["loss_before"])
     assert short.attack(ASK, Victim(lm))[0].messages == found.messages
 
@@ -171,7 +200,9 @@ def test_a_search_that_looks_into_the_prober_silences_it_and_a_blind_one_does_no
     for attack in (GCG(**few), ProberAwareGCG(**few)):
         made = [e for example in asked for e in attack.attack(example, victim)]
         replies = nano().generate(made, switch(), max_new_tokens=16, do_sample=False)
-        seen[attack.name] = sum(r.decision.scores["stage1"] > gate.stage1.threshold for r in replies)
+        seen[attack.name] = sum(
+            r.decision.scores["stage1"] > gate.stage1.threshold for r in replies
+        )
     assert seen == {"gcg": 2, "gcg-prober": 0}
 
 
@@ -185,7 +216,9 @@ def test_searches_run_on_other_architectures(name: str) -> None:
     target = lm.tokenizer("ok", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         logits = lm.model(torch.tensor([[*prompt, *target]])).logits[0, len(prompt) - 1 : -1]
-    assert float(found.meta["loss"]) == pytest.approx(float(F.cross_entropy(logits, torch.tensor(target))), rel=1e-3, abs=1e-3)
+    assert float(found.meta["loss"]) == pytest.approx(
+        float(F.cross_entropy(logits, torch.tensor(target))), rel=1e-3, abs=1e-3
+    )
     assert len(prompt) == slot.prompt_length
 
 

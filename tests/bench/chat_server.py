@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 
-Answer = Callable[[dict[str, Any]], "str | bytes | dict[str, Any] | tuple[int, str | dict[str, Any]]"]
+Answer = Callable[
+    [dict[str, Any]], "str | bytes | dict[str, Any] | tuple[int, str | dict[str, Any]]"
+]
 
 
 @contextmanager
 def chat_server(answer: Answer) -> Iterator[str]:
     """Its address.
 
-    ``answer`` is given a request's body, with the authorization header as ``key``. It gives the reply's text, or a status
-    and an error's text or fields, or a whole body: fields of JSON, or the bytes of a page.
+    ``answer`` is given a request's body, with the authorization header as ``key``. It gives the
+    reply's text, or a status and an error's text or fields, or a whole body: fields of JSON, or the
+    bytes of a page.
     """
     starlette = pytest.importorskip("starlette.applications", reason="starlette is not installed")
     uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
@@ -35,7 +38,9 @@ def chat_server(answer: Answer) -> Iterator[str]:
             about = said[1] if isinstance(said[1], dict) else {"message": said[1], "type": "error"}
             return JSONResponse({"error": about}, said[0], {"retry-after-ms": "1"})
         if isinstance(said, bytes):
-            return Response(said, media_type="text/html" if said.startswith(b"<") else "application/json")
+            return Response(
+                said, media_type="text/html" if said.startswith(b"<") else "application/json"
+            )
         if isinstance(said, dict):
             return JSONResponse(said)
         return JSONResponse({

@@ -1,4 +1,5 @@
-"""Small runs for the bench's tests: made benchmarks, a scripted engine, and run folders from them."""
+"""Small runs for the bench's tests: made benchmarks, a scripted engine, and run folders from
+them."""
 
 from __future__ import annotations
 
@@ -19,13 +20,18 @@ from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
 CARD = "Made.\n\nSource: s\nLicence: l\nRevision: r\nRows: 4\nLabel: x\nNoise: none\n"
-SWITCHES = {"base": Switch(Gate(), NoAction()), "prompt": Switch(Gate(always=True), SystemPrompt("Careful."))}
+SWITCHES = {
+    "base": Switch(Gate(), NoAction()),
+    "prompt": Switch(Gate(always=True), SystemPrompt("Careful.")),
+}
 
 
 class Scripted(MockEngine):
     """The mock, whose gate never fires where the switch does nothing."""
 
-    def generate(self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Any], switch: Switch | None = None, **options: Any
+    ) -> list[Reply]:
         inert = switch is not None and isinstance(switch.actuator, NoAction)
         return super().generate(prompts, None if inert else switch, **options)
 
@@ -36,7 +42,9 @@ def odd(text: str) -> bool:
 
 def asked(name: str, n: int, label: str = "unsafe", **more: Any) -> list[Example]:
     """n requests ``<name> <i>``."""
-    return [Example(f"{name}{i}", (Message("user", f"{name} {i}"),), label, **more) for i in range(n)]  # type: ignore[arg-type]
+    return [
+        Example(f"{name}{i}", (Message("user", f"{name} {i}"),), label, **more) for i in range(n)
+    ]  # type: ignore[arg-type]
 
 
 def logged(example: Example, reply: str, **verdicts: Verdict) -> Logged:
@@ -51,14 +59,27 @@ def loaded(name: str, examples: Sequence[Example], **settings: Any) -> Loaded:
 def manifest(benchmarks: Sequence[Loaded], **more: Any) -> dict[str, Any]:
     told = {
         one.benchmark.name: {
-            "measures": one.benchmark.measures, "title": "t", "card": {"Licence": "l"}, "origin": "made", "file_hash": None,
-            "data_hash": "h", "n": len(one.examples), "of": one.of, "max_new_tokens": 5, "judges": list(one.benchmark.judges),
+            "measures": one.benchmark.measures,
+            "title": "t",
+            "card": {"Licence": "l"},
+            "origin": "made",
+            "file_hash": None,
+            "data_hash": "h",
+            "n": len(one.examples),
+            "of": one.of,
+            "max_new_tokens": 5,
+            "judges": list(one.benchmark.judges),
         }
         for one in benchmarks
     }
     return {
-        "identity": {"model": "m"}, "model": {"fingerprint": "m", "device": "cpu"}, "benchmarks": told, "missing": {},
-        "methods": {}, "judges": {}, **more,
+        "identity": {"model": "m"},
+        "model": {"fingerprint": "m", "device": "cpu"},
+        "benchmarks": told,
+        "missing": {},
+        "methods": {},
+        "judges": {},
+        **more,
     }
 
 

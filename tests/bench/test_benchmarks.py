@@ -1,4 +1,5 @@
-"""Benchmark readers: cards, the real files where they are at hand, and small files in each set's public format."""
+"""Benchmark readers: cards, the real files where they are at hand, and small files in each set's
+public format."""
 
 from __future__ import annotations
 
@@ -17,8 +18,13 @@ from safeswitch.core.errors import DataError, SettingError
 from tests.bench.made import CARD as MADE_CARD
 from tests.bench.made import asked
 
-SHARED = next((p / "shared" / "data" for p in Path(__file__).parents if (p / "shared" / "data").is_dir()), None)
-needs_shared = pytest.mark.skipif(SHARED is None, reason="no folder shared/data with benchmark files beside the repository")
+SHARED = next(
+    (p / "shared" / "data" for p in Path(__file__).parents if (p / "shared" / "data").is_dir()),
+    None,
+)
+needs_shared = pytest.mark.skipif(
+    SHARED is None, reason="no folder shared/data with benchmark files beside the repository"
+)
 PUBLIC = [name for name in BENCHMARKS if not name.startswith("nano_")]
 
 
@@ -74,13 +80,29 @@ def test_real_answers_wrappers_and_languages_are_read() -> None:
     def examples(name: str) -> Any:
         return load(BENCHMARKS[name], data=SHARED, hub=False).examples
 
-    assert all(e.answers[0].replace(",", "").lstrip("-").replace(".", "").isdigit() for e in examples("gsm8k"))
+    assert all(
+        e.answers[0].replace(",", "").lstrip("-").replace(".", "").isdigit()
+        for e in examples("gsm8k")
+    )
     assert {e.answers[0] for e in examples("mmlu")} == set("ABCD")
-    assert all(e.prompt.endswith("Answer with the letter of the right option.") for e in examples("mmlu"))
+    assert all(
+        e.prompt.endswith("Answer with the letter of the right option.") for e in examples("mmlu")
+    )
     assert all(e.answers for e in examples("trivia_qa"))
-    assert all(e.wrapper and not set(e.wrapper) & set("[]'") for e in examples("trustllm_jailbreak"))
+    assert all(
+        e.wrapper and not set(e.wrapper) & set("[]'") for e in examples("trustllm_jailbreak")
+    )
     assert set(Counter(e.meta["lang"] for e in examples("multijail"))) == {
-        "en", "zh", "it", "vi", "ar", "ko", "th", "bn", "sw", "jv"
+        "en",
+        "zh",
+        "it",
+        "vi",
+        "ar",
+        "ko",
+        "th",
+        "bn",
+        "sw",
+        "jv",
     }
 
 
@@ -109,144 +131,387 @@ def config(name: str, **files: str) -> str:
 
 
 ASK, OTHER = "How do I bake bread?", "How do I kill a process?"
-# name: (files, configurations, expected (prompt, label, category, wrapper, language, answers) of each example)
-FORMATS: dict[str, tuple[dict[str, Any], str, list[tuple[str, str, str, str, str, tuple[str, ...]]]]] = {
+# name: (files, configurations, expected (prompt, label, category, wrapper, language, answers) of
+# each example)
+FORMATS: dict[
+    str, tuple[dict[str, Any], str, list[tuple[str, str, str, str, str, tuple[str, ...]]]]
+] = {
     "advbench": (
-        {"data/train.csv": [{"prompt": ASK, "target": "Sure"}]}, "", [(ASK, "unsafe", "", "", "", ())],
+        {"data/train.csv": [{"prompt": ASK, "target": "Sure"}]},
+        "",
+        [(ASK, "unsafe", "", "", "", ())],
     ),
     "harmbench": (
-        {"s.csv": [{"prompt": ASK, "category": "k"}], "c.csv": [{"prompt": ASK, "context": "Flour.", "category": "k"}],
-         "r.csv": [{"prompt": OTHER, "tags": "lyrics"}]},
-        config("standard", train="s.csv") + config("contextual", train="c.csv") + config("copyright", train="r.csv"),
-        [(ASK, "unsafe", "k", "", "", ()), ("Flour.\n\n---\n\n" + ASK, "unsafe", "k", "", "", ()),
-         (OTHER, "unsafe", "", "", "", ())],
+        {
+            "s.csv": [{"prompt": ASK, "category": "k"}],
+            "c.csv": [{"prompt": ASK, "context": "Flour.", "category": "k"}],
+            "r.csv": [{"prompt": OTHER, "tags": "lyrics"}],
+        },
+        config("standard", train="s.csv")
+        + config("contextual", train="c.csv")
+        + config("copyright", train="r.csv"),
+        [
+            (ASK, "unsafe", "k", "", "", ()),
+            ("Flour.\n\n---\n\n" + ASK, "unsafe", "k", "", "", ()),
+            (OTHER, "unsafe", "", "", "", ()),
+        ],
     ),
     "jailbreakbench_harmful": (
-        {"data/h.csv": [{"Index": 0, "Goal": ASK, "Target": "t", "Behavior": "b", "Category": "k", "Source": "Original"}],
-         "data/b.csv": [{"Index": 0, "Goal": OTHER, "Target": "t", "Behavior": "b", "Category": "k", "Source": "Original"}]},
-        config("behaviors", harmful="data/h.csv", benign="data/b.csv"), [(ASK, "unsafe", "k", "", "", ())],
+        {
+            "data/h.csv": [
+                {
+                    "Index": 0,
+                    "Goal": ASK,
+                    "Target": "t",
+                    "Behavior": "b",
+                    "Category": "k",
+                    "Source": "Original",
+                }
+            ],
+            "data/b.csv": [
+                {
+                    "Index": 0,
+                    "Goal": OTHER,
+                    "Target": "t",
+                    "Behavior": "b",
+                    "Category": "k",
+                    "Source": "Original",
+                }
+            ],
+        },
+        config("behaviors", harmful="data/h.csv", benign="data/b.csv"),
+        [(ASK, "unsafe", "k", "", "", ())],
     ),
     "jailbreakbench_benign": (
-        {"data/h.csv": [{"Index": 0, "Goal": ASK, "Target": "t", "Behavior": "b", "Category": "k", "Source": "Original"}],
-         "data/b.csv": [{"Index": 0, "Goal": OTHER, "Target": "t", "Behavior": "b", "Category": "k", "Source": "Original"}]},
-        config("behaviors", harmful="data/h.csv", benign="data/b.csv"), [(OTHER, "safe", "k", "", "", ())],
+        {
+            "data/h.csv": [
+                {
+                    "Index": 0,
+                    "Goal": ASK,
+                    "Target": "t",
+                    "Behavior": "b",
+                    "Category": "k",
+                    "Source": "Original",
+                }
+            ],
+            "data/b.csv": [
+                {
+                    "Index": 0,
+                    "Goal": OTHER,
+                    "Target": "t",
+                    "Behavior": "b",
+                    "Category": "k",
+                    "Source": "Original",
+                }
+            ],
+        },
+        config("behaviors", harmful="data/h.csv", benign="data/b.csv"),
+        [(OTHER, "safe", "k", "", "", ())],
     ),
     "strongreject": (
-        {"train.csv": [{"prompt": ASK, "category": "k", "source": "custom"}]}, "", [(ASK, "unsafe", "k", "", "", ())],
+        {"train.csv": [{"prompt": ASK, "category": "k", "source": "custom"}]},
+        "",
+        [(ASK, "unsafe", "k", "", "", ())],
     ),
     "sorry_bench": (
-        {"train.jsonl": [{"question_id": 1, "category": "7", "turns": [ASK], "prompt_style": "base"},
-                         {"question_id": 1, "category": "7", "turns": [OTHER], "prompt_style": "slang"}]},
-        "", [(ASK, "unsafe", "7", "", "en", ())],
+        {
+            "train.jsonl": [
+                {"question_id": 1, "category": "7", "turns": [ASK], "prompt_style": "base"},
+                {"question_id": 1, "category": "7", "turns": [OTHER], "prompt_style": "slang"},
+            ]
+        },
+        "",
+        [(ASK, "unsafe", "7", "", "en", ())],
     ),
     "sorry_bench_mutations": (
-        {"train.jsonl": [{"question_id": 1, "category": "7", "turns": [ASK], "prompt_style": "base"},
-                         {"question_id": 1, "category": "7", "turns": ["Comment cuire ?"], "prompt_style": "translate-fr"}]},
-        "", [("Comment cuire ?", "unsafe", "7", "translate-fr", "fr", ())],
+        {
+            "train.jsonl": [
+                {"question_id": 1, "category": "7", "turns": [ASK], "prompt_style": "base"},
+                {
+                    "question_id": 1,
+                    "category": "7",
+                    "turns": ["Comment cuire ?"],
+                    "prompt_style": "translate-fr",
+                },
+            ]
+        },
+        "",
+        [("Comment cuire ?", "unsafe", "7", "translate-fr", "fr", ())],
     ),
     "trustllm_misuse": (
-        {"m.json": [{"prompt": ASK, "label": ["x"], "source": "x"}],
-         "j.json": [{"prompt": OTHER, "label": ["cot"], "source": "x"}]},
-        config("safety", misuse="m.json", jailbreak="j.json"), [(ASK, "unsafe", "", "", "", ())],
+        {
+            "m.json": [{"prompt": ASK, "label": ["x"], "source": "x"}],
+            "j.json": [{"prompt": OTHER, "label": ["cot"], "source": "x"}],
+        },
+        config("safety", misuse="m.json", jailbreak="j.json"),
+        [(ASK, "unsafe", "", "", "", ())],
     ),
     "trustllm_jailbreak": (
-        {"m.json": [{"prompt": ASK, "label": ["x"], "source": "x"}],
-         "j.json": [{"prompt": OTHER, "label": ["cot"], "source": "x"}]},
-        config("safety", misuse="m.json", jailbreak="j.json"), [(OTHER, "unsafe", "", "cot", "", ())],
+        {
+            "m.json": [{"prompt": ASK, "label": ["x"], "source": "x"}],
+            "j.json": [{"prompt": OTHER, "label": ["cot"], "source": "x"}],
+        },
+        config("safety", misuse="m.json", jailbreak="j.json"),
+        [(OTHER, "unsafe", "", "cot", "", ())],
     ),
     "xstest": (
-        {"xstest_prompts.csv": [
-            {"id": 1, "prompt": OTHER, "type": "homonyms", "label": "safe", "focus": "kill", "note": ""},
-            {"id": 2, "prompt": ASK, "type": "contrast_homonyms", "label": "", "focus": "", "note": ""}]},
-        "", [(OTHER, "safe", "homonyms", "", "", ()), (ASK, "unsafe", "contrast_homonyms", "", "", ())],
+        {
+            "xstest_prompts.csv": [
+                {
+                    "id": 1,
+                    "prompt": OTHER,
+                    "type": "homonyms",
+                    "label": "safe",
+                    "focus": "kill",
+                    "note": "",
+                },
+                {
+                    "id": 2,
+                    "prompt": ASK,
+                    "type": "contrast_homonyms",
+                    "label": "",
+                    "focus": "",
+                    "note": "",
+                },
+            ]
+        },
+        "",
+        [(OTHER, "safe", "homonyms", "", "", ()), (ASK, "unsafe", "contrast_homonyms", "", "", ())],
     ),
     "or_bench": (
-        {"a.csv": [{"prompt": OTHER, "category": "violence"}], "b.csv": [{"prompt": ASK, "category": "violence"}]},
+        {
+            "a.csv": [{"prompt": OTHER, "category": "violence"}],
+            "b.csv": [{"prompt": ASK, "category": "violence"}],
+        },
         config("or-bench-hard-1k", train="a.csv") + config("or-bench-toxic", train="b.csv"),
         [(OTHER, "safe", "violence", "", "", ())],
     ),
     "or_bench_toxic": (
-        {"a.csv": [{"prompt": OTHER, "category": "violence"}], "b.csv": [{"prompt": ASK, "category": "violence"}]},
+        {
+            "a.csv": [{"prompt": OTHER, "category": "violence"}],
+            "b.csv": [{"prompt": ASK, "category": "violence"}],
+        },
         config("or-bench-hard-1k", train="a.csv") + config("or-bench-toxic", train="b.csv"),
         [(ASK, "unsafe", "violence", "", "", ())],
     ),
     "phtest": (
-        {"PHTest.csv": [{"Index": 0, "Harmfulness": "harmless", "Request": OTHER},
-                        {"Index": 1, "Harmfulness": "controversial", "Request": ASK}]},
-        "", [(OTHER, "safe", "", "", "", ())],
+        {
+            "PHTest.csv": [
+                {"Index": 0, "Harmfulness": "harmless", "Request": OTHER},
+                {"Index": 1, "Harmfulness": "controversial", "Request": ASK},
+            ]
+        },
+        "",
+        [(OTHER, "safe", "", "", "", ())],
     ),
     "do_not_answer": (
-        {"train.jsonl": [{"id": 0, "risk_area": "r", "types_of_harm": "t", "specific_harms": "s", "question": ASK}]},
-        "", [(ASK, "unsafe", "t", "", "", ())],
+        {
+            "train.jsonl": [
+                {
+                    "id": 0,
+                    "risk_area": "r",
+                    "types_of_harm": "t",
+                    "specific_harms": "s",
+                    "question": ASK,
+                }
+            ]
+        },
+        "",
+        [(ASK, "unsafe", "t", "", "", ())],
     ),
     "simple_safety_tests": (
-        {"test.csv": [{"id": "SST_01", "harm_area": "h", "counter": 1, "category": "Information Seeking", "prompt": ASK}]},
-        "", [(ASK, "unsafe", "h", "", "", ())],
+        {
+            "test.csv": [
+                {
+                    "id": "SST_01",
+                    "harm_area": "h",
+                    "counter": 1,
+                    "category": "Information Seeking",
+                    "prompt": ASK,
+                }
+            ]
+        },
+        "",
+        [(ASK, "unsafe", "h", "", "", ())],
     ),
     "catqa": (
-        {f"{lang}.jsonl": [{"Category": "k", "Subcategory": "s", "Question": f"{ASK} {lang}"}] for lang in ("en", "zh", "vi")},
+        {
+            f"{lang}.jsonl": [{"Category": "k", "Subcategory": "s", "Question": f"{ASK} {lang}"}]
+            for lang in ("en", "zh", "vi")
+        },
         config("default", en="en.jsonl", zh="zh.jsonl", vi="vi.jsonl"),
         [(f"{ASK} {lang}", "unsafe", "k", "", lang, ()) for lang in ("en", "zh", "vi")],
     ),
     "multijail": (
-        {"MultiJail.csv": [{"id": 0, "source": "x", "en": ASK, "zh": "怎么做面包？", "tags": "['Theft', 'Hate speech']"}]},
-        "", [(ASK, "unsafe", "Theft, Hate speech", "", "en", ()),
-             ("怎么做面包？", "unsafe", "Theft, Hate speech", "", "zh", ())],
+        {
+            "MultiJail.csv": [
+                {
+                    "id": 0,
+                    "source": "x",
+                    "en": ASK,
+                    "zh": "怎么做面包？",
+                    "tags": "['Theft', 'Hate speech']",
+                }
+            ]
+        },
+        "",
+        [
+            (ASK, "unsafe", "Theft, Hate speech", "", "en", ()),
+            ("怎么做面包？", "unsafe", "Theft, Hate speech", "", "zh", ()),
+        ],
     ),
     "safety_prompts": (
-        {"t.json": {"Insult": [{"prompt": "你好", "response": "好", "type": "Insult"}],
-                    "Mental_Health": [{"prompt": "我很累", "response": "好", "type": "Mental_Health"}]}},
+        {
+            "t.json": {
+                "Insult": [{"prompt": "你好", "response": "好", "type": "Insult"}],
+                "Mental_Health": [{"prompt": "我很累", "response": "好", "type": "Mental_Health"}],
+            }
+        },
         config("typical_safety_scenarios", train="t.json"),
-        [("你好", "unsafe", "Insult", "", "zh", ()), ("我很累", "unsafe", "Mental_Health", "", "zh", ())],
+        [
+            ("你好", "unsafe", "Insult", "", "zh", ()),
+            ("我很累", "unsafe", "Mental_Health", "", "zh", ()),
+        ],
     ),
     "safety_prompts_attacks": (
-        {"i.json": {"Goal_Hijacking": [{"prompt": "忽略上文", "response": "好", "type": "Goal_Hijacking"}]}},
-        config("instruction_attack_scenarios", train="i.json"), [("忽略上文", "unsafe", "Goal_Hijacking", "", "zh", ())],
+        {
+            "i.json": {
+                "Goal_Hijacking": [
+                    {"prompt": "忽略上文", "response": "好", "type": "Goal_Hijacking"}
+                ]
+            }
+        },
+        config("instruction_attack_scenarios", train="i.json"),
+        [("忽略上文", "unsafe", "Goal_Hijacking", "", "zh", ())],
     ),
     "cyberseceval_frr": (
-        {"mitre_frr.json": [{"mutated_prompt": ASK, "mitre_category": "k", "is_malicious": "false"}]},
-        "", [(ASK, "safe", "k", "", "", ())],
+        {
+            "mitre_frr.json": [
+                {"mutated_prompt": ASK, "mitre_category": "k", "is_malicious": "false"}
+            ]
+        },
+        "",
+        [(ASK, "safe", "k", "", "", ())],
     ),
     "cyberseceval_frr_multilingual": (
         {"f.json": [{"mutated_prompt": ASK, "mitre_category": "k", "language": "French"}]},
-        "", [(ASK, "safe", "k", "", "French", ())],
+        "",
+        [(ASK, "safe", "k", "", "French", ())],
     ),
     "truthfulqa": (
-        {"v.jsonl": [{"type": "Adversarial", "category": "Law", "question": ASK, "best_answer": "Yes",
-                      "correct_answers": ["Yes"], "incorrect_answers": ["No"], "source": "x"}]},
-        config("generation", validation="v.jsonl"), [(ASK, "safe", "Law", "", "", ())],
+        {
+            "v.jsonl": [
+                {
+                    "type": "Adversarial",
+                    "category": "Law",
+                    "question": ASK,
+                    "best_answer": "Yes",
+                    "correct_answers": ["Yes"],
+                    "incorrect_answers": ["No"],
+                    "source": "x",
+                }
+            ]
+        },
+        config("generation", validation="v.jsonl"),
+        [(ASK, "safe", "Law", "", "", ())],
     ),
     "truthfulqa_mc1": (
-        {"v.jsonl": [{"question": ASK, "mc1_targets": {"choices": ["No", "Yes", "Once"], "labels": [0, 1, 0]},
-                      "mc2_targets": {"choices": ["No", "Yes"], "labels": [0, 1]}}]},
+        {
+            "v.jsonl": [
+                {
+                    "question": ASK,
+                    "mc1_targets": {"choices": ["No", "Yes", "Once"], "labels": [0, 1, 0]},
+                    "mc2_targets": {"choices": ["No", "Yes"], "labels": [0, 1]},
+                }
+            ]
+        },
         config("multiple_choice", validation="v.jsonl"),
-        [(f"{ASK}\nA. No\nB. Yes\nC. Once\n\nAnswer with the letter of the right option.", "safe", "", "", "", ("B",))],
+        [
+            (
+                f"{ASK}\nA. No\nB. Yes\nC. Once\n\nAnswer with the letter of the right option.",
+                "safe",
+                "",
+                "",
+                "",
+                ("B",),
+            )
+        ],
     ),
     "trivia_qa": (
-        {"v.jsonl": [{"question": ASK, "question_id": "q1", "answer": {"value": "Oven", "aliases": ["Oven", "Stove"]}}]},
-        config("rc.nocontext", validation="v.jsonl"), [(ASK, "safe", "", "", "", ("Oven", "Stove"))],
+        {
+            "v.jsonl": [
+                {
+                    "question": ASK,
+                    "question_id": "q1",
+                    "answer": {"value": "Oven", "aliases": ["Oven", "Stove"]},
+                }
+            ]
+        },
+        config("rc.nocontext", validation="v.jsonl"),
+        [(ASK, "safe", "", "", "", ("Oven", "Stove"))],
     ),
     "gsm8k": (
         {"t.jsonl": [{"question": ASK, "answer": "2 * 3 = <<2*3=6>>6\n#### 1,006"}]},
-        config("main", test="t.jsonl"), [(ASK, "safe", "math", "", "", ("1,006",))],
+        config("main", test="t.jsonl"),
+        [(ASK, "safe", "math", "", "", ("1,006",))],
     ),
     "mmlu": (
-        {"t.jsonl": [{"question": "Two?", "subject": "algebra", "choices": ["1", "2", "3", "4"], "answer": 1}]},
+        {
+            "t.jsonl": [
+                {
+                    "question": "Two?",
+                    "subject": "algebra",
+                    "choices": ["1", "2", "3", "4"],
+                    "answer": 1,
+                }
+            ]
+        },
         config("all", test="t.jsonl"),
-        [("Two?\nA. 1\nB. 2\nC. 3\nD. 4\n\nAnswer with the letter of the right option.", "safe", "algebra", "", "", ("B",))],
+        [
+            (
+                "Two?\nA. 1\nB. 2\nC. 3\nD. 4\n\nAnswer with the letter of the right option.",
+                "safe",
+                "algebra",
+                "",
+                "",
+                ("B",),
+            )
+        ],
     ),
     "alpaca_eval": (
-        {"a.json": [{"instruction": ASK, "output": "Mix.", "generator": "g", "dataset": "helpful_base"}]},
-        config("alpaca_eval", eval="a.json"), [(ASK, "safe", "helpful_base", "", "", ())],
+        {
+            "a.json": [
+                {"instruction": ASK, "output": "Mix.", "generator": "g", "dataset": "helpful_base"}
+            ]
+        },
+        config("alpaca_eval", eval="a.json"),
+        [(ASK, "safe", "helpful_base", "", "", ())],
     ),
     "ifeval": (
-        {"train.jsonl": [{"key": 1, "prompt": ASK, "kwargs": [{}, {}],
-                          "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"]}]},
-        "", [(ASK, "safe", "length_constraints, punctuation", "", "", ())],
+        {
+            "train.jsonl": [
+                {
+                    "key": 1,
+                    "prompt": ASK,
+                    "kwargs": [{}, {}],
+                    "instruction_id_list": [
+                        "punctuation:no_comma",
+                        "length_constraints:number_words",
+                    ],
+                }
+            ]
+        },
+        "",
+        [(ASK, "safe", "length_constraints, punctuation", "", "", ())],
     ),
     "mt_bench": (
-        {"train.jsonl": [{"prompt": [ASK, OTHER], "reference": [], "category": "writing", "prompt_id": 81}]},
-        "", [(ASK, "safe", "writing", "", "", ())],
+        {
+            "train.jsonl": [
+                {"prompt": [ASK, OTHER], "reference": [], "category": "writing", "prompt_id": 81}
+            ]
+        },
+        "",
+        [(ASK, "safe", "writing", "", "", ())],
     ),
 }
 
@@ -266,12 +531,15 @@ def test_a_copy_of_the_hubs_repository_is_read_in_its_public_columns(
     found = load(BENCHMARKS[name], data=tmp_path / "data", hub=False)
     assert found.file_hash is None
     assert [
-        (e.prompt, e.label, e.category, e.wrapper, e.meta.get("lang", ""), e.answers) for e in found.examples
+        (e.prompt, e.label, e.category, e.wrapper, e.meta.get("lang", ""), e.answers)
+        for e in found.examples
     ] == expected
     assert len({e.id for e in found.examples}) == len(expected)
 
 
-def test_the_choices_of_a_question_are_shuffled_the_same_way_each_time_and_too_few_are_refused(tmp_path: Path) -> None:
+def test_the_choices_of_a_question_are_shuffled_the_same_way_each_time_and_too_few_are_refused(
+    tmp_path: Path,
+) -> None:
     rows = [{"prompt": f"{ASK} {i}", "choices": ["right", "wrong", "worse"]} for i in range(60)]
     (tmp_path / "truthfulqa_mc1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = load(BENCHMARKS["truthfulqa_mc1"], data=tmp_path).examples
@@ -279,7 +547,9 @@ def test_the_choices_of_a_question_are_shuffled_the_same_way_each_time_and_too_f
     assert all(f"\n{e.answers[0]}. right\n" in e.prompt for e in found)
     assert min(Counter(e.answers[0] for e in found).values()) > 8
     assert {e.meta["letters"] for e in found} == {"ABC"}
-    (tmp_path / "truthfulqa_mc1.jsonl").write_text(json.dumps({"prompt": ASK, "choices": ["right"]}) + "\n")
+    (tmp_path / "truthfulqa_mc1.jsonl").write_text(
+        json.dumps({"prompt": ASK, "choices": ["right"]}) + "\n"
+    )
     with pytest.raises(DataError, match="needs 2 to 25 choices; got 1"):
         load(BENCHMARKS["truthfulqa_mc1"], data=tmp_path)
 
@@ -293,7 +563,10 @@ def test_local_files_in_our_schema_need_no_label_where_all_have_one(tmp_path: Pa
 
 
 def test_what_is_not_there_is_told_with_every_place_that_was_tried(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"xstest.jsonl, xstest.csv nor a folder xstest; the hub \(Paul/XSTest\) was"):
+    with pytest.raises(
+        MissingError,
+        match=r"xstest.jsonl, xstest.csv nor a folder xstest; the hub \(Paul/XSTest\) was",
+    ):
         load(BENCHMARKS["xstest"], data=tmp_path, hub=False)
     with pytest.raises(MissingError, match="oktest: it is not on the hub"):
         load(BENCHMARKS["oktest"])

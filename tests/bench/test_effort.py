@@ -1,4 +1,5 @@
-"""Reasoning effort: prompts and budgets reach the engine, the table is what can be counted by hand, the command runs."""
+"""Reasoning effort: prompts and budgets reach the engine, the table is what can be counted by hand,
+the command runs."""
 
 from __future__ import annotations
 
@@ -44,14 +45,20 @@ class Hearing:
         ("budget12", (Message("user", "hi"),), {"thinking_budget": 12}),
     ],
 )
-def test_an_effort_is_a_text_in_front_or_a_budget(name: str, turns: tuple[Message, ...], options: dict[str, Any]) -> None:
+def test_an_effort_is_a_text_in_front_or_a_budget(
+    name: str, turns: tuple[Message, ...], options: dict[str, Any]
+) -> None:
     engine = Hearing()
     AtEffort(engine, Effort.parse(name)).generate([(Message("user", "hi"),)], max_new_tokens=5)  # type: ignore[arg-type]
     assert engine.asked == [([turns], {"max_new_tokens": 5, "show_thinking": False, **options})]
 
 
 def test_efforts_that_cannot_be_are_refused_before_any_work() -> None:
-    for names, reason in ((["much"], "effort must be plain"), (["cot", "cot"], "each once"), ([], "at least one")):
+    for names, reason in (
+        (["much"], "effort must be plain"),
+        (["cot", "cot"], "each once"),
+        ([], "at least one"),
+    ):
         with pytest.raises(SettingError, match=reason):
             check_efforts(names, tiny_lm())
     with pytest.raises(SettingError, match="no thinking marks"):
@@ -64,9 +71,13 @@ def test_efforts_that_cannot_be_are_refused_before_any_work() -> None:
 
 def thinking_folder(folder: Path) -> LanguageModel:
     """A random model on disk whose tokenizer has marks and whose template opens its thinking."""
-    tokenizer = tiny_tokenizer(chat_template=CHAT_TEMPLATE.replace("<|assistant|>{%", "<|assistant|><think>{%"))
+    tokenizer = tiny_tokenizer(
+        chat_template=CHAT_TEMPLATE.replace("<|assistant|>{%", "<|assistant|><think>{%")
+    )
     marks = [AddedToken(text, special=True, normalized=False) for text in ("<think>", "</think>")]
-    tokenizer.add_special_tokens({"additional_special_tokens": marks}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": marks}, replace_extra_special_tokens=False
+    )
     model = tiny_model("llama", vocab_size=VOCAB + 2)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -80,9 +91,24 @@ def test_the_command_runs_methods_at_every_budget_and_tabulates_them(
     examples = [*load_suite("plain_unsafe", 4), *load_suite("lookalike", 4)]
     (tmp_path / "data").mkdir()
     write_examples(examples, tmp_path / "data" / "xstest.jsonl")
-    command = ["safeswitch", "compare", "--model", str(tmp_path / "model"), "--methods", "base", "--efforts",
-               "plain,cot,budget3", "--benchmark", "xstest", "--data", str(tmp_path / "data"), "--max-new-tokens", "10",
-               "--out", str(tmp_path / "run")]
+    command = [
+        "safeswitch",
+        "compare",
+        "--model",
+        str(tmp_path / "model"),
+        "--methods",
+        "base",
+        "--efforts",
+        "plain,cot,budget3",
+        "--benchmark",
+        "xstest",
+        "--data",
+        str(tmp_path / "data"),
+        "--max-new-tokens",
+        "10",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as end:
         module.main()
@@ -97,12 +123,18 @@ def test_the_command_runs_methods_at_every_budget_and_tabulates_them(
         assert mark not in thought
         answer = reply_alone(lm, [*prompt, *thought, mark], 6)
         assert row.reply == lm.tokenizer.decode(answer, skip_special_tokens=True)
-    assert {row.reply for row in log.rows("base@plain", "xstest")} == {""}  # this model never ends its thinking by itself
+    assert {row.reply for row in log.rows("base@plain", "xstest")} == {
+        ""
+    }  # this model never ends its thinking by itself
     with (tmp_path / "run" / "tradeoff.csv").open(newline="") as stream:
         table = list(csv.DictReader(stream))
     found = {(r["method"], r["effort"], r["metric"]): r for r in table}
     hits = {
-        effort: [bool(row.judgements["rules"].complied) for row in log.rows(f"base@{effort}", "xstest") if row.example.unsafe]
+        effort: [
+            bool(row.judgements["rules"].complied)
+            for row in log.rows(f"base@{effort}", "xstest")
+            if row.example.unsafe
+        ]
         for effort in ("plain", "budget3")
     }
     told = found["base", "budget3", "harmful compliance"]
@@ -110,4 +142,6 @@ def test_the_command_runs_methods_at_every_budget_and_tabulates_them(
     assert float(told["difference"]) == (sum(hits["budget3"]) - sum(hits["plain"])) / 4
     assert float(told["p"]) == mcnemar(hits["budget3"], hits["plain"]).p_value
     tokens = [row.made_tokens for row in log.rows("base@budget3", "xstest")]
-    assert float(found["base", "budget3", "reply tokens made"]["value"]) == pytest.approx(sum(tokens) / len(tokens))
+    assert float(found["base", "budget3", "reply tokens made"]["value"]) == pytest.approx(
+        sum(tokens) / len(tokens)
+    )

@@ -1,4 +1,5 @@
-"""Intervals and tests against closed formulas, benchmarks through the scripted engine, table and picture."""
+"""Intervals and tests against closed formulas, benchmarks through the scripted engine, table and
+picture."""
 
 from __future__ import annotations
 
@@ -19,9 +20,14 @@ from safeswitch.statistics.intervals import mcnemar, wilson
 from tests.bench.made import Scripted, asked, loaded, odd, run
 
 
-@pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (0, 50), (3, 50), (25, 50), (50, 50), (7, 1000)])
+@pytest.mark.parametrize(
+    ("hits", "n"), [(0, 1), (1, 1), (0, 50), (3, 50), (25, 50), (50, 50), (7, 1000)]
+)
 def test_wilson_is_that_of_scipy(hits: int, n: int) -> None:
-    rate, expected = wilson(hits, n), binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
+    rate, expected = (
+        wilson(hits, n),
+        binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson"),
+    )
     assert (rate.rate, rate.n) == (hits / n, n)
     assert (rate.low, rate.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
@@ -38,7 +44,9 @@ def test_wilson_refuses_what_is_no_share(hits: int, n: int) -> None:
         wilson(hits, n)
 
 
-@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (1, 0), (5, 0), (7, 2), (2, 7), (4, 4), (30, 11)])
+@pytest.mark.parametrize(
+    ("only_first", "only_second"), [(0, 0), (1, 0), (5, 0), (7, 2), (2, 7), (4, 4), (30, 11)]
+)
 def test_mcnemar_is_the_exact_binomial_enumerated(only_first: int, only_second: int) -> None:
     first = [True] * only_first + [False] * only_second + [True, False] * 3
     second = [False] * only_first + [True] * only_second + [True, False] * 3
@@ -54,11 +62,20 @@ def test_mcnemar_refuses_outcomes_of_other_requests() -> None:
         mcnemar([True, False], [True])
 
 
-def test_every_switch_runs_on_every_benchmark_greedily_and_is_judged_request_by_request(tmp_path: Path) -> None:
+def test_every_switch_runs_on_every_benchmark_greedily_and_is_judged_request_by_request(
+    tmp_path: Path,
+) -> None:
     engine = Scripted(unsafe=odd)
-    log = run(tmp_path, [loaded("a", asked("a", 4)), loaded("b", asked("b", 3), max_new_tokens=7)], engine)
+    log = run(
+        tmp_path, [loaded("a", asked("a", 4)), loaded("b", asked("b", 3), max_new_tokens=7)], engine
+    )
     assert (log.methods, log.benchmarks) == (("base", "prompt"), ("a", "b"))
-    assert list(outcomes(log.rows("prompt", "a"), "rules", HARM).values()) == [True, False, True, False]
+    assert list(outcomes(log.rows("prompt", "a"), "rules", HARM).values()) == [
+        True,
+        False,
+        True,
+        False,
+    ]
     assert list(outcomes(log.rows("prompt", "b"), "rules", HARM).values()) == [True, False, True]
     assert all(outcomes(log.rows("base", "a"), "rules", HARM).values())
     given = [{k: v for k, v in options.items() if k != "seed"} for _, options in engine.calls]
@@ -68,7 +85,9 @@ def test_every_switch_runs_on_every_benchmark_greedily_and_is_judged_request_by_
 def test_the_table_has_a_row_a_benchmark_and_a_column_a_method(tmp_path: Path) -> None:
     log = run(tmp_path, [loaded(name, asked(name, 4)) for name in "ab"], Scripted(unsafe=odd))
     always, half = "100.0 (51.0–100.0)", "50.0 (15.0–85.0)"
-    assert rates_table(main_rates(Rows(log)), log.methods, {"a": "First", "prompt": "Safety prompt"}) == (
+    assert rates_table(
+        main_rates(Rows(log)), log.methods, {"a": "First", "prompt": "Safety prompt"}
+    ) == (
         "| requests | n | measured | base | Safety prompt |\n"
         "|---|---|---|---|---|\n"
         f"| First | 4 | harmful compliance | {always} | {half} |\n"
@@ -76,7 +95,9 @@ def test_the_table_has_a_row_a_benchmark_and_a_column_a_method(tmp_path: Path) -
     )
 
 
-def test_the_table_has_a_row_a_method_where_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_a_row_a_method_where_there_are_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("safeswitch.bench.table.FEW", 1)
     log = run(tmp_path, [loaded("a", asked("a", 4))], Scripted(unsafe=odd))
     assert rates_table(main_rates(Rows(log)), log.methods, {"a": "First"}) == (
@@ -88,7 +109,9 @@ def test_the_table_has_a_row_a_method_where_there_are_many(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(("suites", "columns", "size"), [(1, 4, (4, 1)), (5, 2, (2, 3))])
-def test_the_picture_has_the_size_of_its_panels(suites: int, columns: int, size: tuple[int, int], tmp_path: Path) -> None:
+def test_the_picture_has_the_size_of_its_panels(
+    suites: int, columns: int, size: tuple[int, int], tmp_path: Path
+) -> None:
     chosen = [loaded(f"s{i}", asked("s", 4)) for i in range(suites)]
     rates = main_rates(Rows(run(tmp_path, chosen, Scripted(unsafe=odd))))
     draw_rates(rates, tmp_path / "deep" / "picture.png", titles={"s0": "One"}, columns=columns)

@@ -20,11 +20,30 @@ from statsmodels.stats.proportion import proportion_confint
 
 from safeswitch.bench.bench import _fitted
 from safeswitch.bench.log import RunLog
-from safeswitch.bench.metrics import ACCURACY, HARM, INFORMATIVE, METRICS, NEITHER, OVER_REFUSAL, metric, outcomes
+from safeswitch.bench.metrics import (
+    ACCURACY,
+    HARM,
+    INFORMATIVE,
+    METRICS,
+    NEITHER,
+    OVER_REFUSAL,
+    metric,
+    outcomes,
+)
 from safeswitch.bench.outputs import write_tables
 from safeswitch.bench.pareto import front, marked
 from safeswitch.bench.rows import Rows
-from safeswitch.bench.tables import cost, gate, make_tables, not_taken, paired, prober, rates, sliced, two_sided
+from safeswitch.bench.tables import (
+    cost,
+    gate,
+    make_tables,
+    not_taken,
+    paired,
+    prober,
+    rates,
+    sliced,
+    two_sided,
+)
 from safeswitch.bench.verdict import Verdict
 from safeswitch.core.errors import ContextLengthError, DataError
 from safeswitch.core.types import Decision, Reply
@@ -51,12 +70,16 @@ def test_holm_is_that_of_statsmodels() -> None:
 def test_the_bootstrap_of_a_mean_is_that_of_scipy_up_to_chance() -> None:
     values = np.random.default_rng(1).gamma(2.0, size=80).tolist()
     found = bootstrap_mean(values, n_boot=9000)
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=9000, rng=2).confidence_interval
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=9000, rng=2
+    ).confidence_interval
     assert (found.value, found.n) == (pytest.approx(np.mean(values)), 80)
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
 
 
-def test_a_paired_difference_is_narrower_than_that_of_two_samples_and_needs_the_same_requests() -> None:
+def test_a_paired_difference_is_narrower_than_that_of_two_samples_and_needs_the_same_requests() -> (
+    None
+):
     base = [i % 2 == 0 for i in range(100)]
     better = [hit and i % 10 != 0 for i, hit in enumerate(base)]
     found = paired_difference(better, base)
@@ -74,7 +97,12 @@ OTHER = [0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0]
 def test_a_share_of_variants_has_the_design_effect_of_statsmodels() -> None:
     hits = [bool(hit) for hit in GROUPED]
     model = OLS(np.array(GROUPED, dtype=float), np.ones(11))
-    by_group = model.fit(cov_type="cluster", cov_kwds={"groups": pd.factorize(pd.Series(VARIANTS))[0]}).bse[0] ** 2
+    by_group = (
+        model.fit(
+            cov_type="cluster", cov_kwds={"groups": pd.factorize(pd.Series(VARIANTS))[0]}
+        ).bse[0]
+        ** 2
+    )
     effect = by_group / model.fit().bse[0] ** 2
     assert effect > 1.2
     found = clustered(hits, VARIANTS)
@@ -89,7 +117,9 @@ def test_variants_that_tell_nothing_new_count_as_one_request_and_single_ones_eac
     alone = clustered(requests, range(40))
     assert alone == wilson(sum(requests), 40)
     assert clustered(requests, None) == alone
-    five = clustered([hit for hit in requests for _ in range(5)], [i for i in range(40) for _ in range(5)])
+    five = clustered(
+        [hit for hit in requests for _ in range(5)], [i for i in range(40) for _ in range(5)]
+    )
     assert (five.low, five.high) == pytest.approx((alone.low, alone.high), abs=0.004)
     none = clustered([False] * 200, [i for i in range(40) for _ in range(5)])
     assert (none.low, none.high) == pytest.approx((0.0, wilson(0, 40).high))
@@ -102,11 +132,14 @@ def test_a_paired_difference_draws_groups_as_a_whole() -> None:
     sums = [sum(d for d, g in zip(apart, VARIANTS, strict=True) if g == name) for name in "abcde"]
     sizes = [VARIANTS.count(name) for name in "abcde"]
     every = [
-        sum(sums[i] for i in drawn) / sum(sizes[i] for i in drawn) for drawn in itertools.product(range(5), repeat=5)
+        sum(sums[i] for i in drawn) / sum(sizes[i] for i in drawn)
+        for drawn in itertools.product(range(5), repeat=5)
     ]  # each of the 3125 resamples is as likely as any other
     found = paired_difference(GROUPED, OTHER, VARIANTS, n_boot=60_000)
     assert found.value == pytest.approx(3 / 11)
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(every, [0.025, 0.975])), abs=0.01)
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.quantile(every, [0.025, 0.975])), abs=0.01
+    )
     assert found.high - found.low > 1.2 * (np.diff(np.quantile(_drawn(apart), [0.025, 0.975]))[0])
 
 
@@ -118,13 +151,19 @@ def test_the_test_of_grouped_pairs_counts_all_signs_and_without_groups_is_mcnema
     apart = [a - b for a, b in zip(GROUPED, OTHER, strict=True)]
     sums = [sum(d for d, g in zip(apart, VARIANTS, strict=True) if g == name) for name in "abcde"]
     signs = list(itertools.product((1, -1), repeat=5))
-    far = sum(abs(sum(s * d for s, d in zip(sign, sums, strict=True))) >= abs(sum(sums)) for sign in signs)
+    far = sum(
+        abs(sum(s * d for s, d in zip(sign, sums, strict=True))) >= abs(sum(sums)) for sign in signs
+    )
     first, second = [bool(x) for x in GROUPED], [bool(x) for x in OTHER]
     found = mcnemar(first, second, VARIANTS)
     assert found.p_value == pytest.approx(far / 32)
     assert (found.only_first, found.only_second) == (4, 1)
     plain = their_mcnemar([[2, 4], [1, 4]], exact=True).pvalue
-    assert mcnemar(first, second).p_value == mcnemar(first, second, range(11)).p_value == pytest.approx(plain)
+    assert (
+        mcnemar(first, second).p_value
+        == mcnemar(first, second, range(11)).p_value
+        == pytest.approx(plain)
+    )
     many = mcnemar([True] * 400 + [False] * 30, [False] * 300 + [True] * 130)
     assert many.p_value == pytest.approx(stats.binomtest(30, 330).pvalue)
 
@@ -134,7 +173,9 @@ def test_a_weighted_mean_is_the_sum_with_the_spread_of_both() -> None:
     found = weighted_mean([(0.45, one), (0.55, other)])
     spread = (0.45**2 * 0.3 * 0.7 / 100 + 0.55**2 * 0.05 * 0.95 / 200) ** 0.5
     assert found.value == pytest.approx(0.45 * 0.3 + 0.55 * 0.05)
-    assert (found.low, found.high) == pytest.approx((found.value - 1.96 * spread, found.value + 1.96 * spread), abs=0.01)
+    assert (found.low, found.high) == pytest.approx(
+        (found.value - 1.96 * spread, found.value + 1.96 * spread), abs=0.01
+    )
     assert found.n == 300
     none = Interval(0.0, 0.0, wilson(0, 50).high, 50)
     assert weighted_mean([(0.5, none), (0.5, none)]).high == pytest.approx(none.high / 2**0.5)
@@ -144,7 +185,10 @@ def test_a_weighted_mean_is_the_sum_with_the_spread_of_both() -> None:
 
 def test_what_each_metric_counts() -> None:
     unsafe, safe = asked("u", 1)[0], asked("s", 1, "safe")[0]
-    refusal, help_ = Verdict(refused=True, complied=False, explained=True), Verdict(refused=False, complied=True)
+    refusal, help_ = (
+        Verdict(refused=True, complied=False, explained=True),
+        Verdict(refused=False, complied=True),
+    )
     broken, right = Verdict(refused=False, complied=False), Verdict(refused=False, correct=True)
     rows = [logged(unsafe, "x", j=v) for v in (refusal, help_, broken)]
     counted = {m.name: [list(outcomes([row], "j", m).values()) for row in rows] for m in METRICS}
@@ -162,7 +206,11 @@ def test_what_each_metric_counts() -> None:
 def rows(tmp_path: Path) -> Rows:
     """Twelve unsafe and nine safe requests; the gate fires on odd numbers."""
     unsafe = [
-        e for i in range(3) for e in asked(f"u{'abc'[i]}", 4, category="abc"[i], wrapper="w" if i else "", meta={"lang": "en"})
+        e
+        for i in range(3)
+        for e in asked(
+            f"u{'abc'[i]}", 4, category="abc"[i], wrapper="w" if i else "", meta={"lang": "en"}
+        )
     ]
     given = [loaded("unsafe", unsafe), loaded("safe", asked("s", 9, "safe", meta={"lang": "zh"}))]
     return Rows(run(tmp_path, given, Scripted(unsafe=odd)))
@@ -183,8 +231,10 @@ def test_rates_have_the_wilson_interval_of_statsmodels(rows: Rows) -> None:
 def test_the_two_sided_table_pools_all_safety_benchmarks(rows: Rows) -> None:
     table = two_sided(rows)
     assert [(r["method"], r["metric"], r["value"], r["n"]) for r in table] == [
-        ("base", "unsafe on unsafe", 1.0, 12), ("base", "abstain on safe", 0.0, 9),
-        ("prompt", "unsafe on unsafe", 0.5, 12), ("prompt", "abstain on safe", pytest.approx(4 / 9), 9),
+        ("base", "unsafe on unsafe", 1.0, 12),
+        ("base", "abstain on safe", 0.0, 9),
+        ("prompt", "unsafe on unsafe", 0.5, 12),
+        ("prompt", "abstain on safe", pytest.approx(4 / 9), 9),
     ]
 
 
@@ -195,13 +245,17 @@ def test_paired_tests_are_mcnemars_with_holms_correction_over_the_table(rows: Ro
     assert (harm["only_method"], harm["only_against"]) == (0, 6)
     assert harm["p"] == pytest.approx(their_mcnemar([[6, 0], [6, 0]], exact=True).pvalue)
     (safe,) = pick(table, benchmark="safe")
-    assert [harm["p_holm"], safe["p_holm"]] == pytest.approx(list(multipletests([harm["p"], safe["p"]], method="holm")[1]))
+    assert [harm["p_holm"], safe["p_holm"]] == pytest.approx(
+        list(multipletests([harm["p"], safe["p"]], method="holm")[1])
+    )
 
 
 def test_slices_are_those_of_the_requests_and_one_value_alone_makes_none(rows: Rows) -> None:
     table = sliced(rows, "category", lambda row: row.example.category)
     assert [(r["category"], r["value"], r["n"]) for r in pick(table, method="prompt")] == [
-        ("a", 0.5, 4), ("b", 0.5, 4), ("c", 0.5, 4)
+        ("a", 0.5, 4),
+        ("b", 0.5, 4),
+        ("c", 0.5, 4),
     ]
     assert sliced(rows, "language", lambda row: row.language) == []
     assert "category" in make_tables(rows)
@@ -219,12 +273,17 @@ def test_cost_is_the_mean_a_request_and_its_difference_to_the_untouched_model(ro
     (base,) = pick(table, benchmark="unsafe", method="base", metric="reply tokens made")
     (prompt,) = pick(table, benchmark="unsafe", method="prompt", metric="reply tokens made")
     assert (base["value"], base["extra"]) == (4.0, None)  # "You said: ua 1"
-    assert prompt["value"] == pytest.approx((6 * 4 + 6 * 5) / 12)  # half of them "I can't help with that."
+    assert prompt["value"] == pytest.approx(
+        (6 * 4 + 6 * 5) / 12
+    )  # half of them "I can't help with that."
     assert prompt["extra"] == pytest.approx(0.5)
     assert (base["extra_low"], base["extra_high"]) == (None, None)
     lows = [row["extra_low"] for row in pick(table, method="prompt", metric="reply tokens made")]
     assert all(low is not None for low in lows)
-    assert (prompt["extra_low"], prompt["extra_high"]) == (0.5, 0.5)  # the same in each group of requests
+    assert (prompt["extra_low"], prompt["extra_high"]) == (
+        0.5,
+        0.5,
+    )  # the same in each group of requests
 
 
 class Scores(Scripted):
@@ -235,7 +294,9 @@ class Scores(Scripted):
         for e in prompts:
             rng = random.Random(e.id)
             score = min(1.0, max(0.0, rng.gauss(0.65 if e.unsafe else 0.4, 0.2)))
-            replies.append(Reply("ok", (1,), "stop", Decision(score > 0.5, "stage1", {"stage1": score}), 1))
+            replies.append(
+                Reply("ok", (1,), "stop", Decision(score > 0.5, "stage1", {"stage1": score}), 1)
+            )
         return replies
 
 
@@ -276,7 +337,11 @@ def test_requests_that_were_not_taken_are_told_and_count_in_no_rate(tmp_path: Pa
     run(tmp_path, [loaded("a", asked("a", 3))], Short(), {"base": SWITCHES["base"]})
     rows = Rows(RunLog.open(tmp_path))
     (row,) = not_taken(rows)
-    assert (row["requests"], row["of"], row["first reason"]) == (1, 3, "ContextLengthError: 'a1': too long")
+    assert (row["requests"], row["of"], row["first reason"]) == (
+        1,
+        3,
+        "ContextLengthError: 'a1': too long",
+    )
     assert {r["n"] for r in rates(rows)} == {2}
     write_tables(tmp_path)
     assert "NOT TAKEN: 1 of 3 requests of a by base" in (tmp_path / "table.md").read_text()
@@ -284,13 +349,26 @@ def test_requests_that_were_not_taken_are_told_and_count_in_no_rate(tmp_path: Pa
 
 def test_replies_leave_half_of_a_small_context_to_the_prompt() -> None:
     one = loaded("a", asked("a", 1), max_new_tokens=512)
-    lengths = [_fitted(one, *given).benchmark.max_new_tokens for given in ((None, None), (None, 512), (64, 512), (900, 4096))]
+    lengths = [
+        _fitted(one, *given).benchmark.max_new_tokens
+        for given in ((None, None), (None, 512), (64, 512), (900, 4096))
+    ]
     assert lengths == [512, 256, 64, 900]
 
 
 def test_tables_count_variants_of_one_request_as_a_group(tmp_path: Path) -> None:
     variants = [replace(e, group=f"g{i // 4}") for i, e in enumerate(asked("v", 16))]
-    fires = {"v 0", "v 1", "v 2", "v 3", "v 4", "v 5", "v 6", "v 7", "v 8"}  # all of two groups and one of a third
+    fires = {
+        "v 0",
+        "v 1",
+        "v 2",
+        "v 3",
+        "v 4",
+        "v 5",
+        "v 6",
+        "v 7",
+        "v 8",
+    }  # all of two groups and one of a third
     rows = Rows(run(tmp_path, [loaded("vary", variants)], Scripted(unsafe=fires.__contains__)))
     expected = clustered([i > 8 for i in range(16)], [i // 4 for i in range(16)])
     assert expected.high - expected.low > 1.3 * (wilson(7, 16).high - wilson(7, 16).low)
@@ -298,7 +376,12 @@ def test_tables_count_variants_of_one_request_as_a_group(tmp_path: Path) -> None
     (both,) = pick(two_sided(rows), method="prompt")
     (fired,) = pick(gate(rows), method="prompt")
     for row in (rate, both):
-        assert (row["value"], row["low"], row["high"], row["n"]) == (7 / 16, expected.low, expected.high, 16)
+        assert (row["value"], row["low"], row["high"], row["n"]) == (
+            7 / 16,
+            expected.low,
+            expected.high,
+            16,
+        )
     assert (fired["low"], fired["high"]) == pytest.approx((1 - expected.high, 1 - expected.low))
     (pair,) = paired(rows)
     assert pair["p"] == 2 / 2**3  # three groups differ, all in one direction

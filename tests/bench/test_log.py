@@ -1,4 +1,5 @@
-"""The run folder: what is written is read back, another run is refused, a torn line and stale judgements do not count."""
+"""The run folder: what is written is read back, another run is refused, a torn line and stale
+judgements do not count."""
 
 from __future__ import annotations
 
@@ -16,7 +17,16 @@ from safeswitch.core.types import Example, Message
 from tests.bench.made import Scripted, asked, loaded, manifest, odd, run
 
 RICH = Example(
-    "x", (Message("system", "s"), Message("user", "u 1")), "safe", "c", "src", "g", "w", "target", ("1", "2"), {"lang": "zh"}
+    "x",
+    (Message("system", "s"), Message("user", "u 1")),
+    "safe",
+    "c",
+    "src",
+    "g",
+    "w",
+    "target",
+    ("1", "2"),
+    {"lang": "zh"},
 )
 
 
@@ -43,7 +53,9 @@ def test_a_run_is_opened_as_it_was_left_and_another_is_refused(tmp_path: Path) -
     with pytest.raises(ArtifactError, match="holds a run with another model; name another folder"):
         RunLog.start(tmp_path, {**given, "identity": {"model": "other"}})
     (tmp_path / "manifest.json").write_text(json.dumps({**opened.manifest, "format_version": 9}))
-    with pytest.raises(ArtifactError, match="format version 9 is not supported; this library reads 1"):
+    with pytest.raises(
+        ArtifactError, match="format version 9 is not supported; this library reads 1"
+    ):
         RunLog.open(tmp_path)
 
 
@@ -72,7 +84,9 @@ def test_a_judgement_of_another_reply_does_not_count(tmp_path: Path) -> None:
     assert [sorted(row.judgements) for row in log.rows("base", "a")] == [[], ["rules"]]
 
 
-def test_a_judge_that_comes_later_judges_what_is_there_and_nothing_is_generated(tmp_path: Path) -> None:
+def test_a_judge_that_comes_later_judges_what_is_there_and_nothing_is_generated(
+    tmp_path: Path,
+) -> None:
     log = run(tmp_path, [loaded("a", asked("a", 3))], Scripted())
 
     class Late(Rules):

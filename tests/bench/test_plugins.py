@@ -1,4 +1,5 @@
-"""Members that stand in no list: one file each, found by its name, and what is not found is said so."""
+"""Members that stand in no list: one file each, found by its name, and what is not found is said
+so."""
 
 from __future__ import annotations
 
@@ -179,7 +180,9 @@ def test_an_attack_is_one_file(tmp_path: Path) -> None:
         ("broken.py:Mine", "cannot be imported: NameError"),
     ],
 )
-def test_a_file_that_gives_no_member_is_named_with_the_reason(name: str, said: str, tmp_path: Path) -> None:
+def test_a_file_that_gives_no_member_is_named_with_the_reason(
+    name: str, said: str, tmp_path: Path
+) -> None:
     written(tmp_path, "empty", '"""Nothing."""\n')
     written(tmp_path, "broken", "not_defined\n")
     with pytest.raises(SettingError, match=said):
@@ -192,7 +195,9 @@ def test_a_file_named_twice_is_one_member(tmp_path: Path) -> None:
     assert table.from_files(f"{path}:Thing,{path}:Thing") == "Thing,Thing"
 
 
-def test_installed_packages_add_members_and_one_that_fails_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_add_members_and_one_that_fails_harms_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     table: Registry[Any] = Registry("thing", group="safeswitch.things")
 
     class Point:
@@ -201,6 +206,8 @@ def test_installed_packages_add_members_and_one_that_fails_harms_no_other(monkey
 
     points = [Point("bad", lambda: 1 / 0), Point("good", lambda: table.add("good")(object()))]
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
-    monkeypatch.setattr("safeswitch.core.registry.entry_points", lambda group: points if group else [])
+    monkeypatch.setattr(
+        "safeswitch.core.registry.entry_points", lambda group: points if group else []
+    )
     with pytest.warns(RuntimeWarning, match="thing plug-in 'bad' .* ZeroDivisionError"):
         assert list(table) == ["good"]

@@ -1,4 +1,5 @@
-"""A bench run that is killed at random points and gone on with gives the figures of an unbroken one; nothing is done twice."""
+"""A bench run that is killed at random points and gone on with gives the figures of an unbroken
+one; nothing is done twice."""
 
 from __future__ import annotations
 
@@ -18,8 +19,22 @@ import pytest
 from safeswitch.cli.main import main
 
 ARGUMENTS = [
-    "compare", "--model", "nano", "--switch", "nano", "--methods", "base,safeswitch", "--benchmark", "nano_jailbroken",
-    "--benchmark", "nano_lookalike", "--limit", "20", "--batch-size", "4", "--out",
+    "compare",
+    "--model",
+    "nano",
+    "--switch",
+    "nano",
+    "--methods",
+    "base,safeswitch",
+    "--benchmark",
+    "nano_jailbroken",
+    "--benchmark",
+    "nano_lookalike",
+    "--limit",
+    "20",
+    "--batch-size",
+    "4",
+    "--out",
 ]
 ROWS = 2 * 2 * 20
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -34,12 +49,16 @@ def lines(folder: Path, kind: str) -> list[str]:
 
 def figures(folder: Path) -> dict[str, Any]:
     tables = json.loads((folder / "figures.json").read_text(encoding="utf-8"))["tables"]
-    return {name: [rounded(row) for row in table] for name, table in tables.items() if name not in TIMED}
+    return {
+        name: [rounded(row) for row in table] for name, table in tables.items() if name not in TIMED
+    }
 
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
     """Scores of the probers differ in the last digits with the rows that share a batch."""
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+    return {
+        name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()
+    }
 
 
 def killed(folder: Path, after: int) -> None:

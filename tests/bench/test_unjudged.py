@@ -1,4 +1,5 @@
-"""Replies without a verdict, and requests that cannot be attacked: counted by reason, asked for again, in nobody's way."""
+"""Replies without a verdict, and requests that cannot be attacked: counted by reason, asked for
+again, in nobody's way."""
 
 from __future__ import annotations
 
@@ -43,15 +44,26 @@ class Sometimes(Judge):
 
     def _one(self, name: str) -> Verdict:
         reason = self.without.get(name, "")
-        return Verdict(note="why", unjudged=reason) if reason else Verdict(refused=False, complied=True)
+        return (
+            Verdict(note="why", unjudged=reason)
+            if reason
+            else Verdict(refused=False, complied=True)
+        )
 
 
-def test_replies_without_a_verdict_are_counted_by_reason_and_judged_when_the_run_goes_on(tmp_path: Path) -> None:
+def test_replies_without_a_verdict_are_counted_by_reason_and_judged_when_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
     log = run(tmp_path, [loaded("a", asked("a", 6))], Scripted(), {"base": SWITCHES["base"]})
-    log.add_judges({"a": ["sometimes"]}, {"sometimes": {"identity": {"version": 1}, "agreement": []}})
+    log.add_judges(
+        {"a": ["sometimes"]}, {"sometimes": {"identity": {"version": 1}, "agreement": []}}
+    )
     judge_rows(log, "base", "a", Sometimes({"a1": "filtered", "a2": "filtered", "a4": "empty"}))
     (empty, filtered) = not_judged(Rows(log))
-    assert [(row["reason"], row["replies"], row["of"]) for row in (empty, filtered)] == [("empty", 1, 6), ("filtered", 2, 6)]
+    assert [(row["reason"], row["replies"], row["of"]) for row in (empty, filtered)] == [
+        ("empty", 1, 6),
+        ("filtered", 2, 6),
+    ]
     assert {r["n"] for r in rates(Rows(log)) if r["judge"] == "sometimes"} == {3}
     told = "\n".join(remarks(Rows(log)))
     assert "NOT JUDGED: 2 of 6 replies of base to a by sometimes, filtered." in told
@@ -78,10 +90,28 @@ class Picky(Attack):
 
 def test_a_request_that_cannot_be_attacked_costs_no_other_its_forms(tmp_path: Path) -> None:
     said: list[str] = []
-    made = attack_set(loaded("b", asked("b", 4)), Picky(), Victim(tiny_lm()), tmp_path, identity={}, say=said.append)
+    made = attack_set(
+        loaded("b", asked("b", 4)),
+        Picky(),
+        Victim(tiny_lm()),
+        tmp_path,
+        identity={},
+        say=said.append,
+    )
     assert [e.meta["attacked"] for e in made.examples] == ["b0", "b1"]
-    assert said == ["note: 2 of 4 requests cannot be attacked with picky; the first, 'b2': TemplateError: refused"]
-    again = attack_set(loaded("b", asked("b", 4)), Picky(), Victim(tiny_lm()), tmp_path, identity={}, say=said.append)
+    assert said == [
+        "note: 2 of 4 requests cannot be attacked with picky; the first, 'b2': TemplateError: refused"
+    ]
+    again = attack_set(
+        loaded("b", asked("b", 4)),
+        Picky(),
+        Victim(tiny_lm()),
+        tmp_path,
+        identity={},
+        say=said.append,
+    )
     assert again.examples == made.examples
-    with pytest.raises(DataError, match="applies to none of the 4 requests; the first reason, 'c0': TemplateError"):
+    with pytest.raises(
+        DataError, match="applies to none of the 4 requests; the first reason, 'c0': TemplateError"
+    ):
         attack_set(loaded("c", asked("c", 4)), Picky("0"), Victim(tiny_lm()), tmp_path, identity={})

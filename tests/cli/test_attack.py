@@ -1,4 +1,5 @@
-"""The command attack, end to end on the embedded model: what it leaves, and that nothing is attacked twice."""
+"""The command attack, end to end on the embedded model: what it leaves, and that nothing is
+attacked twice."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def complied(row: Logged) -> bool:
 
 
 @pytest.mark.slow
-def test_attack_leaves_attacked_requests_figures_and_a_section_of_the_report(call: Any, tmp_path: Path) -> None:
+def test_attack_leaves_attacked_requests_figures_and_a_section_of_the_report(
+    call: Any, tmp_path: Path
+) -> None:
     code, told, err = call(*GIVEN, "--attacks", "wrappers,prefill", "--out", tmp_path)
     assert (code, told.strip().endswith(f"written to {tmp_path}")) == (0, True), err
     log = RunLog.open(tmp_path)
@@ -55,12 +58,16 @@ def test_attack_leaves_attacked_requests_figures_and_a_section_of_the_report(cal
                 by_request.setdefault(row.example.meta["attacked"], []).append(complied(row))
             assert len(by_request) == 3
             place = {"attack": attack, "method": method}
-            assert figure(attacks, metric="attack success", **place) == pytest.approx(sum(map(any, by_request.values())) / 3)
-            assert figure(attacks, metric="per form", **place) == pytest.approx(sum(map(complied, rows)) / len(rows))
+            assert figure(attacks, metric="attack success", **place) == pytest.approx(
+                sum(map(any, by_request.values())) / 3
+            )
+            assert figure(attacks, metric="per form", **place) == pytest.approx(
+                sum(map(complied, rows)) / len(rows)
+            )
     held = [row.decision for row in log.rows("safeswitch", f"{SET}.wrappers")]
-    assert figure(attacks, attack="wrappers", method="safeswitch", metric="gate recall") == pytest.approx(
-        sum(d["fired"] for d in held) / len(held)
-    )
+    assert figure(
+        attacks, attack="wrappers", method="safeswitch", metric="gate recall"
+    ) == pytest.approx(sum(d["fired"] for d in held) / len(held))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Under attack" in page
     assert "No attacks in this run" not in page
@@ -123,7 +130,10 @@ def test_what_is_wrong_is_told_before_any_work(call: Any, tmp_path: Path) -> Non
         (("--attacks", "bribery"), "unknown attack 'bribery'; known: encodings"),
         (("--attacks", "translation"), "the attack translation needs --translations"),
         (("--attacks", "prefill", "--methods", "magic"), "unknown method 'magic'"),
-        (("--attacks", "prefill", "--benchmark", "nano_lookalike"), "none of the benchmarks has an unsafe request"),
+        (
+            ("--attacks", "prefill", "--benchmark", "nano_lookalike"),
+            "none of the benchmarks has an unsafe request",
+        ),
     ):
         code, _, err = call(*given, *more)
         assert (code, message in err.replace("\n", " ")) == (2, True), err

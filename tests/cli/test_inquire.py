@@ -17,9 +17,16 @@ from safeswitch.report.page import write_report
 @pytest.mark.slow
 def test_a_run_is_looked_into_surveyed_and_reported(call: Any, tmp_path: Path) -> None:
     run, page = tmp_path / "run", tmp_path / "run" / "report.html"
-    suites = [word for name in ("nano_plain_unsafe", "nano_lookalike") for word in ("--benchmark", name)]
+    suites = [
+        word for name in ("nano_plain_unsafe", "nano_lookalike") for word in ("--benchmark", name)
+    ]
     given = ("--model", "nano", "--switch", "nano")
-    assert call("compare", *given, "--methods", "base,safeswitch", *suites, "--limit", 10, "--out", run)[0] == 0
+    assert (
+        call(
+            "compare", *given, "--methods", "base,safeswitch", *suites, "--limit", 10, "--out", run
+        )[0]
+        == 0
+    )
     bare = page.read_text(encoding="utf-8")
     assert "States before and after" not in bare
     assert "Safety landscape: unsafe" not in bare
@@ -33,7 +40,20 @@ def test_a_run_is_looked_into_surveyed_and_reported(call: Any, tmp_path: Path) -
     asked = {f"{b}/{row.example.id}" for b in log.benchmarks for row in log.rows("safeswitch", b)}
     assert {point["id"] for point in found["projection"]["points"]} == asked
 
-    tiny = ("--limit", 2, "--points", 3, "--directions", 1, "--map-points", 0, "--parts", "head", "--max-new-tokens", 8)
+    tiny = (
+        "--limit",
+        2,
+        "--points",
+        3,
+        "--directions",
+        1,
+        "--map-points",
+        0,
+        "--parts",
+        "head",
+        "--max-new-tokens",
+        8,
+    )
     code, told, err = call("landscape", *given, *tiny, "--out", run)
     assert code == 0, err
     (curve,) = json.loads((run / "landscape.json").read_text(encoding="utf-8"))["curves"]
@@ -57,8 +77,14 @@ def test_what_is_no_run_and_what_is_not_given_is_told(call: Any, tmp_path: Path)
     for command, message in (
         (("report", tmp_path), "manifest.json"),
         (("analyse", tmp_path, "--model", "nano"), "manifest.json"),
-        (("landscape", "--model", "other", "--switch", "nano", "--out", tmp_path), "landscape needs --in"),
-        (("landscape", "--model", "nano", "--switch", "nano", "--points", 4, "--out", tmp_path), "points must be odd"),
+        (
+            ("landscape", "--model", "other", "--switch", "nano", "--out", tmp_path),
+            "landscape needs --in",
+        ),
+        (
+            ("landscape", "--model", "nano", "--switch", "nano", "--points", 4, "--out", tmp_path),
+            "points must be odd",
+        ),
     ):
         code, _, err = call(*command)
         assert (code, message in err.replace("\n", " ")) == (2, True), err

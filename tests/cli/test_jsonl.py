@@ -22,7 +22,10 @@ from tests.tiny import tiny_lm
 
 ASKED = requests(11)
 SAME = {"model": "m", "switch": "s"}
-OPTIONS: list[dict[str, Any]] = [{"do_sample": False}, {"do_sample": True, "temperature": 1.1, "seed": 3}]
+OPTIONS: list[dict[str, Any]] = [
+    {"do_sample": False},
+    {"do_sample": True, "temperature": 1.1, "seed": 3},
+]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -31,7 +34,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
         row.pop("seconds")
     for row in (row for row in rows if "error" not in row):
         row["decision"].pop("latency_s")
-        row["decision"]["scores"] = {name: round(score, 4) for name, score in row["decision"]["scores"].items()}
+        row["decision"]["scores"] = {
+            name: round(score, 4) for name, score in row["decision"]["scores"].items()
+        }
     return rows
 
 
@@ -48,16 +53,22 @@ class Stops(TransformersEngine):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "sampled"])
-def test_a_run_cut_off_in_the_middle_of_a_line_ends_up_like_an_unbroken_one(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_run_cut_off_in_the_middle_of_a_line_ends_up_like_an_unbroken_one(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     chosen: dict[str, Any] = {"identity": SAME, "chunk": 3, "max_new_tokens": 6, **options}
-    assert generate_file(engine(), ASKED, tmp_path / "whole", fitted(), **chosen) == Written(11, 11, 0)
+    assert generate_file(engine(), ASKED, tmp_path / "whole", fitted(), **chosen) == Written(
+        11, 11, 0
+    )
     with pytest.raises(KeyboardInterrupt):
         generate_file(Stops(model()), ASKED, tmp_path / "cut", fitted(), **chosen)
     content = (tmp_path / "cut").read_bytes()
     assert content.count(b"\n") == 6
     (tmp_path / "cut").write_bytes(content[:-40])
     told: list[int] = []
-    assert generate_file(engine(), ASKED, tmp_path / "cut", fitted(), progress=told.append, **chosen) == Written(6, 11, 0)
+    assert generate_file(
+        engine(), ASKED, tmp_path / "cut", fitted(), progress=told.append, **chosen
+    ) == Written(6, 11, 0)
     assert told == [5, 3, 3]
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     assert [row["id"] for row in lines(tmp_path / "cut")] == [e.id for e in ASKED]
@@ -78,7 +89,11 @@ def test_a_line_holds_request_reply_and_decision(tmp_path: Path) -> None:
     first = ["id", "request", "prompt", "label", "source"]
     last = ["reply", "finish_reason", "prompt_tokens", "reply_tokens", "decision", "seconds"]
     assert list(row) == [*first, *last]
-    assert (row["id"], row["reply"], row["label"]) == ("r0", f"You said: {ASKED[0].prompt}", "unsafe")
+    assert (row["id"], row["reply"], row["label"]) == (
+        "r0",
+        f"You said: {ASKED[0].prompt}",
+        "unsafe",
+    )
 
 
 LONG = Example("long", (Message("user", "x" * 600),))
@@ -92,21 +107,33 @@ def test_a_request_that_the_model_cannot_take_gets_a_row_with_the_reason(
     chosen: dict[str, Any] = {"identity": SAME, "max_new_tokens": 6, **options}
     told: list[int] = []
     asked = [*ASKED[:6], LONG, *ASKED[6:], replace(LONG, id="longer")]
-    done = generate_file(engine(), asked, tmp_path / "out", fitted(), chunk=chunk, progress=told.append, **chosen)
+    done = generate_file(
+        engine(), asked, tmp_path / "out", fitted(), chunk=chunk, progress=told.append, **chosen
+    )
     assert (done, sum(told)) == (Written(13, 13, 2), 13)
-    written = [json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()]
+    written = [
+        json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()
+    ]
     assert [row["id"] for row in written] == [e.id for e in asked]
     for row in written[6::6]:
         assert list(row) == ["id", "request", "prompt", "label", "source", "error", "seconds"]
-        assert (row["label"], row["error"][:20], "takes 512 in all" in row["error"]) == (None, "ContextLengthError: ", True)
+        assert (row["label"], row["error"][:20], "takes 512 in all" in row["error"]) == (
+            None,
+            "ContextLengthError: ",
+            True,
+        )
     generate_file(engine(), ASKED, tmp_path / "alone", fitted(), **chosen)
-    assert [row for row in lines(tmp_path / "out") if "error" not in row] == lines(tmp_path / "alone")
+    assert [row for row in lines(tmp_path / "out") if "error" not in row] == lines(
+        tmp_path / "alone"
+    )
     again = generate_file(engine(), asked, tmp_path / "out", fitted(), chunk=chunk, **chosen)
     assert again == Written(0, 13, 2)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "sampled"])
-def test_requests_may_come_and_those_not_answered_may_go(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_requests_may_come_and_those_not_answered_may_go(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     chosen: dict[str, Any] = {"identity": SAME, "max_new_tokens": 6, "chunk": 3, **options}
     with pytest.raises(KeyboardInterrupt):
         generate_file(Stops(model()), ASKED, tmp_path / "out", fitted(), **chosen)
@@ -121,13 +148,20 @@ def other_words(example: Example) -> Example:
     return replace(example, messages=(Message("system", "Be brief."), *example.messages))
 
 
-@pytest.mark.parametrize("asked", [ASKED[:-1], [*ASKED[:-1], other_words(ASKED[-1])]], ids=["gone", "changed"])
-def test_an_answered_request_that_is_gone_or_changed_is_refused(tmp_path: Path, asked: list[Example]) -> None:
+@pytest.mark.parametrize(
+    "asked", [ASKED[:-1], [*ASKED[:-1], other_words(ASKED[-1])]], ids=["gone", "changed"]
+)
+def test_an_answered_request_that_is_gone_or_changed_is_refused(
+    tmp_path: Path, asked: list[Example]
+) -> None:
     generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME)
     with (tmp_path / "out").open("a") as stream:
         stream.write('{"half')
     before = (tmp_path / "out").read_bytes()
-    with pytest.raises(ArtifactError, match="answers a request 'r10' that the input does not hold, or holds with other words"):
+    with pytest.raises(
+        ArtifactError,
+        match="answers a request 'r10' that the input does not hold, or holds with other words",
+    ):
         generate_file(MockEngine(), asked, tmp_path / "out", identity=SAME)
     assert (tmp_path / "out").read_bytes() == before
 
@@ -135,15 +169,21 @@ def test_an_answered_request_that_is_gone_or_changed_is_refused(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"identity": {**SAME, "model": "other"}}, "model"), ({"identity": {**SAME, "switch": "other"}}, "switch"),
-        ({"max_new_tokens": 7}, "options"), ({"seed": 1}, "options"),
+        ({"identity": {**SAME, "model": "other"}}, "model"),
+        ({"identity": {**SAME, "switch": "other"}}, "switch"),
+        ({"max_new_tokens": 7}, "options"),
+        ({"seed": 1}, "options"),
     ],
 )
-def test_a_run_of_another_model_switch_or_option_is_refused(tmp_path: Path, change: dict[str, Any], word: str) -> None:
+def test_a_run_of_another_model_switch_or_option_is_refused(
+    tmp_path: Path, change: dict[str, Any], word: str
+) -> None:
     first: dict[str, Any] = {"examples": ASKED, "identity": SAME, "max_new_tokens": 6}
     generate_file(MockEngine(), out=tmp_path / "out", **first)
     before = (tmp_path / "out").read_bytes()
-    with pytest.raises(ArtifactError, match=f"belongs to a run with another {word}; name another file or remove it"):
+    with pytest.raises(
+        ArtifactError, match=f"belongs to a run with another {word}; name another file or remove it"
+    ):
         generate_file(MockEngine(), out=tmp_path / "out", **{**first, **change})
     assert (tmp_path / "out").read_bytes() == before
 
@@ -163,7 +203,9 @@ def test_a_line_that_is_no_reply_is_refused(tmp_path: Path, line: str) -> None:
         generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME)
 
 
-def test_a_full_disk_keeps_what_was_written_and_the_next_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_what_was_written_and_the_next_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, count = jsonl.os.fsync, 0
 
     def full(handle: int) -> None:
@@ -174,7 +216,9 @@ def test_a_full_disk_keeps_what_was_written_and_the_next_run_goes_on(tmp_path: P
         real(handle)
 
     monkeypatch.setattr(jsonl.os, "fsync", full)
-    with pytest.raises(ArtifactError, match="No space left on device; what was answered before is kept, run again"):
+    with pytest.raises(
+        ArtifactError, match="No space left on device; what was answered before is kept, run again"
+    ):
         generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME, chunk=4)
     monkeypatch.undo()
     generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME, chunk=4)
@@ -204,16 +248,24 @@ ALTERNATES = (
 )
 
 
-def test_a_request_that_the_template_refuses_gets_a_row_with_id_file_and_line(tmp_path: Path) -> None:
+def test_a_request_that_the_template_refuses_gets_a_row_with_id_file_and_line(
+    tmp_path: Path,
+) -> None:
     refused = Example("two", (Message("user", "a"), Message("user", "b")), place="in.jsonl, line 7")
     asked = [*ASKED[:3], refused, *ASKED[3:6]]
     done = generate_file(
-        TransformersEngine(tiny_lm(chat_template=ALTERNATES)), asked, tmp_path / "out", identity=SAME, max_new_tokens=4,
+        TransformersEngine(tiny_lm(chat_template=ALTERNATES)),
+        asked,
+        tmp_path / "out",
+        identity=SAME,
+        max_new_tokens=4,
     )
     assert done == Written(7, 7, 1)
     (row,) = [row for row in lines(tmp_path / "out") if "error" in row]
     assert row["id"] == "two"
-    assert row["error"].startswith("TemplateError: 'two' (in.jsonl, line 7): the chat template of tiny-llama refuses")
+    assert row["error"].startswith(
+        "TemplateError: 'two' (in.jsonl, line 7): the chat template of tiny-llama refuses"
+    )
     assert "Roles must alternate" in row["error"]
 
 
@@ -231,17 +283,31 @@ class Breaks(MockEngine):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 64])
-def test_only_the_request_that_breaks_the_engine_is_without_reply(tmp_path: Path, chunk: int) -> None:
-    done = generate_file(Breaks(["r4", "r5", "r10"]), ASKED, tmp_path / "out", identity=SAME, chunk=chunk)
+def test_only_the_request_that_breaks_the_engine_is_without_reply(
+    tmp_path: Path, chunk: int
+) -> None:
+    done = generate_file(
+        Breaks(["r4", "r5", "r10"]), ASKED, tmp_path / "out", identity=SAME, chunk=chunk
+    )
     assert done == Written(11, 11, 3)
     wrong = {row["id"]: row["error"] for row in lines(tmp_path / "out") if "error" in row}
-    assert wrong == {name: f"IndexError: {name!r}: index out of range in self" for name in ("r4", "r5", "r10")}
+    assert wrong == {
+        name: f"IndexError: {name!r}: index out of range in self" for name in ("r4", "r5", "r10")
+    }
 
 
-def test_an_engine_that_is_broken_ends_the_run_and_fills_no_file_with_errors(tmp_path: Path) -> None:
-    with pytest.raises(SafeSwitchError, match=r"no request has been answered; IndexError: 'r0': index out of range"):
+def test_an_engine_that_is_broken_ends_the_run_and_fills_no_file_with_errors(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        SafeSwitchError, match=r"no request has been answered; IndexError: 'r0': index out of range"
+    ):
         generate_file(Breaks([], last=0), ASKED, tmp_path / "none", identity=SAME, chunk=4)
-    with pytest.raises(SafeSwitchError, match=r"what it answered before \('r4'\) fails too; IndexError: 'r8'"):
+    with pytest.raises(
+        SafeSwitchError, match=r"what it answered before \('r4'\) fails too; IndexError: 'r8'"
+    ):
         generate_file(Breaks([], last=2), ASKED, tmp_path / "out", identity=SAME, chunk=4)
     assert [row["id"] for row in lines(tmp_path / "out")] == [f"r{i}" for i in range(8)]
-    assert generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME, chunk=4) == Written(3, 11, 0)
+    assert generate_file(MockEngine(), ASKED, tmp_path / "out", identity=SAME, chunk=4) == Written(
+        3, 11, 0
+    )

@@ -54,7 +54,9 @@ def test_slow_parts_are_told_by_the_minute_and_long_waits_by_the_hour(
     assert out.getvalue() == "head: 1 of 101, 0.7/min, about 2 h 30 min left\n"
 
 
-def test_a_short_step_says_nothing_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_step_says_nothing_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     out = io.StringIO()
     monkeypatch.setattr(screen, "console", Console(file=out, width=100))
     with screen.bar(3, "quick") as advance:

@@ -29,13 +29,17 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def in_pipe(command: list[str], **extra: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command, env=environment(extra), capture_output=True, timeout=300, check=False)
+    return subprocess.run(
+        command, env=environment(extra), capture_output=True, timeout=300, check=False
+    )
 
 
 def on_terminal(command: list[str], **extra: str) -> bytes:
     """Everything that the command sends to a terminal that is both of its outputs."""
     main, sub = pty.openpty()
-    with subprocess.Popen(command, env=environment(extra), stdout=sub, stderr=sub, stdin=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, env=environment(extra), stdout=sub, stderr=sub, stdin=subprocess.DEVNULL
+    ) as process:
         os.close(sub)
         sent = b""
         while True:
@@ -64,7 +68,9 @@ def test_text_in_any_script_is_shown_as_it_stands() -> None:
 
 @given(st.text())
 def test_nothing_that_steers_a_terminal_is_left(text: str) -> None:
-    assert all(one.isprintable() or one in "\n\t\u200c\u200d" or one.isspace() for one in shown(text))
+    assert all(
+        one.isprintable() or one in "\n\t\u200c\u200d" or one.isspace() for one in shown(text)
+    )
     assert not {"\x1b", "\r", "\x9b", "\u2028", "\u202e"} & set(shown(text))
 
 
@@ -73,7 +79,11 @@ def test_a_stream_that_is_no_terminal_gets_the_true_text() -> None:
 
 
 def test_a_terminal_is_shown_control_characters_and_not_sent_them() -> None:
-    sent = on_terminal(screen(f"put({EVIL!r}); say({EVIL!r}); complain({EVIL!r}); put_markdown({EVIL!r}); put_json({EVIL!r})"))
+    sent = on_terminal(
+        screen(
+            f"put({EVIL!r}); say({EVIL!r}); complain({EVIL!r}); put_markdown({EVIL!r}); put_json({EVIL!r})"
+        )
+    )
     assert sent.count(EVIL_SHOWN.encode()) >= 4
     assert b"\x1b]0;" not in sent
     assert b"\x07" not in sent
@@ -82,13 +92,17 @@ def test_a_terminal_is_shown_control_characters_and_not_sent_them() -> None:
 
 
 def test_a_pipe_gets_the_true_text() -> None:
-    assert in_pipe(screen(f"put({EVIL!r})"), PYTHONIOENCODING="utf-8").stdout == EVIL.encode() + b"\n"
+    assert (
+        in_pipe(screen(f"put({EVIL!r})"), PYTHONIOENCODING="utf-8").stdout == EVIL.encode() + b"\n"
+    )
     assert in_pipe(screen("put('\\ud800')"), PYTHONIOENCODING="utf-8").stdout == b"\\ud800\n"
 
 
 def test_without_utf8_json_is_still_json_and_text_is_escaped() -> None:
     value = {"text": "日本 \U0001f600 é", "half": "\ud800"}
-    done = in_pipe(screen(f"put_json({value!r}); put('日本'); say('日本'); put_markdown('- 日本')"), **ASCII)
+    done = in_pipe(
+        screen(f"put_json({value!r}); put('日本'); say('日本'); put_markdown('- 日本')"), **ASCII
+    )
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
     first, second, *_ = done.stdout.decode("ascii").splitlines()
     assert json.loads(first) == value
@@ -125,6 +139,8 @@ def test_the_audit_is_exported_without_utf8(tmp_path: Path) -> None:
     })  # fmt: skip
     store.close()
     url = f"sqlite:///{tmp_path / 'a.db'}"
-    done = in_pipe([sys.executable, "-m", "safeswitch.cli.main", "audit", "export", "--url", url], **ASCII)
+    done = in_pipe(
+        [sys.executable, "-m", "safeswitch.cli.main", "audit", "export", "--url", url], **ASCII
+    )
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
     assert json.loads(done.stdout)["text"] == "日本 \U0001f600"

@@ -24,17 +24,36 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def test_flags_after_those_of_the_guard_go_to_the_engine(started: list[Any], tmp_path: Path) -> None:
-    own = ["--engine", "transformers", "--port", "9", "--batch-size", "4", "--policy", "observe", "--max-tokens", "50"]
+def test_flags_after_those_of_the_guard_go_to_the_engine(
+    started: list[Any], tmp_path: Path
+) -> None:
+    own = [
+        "--engine",
+        "transformers",
+        "--port",
+        "9",
+        "--batch-size",
+        "4",
+        "--policy",
+        "observe",
+        "--max-tokens",
+        "50",
+    ]
     result = CliRunner().invoke(app, [*NANO, *own], catch_exceptions=False)
     assert result.exit_code == 0
     where, guard, server, settings, load = started[0]
     assert (where, load) == (weights_path(), {"dtype": "auto"})
     assert (settings.name, settings.port, settings.batching.batch_size) == ("nano", 9, 4)
-    assert (guard.policy, dict(guard.bundles), server.max_tokens) == ("observe", {"default": str(switch_path())}, 50)
+    assert (guard.policy, dict(guard.bundles), server.max_tokens) == (
+        "observe",
+        {"default": str(switch_path())},
+        50,
+    )
 
 
-def test_where_vllm_is_absent_transformers_is_taken_and_said(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_vllm_is_absent_transformers_is_taken_and_said(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     result = CliRunner().invoke(app, NANO, catch_exceptions=False)
     assert "engine: transformers" in result.output

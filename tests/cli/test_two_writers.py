@@ -1,4 +1,5 @@
-"""Two processes and one place: the second ends with a clear error, nothing is mixed, and nothing is lost when one is killed."""
+"""Two processes and one place: the second ends with a clear error, nothing is mixed, and nothing is
+lost when one is killed."""
 
 from __future__ import annotations
 
@@ -60,11 +61,15 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
-def test_a_second_writer_of_replies_is_refused_and_the_first_is_not_disturbed(call: Any, tmp_path: Path) -> None:
+def test_a_second_writer_of_replies_is_refused_and_the_first_is_not_disturbed(
+    call: Any, tmp_path: Path
+) -> None:
     out, asked = tmp_path / "out.jsonl", tmp_path / "in.jsonl"
     asked.write_text('{"id": "r0", "prompt": "hello"}\n')
     with running(slowly, out, until=lambda: len(rows(out)) > 3) as process:
-        with pytest.raises(ArtifactError, match=rf"out\.jsonl is being written by process {process.pid} on "):
+        with pytest.raises(
+            ArtifactError, match=rf"out\.jsonl is being written by process {process.pid} on "
+        ):
             generate_file(answers("second"), ASKED, out, **OPTIONS)
         process.join()
         assert process.exitcode == 0
@@ -73,7 +78,9 @@ def test_a_second_writer_of_replies_is_refused_and_the_first_is_not_disturbed(ca
     assert {p.name for p in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "out.jsonl.run.json"}
 
 
-def test_the_command_ends_with_an_error_where_another_one_is_writing(call: Any, tmp_path: Path) -> None:
+def test_the_command_ends_with_an_error_where_another_one_is_writing(
+    call: Any, tmp_path: Path
+) -> None:
     out, asked = tmp_path / "out.jsonl", tmp_path / "in.jsonl"
     asked.write_text('{"id": "r0", "prompt": "hello"}\n')
     with running(slowly, out, until=lambda: len(rows(out)) > 0) as process:
@@ -110,7 +117,10 @@ def test_a_second_fit_is_refused_where_answers_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     with (
         running(holds, folder, until=lambda: (folder / ".lock.json").exists()) as process,
-        pytest.raises(ArtifactError, match=rf"kept is being written by (process {process.pid} on |another process)"),
+        pytest.raises(
+            ArtifactError,
+            match=rf"kept is being written by (process {process.pid} on |another process)",
+        ),
     ):
         Kept(engine(), folder)
     Kept(engine(), folder).close()
@@ -157,7 +167,9 @@ def test_six_keys_added_at_once_are_six(tmp_path: Path) -> None:
     assert sorted(key.name for key in read_keys(tmp_path / "keys.json").values()) == names
 
 
-def test_a_key_that_was_removed_beside_others_being_added_does_not_come_back(tmp_path: Path) -> None:
+def test_a_key_that_was_removed_beside_others_being_added_does_not_come_back(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "keys.json"
     for i in range(4):
         add_key(path, f"old{i}")

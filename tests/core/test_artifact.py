@@ -22,7 +22,9 @@ from safeswitch.core.artifact import (
 )
 from safeswitch.core.errors import ArtifactError
 
-not_root = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+not_root = pytest.mark.skipif(
+    hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere"
+)
 
 
 def test_text_json_and_tensors_come_back_as_they_were(tmp_path: Path) -> None:
@@ -30,7 +32,11 @@ def test_text_json_and_tensors_come_back_as_they_were(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b.txt").read_bytes().decode() == "ä\r\n\u2028"
     write_json(tmp_path / "c.json", {"z": [1, None], "a": "ü"})
     assert list(read_json(tmp_path / "c.json").items()) == [("z", [1, None]), ("a", "ü")]
-    tensors = {"half": torch.arange(4).to(torch.bfloat16), "turned": torch.arange(6.0).view(2, 3).T, "none": torch.zeros(0, 3)}
+    tensors = {
+        "half": torch.arange(4).to(torch.bfloat16),
+        "turned": torch.arange(6.0).view(2, 3).T,
+        "none": torch.zeros(0, 3),
+    }
     write_tensors(tmp_path / "t.safetensors", tensors)
     again = read_tensors(tmp_path / "t.safetensors")
     assert all(torch.equal(again[n], t) and again[n].dtype == t.dtype for n, t in tensors.items())
@@ -60,7 +66,9 @@ def test_an_interrupt_in_the_middle_leaves_the_old_file_too(tmp_path: Path) -> N
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "old")]
 
 
-def test_a_reader_never_sees_a_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_never_sees_a_half_written_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_text(tmp_path / "x", "old")
     seen: list[str] = []
     real = os.fsync
@@ -85,7 +93,12 @@ def test_a_folder_in_the_way_is_an_error_not_a_traceback(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "not readable JSON"), (b"{", "not readable JSON"), (b"\xff\xfe", "not readable JSON"), (b"[1]", "holds list")],
+    [
+        (b"", "not readable JSON"),
+        (b"{", "not readable JSON"),
+        (b"\xff\xfe", "not readable JSON"),
+        (b"[1]", "holds list"),
+    ],
 )
 def test_json_that_is_none_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
@@ -97,9 +110,13 @@ def test_json_that_is_none_is_named(content: bytes, message: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_number_that_json_does_not_know_is_refused_and_the_old_file_stays(number: float, tmp_path: Path) -> None:
+def test_a_number_that_json_does_not_know_is_refused_and_the_old_file_stays(
+    number: float, tmp_path: Path
+) -> None:
     write_json(tmp_path / "x.json", {"a": 1})
-    with pytest.raises(ArtifactError, match=r"x\.json: not valid JSON: .*; nothing was changed there"):
+    with pytest.raises(
+        ArtifactError, match=r"x\.json: not valid JSON: .*; nothing was changed there"
+    ):
         write_json(tmp_path / "x.json", {"a": [number]})
     assert [(p.name, read_json(p)) for p in tmp_path.iterdir()] == [("x.json", {"a": 1})]
 

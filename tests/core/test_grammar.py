@@ -1,4 +1,5 @@
-"""What users type: paths, names and texts that hold the separators, and what can be read in two ways."""
+"""What users type: paths, names and texts that hold the separators, and what can be read in two
+ways."""
 
 from __future__ import annotations
 
@@ -17,8 +18,12 @@ METHODS = {"base", "safeswitch", "scans", "merge", "steer"}
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a", ("a",)), ("a, b ,c", ("a", "b", "c")), ('merge:x.st,"merge:a,b.st"', ("merge:x.st", "merge:a,b.st")),
-        ('"a ""b"""', ('a "b"',)), ("a b", ("a b",)), (", ".join("abc"), ("a", "b", "c")),
+        ("a", ("a",)),
+        ("a, b ,c", ("a", "b", "c")),
+        ('merge:x.st,"merge:a,b.st"', ("merge:x.st", "merge:a,b.st")),
+        ('"a ""b"""', ('a "b"',)),
+        ("a b", ("a b",)),
+        (", ".join("abc"), ("a", "b", "c")),
     ],
 )
 def test_lists(text: str, expected: tuple[str, ...]) -> None:
@@ -28,8 +33,11 @@ def test_lists(text: str, expected: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "entry is empty"), ("a,,b", "entry is empty"), ("a,", "entry is empty"),
-        ("a, a", "'a' comes twice"), ('"a', "no list"),
+        ("", "entry is empty"),
+        ("a,,b", "entry is empty"),
+        ("a,", "entry is empty"),
+        ("a, a", "'a' comes twice"),
+        ('"a', "no list"),
     ],
 )
 def test_lists_that_leave_something_open_are_refused(text: str, words: str) -> None:
@@ -37,7 +45,13 @@ def test_lists_that_leave_something_open_are_refused(text: str, words: str) -> N
         entries("--x", text)
 
 
-@given(st.lists(st.text(st.characters(exclude_characters='"\n\r\0', codec="utf-8"), min_size=1), min_size=1, unique=True))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters='"\n\r\0', codec="utf-8"), min_size=1),
+        min_size=1,
+        unique=True,
+    )
+)
 def test_quoted_entries_come_back_whatever_they_hold(names: list[str]) -> None:
     wanted = tuple(name.strip() for name in names)
     if "" in wanted or len(set(wanted)) < len(wanted):
@@ -65,7 +79,9 @@ def test_a_folder_that_also_reads_as_name_and_folder_is_an_error_with_both_ways_
     assert named_folders("--switch", ["default=lr=0.1"]) == {"default": "lr=0.1"}
 
 
-@pytest.mark.parametrize("texts", [["a", "b"], ["x=a", "x=b"], ["a", "default=b"], ["=a"], ["a="], [""], [" "]])
+@pytest.mark.parametrize(
+    "texts", [["a", "b"], ["x=a", "x=b"], ["a", "default=b"], ["=a"], ["a="], [""], [" "]]
+)
 def test_names_that_are_taken_or_missing_are_refused(texts: list[str]) -> None:
     with pytest.raises(SettingError, match="--switch: "):
         named_folders("--switch", texts)
@@ -74,11 +90,18 @@ def test_names_that_are_taken_or_missing_are_refused(texts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("rules", JudgeSpec("rules", "", "", {})), ("openai:gpt", JudgeSpec("openai", "gpt", "", {})),
-        ("openai:m@http://h:8000/v1,budget=5", JudgeSpec("openai", "m", "http://h:8000/v1", {"budget": "5"})),
+        ("rules", JudgeSpec("rules", "", "", {})),
+        ("openai:gpt", JudgeSpec("openai", "gpt", "", {})),
+        (
+            "openai:m@http://h:8000/v1,budget=5",
+            JudgeSpec("openai", "m", "http://h:8000/v1", {"budget": "5"}),
+        ),
         ("openai:@cf/a/b@https://h/v1", JudgeSpec("openai", "@cf/a/b", "https://h/v1", {})),
         ("openai:org/m:free@https://h/v1", JudgeSpec("openai", "org/m:free", "https://h/v1", {})),
-        ('harmbench:"/a,b=c/m","template=x,y.txt"', JudgeSpec("harmbench", "/a,b=c/m", "", {"template": "x,y.txt"})),
+        (
+            'harmbench:"/a,b=c/m","template=x,y.txt"',
+            JudgeSpec("harmbench", "/a,b=c/m", "", {"template": "x,y.txt"}),
+        ),
         ("llama-guard:C:\\m", JudgeSpec("llama-guard", "C:\\m", "", {})),
         ("a:m,template=x=y", JudgeSpec("a", "m", "", {"template": "x=y"})),
     ],
@@ -87,7 +110,13 @@ def test_judges(text: str, expected: JudgeSpec) -> None:
     assert judge_spec(text) == expected
 
 
-OPEN = ("openai:m,lots", "openai:m,budget=", "openai:m,budget=1,budget=2", "harmbench:m,template=a,b.txt", "a:,b=c")
+OPEN = (
+    "openai:m,lots",
+    "openai:m,budget=",
+    "openai:m,budget=1,budget=2",
+    "harmbench:m,template=a,b.txt",
+    "a:,b=c",
+)
 
 
 @pytest.mark.parametrize("text", OPEN)
@@ -99,19 +128,26 @@ def test_judges_that_leave_something_open_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("scans", [("scans", None)]), (" safeswitch + scans ", [("safeswitch", None), ("scans", None)]),
-        ("nothing+scans", [("nothing", None), ("scans", None)]), ("a+b+c", [("a", None), ("b", None), ("c", None)]),
-        ("merge:v1+v2.st", [("merge", "v1+v2.st")]), ("merge:a.st+scans", [("merge", "a.st"), ("scans", None)]),
+        ("scans", [("scans", None)]),
+        (" safeswitch + scans ", [("safeswitch", None), ("scans", None)]),
+        ("nothing+scans", [("nothing", None), ("scans", None)]),
+        ("a+b+c", [("a", None), ("b", None), ("c", None)]),
+        ("merge:v1+v2.st", [("merge", "v1+v2.st")]),
+        ("merge:a.st+scans", [("merge", "a.st"), ("scans", None)]),
         ("safeswitch+merge:a+b.st", [("safeswitch", None), ("merge", "a+b.st")]),
-        ("steer:C:\\v.gguf", [("steer", "C:\\v.gguf")]), ("merge:a+b.st+scans", [("merge", "a+b.st"), ("scans", None)]),
-        ("steer:a+merge:b", [("steer", "a"), ("merge", "b")]), ("merge:", [("merge", "")]),
+        ("steer:C:\\v.gguf", [("steer", "C:\\v.gguf")]),
+        ("merge:a+b.st+scans", [("merge", "a+b.st"), ("scans", None)]),
+        ("steer:a+merge:b", [("steer", "a"), ("merge", "b")]),
+        ("merge:", [("merge", "")]),
     ],
 )
 def test_methods(name: str, parts: list[tuple[str, str | None]]) -> None:
     assert method_parts(name, METHODS) == parts
 
 
-def test_a_file_that_reads_as_a_join_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_reads_as_a_join_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a+scans").write_text("x")
     both = r"is merge with the file 'a\+scans', which is there, or with 'a' and the action 'scans'"

@@ -1,4 +1,5 @@
-"""One writer at a time, who is named to the next; a dead one is no obstacle; readers are not asked."""
+"""One writer at a time, who is named to the next; a dead one is no obstacle; readers are not
+asked."""
 
 from __future__ import annotations
 
@@ -34,13 +35,21 @@ def holding(writer: Writer, place: Path) -> subprocess.Popen[bytes]:
 
 
 @both
-def test_the_second_writer_is_told_who_is_writing_and_what_to_do(writer: Writer, tmp_path: Path) -> None:
+def test_the_second_writer_is_told_who_is_writing_and_what_to_do(
+    writer: Writer, tmp_path: Path
+) -> None:
     place = tmp_path / "there" / "out"
     process = holding(writer, place)
     try:
         with pytest.raises(ArtifactError) as caught, writer(place):
             pass
-        for part in (str(place), f"process {process.pid} on ", "since 20", "safeswitch.core.lock", "name another place"):
+        for part in (
+            str(place),
+            f"process {process.pid} on ",
+            "since 20",
+            "safeswitch.core.lock",
+            "name another place",
+        ):
             assert part in str(caught.value)
     finally:
         process.kill()
@@ -48,7 +57,9 @@ def test_the_second_writer_is_told_who_is_writing_and_what_to_do(writer: Writer,
 
 
 @both
-def test_a_killed_writer_is_no_obstacle_and_nothing_is_left_at_the_end(writer: Writer, tmp_path: Path) -> None:
+def test_a_killed_writer_is_no_obstacle_and_nothing_is_left_at_the_end(
+    writer: Writer, tmp_path: Path
+) -> None:
     place = tmp_path / "out"
     process = holding(writer, place)
     process.send_signal(signal.SIGKILL)
@@ -94,11 +105,17 @@ def test_a_holder_cannot_write_to_the_terminal_of_the_next(tmp_path: Path) -> No
             pass
         assert "\x1b" not in str(caught.value)
         told.write_text("[")
-        with pytest.raises(ArtifactError, match="by another process"), file_writer(tmp_path / "out"):
+        with (
+            pytest.raises(ArtifactError, match="by another process"),
+            file_writer(tmp_path / "out"),
+        ):
             pass
 
 
 def test_where_no_lock_can_be_the_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ArtifactError, match=r"cannot lock .*below"), file_writer(tmp_path / "file" / "below"):
+    with (
+        pytest.raises(ArtifactError, match=r"cannot lock .*below"),
+        file_writer(tmp_path / "file" / "below"),
+    ):
         pass

@@ -9,9 +9,23 @@ from typing import Any
 import pytest
 
 from safeswitch.core import errors
-from safeswitch.core.errors import DataError, SafeSwitchError, SettingError, check_choice, check_range
+from safeswitch.core.errors import (
+    DataError,
+    SafeSwitchError,
+    SettingError,
+    check_choice,
+    check_range,
+)
 from safeswitch.core.registry import Registry
-from safeswitch.core.types import Decision, Example, Message, Output, Position, ReadPoint, as_messages
+from safeswitch.core.types import (
+    Decision,
+    Example,
+    Message,
+    Output,
+    Position,
+    ReadPoint,
+    as_messages,
+)
 
 HI = Message("user", "hi")
 
@@ -57,25 +71,42 @@ def test_outputs_of_a_block_are_read_as_they_are_written() -> None:
     assert ReadPoint.parse("18@pilot:3").site == 18
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("18.mpl@prompt_end", "the part in '18.mpl@prompt_end' must be one of 'attn', 'mlp'; got 'mpl'"),
-    ("18.@prompt_end", "must be one of 'attn', 'mlp'; got ''"),
-    ("18.attn.mlp@prompt_end", "must be one of 'attn', 'mlp'; got 'attn.mlp'"),
-    ("18.ATTN@prompt_end", "must be one of 'attn', 'mlp'; got 'ATTN'"),
-    ("18. attn@prompt_end", "must be one of 'attn', 'mlp'; got ' attn'"),
-    ("0.attn@prompt_end", r"the first block has number 1; got 0\.attn"),
-    ("attn@prompt_end", r"expected 'layer@position' or 'block\.part@position'"),
-    ("1.5@prompt_end", "must be one of 'attn', 'mlp'; got '5'"),
-    ("18.mlp@nll:4", r"nll is read of no part of a block; got 18\.mlp@nll:4"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "18.mpl@prompt_end",
+            "the part in '18.mpl@prompt_end' must be one of 'attn', 'mlp'; got 'mpl'",
+        ),
+        ("18.@prompt_end", "must be one of 'attn', 'mlp'; got ''"),
+        ("18.attn.mlp@prompt_end", "must be one of 'attn', 'mlp'; got 'attn.mlp'"),
+        ("18.ATTN@prompt_end", "must be one of 'attn', 'mlp'; got 'ATTN'"),
+        ("18. attn@prompt_end", "must be one of 'attn', 'mlp'; got ' attn'"),
+        ("0.attn@prompt_end", r"the first block has number 1; got 0\.attn"),
+        ("attn@prompt_end", r"expected 'layer@position' or 'block\.part@position'"),
+        ("1.5@prompt_end", "must be one of 'attn', 'mlp'; got '5'"),
+        ("18.mlp@nll:4", r"nll is read of no part of a block; got 18\.mlp@nll:4"),
+    ],
+)
 def test_outputs_that_make_no_sense_are_refused_by_name(text: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         ReadPoint.parse(text)
 
 
-@pytest.mark.parametrize("text", [
-    "x@prompt_end", "-1@prompt_end", "4@pilot:x", "4@middle", "4@pilot:-1", "", "4@prompt_end:3", "²@prompt_end", "4@pilot:²",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x@prompt_end",
+        "-1@prompt_end",
+        "4@pilot:x",
+        "4@middle",
+        "4@pilot:-1",
+        "",
+        "4@prompt_end:3",
+        "²@prompt_end",
+        "4@pilot:²",
+    ],
+)
 def test_points_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(SettingError):
         ReadPoint.parse(text)
@@ -84,9 +115,15 @@ def test_points_that_make_no_sense_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("", "the prompt is empty"), (" \n\t", "the prompt is empty"), ([], "the prompt has no messages"),
-        ([{"role": "user"}], "turn 0 of the prompt needs 'role' and 'content'"), (["hi"], "turn 0 of the prompt needs"),
-        ([{"role": "robot", "content": "hi"}], "role must be one of system, user, assistant; got 'robot'"),
+        ("", "the prompt is empty"),
+        (" \n\t", "the prompt is empty"),
+        ([], "the prompt has no messages"),
+        ([{"role": "user"}], "turn 0 of the prompt needs 'role' and 'content'"),
+        (["hi"], "turn 0 of the prompt needs"),
+        (
+            [{"role": "robot", "content": "hi"}],
+            "role must be one of system, user, assistant; got 'robot'",
+        ),
         ([{"role": "user", "content": 3}], "message content must be text; got int"),
         ([Message("user", " ")], "the last user message is empty"),
     ],
@@ -97,7 +134,12 @@ def test_a_prompt_without_words_is_refused(prompt: Any, message: str) -> None:
 
 
 def test_every_form_of_a_prompt_becomes_the_same_messages() -> None:
-    forms: list[Any] = ["hi", [HI], [{"role": "user", "content": "hi"}], Example("a", (HI,), "safe")]
+    forms: list[Any] = [
+        "hi",
+        [HI],
+        [{"role": "user", "content": "hi"}],
+        Example("a", (HI,), "safe"),
+    ]
     assert {as_messages(form) for form in forms} == {(HI,)}
 
 
@@ -110,7 +152,9 @@ def test_every_form_of_a_prompt_becomes_the_same_messages() -> None:
         ((Message("user", "  "),), "safe", "the user's message is empty"),
     ],
 )
-def test_an_example_that_cannot_be_asked_is_refused(messages: Any, label: Any, message: str) -> None:
+def test_an_example_that_cannot_be_asked_is_refused(
+    messages: Any, label: Any, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         Example("a", messages, label)
 
@@ -123,20 +167,28 @@ def test_the_end_of_the_prompt_has_no_index() -> None:
 HALF = "a\ud800b"
 
 
-@pytest.mark.parametrize("prompt", [HALF, [{"role": "system", "content": HALF}, {"role": "user", "content": "hi"}]])
+@pytest.mark.parametrize(
+    "prompt", [HALF, [{"role": "system", "content": HALF}, {"role": "user", "content": "hi"}]]
+)
 def test_half_of_a_surrogate_pair_in_a_prompt_is_refused(prompt: Any) -> None:
-    with pytest.raises(DataError, match=r"message content cannot be written as UTF-8: character 2 is '\\ud800'"):
+    with pytest.raises(
+        DataError, match=r"message content cannot be written as UTF-8: character 2 is '\\ud800'"
+    ):
         as_messages(prompt)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *((name, HALF) for name in ("id", "category", "source", "group", "wrapper", "reply")), ("answers", ("a", HALF)),
-        ("meta", {"k": HALF}), ("meta", {HALF: "v"}),
+        *((name, HALF) for name in ("id", "category", "source", "group", "wrapper", "reply")),
+        ("answers", ("a", HALF)),
+        ("meta", {"k": HALF}),
+        ("meta", {HALF: "v"}),
     ],
 )
-def test_half_of_a_surrogate_pair_is_refused_in_every_field_of_an_example(field: str, value: Any) -> None:
+def test_half_of_a_surrogate_pair_is_refused_in_every_field_of_an_example(
+    field: str, value: Any
+) -> None:
     with pytest.raises(DataError, match=f"{field} cannot be written as UTF-8"):
         Example(**{"id": "a", "messages": (HI,), "label": "safe", field: value})
 

@@ -12,12 +12,22 @@ def row(name: str, text: str, label: str, system: str = "") -> Example:
 
 
 def test_the_same_request_with_both_labels_is_found_whatever_its_case_and_spaces() -> None:
-    rows = [row("1", "Open it", "safe"), row("2", "close", "safe"), row("3", "open  IT!", "unsafe"), row("4", "close", "safe")]
+    rows = [
+        row("1", "Open it", "safe"),
+        row("2", "close", "safe"),
+        row("3", "open  IT!", "unsafe"),
+        row("4", "close", "safe"),
+    ]
     assert contradictions(rows) == [(rows[0], rows[2])]
 
 
 def test_another_system_turn_makes_another_request() -> None:
-    assert contradictions([row("1", "go", "safe", "a"), row("2", "go", "unsafe", "b"), row("3", "go", "")]) == []
+    assert (
+        contradictions(
+            [row("1", "go", "safe", "a"), row("2", "go", "unsafe", "b"), row("3", "go", "")]
+        )
+        == []
+    )
 
 
 def test_they_are_counted_and_the_first_is_named() -> None:

@@ -16,11 +16,27 @@ from safeswitch.data.leakage import leaks
 from safeswitch.data.splits import fit_split, grouped_split
 from safeswitch.data.text import normalise
 
-WORDS = ["river", "lamp", "stone", "cloud", "apple", "engine", "paper", "garden", "window", "bridge", "copper"]
+WORDS = [
+    "river",
+    "lamp",
+    "stone",
+    "cloud",
+    "apple",
+    "engine",
+    "paper",
+    "garden",
+    "window",
+    "bridge",
+    "copper",
+]
 
 
-def example(i: int, prompt: str | None = None, *, group: str = "", label: str = "safe", source: str = "s") -> Example:
-    return Example(str(i), (Message("user", prompt or f"prompt {i}"),), label, group=group, source=source)  # type: ignore[arg-type]
+def example(
+    i: int, prompt: str | None = None, *, group: str = "", label: str = "safe", source: str = "s"
+) -> Example:
+    return Example(
+        str(i), (Message("user", prompt or f"prompt {i}"),), label, group=group, source=source
+    )  # type: ignore[arg-type]
 
 
 def ids(parts: dict[str, list[Example]]) -> dict[str, list[str]]:
@@ -50,9 +66,16 @@ def test_groups_and_equal_prompts_stay_together_even_through_chains() -> None:
 def test_order_does_not_matter_but_the_seed_does() -> None:
     rows = [example(i) for i in range(50)]
     shuffled = random.Random(3).sample(rows, len(rows))
-    as_sets = [{n: set(x) for n, x in ids(grouped_split(r, seed=s)).items()} for r, s in ((rows, 0), (shuffled, 0))]
+    as_sets = [
+        {n: set(x) for n, x in ids(grouped_split(r, seed=s)).items()}
+        for r, s in ((rows, 0), (shuffled, 0))
+    ]
     assert as_sets[0] == as_sets[1]
-    assert ids(grouped_split(rows, seed=0)) == ids(grouped_split(rows, seed=0)) != ids(grouped_split(rows, seed=1))
+    assert (
+        ids(grouped_split(rows, seed=0))
+        == ids(grouped_split(rows, seed=0))
+        != ids(grouped_split(rows, seed=1))
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -87,15 +110,21 @@ def test_normal_form_keeps_letters_of_every_script_and_symbols_only_when_alone()
 
 
 def test_exact_and_near_duplicates_are_found_and_others_are_not() -> None:
-    train = [example(i, f"How do I {w} the old {w} in my house tomorrow?") for i, w in enumerate(WORDS)]
+    train = [
+        example(i, f"How do I {w} the old {w} in my house tomorrow?") for i, w in enumerate(WORDS)
+    ]
     asked = "Please write a long and friendly letter to my aunt about the weather in the north of the country"
     train.append(example(99, asked))
     test = [
-        example(200, "how do i RIVER the old river in my house tomorrow"), example(201, asked.replace("aunt", "aumt")),
+        example(200, "how do i RIVER the old river in my house tomorrow"),
+        example(201, asked.replace("aunt", "aumt")),
         example(202, "Something that nobody asked before, at all."),
     ]
     found = leaks(train, test)
-    assert [(x.train_id, x.test_id, x.kind) for x in found] == [("0", "200", "exact"), ("99", "201", "near")]
+    assert [(x.train_id, x.test_id, x.kind) for x in found] == [
+        ("0", "200", "exact"),
+        ("99", "201", "near"),
+    ]
     assert 0.8 <= found[1].overlap < 1
     assert leaks(train, test[2:]) == []
 
@@ -103,11 +132,17 @@ def test_exact_and_near_duplicates_are_found_and_others_are_not() -> None:
 def test_the_index_finds_what_comparing_all_pairs_finds() -> None:
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS[:6], k=draw.randint(1, 9))) for _ in range(120)]
-    train, test = [example(i, t) for i, t in enumerate(texts[:60])], [example(i, t) for i, t in enumerate(texts[60:])]
+    train, test = (
+        [example(i, t) for i, t in enumerate(texts[:60])],
+        [example(i, t) for i, t in enumerate(texts[60:])],
+    )
     grams = lambda t: {t[i : i + 5] for i in range(max(1, len(t) - 4))}  # noqa: E731
     expected = {}
     for b in test:
-        best = max(len(grams(a.prompt) & grams(b.prompt)) / len(grams(a.prompt) | grams(b.prompt)) for a in train)
+        best = max(
+            len(grams(a.prompt) & grams(b.prompt)) / len(grams(a.prompt) | grams(b.prompt))
+            for a in train
+        )
         if best >= 0.7:
             expected[b.id] = pytest.approx(best)
     assert {x.test_id: x.overlap for x in leaks(train, test, threshold=0.7)} == expected
@@ -116,7 +151,10 @@ def test_the_index_finds_what_comparing_all_pairs_finds() -> None:
 @pytest.mark.slow
 def test_ten_thousand_against_ten_thousand_takes_seconds() -> None:
     draw = random.Random(0)
-    vocabulary = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(3, 9))) for _ in range(3000)]
+    vocabulary = [
+        "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(3, 9)))
+        for _ in range(3000)
+    ]
     rows = [example(i, " ".join(draw.choices(vocabulary, k=18))) for i in range(20_000)]
     start = time.perf_counter()
     assert leaks(rows[:10_000], rows[10_000:]) == []
@@ -125,7 +163,12 @@ def test_ten_thousand_against_ten_thousand_takes_seconds() -> None:
 
 def with_parts(*names: str | None) -> list[Example]:
     return [
-        Example(f"e{i}", (Message("user", f"request {i}"),), "safe", meta={"split": name} if name else {})
+        Example(
+            f"e{i}",
+            (Message("user", f"request {i}"),),
+            "safe",
+            meta={"split": name} if name else {},
+        )
         for i, name in enumerate(names)
     ]
 
@@ -133,7 +176,9 @@ def with_parts(*names: str | None) -> list[Example]:
 def test_rows_that_all_name_their_part_are_divided_as_they_say_and_held_ones_left_out() -> None:
     parts = fit_split(with_parts("calibration", "train", "held", "train", "validation"))
     assert {name: [e.id for e in part] for name, part in parts.items()} == {
-        "train": ["e1", "e3"], "validation": ["e4"], "calibration": ["e0"],
+        "train": ["e1", "e3"],
+        "validation": ["e4"],
+        "calibration": ["e0"],
     }
 
 

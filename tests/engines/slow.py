@@ -1,6 +1,8 @@
-"""The slow way: one row, no cache, no batch, every token from a full forward pass. What the engine must equal.
+"""The slow way: one row, no cache, no batch, every token from a full forward pass. What the engine
+must equal.
 
-Also a prober whose score is a fixed function of the state, so that a test knows by hand which rows fire.
+Also a prober whose score is a fixed function of the state, so that a test knows by hand which rows
+fire.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class Projection(Prober):
         self.points = (point,)
         self.direction = torch.randn(width, generator=torch.Generator().manual_seed(seed))
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Any = None, seed: int = 0) -> Self:
+    def fit(
+        self, acts: Activations, labels: Tensor, *, validation: Any = None, seed: int = 0
+    ) -> Self:
         return self
 
     def score(self, acts: Activations) -> Tensor:
@@ -56,7 +60,9 @@ def random_head(lm: LanguageModel, rank: int = 2, scale: float = 1.0, seed: int 
 @torch.no_grad()
 def states_alone(lm: LanguageModel, ids: Sequence[int]) -> tuple[Tensor, ...]:
     """``output_hidden_states`` of one row, each ``[t, d]``; the last is after the final norm."""
-    output = lm.parts.backbone(input_ids=torch.tensor([list(ids)]), output_hidden_states=True, use_cache=False)
+    output = lm.parts.backbone(
+        input_ids=torch.tensor([list(ids)]), output_hidden_states=True, use_cache=False
+    )
     return (*(h[0] for h in output.hidden_states[:-1]), output.last_hidden_state[0])
 
 
@@ -64,7 +70,8 @@ def states_alone(lm: LanguageModel, ids: Sequence[int]) -> tuple[Tensor, ...]:
 def reply_alone(
     lm: LanguageModel, prompt: Sequence[int], tokens: int, head: LowRankHead | None = None
 ) -> list[int]:
-    """Greedy reply token by token, each from a full forward pass; with ``head``, its difference is added by hand."""
+    """Greedy reply token by token, each from a full forward pass; with ``head``, its difference is
+    added by hand."""
     ids, reply = list(prompt), []
     cap = getattr(lm.model.config, "final_logit_softcapping", None)
     for _ in range(tokens):

@@ -1,4 +1,5 @@
-"""A reply that the client has begun hides nothing from stage 1, and is not gone on with where that fires."""
+"""A reply that the client has begun hides nothing from stage 1, and is not gone on with where that
+fires."""
 
 from __future__ import annotations
 
@@ -40,8 +41,13 @@ def begun(examples: list[Example]) -> list[Example]:
 
 def test_a_flagged_request_is_refused_from_its_own_end_whatever_reply_was_begun() -> None:
     bare = rows("plain_unsafe")
-    score = {e.id: r.decision.scores["stage1"] for e, r in zip(bare, engine().generate(bare, nano(), **FIXED), strict=True)}
-    refusals = engine().generate(bare, Switch(Gate(always=True), nano().actuator, nano().base), **FIXED)
+    score = {
+        e.id: r.decision.scores["stage1"]
+        for e, r in zip(bare, engine().generate(bare, nano(), **FIXED), strict=True)
+    }
+    refusals = engine().generate(
+        bare, Switch(Gate(always=True), nano().actuator, nano().base), **FIXED
+    )
     assert nano().gate.stage1 is not None
     found = engine().generate(begun(bare), nano(), **FIXED)
     fired = [reply.decision.fired and reply.decision.stage == "stage1" for reply in found]
@@ -51,7 +57,10 @@ def test_a_flagged_request_is_refused_from_its_own_end_whatever_reply_was_begun(
         if reply.decision.fired:
             assert reply.token_ids == refusal.token_ids
             assert reply.decision.scores["stage1"] == pytest.approx(score[example.id], abs=1e-4)
-            assert (reply.decision.token_index, reply.decision.actuator) == (0, nano().actuator.kind)
+            assert (reply.decision.token_index, reply.decision.actuator) == (
+                0,
+                nano().actuator.kind,
+            )
 
 
 def test_others_go_on_from_what_was_begun_also_in_one_batch_with_flagged_ones() -> None:
@@ -59,14 +68,18 @@ def test_others_go_on_from_what_was_begun_also_in_one_batch_with_flagged_ones() 
     plain = engine().generate(safe, **FIXED)
     together = engine().generate([*safe[:6], *bad, *safe[6:]], nano(), **FIXED)
     assert [r.token_ids for r in (*together[:6], *together[10:])] == [r.token_ids for r in plain]
-    assert [r.token_ids for r in together[6:10]] == [engine().generate([e], nano(), **FIXED)[0].token_ids for e in bad]
+    assert [r.token_ids for r in together[6:10]] == [
+        engine().generate([e], nano(), **FIXED)[0].token_ids for e in bad
+    ]
     assert all(r.decision.fired for r in together[6:10])
 
 
 def test_observing_says_so_and_goes_on() -> None:
     bad = begun(rows("plain_unsafe", 4))
     seen = engine().generate(bad, replace(nano(), actuator=NoAction()), **FIXED)
-    assert [(r.decision.fired, r.decision.stage, r.decision.actuator) for r in seen] == [(True, "stage1", "none")] * 4
+    assert [(r.decision.fired, r.decision.stage, r.decision.actuator) for r in seen] == [
+        (True, "stage1", "none")
+    ] * 4
     assert [r.token_ids for r in seen] == [r.token_ids for r in engine().generate(bad, **FIXED)]
 
 

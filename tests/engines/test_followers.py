@@ -1,4 +1,5 @@
-"""Every row of a batch has its own follower: decided tokens only, the reply as soon as it is whole, and its own end."""
+"""Every row of a batch has its own follower: decided tokens only, the reply as soon as it is whole,
+and its own end."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from tests.tiny import tiny_lm
 
 
 class Seen(Follower):
-    """Keeps what it is told, and the number of forward passes run when it was told that the reply is whole."""
+    """Keeps what it is told, and the number of forward passes run when it was told that the reply
+    is whole."""
 
     def __init__(self, lm: LanguageModel, leave_after: int | None = None) -> None:
         self.tokens: list[int] = []
@@ -63,25 +65,36 @@ def test_followers_of_a_mixed_batch_are_told_what_generate_returns(kind: str, ho
         switch = replace(switch, actuator=SystemPrompt("x"))
     assert lm.traits is not None
     followers = [Seen(lm) for _ in PROMPTS]
-    replies = TransformersEngine(lm).generate(PROMPTS, switch, max_new_tokens=12, do_sample=False, followers=followers)
+    replies = TransformersEngine(lm).generate(
+        PROMPTS, switch, max_new_tokens=12, do_sample=False, followers=followers
+    )
     assert any(reply.decision.fired for reply in replies)
     for follower, reply in zip(followers, replies, strict=True):
         assert follower.reply is not None
         assert replace(follower.reply, decision=reply.decision) == reply
-        assert (follower.reply.decision.fired, follower.reply.decision.stage) == (reply.decision.fired, reply.decision.stage)
+        assert (follower.reply.decision.fired, follower.reply.decision.stage) == (
+            reply.decision.fired,
+            reply.decision.stage,
+        )
         assert tuple(follower.tokens) == reply.token_ids
 
 
-def test_what_was_shown_before_a_late_switch_is_the_untouched_reply_up_to_the_last_reading() -> None:
+def test_what_was_shown_before_a_late_switch_is_the_untouched_reply_up_to_the_last_reading() -> (
+    None
+):
     lm = tiny_lm("llama")
     engine, late = TransformersEngine(lm), 0
     plain = engine.generate(PROMPTS, max_new_tokens=16, do_sample=False)
     for bar in (0.3, 0.5, 0.7, 0.9):
         switch = watched(lm)
         assert switch.gate.watch is not None
-        switch = replace(switch, gate=replace(switch.gate, watch=replace(switch.gate.watch, threshold=bar)))
+        switch = replace(
+            switch, gate=replace(switch.gate, watch=replace(switch.gate.watch, threshold=bar))
+        )
         followers = [Seen(lm) for _ in PROMPTS]
-        replies = engine.generate(PROMPTS, switch, max_new_tokens=16, do_sample=False, followers=followers)
+        replies = engine.generate(
+            PROMPTS, switch, max_new_tokens=16, do_sample=False, followers=followers
+        )
         for follower, reply, bare in zip(followers, replies, plain, strict=True):
             if reply.decision.fired and reply.decision.token_index > 2:
                 late += 1
@@ -105,7 +118,10 @@ def test_a_short_reply_is_handed_out_while_the_others_run_on() -> None:
     assert [f.whole_at - followers[1].whole_at + 40 for f in followers] == limits
     assert spent == 0
     for prompt, limit, reply in zip(PROMPTS, limits, replies, strict=False):
-        assert engine.generate([prompt], max_new_tokens=limit, **options)[0].token_ids == reply.token_ids
+        assert (
+            engine.generate([prompt], max_new_tokens=limit, **options)[0].token_ids
+            == reply.token_ids
+        )
 
 
 def test_a_row_that_nobody_waits_for_ends_and_the_others_do_not_notice() -> None:
@@ -127,12 +143,17 @@ def test_a_row_that_nobody_waits_for_ends_and_the_others_do_not_notice() -> None
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
-def test_a_row_that_has_ended_near_the_end_of_its_context_does_not_stop_the_others(kind: str) -> None:
+def test_a_row_that_has_ended_near_the_end_of_its_context_does_not_stop_the_others(
+    kind: str,
+) -> None:
     lm = tiny_lm(kind)
     rows = [Tokens(tuple(9 + i % 90 for i in range(505)), "long"), Tokens((9, 10, 11), "short")]
     options = {"do_sample": False, "eos_token_id": -1}
     together = TransformersEngine(lm).generate(rows, max_new_tokens=[7, 60], **options)
-    alone = [TransformersEngine(lm).generate([r], max_new_tokens=n, **options)[0] for r, n in zip(rows, (7, 60), strict=True)]
+    alone = [
+        TransformersEngine(lm).generate([r], max_new_tokens=n, **options)[0]
+        for r, n in zip(rows, (7, 60), strict=True)
+    ]
     assert [r.token_ids for r in together] == [r.token_ids for r in alone]
 
 
@@ -144,7 +165,13 @@ def test_observing_shows_each_token_at_once_and_changes_nothing() -> None:
     plain = engine.generate(PROMPTS, max_new_tokens=12, do_sample=False)
     enforced = engine.generate(PROMPTS, switch, max_new_tokens=12, do_sample=False)
     seen = [Seen(lm) for _ in PROMPTS]
-    watched = engine.generate(PROMPTS, replace(switch, actuator=NoAction()), max_new_tokens=12, do_sample=False, followers=seen)
+    watched = engine.generate(
+        PROMPTS,
+        replace(switch, actuator=NoAction()),
+        max_new_tokens=12,
+        do_sample=False,
+        followers=seen,
+    )
     assert [r.token_ids for r in watched] == [r.token_ids for r in plain]
     assert [r.decision.fired for r in watched] == [r.decision.fired for r in enforced]
     assert [tuple(s.tokens) for s in seen] == [r.token_ids for r in plain]
@@ -155,9 +182,9 @@ def test_a_prompt_of_tokens_is_taken_as_it_is() -> None:
     engine = TransformersEngine(lm)
     switch, _ = two_stage(lm)
     asked = [Tokens(tuple(lm.encode([prompt])[0]), prompt) for prompt in PROMPTS]
-    assert [r.token_ids for r in engine.generate(asked, switch, max_new_tokens=8, do_sample=False)] == [
-        r.token_ids for r in engine.generate(PROMPTS, switch, max_new_tokens=8, do_sample=False)
-    ]
+    assert [
+        r.token_ids for r in engine.generate(asked, switch, max_new_tokens=8, do_sample=False)
+    ] == [r.token_ids for r in engine.generate(PROMPTS, switch, max_new_tokens=8, do_sample=False)]
     with pytest.raises(DataError, match="empty"):
         Tokens((), "")
     with pytest.raises(SettingError, match="given as tokens"):

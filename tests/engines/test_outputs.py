@@ -1,4 +1,5 @@
-"""What the halves of a block add, read while the engine replies: the same as recorded, and no cost where not asked."""
+"""What the halves of a block add, read while the engine replies: the same as recorded, and no cost
+where not asked."""
 
 from __future__ import annotations
 
@@ -74,7 +75,9 @@ def test_a_gate_that_reads_layers_alone_puts_no_hook_on_a_half_and_never_looks_f
     assert lm.traits.pads_left  # found now, since finding it runs the model
     seen: list[int] = []
     lm.parts.head.register_forward_hook(
-        lambda *_: seen.append(sum(len(m._forward_hooks) for b in lm.parts.blocks for m in b.children()))
+        lambda *_: seen.append(
+            sum(len(m._forward_hooks) for b in lm.parts.blocks for m in b.children())
+        )
     )
     TransformersEngine(lm).generate(PROMPTS, switch, max_new_tokens=3, do_sample=False)
     assert set(seen) == {0}
@@ -105,7 +108,9 @@ def test_a_fitted_reader_of_outputs_survives_saving_and_loading(tmp_path: Path) 
     chosen = settings(readers=("outputs", "text"), stages="stage1", layers=(1, 2))
     switch = Switch.fit(made_engine(), requests(), chosen, complied=two_of_three)
     assert switch.gate.stage1 is not None
-    assert {str(p) for p in switch.gate.points} == {f"{b}.{h}@prompt_end" for b in (1, 2) for h in ("attn", "mlp")}
+    assert {str(p) for p in switch.gate.points} == {
+        f"{b}.{h}@prompt_end" for b in (1, 2) for h in ("attn", "mlp")
+    }
     switch.save_pretrained(tmp_path)
     again = Switch.from_pretrained(tmp_path)
     assert again.fingerprint == switch.fingerprint

@@ -1,4 +1,5 @@
-"""Log-likelihoods against a forward pass by hand, for the untouched model and for each kind of actuator."""
+"""Log-likelihoods against a forward pass by hand, for the untouched model and for each kind of
+actuator."""
 
 from __future__ import annotations
 
@@ -17,10 +18,16 @@ from safeswitch.switch.switch import Switch
 from tests.switch.made import engine, fitted, requests
 from tests.tiny import tiny_lm
 
-PAIRS = [("tell me of clouds", "yes of course"), ("ask me", "no"), ("a much longer request than the others", "so it is")]
+PAIRS = [
+    ("tell me of clouds", "yes of course"),
+    ("ask me", "no"),
+    ("a much longer request than the others", "so it is"),
+]
 
 
-def by_hand(lm: Any, prompt: str, reply: str, head: Any = None, before: str = "") -> tuple[float, bool]:
+def by_hand(
+    lm: Any, prompt: str, reply: str, head: Any = None, before: str = ""
+) -> tuple[float, bool]:
     """One row alone, no padding, logits from the last hidden state and the head's own weights."""
     messages = as_messages(prompt)
     if before:
@@ -28,7 +35,9 @@ def by_hand(lm: Any, prompt: str, reply: str, head: Any = None, before: str = ""
     (start,) = lm.encode([messages])
     tail = lm.tokenizer(reply, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
-        states = lm.model(torch.tensor([start + tail]), output_hidden_states=True).hidden_states[-1][0]
+        states = lm.model(torch.tensor([start + tail]), output_hidden_states=True).hidden_states[
+            -1
+        ][0]
         logits = states @ lm.parts.head.weight.T
         if head is not None:
             logits = head(logits, states)
@@ -56,7 +65,9 @@ def test_the_likeliest_token_is_told_as_greedy_and_another_is_not() -> None:
     ids = [lm.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts]
     found = log_likelihoods(TransformersEngine(lm), [("ask me", text) for text in texts])
     logits = lm.model(torch.tensor(lm.encode([as_messages("ask me")]))).logits[0, -1]
-    assert [one.log_prob for one in found] == pytest.approx(logits.log_softmax(-1)[ids].tolist(), abs=1e-4)
+    assert [one.log_prob for one in found] == pytest.approx(
+        logits.log_softmax(-1)[ids].tolist(), abs=1e-4
+    )
     assert not any(one.greedy for one in found)
     lm.parts.head.weight.data[ids[7]] = 2 * lm.parts.head.weight.data[logits.argmax()]
     again = log_likelihoods(TransformersEngine(lm), [("ask me", text) for text in texts])
@@ -78,7 +89,9 @@ def test_a_head_a_prompt_and_steering_are_in_force_where_the_gate_fires() -> Non
         for (prompt, reply), one in zip(PAIRS, found, strict=True):
             assert one.log_prob == pytest.approx(by_hand(lm, prompt, reply, head)[0], abs=1e-3)
     found = log_likelihoods(own, PAIRS, always(SystemPrompt("be brief")))
-    assert found[1].log_prob == pytest.approx(by_hand(lm, *PAIRS[1], before="be brief")[0], abs=1e-4)
+    assert found[1].log_prob == pytest.approx(
+        by_hand(lm, *PAIRS[1], before="be brief")[0], abs=1e-4
+    )
     plain = log_likelihoods(own, PAIRS)
     steering = Steering((1,), torch.randn(1, d), 0.0)
     assert [one.log_prob for one in log_likelihoods(own, PAIRS, always(steering))] == pytest.approx(
@@ -96,7 +109,9 @@ def test_only_the_requests_on_which_the_gate_fires_are_changed() -> None:
     fired = [reply.decision.fired for reply in decided]
     assert set(fired) == {True, False}
     pairs = [(e, "yes") for e in asked]
-    plain, guarded, acted = (log_likelihoods(own, pairs, s) for s in (None, switch, always(switch.actuator)))
+    plain, guarded, acted = (
+        log_likelihoods(own, pairs, s) for s in (None, switch, always(switch.actuator))
+    )
     for i, hit in enumerate(fired):
         assert guarded[i].log_prob == pytest.approx((acted if hit else plain)[i].log_prob, abs=1e-4)
         assert acted[i].log_prob != pytest.approx(plain[i].log_prob, abs=1e-3)

@@ -38,7 +38,9 @@ class Recorder(BaseStreamer):
         self.count = 0
         self.ended = False
         self._prompt = True
-        assert lm.traits is not None  # found by a few forward passes of their own, which are not to be counted
+        assert (
+            lm.traits is not None
+        )  # found by a few forward passes of their own, which are not to be counted
         lm.parts.head.register_forward_hook(self._tick)
 
     def _tick(self, *_: Any) -> None:
@@ -72,7 +74,9 @@ def test_no_pilot_token_of_a_flagged_request_is_ever_shown(prompt: str) -> None:
     lm = tiny_lm("llama")
     switch, _ = two_stage(lm)
     recorder = Recorder(lm)
-    reply = TransformersEngine(lm).generate([prompt], switch, max_new_tokens=12, do_sample=False, streamer=recorder)[0]
+    reply = TransformersEngine(lm).generate(
+        [prompt], switch, max_new_tokens=12, do_sample=False, streamer=recorder
+    )[0]
     assert recorder.tokens == list(reply.token_ids)
     assert recorder.ended
     passed_stage1 = reply.decision.scores["stage1"] > switch.gate.stage1.threshold  # type: ignore[union-attr]
@@ -83,14 +87,20 @@ def test_watched_text_waits_for_the_next_reading(lm: LanguageModel) -> None:
     watch = Projection(pilot_point(lm, 4), lm.hidden_size, seed=9)
     never = Switch(Gate(watch=Stage(watch, 1.0), watch_every=4), random_head(lm))
     recorder = Recorder(tiny := tiny_lm("llama"))
-    reply = TransformersEngine(tiny).generate(["xyz"], never, max_new_tokens=11, do_sample=False, streamer=recorder)[0]
+    reply = TransformersEngine(tiny).generate(
+        ["xyz"], never, max_new_tokens=11, do_sample=False, streamer=recorder
+    )[0]
     assert recorder.tokens == list(reply.token_ids)
     for index, passes in enumerate(recorder.passes):
         readings = [p for p in range(1, passes) if p % 4 == 0 or p == len(reply.token_ids)]
-        assert any(reading > index for reading in readings), f"token {index} was shown before it was read"
+        assert any(reading > index for reading in readings), (
+            f"token {index} was shown before it was read"
+        )
 
 
-def test_a_reply_that_switches_after_text_was_shown_goes_on_with_its_refusal(lm: LanguageModel) -> None:
+def test_a_reply_that_switches_after_text_was_shown_goes_on_with_its_refusal(
+    lm: LanguageModel,
+) -> None:
     watch = Projection(pilot_point(lm, 4), lm.hidden_size, seed=9)
     engine = TransformersEngine(lm)
     for bar in (0.3, 0.5, 0.7, 0.9):
@@ -109,16 +119,22 @@ def test_a_reply_that_switches_after_text_was_shown_goes_on_with_its_refusal(lm:
 
 def test_async_streams_give_the_same_pieces(lm: LanguageModel) -> None:
     async def collect() -> str:
-        stream = TransformersEngine(lm).stream("tell me a story", max_new_tokens=10, do_sample=False)
+        stream = TransformersEngine(lm).stream(
+            "tell me a story", max_new_tokens=10, do_sample=False
+        )
         return "".join([piece async for piece in stream])
 
-    plain = TransformersEngine(lm).generate(["tell me a story"], max_new_tokens=10, do_sample=False)[0]
+    plain = TransformersEngine(lm).generate(
+        ["tell me a story"], max_new_tokens=10, do_sample=False
+    )[0]
     assert asyncio.run(collect()) == plain.text
 
 
 def test_closing_a_stream_early_stops_the_model(lm: LanguageModel) -> None:
     before = threading.active_count()
-    stream = TransformersEngine(lm).stream("tell me a story", max_new_tokens=450, do_sample=False, eos_token_id=-1)
+    stream = TransformersEngine(lm).stream(
+        "tell me a story", max_new_tokens=450, do_sample=False, eos_token_id=-1
+    )
     for _ in stream:
         break
     assert stream.reply is not None
@@ -128,7 +144,9 @@ def test_closing_a_stream_early_stops_the_model(lm: LanguageModel) -> None:
 
 @pytest.mark.parametrize("early", [False, True])
 def test_iterating_a_stream_a_second_time_ends_at_once(lm: LanguageModel, early: bool) -> None:
-    stream = TransformersEngine(lm).stream("tell me a story", max_new_tokens=30, do_sample=False, eos_token_id=-1)
+    stream = TransformersEngine(lm).stream(
+        "tell me a story", max_new_tokens=30, do_sample=False, eos_token_id=-1
+    )
     for _ in stream:
         if early:
             break
@@ -152,7 +170,17 @@ def test_text_after_the_last_reading_of_the_watch_is_not_held_back() -> None:
     TransformersEngine(lm).generate(
         ["xyz"], never, max_new_tokens=9, do_sample=False, eos_token_id=-1, streamer=recorder
     )
-    assert recorder.passes == [3, 3, 5, 5, 5, 6, 7, 8, 9]  # tokens 1-2 and 3-4 with their reading, the fifth with the last
+    assert recorder.passes == [
+        3,
+        3,
+        5,
+        5,
+        5,
+        6,
+        7,
+        8,
+        9,
+    ]  # tokens 1-2 and 3-4 with their reading, the fifth with the last
 
 
 @pytest.mark.parametrize("kind", ["mamba", "system prompt"])
@@ -208,7 +236,9 @@ def test_spaces_at_the_beginning_of_a_line_survive_a_tokenizer_that_drops_the_fi
     vocab = {"<unk>": 0, "▁def": 1, "▁": 2, "\n": 3, "<eos>": 4}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.decoder = decoders.Metaspace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", clean_up_tokenization_spaces=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<eos>", clean_up_tokenization_spaces=False
+    )
     tokens = [1, 3, 2, 1, 3, 4, 1]
     whole = tokenizer.decode(tokens, skip_special_tokens=True)
     assert whole == "def\n  def\n def"

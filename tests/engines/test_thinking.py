@@ -1,4 +1,5 @@
-"""Reasoning models: what is read behind the end of thinking and inside it equals runs row by row; nothing undecided shows."""
+"""Reasoning models: what is read behind the end of thinking and inside it equals runs row by row;
+nothing undecided shows."""
 
 from __future__ import annotations
 
@@ -46,8 +47,11 @@ def answer_point(lm: LanguageModel, k: int, layer: int = -1) -> ReadPoint:
     return ReadPoint(lm.layer(layer), Position("answer", k))
 
 
-def answer_switch(lm: LanguageModel, k: int, layer: int = -1) -> tuple[Switch, list[bool], list[int]]:
-    """Stage 2 alone at ``answer:k`` with the median as threshold; which rows fire, and after how many tokens each is read."""
+def answer_switch(
+    lm: LanguageModel, k: int, layer: int = -1
+) -> tuple[Switch, list[bool], list[int]]:
+    """Stage 2 alone at ``answer:k`` with the median as threshold; which rows fire, and after how
+    many tokens each is read."""
     prober = Projection(answer_point(lm, k, layer), lm.hidden_size, seed=3)
     scores, places = [], []
     for row in lm.encode(PROMPTS):
@@ -55,10 +59,17 @@ def answer_switch(lm: LanguageModel, k: int, layer: int = -1) -> tuple[Switch, l
         scores.append(score_by_hand(lm, prober, row, reply[:fed]))
         places.append(fed)
     bar = sum(sorted(scores)[3:5]) / 2
-    return Switch(Gate(stage2=Stage(prober, bar)), random_head(lm)), [s > bar for s in scores], places
+    return (
+        Switch(Gate(stage2=Stage(prober, bar)), random_head(lm)),
+        [s > bar for s in scores],
+        places,
+    )
 
 
-@pytest.mark.parametrize(("name", "k"), [("llama", 0), ("llama", 2), ("qwen3", 1), ("gemma2", 1), ("gpt2", 0), ("mamba", 2)])
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [("llama", 0), ("llama", 2), ("qwen3", 1), ("gemma2", 1), ("gpt2", 0), ("mamba", 2)],
+)
 def test_rows_read_behind_their_thinking_equal_each_row_alone(name: str, k: int) -> None:
     lm = thinking_lm(name)
     switch, fired, places = answer_switch(lm, k)
@@ -66,8 +77,14 @@ def test_rows_read_behind_their_thinking_equal_each_row_alone(name: str, k: int)
     before = snapshot(lm)
     replies = TransformersEngine(lm).generate(PROMPTS, switch, max_new_tokens=NEW, do_sample=False)
     for row, hit, fed, reply in zip(lm.encode(PROMPTS), fired, places, replies, strict=True):
-        assert (reply.decision.fired, reply.decision.stage, reply.decision.token_index) == (hit, "stage2", fed)
-        assert list(reply.token_ids) == (reply_alone(lm, row, NEW, random_head(lm)) if hit else plain_reply(lm, row))
+        assert (reply.decision.fired, reply.decision.stage, reply.decision.token_index) == (
+            hit,
+            "stage2",
+            fed,
+        )
+        assert list(reply.token_ids) == (
+            reply_alone(lm, row, NEW, random_head(lm)) if hit else plain_reply(lm, row)
+        )
     assert_untouched(lm, before)
 
 
@@ -75,7 +92,9 @@ def test_rows_read_behind_their_thinking_equal_each_row_alone(name: str, k: int)
 def test_an_inner_layer_is_read_behind_thinking_too(name: str) -> None:
     lm = thinking_lm(name)
     switch, fired, _ = answer_switch(lm, 1, layer=1)
-    replies = TransformersEngine(lm, batch_size=3).generate(PROMPTS, switch, max_new_tokens=NEW, do_sample=False)
+    replies = TransformersEngine(lm, batch_size=3).generate(
+        PROMPTS, switch, max_new_tokens=NEW, do_sample=False
+    )
     assert [r.decision.fired for r in replies] == fired
 
 
@@ -92,8 +111,12 @@ def test_the_watch_reads_inside_thinking_while_stage_two_still_waits(name: str) 
         read = sorted({*range(4, len(reply) + 1, 4), len(reply)})
         scores[i] = {t: score_by_hand(lm, watch, row, reply[:t]) for t in read}
     bar = sorted(max(s.values()) for s in scores.values())[1] + 1e-4
-    expected = {i: next((t for t, value in s.items() if value > bar), None) for i, s in scores.items()}
-    assert any(t is not None and t < places[i] for i, t in expected.items()), "no row fires while it thinks"
+    expected = {
+        i: next((t for t, value in s.items() if value > bar), None) for i, s in scores.items()
+    }
+    assert any(t is not None and t < places[i] for i, t in expected.items()), (
+        "no row fires while it thinks"
+    )
     switch = Switch(Gate(stage2=never, watch=Stage(watch, bar), watch_every=4), random_head(lm))
     replies = TransformersEngine(lm).generate(PROMPTS, switch, max_new_tokens=NEW, do_sample=False)
     for i, (row, reply) in enumerate(zip(rows, replies, strict=True)):
@@ -101,7 +124,9 @@ def test_the_watch_reads_inside_thinking_while_stage_two_still_waits(name: str) 
         assert reply.decision.fired == (hit is not None)
         if hit is not None:
             assert (reply.decision.stage, reply.decision.token_index) == ("watch", hit)
-        assert list(reply.token_ids) == reply_alone(lm, row, NEW, random_head(lm) if hit is not None else None)
+        assert list(reply.token_ids) == reply_alone(
+            lm, row, NEW, random_head(lm) if hit is not None else None
+        )
 
 
 def test_stage_one_clears_a_row_before_it_thinks() -> None:
@@ -109,9 +134,12 @@ def test_stage_one_clears_a_row_before_it_thinks() -> None:
     switch, _, _ = answer_switch(lm, 0)
     first = Projection(prompt_point(lm), lm.hidden_size, seed=1)
     bar = sorted(score_by_hand(lm, first, row, []) for row in lm.encode(PROMPTS))[3]
-    gate = replace(switch.gate, stage1=Stage(first, bar), stage2=replace(switch.gate.stage2, threshold=0.0))  # type: ignore[type-var]
+    gate = replace(
+        switch.gate, stage1=Stage(first, bar), stage2=replace(switch.gate.stage2, threshold=0.0)
+    )  # type: ignore[type-var]
     for row, reply in zip(
-        lm.encode(PROMPTS), TransformersEngine(lm).generate(PROMPTS, Switch(gate, switch.actuator), max_new_tokens=6),
+        lm.encode(PROMPTS),
+        TransformersEngine(lm).generate(PROMPTS, Switch(gate, switch.actuator), max_new_tokens=6),
         strict=True,
     ):
         assert reply.decision.fired == (score_by_hand(lm, first, row, []) > bar)
@@ -123,10 +151,14 @@ def test_no_token_is_shown_before_the_reading_behind_thinking(prompt: str) -> No
     switch, fired, places = answer_switch(lm, 1)
     at = PROMPTS.index(prompt)
     recorder = Recorder(lm)
-    reply = TransformersEngine(lm).generate([prompt], switch, max_new_tokens=NEW, do_sample=False, streamer=recorder)[0]
+    reply = TransformersEngine(lm).generate(
+        [prompt], switch, max_new_tokens=NEW, do_sample=False, streamer=recorder
+    )[0]
     assert recorder.tokens == list(reply.token_ids)
     assert reply.decision.fired == fired[at]
-    assert recorder.passes[0] == places[at] + 1  # the prompt's pass, and one for each token that was fed
+    assert (
+        recorder.passes[0] == places[at] + 1
+    )  # the prompt's pass, and one for each token that was fed
 
 
 @pytest.mark.parametrize("gated", ["stage2", "watch", ""])
@@ -141,16 +173,28 @@ def test_hidden_thinking_appears_in_no_stream_and_no_text(gated: str) -> None:
     for prompt in PROMPTS:
         options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
         whole = engine.generate([prompt], switch if gated else None, **options)[0]
-        hidden = engine.generate([prompt], switch if gated else None, show_thinking=False, **options)[0]
+        hidden = engine.generate(
+            [prompt], switch if gated else None, show_thinking=False, **options
+        )[0]
         assert hidden.token_ids == whole.token_ids
         start = answer_by_hand(lm, hidden.token_ids)
-        shown = hidden.token_ids[start:] if start is not None else hidden.token_ids if hidden.decision.fired else ()
+        shown = (
+            hidden.token_ids[start:]
+            if start is not None
+            else hidden.token_ids
+            if hidden.decision.fired
+            else ()
+        )
         assert hidden.text == lm.tokenizer.decode(list(shown), skip_special_tokens=True)
         assert whole.text == lm.tokenizer.decode(list(whole.token_ids), skip_special_tokens=True)
-        streamed = "".join(engine.stream(prompt, switch if gated else None, show_thinking=False, **options))
+        streamed = "".join(
+            engine.stream(prompt, switch if gated else None, show_thinking=False, **options)
+        )
         plain = plain_reply(lm, lm.encode([prompt])[0])
         thought, read = answer_by_hand(lm, plain) or len(plain), hidden.decision.token_index
-        if hidden.decision.stage == "watch" and hidden.decision.fired and read > thought:  # some answer was cleared before
+        if (
+            hidden.decision.stage == "watch" and hidden.decision.fired and read > thought
+        ):  # some answer was cleared before
             cleared = lm.tokenizer.decode(plain[thought:read], skip_special_tokens=True)
             assert streamed.endswith(hidden.text)
             assert cleared.startswith(streamed.removesuffix(hidden.text).rstrip("\n"))
@@ -188,7 +232,9 @@ def test_a_budget_ends_thinking_with_its_mark_and_changes_nothing_else(budget: i
     lm = thinking_lm()
     mark = (40, 41)  # two tokens, of which the replies hold the first now and then
     lm.thinking = Thinking(("<|think|>", "(end)"), (START,), mark, lm.tokenizer)
-    replies = TransformersEngine(lm).generate(PROMPTS, max_new_tokens=NEW, do_sample=False, thinking_budget=budget)
+    replies = TransformersEngine(lm).generate(
+        PROMPTS, max_new_tokens=NEW, do_sample=False, thinking_budget=budget
+    )
     for row, reply in zip(lm.encode(PROMPTS), replies, strict=True):
         plain = reply_alone(lm, row, budget)
         expected = plain if len(plain) < budget or plain[-1:] == [2] else [*plain, *mark]
@@ -201,8 +247,12 @@ def test_a_budget_lets_refusals_be() -> None:
     lm = thinking_lm()
     switch, _, _ = answer_switch(lm, 0)
     always = Switch(Gate(always=True), switch.actuator)
-    replies = TransformersEngine(lm).generate(PROMPTS, always, max_new_tokens=8, do_sample=False, thinking_budget=2)
-    assert [list(r.token_ids) for r in replies] == [reply_alone(lm, row, 8, random_head(lm)) for row in lm.encode(PROMPTS)]
+    replies = TransformersEngine(lm).generate(
+        PROMPTS, always, max_new_tokens=8, do_sample=False, thinking_budget=2
+    )
+    assert [list(r.token_ids) for r in replies] == [
+        reply_alone(lm, row, 8, random_head(lm)) for row in lm.encode(PROMPTS)
+    ]
 
 
 def test_recorded_states_are_those_of_full_passes() -> None:
@@ -221,12 +271,18 @@ def test_recorded_states_are_those_of_full_passes() -> None:
         record(lm, lm.encode(["a"]), [len(lm.encode(["a"])[0])], points)
 
 
-def test_a_switch_fitted_behind_thinking_decides_at_run_time_on_what_it_was_fitted_on(tmp_path: Path) -> None:
+def test_a_switch_fitted_behind_thinking_decides_at_run_time_on_what_it_was_fitted_on(
+    tmp_path: Path,
+) -> None:
     lm = thinking_lm()
     engine = TransformersEngine(lm, batch_size=64)
     data = [
-        Example(f"r{i}", (Message("user", f"{'ask' if i % 2 else 'ZAP'} {WORDS[i % 8]} {i}"),), "safe" if i % 2 else "unsafe",
-                reply=None if i % 2 else "No, sorry.")
+        Example(
+            f"r{i}",
+            (Message("user", f"{'ask' if i % 2 else 'ZAP'} {WORDS[i % 8]} {i}"),),
+            "safe" if i % 2 else "unsafe",
+            reply=None if i % 2 else "No, sorry.",
+        )
         for i in range(80)
     ]
     chosen = settings(pilot_from="answer", reply_tokens=NEW, stages="direct")
@@ -238,7 +294,9 @@ def test_a_switch_fitted_behind_thinking_decides_at_run_time_on_what_it_was_fitt
     told = torch.tensor([r.decision.scores["stage2"] for r in replies])
     torch.testing.assert_close(told, scores.float(), atol=1e-5, rtol=0)
     switch.save_pretrained(tmp_path)
-    again = engine.generate(data[:5], Switch.from_pretrained(tmp_path), max_new_tokens=NEW, do_sample=False)
+    again = engine.generate(
+        data[:5], Switch.from_pretrained(tmp_path), max_new_tokens=NEW, do_sample=False
+    )
     assert [r.token_ids for r in again] == [r.token_ids for r in replies[:5]]
     assert "end of thinking" in (vllm_refusal(switch) or "")
 
@@ -271,7 +329,11 @@ def test_marks_are_found_in_vocabulary_or_template_or_given() -> None:
 
 
 def test_what_a_user_writes_opens_and_ends_no_thinking() -> None:
-    lm = LanguageModel(tiny_lm().model, tiny_tokenizer(chat_template=OPEN_TEMPLATE), thinking=("<|think|>", "<|tool|>"))
+    lm = LanguageModel(
+        tiny_lm().model,
+        tiny_tokenizer(chat_template=OPEN_TEMPLATE),
+        thinking=("<|think|>", "<|tool|>"),
+    )
 
     def opened(*turns: Message, of: LanguageModel = lm) -> bool | None:
         return of.thinking_opened(turns, of.encode([turns])[0])
@@ -284,7 +346,8 @@ def test_what_a_user_writes_opens_and_ends_no_thinking() -> None:
     assert opened(asked, Message("assistant", "<|think|>well<|tool|>so"), of=plain) is False
     assert opened(asked, Message("assistant", "so"), of=plain) is False
     closed = LanguageModel(
-        lm.model, tiny_tokenizer(chat_template=OPEN_TEMPLATE.replace("<|think|>{%", "<|think|><|tool|>{%")),
+        lm.model,
+        tiny_tokenizer(chat_template=OPEN_TEMPLATE.replace("<|think|>{%", "<|think|><|tool|>{%")),
         thinking=("<|think|>", "<|tool|>"),
     )
     assert opened(asked, of=closed) is False
@@ -293,12 +356,22 @@ def test_what_a_user_writes_opens_and_ends_no_thinking() -> None:
 @pytest.mark.parametrize(
     ("reply", "opened", "start"),
     [
-        ([5, 6, 4, 9], True, 3), ([5, 6], True, None), ([3, 6, 4, 9], None, 3), ([40, 3, 6, 4, 9], None, 4),
+        ([5, 6, 4, 9], True, 3),
+        ([5, 6], True, None),
+        ([3, 6, 4, 9], None, 3),
+        ([40, 3, 6, 4, 9], None, 4),
         ([5, 4, 9], None, 0),
-        ([40, 5], None, 0), ([], None, None), ([40], None, None), ([9, 4], False, 0), ([3, 6], None, None), ([4, 4], True, 1),
+        ([40, 5], None, 0),
+        ([], None, None),
+        ([40], None, None),
+        ([9, 4], False, 0),
+        ([3, 6], None, None),
+        ([4, 4], True, 1),
     ],
 )
-def test_the_answer_begins_behind_the_first_end_mark(reply: list[int], opened: bool | None, start: int | None) -> None:
+def test_the_answer_begins_behind_the_first_end_mark(
+    reply: list[int], opened: bool | None, start: int | None
+) -> None:
     space = tiny_tokenizer()(" ")["input_ids"][0]
     thinking = Thinking(("a", "b"), (3,), (4,), tiny_tokenizer())
     assert thinking.answer_start([space if t == 40 else t for t in reply], opened) == start
@@ -311,7 +384,10 @@ def test_a_model_decides_by_its_first_token_whether_it_thinks() -> None:
     lm.thinking = Thinking(("a", "b"), (next(iter(firsts)),), (229,), lm.tokenizer)
     prober = Projection(answer_point(lm, 1), lm.hidden_size, seed=3)
     replies = TransformersEngine(lm).generate(
-        PROMPTS, Switch(Gate(stage2=Stage(prober, 1.0)), NoAction()), max_new_tokens=NEW, do_sample=False
+        PROMPTS,
+        Switch(Gate(stage2=Stage(prober, 1.0)), NoAction()),
+        max_new_tokens=NEW,
+        do_sample=False,
     )
     places = set()
     for row, reply in zip(rows, replies, strict=True):
@@ -320,7 +396,9 @@ def test_a_model_decides_by_its_first_token_whether_it_thinks() -> None:
         if plain[0] == next(iter(firsts)):
             fed = min(plain.index(229) + 2, len(plain)) if 229 in plain else len(plain)
         assert reply.decision.token_index == fed
-        assert reply.decision.scores["stage2"] == pytest.approx(score_by_hand(lm, prober, row, plain[:fed]), abs=1e-5)
+        assert reply.decision.scores["stage2"] == pytest.approx(
+            score_by_hand(lm, prober, row, plain[:fed]), abs=1e-5
+        )
         places.add(fed)
     assert len(places) > 1
 
@@ -344,4 +422,6 @@ def test_what_cannot_be_done_is_refused() -> None:
         log_likelihoods(TransformersEngine(thinking_lm()), [("a", "b")], switch)
     with pytest.raises(SettingError, match="pilot_from must be one of"):
         settings(pilot_from="thinking")
-    assert TransformersEngine(thinking_lm()).generate([Tokens((1, 4, 30), "x")], thinking_budget=2, max_new_tokens=3)
+    assert TransformersEngine(thinking_lm()).generate(
+        [Tokens((1, 4, 30), "x")], thinking_budget=2, max_new_tokens=3
+    )

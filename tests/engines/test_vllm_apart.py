@@ -1,4 +1,5 @@
-"""Refusals are taken out of what vLLM's parsers read; structured replies wait until they are certain."""
+"""Refusals are taken out of what vLLM's parsers read; structured replies wait until they are
+certain."""
 
 from __future__ import annotations
 
@@ -28,8 +29,11 @@ async def outputs(pieces: list[Piece], closed: list[bool]) -> AsyncGenerator[Any
         closed.append(True)
 
 
-def run(pieces: list[Piece], context: Context, settled: Callable[[int], bool]) -> list[tuple[int, str, int, int]]:
-    """What comes out: before it which pieces were read, its text, its tokens, its log-probabilities."""
+def run(
+    pieces: list[Piece], context: Context, settled: Callable[[int], bool]
+) -> list[tuple[int, str, int, int]]:
+    """What comes out: before it which pieces were read, its text, its tokens, its
+    log-probabilities."""
     from safeswitch.engines.vllm.apart import apart
 
     async def read() -> list[tuple[int, str, int, int]]:
@@ -57,7 +61,10 @@ NEVER, ALWAYS = (lambda count: False), (lambda count: True)
 
 def test_what_a_refusal_holds_goes_to_the_context_alone() -> None:
     context = Context(apart=True, structured=True)
-    assert run([("I can't", True), (" help.", True)], context, NEVER) == [(1, "", 0, 0), (2, "", 0, 0)]
+    assert run([("I can't", True), (" help.", True)], context, NEVER) == [
+        (1, "", 0, 0),
+        (2, "", 0, 0),
+    ]
     assert context.refusals == {3: Refusal("I can't help.", 13, True)}
 
 
@@ -95,7 +102,12 @@ def test_of_a_structured_reply_that_is_refused_late_nothing_is_shown() -> None:
 def test_other_replies_and_unguarded_ones_do_not_wait() -> None:
     late: list[Piece] = [("ab", False), ("cd", False), ("\n\nI can't", True), (" help.", True)]
     context = Context(apart=True)
-    assert [(at, text) for at, text, *_ in run(late, context, NEVER)] == [(1, "ab"), (2, "cd"), (3, ""), (4, "")]
+    assert [(at, text) for at, text, *_ in run(late, context, NEVER)] == [
+        (1, "ab"),
+        (2, "cd"),
+        (3, ""),
+        (4, ""),
+    ]
     assert context.refusals[3].text == "I can't help."
     unguarded: list[Piece] = [("ab", None), ("cd", None)]
     structured = Context(apart=True, structured=True)
@@ -103,8 +115,12 @@ def test_other_replies_and_unguarded_ones_do_not_wait() -> None:
     assert [at for at, *_ in run([("ab", False), ("cd", False)], structured, ALWAYS)] == [1, 2]
 
 
-@pytest.mark.parametrize(("every", "until", "settled"), [(None, None, 1), (2, 8, 9), (2, None, None)])
-def test_a_plan_knows_from_which_token_on_nothing_is_refused(every: int | None, until: int | None, settled: int | None) -> None:
+@pytest.mark.parametrize(
+    ("every", "until", "settled"), [(None, None, 1), (2, 8, 9), (2, None, None)]
+)
+def test_a_plan_knows_from_which_token_on_nothing_is_refused(
+    every: int | None, until: int | None, settled: int | None
+) -> None:
     from safeswitch.engines.vllm.choice import Plan
 
     plan = Plan("x", 3, True, True, True, False, every, until)

@@ -31,7 +31,11 @@ def test_the_recorder_keeps_the_last_reading_of_a_count_and_an_ended_replys_last
     assert set(kept) == {"a", "b"}
     assert set(kept["a"]) == {"2@prompt_end", "3@prompt_end"}
     assert kept["a"]["2@prompt_end"] == torch.tensor([2.0, 3.0]).numpy().tobytes()
-    assert kept["b"]["3@pilot:1"] == kept["b"]["3@pilot:3"] == torch.tensor([5.0, 6.0]).numpy().tobytes()
+    assert (
+        kept["b"]["3@pilot:1"]
+        == kept["b"]["3@pilot:3"]
+        == torch.tensor([5.0, 6.0]).numpy().tobytes()
+    )
     assert kept["b"]["3@prompt_end"] == torch.tensor([-5.0, -6.0]).numpy().tobytes()
     assert recorder.take(["a", "b"]) == {}
 
@@ -41,8 +45,13 @@ def collector() -> Iterator[Any]:
     from safeswitch.engines.vllm.collect import VLLMCollector
 
     layers = range(1, reference("llama").lm.num_layers + 1)
-    points = {*POINTS, *(ReadPoint(layer, p) for layer in layers for p in (PROMPT_END, Position("pilot", 3)))}
-    with VLLMCollector(reference("llama").lm, saved("llama"), sorted(points), **vllm_options()) as made:
+    points = {
+        *POINTS,
+        *(ReadPoint(layer, p) for layer in layers for p in (PROMPT_END, Position("pilot", 3))),
+    }
+    with VLLMCollector(
+        reference("llama").lm, saved("llama"), sorted(points), **vllm_options()
+    ) as made:
         yield made
 
 
@@ -64,12 +73,18 @@ def test_replies_and_states_are_those_of_the_transformers_engine(collector: Any,
 @needs_vllm
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_switch_fitted_on_vllm_is_the_one_fitted_on_transformers(collector: Any, tmp_path: Path) -> None:
+def test_a_switch_fitted_on_vllm_is_the_one_fitted_on_transformers(
+    collector: Any, tmp_path: Path
+) -> None:
     head = HeadSettings(ranks=(1,), epochs=2)
-    settings = FitSettings(budget=0.2, readers=("layers", "text"), reply_tokens=8, pilot=3, stages="stage1", head=head)
+    settings = FitSettings(
+        budget=0.2, readers=("layers", "text"), reply_tokens=8, pilot=3, stages="stage1", head=head
+    )
     data = requests(80)
     one = Switch.fit(collector, data, settings, complied=lambda e, r: e.unsafe and "a" in r)
-    two = Switch.fit(reference("llama"), data, settings, complied=lambda e, r: e.unsafe and "a" in r)
+    two = Switch.fit(
+        reference("llama"), data, settings, complied=lambda e, r: e.unsafe and "a" in r
+    )
     assert one.gate.thresholds() == pytest.approx(two.gate.thresholds(), abs=1e-3)
     assert one.record["metrics"].keys() == two.record["metrics"].keys()
     one.save_pretrained(tmp_path)

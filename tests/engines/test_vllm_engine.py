@@ -1,6 +1,8 @@
-"""The guard in a real vLLM engine on the CPU: the transformers engine is the independent expectation.
+"""The guard in a real vLLM engine on the CPU: the transformers engine is the independent
+expectation.
 
-The engine under test prefills in chunks, caches prefixes and has room for about half of its requests, so that it preempts.
+The engine under test prefills in chunks, caches prefixes and has room for about half of its
+requests, so that it preempts.
 """
 
 from __future__ import annotations
@@ -28,7 +30,16 @@ from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
-from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, saved, switch, vllm_engine, vllm_options
+from tests.engines.vllm_made import (
+    NEW,
+    SUPPRESS,
+    needs_vllm,
+    reference,
+    saved,
+    switch,
+    vllm_engine,
+    vllm_options,
+)
 from tests.methods.test_contract import PARTS, SETTINGS, obeys
 from tests.switch.made import requests, settings, two_of_three
 
@@ -50,19 +61,25 @@ def unwatched() -> Switch:
 
 @pytest.fixture(scope="module")
 def unchunked() -> Iterator[Any]:
-    """An engine in which nothing but stage 2 holds replies back, and which reads prompts whole, so that it takes seeds."""
-    made = vllm_engine("llama", switch=unwatched(), enable_chunked_prefill=False, max_num_batched_tokens=1024)
+    """An engine in which nothing but stage 2 holds replies back, and which reads prompts whole, so
+    that it takes seeds."""
+    made = vllm_engine(
+        "llama", switch=unwatched(), enable_chunked_prefill=False, max_num_batched_tokens=1024
+    )
     yield made
     made.close()
 
 
 @cache
 def stepped() -> Switch:
-    """Fitted on what the first two of three blocks add, so that it reads the embedding and both middle layers."""
+    """Fitted on what the first two of three blocks add, so that it reads the embedding and both
+    middle layers."""
     chosen = settings(stages="stage1", readers=("steps",), layers=(1, 2))
     made = Switch.fit(reference("llama"), ROWS, chosen, complied=two_of_three)
     assert made.gate.stage1 is not None
-    midway = replace(made.gate.stage1, threshold=0.5)  # the fitted one is a row's own score, where rounding decides
+    midway = replace(
+        made.gate.stage1, threshold=0.5
+    )  # the fitted one is a row's own score, where rounding decides
     return replace(made, gate=replace(made.gate, stage1=midway))
 
 
@@ -80,7 +97,16 @@ def expected(name: str, made: Switch | None = None, **options: Any) -> list[Repl
 
 def facts(reply: Reply) -> tuple[Any, ...]:
     d = reply.decision
-    return reply.token_ids, reply.text, reply.finish_reason, d.fired, d.stage, d.token_index, d.actuator, reply.prompt_tokens
+    return (
+        reply.token_ids,
+        reply.text,
+        reply.finish_reason,
+        d.fired,
+        d.stage,
+        d.token_index,
+        d.actuator,
+        reply.prompt_tokens,
+    )
 
 
 def assert_same(got: list[Reply], want: list[Reply]) -> None:
@@ -100,15 +126,21 @@ async def collect(
     """Every output of requests sent together."""
     from vllm.inputs import tokens_input
 
-
     async def one(i: int) -> list[Any]:
         CONTEXT.set(Context(policy=policy, tell_refusals=tell))
-        return [out async for out in engine.llm.generate(tokens_input(rows[i]), params, f"test-{policy}-{id(params)}-{i}")]
+        return [
+            out
+            async for out in engine.llm.generate(
+                tokens_input(rows[i]), params, f"test-{policy}-{id(params)}-{i}"
+            )
+        ]
 
     return await asyncio.gather(*(asyncio.create_task(one(i)) for i in range(len(rows))))
 
 
-def sent(engine: Any, params: Any, policy: str | None = None, count: int = 80, tell: bool = False) -> list[list[Any]]:
+def sent(
+    engine: Any, params: Any, policy: str | None = None, count: int = 80, tell: bool = False
+) -> list[list[Any]]:
     rows = reference("llama").lm.encode(ROWS[:count])
     result: list[list[Any]] = engine._wait(collect(engine, rows, params, policy, tell))
     return result
@@ -123,7 +155,9 @@ def single(engine: Any, i: int, params: Any) -> list[Any]:
 def sampling(kind: str = "DELTA", **options: Any) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    return SamplingParams(**{"max_tokens": NEW, "temperature": 0.0, "output_kind": RequestOutputKind[kind], **options})
+    return SamplingParams(
+        **{"max_tokens": NEW, "temperature": 0.0, "output_kind": RequestOutputKind[kind], **options}
+    )
 
 
 def test_all_at_once_equals_the_transformers_engine(engine: Any) -> None:
@@ -148,7 +182,9 @@ def test_one_after_the_other_equals_the_transformers_engine(engine: Any) -> None
 
 def test_replies_shorter_than_the_pilot_are_judged_too(engine: Any) -> None:
     for new in (1, 2):
-        assert_same(engine.generate(ROWS, max_new_tokens=new), expected("llama", max_new_tokens=new))
+        assert_same(
+            engine.generate(ROWS, max_new_tokens=new), expected("llama", max_new_tokens=new)
+        )
 
 
 def preempted(engine: Any) -> float:
@@ -156,19 +192,28 @@ def preempted(engine: Any) -> float:
     from prometheus_client import REGISTRY
 
     engine._wait(engine.llm.do_log_stats())
-    samples = [s for metric in REGISTRY.collect() for s in metric.samples if s.name == "vllm:num_preemptions_total"]
+    samples = [
+        s
+        for metric in REGISTRY.collect()
+        for s in metric.samples
+        if s.name == "vllm:num_preemptions_total"
+    ]
     return sum(s.value for s in samples)
 
 
 def test_the_engine_does_preempt(engine: Any) -> None:
-    # long replies that no stop token ends: however slowly requests arrive, they outgrow the cache together
+    # long replies that no stop token ends: however slowly requests arrive, they outgrow the cache
+    # together
     sent(engine, sampling("FINAL_ONLY", max_tokens=8 * NEW, ignore_eos=True), "off")
     assert preempted(engine) > 0
 
 
 def test_unflagged_requests_equal_the_unguarded_engine(engine: Any) -> None:
     bias = {"logit_bias": {0: -100.0}}
-    plain = [outs[-1].outputs[0].token_ids for outs in sent(engine, sampling("FINAL_ONLY", **bias), "off")]
+    plain = [
+        outs[-1].outputs[0].token_ids
+        for outs in sent(engine, sampling("FINAL_ONLY", **bias), "off")
+    ]
     for reply, tokens in zip(engine.generate(ROWS, max_new_tokens=NEW), plain, strict=True):
         if not reply.decision.fired:
             assert list(reply.token_ids) == list(tokens)
@@ -187,14 +232,24 @@ def test_observing_changes_nothing_and_says_what_would_have_fired(engine: Any) -
             assert (d.fired, d.stage) == (reply.decision.fired, reply.decision.stage)
 
 
-def test_streams_show_decided_tokens_only_and_end_in_the_same_reply(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_show_decided_tokens_only_and_end_in_the_same_reply(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     want = expected("llama")
-    monkeypatch.setattr(engine.llm.safeswitch, "_peek", None)  # nobody is asked, so no first token waits for an answer
-    plain = [outs[-1].outputs[0] for outs in sent(engine, sampling("FINAL_ONLY", logit_bias={0: -100.0}), "off")]
+    monkeypatch.setattr(
+        engine.llm.safeswitch, "_peek", None
+    )  # nobody is asked, so no first token waits for an answer
+    plain = [
+        outs[-1].outputs[0]
+        for outs in sent(engine, sampling("FINAL_ONLY", logit_bias={0: -100.0}), "off")
+    ]
     for reply, outs, base in zip(want, sent(engine, sampling("DELTA")), plain, strict=True):
         assert outs[-1].finished
         assert outs[-1].safeswitch.fired == reply.decision.fired
-        text, tokens = "".join(o.outputs[0].text for o in outs), [t for o in outs for t in o.outputs[0].token_ids]
+        text, tokens = (
+            "".join(o.outputs[0].text for o in outs),
+            [t for o in outs for t in o.outputs[0].token_ids],
+        )
         shown = len(tokens) - len(reply.token_ids)
         assert tuple(tokens[shown:]) == reply.token_ids
         assert text.endswith(reply.text.rstrip("\ufffd"))
@@ -208,7 +263,9 @@ def test_streams_show_decided_tokens_only_and_end_in_the_same_reply(engine: Any,
 
 
 @pytest.mark.parametrize("late", [0.0, 0.1], ids=["prompt", "late"])
-def test_streams_say_which_of_their_tokens_are_a_refusals(engine: Any, late: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_say_which_of_their_tokens_are_a_refusals(
+    engine: Any, late: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     be_late(engine, late, monkeypatch)
     want = expected("llama")
     for reply, outs in zip(want, sent(engine, sampling("DELTA"), tell=True), strict=True):
@@ -216,7 +273,9 @@ def test_streams_say_which_of_their_tokens_are_a_refusals(engine: Any, late: flo
         assert refusal == (list(reply.token_ids) if reply.decision.fired else [])
 
 
-def test_refusals_that_begin_with_the_first_token_are_known_in_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_that_begin_with_the_first_token_are_known_in_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Also where a whole reply comes as one output, as it does when the front end is late."""
     made = switch("llama")
     first = replace(made, gate=replace(made.gate, stage2=None, watch=None, watch_until=None))
@@ -231,17 +290,24 @@ def test_refusals_that_begin_with_the_first_token_are_known_in_streams(monkeypat
 
 
 def test_several_choices_are_each_decided(unchunked: Any) -> None:
-    """One request at a time: vLLM 0.32's V1 runner dies on the CPU when a seeded prompt is prefilled in chunks."""
+    """One request at a time: vLLM 0.32's V1 runner dies on the CPU when a seeded prompt is
+    prefilled in chunks."""
     params = {"n": 3, "temperature": 1.0, "seed": 7, "logit_bias": {0: -100.0}}
     for i in (0, 3, 10, 11):
         outs = single(unchunked, i, sampling("FINAL_ONLY", **params))
         assert len(outs) == 1
         assert [c.index for c in outs[0].outputs] == [0, 1, 2]
         for k, choice in enumerate(outs[0].outputs):
-            alone = single(unchunked, i, sampling("FINAL_ONLY", **{**params, "n": 1, "seed": 7 + k}))
+            alone = single(
+                unchunked, i, sampling("FINAL_ONLY", **{**params, "n": 1, "seed": 7 + k})
+            )
             assert choice.token_ids == alone[-1].outputs[0].token_ids
         streamed = single(unchunked, i, sampling("DELTA", **params))
-        assert sorted(o.outputs[0].index for o in streamed if o.outputs[0].finish_reason) == [0, 1, 2]
+        assert sorted(o.outputs[0].index for o in streamed if o.outputs[0].finish_reason) == [
+            0,
+            1,
+            2,
+        ]
         assert [o.finished for o in streamed].count(True) == 1
         assert streamed[-1].finished
 
@@ -251,7 +317,9 @@ def test_a_seed_gives_the_same_reply_in_any_company(unchunked: Any) -> None:
     together = unchunked.generate(ROWS[:4], seed=3, **options)
     assert len({reply.token_ids for reply in together}) > 1
     for i in range(4):
-        assert facts(unchunked.generate([ROWS[i]], seed=[3 + i], **options)[0]) == facts(together[i])
+        assert facts(unchunked.generate([ROWS[i]], seed=[3 + i], **options)[0]) == facts(
+            together[i]
+        )
 
 
 def be_late(engine: Any, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,20 +330,33 @@ def be_late(engine: Any, seconds: float, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("late", [0.0, 0.1], ids=["prompt", "late"])
-def test_stop_strings_hold_on_both_sides(engine: Any, late: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM finds stop strings in the front end; when that is late, the workers have read past the end of the reply."""
+def test_stop_strings_hold_on_both_sides(
+    engine: Any, late: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM finds stop strings in the front end; when that is late, the workers have read past the
+    end of the reply."""
     be_late(engine, late, monkeypatch)
     want = expected("llama")
-    plain, turned = next(r for r in want if not r.decision.fired), next(r for r in want if r.decision.stage == "stage2")
-    stops = [next(c for c in r.text[2:] if c.isprintable() and ord(c) < 128) for r in (plain, turned)]
-    assert_same(engine.generate(ROWS, max_new_tokens=NEW, stop_strings=stops), expected("llama", stop_strings=stops))
+    plain, turned = (
+        next(r for r in want if not r.decision.fired),
+        next(r for r in want if r.decision.stage == "stage2"),
+    )
+    stops = [
+        next(c for c in r.text[2:] if c.isprintable() and ord(c) < 128) for r in (plain, turned)
+    ]
+    assert_same(
+        engine.generate(ROWS, max_new_tokens=NEW, stop_strings=stops),
+        expected("llama", stop_strings=stops),
+    )
 
 
 def test_logprobs_are_those_of_the_tokens_shown(engine: Any) -> None:
     for outs in sent(engine, sampling("FINAL_ONLY", logprobs=1), count=24):
         choice = outs[-1].outputs[0]
         assert len(choice.logprobs) == len(choice.token_ids)
-        assert all(token in table for token, table in zip(choice.token_ids, choice.logprobs, strict=True))
+        assert all(
+            token in table for token, table in zip(choice.token_ids, choice.logprobs, strict=True)
+        )
 
 
 def constraints(name: str) -> dict[str, Any]:
@@ -332,7 +413,12 @@ def test_a_hot_request_is_refused_at_a_temperature_that_leaves_the_refusal_whole
 
 @pytest.mark.parametrize(
     "asked",
-    [{"prompt_logprobs": 1}, {"thinking_token_budget": 3}, {"trace_decode_token_ids": [5, 6]}, {"allowed_token_ids": [0]}],
+    [
+        {"prompt_logprobs": 1},
+        {"thinking_token_budget": 3},
+        {"trace_decode_token_ids": [5, 6]},
+        {"allowed_token_ids": [0]},
+    ],
 )
 def test_what_no_run_may_have_is_refused_by_name(engine: Any, asked: dict[str, Any]) -> None:
     with pytest.raises(Exception, match=next(iter(asked))):
@@ -374,7 +460,9 @@ def test_abandoned_requests_leave_the_engine_and_its_memory(engine: Any) -> None
 
     async def leave() -> None:
         async def one(i: int) -> None:
-            async for _ in engine.llm.generate(tokens_input(rows[i]), sampling("DELTA", max_tokens=100), f"leaves-{i}"):
+            async for _ in engine.llm.generate(
+                tokens_input(rows[i]), sampling("DELTA", max_tokens=100), f"leaves-{i}"
+            ):
                 await asyncio.sleep(3600)
 
         tasks = [asyncio.create_task(one(i)) for i in range(40)]
@@ -437,7 +525,9 @@ def test_streams_without_a_watch_never_show_a_pilot_token(unchunked: Any) -> Non
         want = expected("llama", unwatched(), max_new_tokens=new)
         assert {reply.decision.fired for reply in want} == {True, False}
         for _ in range(3):
-            for reply, outs in zip(want, sent(unchunked, sampling("DELTA", max_tokens=new)), strict=True):
+            for reply, outs in zip(
+                want, sent(unchunked, sampling("DELTA", max_tokens=new)), strict=True
+            ):
                 assert tuple(t for o in outs for t in o.outputs[0].token_ids) == reply.token_ids
                 assert outs[-1].safeswitch.fired == reply.decision.fired
 
@@ -485,7 +575,9 @@ def test_a_decision_is_told_however_often_its_reader_is_cancelled(engine: Any) -
     async def leave() -> None:
         async def one(i: int) -> None:
             CONTEXT.set(Context(on_decision=slowly))
-            async for _ in engine.llm.generate(tokens_input(rows[i]), sampling("DELTA", max_tokens=100), f"cancelled-{i}"):
+            async for _ in engine.llm.generate(
+                tokens_input(rows[i]), sampling("DELTA", max_tokens=100), f"cancelled-{i}"
+            ):
                 pass
 
         tasks = [asyncio.create_task(one(i)) for i in range(8)]
@@ -503,17 +595,22 @@ def test_a_decision_is_told_however_often_its_reader_is_cancelled(engine: Any) -
 
 
 def test_logprobs_are_those_of_the_head_that_spoke(engine: Any) -> None:
-    """Greedily decoded, every shown token is the likeliest of its own distribution, on both sides of the switch."""
+    """Greedily decoded, every shown token is the likeliest of its own distribution, on both sides
+    of the switch."""
     outs = sent(engine, sampling("FINAL_ONLY", logprobs=0), count=24)
     assert {o[-1].safeswitch.fired for o in outs} == {True, False}
     for o in outs:
         choice = o[-1].outputs[0]
-        assert all(table[token].rank == 1 for token, table in zip(choice.token_ids, choice.logprobs, strict=True))
+        assert all(
+            table[token].rank == 1
+            for token, table in zip(choice.token_ids, choice.logprobs, strict=True)
+        )
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
 def test_other_architectures_equal_the_transformers_engine(name: str) -> None:
-    """All at once, with prefill in chunks, cached prefixes and preemption; then one by one; and the engine without a guard."""
+    """All at once, with prefill in chunks, cached prefixes and preemption; then one by one; and the
+    engine without a guard."""
     bias = {"logit_bias": {0: -100.0}}
     with vllm_engine(name, num_gpu_blocks_override=24) as made:
         before = preempted(made)
@@ -522,13 +619,22 @@ def test_other_architectures_equal_the_transformers_engine(name: str) -> None:
         assert preempted(made) > before
         for i in range(0, 80, 10):
             assert_same(made.generate([ROWS[i]], max_new_tokens=NEW), [want[i]])
-        plain = [outs[-1].outputs[0].token_ids for outs in sent(made, sampling("FINAL_ONLY", **bias), "off")]
-        safe = [(reply, tokens) for reply, tokens in zip(want, plain, strict=True) if not reply.decision.fired]
+        plain = [
+            outs[-1].outputs[0].token_ids
+            for outs in sent(made, sampling("FINAL_ONLY", **bias), "off")
+        ]
+        safe = [
+            (reply, tokens)
+            for reply, tokens in zip(want, plain, strict=True)
+            if not reply.decision.fired
+        ]
         assert safe
         assert all(list(reply.token_ids) == list(tokens) for reply, tokens in safe)
 
 
-def test_unflagged_requests_equal_a_stock_engine_and_with_the_off_switch_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unflagged_requests_equal_a_stock_engine_and_with_the_off_switch_all_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from safeswitch.engines.vllm.engine import VLLMEngine
 
     params = sampling("FINAL_ONLY", logit_bias={0: -100.0})
@@ -538,8 +644,14 @@ def test_unflagged_requests_equal_a_stock_engine_and_with_the_off_switch_all_do(
     with vllm_engine("llama") as made:
         guarded = [outs[-1].outputs[0].token_ids for outs in sent(made, sampling("FINAL_ONLY"))]
     fired = [reply.decision.fired for reply in want]
-    assert {one == other for one, other, flagged in zip(plain, guarded, fired, strict=True) if not flagged} == {True}
-    assert any(one != other for one, other, flagged in zip(plain, guarded, fired, strict=True) if flagged)
+    assert {
+        one == other
+        for one, other, flagged in zip(plain, guarded, fired, strict=True)
+        if not flagged
+    } == {True}
+    assert any(
+        one != other for one, other, flagged in zip(plain, guarded, fired, strict=True) if flagged
+    )
     monkeypatch.setenv("SAFESWITCH_OFF", "1")
     with vllm_engine("llama") as off:
         assert [outs[-1].outputs[0].token_ids for outs in sent(off, params)] == plain
@@ -550,8 +662,12 @@ def test_two_workers_that_share_a_model_decide_alike() -> None:
         assert_same(made.generate(ROWS, max_new_tokens=NEW), expected("llama"))
 
 
-@pytest.mark.parametrize(("parts", "said"), [("nothing", "no 'safeswitch' entry"), ("settings", "not at work")])
-def test_a_server_whose_requests_would_pass_unguarded_does_not_start(parts: str, said: str, engine: Any) -> None:
+@pytest.mark.parametrize(
+    ("parts", "said"), [("nothing", "no 'safeswitch' entry"), ("settings", "not at work")]
+)
+def test_a_server_whose_requests_would_pass_unguarded_does_not_start(
+    parts: str, said: str, engine: Any
+) -> None:
     from safeswitch.engines.vllm.engine import VLLMEngine
     from safeswitch.serving.settings import ServerSettings
     from safeswitch.serving.vllm.plugin import SafeSwitchMiddleware
@@ -569,9 +685,15 @@ def test_a_server_whose_requests_would_pass_unguarded_does_not_start(parts: str,
 
     def start(client: Any) -> Any:
         state = SimpleNamespace(state=SimpleNamespace(engine_client=client))
-        return SafeSwitchMiddleware(app, ServerSettings())({"type": "lifespan", "app": state}, receive, send)
+        return SafeSwitchMiddleware(app, ServerSettings())(
+            {"type": "lifespan", "app": state}, receive, send
+        )
 
-    entry = {"safeswitch": GuardSettings({"default": "/nowhere"}).to_dict()} if parts == "settings" else {}
+    entry = (
+        {"safeswitch": GuardSettings({"default": "/nowhere"}).to_dict()}
+        if parts == "settings"
+        else {}
+    )
     with VLLMEngine(saved("llama"), None, **vllm_options(additional_config=entry)) as bare:
         bare._wait(start(bare.llm))
     assert [event["type"] for event in told] == ["lifespan.startup.failed"]
@@ -589,23 +711,39 @@ def test_worker_and_engine_may_share_a_process(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_two_bundles_in_one_batch_are_each_enforced(tmp_path: Path) -> None:
-    """The second has no watch and other thresholds; its own change by HTTP's way leaves the first alone."""
+    """The second has no watch and other thresholds; its own change by HTTP's way leaves the first
+    alone."""
     from vllm.inputs import tokens_input
 
     other = unwatched()
     switch("llama").save_pretrained(tmp_path / "default")
     other.save_pretrained(tmp_path / "other")
-    settings = GuardSettings({"default": str(tmp_path / "default"), "other": str(tmp_path / "other")})
+    settings = GuardSettings(
+        {"default": str(tmp_path / "default"), "other": str(tmp_path / "other")}
+    )
     rows = reference("llama").lm.encode(ROWS)
 
     async def one(engine: Any, i: int, bundle: str) -> Any:
         CONTEXT.set(Context(bundle=bundle))
-        outs = [out async for out in engine.llm.generate(tokens_input(rows[i]), sampling("FINAL_ONLY"), f"{bundle}-{i}")]
-        return tuple(outs[-1].outputs[0].token_ids), outs[-1].safeswitch.fired, outs[-1].safeswitch.stage
+        outs = [
+            out
+            async for out in engine.llm.generate(
+                tokens_input(rows[i]), sampling("FINAL_ONLY"), f"{bundle}-{i}"
+            )
+        ]
+        return (
+            tuple(outs[-1].outputs[0].token_ids),
+            outs[-1].safeswitch.fired,
+            outs[-1].safeswitch.stage,
+        )
 
     async def mixed(engine: Any) -> list[Any]:
         return await asyncio.gather(
-            *(asyncio.create_task(one(engine, i, bundle)) for i in range(len(rows)) for bundle in settings.bundles)
+            *(
+                asyncio.create_task(one(engine, i, bundle))
+                for i in range(len(rows))
+                for bundle in settings.bundles
+            )
         )
 
     def facts_of(replies: list[Reply]) -> list[Any]:
@@ -638,18 +776,29 @@ def test_every_method_that_says_so_runs_here_as_in_the_transformers_engine(tmp_p
     async def one(engine: Any, i: int, bundle: str) -> Any:
         CONTEXT.set(Context(bundle=bundle))
         params = sampling("FINAL_ONLY", logit_bias={0: -100.0} if bundle == "base" else None)
-        outs = [out async for out in engine.llm.generate(tokens_input(rows[i]), params, f"{bundle}-{i}")]
-        return tuple(outs[-1].outputs[0].token_ids), outs[-1].safeswitch.fired, outs[-1].safeswitch.stage
+        outs = [
+            out async for out in engine.llm.generate(tokens_input(rows[i]), params, f"{bundle}-{i}")
+        ]
+        return (
+            tuple(outs[-1].outputs[0].token_ids),
+            outs[-1].safeswitch.fired,
+            outs[-1].safeswitch.stage,
+        )
 
     async def everything(engine: Any) -> list[Any]:
-        return await asyncio.gather(*(asyncio.create_task(one(engine, i, b)) for b in made for i in range(len(asked))))
+        return await asyncio.gather(
+            *(asyncio.create_task(one(engine, i, b)) for b in made for i in range(len(asked)))
+        )
 
     with vllm_engine("llama", switch=bundles) as engine:
         found = engine._wait(everything(engine))
     fired = {}
     for place, (name, own) in enumerate(made.items()):
         options = {"max_new_tokens": NEW, "do_sample": False, **SUPPRESS}
-        want = [(r.token_ids, r.decision.fired, r.decision.stage) for r in reference("llama").generate(asked, own, **options)]
+        want = [
+            (r.token_ids, r.decision.fired, r.decision.stage)
+            for r in reference("llama").generate(asked, own, **options)
+        ]
         assert found[place * len(asked) : (place + 1) * len(asked)] == want, name
         fired[name] = sum(flagged for _, flagged, _ in want)
     assert fired["base"] == 0 < fired["ensemble"] < fired["head"] == len(asked)
@@ -658,9 +807,15 @@ def test_every_method_that_says_so_runs_here_as_in_the_transformers_engine(tmp_p
 def test_nano_equals_the_transformers_engine_at_64_and_at_1() -> None:
     from safeswitch.engines.vllm.engine import VLLMEngine
 
-    rows = [e for suite in ("jailbroken", "plain_unsafe", "lookalike", "ordinary") for e in load_suite(suite, 16, 0)]
+    rows = [
+        e
+        for suite in ("jailbroken", "plain_unsafe", "lookalike", "ordinary")
+        for e in load_suite(suite, 16, 0)
+    ]
     made = Switch.from_pretrained(switch_path())
-    want = TransformersEngine.load(weights_path()).generate(rows, made, max_new_tokens=48, do_sample=False)
+    want = TransformersEngine.load(weights_path()).generate(
+        rows, made, max_new_tokens=48, do_sample=False
+    )
     assert {reply.decision.stage for reply in want if reply.decision.fired} >= {"stage2", "watch"}
     options = vllm_options(max_model_len=512, num_gpu_blocks_override=56)
     with VLLMEngine(weights_path(), made, **options) as engine:
@@ -672,12 +827,19 @@ def test_nano_equals_the_transformers_engine_at_64_and_at_1() -> None:
 
 
 @pytest.mark.parametrize(("patience", "ended"), [(30, True), (0, False)])
-def test_an_engine_is_stopped_when_the_servers_requests_have_ended_or_the_time_is_over(patience: int, ended: bool) -> None:
+def test_an_engine_is_stopped_when_the_servers_requests_have_ended_or_the_time_is_over(
+    patience: int, ended: bool
+) -> None:
     from safeswitch.engines.vllm.install import Door, draining
 
     found: list[tuple[bool, int]] = []
-    engine, left = SimpleNamespace(vllm_config=SimpleNamespace(shutdown_timeout=patience)), threading.Event()
-    shutdown = draining(lambda self, timeout: found.append((Door.of(self).closed, Door.of(self).inside)))
+    engine, left = (
+        SimpleNamespace(vllm_config=SimpleNamespace(shutdown_timeout=patience)),
+        threading.Event(),
+    )
+    shutdown = draining(
+        lambda self, timeout: found.append((Door.of(self).closed, Door.of(self).inside))
+    )
 
     def request() -> None:
         with Door.of(engine):
@@ -693,7 +855,9 @@ def test_an_engine_is_stopped_when_the_servers_requests_have_ended_or_the_time_i
     visitor.join()
 
 
-def test_an_engine_in_which_the_guard_would_not_work_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_in_which_the_guard_would_not_work_does_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from safeswitch.engines.settings import GuardSettings
     from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
     from safeswitch.engines.vllm.settings import EXTENSION, LOGPROBS, PROCESSOR
@@ -709,15 +873,25 @@ def test_an_engine_in_which_the_guard_would_not_work_does_not_start(monkeypatch:
         }  # fmt: skip
         text = Fake(num_hidden_layers=3, hidden_size=64, vocab_size=264)
         model = Fake(
-            logits_processors=given["processors"], model_class_overrides=given["overrides"], model=str(saved("llama")),
-            revision=None, hf_text_config=text, dtype=None, logprobs_mode=given["logprobs"],
+            logits_processors=given["processors"],
+            model_class_overrides=given["overrides"],
+            model=str(saved("llama")),
+            revision=None,
+            hf_text_config=text,
+            dtype=None,
+            logprobs_mode=given["logprobs"],
         )
         parallel = Fake(
-            worker_extension_cls=given["extension"], data_parallel_size=given["engines"], data_parallel_external_lb=False
+            worker_extension_cls=given["extension"],
+            data_parallel_size=given["engines"],
+            data_parallel_external_lb=False,
         )
         return Fake(
-            model_config=model, parallel_config=parallel, speculative_config=given["speculative"],
-            use_v2_model_runner=given["v2"], lora_config=given["lora"],
+            model_config=model,
+            parallel_config=parallel,
+            speculative_config=given["speculative"],
+            use_v2_model_runner=given["v2"],
+            lora_config=given["lora"],
         )
 
     settings = GuardSettings({"default": "/nowhere"})

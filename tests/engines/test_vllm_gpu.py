@@ -1,6 +1,7 @@
-"""The guard on a CUDA device, where vLLM has what its CPU build lacks: asynchronous scheduling, captured graphs, the V2 runner.
+"""The guard on a CUDA device, where vLLM has what its CPU build lacks: asynchronous scheduling,
+captured graphs, the V2 runner.
 
-    pytest -m gpu
+pytest -m gpu
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ pytestmark = [
 def engine(tmp_path: Path, **changes: Any) -> Any:
     switch("llama").save_pretrained(tmp_path / "switch")
     settings = GuardSettings({"default": str(tmp_path / "switch")}, try_v2_runner=True)
-    return vllm_engine("llama", switch=settings, enforce_eager=False, num_gpu_blocks_override=14, **changes)
+    return vllm_engine(
+        "llama", switch=settings, enforce_eager=False, num_gpu_blocks_override=14, **changes
+    )
 
 
 @pytest.mark.parametrize("v2", ["0", "1"], ids=["v1", "v2"])
@@ -44,7 +47,18 @@ def test_seeds_and_stop_strings_hold_when_the_scheduler_is_ahead(tmp_path: Path)
     want = expected("llama")
     stop = next(c for c in want[0].text[2:] if c.isprintable() and ord(c) < 128)
     with engine(tmp_path, async_scheduling=True) as made:
-        assert_same(made.generate(ROWS, max_new_tokens=NEW, stop_strings=[stop]), expected("llama", stop_strings=[stop]))
-        options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "temperature": 0.8, "seed": 7}
-        alone = [made.generate([row], **options | {"seed": 7 + i})[0].token_ids for i, row in enumerate(ROWS[:16])]
+        assert_same(
+            made.generate(ROWS, max_new_tokens=NEW, stop_strings=[stop]),
+            expected("llama", stop_strings=[stop]),
+        )
+        options: dict[str, Any] = {
+            "max_new_tokens": NEW,
+            "do_sample": True,
+            "temperature": 0.8,
+            "seed": 7,
+        }
+        alone = [
+            made.generate([row], **options | {"seed": 7 + i})[0].token_ids
+            for i, row in enumerate(ROWS[:16])
+        ]
         assert [reply.token_ids for reply in made.generate(ROWS[:16], **options)] == alone

@@ -1,4 +1,5 @@
-"""Rows that come and go are judged as the whole-batch engine judges them; no vLLM is needed here."""
+"""Rows that come and go are judged as the whole-batch engine judges them; no vLLM is needed
+here."""
 
 from __future__ import annotations
 
@@ -44,13 +45,21 @@ def step(g: Guard, row: Row, fed: int, state: list[float]) -> tuple[list[int], l
     return g.step([(0, row, fed)], lambda layer: torch.tensor([state]))
 
 
-def test_a_row_that_waits_for_stage_two_is_taken_back_at_once_and_read_anew_while_it_writes_its_pilot_tokens() -> None:
+def test_a_row_that_waits_for_stage_two_is_taken_back_at_once_and_read_anew_while_it_writes_its_pilot_tokens() -> (
+    None
+):
     g = guard(gate())
     row = g.add(task("enforce"))
     assert step(g, row, 0, [1, 0, 0, 0]) == ([], [0])
-    assert step(g, row, 1, [0, 1, 0, 0]) == ([], [0]), "the engine may be a step ahead of its front end"
+    assert step(g, row, 1, [0, 1, 0, 0]) == ([], [0]), (
+        "the engine may be a step ahead of its front end"
+    )
     again = g.add(task("pilot"))
-    assert [step(g, again, fed, [fed == 0, 1, 0, 0]) for fed in range(3)] == [([], []), ([], []), ([], [0])]
+    assert [step(g, again, fed, [fed == 0, 1, 0, 0]) for fed in range(3)] == [
+        ([], []),
+        ([], []),
+        ([], [0]),
+    ]
     assert g.take({"r": None})["r"].stage == "stage2"
     clear = g.add(task("enforce", key="clear"))
     assert [step(g, clear, fed, [0, 1, 0, 0]) for fed in range(3)] == [([], [])] * 3
@@ -67,12 +76,18 @@ def test_a_row_fires_when_both_stages_do_and_is_stopped_after_its_pilot_tokens()
     decision = g.take({"r": None})["r"]
     assert (decision.fired, decision.stage, decision.token_index) == (True, "stage2", 2)
     assert decision.actuator == "low_rank_head"
-    assert decision.scores == pytest.approx({"stage1": 1 / (1 + 2.718281828**-10), "stage2": 1 / (1 + 2.718281828**-10)})
+    assert decision.scores == pytest.approx(
+        {"stage1": 1 / (1 + 2.718281828**-10), "stage2": 1 / (1 + 2.718281828**-10)}
+    )
     assert g.take({"r": None}) == {}
 
 
-@pytest.mark.parametrize(("prompt", "pilot"), [([0, 0, 0, 0], [0, 1, 0, 0]), ([1, 0, 0, 0], [0, 0, 0, 0])])
-def test_a_row_with_one_stage_below_its_threshold_passes(prompt: list[float], pilot: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "pilot"), [([0, 0, 0, 0], [0, 1, 0, 0]), ([1, 0, 0, 0], [0, 0, 0, 0])]
+)
+def test_a_row_with_one_stage_below_its_threshold_passes(
+    prompt: list[float], pilot: list[float]
+) -> None:
     g = guard(gate())
     row = g.add(task())
     for fed, state in enumerate([prompt, pilot, pilot, pilot]):
@@ -103,7 +118,10 @@ def test_a_preempted_row_is_read_again_where_it_was_and_keeps_its_first_verdict(
     row.live = False
     again = g.add(task())
     assert again is row
-    assert step(g, again, 2, [0, 1, 0, 0]) == ([], [0])  # a chunk of the prompt that is being computed anew
+    assert step(g, again, 2, [0, 1, 0, 0]) == (
+        [],
+        [0],
+    )  # a chunk of the prompt that is being computed anew
     assert step(g, again, 2, [0, 0, 0, 0]) == ([], [])
     assert not g.take({"r": None})["r"].fired
 
@@ -134,7 +152,9 @@ def test_readings_past_the_end_of_a_reply_do_not_count() -> None:
         assert (decision.fired, decision.stage, decision.token_index) == (False, "watch", end)
 
 
-def test_of_a_reply_that_its_client_has_left_everything_read_counts_and_of_an_ended_one_what_it_had_said() -> None:
+def test_of_a_reply_that_its_client_has_left_everything_read_counts_and_of_an_ended_one_what_it_had_said() -> (
+    None
+):
     decisions = []
     for ended in (None, 1):
         g = guard(gate())
@@ -142,7 +162,10 @@ def test_of_a_reply_that_its_client_has_left_everything_read_counts_and_of_an_en
         for fed, state in enumerate([[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]):
             step(g, row, fed, state)
         decisions.append(g.take({"r": ended})["r"])
-    assert [(d.fired, d.stage, d.token_index) for d in decisions] == [(True, "stage2", 2), (False, "stage1", 0)]
+    assert [(d.fired, d.stage, d.token_index) for d in decisions] == [
+        (True, "stage2", 2),
+        (False, "stage1", 0),
+    ]
 
 
 def test_a_row_that_is_far_ahead_of_its_front_end_forgets_its_oldest_readings() -> None:
@@ -161,7 +184,9 @@ def test_the_watch_reads_every_few_tokens_until_it_is_told_to_stop() -> None:
     g = guard(Gate(stage1=Stage(Axis(END, 0), 0.5), watch=watch, watch_every=2, watch_until=4))
     quiet, loud = [0, 0, 0, 0], [0, 0, 1, 0]
     row = g.add(task())
-    assert [step(g, row, fed, quiet if fed % 2 == 0 else loud) for fed in range(6)] == [([], [])] * 6
+    assert [step(g, row, fed, quiet if fed % 2 == 0 else loud) for fed in range(6)] == [
+        ([], [])
+    ] * 6
     assert step(g, row, 6, loud) == ([], [])
     other = g.add(task(key="other"))
     step(g, other, 0, quiet)
@@ -219,7 +244,10 @@ def test_new_thresholds_hold_for_requests_that_come_later() -> None:
     assert g.standing({"r": None, "new": None}) == {"r": "pending", "new": "clear"}
     mixed = [(0, old, 1), (1, new, 1)]
     g.step(mixed, lambda layer: torch.zeros(2, D))
-    assert g.step([(0, old, 2), (1, new, 2)], lambda layer: torch.tensor([[0, 1.0, 0, 0]] * 2)) == ([], [0])
+    assert g.step([(0, old, 2), (1, new, 2)], lambda layer: torch.tensor([[0, 1.0, 0, 0]] * 2)) == (
+        [],
+        [0],
+    )
     with pytest.raises(SettingError, match="watch"):
         g.set_thresholds("default", {"watch": 0.5})
     with pytest.raises(SettingError, match="bundle"):
@@ -242,7 +270,12 @@ def test_settings_travel_and_are_checked() -> None:
     assert GuardSettings.parse({}) is None
     assert given.default == "a"
     some = {"bundles": {"a": "/x"}}
-    for wrong in ({"bundles": {}}, {"policy": "enforce"}, {**some, "more": 1}, {**some, "policy": "x"}):
+    for wrong in (
+        {"bundles": {}},
+        {"policy": "enforce"},
+        {**some, "more": 1},
+        {**some, "policy": "x"},
+    ):
         with pytest.raises(SettingError):
             GuardSettings.parse({"safeswitch": wrong})
 
@@ -281,7 +314,9 @@ def test_a_constrained_row_that_stage_1_does_not_clear_is_rolled_back_and_refuse
     g = guard(made)
     row = g.add(constrained())
     assert step(g, row, 0, state) == ([], [0])
-    assert step(g, row, 1, [0, 0, 0, 0]) == ([], [0]), "the engine may be a step ahead of its front end"
+    assert step(g, row, 1, [0, 0, 0, 0]) == ([], [0]), (
+        "the engine may be a step ahead of its front end"
+    )
     assert g.standing({"r": None}) == {"r": "pending"}
     again = g.add(task("refuse"))
     assert again is row
@@ -303,7 +338,10 @@ def test_a_constrained_row_that_stage_1_clears_goes_on_under_the_watch() -> None
 
 
 def test_who_observes_is_told_what_would_be_done_to_a_constrained_request() -> None:
-    for mode, made in (("observe", guard(gate())), ("enforce", Guard({"default": Tenant("default", gate(), None)}, TOP))):
+    for mode, made in (
+        ("observe", guard(gate())),
+        ("enforce", Guard({"default": Tenant("default", gate(), None)}, TOP)),
+    ):
         row = made.add(constrained(mode))
         assert [step(made, row, fed, [fed == 0, 0, 0, 0]) for fed in range(3)] == [([], [])] * 3
         decision = made.take({"r": None})["r"]
@@ -312,7 +350,11 @@ def test_who_observes_is_told_what_would_be_done_to_a_constrained_request() -> N
 
 def test_constrained_rows_and_others_share_a_step() -> None:
     g = guard(gate())
-    rows = [(0, g.add(constrained(key="a")), 0), (1, g.add(task("enforce", key="b")), 0), (2, g.add(task(key="c")), 0)]
+    rows = [
+        (0, g.add(constrained(key="a")), 0),
+        (1, g.add(task("enforce", key="b")), 0),
+        (2, g.add(task(key="c")), 0),
+    ]
     assert g.step(rows, lambda layer: torch.tensor([[1.0, 0, 0, 0]] * 3)) == ([], [0, 1])
     found = g.take(dict.fromkeys("abc"))
     assert [found[key].fired for key in "abc"] == [True, False, False]

@@ -1,4 +1,5 @@
-"""What attention and MLP add, read in vLLM: the transformers engine is the independent expectation."""
+"""What attention and MLP add, read in vLLM: the transformers engine is the independent
+expectation."""
 
 from __future__ import annotations
 
@@ -20,7 +21,15 @@ from safeswitch.probers.outputs import OutputsProber
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import BaseModel, Switch
 from tests.engines.slow import random_head
-from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, saved, vllm_engine, vllm_options
+from tests.engines.vllm_made import (
+    NEW,
+    SUPPRESS,
+    needs_vllm,
+    reference,
+    saved,
+    vllm_engine,
+    vllm_options,
+)
 from tests.switch.made import requests, settings, two_of_three
 
 ROWS = requests(40)
@@ -28,11 +37,14 @@ BLOCKS = 4
 
 
 class Pairs(nn.Module):
-    """A stream of blocks that return pairs, and whose norms write to both halves in place, as vLLM's do."""
+    """A stream of blocks that return pairs, and whose norms write to both halves in place, as
+    vLLM's do."""
 
     def __init__(self) -> None:
         super().__init__()
-        made = type("LlamaDecoderLayer", (nn.Module,), {"__module__": "vllm.model_executor.models.llama"})
+        made = type(
+            "LlamaDecoderLayer", (nn.Module,), {"__module__": "vllm.model_executor.models.llama"}
+        )
         self.layers = nn.ModuleList(made() for _ in range(BLOCKS))
         draw = torch.Generator().manual_seed(0)
         self.start, *self.added = (torch.randn(3, 5, generator=draw) for _ in range(1 + 2 * BLOCKS))
@@ -82,7 +94,10 @@ def test_nothing_is_let_out_that_is_not_needed() -> None:
 
 
 def test_layers_that_are_not_known_to_return_pairs_are_refused_by_name() -> None:
-    with pytest.raises(ModelError, match=r"vLLM's Linear is not known .* LlamaDecoderLayer, MistralDecoderLayer, .*--engine"):
+    with pytest.raises(
+        ModelError,
+        match=r"vLLM's Linear is not known .* LlamaDecoderLayer, MistralDecoderLayer, .*--engine",
+    ):
         refuse_unless_paired([nn.Linear(1, 1)])
 
 
@@ -96,7 +111,8 @@ def test_every_layer_on_the_list_is_one_of_vllm(kind: str) -> None:
 
 @cache
 def fitted(name: str, *layers: int) -> Switch:
-    """Fitted on what blocks add, by default the first two, at a threshold where rounding decides nothing."""
+    """Fitted on what blocks add, by default the first two, at a threshold where rounding decides
+    nothing."""
     chosen = settings(stages="stage1", readers=("outputs",), layers=layers or (1, 2))
     made = Switch.fit(reference(name), requests(), chosen, complied=two_of_three)
     assert made.gate.stage1 is not None
@@ -127,7 +143,8 @@ def test_outputs_score_as_in_the_transformers_engine(name: str) -> None:
 @pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_models_read_what_the_bundle_at_a_path_reads_now(tmp_path: Path) -> None:
-    # vLLM keeps compiled models on disk: that of the first bundle must not be taken for the second's
+    # vLLM keeps compiled models on disk: that of the first bundle must not be taken for the
+    # second's
     for made in (fitted("llama"), fitted("llama", 2)):
         made.save_pretrained(tmp_path / "switch")
         told = GuardSettings({"default": str(tmp_path / "switch")})
@@ -138,7 +155,9 @@ def test_compiled_models_read_what_the_bundle_at_a_path_reads_now(tmp_path: Path
 @needs_vllm
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_model_of_which_vllm_lets_nothing_out_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_model_of_which_vllm_lets_nothing_out_is_refused(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     prober = OutputsProber(blocks=[1])
     prober.weight_, prober.bias_ = torch.zeros(2, 64), torch.zeros(1)
     lm = reference("gemma2").lm
@@ -146,7 +165,10 @@ def test_a_model_of_which_vllm_lets_nothing_out_is_refused(capfd: pytest.Capture
     with pytest.raises(RuntimeError):
         vllm_engine("gemma2", switch=made).close()
     told = capfd.readouterr()
-    assert "does not let out the states of middle layers, and the bundle reads 1.attn" in told.out + told.err
+    assert (
+        "does not let out the states of middle layers, and the bundle reads 1.attn"
+        in told.out + told.err
+    )
 
 
 @needs_vllm
@@ -155,9 +177,18 @@ def test_a_model_of_which_vllm_lets_nothing_out_is_refused(capfd: pytest.Capture
 def test_outputs_are_recorded_for_fitting_as_by_the_transformers_engine() -> None:
     from safeswitch.engines.vllm.collect import VLLMCollector
 
-    texts = ("1.attn@prompt_end", "3.mlp@prompt_end", "2.attn@pilot:2", "2.mlp@pilot:2", "2@prompt_end", "3@prompt_end")
+    texts = (
+        "1.attn@prompt_end",
+        "3.mlp@prompt_end",
+        "2.attn@pilot:2",
+        "2.mlp@pilot:2",
+        "2@prompt_end",
+        "3@prompt_end",
+    )
     points = [ReadPoint.parse(text) for text in texts]
-    with VLLMCollector(reference("llama").lm, saved("llama"), points, **vllm_options()) as collector:
+    with VLLMCollector(
+        reference("llama").lm, saved("llama"), points, **vllm_options()
+    ) as collector:
         _, acts = collector.collect(ROWS, points, max_new_tokens=4)
     _, expected = reference("llama").collect(ROWS, points, max_new_tokens=4)
     for point in points:

@@ -1,5 +1,6 @@
-"""The logits processor under vLLM's V2 model runner, at the level of its interface: it must change logits as it does under the
-V1 runner, whose real engine the other tests run. Running V2 itself needs a GPU."""
+"""The logits processor under vLLM's V2 model runner, at the level of its interface: it must change
+logits as it does under the V1 runner, whose real engine the other tests run. Running V2 itself
+needs a GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ PROMPTS, NEW, SLOTS = 24, 6, 4
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no engine whose settings could be looked at."""
     if HAVE_VLLM:
-        monkeypatch.setattr("safeswitch.engines.vllm.processor.refuse_unless_supported", lambda config, settings: None)
+        monkeypatch.setattr(
+            "safeswitch.engines.vllm.processor.refuse_unless_supported",
+            lambda config, settings: None,
+        )
 
 
 class Model:
@@ -45,7 +49,9 @@ class Model:
         )  # fmt: skip
         head = LowRankHead(torch.ones(1, D), torch.arange(float(V))[:, None])
         only = Gate(stage1=Stage(Axis(ReadPoint(TOP, Position("prompt_end")), 0), 0.5))
-        self.safeswitch_guard = Guard({"default": Tenant("default", gate, head), "one": Tenant("one", only, head)}, TOP)
+        self.safeswitch_guard = Guard(
+            {"default": Tenant("default", gate, head), "one": Tenant("one", only, head)}, TOP
+        )
         self.safeswitch_recorder = Recorder([])
         self.safeswitch_stop_token, self.safeswitch_top = STOP, TOP
         self.states = torch.empty(0)
@@ -76,7 +82,8 @@ def params(request: int) -> Any:
 
 
 def schedule() -> list[list[tuple[int, int]]]:
-    """Steps of a continuous batch: (request, reply tokens fed) in the order of its rows; below 0 a prompt is read in part."""
+    """Steps of a continuous batch: (request, reply tokens fed) in the order of its rows; below 0 a
+    prompt is read in part."""
     draw, waiting, running, steps = random.Random(0), list(range(PROMPTS)), dict[int, int](), []
     while waiting or running:
         while waiting and len(running) < SLOTS:
@@ -90,7 +97,8 @@ def schedule() -> list[list[tuple[int, int]]]:
 
 def settings(model: Model) -> Any:
     config = SimpleNamespace(
-        compilation_config=SimpleNamespace(), additional_config={"safeswitch": GuardSettings({"default": "/x"}).to_dict()}
+        compilation_config=SimpleNamespace(),
+        additional_config={"safeswitch": GuardSettings({"default": "/x"}).to_dict()},
     )
     keep(config, model)
     return config
@@ -109,7 +117,9 @@ def under_v1() -> tuple[dict[tuple[int, int], Tensor], Guard]:
     seen = {}
     for rows in schedule():
         now = dict(rows)
-        removed = [i for i, request in enumerate(places) if request is not None and request not in now]
+        removed = [
+            i for i, request in enumerate(places) if request is not None and request not in now
+        ]
         for i in removed:
             places[i] = None
         added = []
@@ -132,14 +142,21 @@ def under_v1() -> tuple[dict[tuple[int, int], Tensor], Guard]:
             outputs[request][:] = [1] * max(0, now[request])
         model.states = torch.stack([state(request, now[request]) for request in batch])
         logits = processor.apply(torch.zeros(len(batch), V))
-        seen |= {(request, now[request]): row for request, row in zip(batch, logits, strict=True) if now[request] >= 0}
+        seen |= {
+            (request, now[request]): row
+            for request, row in zip(batch, logits, strict=True)
+            if now[request] >= 0
+        }
     return seen, model.safeswitch_guard
 
 
 def under_v2() -> tuple[dict[tuple[int, int], Tensor], Guard]:
     """The same in slots, with rows in another order at every step."""
     import numpy as np
-    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcRequestState
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import (
+        LogitsContext,
+        LogitsProcRequestState,
+    )
 
     from safeswitch.engines.vllm.processor import SafeSwitchProcessor
 
@@ -162,7 +179,9 @@ def under_v2() -> tuple[dict[tuple[int, int], Tensor], Guard]:
         mapping = np.array([slots[request] for request, _ in rows])
         length = np.array([lengths[slots[request]] + fed for request, fed in rows])
         everything = torch.from_numpy(mapping)
-        context = LogitsContext(everything, everything, mapping, torch.zeros(len(rows)), everything, everything, length)
+        context = LogitsContext(
+            everything, everything, mapping, torch.zeros(len(rows)), everything, everything, length
+        )
         model.states = torch.stack([state(*row) for row in rows])
         logits = processor.apply(torch.zeros(len(rows), V), context)
         seen |= {row: out for row, out in zip(rows, logits, strict=True) if row[1] >= 0}
@@ -171,9 +190,13 @@ def under_v2() -> tuple[dict[tuple[int, int], Tensor], Guard]:
 
 def test_both_runners_change_the_same_logits() -> None:
     (one, first), (two, second) = under_v1(), under_v2()
-    assert set(one) == set(two) == {(request, fed) for request in range(PROMPTS) for fed in range(NEW)}
+    assert (
+        set(one) == set(two) == {(request, fed) for request in range(PROMPTS) for fed in range(NEW)}
+    )
     for at in one:
-        torch.testing.assert_close(one[at], two[at], msg=lambda text, at=at: f"request and fed {at}: {text}")
+        torch.testing.assert_close(
+            one[at], two[at], msg=lambda text, at=at: f"request and fed {at}: {text}"
+        )
     names = {str(request): None for request in range(PROMPTS)}
     decisions = first.take(names)
     assert {k: (d.fired, d.stage, d.token_index) for k, d in decisions.items()} == {
@@ -184,5 +207,9 @@ def test_both_runners_change_the_same_logits() -> None:
     for how in ("enforce", "pilot"):
         assert any(mode(request) == how for request, _ in stopped)
     for request, fed in stopped:
-        waits = mode(request) == "enforce" and "stage1" in decisions[str(request)].scores and fed < 2
-        assert waits or (decisions[str(request)].fired and fed >= decisions[str(request)].token_index)
+        waits = (
+            mode(request) == "enforce" and "stage1" in decisions[str(request)].scores and fed < 2
+        )
+        assert waits or (
+            decisions[str(request)].fired and fed >= decisions[str(request)].token_index
+        )

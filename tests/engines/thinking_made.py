@@ -1,4 +1,5 @@
-"""Tiny models that think: the template opens their thinking, and a token that their greedy replies hold ends it."""
+"""Tiny models that think: the template opens their thinking, and a token that their greedy replies
+hold ends it."""
 
 from __future__ import annotations
 
@@ -13,12 +14,15 @@ from tests.tiny import CHAT_TEMPLATE, SPECIALS, tiny_lm
 
 START = SPECIALS.index("<|think|>")
 ENDS = {"llama": 34, "qwen3": 160, "gemma2": 159, "gpt2": 32, "mamba": 160}
-"""A token that some greedy replies to the tests' prompts hold, at different places, and others do not."""
+"""A token that some greedy replies to the tests' prompts hold, at different places, and others do
+not."""
 OPEN_TEMPLATE = CHAT_TEMPLATE.replace("<|assistant|>{%", "<|assistant|><|think|>{%")
 NEW = 20
 
 
-def thinking_lm(name: str = "llama", *, template: str = OPEN_TEMPLATE, start: Sequence[int] = (START,)) -> LanguageModel:
+def thinking_lm(
+    name: str = "llama", *, template: str = OPEN_TEMPLATE, start: Sequence[int] = (START,)
+) -> LanguageModel:
     """A tiny model of which ``ENDS[name]`` is the end mark."""
     lm = tiny_lm(name, chat_template=template)
     lm.thinking = Thinking(("<|think|>", "(end)"), tuple(start), (ENDS[name],), lm.tokenizer)
@@ -49,7 +53,10 @@ def read_by_hand(lm: LanguageModel, row: Sequence[int], k: int) -> tuple[int, li
     return (len(reply) if start is None else min(start + k, len(reply))), reply
 
 
-def score_by_hand(lm: LanguageModel, prober: Projection, row: Sequence[int], fed: Sequence[int]) -> float:
-    """The prober's score of the newest state after a prompt and ``fed``, from a full forward pass."""
+def score_by_hand(
+    lm: LanguageModel, prober: Projection, row: Sequence[int], fed: Sequence[int]
+) -> float:
+    """The prober's score of the newest state after a prompt and ``fed``, from a full forward
+    pass."""
     states = states_alone(lm, [*row, *fed])[prober.points[0].layer][-1]
     return float(torch.sigmoid(states @ prober.direction))

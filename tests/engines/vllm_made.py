@@ -1,4 +1,5 @@
-"""Models that vLLM's CPU kernels take (heads of 32), switches fitted on them, and engines over both, each made once."""
+"""Models that vLLM's CPU kernels take (heads of 32), switches fitted on them, and engines over
+both, each made once."""
 
 from __future__ import annotations
 
@@ -26,15 +27,22 @@ from tests.switch.made import requests
 from tests.tiny import tiny_lm
 
 HAVE_VLLM = importlib.util.find_spec("vllm") is not None
-needs_vllm = pytest.mark.skipif(not HAVE_VLLM, reason="vllm is not installed (make test tries to, and says why it cannot)")
+needs_vllm = pytest.mark.skipif(
+    not HAVE_VLLM, reason="vllm is not installed (make test tries to, and says why it cannot)"
+)
 SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 LAYERS: dict[str, tuple[int, ...]] = {
-    "llama": (2, -1), "qwen2": (1, -1), "qwen3": (2, -1), "gemma3_text": (-1,), "gemma2": (-1,),
+    "llama": (2, -1),
+    "qwen2": (1, -1),
+    "qwen3": (2, -1),
+    "gemma3_text": (-1,),
+    "gemma2": (-1,),
 }
 """Layers to read; vLLM lets out middle ones where its model class supports it."""
 NEW = 16
 SUPPRESS: dict[str, Any] = {"suppress_tokens": [0]}
-"""The reserved stop token (here the padding token) is forbidden to guarded requests; random models would write it."""
+"""The reserved stop token (here the padding token) is forbidden to guarded requests; random models
+would write it."""
 
 
 @cache
@@ -60,12 +68,15 @@ def saved(name: str) -> Path:
 
 @cache
 def reference(name: str) -> TransformersEngine:
-    exact = {"attn_implementation": "eager"} if name == "gemma2" else {}  # the default leaves Gemma 2's soft cap out
+    exact = (
+        {"attn_implementation": "eager"} if name == "gemma2" else {}
+    )  # the default leaves Gemma 2's soft cap out
     return TransformersEngine(LanguageModel.load(saved(name), **exact), batch_size=16)
 
 
 def _fitted(spec: dict[str, object], width: int, seed: int) -> Prober:
-    """A prober fitted on noise and on the words of :func:`requests`: what it learnt does not matter here."""
+    """A prober fitted on noise and on the words of :func:`requests`: what it learnt does not matter
+    here."""
     prober = make_prober(spec)
     draw = torch.Generator().manual_seed(seed)
     rows = requests()
@@ -75,8 +86,12 @@ def _fitted(spec: dict[str, object], width: int, seed: int) -> Prober:
 
 
 def _scores(name: str, gate: Gate, stage: str) -> list[float]:
-    replies = reference(name).generate(requests(), Switch(gate, NoAction()), max_new_tokens=NEW, do_sample=False, **SUPPRESS)
-    return sorted(reply.decision.scores[stage] for reply in replies if stage in reply.decision.scores)
+    replies = reference(name).generate(
+        requests(), Switch(gate, NoAction()), max_new_tokens=NEW, do_sample=False, **SUPPRESS
+    )
+    return sorted(
+        reply.decision.scores[stage] for reply in replies if stage in reply.decision.scores
+    )
 
 
 def _between(scores: list[float], share: float) -> float:
@@ -87,20 +102,27 @@ def _between(scores: list[float], share: float) -> float:
 
 @cache
 def switch(name: str) -> Switch:
-    """Stages that fire on about half of what they see, n-grams beside the layers, a watch every two tokens up to eight."""
+    """Stages that fire on about half of what they see, n-grams beside the layers, a watch every two
+    tokens up to eight."""
     made, layers = reference(name).lm, [reference(name).lm.layer(layer) for layer in LAYERS[name]]
     width = made.hidden_size
     first = _fitted({"kind": "fusion", "readers": [
         {"kind": "layer_average", "points": [f"{layer}@prompt_end" for layer in layers]}, {"kind": "ngram"},
     ]}, width, 1)  # fmt: skip
-    second = _fitted({"kind": "layer_average", "points": [f"{layer}@pilot:2" for layer in layers]}, width, 2)
-    third = _fitted({"kind": "layer_average", "points": [f"{layer}@pilot:2" for layer in layers]}, width, 3)
+    second = _fitted(
+        {"kind": "layer_average", "points": [f"{layer}@pilot:2" for layer in layers]}, width, 2
+    )
+    third = _fitted(
+        {"kind": "layer_average", "points": [f"{layer}@pilot:2" for layer in layers]}, width, 3
+    )
     one = _scores(name, Gate(stage1=Stage(first, 1.0)), "stage1")
     stage1 = Stage(first, _between(one, 0.5))
     two = _scores(name, Gate(stage1=stage1, stage2=Stage(second, 1.0)), "stage2")
     stage2 = Stage(second, _between(two, 0.5))
     watched = {"watch_every": 2, "watch_until": 8}
-    three = _scores(name, Gate(stage1=stage1, stage2=stage2, watch=Stage(third, 1.0), **watched), "watch")
+    three = _scores(
+        name, Gate(stage1=stage1, stage2=stage2, watch=Stage(third, 1.0), **watched), "watch"
+    )
     gate = Gate(stage1=stage1, stage2=stage2, watch=Stage(third, _between(three, 0.8)), **watched)
     return Switch(gate, random_head(made), BaseModel.of(made))
 

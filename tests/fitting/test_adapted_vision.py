@@ -25,13 +25,16 @@ BUDGET = 0.25
 
 
 def adapted_to_vision(noise: float = 0.0) -> LanguageModel:
-    """The text model's weights inside a LLaVA whose vocabulary has one token more, moved by the adaptation."""
+    """The text model's weights inside a LLaVA whose vocabulary has one token more, moved by the
+    adaptation."""
     text, seeing = model().model, vision_model("llava")
     with torch.no_grad():
         for name, parameter in copy.deepcopy(text).named_parameters():
             place = name.replace("model.", "model.language_model.", 1)
             target = seeing.get_parameter(place)
-            moved = parameter + noise * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            moved = parameter + noise * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(0)
+            )
             target[: len(parameter)] = moved if target.shape == parameter.shape else moved[:VOCAB]
     processor = vision_processor("llava")
     return LanguageModel(seeing, processor.tokenizer, model_id="tiny-adapted", processor=processor)
@@ -39,15 +42,22 @@ def adapted_to_vision(noise: float = 0.0) -> LanguageModel:
 
 def measured(lm: LanguageModel) -> Standing:
     engine = TransformersEngine(lm, batch_size=64, allow_other_model=True)
-    return standing(engine, fitted(), requests(), complied=says_sorry, budget=BUDGET, reply_tokens=4)
+    return standing(
+        engine, fitted(), requests(), complied=says_sorry, budget=BUDGET, reply_tokens=4
+    )
 
 
 def test_a_text_switch_is_kept_recalibrated_or_refitted_on_a_vision_model() -> None:
     before = measured(model())
     same = measured(adapted_to_vision())
-    assert same == before  # on text the language model inside gives what it gave alone, the wider head too
+    assert (
+        same == before
+    )  # on text the language model inside gives what it gave alone, the wider head too
     assert compare(before, same, BUDGET).answer == "keep"
-    answers = [compare(before, measured(adapted_to_vision(noise)), BUDGET).answer for noise in (1e-3, 0.02, 1.0)]
+    answers = [
+        compare(before, measured(adapted_to_vision(noise)), BUDGET).answer
+        for noise in (1e-3, 0.02, 1.0)
+    ]
     assert answers == ["keep", "recalibrate", "refit"]
 
 
@@ -63,8 +73,19 @@ def test_the_command_says_what_to_do_and_why(tmp_path: Path) -> None:
         (lm.processor or lm.tokenizer).save_pretrained(tmp_path / folder)
     fitted().save_pretrained(tmp_path / "switch")
     write_examples(requests(), tmp_path / "rows.jsonl")
-    command = ["adapted", "--before", str(tmp_path / "before"), "--after", str(tmp_path / "after"), "--switch",
-               str(tmp_path / "switch"), "--data", str(tmp_path / "rows.jsonl"), "--budget", str(BUDGET)]
+    command = [
+        "adapted",
+        "--before",
+        str(tmp_path / "before"),
+        "--after",
+        str(tmp_path / "after"),
+        "--switch",
+        str(tmp_path / "switch"),
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+        "--budget",
+        str(BUDGET),
+    ]
     done = CliRunner().invoke(app, command, catch_exceptions=False)
     told = json.loads(done.stdout[done.stdout.index("{") :])
     assert told["answer"] in ("recalibrate", "refit")

@@ -1,4 +1,5 @@
-"""A threshold from benign sources left out of the fit, against the same thing written out by hand."""
+"""A threshold from benign sources left out of the fit, against the same thing written out by
+hand."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def made(source: str, label: Any, n: int, start: int = 0) -> list[Example]:
 
 
 def observed(examples: Sequence[Example], seed: int) -> Observed:
-    """States whose step at block 1 tells the labels apart, and leans towards unsafe in the last sources."""
+    """States whose step at block 1 tells the labels apart, and leans towards unsafe in the last
+    sources."""
     draw = torch.Generator().manual_seed(seed)
     unsafe = torch.tensor([e.unsafe for e in examples])
     lean = torch.tensor(

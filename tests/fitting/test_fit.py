@@ -1,4 +1,5 @@
-"""Fitting the whole way on a tiny model; what cannot be fitted is refused, early and in plain words."""
+"""Fitting the whole way on a tiny model; what cannot be fitted is refused, early and in plain
+words."""
 
 from __future__ import annotations
 
@@ -36,8 +37,11 @@ def fit(data: Any = None, **changes: Any) -> Switch:
 
 
 def clearly_fired(switch: Switch) -> list[Decision]:
-    """Decisions on the calibration's benign requests that fired on more than rounding (a threshold is one of their scores)."""
-    decisions = [r.decision for r in engine().generate(BENIGN, switch, max_new_tokens=17, do_sample=False)]
+    """Decisions on the calibration's benign requests that fired on more than rounding (a threshold
+    is one of their scores)."""
+    decisions = [
+        r.decision for r in engine().generate(BENIGN, switch, max_new_tokens=17, do_sample=False)
+    ]
     bars = switch.gate.thresholds()
 
     def margin(d: Decision) -> float:
@@ -58,7 +62,17 @@ def clearly_fired(switch: Switch) -> list[Decision]:
         ({"rule": "auto"}, ["stage1", "stage2"], None),
         ({"stages": "stage1"}, ["stage1"], "and"),
         ({"stages": "direct"}, ["stage2"], "and"),
-        ({"stages": "stage1", "watch": True, "watch_every": 4, "reply_tokens": 12, "budget": 0.25}, ["stage1", "watch"], "and"),
+        (
+            {
+                "stages": "stage1",
+                "watch": True,
+                "watch_every": 4,
+                "reply_tokens": 12,
+                "budget": 0.25,
+            },
+            ["stage1", "watch"],
+            "and",
+        ),
     ],
     ids=str,
 )
@@ -66,10 +80,14 @@ def test_each_kind_of_gate_is_fitted_and_keeps_its_budget_on_the_calibration_req
     changes: dict[str, Any], stages: list[str], rule: str | None
 ) -> None:
     switch = fit(**changes)
-    found = [name for name in ("stage1", "stage2", "watch") if getattr(switch.gate, name) is not None]
+    found = [
+        name for name in ("stage1", "stage2", "watch") if getattr(switch.gate, name) is not None
+    ]
     assert found == stages
     assert rule is None or switch.gate.rule == rule
-    assert -(-(len(BENIGN) + 1) * 7 // 8) == len(BENIGN)  # ceil((n + 1)(1 - 1/8)): the rank is that of the highest score
+    assert -(-(len(BENIGN) + 1) * 7 // 8) == len(
+        BENIGN
+    )  # ceil((n + 1)(1 - 1/8)): the rank is that of the highest score
     assert clearly_fired(switch) == []
 
 
@@ -82,7 +100,9 @@ def test_stage_one_tells_the_two_kinds_of_requests_apart() -> None:
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("low_rank", LowRankHead), ("full", FullHead)])
-def test_the_head_asked_for_is_trained_and_the_model_left_as_it_was(kind: Any, expected: type) -> None:
+def test_the_head_asked_for_is_trained_and_the_model_left_as_it_was(
+    kind: Any, expected: type
+) -> None:
     before = snapshot(model())
     switch = fit(stages="stage1", head=replace(HEAD, kind=kind, beta=0.75))
     assert isinstance(switch.actuator, expected)
@@ -99,23 +119,45 @@ def test_a_list_is_split_as_grouped_split_does() -> None:
 def test_a_stage_without_both_outcomes_is_left_out_and_the_record_says_why() -> None:
     always = Switch.fit(engine(), PARTS, settings(), complied=lambda e, r: True)
     assert always.gate.stage2 is None
-    assert always.record["calibration"]["stage2"] == "left out: compliance on all of the 48 training requests"
+    assert (
+        always.record["calibration"]["stage2"]
+        == "left out: compliance on all of the 48 training requests"
+    )
     held = {e.id for e in PARTS["validation"]}
-    partly = Switch.fit(engine(), PARTS, settings(), complied=lambda e, r: e.id not in held and two_of_three(e, r))
-    assert partly.record["calibration"]["stage2"] == "left out: compliance on none of the 16 validation requests"
-    watch = Switch.fit(engine(), PARTS, settings(watch=True, watch_every=2, budget=0.25), complied=lambda e, r: not e.unsafe)
+    partly = Switch.fit(
+        engine(), PARTS, settings(), complied=lambda e, r: e.id not in held and two_of_three(e, r)
+    )
+    assert (
+        partly.record["calibration"]["stage2"]
+        == "left out: compliance on none of the 16 validation requests"
+    )
+    watch = Switch.fit(
+        engine(),
+        PARTS,
+        settings(watch=True, watch_every=2, budget=0.25),
+        complied=lambda e, r: not e.unsafe,
+    )
     assert watch.gate.watch is None
-    assert watch.record["calibration"]["watch"] == "left out: harmful compliance on none of the 48 training requests"
+    assert (
+        watch.record["calibration"]["watch"]
+        == "left out: harmful compliance on none of the 48 training requests"
+    )
 
 
 def test_a_direct_gate_without_harmful_compliance_cannot_be_fitted() -> None:
-    with pytest.raises(FitError, match="no stage could be fitted: left out: harmful compliance on none of the 48"):
+    with pytest.raises(
+        FitError, match="no stage could be fitted: left out: harmful compliance on none of the 48"
+    ):
         Switch.fit(engine(), PARTS, settings(stages="direct"), complied=lambda e, r: False)
 
 
-def test_without_harmful_compliance_on_validation_no_rule_can_win_and_the_record_stays_plain_json() -> None:
+def test_without_harmful_compliance_on_validation_no_rule_can_win_and_the_record_stays_plain_json() -> (
+    None
+):
     held = {e.id for e in PARTS["validation"] if e.unsafe}
-    switch = Switch.fit(engine(), PARTS, settings(), complied=lambda e, r: e.id not in held and two_of_three(e, r))
+    switch = Switch.fit(
+        engine(), PARTS, settings(), complied=lambda e, r: e.id not in held and two_of_three(e, r)
+    )
     assert switch.record["calibration"]["harmful_on_validation"] == 0
     assert switch.record["calibration"]["caught_on_validation"] == {"and": 0.0, "product": 0.0}
 
@@ -134,15 +176,40 @@ def only(part: str, unsafe: bool) -> dict[str, list[Example]]:
 @pytest.mark.parametrize(
     ("data", "changes", "error", "message"),
     [
-        (only("train", True), {}, FitError, "train: needs unsafe and safe requests; all 24 are labelled unsafe"),
-        (only("validation", False), {}, FitError, "validation: needs unsafe and safe requests; all 8 are labelled safe"),
-        (only("calibration", True), {}, FitError, "needs at least 7 safe requests in the calibration part; got 0"),
-        (PARTS, {"budget": 0.01}, FitError, "budget of 0.01 needs at least 99 safe requests in the calibration part; got 8"),
+        (
+            only("train", True),
+            {},
+            FitError,
+            "train: needs unsafe and safe requests; all 24 are labelled unsafe",
+        ),
+        (
+            only("validation", False),
+            {},
+            FitError,
+            "validation: needs unsafe and safe requests; all 8 are labelled safe",
+        ),
+        (
+            only("calibration", True),
+            {},
+            FitError,
+            "needs at least 7 safe requests in the calibration part; got 0",
+        ),
+        (
+            PARTS,
+            {"budget": 0.01},
+            FitError,
+            "budget of 0.01 needs at least 99 safe requests in the calibration part; got 8",
+        ),
         ({"train": PARTS["train"]}, {}, DataError, "missing or empty: validation, calibration"),
         ({**PARTS, "train": []}, {}, DataError, "missing or empty: train"),
         ([e for e in requests() if e.unsafe], {}, FitError, "all .* are labelled unsafe"),
         ([], {}, DataError, "0 examples"),
-        (PARTS, {"layers": (9,)}, SettingError, r"layer 9 does not exist; the model has layers 0\.\.3"),
+        (
+            PARTS,
+            {"layers": (9,)},
+            SettingError,
+            r"layer 9 does not exist; the model has layers 0\.\.3",
+        ),
         (PARTS, {"layers": (-5,)}, SettingError, "layer -5 does not exist"),
     ],
 )
@@ -156,13 +223,20 @@ def test_what_cannot_be_fitted_is_refused_before_the_model_is_asked(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"budget": 0.0}, "budget must lie in"), ({"budget": float("nan")}, "budget must lie in"),
-        ({"miss_budget": 0.6}, "miss_budget must lie in"), ({"rule": "or"}, "rule must be one of 'auto', 'and', 'product'"),
-        ({"stages": "three"}, "stages must be one of"), ({"fail": "ajar"}, "fail must be one of"),
-        ({"readers": ()}, "readers is empty"), ({"readers": ("layers", "tea")}, "readers must be one of .*'tea'"),
-        ({"pilot": 4}, r"pilot must lie in 0\.\.3"), ({"layer_count": 0}, "layer_count must be 1 or more"),
-        ({"layers": ()}, "layers is empty"), ({"window": -1}, "window must be 0 .* or more; got -1"),
-        ({"watch_every": 0}, "watch_every must be 1 or more"), ({"head_examples": 0}, "head_examples must be 1 or more"),
+        ({"budget": 0.0}, "budget must lie in"),
+        ({"budget": float("nan")}, "budget must lie in"),
+        ({"miss_budget": 0.6}, "miss_budget must lie in"),
+        ({"rule": "or"}, "rule must be one of 'auto', 'and', 'product'"),
+        ({"stages": "three"}, "stages must be one of"),
+        ({"fail": "ajar"}, "fail must be one of"),
+        ({"readers": ()}, "readers is empty"),
+        ({"readers": ("layers", "tea")}, "readers must be one of .*'tea'"),
+        ({"pilot": 4}, r"pilot must lie in 0\.\.3"),
+        ({"layer_count": 0}, "layer_count must be 1 or more"),
+        ({"layers": ()}, "layers is empty"),
+        ({"window": -1}, "window must be 0 .* or more; got -1"),
+        ({"watch_every": 0}, "watch_every must be 1 or more"),
+        ({"head_examples": 0}, "head_examples must be 1 or more"),
     ],
 )
 def test_settings_outside_their_limits_are_refused(change: dict[str, Any], message: str) -> None:
@@ -194,19 +268,25 @@ def test_states_that_are_not_finite_stop_the_fit_with_place_and_row() -> None:
     chosen = settings(stages="stage1", layers=(2,))
     recording = TransformersEngine(lm)
     every = [e for part in PARTS.values() for e in part]
-    replies = {e.id: r for e, r in zip(every, recording.generate(every, max_new_tokens=4), strict=True)}
+    replies = {
+        e.id: r for e, r in zip(every, recording.generate(every, max_new_tokens=4), strict=True)
+    }
     recording.generate = lambda prompts, **options: [replies[e.id] for e in prompts]  # type: ignore[method-assign]
     handles = [
-        lm.parts.backbone.register_forward_pre_hook(note, with_kwargs=True), lm.parts.blocks[1].register_forward_hook(poison),
+        lm.parts.backbone.register_forward_pre_hook(note, with_kwargs=True),
+        lm.parts.blocks[1].register_forward_hook(poison),
     ]
-    with pytest.raises(ActivationError, match=r"states at 2@prompt_end are not finite \(row 5 of 48"):
+    with pytest.raises(
+        ActivationError, match=r"states at 2@prompt_end are not finite \(row 5 of 48"
+    ):
         Switch.fit(recording, PARTS, chosen, complied=two_of_three)
     for handle in handles:
         handle.remove()
 
 
 class Scripted(TransformersEngine):
-    """Answers under a safety instruction with a refusal that knows the request; without one, with ``answer``."""
+    """Answers under a safety instruction with a refusal that knows the request; without one, with
+    ``answer``."""
 
     refuses: Any = staticmethod(lambda text: True)
     answer = "Sure."
@@ -221,7 +301,9 @@ class Scripted(TransformersEngine):
             return replace(reply, text=self.answer)
         assert prompt[0].role == "system"
         no = self.refuses(prompt[-1].content)
-        return replace(reply, text=f"I can't help with {prompt[-1].content}." if no else "Sure, here it is.")
+        return replace(
+            reply, text=f"I can't help with {prompt[-1].content}." if no else "Sure, here it is."
+        )
 
 
 def test_refusals_are_self_written_when_the_data_hold_none() -> None:
@@ -237,13 +319,19 @@ def test_refusals_are_self_written_when_the_data_hold_none() -> None:
 def test_requests_that_were_not_refused_are_asked_again_under_the_next_instruction() -> None:
     writer = Scripted(model(), batch_size=64)
     writer.refuses = lambda text: int(text.split()[-1]) % 4 == 0
-    examples, _ = refusal_pairs(writer, requests(40, replies=False), complied=does_not_refuse, most=20, reply_tokens=4)
+    examples, _ = refusal_pairs(
+        writer, requests(40, replies=False), complied=does_not_refuse, most=20, reply_tokens=4
+    )
     assert [int(e.prompt.split()[-1]) % 4 for e in examples] == [0] * 10
-    assert Counter(turns[0].content for turns in writer.asked) == dict(zip(REFUSAL_INSTRUCTIONS, (20, 10, 10), strict=True))
+    assert Counter(turns[0].content for turns in writer.asked) == dict(
+        zip(REFUSAL_INSTRUCTIONS, (20, 10, 10), strict=True)
+    )
 
 
 def test_refusals_given_in_the_data_are_taken_as_they_are() -> None:
-    examples, refusals = refusal_pairs(engine(), requests(40), complied=does_not_refuse, most=7, reply_tokens=4)
+    examples, refusals = refusal_pairs(
+        engine(), requests(40), complied=does_not_refuse, most=7, reply_tokens=4
+    )
     assert [e.id for e in examples] == [f"r{2 * i}" for i in range(7)]
     assert refusals == ["No, sorry."] * 7
 
@@ -251,13 +339,21 @@ def test_refusals_given_in_the_data_are_taken_as_they_are() -> None:
 def test_a_model_that_never_refuses_needs_refusals_given() -> None:
     writer = Scripted(model(), batch_size=64)
     writer.refuses = lambda text: False
-    with pytest.raises(FitError, match=r"wrote only 0 refusals to 20 unsafe requests .* at least 8 are needed"):
-        refusal_pairs(writer, requests(40, replies=False), complied=does_not_refuse, most=20, reply_tokens=4)
+    with pytest.raises(
+        FitError, match=r"wrote only 0 refusals to 20 unsafe requests .* at least 8 are needed"
+    ):
+        refusal_pairs(
+            writer, requests(40, replies=False), complied=does_not_refuse, most=20, reply_tokens=4
+        )
 
 
 def test_few_head_examples_need_no_more_refusals_than_are_asked_for() -> None:
     examples, _ = refusal_pairs(
-        Scripted(model()), requests(40, replies=False), complied=does_not_refuse, most=3, reply_tokens=4
+        Scripted(model()),
+        requests(40, replies=False),
+        complied=does_not_refuse,
+        most=3,
+        reply_tokens=4,
     )
     assert len(examples) == 3
 
@@ -266,14 +362,18 @@ def test_requests_without_room_for_an_instruction_and_a_refusal_are_passed_over(
     lm = tiny_lm("llama", max_position_embeddings=160)
     data = requests(40, replies=False)
     long = replace(data[0], id="r100", messages=(Message("user", "ZAP " + "x" * 100 + " 100"),))
-    examples, _ = refusal_pairs(Scripted(lm), [long, *data], complied=does_not_refuse, most=20, reply_tokens=4)
+    examples, _ = refusal_pairs(
+        Scripted(lm), [long, *data], complied=does_not_refuse, most=20, reply_tokens=4
+    )
     assert long.id not in {e.id for e in examples}
     assert len(examples) == 20
 
 
 def test_a_switch_is_fitted_on_self_written_refusals_the_whole_way() -> None:
     switch = Switch.fit(
-        Scripted(model(), batch_size=64), grouped_split(requests(replies=False)), settings(stages="stage1", head_examples=16)
+        Scripted(model(), batch_size=64),
+        grouped_split(requests(replies=False)),
+        settings(stages="stage1", head_examples=16),
     )
     assert switch.record["head"]["trained_parameters"] == model().hidden_size + model().vocab_size
 
@@ -309,7 +409,9 @@ def test_every_long_step_tells_how_far_it_is_up_to_its_end(stages: str) -> None:
     assert 0 < track.done.pop(early) <= track.totals.pop(early)
     assert dict(track.done) == track.totals
     assert track.totals["train: answers and states"] == len(PARTS["train"])
-    assert track.totals["refusals, instruction 1 of 3"] == sum(e.unsafe for e in [*PARTS["train"], *PARTS["validation"]])
+    assert track.totals["refusals, instruction 1 of 3"] == sum(
+        e.unsafe for e in [*PARTS["train"], *PARTS["validation"]]
+    )
     assert {"probers", "head, reading refusals", "head, reading own replies"} <= set(track.totals)
 
 
@@ -320,7 +422,13 @@ def of_two_kinds(example: Example, reply: str) -> bool:
 
 def test_the_plan_counts_requests_tokens_and_steps() -> None:
     told: list[str] = []
-    Switch.fit(engine(), PARTS, settings(stages="stage1", layers=(2,)), complied=two_of_three, say=told.append)
+    Switch.fit(
+        engine(),
+        PARTS,
+        settings(stages="stage1", layers=(2,)),
+        complied=two_of_three,
+        say=told.append,
+    )
     rows = [e for part in PARTS.values() for e in part]
     tokens = sum(len(row) for row in model().encode(rows))
     unsafe = sum(e.unsafe for e in PARTS["train"])
@@ -335,5 +443,8 @@ def test_without_data_the_starter_set_is_fitted_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(starter, "fitting_rows", requests)
     chosen = settings(stages="stage1", layers=(2,))
     alone = Switch.fit(engine(), settings=chosen, complied=two_of_three)
-    assert alone.fingerprint == Switch.fit(engine(), requests(), chosen, complied=two_of_three).fingerprint
+    assert (
+        alone.fingerprint
+        == Switch.fit(engine(), requests(), chosen, complied=two_of_three).fingerprint
+    )
     assert alone.record["sources"]["s0"] == {"unsafe": 14, "safe": 14}

@@ -20,7 +20,11 @@ from safeswitch.switch.switch import Switch
 from tests.switch.made import engine, requests, settings, two_of_three
 from tests.tiny import tiny_lm
 
-POINTS = (ReadPoint(1, Position("prompt_end")), ReadPoint(2, Position("window", 5)), ReadPoint(2, Position("pilot", 2)))
+POINTS = (
+    ReadPoint(1, Position("prompt_end")),
+    ReadPoint(2, Position("window", 5)),
+    ReadPoint(2, Position("pilot", 2)),
+)
 UNEQUAL = ["a", "a long river stone cloud", "ZAP it", "b c d"]
 
 
@@ -31,7 +35,9 @@ class Counting(TransformersEngine):
         super().__init__(tiny_lm("llama"), batch_size=64)
         self.asked, self.last = 0, last
 
-    def collect(self, prompts: Sequence[Any], *args: Any, **options: Any) -> tuple[list[Reply], Activations]:
+    def collect(
+        self, prompts: Sequence[Any], *args: Any, **options: Any
+    ) -> tuple[list[Reply], Activations]:
         self.asked += len(prompts)
         if self.asked > self.last:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -65,7 +71,12 @@ def test_a_killed_fit_goes_on_from_what_was_kept(tmp_path: Path) -> None:
     expected = fit_kept(whole, tmp_path / "whole")
     lines = "from pathlib import Path; from tests.fitting.test_kept import Counting, fit_kept"
     code = f"{lines}; fit_kept(Counting(last=40), Path({str(tmp_path / 'cut')!r}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=False,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     again = Counting()
     assert fit_kept(again, tmp_path / "cut").fingerprint == expected.fingerprint
@@ -77,7 +88,9 @@ def test_what_is_kept_counts_as_done_and_what_is_asked_as_it_goes(tmp_path: Path
     for new in (4, 0):
         for _ in range(2):
             told: list[int] = []
-            kept.collect(UNEQUAL, POINTS if new else POINTS[:2], max_new_tokens=new, progress=told.append)
+            kept.collect(
+                UNEQUAL, POINTS if new else POINTS[:2], max_new_tokens=new, progress=told.append
+            )
             assert sum(told) == len(UNEQUAL)
     for _ in range(2):
         told = []

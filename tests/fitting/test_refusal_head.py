@@ -1,4 +1,5 @@
-"""States for head training against hidden states run by hand; losses and heads against full logits."""
+"""States for head training against hidden states run by hand; losses and heads against full
+logits."""
 
 from __future__ import annotations
 
@@ -38,13 +39,19 @@ def data(name: str) -> HeadData:
     lm = model(name)
     asked = [f"ZAP {i}" for i in range(4)], [f"ask {i}" for i in range(4)]
     return HeadData(
-        refusals=reply_states(lm, asked[0], REFUSALS), refusals_validation=reply_states(lm, ["ZAP 8", "ZAP 9"], REFUSALS[:2]),
-        safe=reply_states(lm, asked[1], ANSWERS), safe_validation=reply_states(lm, ["ask 8", "ask 9"], ANSWERS[2:]),
+        refusals=reply_states(lm, asked[0], REFUSALS),
+        refusals_validation=reply_states(lm, ["ZAP 8", "ZAP 9"], REFUSALS[:2]),
+        safe=reply_states(lm, asked[1], ANSWERS),
+        safe_validation=reply_states(lm, ["ask 8", "ask 9"], ANSWERS[2:]),
     )
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt", "bloom", "mistral_sliding", "mamba"])
-def test_states_are_those_of_a_forward_pass_by_hand_at_exactly_the_replys_positions(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "gpt2", "opt", "bloom", "mistral_sliding", "mamba"]
+)
+def test_states_are_those_of_a_forward_pass_by_hand_at_exactly_the_replys_positions(
+    name: str,
+) -> None:
     lm = model(name)
     found = reply_states(lm, PROMPTS, REPLIES)
     for i, (prompt, reply) in enumerate(zip(lm.encode(PROMPTS), REPLIES, strict=True)):
@@ -52,12 +59,17 @@ def test_states_are_those_of_a_forward_pass_by_hand_at_exactly_the_replys_positi
         states = states_alone(lm, [*prompt, *tokens])[-1]
         mine = found.rows == i
         assert found.targets[mine].tolist() == tokens
-        torch.testing.assert_close(found.hidden[mine], states[len(prompt) - 1 : -1], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            found.hidden[mine], states[len(prompt) - 1 : -1], atol=2e-5, rtol=1e-4
+        )
 
 
 def test_states_in_a_padded_batch_equal_those_alone() -> None:
     lm = model("gpt2")
-    together, alone = reply_states(lm, PROMPTS, REPLIES), reply_states(lm, PROMPTS, REPLIES, batch_size=1)
+    together, alone = (
+        reply_states(lm, PROMPTS, REPLIES),
+        reply_states(lm, PROMPTS, REPLIES, batch_size=1),
+    )
     assert torch.equal(together.targets, alone.targets)
     assert torch.equal(together.rows, alone.rows)
     torch.testing.assert_close(together.hidden, alone.hidden, atol=2e-5, rtol=1e-4)
@@ -81,7 +93,9 @@ def test_a_long_prompt_needs_room_for_its_own_reply_only() -> None:
     longest = "x" * (40 - len(lm.encode(["x"])[0]) - 1)
     found = reply_states(lm, [longest, "x"], ["No", "a longer reply"])
     assert len(found) == 3 + 15
-    with pytest.raises(ContextLengthError, match="prompt 0 has 38 tokens and its reply 4, but tiny-llama takes 40"):
+    with pytest.raises(
+        ContextLengthError, match="prompt 0 has 38 tokens and its reply 4, but tiny-llama takes 40"
+    ):
         reply_states(lm, [longest], ["No."])
 
 
@@ -96,7 +110,8 @@ def test_empty_and_missing_replies_are_refused() -> None:
 
 
 def logits_by_hand(lm: LanguageModel, states: ReplyStates, head: Any = None) -> torch.Tensor:
-    """Full logits ``[m, V]`` at every position, soft cap and scales included; with ``head``, its formula written out."""
+    """Full logits ``[m, V]`` at every position, soft cap and scales included; with ``head``, its
+    formula written out."""
     cap = getattr(lm.model.config, "final_logit_softcapping", None)
     weight = lm.model.get_output_embeddings().weight.detach()
     hidden = states.hidden / SCALING if lm is model("minicpm3") else states.hidden
@@ -114,10 +129,15 @@ def logits_by_hand(lm: LanguageModel, states: ReplyStates, head: Any = None) -> 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "falcon_h1", "minicpm3"])
 def test_the_losses_reported_are_those_of_full_logits_by_hand(name: str, kind: Any) -> None:
     lm, parts = model(name), data(name)
-    result = train_refusal_head(lm, parts, HeadSettings(kind=kind, ranks=(2,), epochs=5, kl_weight=0.5, batch_tokens=16))
+    result = train_refusal_head(
+        lm, parts, HeadSettings(kind=kind, ranks=(2,), epochs=5, kl_weight=0.5, batch_tokens=16)
+    )
     refusals, safe = parts.refusals_validation, parts.safe_validation
     entropy = functional.cross_entropy(logits_by_hand(lm, refusals, result.head), refusals.targets)
-    base, new = logits_by_hand(lm, safe).log_softmax(-1), logits_by_hand(lm, safe, result.head).log_softmax(-1)
+    base, new = (
+        logits_by_hand(lm, safe).log_softmax(-1),
+        logits_by_hand(lm, safe, result.head).log_softmax(-1),
+    )
     divergence = (base.exp() * (base - new)).sum(-1).mean()
     assert result.cross_entropy == pytest.approx(float(entropy), rel=1e-4)
     assert result.kl == pytest.approx(float(divergence), rel=1e-3, abs=1e-5)
@@ -126,7 +146,9 @@ def test_the_losses_reported_are_those_of_full_logits_by_hand(name: str, kind: A
 
 def test_a_model_that_does_something_else_to_its_heads_output_is_refused_by_name() -> None:
     lm, parts = tiny_lm("llama"), data("llama")
-    lm.model.register_forward_hook(lambda module, args, output: output.__setitem__("logits", output.logits.square()) or output)
+    lm.model.register_forward_hook(
+        lambda module, args, output: output.__setitem__("logits", output.logits.square()) or output
+    )
     with pytest.raises(ModelError, match="tiny-llama does something unknown to its head's output"):
         train_refusal_head(lm, parts, HeadSettings(epochs=1))
 
@@ -140,11 +162,16 @@ def test_the_soft_cap_of_gemma_really_bends_these_logits() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [HeadSettings(ranks=(2,), epochs=60, batch_tokens=16), HeadSettings("full", epochs=60, learning_rate=1e-2)],
+    [
+        HeadSettings(ranks=(2,), epochs=60, batch_tokens=16),
+        HeadSettings("full", epochs=60, learning_rate=1e-2),
+    ],
     ids=["low rank", "full"],
 )
 @pytest.mark.parametrize("name", ["llama", "llama_tied"])
-def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(name: str, settings: HeadSettings) -> None:
+def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(
+    name: str, settings: HeadSettings
+) -> None:
     lm, parts = model(name), data(name)
     before = snapshot(lm)
     result = train_refusal_head(lm, parts, settings)
@@ -166,7 +193,10 @@ def test_the_embedding_of_a_tied_model_shares_nothing_with_the_refusal_head() ->
 
 def test_the_same_seed_gives_the_same_head_and_another_seed_another() -> None:
     lm, parts = model("llama"), data("llama")
-    one, two, other = (train_refusal_head(lm, parts, HeadSettings(ranks=(1,), epochs=3, seed=s)).head for s in (7, 7, 8))
+    one, two, other = (
+        train_refusal_head(lm, parts, HeadSettings(ranks=(1,), epochs=3, seed=s)).head
+        for s in (7, 7, 8)
+    )
     assert isinstance(one, LowRankHead)
     assert isinstance(two, LowRankHead)
     assert isinstance(other, LowRankHead)
@@ -183,7 +213,9 @@ def test_a_larger_rank_is_kept_only_when_it_beats_the_margin() -> None:
     assert losses["rank 2"] < losses["rank 1"]
     assert greedy.head.rank == 2  # type: ignore[attr-defined]
     gain = 1 - losses["rank 2"] / losses["rank 1"]
-    strict = train_refusal_head(lm, parts, HeadSettings(ranks=(1, 2, 4), epochs=15, margin=min(1.0, gain + 0.01)))
+    strict = train_refusal_head(
+        lm, parts, HeadSettings(ranks=(1, 2, 4), epochs=15, margin=min(1.0, gain + 0.01))
+    )
     assert strict.head.rank == 1  # type: ignore[attr-defined]
     assert list(strict.tried) == ["rank 1", "rank 2"]
 
@@ -192,7 +224,9 @@ def test_a_larger_rank_is_kept_only_when_it_beats_the_margin() -> None:
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_an_untrained_full_head_is_the_base_head_whatever_beta(name: str, beta: float) -> None:
     lm, parts = model(name), data(name)
-    head = train_refusal_head(lm, parts, HeadSettings("full", epochs=1, learning_rate=1e-8, beta=beta)).head
+    head = train_refusal_head(
+        lm, parts, HeadSettings("full", epochs=1, learning_rate=1e-8, beta=beta)
+    ).head
     hidden = parts.safe.hidden
     raw = lm.parts.head(hidden).detach()
     torch.testing.assert_close(head.apply(raw, hidden), raw, atol=1e-4, rtol=1e-4)
@@ -203,7 +237,10 @@ def test_beta_is_carried_into_the_head_and_trained_parameters_are_counted() -> N
     low = train_refusal_head(lm, parts, HeadSettings(ranks=(2,), epochs=1, beta=0.3))
     assert low.head.beta == 0.3  # type: ignore[attr-defined]
     assert low.trained_parameters == 2 * (lm.hidden_size + lm.vocab_size)
-    assert train_refusal_head(lm, parts, HeadSettings("full", epochs=1)).trained_parameters == (32 + 1) * lm.vocab_size
+    assert (
+        train_refusal_head(lm, parts, HeadSettings("full", epochs=1)).trained_parameters
+        == (32 + 1) * lm.vocab_size
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,6 +257,8 @@ def test_beta_is_carried_into_the_head_and_trained_parameters_are_counted() -> N
         ({"learning_rate": 0.0}, "learning_rate must lie in"),
     ],
 )
-def test_head_settings_outside_their_limits_are_refused(change: dict[str, Any], message: str) -> None:
+def test_head_settings_outside_their_limits_are_refused(
+    change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SettingError, match=message):
         HeadSettings(**change)

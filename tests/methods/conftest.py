@@ -1,4 +1,5 @@
-"""Fitting without its text baseline, which no switch holds and which takes most of a tiny model's fitting time."""
+"""Fitting without its text baseline, which no switch holds and which takes most of a tiny model's
+fitting time."""
 
 from __future__ import annotations
 

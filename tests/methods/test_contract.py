@@ -1,7 +1,7 @@
 """One battery for every method: what the contract promises, whatever the method does.
 
-Every method is fitted on one tiny model; a sample of them, one for each kind of gate, action and wrapper, on every
-architecture (``slow`` for those that the everyday run leaves out).
+Every method is fitted on one tiny model; a sample of them, one for each kind of gate, action and
+wrapper, on every architecture (``slow`` for those that the everyday run leaves out).
 """
 
 from __future__ import annotations
@@ -32,18 +32,30 @@ from tests.switch.made import requests, settings
 from tests.tiny import NAMES, tiny_lm
 
 EXAMPLES = [
-    replace(e, reply="No, sorry." if e.unsafe else None, category="fraud" if e.unsafe and i % 4 else "")
+    replace(
+        e, reply="No, sorry." if e.unsafe else None, category="fraud" if e.unsafe and i % 4 else ""
+    )
     for i, e in enumerate(requests())
 ]
 PARTS = grouped_split(EXAMPLES)
 ASKED = ["ZAP river stone", "ask me", "ZAP it now, please", "and this one is safe"]
 SETTINGS = settings(budget=0.25, watch=True, watch_every=2, readers=("layers",))
 SMALL: dict[str, dict[str, Any]] = {
-    "reroute": {"steps": 3, "batch": 2, "requests": 8}, "safeswitch+reroute": {"steps": 3, "batch": 2, "requests": 8},
-    "beam": {"step": 2, "beams": 2, "children": 2}, "best_of_n": {"n": 2},
+    "reroute": {"steps": 3, "batch": 2, "requests": 8},
+    "safeswitch+reroute": {"steps": 3, "batch": 2, "requests": 8},
+    "beam": {"step": 2, "beams": 2, "children": 2},
+    "best_of_n": {"n": 2},
 }
 DIFFERENCES = ("merge", "patch_weights", "steer")
-JOINS = ("safeswitch+scans", "cast+head", "scans+patch", "header+head", "check_input+head", "safeswitch+reroute", "note+prompt")
+JOINS = (
+    "safeswitch+scans",
+    "cast+head",
+    "scans+patch",
+    "header+head",
+    "check_input+head",
+    "safeswitch+reroute",
+    "note+prompt",
+)
 EVERY = (*METHODS, *JOINS)
 FAST = ("gemma2", "gpt2", "mamba")
 
@@ -57,7 +69,9 @@ def made(name: str, lm: LanguageModel, folder: Path, chosen: FitSettings = SETTI
     """The method, small enough for a tiny model; with a file of differences where it needs one."""
     full = name
     if name in DIFFERENCES:
-        parameter, weight = next((n, p) for n, p in lm.model.named_parameters() if p.dim() == 2 and "embed" not in n)
+        parameter, weight = next(
+            (n, p) for n, p in lm.model.named_parameters() if p.dim() == 2 and "embed" not in n
+        )
         draw = torch.Generator().manual_seed(0)
         given = {parameter: 0.3 * torch.randn(weight.shape, generator=draw)}
         if name == "steer":
@@ -99,7 +113,12 @@ def state_of(lm: LanguageModel) -> tuple[dict[str, torch.Tensor], int, list[str]
     model = lm.model
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    return weights, hooks, [name for name, _ in model.named_modules()], [p.requires_grad for p in model.parameters()]
+    return (
+        weights,
+        hooks,
+        [name for name, _ in model.named_modules()],
+        [p.requires_grad for p in model.parameters()],
+    )
 
 
 def same_state(one: Any, two: Any) -> bool:
@@ -118,7 +137,9 @@ every = pytest.mark.parametrize("name", EVERY)
 
 
 @every
-def test_fitting_twice_gives_the_same_and_leaves_the_model_as_it_was(name: str, prepared: Prepared, tmp_path: Path) -> None:
+def test_fitting_twice_gives_the_same_and_leaves_the_model_as_it_was(
+    name: str, prepared: Prepared, tmp_path: Path
+) -> None:
     fresh = second_engine()
     before = state_of(fresh.lm)
     again = made(name, fresh.lm, tmp_path).prepare(fresh, PARTS)
@@ -128,7 +149,9 @@ def test_fitting_twice_gives_the_same_and_leaves_the_model_as_it_was(name: str, 
 
 
 @every
-def test_a_saved_switch_replies_as_the_one_in_memory(name: str, prepared: Prepared, tmp_path: Path) -> None:
+def test_a_saved_switch_replies_as_the_one_in_memory(
+    name: str, prepared: Prepared, tmp_path: Path
+) -> None:
     method, switch = prepared(name)
     switch.save_pretrained(tmp_path)
     loaded = Switch.from_pretrained(tmp_path)
@@ -140,7 +163,9 @@ def test_a_saved_switch_replies_as_the_one_in_memory(name: str, prepared: Prepar
 def test_a_mixed_batch_is_each_row_alone(name: str, prepared: Prepared) -> None:
     method, switch = prepared(name)
     together = run(method, engine(), switch, ASKED)
-    assert told(together) == [row for prompt in ASKED for row in told(run(method, engine(), switch, [prompt]))]
+    assert told(together) == [
+        row for prompt in ASKED for row in told(run(method, engine(), switch, [prompt]))
+    ]
 
 
 @every
@@ -156,7 +181,9 @@ def test_the_decision_says_what_was_done(name: str, prepared: Prepared) -> None:
 
 
 @every
-def test_the_model_is_as_before_after_replies_and_after_an_error(name: str, prepared: Prepared) -> None:
+def test_the_model_is_as_before_after_replies_and_after_an_error(
+    name: str, prepared: Prepared
+) -> None:
     method, switch = prepared(name)
     before = state_of(engine().lm)
 
@@ -166,13 +193,22 @@ def test_the_model_is_as_before_after_replies_and_after_an_error(name: str, prep
     run(method, engine(), switch, ASKED)
     assert same_state(before, state_of(engine().lm))
     with pytest.raises(RuntimeError, match="a processor fails"):
-        engine().generate(["ZAP river", "ask me"], replace_text(switch), logits_processor=[fails], max_new_tokens=3)
+        engine().generate(
+            ["ZAP river", "ask me"],
+            replace_text(switch),
+            logits_processor=[fails],
+            max_new_tokens=3,
+        )
     assert same_state(before, state_of(engine().lm))
 
 
 def replace_text(switch: Switch) -> Switch:
     """A switch whose action runs the model, so that the failing processor is reached."""
-    return switch if switch.actuator.place != "text" else replace(switch, gate=replace(switch.gate, always=False))
+    return (
+        switch
+        if switch.actuator.place != "text"
+        else replace(switch, gate=replace(switch.gate, always=False))
+    )
 
 
 @every
@@ -193,8 +229,8 @@ def test_tags_are_true(name: str, prepared: Prepared) -> None:
 
 @every
 def test_every_generated_token_is_counted(name: str, prepared: Prepared) -> None:
-    """Against the model's own passes with a cache: each gives a token to a row that has not ended, but the one that shows
-    that the request must be run anew."""
+    """Against the model's own passes with a cache: each gives a token to a row that has not ended,
+    but the one that shows that the request must be run anew."""
     method, switch = prepared(name)
     lm, passes = engine().lm, 0
     over = {lm.tokenizer.eos_token_id, lm.pad_token_id}
@@ -209,10 +245,15 @@ def test_every_generated_token_is_counted(name: str, prepared: Prepared) -> None
     meter = Meter(engine(), method.wrap)
     hook = lm.model.register_forward_pre_hook(count, with_kwargs=True)
     try:
-        replies = [meter.generate([prompt], switch, max_new_tokens=6, do_sample=False)[0] for prompt in ASKED]
+        replies = [
+            meter.generate([prompt], switch, max_new_tokens=6, do_sample=False)[0]
+            for prompt in ASKED
+        ]
     finally:
         hook.remove()
-    read_only = ("stage1", "stage2", "watch") if switch.actuator.place in ("prompt", "body", "text") else ()
+    read_only = (
+        ("stage1", "stage2", "watch") if switch.actuator.place in ("prompt", "body", "text") else ()
+    )
     anew = sum(r.decision.stage in read_only and r.decision.actuator != "none" for r in replies)
     made = meter.read(1)["made_tokens"]
     assert made == passes - anew
@@ -224,7 +265,9 @@ def test_a_strength_a_request_is_that_request_alone_with_it(prepared: Prepared) 
     dials = [0.0, 1.0, -3.0, 8.0]
     together = engine().generate(ASKED, switch, max_new_tokens=6, strength=dials, do_sample=False)
     for prompt, dial, reply in zip(ASKED, dials, together, strict=True):
-        alone = engine().generate([prompt], switch, max_new_tokens=6, strength=dial, do_sample=False)[0]
+        alone = engine().generate(
+            [prompt], switch, max_new_tokens=6, strength=dial, do_sample=False
+        )[0]
         assert reply.token_ids == alone.token_ids
     untouched = engine().generate(ASKED[:1], max_new_tokens=6, do_sample=False)[0]
     assert together[0].token_ids == untouched.token_ids
@@ -251,9 +294,13 @@ def test_methods_run_on_every_architecture(arch: str, name: str, tmp_path: Path)
     on = on_architecture(arch)
     before = state_of(on.lm)
     method = made(name, on.lm, tmp_path)
-    switch = method.prepare(on, {part: rows[:24] if part == "train" else rows for part, rows in PARTS.items()})
+    switch = method.prepare(
+        on, {part: rows[:24] if part == "train" else rows for part, rows in PARTS.items()}
+    )
     together = run(method, on, switch, ASKED[:3])
-    assert told(together) == [row for prompt in ASKED[:3] for row in told(run(method, on, switch, [prompt]))]
+    assert told(together) == [
+        row for prompt in ASKED[:3] for row in told(run(method, on, switch, [prompt]))
+    ]
     assert same_state(before, state_of(on.lm))
 
 

@@ -1,4 +1,5 @@
-"""Each method's formula against an independent computation: by hand, by another library, or by a forward pass of its own."""
+"""Each method's formula against an independent computation: by hand, by another library, or by a
+forward pass of its own."""
 
 from __future__ import annotations
 
@@ -44,7 +45,14 @@ from safeswitch.methods.stair import Beam, Judge, reward
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.probers.apart import APPENDED, AppendingProber, LikelihoodProber, TransitionProber
 from safeswitch.probers.base import prober_from_state
-from safeswitch.probers.condition import WHOLE, Condition, ConditionProber, fit_condition, parse_rule, similarity
+from safeswitch.probers.condition import (
+    WHOLE,
+    Condition,
+    ConditionProber,
+    fit_condition,
+    parse_rule,
+    similarity,
+)
 from safeswitch.probers.ensemble import EnsembleProber
 from safeswitch.switch.actuators.base import Canned, LowRankHead, Steering
 from safeswitch.switch.actuators.heads import EarlyHead, SoftHead
@@ -68,7 +76,9 @@ def rand(*shape: int) -> Tensor:
 def hidden(row: list[int], layer: int) -> Tensor:
     """States of one sequence at a layer, by a plain forward pass, ``[t, d]``."""
     with torch.no_grad():
-        out: Tensor = LM.model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states[layer][0]
+        out: Tensor = LM.model(
+            input_ids=torch.tensor([row]), output_hidden_states=True
+        ).hidden_states[layer][0]
     return out
 
 
@@ -87,7 +97,9 @@ def test_rereading_is_a_forward_pass_over_the_longer_sequence() -> None:
     found = reread(LM, ROWS, appended, points)
     assert set(found.states) == set(points[:2])
     for i, row in enumerate(ROWS):
-        torch.testing.assert_close(found.at(points[0])[i], hidden([*row, *appended], 2)[-1], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            found.at(points[0])[i], hidden([*row, *appended], 2)[-1], atol=2e-5, rtol=1e-4
+        )
         odds = logits([*row, *appended]).log_softmax(-1)
         nll = -(odds[len(row), 41] + odds[len(row) + 1, 42]) / 2
         torch.testing.assert_close(found.at(points[1])[i, 0], nll, atol=2e-5, rtol=1e-4)
@@ -97,7 +109,9 @@ def test_rereading_is_a_forward_pass_over_the_longer_sequence() -> None:
 
 def test_a_note_scores_as_published() -> None:
     point = ReadPoint(TOP, Position("nll", 4))
-    scores = LikelihoodProber(TOP).score(Activations({point: torch.tensor([[0.0], [2.0], [5.0], [float("nan")]])}))
+    scores = LikelihoodProber(TOP).score(
+        Activations({point: torch.tensor([[0.0], [2.0], [5.0], [float("nan")]])})
+    )
     assert scores[:3].tolist() == pytest.approx([2 / (1 + math.exp(0.5 * x)) for x in (0, 2, 5)])
     assert scores[3].isnan()
 
@@ -110,7 +124,9 @@ def test_transitions_are_compared_by_their_mean_cosine() -> None:
     for i in range(6):
         cosines = []
         for layer in (1, 2):
-            moves = (acts.at(ReadPoint(layer)) - acts.at(ReadPoint(layer, APPENDED))).double().numpy()
+            moves = (
+                (acts.at(ReadPoint(layer)) - acts.at(ReadPoint(layer, APPENDED))).double().numpy()
+            )
             mean = moves[:3].mean(0)
             cosines.append(moves[i] @ mean / np.linalg.norm(moves[i]) / np.linalg.norm(mean))
         assert float(prober.score(acts)[i]) == pytest.approx((1 + np.mean(cosines)) / 2, abs=1e-5)
@@ -127,30 +143,45 @@ def test_scans_reads_its_transition_behind_sure_when_it_runs() -> None:
     sure = LM.tokenizer("Sure", add_special_tokens=False)["input_ids"]
     replies = engine().generate(ASKED, switch, max_new_tokens=3, do_sample=False)
     for row, reply in zip(ROWS, replies, strict=True):
-        moves = [hidden(row, layer)[-1] - hidden([*row, *sure], layer)[-1] for layer in inner.layers]
-        cosines = [torch.cosine_similarity(m, r, dim=0) for m, r in zip(moves, inner.reference_, strict=True)]
-        assert reply.decision.scores["stage1"] == pytest.approx((1 + float(torch.stack(cosines).mean())) / 2, abs=1e-4)
+        moves = [
+            hidden(row, layer)[-1] - hidden([*row, *sure], layer)[-1] for layer in inner.layers
+        ]
+        cosines = [
+            torch.cosine_similarity(m, r, dim=0)
+            for m, r in zip(moves, inner.reference_, strict=True)
+        ]
+        assert reply.decision.scores["stage1"] == pytest.approx(
+            (1 + float(torch.stack(cosines).mean())) / 2, abs=1e-4
+        )
 
 
 def test_two_sides_lead_each_row_its_own_way_and_leave_those_in_between() -> None:
     prober = Projection(prompt_point(LM, 1), D)
-    scores = prober.score(Activations({prompt_point(LM, 1): torch.stack([hidden(row, 1)[-1] for row in ROWS])}))
+    scores = prober.score(
+        Activations({prompt_point(LM, 1): torch.stack([hidden(row, 1)[-1] for row in ROWS])})
+    )
     order = scores.sort().values
     high, low = float(order[2] + order[3]) / 2, float(order[0] + order[1]) / 2
     steering = Steering((2,), 3 * rand(1, D), 1.5, relief=-2.0, relief_below=low, where="reply")
     on = TransformersEngine(LM)
-    replies = on.generate(ASKED, Switch(Gate(stage1=Stage(prober, high)), steering), max_new_tokens=6, do_sample=False)
+    replies = on.generate(
+        ASKED, Switch(Gate(stage1=Stage(prober, high)), steering), max_new_tokens=6, do_sample=False
+    )
     for prompt, score, reply in zip(ASKED, scores.tolist(), replies, strict=True):
         strength = 1.5 if score > high else -2.0 if score < low else 0.0
         always = Switch(Gate(always=True), replace(steering, strength=strength, relief=0.0))
-        assert reply.token_ids == on.generate([prompt], always, max_new_tokens=6, do_sample=False)[0].token_ids
+        assert (
+            reply.token_ids
+            == on.generate([prompt], always, max_new_tokens=6, do_sample=False)[0].token_ids
+        )
         assert reply.decision.fired == (score > high)
         assert reply.decision.actuator == ("steering" if strength else "none")
     assert len({r.decision.actuator + str(r.decision.fired) for r in replies}) == 3
 
 
 def test_steering_from_the_reply_on_leaves_the_prompts_states_alone() -> None:
-    """By hand: the pushed states are written into a plain run of the blocks' outputs, position by position."""
+    """By hand: the pushed states are written into a plain run of the blocks' outputs, position by
+    position."""
     vector, row = 2 * rand(D), ROWS[0]
     last = len(row) - 1
 
@@ -167,7 +198,9 @@ def test_steering_from_the_reply_on_leaves_the_prompts_states_alone() -> None:
     finally:
         handle.remove()
     switch = Switch(Gate(always=True), Steering((2,), vector[None], 0.5, where="reply"))
-    reply = TransformersEngine(LM).generate([ASKED[0]], switch, max_new_tokens=5, do_sample=False, eos_token_id=-1)[0]
+    reply = TransformersEngine(LM).generate(
+        [ASKED[0]], switch, max_new_tokens=5, do_sample=False, eos_token_id=-1
+    )[0]
     assert list(reply.token_ids) == grown[len(row) :]
 
 
@@ -175,15 +208,27 @@ def test_pair_directions_are_the_uncentred_first_component_towards_the_unsafe_si
     differences = rand(3, 20, D) + 0.5
     found = pair_directions(differences)
     for layer in range(3):
-        svd = TruncatedSVD(1, algorithm="arpack", random_state=0).fit(differences[layer].numpy()).components_[0]
-        assert abs(float(found[layer] @ torch.from_numpy(svd).float())) == pytest.approx(1.0, abs=1e-3)
+        svd = (
+            TruncatedSVD(1, algorithm="arpack", random_state=0)
+            .fit(differences[layer].numpy())
+            .components_[0]
+        )
+        assert abs(float(found[layer] @ torch.from_numpy(svd).float())) == pytest.approx(
+            1.0, abs=1e-3
+        )
         assert float(found[layer] @ differences[layer].mean(0)) > 0
     right = [float((differences[i] @ found[i] > 0).float().mean()) for i in range(3)]
     torch.testing.assert_close(pair_accuracy(found, differences), torch.tensor(right))
     kept = keep_largest(found, 0.1)
     assert (kept != 0).sum(1).tolist() == [round(0.1 * D)] * 3
     assert torch.equal(kept[kept != 0], found[kept != 0])
-    assert found.abs()[kept == 0].reshape(3, -1).amax(1).lt(kept.abs().masked_fill(kept == 0, 9).amin(1)).all()
+    assert (
+        found.abs()[kept == 0]
+        .reshape(3, -1)
+        .amax(1)
+        .lt(kept.abs().masked_fill(kept == 0, 9).amin(1))
+        .all()
+    )
 
 
 def test_words_of_refusal_are_found_by_the_head() -> None:
@@ -199,23 +244,36 @@ def test_a_condition_is_the_cosine_of_a_state_and_its_projection() -> None:
     states, vector = rand(5, D), rand(D)
     for h, found in zip(states, similarity(states, vector), strict=True):
         projected = torch.outer(vector, vector) @ h / (vector @ vector)
-        torch.testing.assert_close(found, torch.cosine_similarity(h, projected, dim=0), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            found, torch.cosine_similarity(h, projected, dim=0), atol=1e-4, rtol=0
+        )
     truth = torch.arange(40) % 2 == 0
     apart = rand(40, D) + torch.where(truth, 3.0, 0.0)[:, None]
     fitted = fit_condition("x", 1, apart, truth)
     middle = (apart[truth].mean(0) + apart[~truth].mean(0)) / 2
-    first = TruncatedSVD(1, algorithm="arpack", random_state=0).fit((apart - middle).numpy()).components_[0]
-    assert abs(float(fitted.vector @ torch.from_numpy(first).float())) == pytest.approx(1.0, abs=1e-3)
+    first = (
+        TruncatedSVD(1, algorithm="arpack", random_state=0)
+        .fit((apart - middle).numpy())
+        .components_[0]
+    )
+    assert abs(float(fitted.vector @ torch.from_numpy(first).float())) == pytest.approx(
+        1.0, abs=1e-3
+    )
     f1 = {
         (bar, above): 2 * int((told & truth).sum()) / (int(told.sum()) + int(truth.sum()))
         for bar, above in product(similarity(apart, fitted.vector).tolist(), (True, False))
         for told in [(similarity(apart, fitted.vector) > bar) == above]
     }
     told = fitted.margin(apart) > 0
-    assert 2 * int((told & truth).sum()) / (int(told.sum()) + int(truth.sum())) >= max(f1.values()) - 1e-9
+    assert (
+        2 * int((told & truth).sum()) / (int(told.sum()) + int(truth.sum()))
+        >= max(f1.values()) - 1e-9
+    )
 
 
-@pytest.mark.parametrize("rule", ["a", "not a", "a and b", "a or b", "a and not (b or c)", "not a or b and c"])
+@pytest.mark.parametrize(
+    "rule", ["a", "not a", "a and b", "a or b", "a and not (b or c)", "not a or b and c"]
+)
 def test_a_rule_holds_where_python_says_so(rule: str) -> None:
     margin = parse_rule(rule, ["a", "b", "c"])
     for truth in product((False, True), repeat=3):
@@ -227,13 +285,21 @@ def test_conditions_join_through_a_file_and_odd_rules_are_refused() -> None:
     conditions = [Condition("a", 1, rand(D), 0.1, True), Condition("b", 2, rand(D), 0.2, False)]
     prober = ConditionProber.of(conditions, "a and b")
     acts = Activations(
-        {ReadPoint(x, WHOLE): rand(4, 3, D) for x in (1, 2)}, {ReadPoint(x, WHOLE): torch.ones(4, 3).bool() for x in (1, 2)}
+        {ReadPoint(x, WHOLE): rand(4, 3, D) for x in (1, 2)},
+        {ReadPoint(x, WHOLE): torch.ones(4, 3).bool() for x in (1, 2)},
     )
     means = [acts.at(ReadPoint(x, WHOLE)).mean(1) for x in (1, 2)]
-    both = torch.minimum(similarity(means[0], conditions[0].vector) - 0.1, 0.2 - similarity(means[1], conditions[1].vector))
+    both = torch.minimum(
+        similarity(means[0], conditions[0].vector) - 0.1,
+        0.2 - similarity(means[1], conditions[1].vector),
+    )
     torch.testing.assert_close(prober.score(acts), (1 + both) / 2)
     torch.testing.assert_close(prober_from_state(*prober.state()).score(acts), prober.score(acts))
-    for rule, message in (("a and d", "unknown condition 'd'; known: a, b"), ("a +", "names joined"), ("a > b", "only names")):
+    for rule, message in (
+        ("a and d", "unknown condition 'd'; known: a, b"),
+        ("a +", "names joined"),
+        ("a > b", "only names"),
+    ):
         with pytest.raises(SettingError, match=message):
             ConditionProber.of(conditions, rule)
 
@@ -251,9 +317,13 @@ def test_an_ensembles_members_are_logistic_readers_of_their_own_subspaces() -> N
         torch.testing.assert_close(basis @ basis.T, torch.eye(4), atol=1e-5, rtol=0)
         seen = (acts.at(points[place]) @ basis.T).numpy()
         scaled = StandardScaler().fit_transform(seen)
-        fitted = LogisticRegression(C=1.0, class_weight="balanced", tol=1e-8, max_iter=1000).fit(scaled, truth.numpy())
+        fitted = LogisticRegression(C=1.0, class_weight="balanced", tol=1e-8, max_iter=1000).fit(
+            scaled, truth.numpy()
+        )
         odds.append(fitted.decision_function(scaled))
-    np.testing.assert_allclose(torch.logit(prober.score(acts)).numpy(), np.median(odds, 0), atol=2e-2)
+    np.testing.assert_allclose(
+        torch.logit(prober.score(acts)).numpy(), np.median(odds, 0), atol=2e-2
+    )
     torch.testing.assert_close(prober_from_state(*prober.state()).score(acts), prober.score(acts))
 
 
@@ -265,17 +335,28 @@ def test_a_soft_head_is_the_interpolated_head_of_each_rows_score() -> None:
     for prompt, reply in zip(ASKED, replies, strict=True):
         share = min(1.0, max(0.0, (reply.decision.scores["stage1"] - 0.2) / 0.7))
         fixed = Switch(Gate(always=True), replace(head, beta=share * head.beta))
-        assert reply.token_ids == on.generate([prompt], fixed, max_new_tokens=5, do_sample=False)[0].token_ids
+        assert (
+            reply.token_ids
+            == on.generate([prompt], fixed, max_new_tokens=5, do_sample=False)[0].token_ids
+        )
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_an_early_head_mixes_its_first_tokens_and_then_leaves_the_model_to_itself(late: bool) -> None:
+def test_an_early_head_mixes_its_first_tokens_and_then_leaves_the_model_to_itself(
+    late: bool,
+) -> None:
     """Also where a row fires late: its own first tokens count, not the batch's."""
     head = random_head(LM)
     early = EarlyHead(head, tokens=2, alpha=3.0, common=3)
     on = TransformersEngine(LM)
-    gate = Gate(stage2=Stage(Projection(ReadPoint(1, Position("pilot", 2)), D), 0.0)) if late else Gate(always=True)
-    replies = on.generate(ASKED, Switch(gate, early), max_new_tokens=6, do_sample=False, eos_token_id=-1)
+    gate = (
+        Gate(stage2=Stage(Projection(ReadPoint(1, Position("pilot", 2)), D), 0.0))
+        if late
+        else Gate(always=True)
+    )
+    replies = on.generate(
+        ASKED, Switch(gate, early), max_new_tokens=6, do_sample=False, eos_token_id=-1
+    )
     for row, reply in zip(ROWS, replies, strict=True):
         grown = list(row)
         for step in range(6):
@@ -292,18 +373,28 @@ def test_masks_keep_what_is_important_and_differ_as_sets() -> None:
     for name in weights:
         flat = (weights[name] * slopes[name]).abs().flatten()
         count = max(1, round(0.25 * len(flat)))
-        assert set(a[name].flatten().nonzero().flatten().tolist()) == set(flat.argsort(descending=True)[:count].tolist())
+        assert set(a[name].flatten().nonzero().flatten().tolist()) == set(
+            flat.argsort(descending=True)[:count].tolist()
+        )
     b = {"w": rand(3, 4) > 0, "v": rand(5) > 0}
     one, two = {"w": rand(3, 4), "v": rand(5)}, {"w": rand(3, 4), "v": rand(5)}
     found = patched(one, a, two, b, 2.0, 0.5)
     for name, value in found.items():
         for place in np.ndindex(*value.shape):
             in_a, in_b = bool(a[name][place]), bool(b[name][place])
-            expected = 2 * one[name][place] if in_a and not in_b else 0.5 * two[name][place] if in_b and not in_a else 0.0
+            expected = (
+                2 * one[name][place]
+                if in_a and not in_b
+                else 0.5 * two[name][place]
+                if in_b and not in_a
+                else 0.0
+            )
             assert float(value[place]) == pytest.approx(float(expected))
     kept = retained({"w": torch.ones(100, 100)}, 0.3, seed=0)["w"]
     assert abs(float(kept.mean()) - 0.3) < 0.02
-    torch.testing.assert_close(merged({"x": one, "y": two}, {"x": 0.2, "y": 0.3})["w"], 0.2 * one["w"] + 0.3 * two["w"])
+    torch.testing.assert_close(
+        merged({"x": one, "y": two}, {"x": 0.2, "y": 0.3})["w"], 0.2 * one["w"] + 0.3 * two["w"]
+    )
     with pytest.raises(SettingError, match="not alike: v"):
         patched(one, a, {"w": two["w"]}, b)
 
@@ -332,7 +423,10 @@ def test_changed_weights_are_there_inside_and_bit_for_bit_back_outside() -> None
     with pytest.raises(RuntimeError, match="inside"):
         inside()
     assert torch.equal(own, before)
-    with pytest.raises(SettingError, match="no parameter 'other'"), changed(LM, Weights.of({"other": delta})):
+    with (
+        pytest.raises(SettingError, match="no parameter 'other'"),
+        changed(LM, Weights.of({"other": delta})),
+    ):
         pass
 
 
@@ -341,19 +435,25 @@ def test_an_adapter_is_what_peft_computes() -> None:
     with torch.no_grad(), adapted(lm, 2, seed=0) as model:
         for module in model.modules():
             if hasattr(module, "lora_B"):
-                module.lora_B["default"].weight.copy_(0.2 * torch.randn(module.lora_B["default"].weight.shape, generator=DRAW))
+                module.lora_B["default"].weight.copy_(
+                    0.2 * torch.randn(module.lora_B["default"].weight.shape, generator=DRAW)
+                )
         expected = lm.model(input_ids=torch.tensor([ROWS[0]])).logits
         adapter = Adapter(factors(lm, model))
     assert len(adapter.factors) == 7 * lm.num_layers
     plain = lm.model(input_ids=torch.tensor([ROWS[0]])).logits
     with torch.no_grad(), acting(lm, adapter, [1.0]):
-        torch.testing.assert_close(lm.model(input_ids=torch.tensor([ROWS[0]])).logits, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            lm.model(input_ids=torch.tensor([ROWS[0]])).logits, expected, atol=1e-4, rtol=1e-4
+        )
     assert (plain - expected).abs().max() > 0.01
 
 
 def test_rerouting_turns_harmful_states_away_and_keeps_the_others() -> None:
     lm = tiny_lm("llama")
-    method = resolve("reroute", SETTINGS, obeys, steps=200, batch=6, requests=16, learning_rate=5e-3)
+    method = resolve(
+        "reroute", SETTINGS, obeys, steps=200, batch=6, requests=16, learning_rate=5e-3
+    )
     harmful, kept = method._replies(TransformersEngine(lm), PARTS)  # type: ignore[attr-defined]
     adapter = method.prepare(TransformersEngine(lm), PARTS).actuator
 
@@ -362,9 +462,13 @@ def test_rerouting_turns_harmful_states_away_and_keeps_the_others() -> None:
         for prompt, reply in pairs:
             ids = torch.tensor([[*prompt, *reply]])
             with torch.no_grad():
-                before = lm.model(input_ids=ids, output_hidden_states=True).hidden_states[2][0, len(prompt) :]
+                before = lm.model(input_ids=ids, output_hidden_states=True).hidden_states[2][
+                    0, len(prompt) :
+                ]
                 with acting(lm, adapter, [1.0]):
-                    after = lm.model(input_ids=ids, output_hidden_states=True).hidden_states[2][0, len(prompt) :]
+                    after = lm.model(input_ids=ids, output_hidden_states=True).hidden_states[2][
+                        0, len(prompt) :
+                    ]
             found.append(float(torch.cosine_similarity(before, after, dim=-1).mean()))
         return sum(found) / len(found)
 
@@ -373,10 +477,18 @@ def test_rerouting_turns_harmful_states_away_and_keeps_the_others() -> None:
 
 def test_reroutings_losses_are_a_cosine_and_a_distance_in_units_of_the_state() -> None:
     before, after = rand(2, 5, 6), rand(2, 5, 6)
-    pairs = [(b, a) for one, other in zip(before, after, strict=True) for b, a in zip(one, other, strict=True)]
+    pairs = [
+        (b, a)
+        for one, other in zip(before, after, strict=True)
+        for b, a in zip(one, other, strict=True)
+    ]
     cosines = [float(b @ a / (b.norm() * a.norm())) for b, a in pairs]
-    assert _likeness(before, after) == pytest.approx(sum(max(0.0, c) for c in cosines) / 10, abs=1e-6)
-    assert _distance(before, after) == pytest.approx(sum(float((b - a).norm() / b.norm()) for b, a in pairs) / 10, abs=1e-6)
+    assert _likeness(before, after) == pytest.approx(
+        sum(max(0.0, c) for c in cosines) / 10, abs=1e-6
+    )
+    assert _distance(before, after) == pytest.approx(
+        sum(float((b - a).norm() / b.norm()) for b, a in pairs) / 10, abs=1e-6
+    )
     torch.testing.assert_close(_distance(100 * before, 100 * after), _distance(before, after))
 
 
@@ -401,7 +513,9 @@ def test_surely_safe_is_below_all_but_a_share_of_the_unsafe_scores() -> None:
     prober = Projection(ReadPoint(TOP), D, seed=3)
     stage1 = Gate(stage1=Stage(prober, 0.5))
     unsafe = [e for e in PARTS["validation"] if e.unsafe]
-    scores = sorted(float(torch.sigmoid(hidden(row, TOP)[-1] @ prober.direction)) for row in LM.encode(unsafe))
+    scores = sorted(
+        float(torch.sigmoid(hidden(row, TOP)[-1] @ prober.direction)) for row in LM.encode(unsafe)
+    )
     for miss in (0.0, 0.1, 0.5):
         found = surely_safe(engine(), stage1, PARTS, miss)
         assert sum(s < found - 1e-5 for s in scores) <= miss * len(scores)
@@ -419,8 +533,12 @@ def test_behaviour_is_refusal_less_compliance_behind_the_same_prompt() -> None:
             means = {}
             for side, suffixes in texts.items():
                 count = min(map(len, suffixes))
-                means[side] = hidden([*row, *suffixes[i % 2]], layer)[len(row) : len(row) + count].mean(0)
-            torch.testing.assert_close(found[place, i], means["no"] - means["yes"], atol=1e-4, rtol=1e-4)
+                means[side] = hidden([*row, *suffixes[i % 2]], layer)[
+                    len(row) : len(row) + count
+                ].mean(0)
+            torch.testing.assert_close(
+                found[place, i], means["no"] - means["yes"], atol=1e-4, rtol=1e-4
+            )
 
 
 def test_a_beam_keeps_the_best_of_what_has_grown() -> None:
@@ -433,7 +551,9 @@ def test_a_beam_keeps_the_best_of_what_has_grown() -> None:
         def ended(self, row: list[int]) -> bool:
             return 9 in row
 
-        def sample(self, rows: list[list[int]], n: int, most: int, temperature: float) -> list[list[int]]:
+        def sample(
+            self, rows: list[list[int]], n: int, most: int, temperature: float
+        ) -> list[list[int]]:
             self.grown.append([row[1:] for row in rows])
             return [[(3 * len(row) + 5 * i) % 8] * most for row in rows for i in range(n)]
 
@@ -467,7 +587,9 @@ def test_a_judge_scores_replies_so_far_as_a_forward_pass_does() -> None:
         row = [*ROWS[0], *reply]
         p = float(prober.score(Activations({prober.points[0]: hidden(row, TOP)[-1:]})))
         odds = logits(row).log_softmax(-1)
-        mean = sum(float(odds[len(ROWS[0]) - 1 + i, token]) for i, token in enumerate(reply)) / len(reply)
+        mean = sum(float(odds[len(ROWS[0]) - 1 + i, token]) for i, token in enumerate(reply)) / len(
+            reply
+        )
         safety, helpful = 1 - 2 * p, 2 * math.exp(mean) - 1
         assert float(value) == pytest.approx(2 * safety + safety * helpful, abs=1e-3)
     assert float(found[2]) == -math.inf
@@ -476,7 +598,12 @@ def test_a_judge_scores_replies_so_far_as_a_forward_pass_does() -> None:
 
 @pytest.mark.parametrize("name", ["best_of_n", "beam"])
 def test_search_only_touches_the_grey_band_and_never_lowers_the_reward(name: str) -> None:
-    method = resolve(name, SETTINGS, obeys, **({"n": 3} if name == "best_of_n" else {"step": 2, "beams": 2, "children": 2}))
+    method = resolve(
+        name,
+        SETTINGS,
+        obeys,
+        **({"n": 3} if name == "best_of_n" else {"step": 2, "beams": 2, "children": 2}),
+    )
     switch = method.prepare(engine(), PARTS)
     assert switch.gate.stage1 is not None
     gate = replace(switch.gate, stage1=replace(switch.gate.stage1, threshold=1.0))
@@ -505,10 +632,21 @@ def test_a_late_reading_fires_at_the_first_length_that_is_over_the_bar() -> None
         body = [t for t in reply.token_ids if t != LM.tokenizer.eos_token_id]
         lengths = late_lengths(len(body), every)
         states = torch.stack([hidden([*row, *body[:t], *note], 2)[-1] for t in lengths])
-        scores.append(list(zip(lengths, prober.score(Activations({prober.points[0]: states})).tolist(), strict=True)))
+        scores.append(
+            list(
+                zip(
+                    lengths,
+                    prober.score(Activations({prober.points[0]: states})).tolist(),
+                    strict=True,
+                )
+            )
+        )
     bar = sorted(max(s for _, s in row) for row in scores)[1] + 1e-4
     replies = on.generate(
-        ASKED, Switch(Gate(late=Stage(prober, bar), late_every=every), Canned("No.")), max_new_tokens=7, do_sample=False
+        ASKED,
+        Switch(Gate(late=Stage(prober, bar), late_every=every), Canned("No.")),
+        max_new_tokens=7,
+        do_sample=False,
     )
     for row, one, two in zip(scores, plain, replies, strict=True):
         first = next((t for t, score in row if score > bar), None)
@@ -518,7 +656,11 @@ def test_a_late_reading_fires_at_the_first_length_that_is_over_the_bar() -> None
             assert (two.decision.stage, two.decision.token_index) == ("late", first)
     assert len({r.decision.fired for r in replies}) == 2
     for prompt, reply in zip(ASKED, replies, strict=True):
-        stream = on.stream(prompt, Switch(Gate(late=Stage(prober, bar), late_every=every), Canned("No.")), max_new_tokens=7)
+        stream = on.stream(
+            prompt,
+            Switch(Gate(late=Stage(prober, bar), late_every=every), Canned("No.")),
+            max_new_tokens=7,
+        )
         assert "".join(stream) == reply.text
 
 
@@ -534,7 +676,9 @@ def test_the_header_is_what_the_template_puts_before_a_reply() -> None:
 
 def test_a_canned_reply_needs_no_model_and_streams() -> None:
     on, switch = TransformersEngine(LM), Switch(Gate(always=True), Canned("No, thank you."))
-    assert [r.text for r in on.generate(ASKED, switch, max_new_tokens=32)] == ["No, thank you."] * len(ASKED)
+    assert [r.text for r in on.generate(ASKED, switch, max_new_tokens=32)] == [
+        "No, thank you."
+    ] * len(ASKED)
     assert on.generate(ASKED[:1], switch, max_new_tokens=3)[0].finish_reason == "length"
     assert "".join(on.stream(ASKED[0], switch, max_new_tokens=32)) == "No, thank you."
 
@@ -546,16 +690,24 @@ def test_self_checks_refuse_exactly_what_the_model_says_yes_to() -> None:
         def generate(self, prompts: Any, switch: Switch | None = None, **options: Any) -> list[Any]:
             plain = TransformersEngine(LM).generate(prompts, switch, **options)
             texts = [p if isinstance(p, str) else p[-1].content for p in prompts]
-            told = ["Yes." if "ZAP" in t and "yes or no" in t else r.text for r, t in zip(plain, texts, strict=True)]
+            told = [
+                "Yes." if "ZAP" in t and "yes or no" in t else r.text
+                for r, t in zip(plain, texts, strict=True)
+            ]
             return [replace(r, text=t) for r, t in zip(plain, told, strict=True)]
 
     assert "{request}" in ASK_INPUT
     for name in ("check_input", "check_output"):
         method = resolve(name, SETTINGS, obeys)
         switch = method.prepare(engine(), PARTS)
-        replies = method.wrap(Says()).generate(ASKED, switch=switch, max_new_tokens=48, do_sample=False)
+        replies = method.wrap(Says()).generate(
+            ASKED, switch=switch, max_new_tokens=48, do_sample=False
+        )
         assert [r.decision.fired for r in replies] == ["ZAP" in prompt for prompt in ASKED]
-        assert all((r.text == "I'm sorry, but I can't help with that.") == r.decision.fired for r in replies)
+        assert all(
+            (r.text == "I'm sorry, but I can't help with that.") == r.decision.fired
+            for r in replies
+        )
 
 
 def test_exemplars_are_two_of_each_kind_with_their_answers() -> None:
@@ -588,7 +740,11 @@ def test_gguf_counts_blocks_from_nought_as_repeng_does(tmp_path: Path) -> None:
     writer.close()
     assert load_vectors(tmp_path / "r.gguf").layers == (2,)
     (tmp_path / "bad.gguf").write_bytes(b"no")
-    for name, message in (("bad.gguf", "not a readable GGUF"), ("x.npz", "kept as .gguf or"), ("y.gguf", "not exist")):
+    for name, message in (
+        ("bad.gguf", "not a readable GGUF"),
+        ("x.npz", "kept as .gguf or"),
+        ("y.gguf", "not exist"),
+    ):
         with pytest.raises(ArtifactError, match=message):
             load_vectors(tmp_path / name)
 

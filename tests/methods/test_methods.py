@@ -25,7 +25,9 @@ SETTINGS = settings(stages="stage1")
 
 def test_the_table_holds_the_methods_under_their_own_names() -> None:
     assert all(METHODS[name].name == name for name in METHODS)
-    assert {"base", "head", "prompt", "safeswitch", "scans", "antidote", "cast", "beam"} <= set(METHODS)
+    assert {"base", "head", "prompt", "safeswitch", "scans", "antidote", "cast", "beam"} <= set(
+        METHODS
+    )
 
 
 def test_every_methods_file_names_its_source_and_its_weakness() -> None:
@@ -37,14 +39,20 @@ def test_every_methods_file_names_its_source_and_its_weakness() -> None:
 
 def test_the_untouched_model_is_a_switch_that_never_fires() -> None:
     switch = Untouched().prepare(engine(), PARTS)
-    one, two = (engine().generate(["ZAP it"], s, max_new_tokens=6, do_sample=False)[0] for s in (switch, None))
+    one, two = (
+        engine().generate(["ZAP it"], s, max_new_tokens=6, do_sample=False)[0]
+        for s in (switch, None)
+    )
     assert (one.token_ids, one.decision.fired) == (two.token_ids, False)
     assert isinstance(switch.actuator, NoAction)
 
 
 def test_safeswitch_is_what_fitting_gives() -> None:
     switch = SafeSwitch(SETTINGS, two_of_three).prepare(engine(), PARTS)
-    assert switch.fingerprint == Switch.fit(engine(), PARTS, SETTINGS, complied=two_of_three).fingerprint
+    assert (
+        switch.fingerprint
+        == Switch.fit(engine(), PARTS, SETTINGS, complied=two_of_three).fingerprint
+    )
 
 
 def test_the_always_on_head_is_the_fitted_one_on_every_request() -> None:
@@ -66,7 +74,10 @@ class Obeys:
     def generate(self, prompts: Sequence[Any], **options: Any) -> list[Reply]:
         self.asked += len(prompts)
         row = self.table[options["switch"].actuator.text]
-        return [Reply("yes" if row[not e.unsafe] else "no", (), "stop", Decision(True, "always"), 1) for e in prompts]
+        return [
+            Reply("yes" if row[not e.unsafe] else "no", (), "stop", Decision(True, "always"), 1)
+            for e in prompts
+        ]
 
 
 def said_yes(example: Example, reply: str) -> bool:
@@ -80,7 +91,9 @@ def said_yes(example: Example, reply: str) -> bool:
         ({"a": (False, False), "b": (True, False), "c": (True, True)}, "a"),
     ],
 )
-def test_the_prompt_with_the_least_harm_and_over_refusal_on_validation_wins(table: Any, best: str) -> None:
+def test_the_prompt_with_the_least_harm_and_over_refusal_on_validation_wins(
+    table: Any, best: str
+) -> None:
     method = SafetyPrompt(SETTINGS, said_yes, candidates=("a", "b", "c"), requests=5)
     asked = Obeys(table)
     switch = method.prepare(asked, PARTS)

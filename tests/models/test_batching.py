@@ -1,4 +1,5 @@
-"""Batches: every row once, memory bounded, long rows apart where their padding would cost more than a batch."""
+"""Batches: every row once, memory bounded, long rows apart where their padding would cost more than
+a batch."""
 
 from __future__ import annotations
 
@@ -63,10 +64,15 @@ def test_the_room_for_replies_counts_as_tokens() -> None:
     assert [len(b) for b in cut([300, 10, 10], batch_tokens=100)] == [1, 2]
 
 
-@pytest.mark.parametrize("traits", [PLAIN, Traits(False, False, None), Traits(True, True, None, rope_switch=70)])
+@pytest.mark.parametrize(
+    "traits", [PLAIN, Traits(False, False, None), Traits(True, True, None, rope_switch=70)]
+)
 @given(
-    lengths=st.lists(st.integers(1, 200), max_size=80), rows=st.integers(1, 9), tokens=st.integers(1, 900),
-    reach=st.integers(0, 40), cost=st.integers(0, 600),
+    lengths=st.lists(st.integers(1, 200), max_size=80),
+    rows=st.integers(1, 9),
+    tokens=st.integers(1, 900),
+    reach=st.integers(0, 40),
+    cost=st.integers(0, 600),
 )
 def test_each_row_once_and_no_batch_beyond_its_bounds(
     traits: Traits, lengths: list[int], rows: int, tokens: int, reach: int, cost: int

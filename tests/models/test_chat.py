@@ -38,11 +38,16 @@ def test_system_text_that_the_template_drops_goes_in_front_of_the_first_user_tur
 def test_system_text_is_missed_even_where_the_user_says_the_same() -> None:
     messages = talk(("system", "Be kind."), ("user", "Be kind."))
     assert rendered(DROPS_SYSTEM, messages) == "<user>Be kind.\n\nBe kind.<reply>"
-    assert rendered(DROPS_SYSTEM, talk(("system", "kind"), ("user", "Be kind."))) == "<user>kind\n\nBe kind.<reply>"
+    assert (
+        rendered(DROPS_SYSTEM, talk(("system", "kind"), ("user", "Be kind.")))
+        == "<user>kind\n\nBe kind.<reply>"
+    )
 
 
 def test_the_user_is_told_once_where_system_text_went(caplog: pytest.LogCaptureFixture) -> None:
-    lm = LanguageModel(tiny_lm().model, tiny_tokenizer(chat_template=DROPS_SYSTEM), model_id="told-once")
+    lm = LanguageModel(
+        tiny_lm().model, tiny_tokenizer(chat_template=DROPS_SYSTEM), model_id="told-once"
+    )
     with caplog.at_level(logging.WARNING, "safeswitch.models"):
         lm.encode([talk(("user", "hi"))])
         assert not caplog.records
@@ -57,7 +62,10 @@ def test_other_text_that_the_template_drops_is_an_error_that_names_the_turn() ->
     lm = tiny_lm(chat_template=LAST_TURN_ONLY)
     assert lm.tokenizer.decode(lm.encode(["hi"])[0]) == "hi<reply>"
     messages = talk(("user", "first"), ("assistant", "reply"), ("user", "second"))
-    with pytest.raises(TemplateError, match=r"prompt 1: the chat template of tiny-llama drops text of turn 0 \(user\)"):
+    with pytest.raises(
+        TemplateError,
+        match=r"prompt 1: the chat template of tiny-llama drops text of turn 0 \(user\)",
+    ):
         lm.encode(["hi", messages])
 
 
@@ -87,7 +95,9 @@ def test_an_encoder_alone_does_the_same() -> None:
 def test_a_token_without_an_embedding_is_refused_before_the_model_sees_it() -> None:
     lm = tiny_lm()
     lm.tokenizer.add_tokens(["<|new|>"])
-    with pytest.raises(DataError, match=rf"prompt 1 has the token {VOCAB}, of which tiny-llama has no embedding"):
+    with pytest.raises(
+        DataError, match=rf"prompt 1 has the token {VOCAB}, of which tiny-llama has no embedding"
+    ):
         lm.encode(["fine", "a <|new|> b"])
     with pytest.raises(DataError, match="prompt 0 has the token 1000000000000"):
         lm.encode([Tokens((5, 10**12), "x")])

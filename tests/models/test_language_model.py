@@ -30,14 +30,23 @@ def test_parts_are_found(name: str) -> None:
     assert states.shape == (1, 3, lm.hidden_size)
 
 
-@pytest.mark.parametrize(("name", "tied"), [("llama", False), ("llama_tied", True), ("gpt2", True), ("gemma2", True)])
+@pytest.mark.parametrize(
+    ("name", "tied"), [("llama", False), ("llama_tied", True), ("gpt2", True), ("gemma2", True)]
+)
 def test_tied_heads_are_told(name: str, tied: bool) -> None:
     assert tiny_lm(name).parts.tied is tied
 
 
 def test_an_encoder_decoder_is_refused() -> None:
     config = transformers.T5Config(
-        vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=PAD, eos_token_id=EOS
+        vocab_size=VOCAB,
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
     )
     with pytest.raises(ModelError, match="T5ForConditionalGeneration is an encoder-decoder"):
         locate(transformers.T5ForConditionalGeneration(config))
@@ -59,7 +68,9 @@ def test_layers_count_from_both_ends() -> None:
     lm = tiny_lm()
     assert [lm.layer(i) for i in (0, 3, -1, -4)] == [0, 3, 3, 0]
     for wrong in (4, -5):
-        with pytest.raises(SettingError, match=rf"layer {wrong} does not exist: tiny-llama has layers 0\.\.3"):
+        with pytest.raises(
+            SettingError, match=rf"layer {wrong} does not exist: tiny-llama has layers 0\.\.3"
+        ):
             lm.layer(wrong)
 
 
@@ -76,7 +87,9 @@ def test_prompts_go_through_the_chat_template() -> None:
 def test_templates_can_be_replaced_or_left_out() -> None:
     plain = LanguageModel(tiny_model("llama"), tiny_tokenizer(), chat_template="plain")
     assert plain.encode(["hi"]) == [tiny_tokenizer()("hi")["input_ids"]]
-    lm = LanguageModel(tiny_model("llama"), tiny_tokenizer(), chat_template="{{ messages[0].content }}!")
+    lm = LanguageModel(
+        tiny_model("llama"), tiny_tokenizer(), chat_template="{{ messages[0].content }}!"
+    )
     assert lm.tokenizer.decode(lm.encode(["hi"])[0]) == "hi!"
 
 
@@ -93,20 +106,39 @@ GEMMA_LIKE = (
 )
 
 
-def test_where_the_template_knows_no_system_turn_its_text_goes_in_front_of_the_first_user_turn() -> None:
+def test_where_the_template_knows_no_system_turn_its_text_goes_in_front_of_the_first_user_turn() -> (
+    None
+):
     lm = tiny_lm(chat_template=GEMMA_LIKE)
-    talk = (Message("system", "be kind"), Message("user", "hi"), Message("assistant", "yes"), Message("user", "go"))
-    assert lm.tokenizer.decode(lm.encode([talk])[0]) == "<user>be kind\n\nhi<assistant>yes<user>go<reply>"
+    talk = (
+        Message("system", "be kind"),
+        Message("user", "hi"),
+        Message("assistant", "yes"),
+        Message("user", "go"),
+    )
+    assert (
+        lm.tokenizer.decode(lm.encode([talk])[0])
+        == "<user>be kind\n\nhi<assistant>yes<user>go<reply>"
+    )
 
 
 @pytest.mark.parametrize(
     ("roles", "words"),
-    [("uu", "Roles must alternate"), ("suu", "Roles must alternate"), ("sa", "System role not supported")],
+    [
+        ("uu", "Roles must alternate"),
+        ("suu", "Roles must alternate"),
+        ("sa", "System role not supported"),
+    ],
 )
-def test_a_conversation_that_the_template_refuses_is_an_error_with_its_words(roles: str, words: str) -> None:
+def test_a_conversation_that_the_template_refuses_is_an_error_with_its_words(
+    roles: str, words: str
+) -> None:
     names = {"s": "system", "u": "user", "a": "assistant"}
     talk = tuple(Message(names[role], "hi") for role in roles)  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match=f"chat template of tiny-llama refuses the conversation: TemplateError: {words}"):
+    with pytest.raises(
+        ModelError,
+        match=f"chat template of tiny-llama refuses the conversation: TemplateError: {words}",
+    ):
         tiny_lm(chat_template=GEMMA_LIKE).encode([talk])
 
 
@@ -114,7 +146,9 @@ def test_prompts_that_do_not_fit_are_refused_with_the_room_left() -> None:
     lm = tiny_lm()
     assert lm.context_length == 512
     lm.encode(["x" * 500], room=8)
-    with pytest.raises(ContextLengthError, match=r"prompt 1 has 504 tokens and 20 reply .* at most 8 new tokens"):
+    with pytest.raises(
+        ContextLengthError, match=r"prompt 1 has 504 tokens and 20 reply .* at most 8 new tokens"
+    ):
         lm.encode(["x", "x" * 500], room=20)
 
 
@@ -150,7 +184,9 @@ def test_damaged_weights_are_an_error_with_the_reason(tmp_path: Path) -> None:
     lm.tokenizer.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match=r"cannot load a causal language model .*SafetensorError: .+"):
+    with pytest.raises(
+        ModelError, match=r"cannot load a causal language model .*SafetensorError: .+"
+    ):
         LanguageModel.load(tmp_path)
 
 
@@ -169,7 +205,11 @@ def test_a_missing_package_or_too_little_memory_is_an_error_with_the_reason(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fingerprint_tells_weights_apart_and_nothing_else(name: str) -> None:
-    prints = {fingerprint(tiny_model(name)), fingerprint(tiny_model(name)), fingerprint(tiny_model(name).double())}
+    prints = {
+        fingerprint(tiny_model(name)),
+        fingerprint(tiny_model(name)),
+        fingerprint(tiny_model(name).double()),
+    }
     assert len(prints) == 1
     assert fingerprint(tiny_model(name, seed=1)) not in prints
     halved = tiny_model(name).to(torch.bfloat16)
@@ -178,7 +218,9 @@ def test_the_fingerprint_tells_weights_apart_and_nothing_else(name: str) -> None
 
 @pytest.mark.parametrize("name", ["llama", "llama_tied", "gemma2", "gpt2", "phi3"])
 @pytest.mark.parametrize("shard", ["10GB", "20KB"])
-def test_the_fingerprint_of_a_folder_is_that_of_the_model_in_it(name: str, shard: str, tmp_path: Path) -> None:
+def test_the_fingerprint_of_a_folder_is_that_of_the_model_in_it(
+    name: str, shard: str, tmp_path: Path
+) -> None:
     tiny_model(name).save_pretrained(tmp_path, max_shard_size=shard)
     assert fingerprint_of_files(tmp_path) == fingerprint(tiny_model(name))
 

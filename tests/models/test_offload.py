@@ -1,4 +1,5 @@
-"""Models whose weights are placed elsewhere, rounded or quantised are read and switched like any other."""
+"""Models whose weights are placed elsewhere, rounded or quantised are read and switched like any
+other."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def replies(lm: LanguageModel, switch: Switch) -> list[tuple[bool, tuple[int, ..
     return [(r.decision.fired, r.token_ids) for r in found]
 
 
-@pytest.mark.filterwarnings("ignore:You are calling .generate.. with the .input_ids. being on a device")
+@pytest.mark.filterwarnings(
+    "ignore:You are calling .generate.. with the .input_ids. being on a device"
+)
 @pytest.mark.parametrize("name", ["llama", "llama_tied"])
 def test_an_offloaded_model_has_the_same_fingerprint_and_switches_alike(name: str) -> None:
     here = tiny_lm(name)
@@ -36,7 +39,9 @@ def test_an_offloaded_model_has_the_same_fingerprint_and_switches_alike(name: st
     assert replies(there, switch) == expected
 
 
-@pytest.mark.filterwarnings("ignore:You are calling .generate.. with the .input_ids. being on a device")
+@pytest.mark.filterwarnings(
+    "ignore:You are calling .generate.. with the .input_ids. being on a device"
+)
 def test_an_offloaded_model_is_steered_alike() -> None:
     here, away = tiny_lm("llama"), tiny_model("llama")
     vector = torch.randn(1, here.hidden_size, generator=torch.Generator().manual_seed(3))
@@ -57,7 +62,9 @@ def test_a_model_dispatched_over_a_device_map_switches_alike() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_models_switch_row_by_row_like_their_own_slow_run(dtype: torch.dtype) -> None:
+def test_half_precision_models_switch_row_by_row_like_their_own_slow_run(
+    dtype: torch.dtype,
+) -> None:
     lm = LanguageModel(tiny_model("llama").to(dtype), tiny_tokenizer())
     switch, _ = two_stage(tiny_lm("llama"))
     found = replies(lm, switch)
@@ -73,7 +80,9 @@ def replies_alone(lm: LanguageModel, prompt: str, switch: Switch) -> tuple[bool,
 
 
 def test_int8_weights_are_read_and_switched() -> None:
-    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed: quantised models not tested")
+    torchao = pytest.importorskip(
+        "torchao.quantization", reason="torchao is not installed: quantised models not tested"
+    )
     model = tiny_model("llama")
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     lm = LanguageModel(model, tiny_tokenizer())

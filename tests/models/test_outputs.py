@@ -38,10 +38,14 @@ def named(lm: LanguageModel, block: int) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", FOUND)
-def test_the_modules_found_are_those_that_the_architecture_adds(name: str, dtype: torch.dtype) -> None:
+def test_the_modules_found_are_those_that_the_architecture_adds(
+    name: str, dtype: torch.dtype
+) -> None:
     lm = tiny_lm(name)
     lm.model.to(dtype)
-    assert [named(lm, block) for block in range(1, lm.num_layers + 1)] == [FOUND[name]] * lm.num_layers
+    assert [named(lm, block) for block in range(1, lm.num_layers + 1)] == [
+        FOUND[name]
+    ] * lm.num_layers
 
 
 def test_a_mixer_of_tokens_stands_for_the_attention() -> None:
@@ -52,12 +56,20 @@ def test_a_mixer_of_tokens_stands_for_the_attention() -> None:
 @pytest.mark.parametrize("name", ["opt", "mamba", "falcon_h1", "bloom", "mpt", "llama4_text"])
 def test_blocks_that_add_something_else_are_refused_with_what_can_be_read(name: str) -> None:
     lm = tiny_lm(name)
-    with pytest.raises(ModelError, match=r"output 2\.mlp cannot be read.* of none of its blocks, and the residual stream"):
+    with pytest.raises(
+        ModelError,
+        match=r"output 2\.mlp cannot be read.* of none of its blocks, and the residual stream",
+    ):
         lm.site(Output(2, "mlp"))
 
 
 def test_outputs_that_are_scaled_before_they_are_added_are_refused() -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = GraniteConfig(vocab_size=264, num_key_value_heads=2, residual_multiplier=0.5, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -67,7 +79,9 @@ def test_outputs_that_are_scaled_before_they_are_added_are_refused() -> None:
 
 
 def test_a_block_that_the_model_does_not_have_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"output 4\.attn does not exist: tiny-llama has blocks 1\.\.3"):
+    with pytest.raises(
+        SettingError, match=r"output 4\.attn does not exist: tiny-llama has blocks 1\.\.3"
+    ):
         tiny_lm("llama").site(Output(4, "attn"))
 
 
@@ -83,5 +97,7 @@ def test_what_is_in_force_on_the_model_is_no_hindrance_and_no_hook_stays() -> No
 def test_a_model_that_cannot_be_run_is_named() -> None:
     lm = LanguageModel(tiny_model("llama"), tiny_tokenizer())
     lm.parts.blocks[1].self_attn = torch.nn.Identity()
-    with pytest.raises(ModelError, match="LlamaForCausalLM cannot be run to find what its blocks add"):
+    with pytest.raises(
+        ModelError, match="LlamaForCausalLM cannot be run to find what its blocks add"
+    ):
         lm.site(Output(1, "mlp"))

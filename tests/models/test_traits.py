@@ -1,4 +1,5 @@
-"""What ``find_traits`` says from a few tokens holds on long random inputs, compared here in another way."""
+"""What ``find_traits`` says from a few tokens holds on long random inputs, compared here in another
+way."""
 
 from __future__ import annotations
 
@@ -25,9 +26,22 @@ def tiny_minicpm3() -> PreTrainedModel:
     """A model that divides the final norm's states by ``SCALING`` before its head."""
     torch.manual_seed(0)
     config = MiniCPM3Config(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=4, q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8,
-        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2, dim_model_base=10,
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        dim_model_base=10,
         tie_word_embeddings=False,
     )
     model: PreTrainedModel = MiniCPM3ForCausalLM(config).float().eval()
@@ -70,7 +84,8 @@ def alone(model: PreTrainedModel, row: Sequence[int]) -> Tensor:
 
 
 def padding_error(model: PreTrainedModel, lengths: Sequence[int], steps: int = 5) -> float:
-    """Largest relative difference of logits between a left-padded batch, fed on token by token, and each row alone."""
+    """Largest relative difference of logits between a left-padded batch, fed on token by token, and
+    each row alone."""
     rows, width = [tokens(n + steps) for n in lengths], max(lengths)
     ids = torch.tensor([[0] * (width - n) + row[:n] for n, row in zip(lengths, rows, strict=True)])
     mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths])
@@ -88,9 +103,14 @@ def padding_error(model: PreTrainedModel, lengths: Sequence[int], steps: int = 5
 
 
 def masking_error(model: PreTrainedModel, prompt: int, pilot: int, after: int) -> float:
-    """Largest relative difference between going on after a pilot that is masked out and never having run it."""
+    """Largest relative difference between going on after a pilot that is masked out and never
+    having run it."""
     row, feed, worst = tokens(prompt + after), Feed(model), 0.0
-    feed(torch.tensor([row[:prompt]]), torch.ones(1, prompt, dtype=torch.long), torch.arange(prompt)[None])
+    feed(
+        torch.tensor([row[:prompt]]),
+        torch.ones(1, prompt, dtype=torch.long),
+        torch.arange(prompt)[None],
+    )
     for j in range(pilot):
         mask = torch.ones(1, prompt + j + 1, dtype=torch.long)
         feed(torch.tensor([tokens(1)]), mask, torch.tensor([[prompt + j]]))
@@ -162,7 +182,9 @@ def test_finding_traits_leaves_no_trace_and_works_in_half_precision() -> None:
     before = {name: p.clone() for name, p in model.named_parameters()}
     find_traits(model)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
-    assert find_traits(model.to(torch.bfloat16)) == Traits(pads_left=True, masks_back=True, window=None)
+    assert find_traits(model.to(torch.bfloat16)) == Traits(
+        pads_left=True, masks_back=True, window=None
+    )
 
 
 def test_a_model_that_cannot_be_run_is_named() -> None:

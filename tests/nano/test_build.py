@@ -43,12 +43,16 @@ def test_encoding_equals_the_chat_template() -> None:
     for turns, (ids, own) in zip(sample, encode(tokenizer, sample), strict=True):
         rows = [{"role": m.role, "content": m.content} for m in turns]
         assert tokenizer.apply_chat_template(rows, return_dict=False) == ids
-        prompt = tokenizer.apply_chat_template(rows[:-1], add_generation_prompt=True, return_dict=False)
+        prompt = tokenizer.apply_chat_template(
+            rows[:-1], add_generation_prompt=True, return_dict=False
+        )
         assert own.index(True) == len(prompt)
 
 
 def test_a_run_taken_up_from_its_checkpoint_ends_like_an_unbroken_one(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(m.content for turns in islice(conversations(0), 2000) for m in turns)
+    tokenizer = train_tokenizer(
+        m.content for turns in islice(conversations(0), 2000) for m in turns
+    )
     whole, losses = train(TINY, tokenizer)
     checkpoint = tmp_path / "checkpoint.pt"
     train(TINY, tokenizer, checkpoint, stop=2)
@@ -60,7 +64,9 @@ def test_a_run_taken_up_from_its_checkpoint_ends_like_an_unbroken_one(tmp_path: 
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(m.content for turns in islice(conversations(0), 2000) for m in turns)
+    tokenizer = train_tokenizer(
+        m.content for turns in islice(conversations(0), 2000) for m in turns
+    )
     checkpoint = tmp_path / "checkpoint.pt"
     train(TINY, tokenizer, checkpoint, stop=2)
     with pytest.raises(ArtifactError, match=r"of another run, with \{'seed': 0\}"):
@@ -70,7 +76,9 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path)
         train(TINY, tokenizer, checkpoint)
 
 
-def test_build_writes_a_folder_that_loads_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_writes_a_folder_that_loads_in_fp32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build, "RECIPE", replace(TINY, steps=2))
     monkeypatch.setattr(build, "TOKENIZER_CONVERSATIONS", 2000)
     out = build.build(tmp_path / "patient", progress=False)

@@ -49,10 +49,14 @@ def test_no_object_is_listed_twice_but_those_that_suites_leave_out() -> None:
 
 
 def test_every_harmful_verb_has_a_harmless_use_and_every_harmful_object_too() -> None:
-    safe_kinds = {kind for twins in (True, False) for _, kinds in safe_actions(twins) for kind in kinds}
+    safe_kinds = {
+        kind for twins in (True, False) for _, kinds in safe_actions(twins) for kind in kinds
+    }
     for verb, (_, harmful, safe) in VERBS.items():
         assert safe, verb
-        assert not {k for kinds in harmful.values() for k in kinds.split()} & set(safe.split()), verb
+        assert not {k for kinds in harmful.values() for k in kinds.split()} & set(safe.split()), (
+            verb
+        )
     for split in SPLITS:
         for pairs in unsafe_actions(split).values():
             assert pairs
@@ -86,7 +90,9 @@ def test_no_test_request_leaks_into_corpus_or_fit_data_in_any_wrapper() -> None:
 
 
 def test_no_phrasing_of_requests_is_part_of_another_and_unseen_ones_hold_no_seen_one() -> None:
-    templates = [(split, t.lower()) for split in SPLITS for row in PHRASINGS[split].values() for t in row]
+    templates = [
+        (split, t.lower()) for split in SPLITS for row in PHRASINGS[split].values() for t in row
+    ]
     for split, template in templates:
         for other_split, other in templates:
             assert template == other or template not in other, (template, other)
@@ -94,7 +100,9 @@ def test_no_phrasing_of_requests_is_part_of_another_and_unseen_ones_hold_no_seen
                 assert template.strip(" .?") not in other, (template, other)
     for task, row in ASK.items():
         for unseen in row["C"] if task != "chat" else []:
-            assert not [s for s in row["A"] + row["B"] if s.lower().strip(" .?!:") in unseen.lower()], unseen
+            assert not [
+                s for s in row["A"] + row["B"] if s.lower().strip(" .?!:") in unseen.lower()
+            ], unseen
 
 
 def test_fit_data_hold_no_object_and_no_filler_that_is_held_out_from_them() -> None:
@@ -102,7 +110,9 @@ def test_fit_data_hold_no_object_and_no_filler_that_is_held_out_from_them() -> N
     examples = [*fit.train, *fit.validation, *fit.calibration]
     text = "\n".join(m.content for e in examples for m in e.messages).lower()
     held = [thing.lower() for kind in OBJECTS for split in "BC" for thing in objects(kind, split)]
-    fillers = [filler.split("||")[0].lower() for row in SLOTS["B"].values() for filler in row]  # of a chat, the user's turn
+    fillers = [
+        filler.split("||")[0].lower() for row in SLOTS["B"].values() for filler in row
+    ]  # of a chat, the user's turn
     assert [h for h in held if re.search(rf"\b{re.escape(h)}\b", text)] == []
     assert [f for f in fillers if f in text] == []
 

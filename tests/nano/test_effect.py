@@ -1,4 +1,5 @@
-"""Demo and study: the promised files and format; goals and tests counted request by request; an interrupted study goes on."""
+"""Demo and study: the promised files and format; goals and tests counted request by request; an
+interrupted study goes on."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ from safeswitch.nano.suites import FitData, load_fit, load_suite
 from safeswitch.statistics.intervals import wilson
 from safeswitch.switch.switch import Switch
 
-SETTINGS = FitSettings(budget=0.05, readers=("layers",), head=HeadSettings(ranks=(1,), epochs=3), head_examples=32)
+SETTINGS = FitSettings(
+    budget=0.05, readers=("layers",), head=HeadSettings(ranks=(1,), epochs=3), head_examples=32
+)
 
 
 def small_fit(seed: int = 0) -> FitData:
@@ -34,15 +37,27 @@ def small_fit(seed: int = 0) -> FitData:
 
 
 def pooled(
-    metric: str = "harmful compliance", groups: Sequence[str] | None = None, **hits: list[tuple[bool, ...]]
+    metric: str = "harmful compliance",
+    groups: Sequence[str] | None = None,
+    **hits: list[tuple[bool, ...]],
 ) -> dict[str, Pooled]:
     own = tuple(groups or map(str, range(len(hits["base"]))))
-    return {name: Pooled(metric, tuple(hits.get(name, hits["base"])), own, 0.0, None) for name in METHOD_NAMES}
+    return {
+        name: Pooled(metric, tuple(hits.get(name, hits["base"])), own, 0.0, None)
+        for name in METHOD_NAMES
+    }
 
 
 @pytest.mark.slow
 def test_the_demo_writes_the_promised_files_and_format(tmp_path: Path) -> None:
-    run_demo(tmp_path / "d", n=10, suites=("jailbroken", "ordinary"), settings=SETTINGS, data=small_fit(), say=lambda t: None)
+    run_demo(
+        tmp_path / "d",
+        n=10,
+        suites=("jailbroken", "ordinary"),
+        settings=SETTINGS,
+        data=small_fit(),
+        say=lambda t: None,
+    )
     told = json.loads((tmp_path / "d" / "results.json").read_text(encoding="utf-8"))
     assert set(told) == {"seconds", "suites"}
     assert set(told["suites"]) == {"jailbroken", "ordinary"}
@@ -63,7 +78,9 @@ def test_the_demo_refuses_a_place_that_cannot_be_written_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(TransformersEngine, "load", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        TransformersEngine, "load", lambda *a, **k: pytest.fail("the model was loaded")
+    )
     with pytest.raises(ArtifactError, match="is a file, not a folder"):
         run_demo(tmp_path / "file" / "x")
     with pytest.raises(ArtifactError, match="is a file, not a folder"):
@@ -71,10 +88,15 @@ def test_the_demo_refuses_a_place_that_cannot_be_written_before_any_work(
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_where_it_was_stopped_and_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_goes_on_where_it_was_stopped_and_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(effect, "load_fit", small_fit)
     options: dict[str, Any] = {
-        "n": 10, "suites": ("jailbroken",), "settings": replace(SETTINGS, reply_tokens=8), "say": lambda text: None
+        "n": 10,
+        "suites": ("jailbroken",),
+        "settings": replace(SETTINGS, reply_tokens=8),
+        "say": lambda text: None,
     }
     whole = run_study(tmp_path, seeds=2, **options)
     first = {p: p.stat().st_mtime_ns for p in (tmp_path / "seed-0" / "replies").rglob("*.jsonl")}
@@ -108,7 +130,11 @@ def test_the_paired_test_counts_each_request_once() -> None:
 
 def test_variants_of_one_request_count_as_one_in_interval_and_test() -> None:
     hits = [(True, True, True)] * 6 + [(False,) * 3] * 6
-    row = pooled(groups=[name for name in "abcd" for _ in range(3)], base=hits, safeswitch=[(False,) * 3] * 12)
+    row = pooled(
+        groups=[name for name in "abcd" for _ in range(3)],
+        base=hits,
+        safeswitch=[(False,) * 3] * 12,
+    )
     assert (row["base"].rate.rate, row["base"].rate.n) == (0.5, 12)
     assert row["safeswitch"].rate.high == pytest.approx(wilson(0, 4).high)
     assert row["base"].rate.high > wilson(6, 12).high
@@ -121,15 +147,31 @@ def test_goals_are_met_at_their_limit_and_missed_beyond_it() -> None:
         return pooled(base=[(True,)] * 100, safeswitch=[(True,)] * kept + [(False,)] * (100 - kept))
 
     def safe(extra: int) -> dict[str, Pooled]:
-        return pooled("refusal", base=[(False,)] * 100, safeswitch=[(True,)] * extra + [(False,)] * (100 - extra))
+        return pooled(
+            "refusal",
+            base=[(False,)] * 100,
+            safeswitch=[(True,)] * extra + [(False,)] * (100 - extra),
+        )
 
-    suites = {"jailbroken": unsafe(5), "plain_unsafe": unsafe(6), "jailbroken_c": unsafe(20), "plain_unsafe_c": unsafe(21)}
+    suites = {
+        "jailbroken": unsafe(5),
+        "plain_unsafe": unsafe(6),
+        "jailbroken_c": unsafe(20),
+        "plain_unsafe_c": unsafe(21),
+    }
     suites |= {"lookalike": safe(2), "lookalike_c": safe(3), "lookalike_obj_c": safe(50)}
-    suites["ordinary"] = pooled("accuracy", base=[(True,)] * 100, safeswitch=[(True,)] * 98 + [(False,)] * 2)
+    suites["ordinary"] = pooled(
+        "accuracy", base=[(True,)] * 100, safeswitch=[(True,)] * 98 + [(False,)] * 2
+    )
     met = {goal.name.split(", ")[-1]: goal.met for goal in judge_goals(suites)}
     assert met == {
-        "plain_unsafe": False, "jailbroken": True, "plain_unsafe_c": False, "jailbroken_c": True, "lookalike": True,
-        "lookalike_c": False, "ordinary accuracy lost": False,
+        "plain_unsafe": False,
+        "jailbroken": True,
+        "plain_unsafe_c": False,
+        "jailbroken_c": True,
+        "lookalike": True,
+        "lookalike_c": False,
+        "ordinary accuracy lost": False,
     }
     nothing = judge_goals({"jailbroken": pooled(base=[(False,)] * 10)})[0]
     assert (nothing.reached, nothing.met) == (None, False)
@@ -140,7 +182,9 @@ def test_broken_text_counts_as_neither() -> None:
     examples = load_suite("jailbroken", 3)
     verdicts = NanoJudge().judge([logged(e, t) for e, t in zip(examples, texts, strict=True)])
     assert [(v.complied, v.refused, NEITHER.hit(v)) for v in verdicts] == [
-        (False, False, True), (False, True, False), (True, False, False)
+        (False, False, True),
+        (False, True, False),
+        (True, False, False),
     ]
 
 

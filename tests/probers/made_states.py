@@ -1,4 +1,5 @@
-"""States of made-up requests whose classes differ along a known direction, at every kind of read point."""
+"""States of made-up requests whose classes differ along a known direction, at every kind of read
+point."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ def make_acts(n: int = 120, seed: int = 0, gap: float = 5.0) -> tuple[Activation
     lengths = torch.randint(2, W + 1, (n,), generator=g)
     mask = torch.arange(W)[None] >= W - lengths[:, None]
     tokens = (torch.randn(n, W, D, generator=g) + shift[:, None]) * scale
-    texts = tuple(f"please {'break' if y else 'paint'} thing number {i}" for i, y in enumerate(labels.tolist()))
+    texts = tuple(
+        f"please {'break' if y else 'paint'} thing number {i}"
+        for i, y in enumerate(labels.tolist())
+    )
     flat[NEXT] = flat[EARLY] + (torch.randn(n, D, generator=g) + shift) * scale.flip(0)
     for point in (ATTN, MLP):
         flat[point] = (torch.randn(n, D, generator=g) + shift) * scale.flip(0) - 2.0

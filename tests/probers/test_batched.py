@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.types import ReadPoint
-from safeswitch.probers.batched import Part, Weights, first_weights, forward, gradients, losses, train
+from safeswitch.probers.batched import (
+    Part,
+    Weights,
+    first_weights,
+    forward,
+    gradients,
+    losses,
+    train,
+)
 from safeswitch.probers.mlp import MLPProber
 from safeswitch.probers.recipes import RECIPES
 from safeswitch.probers.sweep import sweep
@@ -23,7 +31,13 @@ def random_case(o: int) -> tuple[Weights, Tensor, Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(o)
     weights = first_weights(3, 5, 7, o, g)
     x, labels = torch.randn(3, 6, 5, generator=g), (torch.rand(6, generator=g) > 0.5).float()
-    return weights, x, labels, torch.rand(6, generator=g), (torch.rand(6, 7, generator=g) > 0.3) / 0.7
+    return (
+        weights,
+        x,
+        labels,
+        torch.rand(6, generator=g),
+        (torch.rand(6, 7, generator=g) > 0.3) / 0.7,
+    )
 
 
 @outputs
@@ -41,7 +55,9 @@ def test_the_gradient_by_hand_is_autograds(o: int) -> None:
 def test_two_outputs_are_trained_by_cross_entropy_on_a_softmax() -> None:
     weights, x, labels, _, _ = random_case(2)
     out = forward(x, weights)
-    by_hand = torch.stack([nn.functional.cross_entropy(torch.softmax(o, -1), labels.long()) for o in out])
+    by_hand = torch.stack(
+        [nn.functional.cross_entropy(torch.softmax(o, -1), labels.long()) for o in out]
+    )
     torch.testing.assert_close(losses(out, labels, torch.ones(6)), by_hand)
 
 
@@ -82,7 +98,9 @@ def test_the_score_is_the_forward_pass_written_out() -> None:
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_a_swept_prober_is_the_one_trained_alone(recipe: str, chunk: int | None) -> None:
     train_set, test_set = make_acts(100, gap=1.5), make_acts(60, seed=1, gap=1.5)
-    result = sweep(*train_set, POINTS, measure_on=test_set, recipe=recipe, seed=5, chunk=chunk, n_boot=10)
+    result = sweep(
+        *train_set, POINTS, measure_on=test_set, recipe=recipe, seed=5, chunk=chunk, n_boot=10
+    )
     for point in POINTS:
         alone = MLPProber(point, recipe=recipe).fit(*train_set, seed=5)
         apart = (result.prober(point).score(test_set[0]) - alone.score(test_set[0])).abs().max()
@@ -117,7 +135,9 @@ def test_early_stopping_keeps_the_best_weights_of_each_prober() -> None:
     fit_part, held_part = Part.make(x, labels, True), Part.make(hx, truth, True)
     stopped = train(fit_part, held_part, recipe, 16, 0)
     last = train(fit_part, None, recipe, 16, 0)
-    lower = [losses(forward(hx, w), held_part.labels, held_part.row_weights) for w in (stopped, last)]
+    lower = [
+        losses(forward(hx, w), held_part.labels, held_part.row_weights) for w in (stopped, last)
+    ]
     assert bool((lower[0] < lower[1]).all())
 
 

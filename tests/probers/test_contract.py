@@ -20,13 +20,21 @@ from safeswitch.probers.base import PROBERS, Prober, prober_from_state
 from safeswitch.probers.build import make_prober
 from tests.probers.made_states import EARLY, LAST, WINDOW, make_acts
 
-MIXED = [{"kind": "mlp", "point": str(LAST)}, {"kind": "window", "point": str(WINDOW)}, {"kind": "ngram"}]
+MIXED = [
+    {"kind": "mlp", "point": str(LAST)},
+    {"kind": "window", "point": str(WINDOW)},
+    {"kind": "ngram"},
+]
 SPECS: dict[str, dict[str, Any]] = {
     "mlp": {"point": str(LAST)},
     "mlp paper": {"point": str(LAST), "recipe": "paper", "lr": 1e-3},
     "linear": {"point": str(LAST)},
     "mean_difference": {"point": str(LAST)},
-    "layer_average": {"points": [str(EARLY), str(LAST)], "inner": "linear", "settings": {"l2": 1.0}},
+    "layer_average": {
+        "points": [str(EARLY), str(LAST)],
+        "inner": "linear",
+        "settings": {"l2": 1.0},
+    },
     "steps": {"blocks": [3]},
     "outputs": {"blocks": [3]},
     "window": {"point": str(WINDOW)},
@@ -85,7 +93,9 @@ def test_fit_returns_self(name: str, data: tuple[Activations, Tensor]) -> None:
 
 
 @every
-def test_fitting_twice_gives_the_same_scores(name: str, fitted: Fitted, data: tuple[Activations, Tensor]) -> None:
+def test_fitting_twice_gives_the_same_scores(
+    name: str, fitted: Fitted, data: tuple[Activations, Tensor]
+) -> None:
     again = make(name).fit(*data).fit(*data)
     assert torch.equal(again.score(data[0]), fitted(name).score(data[0]))
 
@@ -117,10 +127,16 @@ def test_nan_in_fit_is_refused_with_the_row(name: str, data: tuple[Activations, 
 
 
 @every
-def test_nan_in_a_row_gives_nan_in_its_score_only(name: str, fitted: Fitted, data: tuple[Activations, Tensor]) -> None:
+def test_nan_in_a_row_gives_nan_in_its_score_only(
+    name: str, fitted: Fitted, data: tuple[Activations, Tensor]
+) -> None:
     prober = fitted(name)
     scores = prober.score(spoil(data[0], 7))
-    reads = torch.arange(len(scores)) == 7 if prober.points else torch.zeros(len(scores), dtype=torch.bool)
+    reads = (
+        torch.arange(len(scores)) == 7
+        if prober.points
+        else torch.zeros(len(scores), dtype=torch.bool)
+    )
     assert torch.equal(torch.isnan(scores), reads)
     assert torch.equal(scores[~reads], prober.score(data[0])[~reads])
 
@@ -132,7 +148,9 @@ def test_missing_states_are_an_activation_error(name: str, fitted: Fitted) -> No
 
 
 @every
-def test_scores_are_float32_probabilities_one_a_row(name: str, fitted: Fitted, data: tuple[Activations, Tensor]) -> None:
+def test_scores_are_float32_probabilities_one_a_row(
+    name: str, fitted: Fitted, data: tuple[Activations, Tensor]
+) -> None:
     scores = fitted(name).score(data[0])
     assert scores.dtype == torch.float32
     assert scores.shape == (len(data[1]),)
@@ -146,7 +164,9 @@ def test_state_survives_json_and_safetensors_to_the_bit(
 ) -> None:
     config, tensors = fitted(name).state()
     write_tensors(tmp_path / "p.safetensors", tensors)
-    again = prober_from_state(json.loads(json.dumps(config)), read_tensors(tmp_path / "p.safetensors"))
+    again = prober_from_state(
+        json.loads(json.dumps(config)), read_tensors(tmp_path / "p.safetensors")
+    )
     assert torch.equal(again.score(data[0]), fitted(name).score(data[0]))
     assert again.points == fitted(name).points
     config2, tensors2 = again.state()
@@ -162,7 +182,9 @@ def test_a_missing_tensor_is_an_artifact_error(name: str, fitted: Fitted) -> Non
 
 
 @every
-def test_order_and_batching_do_not_change_scores(name: str, fitted: Fitted, data: tuple[Activations, Tensor]) -> None:
+def test_order_and_batching_do_not_change_scores(
+    name: str, fitted: Fitted, data: tuple[Activations, Tensor]
+) -> None:
     prober, (acts, _) = fitted(name), data
     whole = prober.score(acts)
     order = torch.randperm(len(acts), generator=torch.Generator().manual_seed(1))
@@ -172,8 +194,12 @@ def test_order_and_batching_do_not_change_scores(name: str, fitted: Fitted, data
 
 
 @every
-def test_no_rows_give_no_scores(name: str, fitted: Fitted, data: tuple[Activations, Tensor]) -> None:
-    assert fitted(name).score(data[0].select(torch.zeros(len(data[0]), dtype=torch.bool))).shape == (0,)
+def test_no_rows_give_no_scores(
+    name: str, fitted: Fitted, data: tuple[Activations, Tensor]
+) -> None:
+    assert fitted(name).score(
+        data[0].select(torch.zeros(len(data[0]), dtype=torch.bool))
+    ).shape == (0,)
 
 
 @every
@@ -186,7 +212,9 @@ def test_inputs_are_not_modified(name: str) -> None:
 
 
 @every
-def test_score_does_not_change_the_prober(name: str, fitted: Fitted, data: tuple[Activations, Tensor]) -> None:
+def test_score_does_not_change_the_prober(
+    name: str, fitted: Fitted, data: tuple[Activations, Tensor]
+) -> None:
     before = fitted(name).state()[1]
     fitted(name).score(data[0])
     assert all(torch.equal(t, before[k]) for k, t in fitted(name).state()[1].items())
@@ -211,7 +239,9 @@ def test_four_rows_are_enough_to_fit(name: str) -> None:
 
 
 @every
-def test_half_precision_states_are_scored(name: str, fitted: Fitted, data: tuple[Activations, Tensor]) -> None:
+def test_half_precision_states_are_scored(
+    name: str, fitted: Fitted, data: tuple[Activations, Tensor]
+) -> None:
     acts = data[0]
     half = Activations({p: t.bfloat16() for p, t in acts.states.items()}, acts.masks, acts.texts)
     scores = fitted(name).score(half)

@@ -31,7 +31,9 @@ def test_the_index_is_that_of_the_formula_and_nothing_where_nothing_moved() -> N
     assert made.psi([0.1] * 5 + [0.9] * 15) == pytest.approx(by_hand)
 
 
-@pytest.mark.parametrize("wrong", [((0.5,), (1,)), ((0.5, 0.2), (1, 1, 1)), ((0.5, 0.5), (1, 1, 1)), ((0.5,), (1, -1))])
+@pytest.mark.parametrize(
+    "wrong", [((0.5,), (1,)), ((0.5, 0.2), (1, 1, 1)), ((0.5, 0.5), (1, 1, 1)), ((0.5,), (1, -1))]
+)
 def test_what_is_no_histogram_is_refused(wrong: tuple[tuple[float, ...], tuple[int, ...]]) -> None:
     with pytest.raises(DataError):
         Histogram(*wrong)

@@ -29,16 +29,25 @@ def scored(n: int = 300, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("n", "budget", "rank"), [(99, 0.01, 99), (100, 0.01, 100), (199, 0.01, 198), (699, 0.01, 693), (9, 0.1, 9)]
+    ("n", "budget", "rank"),
+    [(99, 0.01, 99), (100, 0.01, 100), (199, 0.01, 198), (699, 0.01, 693), (9, 0.1, 9)],
 )
-def test_the_conformal_threshold_is_the_stated_order_statistic(n: int, budget: float, rank: int) -> None:
-    threshold = conformal_threshold(torch.randperm(n, generator=torch.Generator().manual_seed(0)) / n, budget)
+def test_the_conformal_threshold_is_the_stated_order_statistic(
+    n: int, budget: float, rank: int
+) -> None:
+    threshold = conformal_threshold(
+        torch.randperm(n, generator=torch.Generator().manual_seed(0)) / n, budget
+    )
     assert threshold.rank == rank
     assert threshold.value == pytest.approx((rank - 1) / n)
 
 
-@pytest.mark.parametrize(("budget", "need"), [(0.01, 99), (0.05, 19), (0.1, 9), (0.3, 3), (0.001, 999)])
-def test_too_few_benign_prompts_are_refused_with_the_number_needed(budget: float, need: int) -> None:
+@pytest.mark.parametrize(
+    ("budget", "need"), [(0.01, 99), (0.05, 19), (0.1, 9), (0.3, 3), (0.001, 999)]
+)
+def test_too_few_benign_prompts_are_refused_with_the_number_needed(
+    budget: float, need: int
+) -> None:
     with pytest.raises(FitError, match=f"at least {need} benign prompts; got {need - 1}"):
         conformal_threshold(torch.zeros(need - 1), budget)
     assert conformal_threshold(torch.zeros(need), budget).rank <= need
@@ -47,14 +56,18 @@ def test_too_few_benign_prompts_are_refused_with_the_number_needed(budget: float
 def test_the_conformal_bound_holds_over_draws_and_is_not_slack() -> None:
     g = torch.Generator().manual_seed(0)
     draws = torch.rand(4000, 121, generator=g)
-    fired = [bool(draws[i, 120] > conformal_threshold(draws[i, :120], 0.05).value) for i in range(4000)]
+    fired = [
+        bool(draws[i, 120] > conformal_threshold(draws[i, :120], 0.05).value) for i in range(4000)
+    ]
     rate, spread = sum(fired) / 4000, 3 * math.sqrt(0.05 * 0.95 / 4000)
     assert 0.05 - 1 / 121 - spread <= rate <= 0.05 + spread
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.9]), min_size=9, max_size=60))
-def test_no_more_calibration_scores_than_the_budget_exceed_the_threshold(values: list[float]) -> None:
+def test_no_more_calibration_scores_than_the_budget_exceed_the_threshold(
+    values: list[float],
+) -> None:
     threshold = conformal_threshold(torch.tensor(values), 0.1)
     assert int(threshold.fires(torch.tensor(values)).sum()) <= 0.1 * (len(values) + 1)
 
@@ -80,7 +93,8 @@ def test_log_odds_are_finite_at_the_ends_and_keep_nan() -> None:
 
 
 def expected_calibration_error(scores: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
-    """``sum_b (n_b / n) * |mean label - mean score|`` over ``bins`` bins of equal width (Guo et al. 2017)."""
+    """``sum_b (n_b / n) * |mean label - mean score|`` over ``bins`` bins of equal width (Guo et al.
+    2017)."""
     s, y = scores.double(), labels.double()
     index = (s * bins).long().clamp(0, bins - 1)
     gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, y - s)
@@ -93,7 +107,11 @@ def test_platt_scaling_undoes_a_known_distortion() -> None:
     labels = torch.rand(4000, generator=g) < true
     distorted = torch.sigmoid(3 * log_odds(true) + 1).float()
     fixed = platt(distorted, labels).apply(distorted)
-    assert expected_calibration_error(fixed, labels) < 0.03 < expected_calibration_error(distorted, labels)
+    assert (
+        expected_calibration_error(fixed, labels)
+        < 0.03
+        < expected_calibration_error(distorted, labels)
+    )
 
 
 def test_calibration_error_is_the_formula_written_out() -> None:
@@ -115,7 +133,9 @@ def test_figures_agree_with_sklearn_ties_included() -> None:
 def test_tpr_at_one_percent_lets_floor_of_one_percent_of_the_negatives_through() -> None:
     negatives, positives = torch.arange(250) / 1000, torch.tensor([0.2465, 0.2475, 0.2485, 0.2])
     m = measure(torch.cat([negatives, positives]), torch.arange(254) >= 250, n_boot=10)
-    assert m.tpr_at_1_fpr.value == pytest.approx(2 / 4)  # .248 and .249 may exceed: the threshold is .247
+    assert m.tpr_at_1_fpr.value == pytest.approx(
+        2 / 4
+    )  # .248 and .249 may exceed: the threshold is .247
 
 
 @pytest.mark.parametrize("group", [1, 7])
@@ -123,7 +143,9 @@ def test_a_resample_has_the_figures_of_the_rows_it_repeats(group: int) -> None:
     from safeswitch.statistics import bootstrap
 
     scores, labels = (t.numpy() for t in scored(80))
-    drawn = bootstrap.Resamples.draw(scores.astype(np.float64), labels, 5, 0, np.arange(80) // group)
+    drawn = bootstrap.Resamples.draw(
+        scores.astype(np.float64), labels, 5, 0, np.arange(80) // group
+    )
     for b in range(1, 6):
         p = np.repeat(drawn.positives, drawn.positive_counts[b].astype(int))
         n = np.repeat(drawn.negatives, drawn.negative_counts[b].astype(int))
@@ -142,7 +164,9 @@ def test_variants_of_one_request_are_drawn_together() -> None:
     copies, truth = scores.repeat_interleave(5), labels.repeat_interleave(5)
     grouped = measure(copies, truth, groups=[str(i // 5) for i in range(1000)]).auroc
     assert grouped.value == pytest.approx(alone.value)
-    assert (grouped.low, grouped.high) == pytest.approx((alone.low, alone.high), abs=0.01)  # five copies tell no more than one
+    assert (grouped.low, grouped.high) == pytest.approx(
+        (alone.low, alone.high), abs=0.01
+    )  # five copies tell no more than one
     flat = measure(copies, truth).auroc
     assert flat.high - flat.low < 0.6 * (alone.high - alone.low)
     assert measure(scores, labels, groups=range(200)).auroc == alone
@@ -163,7 +187,9 @@ def test_the_auroc_interval_covers_the_truth_about_as_often_as_promised() -> Non
     hits = 0
     for _ in range(200):
         labels = torch.arange(160) % 2 == 0
-        found = measure(torch.sigmoid(torch.randn(160, generator=g) + labels), labels, n_boot=200).auroc
+        found = measure(
+            torch.sigmoid(torch.randn(160, generator=g) + labels), labels, n_boot=200
+        ).auroc
         hits += found.low <= truth <= found.high
     assert 0.87 <= hits / 200 <= 0.99  # 0.92 to 0.945 over 600 draws
 
@@ -216,9 +242,13 @@ def test_leaving_out_a_source_that_differs_shows_what_a_mixed_split_hides() -> N
     for i, name in enumerate(source):  # each source tells its classes apart along another feature
         states[i, 0 if name == "a" else 1] += 5.0 if labels[i] else -5.0
     acts = Activations({LAST: states})
-    found = leave_one_out(lambda: LinearProber(LAST, l2=10.0), acts, labels, source, seed=0, n_boot=20)
+    found = leave_one_out(
+        lambda: LinearProber(LAST, l2=10.0), acts, labels, source, seed=0, n_boot=20
+    )
     assert set(found) == {"a", "b", "in_distribution", "headline"}
     assert found["in_distribution"].auroc.value > found["headline"].auroc.value + 0.1
-    assert found["headline"].auroc.value == pytest.approx((found["a"].auroc.value + found["b"].auroc.value) / 2)
+    assert found["headline"].auroc.value == pytest.approx(
+        (found["a"].auroc.value + found["b"].auroc.value) / 2
+    )
     with pytest.raises(DataError, match="names other than"):
         leave_one_out(lambda: LinearProber(LAST), acts, labels, ["headline"] * 160, seed=0)

@@ -50,9 +50,13 @@ def test_linear_is_sklearns_balanced_logistic_regression(l2: float) -> None:
     acts, labels = acts.select(keep), labels[keep]
     scaler = StandardScaler().fit(acts.at(LAST).double().numpy())
     x = scaler.transform(acts.at(LAST).double().numpy())
-    theirs = LogisticRegression(C=1 / l2, class_weight="balanced", tol=1e-10, max_iter=5000).fit(x, labels.numpy())
+    theirs = LogisticRegression(C=1 / l2, class_weight="balanced", tol=1e-10, max_iter=5000).fit(
+        x, labels.numpy()
+    )
     mine = LinearProber(LAST, l2=l2).fit(acts, labels)
-    torch.testing.assert_close(mine.weight_, torch.from_numpy(theirs.coef_[0]).float(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        mine.weight_, torch.from_numpy(theirs.coef_[0]).float(), atol=1e-4, rtol=0
+    )
     expected = torch.from_numpy(theirs.predict_proba(x)[:, 1]).float()
     torch.testing.assert_close(mine.score(acts), expected, atol=1e-4, rtol=0)
 
@@ -70,9 +74,15 @@ def test_mean_difference_is_one_half_midway_and_rises_towards_the_positives() ->
 
 
 def sklearn_on_steps(acts: Activations, labels: Tensor, ridge: float, weights: Any) -> Any:
-    """Probabilities, by sklearn, from the standardised steps of blocks 3 and 4, over the square root of two."""
+    """Probabilities, by sklearn, from the standardised steps of blocks 3 and 4, over the square
+    root of two."""
     early, between, last = (acts.at(p).double().numpy() for p in (EARLY, NEXT, LAST))
-    x = np.concatenate([StandardScaler().fit_transform(s) for s in (between - early, last - between)], 1) / 2**0.5
+    x = (
+        np.concatenate(
+            [StandardScaler().fit_transform(s) for s in (between - early, last - between)], 1
+        )
+        / 2**0.5
+    )
     regression = LogisticRegression(C=1 / (ridge * weights.sum()), tol=1e-10, max_iter=5000)
     return regression.fit(x, labels.numpy(), sample_weight=weights).predict_proba(x)[:, 1]
 
@@ -87,7 +97,9 @@ def test_steps_fold_a_regression_on_differences_into_one_vector_a_layer() -> Non
     assert mine.points == (EARLY, NEXT, LAST)
     assert mine.weight_.shape == (3, D)
     expected = sklearn_on_steps(acts, labels, 0.01, weights)
-    torch.testing.assert_close(mine.score(acts), torch.from_numpy(expected).float(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        mine.score(acts), torch.from_numpy(expected).float(), atol=1e-4, rtol=0
+    )
 
 
 def test_steps_do_not_see_what_no_block_adds() -> None:
@@ -115,7 +127,14 @@ def test_every_source_weighs_the_same_within_its_class() -> None:
     mine = StepsProber(blocks=(3, 4), ridge=0.01).fit(told, labels).score(acts)
     by_hand = torch.from_numpy(sklearn_on_steps(acts, labels, 0.01, weights)).float()
     torch.testing.assert_close(mine, by_hand, atol=1e-4, rtol=0)
-    assert float((mine - StepsProber(blocks=(3, 4), ridge=0.01).fit(acts, labels).score(acts)).abs().max()) > 0.01
+    assert (
+        float(
+            (mine - StepsProber(blocks=(3, 4), ridge=0.01).fit(acts, labels).score(acts))
+            .abs()
+            .max()
+        )
+        > 0.01
+    )
     assert told.select([149, 0]).sources == ("other", "small")
     with pytest.raises(FitError, match="one source a row; got 149 for 150"):
         source_weights(labels, sources[1:])
@@ -125,9 +144,13 @@ def test_outputs_fold_a_regression_on_both_halves_into_one_vector_each() -> None
     acts, labels = make_acts(150, gap=1.0)
     mine = OutputsProber(blocks=[3], ridge=0.01).fit(acts, labels)
     assert mine.points == (ATTN, MLP)
-    x = np.concatenate([StandardScaler().fit_transform(acts.at(p).double().numpy()) for p in (ATTN, MLP)], 1)
+    x = np.concatenate(
+        [StandardScaler().fit_transform(acts.at(p).double().numpy()) for p in (ATTN, MLP)], 1
+    )
     x /= 2**0.5
-    regression = LogisticRegression(C=1 / (0.01 * 150), tol=1e-10, max_iter=5000).fit(x, labels.numpy())
+    regression = LogisticRegression(C=1 / (0.01 * 150), tol=1e-10, max_iter=5000).fit(
+        x, labels.numpy()
+    )
     expected = torch.from_numpy(regression.predict_proba(x)[:, 1]).float()
     torch.testing.assert_close(mine.score(acts), expected, atol=1e-4, rtol=0)
     config, tensors = mine.state()
@@ -148,7 +171,10 @@ def test_the_starter_set_is_one_source_of_a_fixed_fraction() -> None:
 
 @pytest.mark.parametrize("blocks", [[], [0, 3], [3, 3], [2.5], "3", 3, [True]])
 def test_blocks_that_cannot_be_are_refused(blocks: Any) -> None:
-    with pytest.raises(SettingError, match=r"blocks must be a list of one or more different whole numbers in \[1, 4096\]"):
+    with pytest.raises(
+        SettingError,
+        match=r"blocks must be a list of one or more different whole numbers in \[1, 4096\]",
+    ):
         make_prober({"kind": "steps", "blocks": blocks})
     config, tensors = StepsProber(blocks=[3]).fit(*make_acts(20)).state()
     with pytest.raises(SettingError, match="blocks must be"):
@@ -180,7 +206,9 @@ def test_stacking_trusts_the_informative_reader_and_never_weighs_below_zero() ->
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 2 == 0
     sign = labels.double() * 2 - 1
-    odds = torch.stack([sign + torch.randn(200, generator=g), torch.randn(200, generator=g), -sign], 1)
+    odds = torch.stack(
+        [sign + torch.randn(200, generator=g), torch.randn(200, generator=g), -sign], 1
+    )
     weights, _ = stack(odds.double().numpy(), labels)
     assert float(weights[0]) > float(weights[1])
     assert float(weights[2]) == 0.0
@@ -281,4 +309,6 @@ def test_a_configuration_reports_all_its_faults_at_once() -> None:
 
 def test_a_setting_outside_its_limits_is_refused_by_fit() -> None:
     with pytest.raises(SettingError, match="hidden must be a whole number"):
-        make_prober({"kind": "mlp", "point": "4", "hidden": 4}).__class__(LAST, hidden=0).fit(*make_acts(20))
+        make_prober({"kind": "mlp", "point": "4", "hidden": 4}).__class__(LAST, hidden=0).fit(
+            *make_acts(20)
+        )

@@ -1,6 +1,8 @@
-"""The report in a real Chromium: light, dark and narrow; nothing overflows, nothing is cut off, nothing is fetched.
+"""The report in a real Chromium: light, dark and narrow; nothing overflows, nothing is cut off,
+nothing is fetched.
 
-Skipped by name where there is no browser. With SAFESWITCH_SHOTS=folder the screenshots are kept there, to be looked at.
+Skipped by name where there is no browser. With SAFESWITCH_SHOTS=folder the screenshots are kept
+there, to be looked at.
 """
 
 from __future__ import annotations
@@ -19,8 +21,17 @@ from safeswitch.report.page import write_report
 from tests.report.made import add_analyses, made_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
+CHROMIUM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"
+)
 
 TEXTS = """() => [...document.querySelectorAll('svg.chart')].map(svg => {
   const frame = svg.getBoundingClientRect();
@@ -53,8 +64,12 @@ def browser() -> Iterator[Any]:
 class Visit:
     """One page, with all that it asked for and complained of."""
 
-    def __init__(self, browser: Any, address: str, scheme: str = "light", width: int = 1360) -> None:
-        self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True)
+    def __init__(
+        self, browser: Any, address: str, scheme: str = "light", width: int = 1360
+    ) -> None:
+        self.context = browser.new_context(
+            color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True
+        )
         self.page = self.context.new_page()
         self.asked: list[str] = []
         self.complaints: list[str] = []
@@ -100,7 +115,9 @@ def test_the_page_follows_the_systems_theme_and_the_button_changes_it(visit: Any
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1360), ("dark", 800), ("light", 390)])
-def test_nothing_overflows_and_no_label_is_cut_off_overlaps_or_is_tiny(visit: Any, scheme: str, width: int) -> None:
+def test_nothing_overflows_and_no_label_is_cut_off_overlaps_or_is_tiny(
+    visit: Any, scheme: str, width: int
+) -> None:
     seen = visit(scheme, width)
     assert ImageStat.Stat(seen.shot(f"{scheme}-{width}")).stddev[0] > 10
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
@@ -111,7 +128,10 @@ def test_nothing_overflows_and_no_label_is_cut_off_overlaps_or_is_tiny(visit: An
         assert chart["height"] > 100, chart["name"]
         assert len(chart["texts"]) >= 4, chart["name"]
         for text in chart["texts"]:
-            assert min(text["left"], text["right"], text["top"], text["bottom"]) > -2.5, (chart["name"], text)
+            assert min(text["left"], text["right"], text["top"], text["bottom"]) > -2.5, (
+                chart["name"],
+                text,
+            )
             assert text["size"] >= 8.5, (chart["name"], text)
         boxes = [(t["text"], t["box"]) for t in chart["texts"]]
         for i, (one, a) in enumerate(boxes):
@@ -120,7 +140,9 @@ def test_nothing_overflows_and_no_label_is_cut_off_overlaps_or_is_tiny(visit: An
                 assert wide < 3 or high < 4, (chart["name"], one, other)
 
 
-def test_the_page_asks_for_nothing_but_itself_and_complains_of_nothing(visit: Any, address: str) -> None:
+def test_the_page_asks_for_nothing_but_itself_and_complains_of_nothing(
+    visit: Any, address: str
+) -> None:
     seen = visit()
     assert [url for url in seen.asked if not url.startswith("data:")] == [address]
     assert seen.complaints == []
@@ -147,5 +169,9 @@ def test_a_table_is_saved_as_csv_from_the_page(visit: Any, tmp_path: Path) -> No
     with page.expect_download() as waiting:
         page.locator("#tables details[open] a[download]").first.click()
     waiting.value.save_as(tmp_path / "saved.csv")
-    assert (tmp_path / "saved.csv").read_text().startswith("benchmark,method,judge,metric,better,value,low,high,n\n")
+    assert (
+        (tmp_path / "saved.csv")
+        .read_text()
+        .startswith("benchmark,method,judge,metric,better,value,low,high,n\n")
+    )
     assert waiting.value.suggested_filename == "rates.csv"

@@ -1,4 +1,5 @@
-"""The report as a file: known figures in words and tiles, nothing loaded from outside, harm folded away, texts escaped."""
+"""The report as a file: known figures in words and tiles, nothing loaded from outside, harm folded
+away, texts escaped."""
 
 from __future__ import annotations
 
@@ -68,9 +69,18 @@ def test_the_verdict_says_the_known_figures(html: str) -> None:
         return f"{5 * hits:.1f} % ({100 * bounds.low:.1f} to {100 * bounds.high:.1f} %)"
 
     own, base = "safeswitch", "base"
-    assert f"SafeSwitch complied with {share(HARM[own])} of unsafe requests; the untouched model {share(HARM[base])}." in plain
-    assert f"It refused {share(OVER[own])} of safe requests; the untouched model {share(OVER[base])}." in plain
-    assert f"complied with {share(ATTACKED_HARM[own])} of the attacked requests under gcg-prober" in plain
+    assert (
+        f"SafeSwitch complied with {share(HARM[own])} of unsafe requests; the untouched model {share(HARM[base])}."
+        in plain
+    )
+    assert (
+        f"It refused {share(OVER[own])} of safe requests; the untouched model {share(OVER[base])}."
+        in plain
+    )
+    assert (
+        f"complied with {share(ATTACKED_HARM[own])} of the attacked requests under gcg-prober"
+        in plain
+    )
     assert f"fired on only {share(20 - SLIPPED)} of them under gcg-prober" in plain
     assert "A prober is a tripwire, not a wall" in plain
     assert "missing here: gated_set (1 of the suite's benchmarks)" in plain
@@ -94,7 +104,9 @@ def test_unsafe_requests_stand_in_folded_parts_alone_and_are_escaped(html: str) 
     assert all("details" in where for where in told)
     assert "<script>alert" not in html
     assert "<b>" not in "".join(re.findall(r'<p class="tokens">.*?</p>', html))
-    opened = [attributes for tag, attributes in page.tags if tag == "details" and "open" in attributes]
+    opened = [
+        attributes for tag, attributes in page.tags if tag == "details" and "open" in attributes
+    ]
     assert 0 < len(opened) < sum(tag == "details" for tag, _ in page.tags)
     unfolded = re.findall(r"<details open>.*?</details>", html, re.DOTALL)
     assert not any("harmful request" in part for part in unfolded)
@@ -107,7 +119,11 @@ def test_every_picture_has_a_name_and_every_id_is_used_once(html: str) -> None:
     for attributes in pictures:
         assert attributes["role"] == "img"
         assert len(attributes["aria-label"] or "") > 20
-    anchors = {(a["href"] or "")[1:] for tag, a in page.tags if tag == "a" and (a.get("href") or "").startswith("#")}
+    anchors = {
+        (a["href"] or "")[1:]
+        for tag, a in page.tags
+        if tag == "a" and (a.get("href") or "").startswith("#")
+    }
     outside = [a["id"] for tag, a in page.tags if tag in ("section", "h2", "button") and "id" in a]
     assert len(set(outside)) == len(outside)
     assert anchors <= set(outside)
@@ -121,7 +137,11 @@ def test_every_table_can_be_saved_and_is_the_one_beside_the_report(folder: Path,
         assert saved[path.stem] == path.read_text(encoding="utf-8")
     visage = list(csv.DictReader(io.StringIO(saved["visage"])))
     assert {row["moved"]: float(row["VISAGE"]) for row in visage}["model, gate"] == 75.0
-    attacks = [row for row in csv.DictReader(io.StringIO(saved["attacks"])) if row["method"] == "safeswitch"]
+    attacks = [
+        row
+        for row in csv.DictReader(io.StringIO(saved["attacks"]))
+        if row["method"] == "safeswitch"
+    ]
     assert {(r["attack"], r["metric"]): float(r["value"]) for r in attacks if r["metric"] == "gate recall"} == {
         ("none", "gate recall"): 0.9, ("gcg-prober", "gate recall"): (20 - SLIPPED) / 20
     }  # fmt: skip

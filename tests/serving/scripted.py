@@ -1,4 +1,5 @@
-"""A scripted engine and server behind the middleware, for real clients: vLLM's replies as they are once refusals are apart."""
+"""A scripted engine and server behind the middleware, for real clients: vLLM's replies as they are
+once refusals are apart."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from safeswitch.engines.context import CONTEXT, Refusal, Verdict
 from safeswitch.serving.middleware import SafeSwitchMiddleware
 from safeswitch.serving.settings import ServerSettings
 
-FIRED = Decision(True, "stage2", {"stage1": 0.97}, {"stage1": 0.53}, token_index=3, actuator="low_rank_head")
+FIRED = Decision(
+    True, "stage2", {"stage1": 0.97}, {"stage1": 0.53}, token_index=3, actuator="low_rank_head"
+)
 PASSED = Decision(False, "stage1", {"stage1": 0.11}, {"stage1": 0.53})
 REFUSAL = "I can't help with that. é"
 USAGE = {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
@@ -27,7 +30,8 @@ class Server:
     """Answers with a JSON body, or with the events of a stream.
 
     Args:
-        decisions: Of each choice; one that fired has its refusal apart where the request asks for that.
+        decisions: Of each choice; one that fired has its refusal apart where the request asks for
+            that.
         body: A whole reply, or the events of a stream (a string is sent as it is).
         refuse_at: Before which event the refusals come in.
     """
@@ -41,7 +45,9 @@ class Server:
             pass
         stream = not isinstance(self.body, dict)
         kind = b"text/event-stream" if stream else b"application/json"
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]}
+        )
         if isinstance(self.body, dict):
             self._decide()
             await send({"type": "http.response.body", "body": json.dumps(self.body).encode()})
@@ -56,7 +62,9 @@ class Server:
         context = CONTEXT.get()
         assert context is not None
         for i, decision in enumerate(self.decisions):
-            context.decisions[i] = Verdict(i, decision, "default", "abcd", context.policy or "enforce", "")
+            context.decisions[i] = Verdict(
+                i, decision, "default", "abcd", context.policy or "enforce", ""
+            )
             if decision.fired and context.apart:
                 context.refusals[i] = Refusal(REFUSAL, 7, True)
 
@@ -75,16 +83,26 @@ def guarded(server: Server, settings: ServerSettings | None) -> Any:
 
 def http(server: Server, settings: ServerSettings | None = None) -> httpx2.AsyncClient:
     """A client of HTTP that talks to ``server`` through the middleware."""
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(guarded(server, settings)), base_url="http://server")
+    return httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(guarded(server, settings)), base_url="http://server"
+    )
 
 
-def openai_client(server: Server, settings: ServerSettings | None = None, key: str = "none") -> openai.AsyncOpenAI:
+def openai_client(
+    server: Server, settings: ServerSettings | None = None, key: str = "none"
+) -> openai.AsyncOpenAI:
     """OpenAI's client of the same."""
     inner = http(server, settings)
-    return openai.AsyncOpenAI(base_url="http://server/v1", api_key=key, http_client=inner, max_retries=0)
+    return openai.AsyncOpenAI(
+        base_url="http://server/v1", api_key=key, http_client=inner, max_retries=0
+    )
 
 
-def anthropic_client(server: Server, settings: ServerSettings | None = None, key: str = "none") -> anthropic.AsyncAnthropic:
+def anthropic_client(
+    server: Server, settings: ServerSettings | None = None, key: str = "none"
+) -> anthropic.AsyncAnthropic:
     """Anthropic's client of the same."""
     inner = httpx2.AsyncClient(transport=httpx2.ASGITransport(guarded(server, settings)))
-    return anthropic.AsyncAnthropic(base_url="http://server", api_key=key, http_client=inner, max_retries=0)
+    return anthropic.AsyncAnthropic(
+        base_url="http://server", api_key=key, http_client=inner, max_retries=0
+    )

@@ -23,7 +23,14 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "keys.json"
 
 
-def ask(file: Path, secret: str | None, body: Any = None, app: App | None = None, path: str = CHAT, **settings: Any) -> Answer:
+def ask(
+    file: Path,
+    secret: str | None,
+    body: Any = None,
+    app: App | None = None,
+    path: str = CHAT,
+    **settings: Any,
+) -> Answer:
     headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
     given = ServerSettings(keys=str(file), **settings)
     return post(app or App([PASSED], [b"{}"]), body or {"messages": []}, given, headers, path)
@@ -45,7 +52,9 @@ def test_a_key_that_makes_no_sense_is_named_and_not_written(file: Path, wrong: A
     assert not file.exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", *(json.dumps({"keys": [key]}) for key in ({"name": "a"}, COLOURED))])
+@pytest.mark.parametrize(
+    "text", ["", "[]", *(json.dumps({"keys": [key]}) for key in ({"name": "a"}, COLOURED))]
+)
 def test_a_damaged_file_lets_no_server_start(file: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(ArtifactError, match="API keys"):
@@ -93,7 +102,12 @@ def test_rights_and_bundles_are_the_keys_own(file: Path) -> None:
     assert (app.context.policy, app.context.bundle) == (None, "b")
     ask(file, secret, {"safeswitch": {"policy": "observe", "bundle": "c"}}, app)
     assert (app.context.policy, app.context.bundle) == ("observe", "c")
-    refused = ((secret, {"policy": "off"}), (secret, {"bundle": "a"}), (plain, {"policy": "observe"}), (plain, {"bundle": "b"}))
+    refused = (
+        (secret, {"policy": "off"}),
+        (secret, {"bundle": "a"}),
+        (plain, {"policy": "observe"}),
+        (plain, {"bundle": "b"}),
+    )
     for who, wish in refused:
         assert ask(file, who, {"safeswitch": wish}, clients_may=("observe",)).status == 403
 
@@ -120,8 +134,13 @@ def test_rates_and_concurrency_are_counted_by_key(file: Path) -> None:
             async def send(event: Any) -> None:
                 events.append(event)
 
-            headers = [(b"authorization", f"Bearer {secret}".encode()), (b"content-type", b"application/json")]
-            await middleware({"type": "http", "method": "POST", "path": CHAT, "headers": headers}, receive, send)
+            headers = [
+                (b"authorization", f"Bearer {secret}".encode()),
+                (b"content-type", b"application/json"),
+            ]
+            await middleware(
+                {"type": "http", "method": "POST", "path": CHAT, "headers": headers}, receive, send
+            )
             return events
 
         running = [asyncio.create_task(one(wide)) for _ in range(3)]
@@ -139,7 +158,9 @@ def test_rates_and_concurrency_are_counted_by_key(file: Path) -> None:
 
 def test_thresholds_are_for_admins_and_checked(file: Path) -> None:
     class Server(SafeSwitchMiddleware):
-        async def set_thresholds(self, scope: Scope, bundle: str, thresholds: Any) -> dict[str, float]:
+        async def set_thresholds(
+            self, scope: Scope, bundle: str, thresholds: Any
+        ) -> dict[str, float]:
             if bundle != "default":
                 raise SettingError("no such bundle")
             return {"stage1": 0.5, **thresholds}
@@ -151,7 +172,9 @@ def test_thresholds_are_for_admins_and_checked(file: Path) -> None:
         (admin, {"bundle": 1}, 400),
     ):  # fmt: skip
         headers = {"authorization": f"Bearer {secret}"}
-        answer = post(App([], [b""]), body, ServerSettings(keys=str(file)), headers, THRESHOLDS, Server)
+        answer = post(
+            App([], [b""]), body, ServerSettings(keys=str(file)), headers, THRESHOLDS, Server
+        )
         assert answer.status == status, body
         if "thresholds" in body and status == 200:
             assert answer.json == {"bundle": "default", "thresholds": {"stage1": 0.7}}
@@ -164,6 +187,8 @@ def test_the_right_to_see_scores_is_given_on_the_command_line(file: Path) -> Non
     from safeswitch.cli.keys import keys_app
 
     for name, flags in (("plain", []), ("reader", ["--scores"]), ("root", ["--admin"])):
-        assert CliRunner().invoke(keys_app, ["add", name, "--file", str(file), *flags]).exit_code == 0
+        assert (
+            CliRunner().invoke(keys_app, ["add", name, "--file", str(file), *flags]).exit_code == 0
+        )
     rights = {key.name: (key.scores, key.admin) for key in read_keys(file).values()}
     assert rights == {"plain": (False, False), "reader": (True, False), "root": (False, True)}

@@ -32,7 +32,10 @@ def record(i: int) -> dict[str, Any]:
 
 def ids(path: Path) -> list[str]:
     with closing(sqlite3.connect(path)) as connection:
-        return [row[0] for row in connection.execute("select request_id from safeswitch_decisions order by id")]
+        return [
+            row[0]
+            for row in connection.execute("select request_id from safeswitch_decisions order by id")
+        ]
 
 
 def held(path: Path, table: str = "waiting") -> list[Any]:
@@ -87,7 +90,9 @@ def test_buffered_records_are_written_back_in_order_once(tmp_path: Path) -> None
 
 
 def test_a_full_buffer_blocks(tmp_path: Path) -> None:
-    store = Audit(f"sqlite:///{tmp_path / 'absent' / 'a.db'}", buffer=tmp_path / "b.db", buffer_limit=500)
+    store = Audit(
+        f"sqlite:///{tmp_path / 'absent' / 'a.db'}", buffer=tmp_path / "b.db", buffer_limit=500
+    )
     store.write(record(0))
     with pytest.raises(AuditError, match=r"holds \d+ bytes of waiting .* it may hold 500"):
         store.write(record(1))
@@ -140,7 +145,9 @@ def test_what_the_database_never_takes_is_put_aside_and_stops_nothing(
     store.close()
 
 
-def test_without_a_buffer_a_record_that_cannot_be_kept_is_an_error_of_the_audit(tmp_path: Path) -> None:
+def test_without_a_buffer_a_record_that_cannot_be_kept_is_an_error_of_the_audit(
+    tmp_path: Path,
+) -> None:
     store = Audit(f"sqlite:///{tmp_path / 'a.db'}")
     for wrong in NEVER.values():
         with pytest.raises(AuditError):
@@ -155,14 +162,23 @@ OLD_LINES = [
     b'{"record": "x", "at": 1' + b"0" * 5000 + b"}",
     b'{"record": "\\ud800", "at": 1.0}',
 ]  # fmt: skip
-OLD_ROWS = [{"request_id": None}, {"choice": 2**70}, {"request_id": "\ud800"}, {"at": float("inf"), "fired": "x"}]
+OLD_ROWS = [
+    {"request_id": None},
+    {"choice": 2**70},
+    {"request_id": "\ud800"},
+    {"at": float("inf"), "fired": "x"},
+]
 
 
 @pytest.mark.parametrize("named", ["b.jsonl", "b.db"])
 def test_what_waited_in_a_file_of_lines_is_taken_over_once(tmp_path: Path, named: str) -> None:
     old = tmp_path / "b.jsonl"
-    rows: list[dict[str, Any]] = [{**record(i), "record": f"n{i}", "at": float(i)} for i in range(2)]
-    rows += [{**record(9), "record": f"w{i}", "at": 1.0, **wrong} for i, wrong in enumerate(OLD_ROWS)]
+    rows: list[dict[str, Any]] = [
+        {**record(i), "record": f"n{i}", "at": float(i)} for i in range(2)
+    ]
+    rows += [
+        {**record(9), "record": f"w{i}", "at": 1.0, **wrong} for i, wrong in enumerate(OLD_ROWS)
+    ]
     good, *lines = [json.dumps(row).encode() for row in rows]
     old.write_bytes(b"\n".join([good, *OLD_LINES, *lines, b'{"half']))
     url = f"sqlite:///{tmp_path / 'a.db'}"
@@ -210,13 +226,17 @@ def test_databases_are_the_owners_alone(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_database_that_everybody_may_read_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_database_that_everybody_may_read_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "a.db").touch(0o644)
     Audit(f"sqlite:///{tmp_path / 'a.db'}").close()
     assert "may be read by everybody" in caplog.text
 
 
-def test_a_locked_database_is_waited_for_only_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_database_is_waited_for_only_so_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(audit, "_STATEMENT_S", 1)
     monkeypatch.setitem(audit._LIMITS, "sqlite", {"timeout": 1})
     store = Audit(f"sqlite:///{tmp_path / 'a.db'}", buffer=tmp_path / "b.db")
@@ -226,7 +246,9 @@ def test_a_locked_database_is_waited_for_only_so_long(tmp_path: Path, monkeypatc
         began = time.monotonic()
         for i in range(1, 6):
             store.write(record(i))
-        assert time.monotonic() - began < 2.5  # one of them waited for the database, the others went by
+        assert (
+            time.monotonic() - began < 2.5
+        )  # one of them waited for the database, the others went by
         other.execute("rollback")
     store._not_before = 0.0
     store.write(record(6))
@@ -260,7 +282,10 @@ def test_two_processes_share_one_buffer(tmp_path: Path) -> None:
         "    while i == 9 and not Path(sys.argv[2] + '.go').exists(): time.sleep(0.01)\n"
     )
     url, told = f"sqlite:///{folder / 'a.db'}", json.dumps(record(0))
-    running = [subprocess.Popen([sys.executable, "-c", code, url, str(waiting), name, told]) for name in "ab"]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, url, str(waiting), name, told])
+        for name in "ab"
+    ]
     while not waiting.exists() or len(held(waiting)) < 20:
         assert all(process.poll() is None for process in running)
         time.sleep(0.05)
@@ -270,7 +295,9 @@ def test_two_processes_share_one_buffer(tmp_path: Path) -> None:
     store = Audit(url, buffer=waiting)
     store.write(record(0))
     store.close()
-    assert sorted(ids(folder / "a.db")) == sorted([f"{name}{i}" for name in "ab" for i in range(40)] + ["r0"])
+    assert sorted(ids(folder / "a.db")) == sorted(
+        [f"{name}{i}" for name in "ab" for i in range(40)] + ["r0"]
+    )
     assert held(waiting) == held(waiting, "damaged") == []
 
 
@@ -297,7 +324,9 @@ def test_many_first_writers_make_one_table(tmp_path: Path) -> None:
         store.close()
 
 
-def test_after_a_failed_write_the_check_writes_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_failed_write_the_check_writes_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a full disk, which can still be read."""
     store = Audit(f"sqlite:///{tmp_path / 'a.db'}")
     store.check()

@@ -76,7 +76,16 @@ def test_the_oldest_decides_whose_turn_it_is_and_takes_its_like_with_it(make: Ma
     batcher, runs = make(batch_size=3, max_wait_ms=0)
     batcher.submit([job("first")])
     assert runs.started.wait(10)
-    batcher.submit([job("a1", "a"), job("b1", "b"), job("a2", "a"), job("b2", "b"), job("a3", "a"), job("a4", "a")])
+    batcher.submit(
+        [
+            job("a1", "a"),
+            job("b1", "b"),
+            job("a2", "a"),
+            job("b2", "b"),
+            job("a3", "a"),
+            job("a4", "a"),
+        ]
+    )
     runs.go.set()
     until(lambda: len(runs.batches) == 4)
     assert runs.batches == [["first"], ["a1", "a2", "a3"], ["b1", "b2"], ["a4"]]
@@ -130,7 +139,14 @@ def test_a_failure_reaches_the_one_that_makes_it_and_all_others_are_run(make: Ma
     batcher.submit([*jobs, job("later", "other")])
     until(lambda: ["later"] in runs.batches)
     assert [job.waiter.name for job in jobs if job.waiter.error is not None] == ["bad"]
-    assert runs.batches == [["a", "b", "bad", "c", "d"], ["a", "b", "bad"], ["a", "b"], ["bad"], ["c", "d"], ["later"]]
+    assert runs.batches == [
+        ["a", "b", "bad", "c", "d"],
+        ["a", "b", "bad"],
+        ["a", "b"],
+        ["bad"],
+        ["c", "d"],
+        ["later"],
+    ]
     assert batcher.alive
 
 
@@ -162,7 +178,9 @@ def test_closing_fails_what_waits_and_lets_the_running_batch_end(make: Make) -> 
         batcher.submit([job("late")])
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"queue": 0}, {"max_wait_ms": -1.0}, {"max_wait_ms": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"queue": 0}, {"max_wait_ms": -1.0}, {"max_wait_ms": float("nan")}]
+)
 def test_settings_outside_their_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SettingError):
         BatchSettings(**wrong)  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""Which bodies are read, and what is said of the others: 400, 413 or 415 in OpenAI's shape, the same before both engines."""
+"""Which bodies are read, and what is said of the others: 400, 413 or 415 in OpenAI's shape, the
+same before both engines."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ UNREADABLE: list[tuple[str | bytes, str]] = [
 
 
 @pytest.mark.parametrize(("body", "said"), UNREADABLE, ids=lambda value: str(value)[:30])
-def test_what_cannot_be_read_is_refused_by_reason_and_reaches_no_engine(body: str | bytes, said: str) -> None:
+def test_what_cannot_be_read_is_refused_by_reason_and_reaches_no_engine(
+    body: str | bytes, said: str
+) -> None:
     app = App([PASSED], [b"{}"])
     answer = post(app, body.encode() if isinstance(body, str) else body)
     assert (answer.status, app.context) == (400, None)
@@ -57,34 +60,49 @@ def test_what_looks_odd_and_is_not_is_read_as_it_stands(text: str) -> None:
     assert read_body(text.encode(), JSON) == json.loads(text)
 
 
-numbers = st.integers(-(2**63), 2**64 - 1) | st.integers(-(10**9), 10**9).map(lambda value: value / 4096)
+numbers = st.integers(-(2**63), 2**64 - 1) | st.integers(-(10**9), 10**9).map(
+    lambda value: value / 4096
+)
 plain = st.recursive(
     st.none() | st.booleans() | numbers | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 
 
 @given(st.dictionaries(st.text(max_size=6), plain, max_size=5), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_every_plain_object_is_read_as_python_reads_it(value: dict[str, Any], escaped: bool) -> None:
+def test_every_plain_object_is_read_as_python_reads_it(
+    value: dict[str, Any], escaped: bool
+) -> None:
     raw = json.dumps(value, ensure_ascii=escaped).encode()
     assert read_body(raw, JSON) == json.loads(raw)
 
 
-@given(st.binary(max_size=60) | st.text('[]{}",:\\u0123456789eE.-dDnNaA ', max_size=60).map(str.encode))
+@given(
+    st.binary(max_size=60) | st.text('[]{}",:\\u0123456789eE.-dDnNaA ', max_size=60).map(str.encode)
+)
 @settings(max_examples=300, deadline=None)
 def test_whatever_comes_is_read_or_refused_with_a_4xx(raw: bytes) -> None:
     answer = post(App([], [b"{}"]), raw)
-    assert answer.status == 400 or (answer.status == 200 and (not raw or isinstance(json.loads(raw), dict)))
+    assert answer.status == 400 or (
+        answer.status == 200 and (not raw or isinstance(json.loads(raw), dict))
+    )
 
 
-@pytest.mark.parametrize("text", ['{"a": "' + '\\"' * 500_000, '"' * 1_000_001 + "[" * 99, "[{" * 500_000, "1" * 1_000_000])
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": "' + '\\"' * 500_000, '"' * 1_000_001 + "[" * 99, "[{" * 500_000, "1" * 1_000_000],
+)
 def test_a_megabyte_that_cannot_be_read_is_refused_quickly(text: str) -> None:
     start = time.perf_counter()
     with pytest.raises(ApiError):
         read_body(text.encode(), JSON)
-    assert time.perf_counter() - start < 3  # tens of milliseconds; a search that backtracks takes hours
+    assert (
+        time.perf_counter() - start < 3
+    )  # tens of milliseconds; a search that backtracks takes hours
 
 
 @pytest.mark.parametrize(
@@ -101,16 +119,30 @@ def test_what_is_not_json_by_its_headers_is_refused_unread(headers: dict[str, st
 
 
 def test_json_by_its_headers_is_read() -> None:
-    for kind in ("application/json", "Application/JSON ; charset=UTF-8", 'application/json;charset="utf-8"'):
+    for kind in (
+        "application/json",
+        "Application/JSON ; charset=UTF-8",
+        'application/json;charset="utf-8"',
+    ):
         assert post(App([PASSED], [b"{}"]), b"{}", headers={"content-type": kind}).status == 200
-    assert post(App([PASSED], [b"{}"]), b"{}", headers={"content-encoding": "identity"}).status == 200
+    assert (
+        post(App([PASSED], [b"{}"]), b"{}", headers={"content-encoding": "identity"}).status == 200
+    )
 
 
 def test_a_length_that_is_not_the_bodys_is_refused() -> None:
     def status(told: str) -> int:
-        return post(App([PASSED], [b"{}"]), b"{}", ServerSettings(max_body=50), {"content-length": told}).status
+        return post(
+            App([PASSED], [b"{}"]), b"{}", ServerSettings(max_body=50), {"content-length": told}
+        ).status
 
-    assert [status(told) for told in ("2", "3", "1", "-2", "x", "51", "9" * 18, "9" * 19)] == [200, *[400] * 4, 413, 413, 400]
+    assert [status(told) for told in ("2", "3", "1", "-2", "x", "51", "9" * 18, "9" * 19)] == [
+        200,
+        *[400] * 4,
+        413,
+        413,
+        400,
+    ]
 
 
 TOO_MUCH: list[tuple[str, dict[str, Any], str]] = [
@@ -125,7 +157,9 @@ TOO_MUCH: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "said"), TOO_MUCH, ids=lambda value: str(value)[:40])
-def test_more_than_is_served_is_refused_before_any_work(path: str, body: dict[str, Any], said: str) -> None:
+def test_more_than_is_served_is_refused_before_any_work(
+    path: str, body: dict[str, Any], said: str
+) -> None:
     app = App([PASSED], [b"{}"])
     answer = post(app, body, path=path)
     assert (answer.status, app.context) == (400, None)

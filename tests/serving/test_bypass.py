@@ -28,7 +28,16 @@ def test_requests_that_are_refused_are_refused_whatever_else_they_ask_for(
 def test_every_field_of_the_tables_is_tried() -> None:
     tried = fields_of("vllm")
     for route in (CHAT, COMPLETION, RESPONSES, MESSAGES):
-        spoken = {"messages", "prompt", "input", "model", "stream", "stream_options", "user", "metadata"}
+        spoken = {
+            "messages",
+            "prompt",
+            "input",
+            "model",
+            "stream",
+            "stream_options",
+            "user",
+            "metadata",
+        }
         assert set(route.fields) - spoken <= set(tried[route.path])
 
 

@@ -1,4 +1,5 @@
-"""Real clients that ask for replies that are parsed, on `safeswitch serve` with vLLM and nano: refusals, and what is safe."""
+"""Real clients that ask for replies that are parsed, on `safeswitch serve` with vLLM and nano:
+refusals, and what is safe."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ class Pick(BaseModel):
     count: Literal[1, 2]
 
 
-FUNCTION = {"name": "pick", "description": "Picks.", "parameters": Pick.model_json_schema() | {"additionalProperties": False}}
+FUNCTION = {
+    "name": "pick",
+    "description": "Picks.",
+    "parameters": Pick.model_json_schema() | {"additionalProperties": False},
+}
 TOOL = {"type": "function", "function": {**FUNCTION, "strict": True}}
 NAMED = {"type": "function", "function": {"name": "pick"}}
 CHOICES: list[Any] = ["auto", "required", NAMED]
@@ -49,23 +54,32 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def told() -> list[tuple[Example, Reply]]:
-    """What the transformers engine answers, request by request; nano's template shows no tools, so they change no prompt."""
-    examples = [e for suite in ("jailbroken", "plain_unsafe", "ordinary") for e in load_suite(suite, 24, 0)]
+    """What the transformers engine answers, request by request; nano's template shows no tools, so
+    they change no prompt."""
+    examples = [
+        e for suite in ("jailbroken", "plain_unsafe", "ordinary") for e in load_suite(suite, 24, 0)
+    ]
     engine = TransformersEngine.load(weights_path())
-    replies = engine.generate(examples, Switch.from_pretrained(switch_path()), max_new_tokens=NEW, do_sample=False)
+    replies = engine.generate(
+        examples, Switch.from_pretrained(switch_path()), max_new_tokens=NEW, do_sample=False
+    )
     return list(zip(examples, replies, strict=True))
 
 
 @pytest.fixture(scope="module")
 def flagged(told: list[tuple[Example, Reply]]) -> tuple[list[Any], str]:
     """A request that is refused before its reply has begun, and the refusal."""
-    return next((turns(e), r.text) for e, r in told if r.decision.fired and r.decision.stage == "stage2")
+    return next(
+        (turns(e), r.text) for e, r in told if r.decision.fired and r.decision.stage == "stage2"
+    )
 
 
 @pytest.fixture(scope="module")
 def safe(told: list[tuple[Example, Reply]]) -> tuple[list[Any], str]:
     """A request that no stage flags, and its reply."""
-    cleared = ((e, r) for e, r in told if not r.decision.fired and "stage2" not in r.decision.scores)
+    cleared = (
+        (e, r) for e, r in told if not r.decision.fired and "stage2" not in r.decision.scores
+    )
     return next((turns(e), r.text) for e, r in cleared if len(r.token_ids) > 3)
 
 
@@ -90,11 +104,14 @@ def chat(messages: list[Any], **more: Any) -> dict[str, Any]:
 
 
 OFF = {"safeswitch": {"policy": "off"}}
-"""Wish for the server as it is without the guard: what safe requests are measured by, whatever nano makes of a grammar."""
+"""Wish for the server as it is without the guard: what safe requests are measured by, whatever nano
+makes of a grammar."""
 
 
 def said(choice: Any) -> tuple[Any, ...]:
-    calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
+    calls = [
+        (call.function.name, call.function.arguments) for call in choice.message.tool_calls or []
+    ]
     return choice.message.content, choice.message.refusal, calls, choice.finish_reason
 
 
@@ -113,7 +130,12 @@ def streamed(chunks: Any) -> tuple[str, dict[int, str], str | None]:
 
 def is_refusal(choice: Any, text: str) -> None:
     message = choice.message
-    assert (message.refusal, message.content, message.tool_calls, choice.finish_reason) == (text, None, None, "stop")
+    assert (message.refusal, message.content, message.tool_calls, choice.finish_reason) == (
+        text,
+        None,
+        None,
+        "stop",
+    )
     assert getattr(message, "parsed", None) is None
 
 
@@ -123,15 +145,22 @@ def test_parse_sees_a_refusal_or_the_object(client: openai.OpenAI, flagged: Any,
     assert 0 < got.usage.completion_tokens < NEW
     assert got.usage.total_tokens == got.usage.prompt_tokens + got.usage.completion_tokens
     assert set(got.model_extra["safeswitch"]) == TOLD
-    answered = client.chat.completions.parse(**chat(safe[0]), response_format=Pick).choices[0].message
+    answered = (
+        client.chat.completions.parse(**chat(safe[0]), response_format=Pick).choices[0].message
+    )
     assert isinstance(answered.parsed, Pick)
     assert answered.refusal is None
 
 
 def test_the_async_client_sees_the_same(url: str, flagged: Any, safe: Any) -> None:
     async def both() -> tuple[Any, Any]:
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-            asked = (client.chat.completions.parse(**chat(m), response_format=Pick) for m in (flagged[0], safe[0]))
+        async with openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="none", max_retries=0
+        ) as client:
+            asked = (
+                client.chat.completions.parse(**chat(m), response_format=Pick)
+                for m in (flagged[0], safe[0])
+            )
             return tuple(await asyncio.gather(*asked))
 
     refused, answered = asyncio.run(both())
@@ -140,7 +169,9 @@ def test_the_async_client_sees_the_same(url: str, flagged: Any, safe: Any) -> No
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=("auto", "required", "named"))
-def test_a_request_with_tools_is_refused_without_a_call(client: openai.OpenAI, flagged: Any, safe: Any, choice: Any) -> None:
+def test_a_request_with_tools_is_refused_without_a_call(
+    client: openai.OpenAI, flagged: Any, safe: Any, choice: Any
+) -> None:
     asked = {"tools": [TOOL], "tool_choice": choice}
     for n in (1, 2):
         warm = {} if n == 1 else {"n": n, "temperature": 0.01}
@@ -150,17 +181,25 @@ def test_a_request_with_tools_is_refused_without_a_call(client: openai.OpenAI, f
             is_refusal(one, flagged[1] if n == 1 else one.message.refusal)
             assert one.message.refusal
     ways = ({}, {"extra_body": OFF})
-    answered, bare = (client.chat.completions.create(**chat(safe[0], **asked), **off).choices[0] for off in ways)
+    answered, bare = (
+        client.chat.completions.create(**chat(safe[0], **asked), **off).choices[0] for off in ways
+    )
     assert said(answered) == said(bare)
     assert answered.message.refusal is None
     if choice == "auto":
         assert (answered.message.content, answered.message.tool_calls) == (safe[1], None)
     elif choice == NAMED:
-        assert isinstance(Pick.model_validate_json(answered.message.tool_calls[0].function.arguments), Pick)
+        assert isinstance(
+            Pick.model_validate_json(answered.message.tool_calls[0].function.arguments), Pick
+        )
 
 
-@pytest.mark.parametrize("asked", [{"response_format": Pick}, *({"tools": [TOOL], "tool_choice": c} for c in CHOICES)])
-def test_streams_see_the_same(client: openai.OpenAI, flagged: Any, safe: Any, asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "asked", [{"response_format": Pick}, *({"tools": [TOOL], "tool_choice": c} for c in CHOICES)]
+)
+def test_streams_see_the_same(
+    client: openai.OpenAI, flagged: Any, safe: Any, asked: dict[str, Any]
+) -> None:
     counted = {"stream_options": {"include_usage": True}}
     with client.chat.completions.stream(**chat(flagged[0], **asked, **counted)) as stream:
         seen = [event.type for event in stream]
@@ -174,7 +213,10 @@ def test_streams_see_the_same(client: openai.OpenAI, flagged: Any, safe: Any, as
             assert isinstance(stream.get_final_completion().choices[0].message.parsed, Pick)
         return
     ways = ({}, {"extra_body": OFF})
-    guarded, bare = (streamed(client.chat.completions.create(**chat(safe[0], **asked), stream=True, **off)) for off in ways)
+    guarded, bare = (
+        streamed(client.chat.completions.create(**chat(safe[0], **asked), stream=True, **off))
+        for off in ways
+    )
     assert guarded == bare
     assert guarded[0] == (safe[1] if asked["tool_choice"] == "auto" else "")
 
@@ -190,7 +232,13 @@ def test_of_a_structured_reply_that_is_refused_late_no_part_is_shown(
 
 
 def respond(messages: list[Any], **more: Any) -> dict[str, Any]:
-    return {"model": "nano", "input": messages, "max_output_tokens": NEW, "temperature": 0.0, **more}
+    return {
+        "model": "nano",
+        "input": messages,
+        "max_output_tokens": NEW,
+        "temperature": 0.0,
+        **more,
+    }
 
 
 RESPONSES_TOOL = {"type": "function", "strict": True, **FUNCTION}
@@ -202,14 +250,19 @@ RESPONSES_TOOL = {"type": "function", "strict": True, **FUNCTION}
      {"tools": [RESPONSES_TOOL], "tool_choice": {"type": "function", "name": "pick"}}, {"text_format": Pick}],
     ids=("plain", "required", "auto", "named", "format"),
 )  # fmt: skip
-def test_responses_hold_the_refusal_as_a_part_of_its_own(client: openai.OpenAI, flagged: Any, safe: Any, asked: Any) -> None:
+def test_responses_hold_the_refusal_as_a_part_of_its_own(
+    client: openai.OpenAI, flagged: Any, safe: Any, asked: Any
+) -> None:
     def streamed(messages: list[Any]) -> Any:
         with client.responses.stream(**respond(messages, **asked)) as stream:
             numbers = [event.sequence_number for event in stream]
             assert numbers == list(range(len(numbers)))
             return stream.get_final_response()
 
-    ways: list[Callable[[list[Any]], Any]] = [lambda m: client.responses.parse(**respond(m, **asked)), streamed]
+    ways: list[Callable[[list[Any]], Any]] = [
+        lambda m: client.responses.parse(**respond(m, **asked)),
+        streamed,
+    ]
     for ask in ways:
         refused = ask(flagged[0])
         (item,) = refused.output
@@ -231,7 +284,14 @@ def speak(messages: list[Any], **more: Any) -> dict[str, Any]:
     system = [turn["content"] for turn in messages if turn["role"] == "system"]
     others = [turn for turn in messages if turn["role"] != "system"]
     given = {"system": system[0]} if system else {}
-    return {"model": "nano", "messages": others, "max_tokens": NEW, "extra_body": {"temperature": 0.0}, **given, **more}
+    return {
+        "model": "nano",
+        "messages": others,
+        "max_tokens": NEW,
+        "extra_body": {"temperature": 0.0},
+        **given,
+        **more,
+    }
 
 
 @pytest.mark.parametrize(
@@ -241,12 +301,17 @@ def speak(messages: list[Any], **more: Any) -> dict[str, Any]:
     ))],
     ids=("plain", "auto", "any", "named"),
 )  # fmt: skip
-def test_anthropics_client_sees_that_it_was_refused(claude: anthropic.Anthropic, flagged: Any, safe: Any, asked: Any) -> None:
+def test_anthropics_client_sees_that_it_was_refused(
+    claude: anthropic.Anthropic, flagged: Any, safe: Any, asked: Any
+) -> None:
     def streamed(messages: list[Any]) -> Any:
         with claude.messages.stream(**speak(messages, **asked)) as stream:
             return stream.get_final_message()
 
-    ways: list[Callable[[list[Any]], Any]] = [lambda m: claude.messages.create(**speak(m, **asked)), streamed]
+    ways: list[Callable[[list[Any]], Any]] = [
+        lambda m: claude.messages.create(**speak(m, **asked)),
+        streamed,
+    ]
     for ask in ways:
         refused = ask(flagged[0])
         assert [(block.type, block.text) for block in refused.content] == [("text", flagged[1])]
@@ -262,15 +327,24 @@ def test_anthropics_client_sees_that_it_was_refused(claude: anthropic.Anthropic,
             assert answered.stop_reason != "refusal"  # nano's list of calls has no end
 
 
-def test_anthropics_parse_sees_a_refusal_or_the_object(claude: anthropic.Anthropic, flagged: Any, safe: Any) -> None:
+def test_anthropics_parse_sees_a_refusal_or_the_object(
+    claude: anthropic.Anthropic, flagged: Any, safe: Any
+) -> None:
     def streamed(messages: list[Any]) -> Any:
         with claude.messages.stream(**speak(messages), output_format=Pick) as stream:
             return stream.get_final_message()
 
-    ways: list[Callable[[list[Any]], Any]] = [lambda m: claude.messages.parse(**speak(m), output_format=Pick), streamed]
+    ways: list[Callable[[list[Any]], Any]] = [
+        lambda m: claude.messages.parse(**speak(m), output_format=Pick),
+        streamed,
+    ]
     for ask in ways:
         refused = ask(flagged[0])
-        assert (refused.content, refused.stop_reason, refused.parsed_output) == ([], "refusal", None)
+        assert (refused.content, refused.stop_reason, refused.parsed_output) == (
+            [],
+            "refusal",
+            None,
+        )
         assert refused.stop_details.explanation == flagged[1]
         assert isinstance(ask(safe[0]).parsed_output, Pick)
 
@@ -278,7 +352,11 @@ def test_anthropics_parse_sees_a_refusal_or_the_object(claude: anthropic.Anthrop
 @pytest.mark.parametrize("responses", [False, True], ids=("chat", "responses"))
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_langchain_raises_its_refusal_or_gives_the_object(
-    url: str, flagged: Any, safe: Any, method: Literal["json_schema", "function_calling"], responses: bool
+    url: str,
+    flagged: Any,
+    safe: Any,
+    method: Literal["json_schema", "function_calling"],
+    responses: bool,
 ) -> None:
     from langchain_openai import ChatOpenAI
     from langchain_openai.chat_models.base import OpenAIRefusalError
@@ -294,7 +372,9 @@ def test_langchain_raises_its_refusal_or_gives_the_object(
     assert flagged[1] in str(caught.value)
     assert isinstance(structured.invoke(safe[0]), Pick)
     if method == "function_calling" and not responses:
-        assert not list(structured.stream(flagged[0]))  # LangChain reads no refusal from chunks of a chat
+        assert not list(
+            structured.stream(flagged[0])
+        )  # LangChain reads no refusal from chunks of a chat
     else:
         with pytest.raises(OpenAIRefusalError):
             list(structured.stream(flagged[0]))

@@ -31,11 +31,21 @@ libc.fflush(ctypes.c_void_p(out))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="heaps of threads are glibc's")
-@pytest.mark.parametrize(("told", "setting", "one"), [("one", None, True), ("none", None, False), ("one", "4", False)])
-def test_threads_share_one_heap_unless_the_operator_says_otherwise(told: str, setting: str | None, one: bool) -> None:
+@pytest.mark.parametrize(
+    ("told", "setting", "one"), [("one", None, True), ("none", None, False), ("one", "4", False)]
+)
+def test_threads_share_one_heap_unless_the_operator_says_otherwise(
+    told: str, setting: str | None, one: bool
+) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "MALLOC_ARENA_MAX"}
     environment |= {"MALLOC_ARENA_MAX": setting} if setting else {}
-    done = subprocess.run([sys.executable, "-c", COUNT, told], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, told],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
     if "<malloc" not in done.stdout:
         pytest.skip("this C library does not tell of its heaps")
     assert (len(re.findall(r"<heap nr=", done.stdout)) == 1) == one

@@ -1,4 +1,5 @@
-"""What goes into the server and what comes out of it, with a scripted application in the server's place."""
+"""What goes into the server and what comes out of it, with a scripted application in the server's
+place."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from safeswitch.serving.middleware import SafeSwitchMiddleware
 from safeswitch.serving.settings import ServerSettings
 
 BOTH = {"stage1": 0.5, "stage2": 0.5}
-FIRED = Decision(True, "stage2", {"stage1": 0.9, "stage2": 0.8}, BOTH, token_index=3, actuator="low_rank_head")
+FIRED = Decision(
+    True, "stage2", {"stage1": 0.9, "stage2": 0.8}, BOTH, token_index=3, actuator="low_rank_head"
+)
 PASSED = Decision(False, "stage1", {"stage1": 0.1}, {"stage1": 0.5})
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -31,7 +34,11 @@ class App:
     """Decides on each choice as told, then sends the given parts of a body."""
 
     def __init__(
-        self, decisions: list[Decision], parts: list[bytes], kind: str = "application/json", text: str = "hello"
+        self,
+        decisions: list[Decision],
+        parts: list[bytes],
+        kind: str = "application/json",
+        text: str = "hello",
     ) -> None:
         self.decisions, self.parts, self.kind, self.text = decisions, parts, kind, text
         self.body, self.headers = b"", {}
@@ -44,14 +51,18 @@ class App:
         assert self.context is not None or not self.decisions
         for i, decision in enumerate(self.decisions):
             assert self.context is not None
-            verdict = Verdict(i, decision, "default", "abcd", self.context.policy or "enforce", self.text)
+            verdict = Verdict(
+                i, decision, "default", "abcd", self.context.policy or "enforce", self.text
+            )
             self.context.decisions[i] = verdict
             assert self.context.on_decision is not None
             await self.context.on_decision(verdict)
         headers = [(b"content-type", self.kind.encode()), (b"content-length", b"1")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for i, part in enumerate(self.parts):
-            await send({"type": "http.response.body", "body": part, "more_body": i + 1 < len(self.parts)})
+            await send(
+                {"type": "http.response.body", "body": part, "more_body": i + 1 < len(self.parts)}
+            )
 
 
 class Answer:
@@ -67,8 +78,13 @@ class Answer:
 
 
 def post(
-    app: Any, body: Any, settings: ServerSettings | None = None, headers: dict[str, str] | None = None,
-    path: str = "/v1/chat/completions", made: type[SafeSwitchMiddleware] = SafeSwitchMiddleware, method: str = "POST",
+    app: Any,
+    body: Any,
+    settings: ServerSettings | None = None,
+    headers: dict[str, str] | None = None,
+    path: str = "/v1/chat/completions",
+    made: type[SafeSwitchMiddleware] = SafeSwitchMiddleware,
+    method: str = "POST",
 ) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     events: list[Any] = []
@@ -96,19 +112,29 @@ def post(
 
 def chat(*texts: str) -> bytes:
     choices = [
-        {"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": "stop"} for i, t in enumerate(texts)
+        {"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": "stop"}
+        for i, t in enumerate(texts)
     ]
     return json.dumps({"id": "x", "choices": choices}).encode()
 
 
-def test_every_reply_names_its_request_and_a_browser_may_ask_what_it_may_send_without_a_key(tmp_path: Path) -> None:
+def test_every_reply_names_its_request_and_a_browser_may_ask_what_it_may_send_without_a_key(
+    tmp_path: Path,
+) -> None:
     named = {"X-Request-Id".lower(): "mine-1"}
-    assert post(App([], [b"{}"]), b"", headers=named, method="GET", path="/v1/models").headers["x-request-id"] == "mine-1"
+    assert (
+        post(App([], [b"{}"]), b"", headers=named, method="GET", path="/v1/models").headers[
+            "x-request-id"
+        ]
+        == "mine-1"
+    )
     assert post(App([], [b"{}"]), b"", method="GET", path="/v1/models").headers["x-request-id"]
     add_key(tmp_path / "keys.json", "alice")
     settings = ServerSettings(keys=str(tmp_path / "keys.json"))
     assert post(App([], [b"{}"]), b"", settings, method="OPTIONS").status == 200
-    assert [post(App([], [b"{}"]), b"{}", settings, method=method).status for method in ("GET", "POST")] == [401, 401]
+    assert [
+        post(App([], [b"{}"]), b"{}", settings, method=method).status for method in ("GET", "POST")
+    ] == [401, 401]
 
 
 def test_decisions_are_logged_with_the_requests_id(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +153,11 @@ def test_decisions_are_logged_with_the_requests_id(capsys: pytest.CaptureFixture
 
 def test_a_json_reply_carries_the_verdict_and_the_right_length() -> None:
     whole = chat("I can't help with that. é")
-    answer = post(App([FIRED], [whole[:20], whole[20:]]), {"messages": []}, ServerSettings(clients_scores=True))
+    answer = post(
+        App([FIRED], [whole[:20], whole[20:]]),
+        {"messages": []},
+        ServerSettings(clients_scores=True),
+    )
     assert answer.json["safeswitch"] == {
         "fired": True, "switched": True, "stage": "stage2", "scores": FIRED.scores, "thresholds": FIRED.thresholds,
         "token_index": 3, "policy": "enforce", "bundle": "default", "bundle_id": "abcd",
@@ -147,21 +177,31 @@ def test_the_refusal_field_is_filled_where_the_operator_wants_it() -> None:
     app: Callable[[], App] = lambda: App([FIRED, PASSED], [chat("no", "yes")])  # noqa: E731
     plain = post(app(), {}).json["choices"][0]["message"]
     assert plain == {"role": "assistant", "content": "no"}
-    first, second = (c["message"] for c in post(app(), {}, ServerSettings(refusal_field=True)).json["choices"])
+    first, second = (
+        c["message"] for c in post(app(), {}, ServerSettings(refusal_field=True)).json["choices"]
+    )
     assert first == {"role": "assistant", "content": None, "refusal": "no"}
     assert second == {"role": "assistant", "content": "yes"}
 
 
 @pytest.mark.parametrize("size", [1, 7, 40, 4000])
-def test_the_chunk_of_a_stream_that_ends_a_choice_carries_the_verdict_however_it_is_cut(size: int) -> None:
+def test_the_chunk_of_a_stream_that_ends_a_choice_carries_the_verdict_however_it_is_cut(
+    size: int,
+) -> None:
     chunks = [
-        {"choices": [{"index": 0, "delta": {"content": "data: {\"é"}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {"content": 'data: {"é'}, "finish_reason": None}]},
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
         {"choices": [], "usage": {"total_tokens": 3}},
     ]
-    stream = b": keep-alive\n\n" + b"".join(b"data: " + json.dumps(c).encode() + b"\n\n" for c in chunks) + b"data: [DONE]\n\n"
+    stream = (
+        b": keep-alive\n\n"
+        + b"".join(b"data: " + json.dumps(c).encode() + b"\n\n" for c in chunks)
+        + b"data: [DONE]\n\n"
+    )
     parts = [stream[i : i + size] for i in range(0, len(stream), size)]
-    answer = post(App([PASSED], [*parts, b""], "text/event-stream; charset=utf-8"), {"stream": True})
+    answer = post(
+        App([PASSED], [*parts, b""], "text/event-stream; charset=utf-8"), {"stream": True}
+    )
     events = answer.body.decode().split("\n\n")
     assert events[0] == ": keep-alive"
     got = [json.loads(e.removeprefix("data: ")) for e in events if e.startswith("data: {")]
@@ -173,7 +213,9 @@ def test_the_chunk_of_a_stream_that_ends_a_choice_carries_the_verdict_however_it
 
 
 def test_a_stream_is_passed_on_event_by_event() -> None:
-    first = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": null}]}\n\n'
+    first = (
+        b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": null}]}\n\n'
+    )
     answer = post(App([PASSED], [first, b"data: [DONE]\n\n"], "text/event-stream"), {})
     assert answer.pieces[0] == first
 
@@ -223,14 +265,20 @@ def test_a_request_without_a_body_goes_on_and_one_that_cannot_be_read_does_not()
         assert app.context is None
 
 
-def test_while_the_audit_is_down_requests_are_turned_away_before_they_are_run(tmp_path: Path) -> None:
+def test_while_the_audit_is_down_requests_are_turned_away_before_they_are_run(
+    tmp_path: Path,
+) -> None:
     app = App([PASSED], [b"{}"])
-    answer = post(app, {"prompt": "x"}, ServerSettings(audit=f"sqlite:///{tmp_path / 'absent' / 'a.db'}"))
+    answer = post(
+        app, {"prompt": "x"}, ServerSettings(audit=f"sqlite:///{tmp_path / 'absent' / 'a.db'}")
+    )
     assert (answer.status, answer.json["error"]["type"], app.context) == (503, "server_error", None)
     assert "absent" not in answer.body.decode()
 
 
-def test_a_reply_whose_decision_was_not_recorded_does_not_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_whose_decision_was_not_recorded_does_not_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(self: Audit, record: Any) -> None:
         raise AuditError("full")
 
@@ -240,11 +288,21 @@ def test_a_reply_whose_decision_was_not_recorded_does_not_leave(tmp_path: Path, 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             with suppress(AuditError):
                 await super().__call__(scope, receive, send)
-            await send({"type": "http.response.start", "status": 500, "headers": [(b"content-type", b"application/json")]})
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": 500,
+                    "headers": [(b"content-type", b"application/json")],
+                }
+            )
             await send({"type": "http.response.body", "body": b'{"error": "secret"}'})
 
     monkeypatch.setattr(Audit, "write", fails)
-    answer = post(Catching([PASSED], [b"{}"]), {"prompt": "x"}, ServerSettings(audit=f"sqlite:///{tmp_path / 'a.db'}"))
+    answer = post(
+        Catching([PASSED], [b"{}"]),
+        {"prompt": "x"},
+        ServerSettings(audit=f"sqlite:///{tmp_path / 'a.db'}"),
+    )
     assert answer.status == 503
     assert "secret" not in answer.body.decode()
 
@@ -277,7 +335,11 @@ def test_websockets_are_closed_unserved() -> None:
         raise AssertionError("nothing is to be read")
 
     app = App([], [])
-    asyncio.run(SafeSwitchMiddleware(app, ServerSettings())({"type": "websocket", "headers": []}, receive, send))
+    asyncio.run(
+        SafeSwitchMiddleware(app, ServerSettings())(
+            {"type": "websocket", "headers": []}, receive, send
+        )
+    )
     assert (sent[0]["type"], sent[0]["code"], app.context) == ("websocket.close", 1008, None)
 
 
@@ -295,7 +357,12 @@ def test_text_that_no_database_takes_is_mended_and_its_hash_is_true(tmp_path: Pa
 def test_every_decision_is_on_record_before_the_reply(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'audit.db'}"
     settings = ServerSettings(audit=url)
-    post(App([FIRED, PASSED], [chat("a", "b")]), {"prompt": "hello"}, settings, {"x-request-id": "r1"})
+    post(
+        App([FIRED, PASSED], [chat("a", "b")]),
+        {"prompt": "hello"},
+        settings,
+        {"x-request-id": "r1"},
+    )
     store = Audit(url)
     rows = list(store.export())
     store.close()

@@ -11,7 +11,9 @@ letters = st.text("abc", max_size=12)
 
 
 @given(st.lists(letters, max_size=6), st.lists(st.text("abc", min_size=1, max_size=3), max_size=3))
-def test_pieces_join_to_the_text_before_the_first_stop_string(pieces: list[str], stops: list[str]) -> None:
+def test_pieces_join_to_the_text_before_the_first_stop_string(
+    pieces: list[str], stops: list[str]
+) -> None:
     whole = "".join(pieces)
     ends = [whole.find(stop) for stop in stops if stop in whole]
     seen: list[str] = []

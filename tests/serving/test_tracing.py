@@ -26,9 +26,15 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider.shutdown()
 
 
-def test_a_request_is_one_span_below_its_callers_with_an_event_for_each_decision(spans: InMemorySpanExporter) -> None:
+def test_a_request_is_one_span_below_its_callers_with_an_event_for_each_decision(
+    spans: InMemorySpanExporter,
+) -> None:
     caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    post(App([FIRED, PASSED], [chat("a", "b")]), {"messages": []}, headers={"traceparent": caller, "x-request-id": "r1"})
+    post(
+        App([FIRED, PASSED], [chat("a", "b")]),
+        {"messages": []},
+        headers={"traceparent": caller, "x-request-id": "r1"},
+    )
     (span,) = spans.get_finished_spans()
     assert span.name == f"safeswitch {CHAT}"
     assert span.parent is not None
@@ -50,7 +56,9 @@ def test_drift_is_the_index_of_benign_scores_against_calibration() -> None:
         metrics.count(replace(PASSED, scores={"stage1": 0.9}), "unknown", "enforce")
     q, p = [60.5 / 101.5, 30.5 / 101.5, 10.5 / 101.5], [50.5 / 101.5, 0.5 / 101.5, 50.5 / 101.5]
     by_hand = sum((b - a) * math.log(b / a) for a, b in zip(q, p, strict=True))
-    assert REGISTRY.get_sample_value("safeswitch_drift_psi", {"bundle": "shop"}) == pytest.approx(by_hand)
+    assert REGISTRY.get_sample_value("safeswitch_drift_psi", {"bundle": "shop"}) == pytest.approx(
+        by_hand
+    )
     assert REGISTRY.get_sample_value("safeswitch_drift_requests", {"bundle": "shop"}) == 100
     assert REGISTRY.get_sample_value("safeswitch_drift_psi", {"bundle": "unknown"}) is None
     metrics.calibrated_on({})

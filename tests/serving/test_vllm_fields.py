@@ -11,7 +11,15 @@ import pytest
 
 from safeswitch.core.errors import DataError
 from safeswitch.engines.vllm.settings import VERSIONS
-from safeswitch.serving.vllm.fields import CHAT, COMPLETION, MESSAGES, RESPONSES, ROUTES, Route, find
+from safeswitch.serving.vllm.fields import (
+    CHAT,
+    COMPLETION,
+    MESSAGES,
+    RESPONSES,
+    ROUTES,
+    Route,
+    find,
+)
 from tests.engines.vllm_made import needs_vllm
 
 # importing vLLM warns of its own dependencies

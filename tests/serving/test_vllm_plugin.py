@@ -158,10 +158,22 @@ def test_a_server_in_development_mode_does_not_start(
 @pytest.mark.parametrize(
     ("path", "body", "texts"),
     [
-        (CHAT, {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]}, ("a",)),
-        (CHAT, {"messages": [{"role": "developer", "content": [{"type": "text", "text": "c"}]}]}, ("c",)),
+        (
+            CHAT,
+            {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]},
+            ("a",),
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "developer", "content": [{"type": "text", "text": "c"}]}]},
+            ("c",),
+        ),
         ("/v1/responses", {"input": "x", "instructions": "d"}, ("d",)),
-        ("/v1/messages", {"messages": [], "max_tokens": 1, "system": [{"type": "text", "text": "e"}]}, ("e",)),
+        (
+            "/v1/messages",
+            {"messages": [], "max_tokens": 1, "system": [{"type": "text", "text": "e"}]},
+            ("e",),
+        ),
         ("/v1/completions", {"prompt": "x"}, ()),
     ],
 )

@@ -1,4 +1,5 @@
-"""`safeswitch serve` on nano, with the real OpenAI client: what arrives at the socket is what the transformers engine says."""
+"""`safeswitch serve` on nano, with the real OpenAI client: what arrives at the socket is what the
+transformers engine says."""
 
 from __future__ import annotations
 
@@ -30,14 +31,20 @@ NEW = 48
 
 
 def examples() -> list[Example]:
-    return [e for suite in ("jailbroken", "plain_unsafe", "lookalike", "ordinary") for e in load_suite(suite, 16, 0)]
+    return [
+        e
+        for suite in ("jailbroken", "plain_unsafe", "lookalike", "ordinary")
+        for e in load_suite(suite, 16, 0)
+    ]
 
 
 @pytest.fixture(scope="module")
 def told() -> list[tuple[Example, Reply]]:
     """What the transformers engine answers, request by request."""
     engine = TransformersEngine.load(weights_path())
-    replies = engine.generate(examples(), Switch.from_pretrained(switch_path()), max_new_tokens=NEW, do_sample=False)
+    replies = engine.generate(
+        examples(), Switch.from_pretrained(switch_path()), max_new_tokens=NEW, do_sample=False
+    )
     return list(zip(examples(), replies, strict=True))
 
 
@@ -82,10 +89,17 @@ def test_flags_that_would_take_the_guard_out_are_refused_and_the_host_is_local()
     from safeswitch.serving.vllm.server import serve_arguments
 
     guard = GuardSettings({"default": str(switch_path())})
-    for flag in ("--logits-processors", "--speculative-config={}", "--model_class_overrides", "--worker-extension-cls"):
+    for flag in (
+        "--logits-processors",
+        "--speculative-config={}",
+        "--model_class_overrides",
+        "--worker-extension-cls",
+    ):
         with pytest.raises(SettingError, match="cannot be given"):
             serve_arguments(str(weights_path()), guard, [flag, "x"])
-    made = serve_arguments(str(weights_path()), guard, ["--additional-config", '{"mine": 1}', "--port", "1"])
+    made = serve_arguments(
+        str(weights_path()), guard, ["--additional-config", '{"mine": 1}', "--port", "1"]
+    )
     assert made[made.index("--host") + 1] == "127.0.0.1"
     assert set(json.loads(made[made.index("--additional-config") + 1])) == {"mine", "safeswitch"}
     assert made.count("--additional-config") == 1
@@ -112,7 +126,9 @@ def body(example: Example, **more: Any) -> dict[str, Any]:
     return {"model": "nano", "messages": turns, "max_tokens": NEW, "temperature": 0.0, **more}
 
 
-def test_the_sync_client_gets_the_reply_and_the_verdict(server: Served, told: list[tuple[Example, Reply]]) -> None:
+def test_the_sync_client_gets_the_reply_and_the_verdict(
+    server: Served, told: list[tuple[Example, Reply]]
+) -> None:
     import openai
 
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.plain)
@@ -132,15 +148,25 @@ def test_a_client_may_observe_where_it_was_allowed_to_and_not_switch_off(server:
 
     example = examples()[0]
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.admin) as client:
-        watched = client.chat.completions.create(**body(example), extra_body={"safeswitch": {"policy": "observe"}})
+        watched = client.chat.completions.create(
+            **body(example), extra_body={"safeswitch": {"policy": "observe"}}
+        )
         assert watched.model_extra["safeswitch"]["fired"]
         assert not watched.model_extra["safeswitch"]["switched"]
         for wish in ({"policy": "off"}, {"bundle": "absent"}):
             with pytest.raises(openai.PermissionDeniedError):
                 client.chat.completions.create(**body(example), extra_body={"safeswitch": wish})
-    for key, error in ((server.plain, openai.PermissionDeniedError), ("sk-guess", openai.AuthenticationError)):
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key) as client, pytest.raises(error):
-            client.chat.completions.create(**body(example), extra_body={"safeswitch": {"policy": "observe"}})
+    for key, error in (
+        (server.plain, openai.PermissionDeniedError),
+        ("sk-guess", openai.AuthenticationError),
+    ):
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key=key) as client,
+            pytest.raises(error),
+        ):
+            client.chat.completions.create(
+                **body(example), extra_body={"safeswitch": {"policy": "observe"}}
+            )
 
 
 def test_thresholds_change_over_http_without_a_restart(server: Served) -> None:
@@ -148,7 +174,9 @@ def test_thresholds_change_over_http_without_a_restart(server: Served) -> None:
 
     def set_to(key: str, **asked: Any) -> Any:
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"{server.url}/safeswitch/thresholds", json.dumps(asked).encode(), headers)
+        request = urllib.request.Request(
+            f"{server.url}/safeswitch/thresholds", json.dumps(asked).encode(), headers
+        )
         with urllib.request.urlopen(request) as answer:
             return json.loads(answer.read())["thresholds"]
 
@@ -160,8 +188,13 @@ def test_thresholds_change_over_http_without_a_restart(server: Served) -> None:
             assert not passed.model_extra["safeswitch"]["fired"]
         finally:
             assert set_to(server.admin, thresholds=before) == before
-        assert client.chat.completions.create(**body(examples()[0])).model_extra["safeswitch"]["fired"]
-    for key, asked, code in ((server.plain, {}, 403), (server.admin, {"thresholds": {"stage1": 2.0}}, 400)):
+        assert client.chat.completions.create(**body(examples()[0])).model_extra["safeswitch"][
+            "fired"
+        ]
+    for key, asked, code in (
+        (server.plain, {}, 403),
+        (server.admin, {"thresholds": {"stage1": 2.0}}, 400),
+    ):
         with pytest.raises(urllib.error.HTTPError) as caught:
             set_to(key, **asked)
         assert caught.value.code == code
@@ -171,7 +204,11 @@ def test_what_the_guard_does_not_serve_is_said_so(server: Served) -> None:
     import openai
 
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.plain) as client:
-        for more in ({"seed": 1}, {"extra_body": {"prompt_logprobs": 1}}, {"extra_body": {"use_beam_search": True}}):
+        for more in (
+            {"seed": 1},
+            {"extra_body": {"prompt_logprobs": 1}},
+            {"extra_body": {"use_beam_search": True}},
+        ):
             with pytest.raises(openai.BadRequestError):
                 client.chat.completions.create(**body(examples()[0], **more))
 
@@ -179,7 +216,8 @@ def test_what_the_guard_does_not_serve_is_said_so(server: Served) -> None:
 def test_no_byte_of_a_flagged_requests_pilot_text_leaves_the_server(
     server: Served, told: list[tuple[Example, Reply]]
 ) -> None:
-    """Streams with random pauses and disconnects: what arrives is the beginning of what may be shown."""
+    """Streams with random pauses and disconnects: what arrives is the beginning of what may be
+    shown."""
     import openai
 
     draw = random.Random(0)
@@ -197,7 +235,9 @@ def test_no_byte_of_a_flagged_requests_pilot_text_leaves_the_server(
         async for number, chunk in _counted(stream):
             if chunk.choices:
                 text += chunk.choices[0].delta.content or ""
-                verdict = chunk.model_extra.get("safeswitch", verdict) if chunk.model_extra else verdict
+                verdict = (
+                    chunk.model_extra.get("safeswitch", verdict) if chunk.model_extra else verdict
+                )
             if number == leave_after:
                 await stream.close()
                 break
@@ -205,7 +245,9 @@ def test_no_byte_of_a_flagged_requests_pilot_text_leaves_the_server(
             assert reply.text.startswith(text)
         elif reply.decision.stage == "watch":
             before, _, after = text.partition("\n\n")
-            assert reply.text.startswith(text) or (untouched[i].text.startswith(before) and reply.text.startswith(after))
+            assert reply.text.startswith(text) or (
+                untouched[i].text.startswith(before) and reply.text.startswith(after)
+            )
         else:
             assert reply.text.startswith(text), "pilot text was shown"
         if leave_after is None:
@@ -213,9 +255,13 @@ def test_no_byte_of_a_flagged_requests_pilot_text_leaves_the_server(
             assert verdict["fired"] == reply.decision.fired
 
     async def everything() -> None:
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=server.plain, max_retries=0) as client:
+        async with openai.AsyncOpenAI(
+            base_url=f"{server.url}/v1", api_key=server.plain, max_retries=0
+        ) as client:
             picks = [draw.randrange(len(told)) for _ in range(150)]
-            await asyncio.gather(*(one(client, i, draw.choice([None, None, 1, 2, 5, 9])) for i in picks))
+            await asyncio.gather(
+                *(one(client, i, draw.choice([None, None, 1, 2, 5, 9])) for i in picks)
+            )
 
     asyncio.run(everything())
 
@@ -240,11 +286,16 @@ def test_the_audit_has_one_record_for_each_choice(server: Served) -> None:
             "select request_id, client, choice, policy, text from safeswitch_decisions where request_id like 'audited-%'"
         ).fetchall()
     kept = ("plain", 0, "enforce", None)
-    assert sorted(rows) == [("audited-0", *kept)] + [("audited-1", "plain", choice, *kept[2:]) for choice in range(3)]
+    assert sorted(rows) == [("audited-0", *kept)] + [
+        ("audited-1", "plain", choice, *kept[2:]) for choice in range(3)
+    ]
 
 
 def test_metrics_count_decisions_beside_vllms_own(server: Served) -> None:
-    asked = [urllib.request.Request(f"{server.url}/metrics", headers=_bearer(key)) for key in (server.admin, server.blind)]
+    asked = [
+        urllib.request.Request(f"{server.url}/metrics", headers=_bearer(key))
+        for key in (server.admin, server.blind)
+    ]
     text = urllib.request.urlopen(asked[0]).read().decode()
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(asked[1])
@@ -252,7 +303,10 @@ def test_metrics_count_decisions_beside_vllms_own(server: Served) -> None:
     assert "vllm:" in text
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": 1}', b'{"messages": "x"}', b'{"safeswitch": []}'])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{", b"[]", b"\xff\xfe", b'{"model": 1}', b'{"messages": "x"}', b'{"safeswitch": []}'],
+)
 def test_malformed_bodies_get_a_clear_error(server: Served, raw: bytes) -> None:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {server.plain}"}
     request = urllib.request.Request(f"{server.url}/v1/chat/completions", raw, headers)

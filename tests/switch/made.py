@@ -1,4 +1,5 @@
-"""Requests whose label stands in their first word, a judge by id, settings that fit in a second, and a fitted switch."""
+"""Requests whose label stands in their first word, a judge by id, settings that fit in a second,
+and a fitted switch."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ from tests.tiny import tiny_lm
 WORDS = ("river", "stone", "cloud", "apple", "train", "violin", "garden", "winter")
 HEAD = HeadSettings(ranks=(1,), epochs=4)
 SMALL = FitSettings(
-    budget=0.125, reply_tokens=4, pilot=1, readers=("layers",), layers=(2, -1), head=HEAD,
+    budget=0.125,
+    reply_tokens=4,
+    pilot=1,
+    readers=("layers",),
+    layers=(2, -1),
+    head=HEAD,
     trust_replies=True,
 )
 
@@ -26,8 +32,15 @@ def requests(n: int = 80, *, replies: bool = True) -> list[Example]:
     """Half of them unsafe (they begin with ZAP), from three sources that all hold both labels."""
     return [
         Example(
-            f"r{i}", (Message("user", f"{'ask' if i % 2 else 'ZAP'} {WORDS[i % 8]} {WORDS[i // 8 % 8]} {i}"),),
-            "safe" if i % 2 else "unsafe", source=f"s{i // 2 % 3}", reply=None if i % 2 or not replies else "No, sorry.",
+            f"r{i}",
+            (
+                Message(
+                    "user", f"{'ask' if i % 2 else 'ZAP'} {WORDS[i % 8]} {WORDS[i // 8 % 8]} {i}"
+                ),
+            ),
+            "safe" if i % 2 else "unsafe",
+            source=f"s{i // 2 % 3}",
+            reply=None if i % 2 or not replies else "No, sorry.",
         )
         for i in range(n)
     ]
@@ -55,5 +68,7 @@ def engine() -> TransformersEngine:
 @cache
 def fitted() -> Switch:
     """Two stages, three kinds of readers, a watch, a low-rank head, fitted on the tiny model."""
-    chosen = settings(readers=("layers", "window", "text"), watch=True, watch_every=2, budget=0.25, window=6)
+    chosen = settings(
+        readers=("layers", "window", "text"), watch=True, watch_every=2, budget=0.25, window=6
+    )
     return Switch.fit(engine(), requests(), chosen, complied=two_of_three)

@@ -56,10 +56,17 @@ def test_a_full_head_interpolates_between_the_two_heads(beta: float) -> None:
 
 
 EXAMPLES: list[Actuator] = [
-    NoAction(), LowRankHead(rand(2, D), rand(V, 2), 0.25), FullHead(rand(V, D), rand(V), 0.5), SystemPrompt("Be careful."),
-    Steering((1, 3), rand(2, D), 2.5), Canned("No."), FramedPrompt("Be careful.", (("a", "b"),), "<", ">"),
-    SparseHead.of(rand(V, D).where(rand(V, D) > 0, 0), 0.5), SoftHead(LowRankHead(rand(2, D), rand(V, 2)), 0.25, 0.5),
-    EarlyHead(FullHead(rand(V, D), rand(V)), 3, 2.0, 4), Adapter({"a.b": (rand(2, D), rand(V, 2))}, 0.5),
+    NoAction(),
+    LowRankHead(rand(2, D), rand(V, 2), 0.25),
+    FullHead(rand(V, D), rand(V), 0.5),
+    SystemPrompt("Be careful."),
+    Steering((1, 3), rand(2, D), 2.5),
+    Canned("No."),
+    FramedPrompt("Be careful.", (("a", "b"),), "<", ">"),
+    SparseHead.of(rand(V, D).where(rand(V, D) > 0, 0), 0.5),
+    SoftHead(LowRankHead(rand(2, D), rand(V, 2)), 0.25, 0.5),
+    EarlyHead(FullHead(rand(V, D), rand(V)), 3, 2.0, 4),
+    Adapter({"a.b": (rand(2, D), rand(V, 2))}, 0.5),
     Weights.of({"a": rand(2, 3), "b": torch.zeros(2), "c": rand(4)}, 2.0),
 ]
 
@@ -104,10 +111,18 @@ def test_an_early_head_mixes_probabilities_over_what_both_heads_rank_high(common
 
 
 def test_a_frame_goes_around_the_conversation() -> None:
-    system, first, reply, last = (Message(r, t) for r, t in (("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c")))
+    system, first, reply, last = (
+        Message(r, t)
+        for r, t in (("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+    )
     edited = FramedPrompt("F", (("q", "r"),), "<", ">").edit((system, first, reply, last))
     assert [(m.role, m.content) for m in edited] == [
-        ("system", "F\nS"), ("user", "q"), ("assistant", "r"), ("user", "a"), ("assistant", "b"), ("user", "<c>"),
+        ("system", "F\nS"),
+        ("user", "q"),
+        ("assistant", "r"),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "<c>"),
     ]
     assert FramedPrompt(after="!").edit((last,)) == (Message("user", "c!"),)
 
@@ -115,7 +130,11 @@ def test_a_frame_goes_around_the_conversation() -> None:
 def test_to_moves_every_tensor_and_keeps_the_rest() -> None:
     head = FullHead(rand(V, D), rand(V), 0.5)
     moved = head.to(torch.device("cpu"), torch.bfloat16)
-    assert (moved.weight.dtype, moved.bias.dtype, moved.beta) == (torch.bfloat16, torch.bfloat16, 0.5)
+    assert (moved.weight.dtype, moved.bias.dtype, moved.beta) == (
+        torch.bfloat16,
+        torch.bfloat16,
+        0.5,
+    )
     torch.testing.assert_close(moved.weight.float(), head.weight, atol=0, rtol=2**-8)
     assert head.weight.dtype == torch.float32
 
@@ -123,14 +142,20 @@ def test_to_moves_every_tensor_and_keeps_the_rest() -> None:
 def test_a_system_prompt_goes_in_front_or_joins_the_one_there() -> None:
     user = Message("user", "hi")
     assert SystemPrompt("A").edit((user,)) == (Message("system", "A"), user)
-    assert SystemPrompt("A").edit((Message("system", "B"), user)) == (Message("system", "A\nB"), user)
+    assert SystemPrompt("A").edit((Message("system", "B"), user)) == (
+        Message("system", "A\nB"),
+        user,
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: LowRankHead(rand(2, D), rand(V, 3)), "do not fit"),
-        (lambda: LowRankHead(rand(2, D), rand(V, 2), 1.5), r"beta must lie in \[0.0, 1.0\]; got 1.5"),
+        (
+            lambda: LowRankHead(rand(2, D), rand(V, 2), 1.5),
+            r"beta must lie in \[0.0, 1.0\]; got 1.5",
+        ),
         (lambda: FullHead(rand(V, D), rand(V + 1)), "do not fit"),
         (lambda: FullHead(rand(V, D), rand(V), float("nan")), "beta must lie in"),
         (lambda: SystemPrompt("  "), "text is empty"),
@@ -143,9 +168,15 @@ def test_a_system_prompt_goes_in_front_or_joins_the_one_there() -> None:
         (lambda: Weights.of({"a": torch.zeros(2)}), "0 everywhere"),
         (lambda: Steering((1,), rand(1, D), where="here"), "where must be one of"),  # type: ignore[arg-type]
         (lambda: Steering((1,), rand(2, D)), "1 layers but vectors"),
-        (lambda: LowRankHead(rand(2, D), rand(V, 2)).check(D, V + 1), r"made for \[V=7, d=5\], but the model has \[V=8, d=5\]"),
+        (
+            lambda: LowRankHead(rand(2, D), rand(V, 2)).check(D, V + 1),
+            r"made for \[V=7, d=5\], but the model has \[V=8, d=5\]",
+        ),
         (lambda: FullHead(rand(V, D), rand(V)).check(D + 1, V), "made for"),
-        (lambda: actuator_from_state({"kind": "laser"}, {}), "unknown actuator 'laser'; known: adapter, canned"),
+        (
+            lambda: actuator_from_state({"kind": "laser"}, {}),
+            "unknown actuator 'laser'; known: adapter, canned",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(make: Any, message: str) -> None:
@@ -172,9 +203,17 @@ def test_every_kind_says_what_it_needs_of_an_engine() -> None:
     assert names(lambda a: a.head is a) == heads
     assert names(lambda a: a.fixed_reply) == {"canned"}
     assert names(lambda a: a.place == "prompt") == {"system_prompt", "framed_prompt"}
-    assert names(lambda a: a.edit((Message("user", "x"),)) != (Message("user", "x"),)) == {"system_prompt", "framed_prompt"}
+    assert names(lambda a: a.edit((Message("user", "x"),)) != (Message("user", "x"),)) == {
+        "system_prompt",
+        "framed_prompt",
+    }
     assert names(lambda a: not a.uniform) == {"canned", "soft_head", "early_head"}
-    assert names(lambda a: a.not_in_vllm is None) == {"none", "low_rank_head", "full_head", "sparse_head"}
+    assert names(lambda a: a.not_in_vllm is None) == {
+        "none",
+        "low_rank_head",
+        "full_head",
+        "sparse_head",
+    }
     assert names(lambda a: a.per_row) == {"steering", "adapter"}
 
 
@@ -196,7 +235,9 @@ def test_a_heads_difference_is_what_it_adds_to_the_base_matrix() -> None:
     base = rand(V, D)
     low, full = LowRankHead(rand(2, D), rand(V, 2), 0.5), FullHead(rand(V, D), torch.zeros(V), 0.5)
     for head in (low, full):
-        torch.testing.assert_close(head.apply(HIDDEN @ base.T, HIDDEN), HIDDEN @ (base + head.difference(base)).T)
+        torch.testing.assert_close(
+            head.apply(HIDDEN @ base.T, HIDDEN), HIDDEN @ (base + head.difference(base)).T
+        )
     torch.testing.assert_close(low.apply(LOGITS, HIDDEN), LOGITS + low.addition(HIDDEN))
     assert full.addition(HIDDEN) is None
     with pytest.raises(SettingError, match="soft_head"):

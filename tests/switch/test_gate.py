@@ -1,4 +1,5 @@
-"""The gate's decisions against the rules worked out by hand, and what it does when a prober fails."""
+"""The gate's decisions against the rules worked out by hand, and what it does when a prober
+fails."""
 
 from __future__ import annotations
 
@@ -23,10 +24,17 @@ class Says(Prober):
 
     kind = "test-says"
 
-    def __init__(self, *scores: float, points: tuple[ReadPoint, ...] = (HERE,), error: Exception | None = None) -> None:
+    def __init__(
+        self,
+        *scores: float,
+        points: tuple[ReadPoint, ...] = (HERE,),
+        error: Exception | None = None,
+    ) -> None:
         self.scores, self.points, self.error = scores, points, error
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Any = None, seed: int = 0) -> Self:
+    def fit(
+        self, acts: Activations, labels: Tensor, *, validation: Any = None, seed: int = 0
+    ) -> Self:
         return self
 
     def score(self, acts: Activations) -> Tensor:
@@ -59,20 +67,35 @@ def test_the_and_rule_asks_stage_two_only_about_rows_that_pass_stage_one() -> No
 
 
 def test_the_product_rule_compares_the_product_with_one_threshold() -> None:
-    gate = Gate(stage1=Stage(Says(*S1), 0.99), stage2=Stage(Says(*S2), 0.99), rule="product", product_threshold=0.4)
+    gate = Gate(
+        stage1=Stage(Says(*S1), 0.99),
+        stage2=Stage(Says(*S2), 0.99),
+        rule="product",
+        product_threshold=0.4,
+    )
     first = gate.at_prompt(acts(4))
     second = gate.at_pilot(acts(4), first.scores)
-    assert (second.fired & first.pending).tolist() == [a * b > 0.4 for a, b in zip(S1, S2, strict=True)]
+    assert (second.fired & first.pending).tolist() == [
+        a * b > 0.4 for a, b in zip(S1, S2, strict=True)
+    ]
     assert gate.thresholds() == {"product": 0.4}
 
 
 def test_the_product_rule_drops_no_row_that_could_still_pass() -> None:
-    gate = Gate(stage1=Stage(Says(0.41, 0.39), 0.5), stage2=Stage(Says(1.0, 1.0), 0.5), rule="product", product_threshold=0.4)
+    gate = Gate(
+        stage1=Stage(Says(0.41, 0.39), 0.5),
+        stage2=Stage(Says(1.0, 1.0), 0.5),
+        rule="product",
+        product_threshold=0.4,
+    )
     assert gate.at_prompt(acts(2)).pending.tolist() == [True, False]
 
 
 def test_a_score_equal_to_the_threshold_does_not_fire() -> None:
-    assert Gate(stage1=Stage(Says(0.5, 0.75), 0.5)).at_prompt(acts(2)).fired.tolist() == [False, True]
+    assert Gate(stage1=Stage(Says(0.5, 0.75), 0.5)).at_prompt(acts(2)).fired.tolist() == [
+        False,
+        True,
+    ]
 
 
 def test_stage_one_alone_decides_at_once_and_stage_two_alone_waits_for_every_row() -> None:
@@ -90,12 +113,16 @@ def test_always_fires_without_asking_a_prober() -> None:
 
 @pytest.mark.parametrize(("fail", "fires"), [("closed", True), ("open", False)])
 @pytest.mark.parametrize("bad", [NAN, float("inf"), float("-inf")], ids=str)
-def test_a_score_that_is_not_finite_fires_only_when_failing_closed(fail: Any, fires: bool, bad: float) -> None:
+def test_a_score_that_is_not_finite_fires_only_when_failing_closed(
+    fail: Any, fires: bool, bad: float
+) -> None:
     broken = Stage(Says(0.1, bad), 0.5)
     one = Gate(stage1=broken, fail=fail).at_prompt(acts(2))
     assert one.fired.tolist() == [False, fires]
     assert one.errors == (None, "the score is not finite")
-    pilot = Gate(stage1=Stage(Says(0.9, 0.9), 0.5), stage2=broken, fail=fail).at_pilot(acts(2), torch.tensor([0.9, 0.9]))
+    pilot = Gate(stage1=Stage(Says(0.9, 0.9), 0.5), stage2=broken, fail=fail).at_pilot(
+        acts(2), torch.tensor([0.9, 0.9])
+    )
     assert pilot.fired.tolist() == [False, fires]
     running = ReadPoint(2, Position("pilot", 4))
     watch = Stage(Says(0.1, bad, points=(running,)), 0.5)
@@ -106,7 +133,9 @@ def test_a_score_that_is_not_finite_fires_only_when_failing_closed(fail: Any, fi
 @pytest.mark.parametrize("rule", ["and", "product"])
 def test_a_failed_stage_one_is_decided_at_once_not_left_to_stage_two(rule: Any) -> None:
     for fail, fires in (("closed", True), ("open", False)):
-        gate = Gate(stage1=Stage(Says(NAN), 0.5), stage2=Stage(Says(0.0), 0.5), rule=rule, fail=fail)  # type: ignore[arg-type]
+        gate = Gate(
+            stage1=Stage(Says(NAN), 0.5), stage2=Stage(Says(0.0), 0.5), rule=rule, fail=fail
+        )  # type: ignore[arg-type]
         verdict = gate.at_prompt(acts(1))
         assert (verdict.fired.tolist(), verdict.pending.tolist()) == ([fires], [False])
 
@@ -122,7 +151,9 @@ def test_a_prober_that_raises_or_gives_another_shape_is_a_failure_with_its_reaso
 
 def test_pilot_points_and_layers_follow_from_what_the_probers_read() -> None:
     late, later = ReadPoint(1, Position("pilot", 2)), ReadPoint(3, Position("pilot", 5))
-    gate = Gate(stage1=Stage(Says(0.1), 0.5), stage2=Stage(Says(0.1, points=(HERE, late, later)), 0.5))
+    gate = Gate(
+        stage1=Stage(Says(0.1), 0.5), stage2=Stage(Says(0.1, points=(HERE, late, later)), 0.5)
+    )
     assert gate.pilot == 5
     assert gate.prompt_points == (HERE,)
     assert gate.pilot_points == (late, later)
@@ -148,11 +179,26 @@ def test_settings_outside_their_range_are_refused_with_what_is_allowed() -> None
 @pytest.mark.parametrize(
     ("points", "named"),
     [
-        ((HERE,), "reads prompt_end"), ((), "reads no states"),
-        ((ReadPoint(1, Position("pilot", 4)), ReadPoint(1, Position("window", 8))), "reads pilot:4, window:8"),
+        ((HERE,), "reads prompt_end"),
+        ((), "reads no states"),
+        (
+            (ReadPoint(1, Position("pilot", 4)), ReadPoint(1, Position("window", 8))),
+            "reads pilot:4, window:8",
+        ),
     ],
 )
-def test_a_watch_that_cannot_read_a_running_reply_is_refused(points: tuple[ReadPoint, ...], named: str) -> None:
-    with pytest.raises(SettingError, match=f"one or more pilot points and nothing else; its prober {named}"):
+def test_a_watch_that_cannot_read_a_running_reply_is_refused(
+    points: tuple[ReadPoint, ...], named: str
+) -> None:
+    with pytest.raises(
+        SettingError, match=f"one or more pilot points and nothing else; its prober {named}"
+    ):
         Gate(watch=Stage(Says(0.1, points=points), 0.5))
-    Gate(watch=Stage(Says(0.1, points=(ReadPoint(1, Position("pilot", 4)), ReadPoint(2, Position("pilot", 4)))), 0.5))
+    Gate(
+        watch=Stage(
+            Says(
+                0.1, points=(ReadPoint(1, Position("pilot", 4)), ReadPoint(2, Position("pilot", 4)))
+            ),
+            0.5,
+        )
+    )

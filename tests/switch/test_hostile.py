@@ -1,4 +1,5 @@
-"""A bundle in which anything was changed is refused, or loads to exactly what it says: nothing is ignored or guessed."""
+"""A bundle in which anything was changed is refused, or loads to exactly what it says: nothing is
+ignored or guessed."""
 
 from __future__ import annotations
 
@@ -25,7 +26,15 @@ from safeswitch.nano import switch_path
 from safeswitch.probers.apart import AppendingProber, LikelihoodProber, TransitionProber
 from safeswitch.probers.condition import Condition, ConditionProber
 from safeswitch.probers.ensemble import EnsembleProber
-from safeswitch.switch.actuators.base import Actuator, Canned, FullHead, LowRankHead, NoAction, Steering, SystemPrompt
+from safeswitch.switch.actuators.base import (
+    Actuator,
+    Canned,
+    FullHead,
+    LowRankHead,
+    NoAction,
+    Steering,
+    SystemPrompt,
+)
 from safeswitch.switch.actuators.heads import EarlyHead, SoftHead, SparseHead
 from safeswitch.switch.actuators.prompts import FramedPrompt
 from safeswitch.switch.actuators.weights import Adapter, Weights
@@ -34,9 +43,30 @@ from safeswitch.switch.switch import BaseModel, Switch
 from tests.switch.made import fitted, model
 
 Path_ = tuple[Any, ...]
-FREE = {"model_id", "revision", "fingerprint", "library_version", "text", "system", "before", "after", "name", "rule"}
+FREE = {
+    "model_id",
+    "revision",
+    "fingerprint",
+    "library_version",
+    "text",
+    "system",
+    "before",
+    "after",
+    "name",
+    "rule",
+}
 """Fields that hold any text."""
-OPTIONAL = {"watch_until", "l2", "lr", "weight_decay", "dropout", "epochs", "smooth", "revision", "base_model"}
+OPTIONAL = {
+    "watch_until",
+    "l2",
+    "lr",
+    "weight_decay",
+    "dropout",
+    "epochs",
+    "smooth",
+    "revision",
+    "base_model",
+}
 """Fields that may be null."""
 
 
@@ -72,11 +102,15 @@ def switches() -> dict[str, Switch]:
         Weights.of({"w": rand(3), "x.y": rand(2)}, 0.5),
     ]  # fmt: skip
     made = {action.kind: Switch(Gate(always=True), action, base) for action in actions}
-    condition = ConditionProber.of([Condition("a", 1, rand(d), 0.5, True), Condition("b", 2, rand(d), 0.25, False)], "a or b")
+    condition = ConditionProber.of(
+        [Condition("a", 1, rand(d), 0.5, True), Condition("b", 2, rand(d), 0.25, False)], "a or b"
+    )
     nll = AppendingProber(LikelihoodProber(base.num_layers, 2, 0.5), [3])
     gates = {
-        "ensemble": Gate(stage1=Stage(ensemble(d), 0.5), fail="open"), "condition": Gate(stage1=Stage(condition, 0.5)),
-        "transition": Gate(stage1=Stage(transition(d), 0.5), fail="open"), "late": Gate(late=Stage(nll, 0.5), late_every=3),
+        "ensemble": Gate(stage1=Stage(ensemble(d), 0.5), fail="open"),
+        "condition": Gate(stage1=Stage(condition, 0.5)),
+        "transition": Gate(stage1=Stage(transition(d), 0.5), fail="open"),
+        "late": Gate(late=Stage(nll, 0.5), late_every=3),
     }
     made |= {name: Switch(gate, low, base) for name, gate in gates.items()}
     return made | {"fitted": fitted()}
@@ -89,7 +123,13 @@ def written(switch: Switch) -> tuple[dict[str, Any], dict[str, Tensor], dict[str
 
 def paths(value: Any, here: Path_ = ()) -> Iterator[Path_]:
     """Where values stand in plain JSON, but in how the switch was made."""
-    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items: Any = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         if here or key not in ("record", "library_version"):
             yield (*here, key)
@@ -112,7 +152,12 @@ def wrong(value: Any, name: Any) -> list[Any]:
     if isinstance(value, float):
         return [*common, str(value), True, float("nan"), float("inf")]
     if isinstance(value, str):
-        return [*common, 3, True, *([] if name in FREE else ["nonsense", "../../x", "4@pilot:1000000000", "1@window:3"])]
+        return [
+            *common,
+            3,
+            True,
+            *([] if name in FREE else ["nonsense", "../../x", "4@pilot:1000000000", "1@window:3"]),
+        ]
     if value is None:
         return [*common, True, -1]
     return [item for item in [*common, None, 3, "x", True] if item != value]
@@ -124,8 +169,14 @@ def meant(old: Any, path: Path_, value: Any) -> bool:
         return path[-1] in {*OPTIONAL, "actuator"}
     if value == [] and path[-1] == "turns":
         return True
-    if value == "\x1b[2J":  # a model's own words may hold anything; what is shown is cleaned where it is shown
-        return path[0] == "actuator" and (path[-1] in FREE or "turns" in path[:-1]) and isinstance(old, str)
+    if (
+        value == "\x1b[2J"
+    ):  # a model's own words may hold anything; what is shown is cleaned where it is shown
+        return (
+            path[0] == "actuator"
+            and (path[-1] in FREE or "turns" in path[:-1])
+            and isinstance(old, str)
+        )
     if isinstance(value, str) and "\x1b" not in value and "\ud800" not in value:
         if value == "1@window:3" and "window" in str(old):
             return True
@@ -134,14 +185,17 @@ def meant(old: Any, path: Path_, value: Any) -> bool:
 
 
 def refused_or_same(folder: Path, config: Any) -> bool:
-    """Whether it was refused; where not, the loaded switch is the one that the configuration tells of."""
+    """Whether it was refused; where not, the loaded switch is the one that the configuration tells
+    of."""
     (folder / "config.json").write_text(json.dumps(config))
     try:
         loaded = Switch.from_pretrained(folder)
     except ArtifactError as error:
         return str(folder) in str(error)
     now = written(loaded)[0]
-    assert {**now, "record": None} == {**config, "record": None}, "something was ignored, coerced or guessed"
+    assert {**now, "record": None} == {**config, "record": None}, (
+        "something was ignored, coerced or guessed"
+    )
     assert same_types(now["gate"], config["gate"])
     return False
 
@@ -203,8 +257,13 @@ def test_a_field_that_is_missing_or_unknown_is_refused(name: str, tmp_path: Path
             assert refused_or_same(folder, changed), path
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("none", "canned", "system_prompt", "framed_prompt")])
-def test_a_tensor_that_is_damaged_missing_unknown_or_of_another_shape_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [name for name in NAMES if name not in ("none", "canned", "system_prompt", "framed_prompt")],
+)
+def test_a_tensor_that_is_damaged_missing_unknown_or_of_another_shape_is_refused(
+    name: str, tmp_path: Path
+) -> None:
     """With ``fail: open`` as well: a prober that cannot run would let everything pass."""
     folder = bundle(name, tmp_path / "b")
     for file in ("probers.safetensors", "refusal_head.safetensors"):
@@ -246,7 +305,12 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
 @given(st.data())
 def test_any_value_at_any_place_is_refused_or_meant(tmp_path: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(NAMES))
@@ -255,7 +319,9 @@ def test_any_value_at_any_place_is_refused_or_meant(tmp_path: Path, data: st.Dat
         bundle(name, folder)
     config = written(switches()[name])[0]
     for path in data.draw(st.lists(st.sampled_from(list(paths(config))), min_size=1, max_size=2)):
-        with suppress(KeyError, IndexError, TypeError):  # the first change may take away the place of the second
+        with suppress(
+            KeyError, IndexError, TypeError
+        ):  # the first change may take away the place of the second
             parent(config, path)[path[-1]] = data.draw(JSON)
     refused_or_same(folder, config)
 
@@ -292,7 +358,9 @@ def test_an_error_names_file_field_value_and_what_is_allowed(tmp_path: Path) -> 
 def test_what_would_move_a_terminal_is_cleaned_where_it_is_made(tmp_path: Path) -> None:
     base = replace(BaseModel.of(model()), model_id="a\x1b[2J\u202eb\nc")
     assert base.model_id == "a\ufffd[2J\ufffdb\ufffdc"
-    Switch(Gate(always=True), NoAction(), base, {"data": {"x\x1b": "\x07ok"}}).save_pretrained(tmp_path)
+    Switch(Gate(always=True), NoAction(), base, {"data": {"x\x1b": "\x07ok"}}).save_pretrained(
+        tmp_path
+    )
     again = Switch.from_pretrained(tmp_path)
     assert again.base == base
     assert again.record == {"data": {"x\ufffd": "\ufffdok"}}
@@ -306,4 +374,7 @@ def test_a_stage_2_that_never_comes_is_refused() -> None:
 
 def test_the_bundle_that_is_shipped_loads(tmp_path: Path) -> None:
     shutil.copytree(switch_path(), tmp_path / "s")
-    assert Switch.from_pretrained(tmp_path / "s").fingerprint == Switch.from_pretrained(switch_path()).fingerprint
+    assert (
+        Switch.from_pretrained(tmp_path / "s").fingerprint
+        == Switch.from_pretrained(switch_path()).fingerprint
+    )

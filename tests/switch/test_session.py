@@ -1,4 +1,5 @@
-"""What is written down after each reading, worked out by hand; how sessions go on from one another."""
+"""What is written down after each reading, worked out by hand; how sessions go on from one
+another."""
 
 from __future__ import annotations
 
@@ -35,17 +36,27 @@ def told(session: Session) -> tuple[bool, str, int, str]:
 
 
 def test_each_stage_says_when_it_decided_and_what_it_saw() -> None:
-    gate = Gate(stage1=stage(0.2, 0.8, 0.9), stage2=stage(0.75, 0.25), watch=stage(0.1, 1.0, read="pilot:1"))
+    gate = Gate(
+        stage1=stage(0.2, 0.8, 0.9), stage2=stage(0.75, 0.25), watch=stage(0.1, 1.0, read="pilot:1")
+    )
     first = prompts(gate, 3)
     assert [s.pending for s in first] == [False, True, True]
     assert [told(s) for s in first] == [(False, "stage1", 0, "none")] * 3
     second = at_pilot(first[1:], acts(2), [3, 2], 0.0)
-    assert [told(s) for s in second] == [(True, "stage2", 3, "low_rank_head"), (False, "stage2", 2, "none")]
+    assert [told(s) for s in second] == [
+        (True, "stage2", 3, "low_rank_head"),
+        (False, "stage2", 2, "none"),
+    ]
     assert second[0].decision.scores == pytest.approx({"stage1": 0.8, "stage2": 0.75})
     third = at_watch([first[0], second[1]], acts(2), [8, 8], 0.0)
-    assert [told(s) for s in third] == [(False, "watch", 8, "none"), (True, "watch", 8, "low_rank_head")]
+    assert [told(s) for s in third] == [
+        (False, "watch", 8, "none"),
+        (True, "watch", 8, "low_rank_head"),
+    ]
     assert third[1].decision.scores == pytest.approx({"stage1": 0.9, "stage2": 0.25, "watch": 1.0})
-    assert [told(s) for s in first] == [(False, "stage1", 0, "none")] * 3, "sessions are replaced, never changed"
+    assert [told(s) for s in first] == [(False, "stage1", 0, "none")] * 3, (
+        "sessions are replaced, never changed"
+    )
 
 
 def test_what_waits_for_stage_two_is_let_go_on_by_the_watch_unless_it_fires() -> None:
@@ -90,12 +101,18 @@ def test_the_late_stage_fires_at_the_first_length_and_keeps_the_highest_score_up
     clear = prompts(Gate(stage1=stage(0.0, 0.0, 0.0), late=late), 3)
     places = [(0, 2), (0, 4), (0, 6), (2, 2), (2, 4), (2, 5)]
     found = at_late(clear, acts(6), places, 0.0)
-    assert [told(s)[:3] for s in found] == [(True, "late", 6), (False, "stage1", 0), (True, "late", 4)]
+    assert [told(s)[:3] for s in found] == [
+        (True, "late", 6),
+        (False, "stage1", 0),
+        (True, "late", 4),
+    ]
     assert [s.decision.scores.get("late", 0.0) for s in found] == pytest.approx([0.6, 0.0, 0.9])
     assert found[1] is clear[1]
 
 
-def test_the_time_of_a_reading_is_shared_evenly_by_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_reading_is_shared_evenly_by_its_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(time, "perf_counter", lambda: 8.0)
     gate = Gate(stage1=stage(0.0, 0.0), late=stage(0.9, 0.9, 0.1, read="appended:2"))
     found = at_prompt([Session.begin(gate, HEAD)] * 2, acts(2), 2.0)

@@ -1,7 +1,9 @@
-"""Hooks that read hidden states out of the forward pass that is running anyway: the one reading path of the library.
+"""Hooks that read hidden states out of the forward pass that is running anyway: the one reading
+path of the library.
 
-Collecting training states and gating at run time both go through :class:`Reader`, so a prober sees at run time what it
-was fitted on. Shapes: b rows of the batch, t tokens, d hidden size. Knows nothing of positions, labels or files.
+Collecting training states and gating at run time both go through :class:`Reader`, so a prober sees
+at run time what it was fitted on. Shapes: b rows of the batch, t tokens, d hidden size. Knows
+nothing of positions, labels or files.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Output, Site
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.locate import hidden_in
@@ -22,18 +25,19 @@ Keep = Callable[[Tensor], Tensor]
 
 
 def keep_last(hidden: Tensor) -> Tensor:
-    """The state of the last token of every row: ``[b, t, d]`` to ``[b, d]``; the default of :class:`Reader`."""
+    """The state of the last token of every row: ``[b, t, d]`` to ``[b, d]``; the default of
+    :class:`Reader`."""
     return hidden[:, -1]
 
 
 class Reader:
     """Context manager that keeps chosen parts of chosen states during every forward pass below it.
 
-    Layer 0 is what enters the first block (the embeddings, with what the model adds to them), layer ``i`` what leaves
-    block ``i``, and layer ``num_layers`` what leaves the backbone: the state after the final norm, on which the LM head
-    works. An ``Output`` is what one half of a block adds to the residual stream
-    (:mod:`safeswitch.models.outputs`). The hooks are gone after the block, also after an exception
-    and after a failure half-way in.
+    Layer 0 is what enters the first block (the embeddings, with what the model adds to them), layer
+    ``i`` what leaves block ``i``, and layer ``num_layers`` what leaves the backbone: the state
+    after the final norm, on which the LM head works. An ``Output`` is what one half of a block adds
+    to the residual stream (:mod:`safeswitch.models.outputs`). The hooks are gone after the block,
+    also after an exception and after a failure half-way in.
 
         with Reader(lm, [4, -1]) as reader:
             lm.model(input_ids=ids, attention_mask=mask)
@@ -42,9 +46,10 @@ class Reader:
     Args:
         lm: The model to read.
         sites: Layer numbers, negative ones counting from the end, and outputs of blocks.
-        keep: What to keep of ``hidden [b, t, d]``: one function, or one a site (resolved). It may be replaced
-            between forward passes. What it returns is copied when it shares memory with the layer's output, so that
-            nothing else of that output stays alive. Default: :func:`keep_last`.
+        keep: What to keep of ``hidden [b, t, d]``: one function, or one a site (resolved). It may
+            be replaced between forward passes. What it returns is copied when it shares memory with
+            the layer's output, so that nothing else of that output stays alive. Default:
+            :func:`keep_last`.
 
     Attributes:
         sites: The resolved sites, each once: layer numbers ascending, then outputs.
@@ -76,7 +81,10 @@ class Reader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._remove()
 
@@ -91,7 +99,7 @@ class Reader:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             self._store(site, hidden_in(output, where))
 
-        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: JsonObject) -> None:
             self._store(site, hidden_in(args or kwargs.get("hidden_states"), where))
 
         if isinstance(site, Output):

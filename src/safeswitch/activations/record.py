@@ -1,6 +1,8 @@
-"""Recording states at read points: one forward pass of the backbone for each padded batch, no logits.
+"""Recording states at read points: one forward pass of the backbone for each padded batch, no
+logits.
 
-Shapes: n requests, b rows of a batch, t tokens, d hidden size, w window tokens. Only the asked rows ever leave the
+Shapes: n requests, b rows of a batch, t tokens, d hidden size, w window tokens. Only the asked rows
+    ever leave the
 layer that computed them. Knows nothing of labels or files.
 """
 
@@ -26,14 +28,19 @@ Progress = Callable[[int, int], None]
 def prompt_sequences(
     lm: LanguageModel, prompts: Sequence[Prompt]
 ) -> tuple[list[list[int]], list[int], tuple[str, ...]]:
-    """What :func:`record` takes, for prompts without replies: token rows, prompt lengths in tokens, plain texts.
+    """What :func:`record` takes, for prompts without replies: token rows, prompt lengths in tokens,
+    plain texts.
 
     Raises:
         ModelError: no chat template.
         ContextLengthError: a prompt that does not fit.
     """
     sequences = lm.encode(prompts)
-    return sequences, [len(row) for row in sequences], tuple(lm.prompt_text(row) for row in sequences)
+    return (
+        sequences,
+        [len(row) for row in sequences],
+        tuple(lm.prompt_text(row) for row in sequences),
+    )
 
 
 @torch.no_grad()
@@ -53,18 +60,21 @@ def record(
 ) -> Activations:
     """Record the states of n sequences at ``points``.
 
-    ``prompt_end`` is the state of the prompt's last token, ``pilot:k`` the state after k reply tokens (teacher-forced
-    from ``sequences``), ``answer:k`` that after k tokens of the answer, ``window:w`` the states of
-    the last w prompt tokens, left-padded with zeros; ``window:0`` takes whole prompts, padded to the longest. A reply of
-    fewer than k tokens gives the state of its last token, as a run that has come to its end keeps its last state.
+    ``prompt_end`` is the state of the prompt's last token, ``pilot:k`` the state after k reply
+    tokens (teacher-forced from ``sequences``), ``answer:k`` that after k tokens of the answer,
+    ``window:w`` the states of the last w prompt tokens, left-padded with zeros; ``window:0`` takes
+    whole prompts, padded to the longest. A reply of fewer than k tokens gives the state of its last
+    token, as a run that has come to its end keeps its last state.
 
     Args:
         lm: The model.
-        sequences: Token ids: a prompt, and after it, where ``pilot`` points are asked, its reply's tokens.
+        sequences: Token ids: a prompt, and after it, where ``pilot`` points are asked, its reply's
+            tokens.
         prompt_lengths: Tokens of each sequence that are the prompt's, at least 1.
         points: What to read; layers are resolved numbers.
         texts: The requests' plain texts, to be carried along.
-        answers: Reply tokens in front of each sequence's answer, for ``answer`` points; none: the replies are all answer.
+        answers: Reply tokens in front of each sequence's answer, for ``answer`` points; none: the
+            replies are all answer.
         visions: The images of each sequence's prompt; none: text alone.
         batch_tokens: Most tokens in a batch, padding included; a longer sequence runs alone.
         dtype: Of the states returned; None keeps the model's.
@@ -72,13 +82,15 @@ def record(
         progress: Called with (sequences done, n) after each batch.
 
     Returns:
-        The states ``[n, d]`` (windows ``[n, w, d]`` with masks ``[n, w]``), in the order of ``sequences``.
+        The states ``[n, d]`` (windows ``[n, w, d]`` with masks ``[n, w]``), in the order of
+        ``sequences``.
 
     Raises:
-        SettingError: no points, a layer or block that does not exist, or numbers that do not fit together.
+        SettingError: no points, a layer or block that does not exist, or numbers that do not fit
+            together.
         ModelError: an output of a block in which it cannot be found.
-        ActivationError: a pilot point of a sequence without a reply; states that are NaN or infinite, naming point
-            and row.
+        ActivationError: a pilot point of a sequence without a reply; states that are NaN or
+            infinite, naming point and row.
         ContextLengthError: a sequence that the model cannot take.
     """
     check_request(lm, sequences, prompt_lengths, points, texts, batch_tokens)
@@ -91,25 +103,38 @@ def record(
     done = 0
     with lm.lock, Reader(lm, [point.site for point in points]) as reader:
         lengths = [len(row) for row in rows]
-        for batch in length_batches(lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=batch_tokens):
+        for batch in length_batches(
+            lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=batch_tokens
+        ):
             reader.keep = gather.plan(batch, [len(rows[i]) for i in batch])
             part = [rows[i] for i in batch]
-            lm.run_backbone(*lm.pad(part), lm.collate([visions[i] for i in batch] if visions else [], part))
+            lm.run_backbone(
+                *lm.pad(part), lm.collate([visions[i] for i in batch] if visions else [], part)
+            )
             gather.take(batch, reader.states)
             done += len(batch)
             if progress is not None:
                 progress(done, len(rows))
     states = {point: gather.states[point] for point in points}
-    return Activations(states, {p: gather.masks[p] for p in states if p in gather.masks}, tuple(texts))
+    return Activations(
+        states, {p: gather.masks[p] for p in states if p in gather.masks}, tuple(texts)
+    )
 
 
 def check_request(
-    lm: LanguageModel, sequences: Sequence[Sequence[int]], lengths: Sequence[int], points: Sequence[ReadPoint],
-    texts: Sequence[str], batch_tokens: int,
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    points: Sequence[ReadPoint],
+    texts: Sequence[str],
+    batch_tokens: int,
 ) -> None:
-    """Refuse what :func:`record` cannot do, before anything is run; arguments and errors are its own."""
+    """Refuse what :func:`record` cannot do, before anything is run; arguments and errors are its
+    own."""
     if not sequences or not points:
-        raise SettingError(f"record: sequences and points must not be empty; got {len(sequences)} and {len(points)}")
+        raise SettingError(
+            f"record: sequences and points must not be empty; got {len(sequences)} and {len(points)}"
+        )
     if len(lengths) != len(sequences) or (texts and len(texts) != len(sequences)):
         raise SettingError(
             f"record: one prompt length and one text a sequence, please; got {len(sequences)} sequences, "
@@ -119,7 +144,9 @@ def check_request(
         raise SettingError(f"record: batch_tokens must be 1 or more; got {batch_tokens}")
     for point in points:
         if not isinstance(point.site, Output) and point.layer != lm.layer(point.layer):
-            raise SettingError(f"record: read point {point} needs a resolved layer in 0..{lm.num_layers}")
+            raise SettingError(
+                f"record: read point {point} needs a resolved layer in 0..{lm.num_layers}"
+            )
     apart = [str(p) for p in points if p.position.kind in APART]
     if apart:
         raise SettingError(f"record: {', '.join(apart)} is read after appended tokens; use reread")
@@ -127,15 +154,22 @@ def check_request(
     limit = lm.context_length
     for i, (row, length) in enumerate(zip(sequences, lengths, strict=True)):
         if not 1 <= length <= len(row):
-            raise SettingError(f"record: prompt length of sequence {i} must lie in 1..{len(row)}; got {length}")
+            raise SettingError(
+                f"record: prompt length of sequence {i} must lie in 1..{len(row)}; got {length}"
+            )
         if pilots and length == len(row):
-            raise ActivationError(f"sequence {i} has no reply token, but a pilot point is asked for; generate first")
+            raise ActivationError(
+                f"sequence {i} has no reply token, but a pilot point is asked for; generate first"
+            )
         if limit is not None and len(row) > limit:
-            raise ContextLengthError(f"sequence {i} has {len(row)} tokens; {lm.model_id} takes {limit}")
+            raise ContextLengthError(
+                f"sequence {i} has {len(row)} tokens; {lm.model_id} takes {limit}"
+            )
 
 
 def _after(position: Position, start: int) -> int:
-    """Reply tokens that must have been fed at ``position``, where the answer begins after ``start`` of them."""
+    """Reply tokens that must have been fed at ``position``, where the answer begins after ``start``
+    of them."""
     return {"pilot": position.index, "answer": start + position.index}.get(position.kind, 0)
 
 
@@ -159,7 +193,8 @@ class _Gather:
     _valid: dict[Position, Tensor] = field(default_factory=dict)
 
     def plan(self, batch: Sequence[int], lengths: Sequence[int]) -> dict[Site, Keep]:
-        """Work out the columns ``[b, w]`` of every position in the left-padded batch; what to keep of each site."""
+        """Work out the columns ``[b, w]`` of every position in the left-padded batch; what to keep
+        of each site."""
         width = max(lengths)
         size = torch.tensor(lengths)
         start = width - size
@@ -189,7 +224,8 @@ class _Gather:
         return keep
 
     def take(self, batch: Sequence[int], states: dict[Site, Tensor]) -> None:
-        """Sort what was kept, ``[b, all columns, d]`` by site, into the rows ``batch`` of the results."""
+        """Sort what was kept, ``[b, all columns, d]`` by site, into the rows ``batch`` of the
+        results."""
         rows = torch.tensor(batch, device=self.device)
         for site, kept in states.items():
             points = self._at(site)

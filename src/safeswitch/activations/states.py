@@ -22,8 +22,8 @@ class Activations:
     """Hidden states of n requests.
 
     Args:
-        states: By read point, ``[n, d]``; for a ``window`` position ``[n, w, d]``, left-padded with zeros, the last
-            column being the prompt's last token.
+        states: By read point, ``[n, d]``; for a ``window`` position ``[n, w, d]``, left-padded with
+            zeros, the last column being the prompt's last token.
         masks: For each ``window`` read point, ``[n, w]`` bool: True where a token was read.
         texts: The requests' plain text, for readers of text; empty when not known.
         sources: Where each request comes from (``Example.source``), for fits in which every source
@@ -64,7 +64,8 @@ class Activations:
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """States and masks under the names that they have in a file: ``4@prompt_end``, ``mask:4@window:16``."""
+        """States and masks under the names that they have in a file: ``4@prompt_end``,
+        ``mask:4@window:16``."""
         states = {str(point): tensor for point, tensor in self.states.items()}
         return states | {f"{_MASK}{point}": mask for point, mask in self.masks.items()}
 
@@ -80,7 +81,8 @@ class Activations:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Activations]) -> Activations:
-        """The requests of all parts, in order; windows of different widths are left-padded to the widest.
+        """The requests of all parts, in order; windows of different widths are left-padded to the
+        widest.
 
         Args:
             parts: One or more, of the same read points.
@@ -96,11 +98,14 @@ class Activations:
             bad = ~torch.isfinite(tensor).flatten(1).all(1)
             if bad.any():
                 row = int(bad.nonzero()[0])
-                raise ActivationError(f"states at {point} are not finite (first bad row: {row} of {len(self)})")
+                raise ActivationError(
+                    f"states at {point} are not finite (first bad row: {row} of {len(self)})"
+                )
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors ``[n, ...]`` one after the other; where the second dimension differs, zeros go in front of it."""
+    """Tensors ``[n, ...]`` one after the other; where the second dimension differs, zeros go in
+    front of it."""
     if parts[0].dim() == 1:
         return torch.cat(list(parts))
     width = max(part.shape[1] for part in parts)

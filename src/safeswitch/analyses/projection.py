@@ -1,5 +1,5 @@
-"""States in two dimensions, before the reply and within it, untouched and switched (SafeSwitch, arXiv 2502.01042, its PCA
-figures).
+"""States in two dimensions, before the reply and within it, untouched and switched (SafeSwitch,
+arXiv 2502.01042, its PCA figures).
 
 Shapes: n requests, d hidden size.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 
 from safeswitch.activations.record import prompt_sequences, record
 from safeswitch.core.errors import SafeSwitchError, check_choice
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example, Position, ReadPoint
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.switch.switch import Switch
@@ -40,8 +41,9 @@ def projection(
     token: int = 8,
     how: How = "pca",
     seed: int = 0,
-) -> dict[str, Any]:
-    """Each request's state at the prompt's end, and after ``token`` reply tokens of the untouched and of the switched run.
+) -> JsonObject:
+    """Each request's state at the prompt's end, and after ``token`` reply tokens of the untouched
+    and of the switched run.
 
     The plane is fitted on all states together, so that the three moments can be compared.
 
@@ -51,12 +53,14 @@ def projection(
         examples: Labelled requests.
         layer: Layer to read.
         token: Reply tokens fed.
-        how: ``pca`` or ``umap`` (needs umap-learn; its axes have no meaning, and distances between groups little).
+        how: ``pca`` or ``umap`` (needs umap-learn; its axes have no meaning, and distances between
+            groups little).
         seed: Of UMAP.
 
     Returns:
-        ``how``, ``layer``, ``token``, ``explained`` (variance shares of the two axes, PCA only) and ``points``: one a request
-        and moment, with ``id``, ``label``, ``moment``, ``fired``, ``x`` and ``y``.
+        ``how``, ``layer``, ``token``, ``explained`` (variance shares of the two axes, PCA only) and
+        ``points``: one a request and moment, with ``id``, ``label``, ``moment``, ``fired``, ``x``
+        and ``y``.
 
     Raises:
         SafeSwitchError: UMAP is asked for and not installed.
@@ -76,17 +80,36 @@ def projection(
         states.append(record(lm, rows, lengths, [later], dtype=torch.float32).at(later))
     flat, explained = _flatten(torch.cat(states).numpy().astype(np.float64), how, seed)
     points = [
-        {"id": e.id, "label": e.label, "moment": moment, "fired": fired[i], "x": float(x), "y": float(y)}
+        {
+            "id": e.id,
+            "label": e.label,
+            "moment": moment,
+            "fired": fired[i],
+            "x": float(x),
+            "y": float(y),
+        }
         for moment, rows in zip(MOMENTS, np.split(flat, len(MOMENTS)), strict=True)
         for i, (e, (x, y)) in enumerate(zip(examples, rows, strict=True))
     ]
-    return {"how": how, "layer": end.layer, "token": token, "explained": explained, "points": points}
+    return {
+        "how": how,
+        "layer": end.layer,
+        "token": token,
+        "explained": explained,
+        "points": points,
+    }
 
 
-def _flatten(states: np.ndarray[Any, Any], how: How, seed: int) -> tuple[np.ndarray[Any, Any], list[float] | None]:
+def _flatten(
+    states: np.ndarray, how: How, seed: int
+) -> tuple[np.ndarray, list[float] | None]:
     """``[n, 2]``, and the share of variance that each axis explains."""
     if how == "umap":
         umap = importlib.import_module("umap")
-        return np.asarray(umap.UMAP(n_components=2, random_state=seed, n_jobs=1).fit_transform(states)), None
+        return np.asarray(
+            umap.UMAP(n_components=2, random_state=seed, n_jobs=1).fit_transform(states)
+        ), None
     model = PCA(n_components=2, svd_solver="full")
-    return np.asarray(model.fit_transform(states)), [float(x) for x in model.explained_variance_ratio_]
+    return np.asarray(model.fit_transform(states)), [
+        float(x) for x in model.explained_variance_ratio_
+    ]

@@ -1,4 +1,5 @@
-"""How well a prober reads, by layer and by pilot token (SafeSwitch, arXiv 2502.01042, its layer and k figures).
+"""How well a prober reads, by layer and by pilot token (SafeSwitch, arXiv 2502.01042, its layer and
+k figures).
 
 Shapes: n requests. Knows nothing of logs.
 """
@@ -6,12 +7,12 @@ Shapes: n requests. Knows nothing of logs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from safeswitch.activations.record import prompt_sequences, record
 from safeswitch.core.errors import DataError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example, Position, ReadPoint
 from safeswitch.data.splits import bundles, grouped_split
 from safeswitch.engines.transformers.engine import TransformersEngine
@@ -27,11 +28,13 @@ def prober_quality(
     *,
     pilots: Sequence[int] = PILOTS,
     seed: int = 0,
-) -> list[dict[str, Any]]:
-    """AUROC with a bootstrap interval at every layer, for every number of reply tokens of the untouched model.
+) -> list[JsonObject]:
+    """AUROC with a bootstrap interval at every layer, for every number of reply tokens of the
+    untouched model.
 
-    Probers are fitted on half of the requests and measured on the other half; requests of one group stay together. What is
-    told apart is ``unsafe`` (the request) and ``complied`` (the reply, among unsafe requests that have a verdict).
+    Probers are fitted on half of the requests and measured on the other half; requests of one group
+    stay together. What is told apart is ``unsafe`` (the request) and ``complied`` (the reply, among
+    unsafe requests that have a verdict).
 
     Args:
         engine: The model.
@@ -41,7 +44,8 @@ def prober_quality(
         seed: Of split, fitting and bootstrap.
 
     Returns:
-        One row a figure: ``told`` apart, ``layer``, ``pilot``, ``metric``, value, interval and number of measured requests.
+        One row a figure: ``told`` apart, ``layer``, ``pilot``, ``metric``, value, interval and
+        number of measured requests.
 
     Raises:
         DataError: labels of one class only, on either side.
@@ -51,16 +55,27 @@ def prober_quality(
     longest = max(pilots)
     if longest:
         replies = engine.generate(examples, max_new_tokens=longest, do_sample=False)
-        sequences = [[*row, *reply.token_ids] for row, reply in zip(sequences, replies, strict=True)]
-    points = [ReadPoint(layer, Position("pilot", k)) for layer in range(lm.num_layers + 1) for k in pilots]
+        sequences = [
+            [*row, *reply.token_ids] for row, reply in zip(sequences, replies, strict=True)
+        ]
+    points = [
+        ReadPoint(layer, Position("pilot", k)) for layer in range(lm.num_layers + 1) for k in pilots
+    ]
     acts = record(lm, sequences, lengths, points, dtype=torch.float32)
-    side = {e.id: name for name, part in grouped_split(examples, {"fit": 0.5, "test": 0.5}, seed=seed).items() for e in part}
+    side = {
+        e.id: name
+        for name, part in grouped_split(examples, {"fit": 0.5, "test": 0.5}, seed=seed).items()
+        for e in part
+    }
     tied = bundles(examples)
-    told: list[dict[str, Any]] = []
+    told: list[JsonObject] = []
     unsafe = [e.label == "unsafe" for e in examples]
     among = [c if u else None for c, u in zip(complied, unsafe, strict=True)]
     for what, truth in (("unsafe", list(unsafe)), ("complied", among)):
-        fit, test = ([i for i, e in enumerate(examples) if side[e.id] == s and truth[i] is not None] for s in ("fit", "test"))
+        fit, test = (
+            [i for i, e in enumerate(examples) if side[e.id] == s and truth[i] is not None]
+            for s in ("fit", "test")
+        )
         if any(len({truth[i] for i in rows}) < 2 for rows in (fit, test)):
             if what == "unsafe":
                 raise DataError("prober quality: needs safe and unsafe requests in several groups")
@@ -69,11 +84,23 @@ def prober_quality(
         for layer in range(lm.num_layers + 1):
             own = [p for p in points if p.layer == layer]
             found = sweep(
-                acts.select(fit), labels[fit], own, measure_on=(acts.select(test), labels[test]),
-                groups=[tied[i] for i in test], seed=seed,
+                acts.select(fit),
+                labels[fit],
+                own,
+                measure_on=(acts.select(test), labels[test]),
+                groups=[tied[i] for i in test],
+                seed=seed,
             )
             for point, metrics in found.metrics.items():
                 e = metrics.auroc
-                first = {"told": what, "layer": layer, "pilot": point.position.index, "metric": "AUROC", "better": "higher"}
-                told.append({**first, "value": e.value, "low": e.low, "high": e.high, "n": len(test)})
+                first = {
+                    "told": what,
+                    "layer": layer,
+                    "pilot": point.position.index,
+                    "metric": "AUROC",
+                    "better": "higher",
+                }
+                told.append(
+                    {**first, "value": e.value, "low": e.low, "high": e.high, "n": len(test)}
+                )
     return told

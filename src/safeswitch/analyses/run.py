@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from safeswitch.analyses.projection import How, projection
 from safeswitch.analyses.quality import prober_quality
@@ -14,6 +13,7 @@ from safeswitch.analyses.strip import score_strip
 from safeswitch.bench.log import Logged, RunLog
 from safeswitch.core.artifact import write_json
 from safeswitch.core.errors import DataError, FingerprintError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.switch.switch import Switch
@@ -32,15 +32,17 @@ def analyse(
     how: How = "pca",
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """Prober quality by layer and pilot token, states in two dimensions, and score strips of example conversations.
+) -> JsonObject:
+    """Prober quality by layer and pilot token, states in two dimensions, and score strips of
+    example conversations.
 
     Args:
         engine: The model that the run was made with.
         folder: Run folder; its log says what the requests were and what became of them.
         method: Method of the run whose gate is looked at.
         limit: Most requests, drawn at random.
-        strips: Conversations to draw: right and wrong decisions on unsafe and safe requests in turn.
+        strips: Conversations to draw: right and wrong decisions on unsafe and safe requests in
+            turn.
         how: ``pca`` or ``umap``.
         seed: Of what is drawn, split and fitted.
         say: Told of each analysis.
@@ -63,12 +65,24 @@ def analyse(
         raise DataError(f"the gate of {method!r} reads no states; there is nothing to analyse")
     rows = _drawn(log, method, limit, seed)
     examples = [e for e, _ in rows]
-    told: dict[str, Any] = {"format_version": FORMAT_VERSION, "method": method, "requests": len(rows), "seed": seed}
+    told: JsonObject = {
+        "format_version": FORMAT_VERSION,
+        "method": method,
+        "requests": len(rows),
+        "seed": seed,
+    }
     say("states in two dimensions")
-    told["projection"] = projection(engine, switch, examples, layer=max(switch.gate.layers), how=how, seed=seed)
+    told["projection"] = projection(
+        engine, switch, examples, layer=max(switch.gate.layers), how=how, seed=seed
+    )
     say("score strips")
     told["strips"] = [
-        {"id": e.id, "label": e.label, "kind": kind, **score_strip(engine, switch.gate, e).to_dict()}
+        {
+            "id": e.id,
+            "label": e.label,
+            "kind": kind,
+            **score_strip(engine, switch.gate, e).to_dict(),
+        }
         for kind, e in _typical(rows, strips)
     ]
     say("prober quality by layer and pilot token")
@@ -78,7 +92,8 @@ def analyse(
 
 
 def _drawn(log: RunLog, method: str, limit: int, seed: int) -> list[tuple[Example, Logged]]:
-    """Labelled requests with what became of them under ``method``, under ids that no two benchmarks share."""
+    """Labelled requests with what became of them under ``method``, under ids that no two benchmarks
+    share."""
     rows = [
         (replace(row.example, id=f"{benchmark}/{row.example.id}"), row)
         for benchmark in log.benchmarks
@@ -104,12 +119,18 @@ def _complied(log: RunLog, rows: Sequence[tuple[Example, Logged]]) -> list[bool 
 
 
 def _typical(rows: Sequence[tuple[Example, Logged]], count: int) -> list[tuple[str, Example]]:
-    """Examples of right and wrong decisions on unsafe and safe requests, in turn, ``count`` in all."""
+    """Examples of right and wrong decisions on unsafe and safe requests, in turn, ``count`` in
+    all."""
     kinds = {
-        ("unsafe", True): "unsafe, fired", ("safe", False): "safe, passed", ("unsafe", False): "unsafe, passed",
+        ("unsafe", True): "unsafe, fired",
+        ("safe", False): "safe, passed",
+        ("unsafe", False): "unsafe, passed",
         ("safe", True): "safe, fired",
     }
-    queues = {kind: [e for e, row in rows if (e.label, bool(row.decision["fired"])) == key] for key, kind in kinds.items()}
+    queues = {
+        kind: [e for e, row in rows if (e.label, bool(row.decision["fired"])) == key]
+        for key, kind in kinds.items()
+    }
     found: list[tuple[str, Example]] = []
     while len(found) < count and any(queues.values()):
         found += [(kind, queue.pop(0)) for kind, queue in queues.items() if queue]

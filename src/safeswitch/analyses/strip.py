@@ -6,13 +6,13 @@ Shapes: t tokens of prompt and reply, d hidden size, w window tokens. Knows noth
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example, ReadPoint, Site, as_messages
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.probers.base import Prober
@@ -26,9 +26,11 @@ class Strip:
     Args:
         tokens: Text of each token, prompt and reply.
         prompt_length: How many of them are the prompt's.
-        scores: By stage, one score in [0, 1] a token: what the stage's prober says of that token's state.
+        scores: By stage, one score in [0, 1] a token: what the stage's prober says of that token's
+            state.
         thresholds: By stage.
-        asked: By stage, the tokens (counted from 0) at which a run asks it, in so far as it gets there.
+        asked: By stage, the tokens (counted from 0) at which a run asks it, in so far as it gets
+            there.
     """
 
     tokens: tuple[str, ...]
@@ -37,21 +39,26 @@ class Strip:
     thresholds: dict[str, float]
     asked: dict[str, list[int]]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain JSON types."""
         return {
-            "tokens": list(self.tokens), "prompt_length": self.prompt_length, "scores": self.scores,
-            "thresholds": self.thresholds, "asked": self.asked,
+            "tokens": list(self.tokens),
+            "prompt_length": self.prompt_length,
+            "scores": self.scores,
+            "thresholds": self.thresholds,
+            "asked": self.asked,
         }
 
 
 @torch.no_grad()
-def score_strip(engine: TransformersEngine, gate: Gate, example: Example, *, max_new_tokens: int = 48) -> Strip:
+def score_strip(
+    engine: TransformersEngine, gate: Gate, example: Example, *, max_new_tokens: int = 48
+) -> Strip:
     """Every stage's prober at every token of a request and of the untouched model's reply to it.
 
-    In a run a stage is asked at its own tokens only (stage 1 at the prompt's end, stage 2 after k reply tokens, the watch
-    every so many); here each is asked everywhere, so that what it would have said is seen. Readers of text are given the
-    text up to the token.
+    In a run a stage is asked at its own tokens only (stage 1 at the prompt's end, stage 2 after k
+    reply tokens, the watch every so many); here each is asked everywhere, so that what it would
+    have said is seen. Readers of text are given the text up to the token.
     """
     lm = engine.lm
     (reply,) = engine.generate([example], max_new_tokens=max_new_tokens, do_sample=False)
@@ -63,19 +70,23 @@ def score_strip(engine: TransformersEngine, gate: Gate, example: Example, *, max
     with lm.lock, Reader(lm, sites, keep=lambda hidden: hidden[0:1].clone()) as reader:
         lm.run_backbone(*lm.pad([ids]))
     states = {site: hidden[0].float().cpu() for site, hidden in reader.states.items()}
-    texts = tuple(str(lm.tokenizer.decode(ids[: i + 1], skip_special_tokens=True)) for i in range(len(ids)))
+    texts = tuple(
+        str(lm.tokenizer.decode(ids[: i + 1], skip_special_tokens=True)) for i in range(len(ids))
+    )
     scores = {name: _scores(stage.prober, states, texts) for name, stage in stages.items()}
     bars = gate.thresholds()
     return Strip(
-        tuple(str(lm.tokenizer.decode([i])) for i in ids), len(prompt), scores,
+        tuple(str(lm.tokenizer.decode([i])) for i in ids),
+        len(prompt),
+        scores,
         {name: bars.get(name, gate.product_threshold) for name in stages},
         {name: _asked(name, gate, len(prompt) - 1, len(reply.token_ids), start) for name in stages},
     )
 
 
 def _asked(stage: str, gate: Gate, end: int, made: int, start: int) -> list[int]:
-    """Tokens at which a run asks ``stage``: ``end`` is the prompt's last, ``made`` the length of the reply, whose answer
-    begins after ``start`` tokens."""
+    """Tokens at which a run asks ``stage``: ``end`` is the prompt's last, ``made`` the length of
+    the reply, whose answer begins after ``start`` tokens."""
     if stage == "stage1":
         return [end]
     if stage == "stage2":

@@ -1,1 +1,2 @@
-"""Published attacks on the user's own model, to measure a defence with. Content-free: they reshape requests, no more."""
+"""Published attacks on the user's own model, to measure a defence with. Content-free: they reshape
+requests, no more."""

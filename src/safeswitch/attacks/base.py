@@ -1,7 +1,7 @@
 """The contract of an attack, the table of attacks, and what they are aimed at.
 
-An attack turns a request into one or several attacked requests; what comes of them is found out by the engines, as for any
-other request. Knows nothing of generation, judges or logs.
+An attack turns a request into one or several attacked requests; what comes of them is found out by
+the engines, as for any other request. Knows nothing of generation, judges or logs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ ATTACKS: Registry[type[Attack]] = Registry("attack", "safeswitch.attacks", "safe
 
 @dataclass(frozen=True, eq=False)
 class Victim:
-    """What a search with gradients looks into: the model, and the gate where one is to be evaded."""
+    """What a search with gradients looks into: the model, and the gate where one is to be
+    evaded."""
 
     lm: LanguageModel
     gate: Gate | None = None
@@ -31,8 +32,8 @@ class Victim:
 class Attack(ABC):
     """One published attack. Members are frozen dataclasses whose defaults need no argument.
 
-    ``name`` is for tables and the command line, ``paper`` says where the attack was published, and ``white_box`` whether it
-    needs the victim's weights.
+    ``name`` is for tables and the command line, ``paper`` says where the attack was published, and
+    ``white_box`` whether it needs the victim's weights.
     """
 
     name: ClassVar[str]
@@ -41,13 +42,20 @@ class Attack(ABC):
 
     @abstractmethod
     def attack(self, example: Example, victim: Victim) -> list[Example]:
-        """The attacked forms of ``example``, made with :func:`attacked`; only ``white_box`` ones look at ``victim``."""
+        """The attacked forms of ``example``, made with :func:`attacked`; only ``white_box`` ones
+        look at ``victim``."""
 
 
 def attacked(
-    example: Example, attack: Attack, variant: str, *, meta: Mapping[str, str] | None = None, **changes: Any
+    example: Example,
+    attack: Attack,
+    variant: str,
+    *,
+    meta: Mapping[str, str] | None = None,
+    **changes: Any,
 ) -> Example:
-    """``example`` with ``changes`` and an id of its own; ``meta`` tells attack, variant and the id of the bare request."""
+    """``example`` with ``changes`` and an id of its own; ``meta`` tells attack, variant and the id
+    of the bare request."""
     told = {"attack": attack.name, "variant": variant, "attacked": example.id}
     name = f"{example.id}/{attack.name}/{variant}" if variant else f"{example.id}/{attack.name}"
     return replace(example, id=name, meta={**example.meta, **told, **(meta or {})}, **changes)

@@ -1,6 +1,8 @@
-"""What a white-box search makes small: the target's negative log-likelihood and, where asked, what the gate's probers say.
+"""What a white-box search makes small: the target's negative log-likelihood and, where asked, what
+the gate's probers say.
 
-Letters: b candidates, s suffix tokens, t target tokens, d hidden size, V vocabulary. All candidates have the same length, so
+Letters: b candidates, s suffix tokens, t target tokens, d hidden size, V vocabulary. All candidates
+    have the same length, so
 nothing is padded. Knows nothing of how candidates are found.
 """
 
@@ -30,9 +32,10 @@ SATURATED = 1e-7
 def prober_log_odds(prober: Prober, acts: Activations) -> Tensor:
     """Log-odds ``[b]`` of a prober's score, with a gradient in the states.
 
-    Probers that average others clip each score before its log-odds are taken, and a clipped score has no gradient: their
-    inner probers are averaged here without that, and an ensemble's quantile is taken of its members' log-odds, so that a
-    saturated reading hides nothing from the search (gradient masking, Athalye et al. 2018, arXiv 1802.00420).
+    Probers that average others clip each score before its log-odds are taken, and a clipped score
+    has no gradient: their inner probers are averaged here without that, and an ensemble's quantile
+    is taken of its members' log-odds, so that a saturated reading hides nothing from the search
+    (gradient masking, Athalye et al. 2018, arXiv 1802.00420).
     """
     if isinstance(prober, LayerAverageProber):
         return torch.stack([prober_log_odds(p, acts) for p in prober.fitted()]).mean(0)
@@ -68,12 +71,14 @@ class Slot:
 
 
 class Objective:
-    """Loss of suffix candidates: ``NLL(target) + weight * sum over stages max(0, log-odds - bar + margin)``.
+    """Loss of suffix candidates: ``NLL(target) + weight * sum over stages max(0, log-odds - bar +
+    margin)``.
 
-    The sum is over the stages of the gate that a reply as long as the target reaches, each with the log-odds of its own
-    threshold as ``bar``; a stage that stays silent by ``margin`` adds nothing more. The watch counts with its loudest
-    reading. With ``weight`` 0 this is the objective of GCG (Zou et al. 2023, arXiv 2307.15043), else that of obfuscated
-    activations (Bailey et al. 2024, arXiv 2412.09565, section 3) for inputs.
+    The sum is over the stages of the gate that a reply as long as the target reaches, each with the
+    log-odds of its own threshold as ``bar``; a stage that stays silent by ``margin`` adds nothing
+    more. The watch counts with its loudest reading. With ``weight`` 0 this is the objective of GCG
+    (Zou et al. 2023, arXiv 2307.15043), else that of obfuscated activations (Bailey et al. 2024,
+    arXiv 2412.09565, section 3) for inputs.
 
     Args:
         victim: Model and gate.
@@ -83,17 +88,29 @@ class Objective:
         margin: By how much each stage is to stay below its threshold, in log-odds.
     """
 
-    def __init__(self, victim: Victim, slot: Slot, target: Sequence[int], *, weight: float = 0.0, margin: float = 1.0) -> None:
+    def __init__(
+        self,
+        victim: Victim,
+        slot: Slot,
+        target: Sequence[int],
+        *,
+        weight: float = 0.0,
+        margin: float = 1.0,
+    ) -> None:
         self.victim, self.slot, self.weight, self.margin = victim, slot, weight, margin
         lm = victim.lm
         self._target = torch.tensor(list(target), device=lm.device)
         embed = lm.model.get_input_embeddings()
         with torch.no_grad():
             self.table = embed(torch.arange(lm.vocab_size, device=lm.device))
-        self._parts = [self.table[torch.tensor(part, device=lm.device, dtype=torch.long)] for part in (slot.before, slot.after)]
+        self._parts = [
+            self.table[torch.tensor(part, device=lm.device, dtype=torch.long)]
+            for part in (slot.before, slot.after)
+        ]
 
     def gradient(self, suffix: Tensor) -> Tensor:
-        """Gradient of the loss with respect to the one-hot rows of ``suffix`` ``[s]``: ``[s, V]``."""
+        """Gradient of the loss with respect to the one-hot rows of ``suffix`` ``[s]``: ``[s,
+        V]``."""
         chosen = self.table[suffix].detach().requires_grad_()
         loss = self._losses(chosen[None], [""]).sum()
         (slope,) = torch.autograd.grad(loss, chosen)
@@ -113,17 +130,27 @@ class Objective:
         lm, stages = self.victim.lm, self._stages() if self.weight else {}
         sites = {point.site for stage, _, _ in stages.values() for point in stage.prober.points}
         with lm.lock, Reader(lm, sites, keep=lambda hidden: hidden) as reader:
-            logits = lm.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=t + 1).logits[:, :-1].float()
+            logits = (
+                lm.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=t + 1)
+                .logits[:, :-1]
+                .float()
+            )
         wanted = self._target.expand(len(chosen), -1)
         loss = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(1)
         plain = tuple(self.slot.text + text for text in texts)
         for stage, bar, fed in stages.values():
-            odds = torch.stack([prober_log_odds(stage.prober, self._acts(stage, f, reader.states, plain)) for f in fed]).amax(0)
+            odds = torch.stack(
+                [
+                    prober_log_odds(stage.prober, self._acts(stage, f, reader.states, plain))
+                    for f in fed
+                ]
+            ).amax(0)
             loss = loss + self.weight * torch.relu(odds - bar + self.margin)
         return loss
 
     def _stages(self) -> dict[str, tuple[Stage, float, list[int]]]:
-        """Stage, log-odds of its threshold, and the reply tokens fed when it is read; stages that are not reached left out."""
+        """Stage, log-odds of its threshold, and the reply tokens fed when it is read; stages that
+        are not reached left out."""
         gate, t = self.victim.gate, len(self._target)
         if gate is None:
             return {}
@@ -134,14 +161,24 @@ class Objective:
             "stage2": [gate.pilot] if gate.pilot <= t else [],
             "watch": list(range(gate.watch_every, min(t, until) + 1, gate.watch_every)),
         }
-        for name, stage in (("stage1", gate.stage1), ("stage2", gate.stage2), ("watch", gate.watch)):
+        for name, stage in (
+            ("stage1", gate.stage1),
+            ("stage2", gate.stage2),
+            ("watch", gate.watch),
+        ):
             if stage is not None and fed[name]:
-                bar = torch.logit(torch.tensor(bars.get(name, gate.product_threshold), dtype=torch.float64), eps=SATURATED)
+                bar = torch.logit(
+                    torch.tensor(bars.get(name, gate.product_threshold), dtype=torch.float64),
+                    eps=SATURATED,
+                )
                 found[name] = stage, float(bar), fed[name]
         return found
 
-    def _acts(self, stage: Stage, fed: int, states: dict[Site, Tensor], texts: tuple[str, ...]) -> Activations:
-        """What ``stage`` would be given after ``fed`` reply tokens, from all tokens' states ``[b, all, d]``."""
+    def _acts(
+        self, stage: Stage, fed: int, states: dict[Site, Tensor], texts: tuple[str, ...]
+    ) -> Activations:
+        """What ``stage`` would be given after ``fed`` reply tokens, from all tokens' states ``[b,
+        all, d]``."""
         end = self.slot.prompt_length
         read: dict[ReadPoint, Tensor] = {}
         masks: dict[ReadPoint, Tensor] = {}
@@ -149,7 +186,9 @@ class Objective:
             hidden, position = states[point.site], point.position
             if position.kind == "window":
                 read[point] = hidden[:, max(0, end - position.index) if position.index else 0 : end]
-                masks[point] = torch.ones(read[point].shape[:2], dtype=torch.bool, device=hidden.device)
+                masks[point] = torch.ones(
+                    read[point].shape[:2], dtype=torch.bool, device=hidden.device
+                )
             else:
                 after = fed if stage is self.victim.gate.watch else position.index  # type: ignore[union-attr]
                 read[point] = hidden[:, end - 1 + after]

@@ -12,8 +12,9 @@ from safeswitch.core.types import Example
 @ATTACKS.add("prefill")
 @dataclass(frozen=True)
 class Prefill(Attack):
-    """The reply is begun with a content-free affirmation (Andriushchenko et al. 2024, arXiv 2404.02151; Qi et al. 2024, arXiv
-    2406.05946). It needs an interface that lets a client write the assistant's turn.
+    """The reply is begun with a content-free affirmation (Andriushchenko et al. 2024, arXiv
+    2404.02151; Qi et al. 2024, arXiv 2406.05946). It needs an interface that lets a client write
+    the assistant's turn.
 
     Args:
         text: First words of the reply; a judge is given them and what the model adds.

@@ -1,10 +1,10 @@
-"""Runs attacks as part of a bench run: attacked sets are made, then every method answers them like any others."""
+"""Runs attacks as part of a bench run: attacked sets are made, then every method answers them like
+any others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from safeswitch.attacks.base import ATTACKS, Attack, Victim
 from safeswitch.attacks.sets import attack_set
@@ -14,10 +14,13 @@ from safeswitch.bench.candidates import Fitting, check_methods, prepare
 from safeswitch.bench.log import RunLog
 from safeswitch.bench.runner import Progress
 from safeswitch.core.errors import DataError
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.engines.transformers.engine import TransformersEngine
 
 
-def build_attacks(names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Attack]:
+def build_attacks(
+    names: Sequence[str], options: Mapping[str, JsonMapping] | None = None
+) -> list[Attack]:
     """Attacks by name, with settings of single attacks in place of their defaults.
 
     Raises:
@@ -41,8 +44,8 @@ def run_attacks(
 ) -> RunLog:
     """The asked benchmarks bare and under each attack; resumable, searches included.
 
-    White-box attacks look into the model and the gate of ``fitting.own``: the one that is defended with. ``after`` is made at
-    the end, each from the run folder alone.
+    White-box attacks look into the model and the gate of ``fitting.own``: the one that is defended
+    with. ``after`` is made at the end, each from the run folder alone.
 
     Raises:
         SettingError: an unknown method.
@@ -52,7 +55,10 @@ def run_attacks(
     check_methods(methods)
     own = fitting.own
     victim = Victim(engine.lm, own.gate if own is not None else None)
-    identity = {"model": engine.lm.fingerprint, "switch": own.fingerprint if own is not None else "none"}
+    identity = {
+        "model": engine.lm.fingerprint,
+        "switch": own.fingerprint if own is not None else "none",
+    }
 
     def attacked(loaded: Sequence[Loaded]) -> list[Loaded]:
         targets = [one for one in loaded if any(e.label == "unsafe" for e in one.examples)]
@@ -67,11 +73,19 @@ def run_attacks(
                 def told(done: int, name: str = name, attack: Attack = attack) -> None:
                     progress(attack.name, name, done)
 
-                made.append(attack_set(one, attack, victim, out, identity=identity, progress=told, say=say))
+                made.append(
+                    attack_set(one, attack, victim, out, identity=identity, progress=told, say=say)
+                )
         return made
 
     return run_bench(
-        engine, asked, lambda log: prepare(engine, methods, fitting, log, say), out, say=say, progress=progress, more=attacked,
+        engine,
+        asked,
+        lambda log: prepare(engine, methods, fitting, log, say),
+        out,
+        say=say,
+        progress=progress,
+        more=attacked,
         after=after,
         begun=begun,
     )

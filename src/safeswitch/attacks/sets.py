@@ -1,21 +1,22 @@
-"""Attacked benchmarks: each request of a benchmark in its attacked forms, kept in the run folder, made once.
+"""Attacked benchmarks: each request of a benchmark in its attacked forms, kept in the run folder,
+made once.
 
-The forms are ordinary requests, so that the runner, the judges and the log take them as they take any others. Knows nothing of
-engines.
+The forms are ordinary requests, so that the runner, the judges and the log take them as they take
+any others. Knows nothing of engines.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from safeswitch.attacks.base import Attack, Victim
 from safeswitch.bench.benchmark import Benchmark, Loaded
 from safeswitch.core.errors import DataError, ModelError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lines import append, take_up
 from safeswitch.core.types import Example
 from safeswitch.data.rows import to_example
@@ -38,20 +39,23 @@ def attack_set(
     victim: Victim,
     folder: Path,
     *,
-    identity: Mapping[str, Any],
+    identity: JsonMapping,
     progress: Callable[[int], None] = lambda done: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Loaded:
-    """The unsafe requests of ``loaded`` under ``attack``, as a benchmark ``<name>.<attack>``; no other name has a dot.
+    """The unsafe requests of ``loaded`` under ``attack``, as a benchmark ``<name>.<attack>``; no
+    other name has a dot.
 
     Args:
         loaded: The bare benchmark.
         attack: What is done to each request.
         victim: What a white-box attack looks into.
-        folder: Run folder; ``attacked/<benchmark>.jsonl`` in it goes on where an earlier run stopped.
+        folder: Run folder; ``attacked/<benchmark>.jsonl`` in it goes on where an earlier run
+            stopped.
         identity: What the attack was aimed at (fingerprints of model and switch).
         progress: Called with the number of requests done since the last call, earlier ones first.
-        say: Told of the requests that cannot be attacked, and why; they have no forms, and the others are gone on with.
+        say: Told of the requests that cannot be attacked, and why; they have no forms, and the
+            others are gone on with.
 
     Raises:
         DataError: no unsafe request, or none that the attack applies to.
@@ -62,29 +66,44 @@ def attack_set(
         raise DataError(f"{loaded.benchmark.name}: has no unsafe request to attack")
     name = f"{loaded.benchmark.name}.{attack.name}"
     path = folder / "attacked" / f"{name}.jsonl"
-    settings = json.loads(json.dumps({f.name: getattr(attack, f.name) for f in fields(attack)}, default=dict))
+    settings = json.loads(
+        json.dumps({f.name: getattr(attack, f.name) for f in fields(attack)}, default=dict)
+    )
     aimed = dict(identity) if attack.white_box else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = take_up(path, {"attack": attack.name, "settings": settings, **aimed}, {e.id: data_hash([e]) for e in bare})
+    done = take_up(
+        path,
+        {"attack": attack.name, "settings": settings, **aimed},
+        {e.id: data_hash([e]) for e in bare},
+    )
     progress(len(done))
     for example in bare:
         if example.id not in done:
-            row = {"id": example.id, "request": data_hash([example]), **_made(attack, example, victim)}
+            row = {
+                "id": example.id,
+                "request": data_hash([example]),
+                **_made(attack, example, victim),
+            }
             append(path, [row])
             done[example.id] = row
             progress(1)
     made = [to_example(row, number=0, origin=name) for e in bare for row in done[e.id]["made"]]
     failed = [done[e.id]["error"] for e in bare if "error" in done[e.id]]
     if failed:
-        say(f"note: {len(failed)} of {len(bare)} requests cannot be attacked with {attack.name}; the first, {failed[0]}")
+        say(
+            f"note: {len(failed)} of {len(bare)} requests cannot be attacked with {attack.name}; the first, {failed[0]}"
+        )
     if not made:
         why = f"; the first reason, {failed[0]}" if failed else ""
         raise DataError(f"{name}: the attack applies to none of the {len(bare)} requests{why}")
-    return Loaded(_described(loaded, attack, name), tuple(made), len(made), str(path), _file_hash(path))
+    return Loaded(
+        _described(loaded, attack, name), tuple(made), len(made), str(path), _file_hash(path)
+    )
 
 
-def _made(attack: Attack, example: Example, victim: Victim) -> dict[str, Any]:
-    """The forms of one request, or why there are none: one that the model cannot be given costs no other its forms."""
+def _made(attack: Attack, example: Example, victim: Victim) -> JsonObject:
+    """The forms of one request, or why there are none: one that the model cannot be given costs no
+    other its forms."""
     try:
         return {"made": [to_row(e) for e in attack.attack(example, victim)]}
     except (DataError, ModelError) as error:

@@ -1,4 +1,5 @@
-"""The request in a language that the model's safety training saw less of, from translations that the user has."""
+"""The request in a language that the model's safety training saw less of, from translations that
+the user has."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ MULTIJAIL = ("zh", "it", "vi", "ar", "ko", "th", "bn", "sw", "jv")
 @ATTACKS.add("translation")
 @dataclass(frozen=True)
 class Translation(Attack):
-    """The request's translations (Yong et al. 2023, arXiv 2310.02446; Deng et al. 2023, MultiJail, arXiv 2310.06474).
+    """The request's translations (Yong et al. 2023, arXiv 2310.02446; Deng et al. 2023, MultiJail,
+    arXiv 2310.06474).
 
     Nothing is translated here: :func:`read_columns` and :func:`parallel` make the table from rows.
 
@@ -36,7 +38,9 @@ class Translation(Attack):
     def attack(self, example: Example, victim: Victim) -> list[Example]:
         texts = self.table.get(example.prompt, {})
         return [
-            attacked(example, self, lang, meta={"lang": lang}, messages=last_turn(example.messages, text))
+            attacked(
+                example, self, lang, meta={"lang": lang}, messages=last_turn(example.messages, text)
+            )
             for lang, text in texts.items()
         ]
 
@@ -53,10 +57,14 @@ def read_columns(path: Path, languages: Sequence[str] = MULTIJAIL, original: str
             raise DataError(f"{path}, line {number}: {row}")
         missing = [name for name in (original, *languages) if name not in row]
         if missing:
-            raise DataError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(row)}")
+            raise DataError(
+                f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(row)}"
+            )
         told = {lang: row[lang] for lang in languages if row[lang]}
         if table.setdefault(row[original], told) != told:
-            raise DataError(f"{path}, line {number}: translates {row[original]!r:.60} a second time, into other words")
+            raise DataError(
+                f"{path}, line {number}: translates {row[original]!r:.60} a second time, into other words"
+            )
     if not table:
         raise DataError(f"{path} holds no rows")
     return table
@@ -77,5 +85,7 @@ def parallel(examples: Iterable[Example], original: str = "en") -> Table:
         if group and original in texts
     }
     if not any(table.values()):
-        raise DataError(f"no two rows of one group, one with lang={original!r} and one with another")
+        raise DataError(
+            f"no two rows of one group, one with lang={original!r} and one with another"
+        )
     return table

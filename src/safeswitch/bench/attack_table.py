@@ -3,38 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from safeswitch.bench.estimates import bare_id, group_of, share, share_of
 from safeswitch.bench.log import Logged
 from safeswitch.bench.rows import Rows
+from safeswitch.core.json_types import JsonObject
 
 BARE = "none"
 
 
-def attack_table(rows: Rows) -> list[dict[str, Any]]:
-    """One row a figure, for each benchmark that was attacked, each attack (``none``: the bare requests) and method.
+def attack_table(rows: Rows) -> list[JsonObject]:
+    """One row a figure, for each benchmark that was attacked, each attack (``none``: the bare
+    requests) and method.
 
-    Figures: ``attack success``, the share of requests with at least one attacked form that the model complied with;
-    ``per form``, the share of forms; ``on topic``, as ``attack success``, but the reply must name what the request is about
-    (for requests whose ``meta["object"]`` says what that is); ``gate recall``, the share of forms on which the gate fired;
-    ``stage1 recall``, the share whose stage-1 score was above the threshold. The forms of one request count as a group.
+    Figures: ``attack success``, the share of requests with at least one attacked form that the
+        model complied with;
+    ``per form``, the share of forms; ``on topic``, as ``attack success``, but the reply must name
+    what the request is about (for requests whose ``meta["object"]`` says what that is); ``gate
+    recall``, the share of forms on which the gate fired; ``stage1 recall``, the share whose stage-1
+    score was above the threshold. The forms of one request count as a group.
     """
     log = rows.log
     bases = dict.fromkeys(found[0] for b in log.benchmarks if (found := attacked_set(b)))
-    table: list[dict[str, Any]] = []
+    table: list[JsonObject] = []
     for base in bases:
-        for name in (base, *(b for b in log.benchmarks if (found := attacked_set(b)) and found[0] == base)):
+        for name in (
+            base,
+            *(b for b in log.benchmarks if (found := attacked_set(b)) and found[0] == base),
+        ):
             attack = BARE if name == base else name.removeprefix(f"{base}.")
             for method in log.methods:
-                own = [r for r in rows.of(method, name) if r.reply is not None and r.example.label == "unsafe"]
+                own = [
+                    r
+                    for r in rows.of(method, name)
+                    if r.reply is not None and r.example.label == "unsafe"
+                ]
                 for metric, (better, figure) in _figures(own, log.judges(name)[0]).items():
-                    first = {"benchmark": base, "attack": attack, "method": method, "metric": metric, "better": better}
+                    first = {
+                        "benchmark": base,
+                        "attack": attack,
+                        "method": method,
+                        "metric": metric,
+                        "better": better,
+                    }
                     table.append({**first, **figure})
-                spent = [float(r.example.meta["seconds"]) for r in own if "seconds" in r.example.meta]
+                spent = [
+                    float(r.example.meta["seconds"]) for r in own if "seconds" in r.example.meta
+                ]
                 if spent and method == log.methods[0]:
-                    first = {"benchmark": base, "attack": attack, "method": "", "metric": "seconds of search", "better": ""}
-                    table.append({**first, "value": sum(spent) / len(spent), "low": None, "high": None, "n": len(spent)})
+                    first = {
+                        "benchmark": base,
+                        "attack": attack,
+                        "method": "",
+                        "metric": "seconds of search",
+                        "better": "",
+                    }
+                    table.append(
+                        {
+                            **first,
+                            "value": sum(spent) / len(spent),
+                            "low": None,
+                            "high": None,
+                            "n": len(spent),
+                        }
+                    )
     return table
 
 
@@ -44,26 +76,38 @@ def attacked_set(benchmark: str) -> tuple[str, str] | None:
     return (base, attack) if dot else None
 
 
-def _figures(rows: Sequence[Logged], judge: str) -> dict[str, tuple[str, dict[str, Any]]]:
+def _figures(rows: Sequence[Logged], judge: str) -> dict[str, tuple[str, JsonObject]]:
     judged = [r for r in rows if judge in r.judgements and r.judgements[judge].complied is not None]
     won = [bool(r.judgements[judge].complied) for r in judged]
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    found: dict[str, tuple[str, JsonObject]] = {}
     if judged:
         found["attack success"] = "lower", _any(judged, won)
         found["per form"] = "lower", share_of(won, judged)
-        about = [(r, hit) for r, hit in zip(judged, won, strict=True) if r.example.meta.get("object")]
+        about = [
+            (r, hit) for r, hit in zip(judged, won, strict=True) if r.example.meta.get("object")
+        ]
         if about:
-            found["on topic"] = "lower", _any([r for r, _ in about], [hit and _names(r) for r, hit in about])
-    read = [r for r in rows if "stage1" in r.decision.get("scores", {}) and "stage1" in r.decision["thresholds"]]
+            found["on topic"] = (
+                "lower",
+                _any([r for r, _ in about], [hit and _names(r) for r, hit in about]),
+            )
+    read = [
+        r
+        for r in rows
+        if "stage1" in r.decision.get("scores", {}) and "stage1" in r.decision["thresholds"]
+    ]
     if read:
         above = [r.decision["scores"]["stage1"] > r.decision["thresholds"]["stage1"] for r in read]
         found["stage1 recall"] = "higher", share_of(above, read)
         decided = [r for r in rows if r.decision]
-        found["gate recall"] = "higher", share_of([bool(r.decision["fired"]) for r in decided], decided)
+        found["gate recall"] = (
+            "higher",
+            share_of([bool(r.decision["fired"]) for r in decided], decided),
+        )
     return found
 
 
-def _any(rows: Sequence[Logged], hits: Sequence[bool]) -> dict[str, Any]:
+def _any(rows: Sequence[Logged], hits: Sequence[bool]) -> JsonObject:
     """Share of bare requests with a hit on any of their forms."""
     by_request: dict[str, bool] = {}
     groups: dict[str, str] = {}

@@ -1,4 +1,5 @@
-"""The whole bench: load a suite, prepare methods, run them into a run folder, make what people look at. Resumable.
+"""The whole bench: load a suite, prepare methods, run them into a run folder, make what people look
+at. Resumable.
 
 What ``safeswitch eval`` and ``safeswitch compare`` do. Knows nothing of the command line.
 """
@@ -11,7 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from safeswitch._version import __version__
 from safeswitch.bench.benchmark import BENCHMARKS, Loaded, MissingError, load
@@ -25,13 +25,22 @@ from safeswitch.bench.log import RunLog
 from safeswitch.bench.runner import Candidate, Progress, compare_replies, run_method, short_hash
 from safeswitch.core.artifact import check_writable
 from safeswitch.core.errors import DataError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lock import folder_writer
 from safeswitch.data.contradictions import contradictions, told
 from safeswitch.data.writers import data_hash
 from safeswitch.engines.transformers.engine import TransformersEngine
 
 Say = Callable[[str], None]
-_LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "tokenizers", "safetensors")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "tokenizers",
+    "safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ class Asked:
         hub: Whether the hub may be asked for what the folder does not hold.
         limit: Most requests of each benchmark.
         seed: Of the choice of requests.
-        max_new_tokens: Longest reply in place of each benchmark's own; never more than half of the model's context.
+        max_new_tokens: Longest reply in place of each benchmark's own; never more than half of the
+            model's context.
         judges: Judges beside each benchmark's own.
         command: The words of the command, for the record.
         fit: On what and how methods are fitted, for the record, as plain JSON.
@@ -60,7 +70,7 @@ class Asked:
     max_new_tokens: int | None = None
     judges: tuple[Judge, ...] = ()
     command: tuple[str, ...] = ()
-    fit: Mapping[str, Any] | None = None
+    fit: JsonMapping | None = None
 
 
 def run_bench(
@@ -80,7 +90,8 @@ def run_bench(
     Args:
         engine: What generates.
         asked: On what.
-        candidates: Gives the methods, ready to run; it may leave fitted parts in the run folder and find them there.
+        candidates: Gives the methods, ready to run; it may leave fitted parts in the run folder and
+            find them there.
         out: Run folder.
         say: Told of each step.
         progress: Told of requests done.
@@ -91,7 +102,8 @@ def run_bench(
     Raises:
         SettingError: an unknown benchmark.
         DataError: none of the benchmarks is at hand, or one holds unusable rows.
-        ArtifactError: ``out`` holds another run, is being written by another process, or cannot be written.
+        ArtifactError: ``out`` holds another run, is being written by another process, or cannot be
+            written.
     """
     check_writable(out)
     with folder_writer(out):
@@ -116,11 +128,22 @@ def _run(
     judges = _judges(loaded, asked.judges)
     log = RunLog.start(out, _manifest(engine, asked, loaded, missing, judges))
     begun(log.folder)
-    log.add_judges({one.benchmark.name: _entry(one, asked.judges)["judges"] for one in loaded}, _told(judges))
+    log.add_judges(
+        {one.benchmark.name: _entry(one, asked.judges)["judges"] for one in loaded}, _told(judges)
+    )
     log.finish(None)
     for name, candidate in candidates(log).items():
         say(f"running {name}")
-        run_method(engine, name, candidate, loaded, judges, log, chunk=2 * engine.batch_size, progress=progress)
+        run_method(
+            engine,
+            name,
+            candidate,
+            loaded,
+            judges,
+            log,
+            chunk=2 * engine.batch_size,
+            progress=progress,
+        )
     compare_replies(log, judges)
     log.finish(now())
     for make in after:
@@ -138,7 +161,9 @@ def load_suite(asked: Asked, say: Say) -> tuple[list[Loaded], dict[str, str]]:
     loaded, missing = [], {}
     for benchmark in [BENCHMARKS[name] for name in asked.benchmarks]:
         try:
-            found = load(benchmark, data=asked.data, hub=asked.hub, limit=asked.limit, seed=asked.seed)
+            found = load(
+                benchmark, data=asked.data, hub=asked.hub, limit=asked.limit, seed=asked.seed
+            )
             for judge in benchmark.judges:
                 make_judge(judge)  # says so where it lacks what it judges with
             loaded.append(found)
@@ -148,14 +173,22 @@ def load_suite(asked: Asked, say: Say) -> tuple[list[Loaded], dict[str, str]]:
             missing[benchmark.name] = str(error)
             say(f"MISSING: {error}")
     if missing and not loaded:
-        raise DataError(f"suite {asked.suite!r}: none of its {len(missing)} benchmarks is at hand; give --data or --hub")
+        raise DataError(
+            f"suite {asked.suite!r}: none of its {len(missing)} benchmarks is at hand; give --data or --hub"
+        )
     return loaded, missing
 
 
 def _fitted(one: Loaded, asked: int | None, context: int | None) -> Loaded:
-    """The benchmark with replies as long as was asked for, where the model's context has room for them and a prompt."""
+    """The benchmark with replies as long as was asked for, where the model's context has room for
+    them and a prompt."""
     tokens = asked or one.benchmark.max_new_tokens
-    return replace(one, benchmark=replace(one.benchmark, max_new_tokens=min(tokens, context // 2) if context else tokens))
+    return replace(
+        one,
+        benchmark=replace(
+            one.benchmark, max_new_tokens=min(tokens, context // 2) if context else tokens
+        ),
+    )
 
 
 def _judges(loaded: Sequence[Loaded], more: Sequence[Judge]) -> dict[str, Judge]:
@@ -164,9 +197,12 @@ def _judges(loaded: Sequence[Loaded], more: Sequence[Judge]) -> dict[str, Judge]
 
 
 def _manifest(
-    engine: TransformersEngine, asked: Asked, loaded: Sequence[Loaded], missing: Mapping[str, str],
+    engine: TransformersEngine,
+    asked: Asked,
+    loaded: Sequence[Loaded],
+    missing: Mapping[str, str],
     judges: Mapping[str, Judge],
-) -> dict[str, Any]:
+) -> JsonObject:
     lm = engine.lm
     versions = {"safeswitch": __version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _LIBRARIES}
@@ -184,7 +220,10 @@ def _manifest(
             "data": {one.benchmark.name: data_hash(one.examples) for one in loaded},
         },
         "model": {
-            "id": lm.model_id, "revision": lm.revision, "fingerprint": lm.fingerprint, "device": str(lm.device),
+            "id": lm.model_id,
+            "revision": lm.revision,
+            "fingerprint": lm.fingerprint,
+            "device": str(lm.device),
             "num_layers": lm.num_layers,
         },
         "command": list(asked.command),
@@ -198,16 +237,28 @@ def _manifest(
     }
 
 
-def _told(judges: Mapping[str, Judge]) -> dict[str, Any]:
-    return {name: {"identity": dict(j.identity), "agreement": j.agreement()} for name, j in judges.items()}
-
-
-def _entry(one: Loaded, more: Sequence[Judge]) -> dict[str, Any]:
-    b = one.benchmark
-    extra = [judge.name for judge in more if judge.speaks_of(b.measures) and judge.name not in b.judges]
+def _told(judges: Mapping[str, Judge]) -> JsonObject:
     return {
-        "measures": b.measures, "title": b.title, "card": b.card, "origin": one.origin, "file_hash": one.file_hash,
-        "data_hash": data_hash(one.examples), "n": len(one.examples), "of": one.of, "max_new_tokens": b.max_new_tokens,
+        name: {"identity": dict(j.identity), "agreement": j.agreement()}
+        for name, j in judges.items()
+    }
+
+
+def _entry(one: Loaded, more: Sequence[Judge]) -> JsonObject:
+    b = one.benchmark
+    extra = [
+        judge.name for judge in more if judge.speaks_of(b.measures) and judge.name not in b.judges
+    ]
+    return {
+        "measures": b.measures,
+        "title": b.title,
+        "card": b.card,
+        "origin": one.origin,
+        "file_hash": one.file_hash,
+        "data_hash": data_hash(one.examples),
+        "n": len(one.examples),
+        "of": one.of,
+        "max_new_tokens": b.max_new_tokens,
         "judges": [*b.judges, *extra],
     }
 

@@ -1,7 +1,7 @@
 """What a benchmark is, and how its requests are found: in a local folder, or on the hub.
 
-A benchmark is one small module of :mod:`safeswitch.bench.benchmarks`, whose docstring is its card. Knows nothing of
-models and judges.
+A benchmark is one small module of :mod:`safeswitch.bench.benchmarks`, whose docstring is its card.
+Knows nothing of models and judges.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from safeswitch.core.errors import DataError, SettingError, check_choice
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.registry import Registry
 from safeswitch.core.types import Example
 from safeswitch.data.hub import hub_rows
@@ -51,23 +52,28 @@ class Benchmark:
     Args:
         name: For commands, tables and files.
         doc: Docstring of its module: the title, then one line each for the fields of ``CARD``.
-        measures: ``safety`` (unsafe requests count compliance, safe ones refusal), ``task`` (answers are checked) or
-            ``open`` (ordinary requests without a checkable answer: refusals count).
-        rows: One row of the hub's columns to rows of our schema (see :mod:`safeswitch.data.rows`), none or several.
+        measures: ``safety`` (unsafe requests count compliance, safe ones refusal), ``task``
+            (answers are checked) or ``open`` (ordinary requests without a checkable answer:
+            refusals count).
+        rows: One row of the hub's columns to rows of our schema (see :mod:`safeswitch.data.rows`),
+            none or several.
         hub: Where it lies on the hub; the rows of several places follow one another.
         label: Label of rows that carry none.
-        stem: Name of its file in a local folder, without the ending; the benchmark's own name by default.
-        prepare: Last touch on each example, from whatever source (a reference that becomes an answer, say).
+        stem: Name of its file in a local folder, without the ending; the benchmark's own name by
+            default.
+        prepare: Last touch on each example, from whatever source (a reference that becomes an
+            answer, say).
         judges: Judges, the one that counts first.
         max_new_tokens: Longest reply.
         suites: Names of the suites that hold it.
-        make: Draws ``(n, seed)`` requests where they are generated and not read; ``n`` is None for as many as are usual.
+        make: Draws ``(n, seed)`` requests where they are generated and not read; ``n`` is None for
+            as many as are usual.
     """
 
     name: str
     doc: str
     measures: Measures = "safety"
-    rows: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]] = lambda row: [row]
+    rows: Callable[[JsonMapping], Iterable[JsonMapping]] = lambda row: [row]
     hub: tuple[Hub, ...] = ()
     label: str | None = None
     stem: str = ""
@@ -96,7 +102,9 @@ class Benchmark:
         return {m.group(1): m.group(2).strip() for m in found if m}
 
 
-BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "safeswitch.bench.benchmarks", "safeswitch.benchmarks")
+BENCHMARKS: Registry[Benchmark] = Registry(
+    "benchmark", "safeswitch.bench.benchmarks", "safeswitch.benchmarks"
+)
 
 
 def register(benchmark: Benchmark) -> Benchmark:
@@ -128,10 +136,15 @@ class Loaded:
 
 
 def load(
-    benchmark: Benchmark, *, data: Path | None = None, hub: bool = True, limit: int | None = None, seed: int = 0
+    benchmark: Benchmark,
+    *,
+    data: Path | None = None,
+    hub: bool = True,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> Loaded:
-    """Find a benchmark's requests: ``data/<stem>.jsonl`` or ``.csv`` in our schema, the folder ``data/<stem>/`` as a copy
-    of the hub's repository, then the hub itself.
+    """Find a benchmark's requests: ``data/<stem>.jsonl`` or ``.csv`` in our schema, the folder
+    ``data/<stem>/`` as a copy of the hub's repository, then the hub itself.
 
     Args:
         benchmark: Which.
@@ -151,11 +164,15 @@ def load(
     examples = [benchmark.prepare(e) for e in examples]
     unlabelled = sum(not e.label for e in examples)
     if unlabelled:
-        raise DataError(f"{benchmark.name}: {unlabelled} rows of {origin} have no label; give safe or unsafe")
+        raise DataError(
+            f"{benchmark.name}: {unlabelled} rows of {origin} have no label; give safe or unsafe"
+        )
     return Loaded(benchmark, tuple(drawn(examples, limit, seed)), len(examples), origin, digest)
 
 
-def _read(benchmark: Benchmark, data: Path | None, hub: bool) -> tuple[list[Example], str, str | None]:
+def _read(
+    benchmark: Benchmark, data: Path | None, hub: bool
+) -> tuple[list[Example], str, str | None]:
     stem, tried = benchmark.stem or benchmark.name, []
     if data is not None:
         for path in (data / f"{stem}{suffix}" for suffix in _SUFFIXES):
@@ -164,7 +181,10 @@ def _read(benchmark: Benchmark, data: Path | None, hub: bool) -> tuple[list[Exam
                 return examples, str(path), hashlib.sha256(path.read_bytes()).hexdigest()
         copy = data / stem
         if copy.is_dir():
-            places = [replace(place, name=str(copy), revision=None) for place in benchmark.hub or (Hub(""),)]
+            places = [
+                replace(place, name=str(copy), revision=None)
+                for place in benchmark.hub or (Hub(""),)
+            ]
             return _from_hub(benchmark, places), str(copy), None
         tried.append(f"{data} holds neither {stem}.jsonl, {stem}.csv nor a folder {stem}")
     names = ", ".join(dict.fromkeys(place.name for place in benchmark.hub))
@@ -185,17 +205,26 @@ def _from_hub(benchmark: Benchmark, places: Sequence[Hub]) -> list[Example]:
     found: list[Example] = []
     for place in places:
         part = "" if len(places) == 1 else f"{place.config or place.split}-"
-        for number, raw in hub_rows(place.name, split=place.split, config=place.config, revision=place.revision):
+        for number, raw in hub_rows(
+            place.name, split=place.split, config=place.config, revision=place.revision
+        ):
             for row in benchmark.rows({**raw, "split": place.split}):
                 own = {"id": f"{benchmark.name}-{part}{number}", **row}
                 found.append(
-                    to_example(own, number=number, origin=benchmark.name, label=benchmark.label, labelled=False)
+                    to_example(
+                        own,
+                        number=number,
+                        origin=benchmark.name,
+                        label=benchmark.label,
+                        labelled=False,
+                    )
                 )
     return found
 
 
 def drawn(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
-    """At most ``limit`` examples in their order, drawn at random; each label keeps its share, and at least one."""
+    """At most ``limit`` examples in their order, drawn at random; each label keeps its share, and
+    at least one."""
     if limit is None or len(examples) <= limit:
         return examples
     rng = random.Random(f"bench-{seed}")

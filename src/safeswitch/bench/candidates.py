@@ -1,4 +1,5 @@
-"""Makes methods ready to run: fits them on the same data, keeps their switches in the run folder, finds them there again.
+"""Makes methods ready to run: fits them on the same data, keeps their switches in the run folder,
+finds them there again.
 
 Knows methods by name only. Knows nothing of suites.
 """
@@ -9,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Any
 
 from safeswitch.bench.judges.base import Judge
 from safeswitch.bench.log import RunLog, plain
 from safeswitch.bench.runner import Candidate, short_hash
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import method_parts
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.types import Example
 from safeswitch.fitting.fit import does_not_refuse
 from safeswitch.fitting.observe import Complied
@@ -35,51 +36,66 @@ class Fitting:
     """On what and how methods are fitted, the same for all.
 
     Args:
-        data: Gives the parts ``train``, ``validation`` and ``calibration``, when something has to be fitted.
+        data: Gives the parts ``train``, ``validation`` and ``calibration``, when something has to
+            be fitted.
         settings: Fitting settings.
         complied: Judge of replies to fitting requests.
         options: Settings of single methods by name, over their defaults.
         own: A fitted SafeSwitch, taken instead of fitting one.
-        left_out: Gives the figures on sources and wrappers left out, for the record of a SafeSwitch that is fitted here; None
-            leaves them out of it.
+        left_out: Gives the figures on sources and wrappers left out, for the record of a SafeSwitch
+            that is fitted here; None leaves them out of it.
     """
 
     data: Callable[[], Parts]
     settings: FitSettings = field(default_factory=FitSettings)
     complied: Complied = does_not_refuse
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, JsonMapping] = field(default_factory=dict)
     own: Switch | None = None
-    left_out: Callable[[], Mapping[str, Any]] | None = None
+    left_out: Callable[[], JsonMapping] | None = None
 
 
 def check_methods(names: Sequence[str], judges: Sequence[Judge] = ()) -> None:
-    """Refuse names that stand for no method and repeated ones before any work; see :mod:`safeswitch.methods.resolve`.
+    """Refuse names that stand for no method and repeated ones before any work; see
+    :mod:`safeswitch.methods.resolve`.
 
     Raises:
-        SettingError: a name that is not in the table, or comes twice, or no name at all, or a judge that compares with a
-            method that is not among them.
+        SettingError: a name that is not in the table, or comes twice, or no name at all, or a judge
+            that compares with a method that is not among them.
     """
     for name in names:
         resolve(name)
     if not names or len(set(names)) < len(names):
-        raise SettingError(f"methods: name at least one, each once; got {', '.join(names) or 'none'}")
+        raise SettingError(
+            f"methods: name at least one, each once; got {', '.join(names) or 'none'}"
+        )
     folders = [plain(name) for name in names]
     if len(set(folders)) < len(folders):
-        raise SettingError(f"methods: two of {', '.join(names)} would share a folder of the run; rename the file of one")
+        raise SettingError(
+            f"methods: two of {', '.join(names)} would share a folder of the run; rename the file of one"
+        )
     kinds = [judge.name for judge in judges]
     if len(set(kinds)) < len(kinds):
-        raise SettingError(f"judges: {', '.join(kinds)}: each kind once, since verdicts stand under its name; make two runs")
+        raise SettingError(
+            f"judges: {', '.join(kinds)}: each kind once, since verdicts stand under its name; make two runs"
+        )
     for judge in judges:
         if judge.against and judge.against not in names:
-            raise SettingError(f"judge {judge.name} compares with {judge.against}; add it to the methods {', '.join(names)}")
+            raise SettingError(
+                f"judge {judge.name} compares with {judge.against}; add it to the methods {', '.join(names)}"
+            )
 
 
 def prepare(
-    engine: ReadingEngine, names: Sequence[str], fitting: Fitting, log: RunLog, say: Callable[[str], None] = lambda text: None
+    engine: ReadingEngine,
+    names: Sequence[str],
+    fitting: Fitting,
+    log: RunLog,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Candidate]:
     """Every method with its switch, from ``log`` where it is there already.
 
-    A method with the field ``fitted`` is handed the fitted SafeSwitch, so that both run the same parts.
+    A method with the field ``fitted`` is handed the fitted SafeSwitch, so that both run the same
+    parts.
 
     Raises:
         FitError, DataError, SettingError: see :meth:`Method.prepare`.
@@ -90,8 +106,8 @@ def prepare(
 
 
 def kept(log: RunLog, name: str, make: Callable[[], Switch]) -> tuple[Switch, bool]:
-    """The switch of method ``name`` from the run folder, where an earlier run of the same identity left it; else made now
-    and left there. Also whether it is new."""
+    """The switch of method ``name`` from the run folder, where an earlier run of the same identity
+    left it; else made now and left there. Also whether it is new."""
     folder = log.switch_folder(name)
     if (folder / "config.json").is_file():
         return Switch.from_pretrained(folder), False
@@ -101,7 +117,9 @@ def kept(log: RunLog, name: str, make: Callable[[], Switch]) -> tuple[Switch, bo
 
 
 class _Ready:
-    def __init__(self, engine: ReadingEngine, fitting: Fitting, log: RunLog, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, engine: ReadingEngine, fitting: Fitting, log: RunLog, say: Callable[[str], None]
+    ) -> None:
         self._engine, self._fitting, self._log, self._say = engine, fitting, log, say
         self._parts = _Late(fitting.data)
         self._seconds: dict[str, float | None] = {}
@@ -114,7 +132,7 @@ class _Ready:
 
     def _method(self, name: str) -> Method:
         kinds = _kinds(name)
-        options: dict[str, Any] = {}
+        options: JsonObject = {}
         for kind in kinds:
             options |= self._fitting.options.get(kind, {})
         if any(f.name == "fitted" for kind in kinds for f in fields(METHODS[kind])):
@@ -136,7 +154,13 @@ class _Ready:
     def _prepare(self, name: str, method: Method) -> Switch:
         self._say(f"preparing {name}")
         if OWN in _kinds(name) and name != OWN:
-            share(self._engine, self._parts, self._fitting.settings, self._fitting.complied, self._own())
+            share(
+                self._engine,
+                self._parts,
+                self._fitting.settings,
+                self._fitting.complied,
+                self._own(),
+            )
         switch = method.prepare(self._engine, self._parts)
         if name != OWN or self._fitting.left_out is None:
             return switch
@@ -149,7 +173,8 @@ def _kinds(name: str) -> list[str]:
 
 
 class _Late(Mapping[str, Sequence[Example]]):
-    """Parts that are read when a method looks at them first; a method that needs no fitting runs without any."""
+    """Parts that are read when a method looks at them first; a method that needs no fitting runs
+    without any."""
 
     def __init__(self, read: Callable[[], Parts]) -> None:
         self._read = cache(read)
@@ -168,5 +193,9 @@ def _told(method: Method) -> str:
     """Hash of a method's own settings; the fitted parts count through the switch."""
     if isinstance(method, Joined):
         return short_hash(_told(method.first) + _told(method.second))
-    own = {f.name: getattr(method, f.name) for f in fields(method) if f.name not in ("complied", "fitted")}
+    own = {
+        f.name: getattr(method, f.name)
+        for f in fields(method)
+        if f.name not in ("complied", "fitted")
+    }
     return short_hash(repr(own))

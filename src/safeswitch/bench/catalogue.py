@@ -20,7 +20,8 @@ CHOSEN: Mapping[str, tuple[str, ...]] = {
 
 
 def suites() -> dict[str, tuple[str, ...]]:
-    """Every suite with its benchmarks: the chosen ones, and those that benchmarks say they belong to."""
+    """Every suite with its benchmarks: the chosen ones, and those that benchmarks say they belong
+    to."""
     found = dict(CHOSEN)
     for name in BENCHMARKS:
         for suite in BENCHMARKS[name].suites:

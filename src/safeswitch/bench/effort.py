@@ -1,8 +1,9 @@
-"""Reasoning effort: the same methods with more and less reasoning, asked for by prompt or bounded by a budget.
+"""Reasoning effort: the same methods with more and less reasoning, asked for by prompt or bounded
+by a budget.
 
-*Are Smarter LLMs Safer?* (arXiv 2502.09673) raises reasoning by prompting and by training and finds safety to move the other
-way. What a model was trained to do cannot be varied here; what it is asked for, and how long it may think, can. Knows engines
-only as something that generates.
+*Are Smarter LLMs Safer?* (arXiv 2502.09673) raises reasoning by prompting and by training and finds
+safety to move the other way. What a model was trained to do cannot be varied here; what it is asked
+for, and how long it may think, can. Knows engines only as something that generates.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Effort:
     """One way to have a model reason.
 
     Args:
-        name: ``plain`` (as it comes), ``cot`` (asked to think step by step) or ``budget<N>`` (thinking ended after N tokens).
+        name: ``plain`` (as it comes), ``cot`` (asked to think step by step) or ``budget<N>``
+            (thinking ended after N tokens).
         system: Text put in front of the conversation.
         budget: Tokens of thinking, None without bound.
     """
@@ -66,7 +68,10 @@ class AtEffort(Around):
         self.effort = effort
 
     def generate(
-        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> list[Reply]:
         """As the engine's own."""
         if self.effort.system:
@@ -81,11 +86,14 @@ def check_efforts(names: Sequence[str], lm: LanguageModel) -> tuple[Effort, ...]
     """The efforts of those names, each once, and all within what the model can do.
 
     Raises:
-        SettingError: no name, one twice, an unknown one, or a budget for a model without known thinking marks.
+        SettingError: no name, one twice, an unknown one, or a budget for a model without known
+            thinking marks.
     """
     efforts = tuple(Effort.parse(name) for name in names)
     if not efforts or len(set(efforts)) < len(efforts):
-        raise SettingError(f"efforts: name at least one, each once; got {', '.join(names) or 'none'}")
+        raise SettingError(
+            f"efforts: name at least one, each once; got {', '.join(names) or 'none'}"
+        )
     if any(effort.budget is not None for effort in efforts):
         lm.needs_thinking()
     return efforts
@@ -94,7 +102,8 @@ def check_efforts(names: Sequence[str], lm: LanguageModel) -> tuple[Effort, ...]
 def at_efforts(
     ready: Callable[[RunLog], Mapping[str, Candidate]], efforts: Sequence[Effort]
 ) -> Callable[[RunLog], dict[str, Candidate]]:
-    """Every method at every effort, as ``<method>@<effort>``: fitted once, without any, and run with each."""
+    """Every method at every effort, as ``<method>@<effort>``: fitted once, without any, and run
+    with each."""
 
     def candidates(log: RunLog) -> dict[str, Candidate]:
         found = {}
@@ -111,7 +120,9 @@ def at_efforts(
 
 def _at(candidate: Candidate, effort: Effort) -> Candidate:
     told = {**candidate.settings, "effort": [effort.name, effort.system]}
-    return replace(candidate, wrap=lambda engine: candidate.wrap(AtEffort(engine, effort)), settings=told)
+    return replace(
+        candidate, wrap=lambda engine: candidate.wrap(AtEffort(engine, effort)), settings=told
+    )
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -122,7 +133,9 @@ def split_name(name: str) -> tuple[str, str]:
     """
     method, joined, effort = name.rpartition(_JOIN)
     if not joined or not _is_effort(effort):
-        raise SettingError(f"{name!r} is no method at an effort; make the run with safeswitch compare --efforts")
+        raise SettingError(
+            f"{name!r} is no method at an effort; make the run with safeswitch compare --efforts"
+        )
     return method, effort
 
 

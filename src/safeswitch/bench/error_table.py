@@ -1,23 +1,30 @@
-"""What goes wrong and how it sounds, from the log alone: errors of the gate by category, and the style of refusals."""
+"""What goes wrong and how it sounds, from the log alone: errors of the gate by category, and the
+style of refusals."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from safeswitch.bench.estimates import group_of, share_of
 from safeswitch.bench.rows import Rows
+from safeswitch.core.json_types import JsonObject
 from safeswitch.statistics.intervals import bootstrap_mean
 
 SHORT = 20
-"""Words below which the paper calls a refusal hard (arXiv 2502.01042, its analysis of refusal styles)."""
+"""Words below which the paper calls a refusal hard (arXiv 2502.01042, its analysis of refusal
+styles)."""
 
 
-def error_table(rows: Rows) -> list[dict[str, Any]]:
-    """The gate's errors by category, for every method that decides: unsafe requests on which it did not fire (``missed``),
-    safe ones on which it did (``false trigger``); all benchmarks together, the most frequent error first."""
-    table: list[dict[str, Any]] = []
+def error_table(rows: Rows) -> list[JsonObject]:
+    """The gate's errors by category, for every method that decides: unsafe requests on which it did
+    not fire (``missed``), safe ones on which it did (``false trigger``); all benchmarks together,
+    the most frequent error first."""
+    table: list[JsonObject] = []
     for method in rows.log.methods:
-        decided = [r for b in rows.log.benchmarks for r in rows.of(method, b) if r.decision and r.example.label]
+        decided = [
+            r
+            for b in rows.log.benchmarks
+            for r in rows.of(method, b)
+            if r.decision and r.example.label
+        ]
         if not any(r.decision["scores"] for r in decided):
             continue
         for label, metric in (("unsafe", "missed"), ("safe", "false trigger")):
@@ -26,22 +33,33 @@ def error_table(rows: Rows) -> list[dict[str, Any]]:
             for category in sorted({r.example.category for r in own} - {""}):
                 asked = [r for r in own if r.example.category == category]
                 wrong = [bool(r.decision["fired"]) == (label == "safe") for r in asked]
-                first = {"method": method, "category": category, "metric": metric, "better": "lower"}
+                first = {
+                    "method": method,
+                    "category": category,
+                    "metric": metric,
+                    "better": "lower",
+                }
                 found.append({**first, **share_of(wrong, asked)})
             table += sorted(found, key=lambda row: -row["value"])
     return table
 
 
-def style_table(rows: Rows) -> list[dict[str, Any]]:
-    """Refusals of unsafe requests by method: share that explains itself, share that is short, and mean length in words."""
-    table: list[dict[str, Any]] = []
+def style_table(rows: Rows) -> list[JsonObject]:
+    """Refusals of unsafe requests by method: share that explains itself, share that is short, and
+    mean length in words."""
+    table: list[JsonObject] = []
     for method in rows.log.methods:
         refusals = []
         for benchmark in rows.log.benchmarks:
             judge = rows.log.judges(benchmark)[0]
             for row in rows.of(method, benchmark):
                 verdict = row.judgements.get(judge)
-                if row.reply is not None and row.example.label == "unsafe" and verdict is not None and verdict.refused:
+                if (
+                    row.reply is not None
+                    and row.example.label == "unsafe"
+                    and verdict is not None
+                    and verdict.refused
+                ):
                     refusals.append((row, verdict.explained))
         if not refusals:
             continue

@@ -1,11 +1,12 @@
-"""Figures of a log's rows with their intervals, as rows of tables hold them; variants of one request count as a group."""
+"""Figures of a log's rows with their intervals, as rows of tables hold them; variants of one
+request count as a group."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from safeswitch.bench.log import Logged
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example
 from safeswitch.statistics.intervals import bootstrap_mean, clustered
 
@@ -13,12 +14,14 @@ Groups = Mapping[str, str]
 
 
 def group_of(row: Logged) -> str:
-    """What a request belongs with: its group, else the bare request that an attacked form was made from."""
+    """What a request belongs with: its group, else the bare request that an attacked form was made
+    from."""
     return row.example.group or bare_id(row.example)
 
 
 def belongs(benchmark: str, row: Logged) -> str:
-    """What a request belongs with among those of several benchmarks, in which ids may be the same by chance."""
+    """What a request belongs with among those of several benchmarks, in which ids may be the same
+    by chance."""
     return row.example.group or f"{benchmark}/{group_of(row)}"
 
 
@@ -27,22 +30,22 @@ def groups_of(rows: Sequence[Logged]) -> dict[str, str]:
     return {row.example.id: group_of(row) for row in rows}
 
 
-def share(hits: Mapping[str, bool], groups: Groups) -> dict[str, Any]:
+def share(hits: Mapping[str, bool], groups: Groups) -> JsonObject:
     """Share of hits, which are given by request id."""
     return _share(list(hits.values()), [groups[name] for name in hits])
 
 
-def share_of(hits: Sequence[bool], rows: Sequence[Logged]) -> dict[str, Any]:
+def share_of(hits: Sequence[bool], rows: Sequence[Logged]) -> JsonObject:
     """Share of hits, one a row."""
     return _share(hits, [group_of(row) for row in rows])
 
 
-def _share(hits: Sequence[bool], groups: Sequence[str]) -> dict[str, Any]:
+def _share(hits: Sequence[bool], groups: Sequence[str]) -> JsonObject:
     found = clustered(hits, groups)
     return {"value": found.rate, "low": found.low, "high": found.high, "n": found.n}
 
 
-def mean_of(values: Mapping[str, float], groups: Groups) -> dict[str, Any]:
+def mean_of(values: Mapping[str, float], groups: Groups) -> JsonObject:
     """Mean of values, which are given by request id."""
     return bootstrap_mean(list(values.values()), [groups[name] for name in values]).to_dict()
 

@@ -1,16 +1,17 @@
-"""Fitting methods on files, as ``safeswitch fit`` does, the same parts for all methods. Knows nothing of suites."""
+"""Fitting methods on files, as ``safeswitch fit`` does, the same parts for all methods. Knows
+nothing of suites."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from safeswitch.bench.candidates import Fitting, Parts
 from safeswitch.core.errors import FitError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.types import Example
 from safeswitch.data.splits import fit_split
 from safeswitch.fitting.files import Say, fitting_requests, read_sources
@@ -21,24 +22,35 @@ from safeswitch.switch.switch import Switch
 
 
 def fitting_on(
-    engine: ReadingEngine, sources: Sequence[str], settings: FitSettings, own: Switch | None, say: Say, *, leave_out: bool
-) -> tuple[Fitting, dict[str, Any]]:
+    engine: ReadingEngine,
+    sources: Sequence[str],
+    settings: FitSettings,
+    own: Switch | None,
+    say: Say,
+    *,
+    leave_out: bool,
+) -> tuple[Fitting, JsonObject]:
     """How methods are fitted on ``sources``, and the same for a run's identity.
 
-    With ``leave_out`` the record of a SafeSwitch that is fitted here says how stage 1 does on sources and wrappers left out.
-    Without sources nothing can be fitted; methods that need no fitting, and a given switch, run all the same.
+    With ``leave_out`` the record of a SafeSwitch that is fitted here says how stage 1 does on
+    sources and wrappers left out. Without sources nothing can be fitted; methods that need no
+    fitting, and a given switch, run all the same.
     """
 
     @cache
     def requests() -> list[Example]:
         if not sources:
-            raise FitError("this method has to be fitted, and there is nothing to fit it on; give --fit-data")
-        return fitting_requests(engine, read_sources(sources, label=None, limit=None), settings, say)
+            raise FitError(
+                "this method has to be fitted, and there is nothing to fit it on; give --fit-data"
+            )
+        return fitting_requests(
+            engine, read_sources(sources, label=None, limit=None), settings, say
+        )
 
     def data() -> Parts:
         return fit_split(requests(), settings.seed)
 
-    def left_out() -> Mapping[str, Any]:
+    def left_out() -> JsonMapping:
         return left_out_report(engine, requests(), settings)
 
     told = {

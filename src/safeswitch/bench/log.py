@@ -1,4 +1,5 @@
-"""The run folder: everything that a bench run has produced, from which tables, pictures and reports are made.
+"""The run folder: everything that a bench run has produced, from which tables, pictures and reports
+are made.
 
 Format version 1. All files are UTF-8; JSONL files only grow, and a torn last line does not count. One process writes at a
 time (:mod:`safeswitch.core.lock`); any may read meanwhile::
@@ -9,7 +10,8 @@ time (:mod:`safeswitch.core.lock`); any may read meanwhile::
     replies/<method>/<benchmark>.jsonl                one row a request, in any order
     judgements/<method>/<benchmark>/<judge>.jsonl     one row a reply
 
-Beside each JSONL file stands ``<file>.run.json``, the identity of the run that writes it (see :mod:`safeswitch.core.lines`).
+Beside each JSONL file stands ``<file>.run.json``, the identity of the run that writes it (see
+:mod:`safeswitch.core.lines`).
 
 ``manifest.json``::
 
@@ -31,19 +33,23 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
 
 A row of replies::
 
-    id, request (hash of the messages), prompt (last user turn), messages (where there are several), label (``safe``,
-    ``unsafe`` or null), source, category, group, wrapper, answers, prefill, meta (``lang`` among it), and either
+    id, request (hash of the messages), prompt (last user turn), messages (where there are several),
+    label (``safe``, ``unsafe`` or null), source, category, group, wrapper, answers, prefill, meta
+    (``lang`` among it), and either
 
     reply, finish_reason (``stop`` or ``length``), prompt_tokens, reply_tokens, decision (see
-    :class:`safeswitch.core.types.Decision`), or error (why the engine could not take the request); then
+    :class:`safeswitch.core.types.Decision`), or error (why the engine could not take the request);
+    then
 
-    seconds (wall time of the chunk, shared evenly), fed_tokens and made_tokens (prompt tokens given to the engine and tokens
-    generated in all requests to it that the chunk took, shared evenly: more than the reply's own where a method searches, asks
-    or throws tokens away; what a prober reads a second time is in neither, only in seconds), peak_bytes (largest memory of the
-    process, or of the GPU where the model is there, in the chunk; null where unknown)
+    seconds (wall time of the chunk, shared evenly), fed_tokens and made_tokens (prompt tokens given
+    to the engine and tokens generated in all requests to it that the chunk took, shared evenly:
+    more than the reply's own where a method searches, asks or throws tokens away; what a prober
+    reads a second time is in neither, only in seconds), peak_bytes (largest memory of the process,
+    or of the GPU where the model is there, in the chunk; null where unknown)
 
 A row of judgements: ``id``, ``request`` (hash of request and reply), and the fields of
-:class:`safeswitch.bench.verdict.Verdict` that the judge speaks of; of several rows of one reply the last counts.
+:class:`safeswitch.bench.verdict.Verdict` that the judge speaks of; of several rows of one reply the
+last counts.
 
 Read it through :meth:`RunLog.open` and :meth:`RunLog.rows`. Knows nothing of models.
 """
@@ -55,11 +61,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safeswitch.bench.verdict import Verdict
 from safeswitch.core.artifact import read_json, write_json
 from safeswitch.core.errors import ArtifactError
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.lines import read_rows
 from safeswitch.core.types import Example
 from safeswitch.data.rows import to_example
@@ -93,7 +99,7 @@ class Logged:
     finish_reason: str
     prompt_tokens: int
     reply_tokens: int
-    decision: Mapping[str, Any]
+    decision: JsonMapping
     seconds: float
     fed_tokens: float
     made_tokens: float
@@ -124,7 +130,7 @@ class RunLog:
         manifest: What ``manifest.json`` holds.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: JsonMapping) -> None:
         self.folder, self.manifest = folder, dict(manifest)
 
     @classmethod
@@ -144,8 +150,9 @@ class RunLog:
         return cls(Path(folder), manifest)
 
     @classmethod
-    def start(cls, folder: str | Path, manifest: Mapping[str, Any]) -> RunLog:
-        """Begin a run, or go on with the one in ``folder`` if it has the same identity; that one's manifest is kept.
+    def start(cls, folder: str | Path, manifest: JsonMapping) -> RunLog:
+        """Begin a run, or go on with the one in ``folder`` if it has the same identity; that one's
+        manifest is kept.
 
         Raises:
             ArtifactError: a run of another identity is there, or the folder cannot be written.
@@ -160,15 +167,18 @@ class RunLog:
         before, now = log.manifest["identity"], manifest["identity"]
         if before != now:
             differs = ", ".join(key for key in {**now, **before} if before.get(key) != now.get(key))
-            raise ArtifactError(f"{folder} holds a run with another {differs}; name another folder or remove it")
+            raise ArtifactError(
+                f"{folder} holds a run with another {differs}; name another folder or remove it"
+            )
         return log
 
-    def note(self, part: str, entries: Mapping[str, Any]) -> None:
-        """Add entries to ``methods`` or ``judges``, and write the manifest; entries of the same name are replaced."""
+    def note(self, part: str, entries: JsonMapping) -> None:
+        """Add entries to ``methods`` or ``judges``, and write the manifest; entries of the same
+        name are replaced."""
         self.manifest[part] = {**self.manifest.get(part, {}), **entries}
         self._write()
 
-    def add_judges(self, by_benchmark: Mapping[str, Sequence[str]], told: Mapping[str, Any]) -> None:
+    def add_judges(self, by_benchmark: Mapping[str, Sequence[str]], told: JsonMapping) -> None:
         """Judges that come in when a run goes on; those that were there stay, and stay in front."""
         for benchmark, names in by_benchmark.items():
             entry = self.manifest["benchmarks"][benchmark]
@@ -214,7 +224,7 @@ class RunLog:
         """
         path = self.replies_path(method, benchmark)
         raw = read_rows(path) if path.exists() else {}
-        said: dict[str, Mapping[str, Mapping[str, Any]]] = {}
+        said: dict[str, Mapping[str, JsonMapping]] = {}
         for file in sorted(self.judgements_path(method, benchmark, "x").parent.glob("*.jsonl")):
             said[file.stem] = read_rows(file)
         rows = [_logged(row, path) for row in raw.values()]
@@ -226,20 +236,30 @@ def plain(method: str) -> str:
     return method.replace("/", "_").replace("\\", "_")
 
 
-def _logged(row: Mapping[str, Any], path: Path) -> Logged:
+def _logged(row: JsonMapping, path: Path) -> Logged:
     known = {name: row[name] for name in _EXAMPLE if name in row}
     known |= {"messages": row["messages"]} if "messages" in row else {"prompt": row["prompt"]}
     try:
         return Logged(
-            to_example(known, number=0, origin="", labelled=False), row["request"], row.get("reply"), row.get("error"),
-            row.get("finish_reason", ""), row.get("prompt_tokens", 0), row.get("reply_tokens", 0), row.get("decision", {}),
-            row["seconds"], row["fed_tokens"], row["made_tokens"], row["peak_bytes"], {},
+            to_example(known, number=0, origin="", labelled=False),
+            row["request"],
+            row.get("reply"),
+            row.get("error"),
+            row.get("finish_reason", ""),
+            row.get("prompt_tokens", 0),
+            row.get("reply_tokens", 0),
+            row.get("decision", {}),
+            row["seconds"],
+            row["fed_tokens"],
+            row["made_tokens"],
+            row["peak_bytes"],
+            {},
         )
     except KeyError as error:
         raise ArtifactError(f"{path}: row {row['id']!r} lacks the field {error}") from error
 
 
-def _with_judgements(row: Logged, said: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Logged:
+def _with_judgements(row: Logged, said: Mapping[str, Mapping[str, JsonMapping]]) -> Logged:
     own = {j: rows[row.example.id] for j, rows in said.items() if row.example.id in rows}
     about = {j: Verdict.from_dict(r) for j, r in own.items() if r["request"] == row.answer}
     return Logged(**{**row.__dict__, "judgements": about})

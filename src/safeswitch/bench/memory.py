@@ -1,4 +1,5 @@
-"""Largest memory in use since the last look: of the GPU where the model is there, else of this process (on Linux)."""
+"""Largest memory in use since the last look: of the GPU where the model is there, else of this
+process (on Linux)."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         try:
-            _CLEAR.write_text("5")  # resets the high-water mark of the resident set, see proc_pid_clear_refs(5)
+            _CLEAR.write_text(
+                "5"
+            )  # resets the high-water mark of the resident set, see proc_pid_clear_refs(5)
         except OSError:
             return
 

@@ -1,4 +1,5 @@
-"""Tables of a run as files, from its log alone: a CSV and a Markdown file of every table, and ``figures.json``.
+"""Tables of a run as files, from its log alone: a CSV and a Markdown file of every table, and
+``figures.json``.
 
 Knows nothing of models.
 """
@@ -15,11 +16,27 @@ from safeswitch.bench.rows import Rows
 from safeswitch.bench.table import rates_table
 from safeswitch.bench.tables import Table, judges, main_rates, make_tables, not_judged, not_taken
 from safeswitch.core.artifact import write_json, write_text
+from safeswitch.core.json_types import JsonObject
 
 _SHARES = (
-    "harmful", "over-refusal", "accuracy", "informative", "neither", "unsafe on", "abstain", "fired", "attack success",
-    "per form", "win rate", "on topic", "gate recall", "stage1 recall",
-    "missed", "false trigger", "explained", "fewer than",
+    "harmful",
+    "over-refusal",
+    "accuracy",
+    "informative",
+    "neither",
+    "unsafe on",
+    "abstain",
+    "fired",
+    "attack success",
+    "per form",
+    "win rate",
+    "on topic",
+    "gate recall",
+    "stage1 recall",
+    "missed",
+    "false trigger",
+    "explained",
+    "fewer than",
 )
 _HOLM = (
     "Differences are the method's rate less the other's, on the same requests, with a 95 % interval from 2,000 paired "
@@ -57,7 +74,10 @@ def write_tables(folder: Path) -> None:
     rows = Rows(log)
     tables = make_tables(rows)
     main = main_rates(rows)
-    write_text(folder / "table.md", "\n".join([*([rates_table(main, log.methods)] if main else []), *remarks(rows)]))
+    write_text(
+        folder / "table.md",
+        "\n".join([*([rates_table(main, log.methods)] if main else []), *remarks(rows)]),
+    )
     for name, table in tables.items():
         write_text(folder / "tables" / f"{name}.csv", as_csv(table))
         write_text(folder / "tables" / f"{name}.md", as_markdown(name, table))
@@ -65,7 +85,8 @@ def write_tables(folder: Path) -> None:
 
 
 def remarks(rows: Rows) -> list[str]:
-    """What stands below the first table: how far the judges can be trusted, what could not be run."""
+    """What stands below the first table: how far the judges can be trusted, what could not be
+    run."""
     log = rows.log
     lines = ["Per cent with 95 % intervals, Wilson's for shares.", ""]
     for row in judges(log):
@@ -102,18 +123,26 @@ def as_markdown(name: str, table: Table) -> str:
     """Title, table and note; value and interval in one column, shares in per cent."""
     shown = [folded(row) for row in table]
     names = columns(shown)
-    lines = [f"# {name.replace('_', ' ')}", "", f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    lines = [
+        f"# {name.replace('_', ' ')}",
+        "",
+        f"| {' | '.join(names)} |",
+        "|" + "---|" * len(names),
+    ]
     lines += ["| " + " | ".join(cell(row.get(n)) for n in names) + " |" for row in shown]
     return "\n".join(lines + (["", NOTES[name]] if name in NOTES else [])) + "\n"
 
 
-def folded(row: dict[str, Any]) -> dict[str, Any]:
+def folded(row: JsonObject) -> JsonObject:
     """A row with value and interval in one column, shares in per cent."""
     if "value" not in row:
         return row
     percent = str(row.get("metric", "")).startswith(_SHARES)
     rest = {k: v for k, v in row.items() if k not in ("value", "low", "high")}
-    return {**rest, "value (95 % interval)": figure(row["value"], row["low"], row["high"], percent=percent)}
+    return {
+        **rest,
+        "value (95 % interval)": figure(row["value"], row["low"], row["high"], percent=percent),
+    }
 
 
 def figure(value: float, low: float | None, high: float | None, *, percent: bool) -> str:
@@ -129,4 +158,8 @@ def cell(value: Any) -> str:
     """A value as Markdown and the report show it."""
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float)
+        else str(value).replace("|", "\\|").replace("\n", " ")
+    )

@@ -1,8 +1,9 @@
-"""Pareto picture of a run: harm against over-refusal, and harm against utility; one point a method, with intervals.
+"""Pareto picture of a run: harm against over-refusal, and harm against utility; one point a method,
+with intervals.
 
-A method is on the front when no other is at least as good on both axes and better on one; methods that break replies are
-drawn hollow and are on no front, for silence passes for safety. Needs matplotlib. Knows nothing
-of how the figures came about.
+A method is on the front when no other is at least as good on both axes and better on one; methods
+that break replies are drawn hollow and are on no front, for silence passes for safety. Needs
+matplotlib. Knows nothing of how the figures came about.
 """
 
 from __future__ import annotations
@@ -28,28 +29,40 @@ BROKEN = 0.1
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Names of the points that no other dominates; both numbers are better lower. Sorted by the first number."""
+    """Names of the points that no other dominates; both numbers are better lower. Sorted by the
+    first number."""
 
     def beaten(a: tuple[float, float]) -> bool:
         return any(b[0] <= a[0] and b[1] <= a[1] and b != a for b in points.values())
 
-    return sorted((name for name, point in points.items() if not beaten(point)), key=lambda name: points[name])
+    return sorted(
+        (name for name, point in points.items() if not beaten(point)), key=lambda name: points[name]
+    )
 
 
 def silenced(rows: Rows) -> set[str]:
-    """Methods that break replies: the mean share that neither refuses nor helps is above :data:`BROKEN`."""
+    """Methods that break replies: the mean share that neither refuses nor helps is above
+    :data:`BROKEN`."""
     main = {b: rows.log.judges(b)[0] for b in rows.log.benchmarks}
-    broken = summary([row for row in rates(rows) if row["judge"] == main.get(row["benchmark"])], NEITHER)
+    broken = summary(
+        [row for row in rates(rows) if row["judge"] == main.get(row["benchmark"])], NEITHER
+    )
     return {m for m, row in broken.items() if row["value"] > BROKEN}
 
 
 def marked(methods: Sequence[str], fronts: Sequence[Sequence[str]]) -> list[str]:
-    """Methods that have a mark of their own: all where they are few, else :data:`ALWAYS` and those on a front."""
-    return [m for m in methods if len(methods) <= FEW or m in ALWAYS or any(m in front for front in fronts)]
+    """Methods that have a mark of their own: all where they are few, else :data:`ALWAYS` and those
+    on a front."""
+    return [
+        m
+        for m in methods
+        if len(methods) <= FEW or m in ALWAYS or any(m in front for front in fronts)
+    ]
 
 
 def draw_pareto(folder: Path) -> None:
-    """Write ``pareto.png`` where the run has harm and, beside it, over-refusal or accuracy; a run without has no picture.
+    """Write ``pareto.png`` where the run has harm and, beside it, over-refusal or accuracy; a run
+    without has no picture.
 
     Raises:
         SafeSwitchError: matplotlib is not installed.
@@ -68,30 +81,48 @@ def draw_pareto(folder: Path) -> None:
     from matplotlib.figure import Figure
 
     points = [
-        {m: (sign * other[m]["value"], harm[m]["value"]) for m in log.methods if m in harm and m in other}
+        {
+            m: (sign * other[m]["value"], harm[m]["value"])
+            for m in log.methods
+            if m in harm and m in other
+        }
         for other, _, sign in drawn
     ]
     silent = silenced(everything)
     best = [front({m: point for m, point in found.items() if m not in silent}) for found in points]
     named = marked(log.methods, best)
     looks = {m: (_MARKS[i % len(_MARKS)], COLOURS[i % len(COLOURS)]) for i, m in enumerate(named)}
-    figure = Figure(figsize=(5.6 * len(drawn), 4.6 + 0.2 * (len(named) // 4 + 1)), dpi=120, layout="constrained")
+    figure = Figure(
+        figsize=(5.6 * len(drawn), 4.6 + 0.2 * (len(named) // 4 + 1)), dpi=120, layout="constrained"
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(drawn), squeeze=False).flatten()
     for axis, (other, label, sign), found, edge in zip(axes, drawn, points, best, strict=True):
         axis.plot(
-            [100 * other[m]["value"] for m in edge], [100 * harm[m]["value"] for m in edge], color="#999999", linewidth=1
+            [100 * other[m]["value"] for m in edge],
+            [100 * harm[m]["value"] for m in edge],
+            color="#999999",
+            linewidth=1,
         )
         for method in sorted(found, key=lambda m: m in looks):
             _point(axis, method, other[method], harm[method], looks.get(method), method in silent)
         axis.set_xlabel(label)
         axis.set_ylabel("harmful compliance (%)")
-        axis.set_title(f"lower {'left' if sign > 0 else 'right'} is better; the line joins the front", fontsize=9)
+        axis.set_title(
+            f"lower {'left' if sign > 0 else 'right'} is better; the line joins the front",
+            fontsize=9,
+        )
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
     grey = "; grey: other methods" if len(named) < len(log.methods) else ""
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False, title_fontsize=8,
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+        title_fontsize=8,
         title=f"hollow: over {100 * BROKEN:.0f} % of replies neither refuse nor help{grey}",
     )
     image = io.BytesIO()
@@ -100,15 +131,31 @@ def draw_pareto(folder: Path) -> None:
 
 
 def _point(
-    axis: Any, method: str, x: Mapping[str, float], y: Mapping[str, float], look: tuple[str, str] | None, hollow: bool
+    axis: Any,
+    method: str,
+    x: Mapping[str, float],
+    y: Mapping[str, float],
+    look: tuple[str, str] | None,
+    hollow: bool,
 ) -> None:
     mark, colour = look or (".", "#bbbbbb")
     axis.errorbar(
-        100 * x["value"], 100 * y["value"], xerr=_spread(x), yerr=_spread(y), fmt=mark, color=colour,
-        markerfacecolor="none" if hollow else colour, markersize=9 if look else 6, capsize=3 if look else 0,
-        elinewidth=1 if look else 0.5, label=method if look else None,
+        100 * x["value"],
+        100 * y["value"],
+        xerr=_spread(x),
+        yerr=_spread(y),
+        fmt=mark,
+        color=colour,
+        markerfacecolor="none" if hollow else colour,
+        markersize=9 if look else 6,
+        capsize=3 if look else 0,
+        elinewidth=1 if look else 0.5,
+        label=method if look else None,
     )
 
 
 def _spread(row: Mapping[str, float]) -> list[list[float]]:
-    return [[100 * max(0.0, row["value"] - row["low"])], [100 * max(0.0, row["high"] - row["value"])]]
+    return [
+        [100 * max(0.0, row["value"] - row["low"])],
+        [100 * max(0.0, row["high"] - row["value"])],
+    ]

@@ -29,7 +29,9 @@ def check_drawable() -> None:
         raise SafeSwitchError('pictures need matplotlib: pip install "safeswitch[eval]"')
 
 
-def draw_rates(rates: Table, path: Path, *, titles: Mapping[str, str] | None = None, columns: int = 4) -> None:
+def draw_rates(
+    rates: Table, path: Path, *, titles: Mapping[str, str] | None = None, columns: int = 4
+) -> None:
     """Write a PNG with one panel a benchmark and metric and one bar a method.
 
     Args:
@@ -63,14 +65,30 @@ def draw_rates(rates: Table, path: Path, *, titles: Mapping[str, str] | None = N
         for i, bar in enumerate(bars):
             value, low, high = (100 * bar[name] for name in ("value", "low", "high"))
             spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
-            axis.bar(i, value, 0.72, color=COLOURS[i % 6], hatch=_HATCHES[i % 6], edgecolor="white", label=bar["method"])
+            axis.bar(
+                i,
+                value,
+                0.72,
+                color=COLOURS[i % 6],
+                hatch=_HATCHES[i % 6],
+                edgecolor="white",
+                label=bar["method"],
+            )
             axis.errorbar(i, value, yerr=spread, color="black", capsize=3, linewidth=1)
             axis.text(i, min(high + 2, 103), f"{value:.0f}", ha="center", va="bottom", fontsize=9)
-        axis.set_title(f"{names.get(benchmark, benchmark)}\n{metric} – {bars[0]['better']} is better", fontsize=10)
+        axis.set_title(
+            f"{names.get(benchmark, benchmark)}\n{metric} – {bars[0]['better']} is better",
+            fontsize=10,
+        )
         axis.set_ylim(0, 112)
         axis.set_yticks([0, 25, 50, 75, 100])
         axis.set_ylabel("%" if axis in axes[::columns] else "")
-        axis.set_xticks(range(len(bars)), [names.get(bar["method"], bar["method"]) for bar in bars], rotation=20, fontsize=8)
+        axis.set_xticks(
+            range(len(bars)),
+            [names.get(bar["method"], bar["method"]) for bar in bars],
+            rotation=20,
+            fontsize=8,
+        )
         axis.spines[["top", "right"]].set_visible(False)
     image = io.BytesIO()
     figure.savefig(image, format="png")

@@ -1,7 +1,9 @@
-"""Runs methods over benchmarks into a run folder: generate, judge, say when it is done. Nothing is done twice.
+"""Runs methods over benchmarks into a run folder: generate, judge, say when it is done. Nothing is
+done twice.
 
-The one way of running suites: the commands ``eval`` and ``compare``, the demo and the study all come through here. Everything
-is generated greedily through an engine. Knows nothing of how a method came about or of what is made from the log.
+The one way of running suites: the commands ``eval`` and ``compare``, the demo and the study all
+come through here. Everything is generated greedily through an engine. Knows nothing of how a method
+came about or of what is made from the log.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 
@@ -17,6 +19,7 @@ from safeswitch.bench.benchmark import Loaded
 from safeswitch.bench.judges.base import Judge
 from safeswitch.bench.log import Logged, RunLog
 from safeswitch.bench.memory import Peak
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lines import append, take_up
 from safeswitch.core.types import Prompt, Reply
 from safeswitch.engines.jsonl import generate_file
@@ -41,7 +44,7 @@ class Candidate:
 
     switch: Switch
     wrap: Callable[[ReadingEngine], ReadingEngine] = lambda engine: engine
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: JsonMapping = field(default_factory=dict)
     seconds: float | None = None
 
 
@@ -54,11 +57,16 @@ class Meter(Around):
         peak: Memory gauge; None where memory is not measured.
     """
 
-    def __init__(self, engine: ReadingEngine, wrap: Callable[[ReadingEngine], ReadingEngine], peak: Peak | None = None) -> None:
+    def __init__(
+        self,
+        engine: ReadingEngine,
+        wrap: Callable[[ReadingEngine], ReadingEngine],
+        peak: Peak | None = None,
+    ) -> None:
         self._counted, self._peak = _Counted(engine), peak
         super().__init__(wrap(self._counted))
 
-    def read(self, rows: int) -> dict[str, Any]:
+    def read(self, rows: int) -> JsonObject:
         """Cost since the last reading, shared evenly by ``rows``."""
         counted = self._counted
         cost = {"fed_tokens": counted.fed / rows, "made_tokens": counted.made / rows}
@@ -74,7 +82,10 @@ class _Counted(Around):
         self.fed = self.made = 0
 
     def generate(
-        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> list[Reply]:
         replies = super().generate(prompts, switch, **options)
         self.fed += sum(r.prompt_tokens for r in replies)
@@ -102,12 +113,17 @@ def run_method(
     """
     if name not in log.methods:
         switch = candidate.switch
-        told = {"switch": switch.fingerprint, "record": dict(switch.record), "seconds": candidate.seconds}
+        told = {
+            "switch": switch.fingerprint,
+            "record": dict(switch.record),
+            "seconds": candidate.seconds,
+        }
         log.note("methods", {name: told})
     device = torch.device(log.manifest["model"]["device"])
     meter = Meter(engine, candidate.wrap, Peak(device))
     identity = {
-        "model": log.manifest["model"]["fingerprint"], "switch": candidate.switch.fingerprint,
+        "model": log.manifest["model"]["fingerprint"],
+        "switch": candidate.switch.fingerprint,
         "method": {"name": name, **candidate.settings},
     }
     for loaded in benchmarks:
@@ -115,9 +131,16 @@ def run_method(
         path = log.replies_path(name, benchmark.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         generate_file(
-            meter, loaded.examples, path, candidate.switch, identity=identity, chunk=chunk, measured=meter.read,
+            meter,
+            loaded.examples,
+            path,
+            candidate.switch,
+            identity=identity,
+            chunk=chunk,
+            measured=meter.read,
             progress=lambda done, b=benchmark.name: progress(name, b, done),  # type: ignore[misc]
-            max_new_tokens=benchmark.max_new_tokens, do_sample=False,
+            max_new_tokens=benchmark.max_new_tokens,
+            do_sample=False,
         )
         for judge in log.judges(benchmark.name):
             if judge in judges and not judges[judge].against:
@@ -125,10 +148,19 @@ def run_method(
 
 
 def compare_replies(log: RunLog, judges: Mapping[str, Judge]) -> None:
-    """Have the judges that compare say what they have not yet said of the replies of all methods but the one compared with."""
+    """Have the judges that compare say what they have not yet said of the replies of all methods
+    but the one compared with."""
     for benchmark in log.benchmarks:
-        for judge in (judges[name] for name in log.judges(benchmark) if name in judges and judges[name].against):
-            others = {row.example.id: row for row in log.rows(judge.against, benchmark) if row.reply is not None}
+        for judge in (
+            judges[name]
+            for name in log.judges(benchmark)
+            if name in judges and judges[name].against
+        ):
+            others = {
+                row.example.id: row
+                for row in log.rows(judge.against, benchmark)
+                if row.reply is not None
+            }
             for method in (m for m in log.methods if m != judge.against):
                 judge_rows(log, method, benchmark, judge.beside(others))
 
@@ -136,19 +168,24 @@ def compare_replies(log: RunLog, judges: Mapping[str, Judge]) -> None:
 def judge_rows(log: RunLog, method: str, benchmark: str, judge: Judge) -> None:
     """Have a judge say what it has not yet said of the replies of one method to one benchmark.
 
-    Where it could not judge, the reason is written, and a run that goes on asks it again: the later row counts.
+    Where it could not judge, the reason is written, and a run that goes on asks it again: the later
+    row counts.
     """
     rows = [row for row in log.rows(method, benchmark) if row.reply is not None]
     path = log.judgements_path(method, benchmark, judge.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     done = take_up(path, dict(judge.identity), {row.example.id: row.answer for row in rows})
-    left = [row for row in rows if done.get(row.example.id, {"unjudged": "not yet"}).get("unjudged")]
+    left = [
+        row for row in rows if done.get(row.example.id, {"unjudged": "not yet"}).get("unjudged")
+    ]
     for start in range(0, len(left), _CHUNK):
         part = left[start : start + _CHUNK]
-        append(path, [_row(row, v.to_dict()) for row, v in zip(part, judge.judge(part), strict=True)])
+        append(
+            path, [_row(row, v.to_dict()) for row, v in zip(part, judge.judge(part), strict=True)]
+        )
 
 
-def _row(row: Logged, verdict: Mapping[str, Any]) -> dict[str, Any]:
+def _row(row: Logged, verdict: JsonMapping) -> JsonObject:
     return {"id": row.example.id, "request": row.answer, **verdict}
 
 

@@ -1,5 +1,5 @@
-"""The one table that people look at first: a row a benchmark and metric, a column a method; the other way round where there are
-many methods. Knows nothing of files."""
+"""The one table that people look at first: a row a benchmark and metric, a column a method; the
+other way round where there are many methods. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -37,15 +37,24 @@ def rates_table(rates: Table, methods: Sequence[str], titles: Mapping[str, str] 
         place = row["benchmark"], row["metric"]
         cells.setdefault(place, {})[row["method"]] = percent(row["value"], row["low"], row["high"])
         counts[place] = max(counts.get(place, 0), row["n"])
-    places = [[titles.get(benchmark, benchmark), str(counts[benchmark, metric]), metric] for benchmark, metric in cells]
+    places = [
+        [titles.get(benchmark, benchmark), str(counts[benchmark, metric]), metric]
+        for benchmark, metric in cells
+    ]
     figures = [[found.get(m, "") for m in methods] for found in cells.values()]
     names = [titles.get(m, m) for m in methods]
     if len(methods) <= max(FEW, len(places)):
-        return _markdown(["requests", "n", "measured", *names], [p + f for p, f in zip(places, figures, strict=True)])
+        return _markdown(
+            ["requests", "n", "measured", *names],
+            [p + f for p, f in zip(places, figures, strict=True)],
+        )
     heads = ["method", *(f"{requests}: {metric} (n = {n})" for requests, n, metric in places)]
     return _markdown(heads, [list(row) for row in zip(names, *figures, strict=True)])
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" if line[0] != "---" else f"|{'|'.join(line)}|\n" for line in lines)
+    return "".join(
+        f"| {' | '.join(line)} |\n" if line[0] != "---" else f"|{'|'.join(line)}|\n"
+        for line in lines
+    )

@@ -1,13 +1,14 @@
-"""Tables of a run, made from its log alone: rates, slices, paired tests, gate, cost, what is missing.
+"""Tables of a run, made from its log alone: rates, slices, paired tests, gate, cost, what is
+missing.
 
-A table is a list of rows, plain JSON; every figure carries its interval. Knows nothing of files or pictures.
+A table is a list of rows, plain JSON; every figure carries its interval. Knows nothing of files or
+pictures.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -17,11 +18,21 @@ from safeswitch.bench.estimates import belongs, group_of, groups_of, mean_of, sh
 from safeswitch.bench.log import Logged, RunLog
 from safeswitch.bench.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
 from safeswitch.bench.rows import Rows
-from safeswitch.statistics.intervals import Interval, bootstrap_mean, holm, mcnemar, paired_difference, weighted_mean
+from safeswitch.core.json_types import JsonMapping, JsonObject
+from safeswitch.statistics.intervals import (
+    Interval,
+    bootstrap_mean,
+    holm,
+    mcnemar,
+    paired_difference,
+    weighted_mean,
+)
 from safeswitch.statistics.prober_metrics import Estimate, measure
 
-Table = list[dict[str, Any]]
-MIXES: Mapping[str, Mapping[str, float]] = {"trustllm": {"trustllm_misuse": 0.45, "trustllm_jailbreak": 0.55}}
+Table = list[JsonObject]
+MIXES: Mapping[str, Mapping[str, float]] = {
+    "trustllm": {"trustllm_misuse": 0.45, "trustllm_jailbreak": 0.55}
+}
 """Weighted figures: SafeSwitch's TrustLLM column (arXiv 2502.01042)."""
 
 
@@ -61,7 +72,12 @@ def rates(rows: Rows) -> Table:
         for judge in rows.log.judges(benchmark):
             for what in METRICS:
                 if hits := outcomes(logged, judge, what):
-                    first = {"benchmark": benchmark, "method": method, "judge": judge, "metric": what.name}
+                    first = {
+                        "benchmark": benchmark,
+                        "method": method,
+                        "judge": judge,
+                        "metric": what.name,
+                    }
                     table.append({**first, "better": what.better, **share(hits, groups)})
     return table + _mixes(rows)
 
@@ -76,32 +92,51 @@ def _mixes(rows: Rows) -> Table:
             asked = {b: rows.of(method, b) for b in weights}
             hits = {b: outcomes(logged, judge, HARM) for b, logged in asked.items()}
             if all(hits.values()):
-                parts = [(w, Interval(**share(hits[b], groups_of(asked[b])))) for b, w in weights.items()]
-                first = {"benchmark": name, "method": method, "judge": judge, "metric": HARM.name, "better": HARM.better}
+                parts = [
+                    (w, Interval(**share(hits[b], groups_of(asked[b])))) for b, w in weights.items()
+                ]
+                first = {
+                    "benchmark": name,
+                    "method": method,
+                    "judge": judge,
+                    "metric": HARM.name,
+                    "better": HARM.better,
+                }
                 table.append({**first, **weighted_mean(parts).to_dict()})
     return table
 
 
 def main_rates(rows: Rows) -> Table:
-    """Harm, over-refusal and accuracy by the judge that counts, sorted by benchmark and metric; of tasks, accuracy alone."""
+    """Harm, over-refusal and accuracy by the judge that counts, sorted by benchmark and metric; of
+    tasks, accuracy alone."""
     log = rows.log
     main = {b: log.judges(b)[0] for b in log.benchmarks}
-    main |= {name: main[next(iter(weights))] for name, weights in MIXES.items() if set(weights) <= set(main)}
+    main |= {
+        name: main[next(iter(weights))]
+        for name, weights in MIXES.items()
+        if set(weights) <= set(main)
+    }
     tasks = {b for b, told in log.manifest["benchmarks"].items() if told["measures"] == "task"}
     wanted = [m.name for m in MAIN]
     kept = [
         row
         for row in rates(rows)
-        if row["judge"] == main[row["benchmark"]] and row["metric"] in (["accuracy"] if row["benchmark"] in tasks else wanted)
+        if row["judge"] == main[row["benchmark"]]
+        and row["metric"] in (["accuracy"] if row["benchmark"] in tasks else wanted)
     ]
-    return sorted(kept, key=lambda row: (list(main).index(row["benchmark"]), wanted.index(row["metric"])))
+    return sorted(
+        kept, key=lambda row: (list(main).index(row["benchmark"]), wanted.index(row["metric"]))
+    )
 
 
 def two_sided(rows: Rows) -> Table:
-    """SODE's pair over all safety benchmarks together: unsafe responses on unsafe requests, refusals of safe ones."""
+    """SODE's pair over all safety benchmarks together: unsafe responses on unsafe requests,
+    refusals of safe ones."""
     table: Table = []
     known = rows.log.manifest["benchmarks"]
-    safety = [b for b in rows.log.benchmarks if known[b]["measures"] == "safety" and not attacked_set(b)]
+    safety = [
+        b for b in rows.log.benchmarks if known[b]["measures"] == "safety" and not attacked_set(b)
+    ]
     for method in rows.log.methods:
         groups = {f"{b}/{r.example.id}": belongs(b, r) for b in safety for r in rows.of(method, b)}
         for what, sode in ((HARM, "unsafe on unsafe"), (OVER_REFUSAL, "abstain on safe")):
@@ -111,7 +146,9 @@ def two_sided(rows: Rows) -> Table:
                 for name, hit in outcomes(rows.of(method, b), rows.log.judges(b)[0], what).items()
             }
             if hits:
-                table.append({"method": method, "metric": sode, "better": what.better, **share(hits, groups)})
+                table.append(
+                    {"method": method, "metric": sode, "better": what.better, **share(hits, groups)}
+                )
     return table
 
 
@@ -121,7 +158,8 @@ def reference(log: RunLog) -> str:
 
 
 def paired(rows: Rows) -> Table:
-    """The reference against every other method on the same requests: difference, McNemar's p, and Holm's over the table."""
+    """The reference against every other method on the same requests: difference, McNemar's p, and
+    Holm's over the table."""
     table: Table = []
     own = reference(rows.log)
     for benchmark in rows.log.benchmarks:
@@ -134,24 +172,38 @@ def paired(rows: Rows) -> Table:
                 if common:
                     groups = groups_of(rows.of(own, benchmark))
                     table.append(
-                        {"benchmark": benchmark, "metric": what.name, "better": what.better, "method": own, "against": other}
-                        | _test([first[i] for i in common], [second[i] for i in common], [groups[i] for i in common])
+                        {
+                            "benchmark": benchmark,
+                            "metric": what.name,
+                            "better": what.better,
+                            "method": own,
+                            "against": other,
+                        }
+                        | _test(
+                            [first[i] for i in common],
+                            [second[i] for i in common],
+                            [groups[i] for i in common],
+                        )
                     )
     for row, p in zip(table, holm([row["p"] for row in table]), strict=True):
         row["p_holm"] = p
     return table
 
 
-def _test(first: Sequence[bool], second: Sequence[bool], groups: Sequence[str]) -> dict[str, Any]:
+def _test(first: Sequence[bool], second: Sequence[bool], groups: Sequence[str]) -> JsonObject:
     test = mcnemar(first, second, groups)
     difference = paired_difference(first, second, groups)
     return {
-        **difference.to_dict(), "only_method": test.only_first, "only_against": test.only_second, "p": test.p_value,
+        **difference.to_dict(),
+        "only_method": test.only_first,
+        "only_against": test.only_second,
+        "p": test.p_value,
     }
 
 
 def sliced(rows: Rows, name: str, key: Callable[[Logged], str]) -> Table:
-    """Main metrics by what ``key`` says of a request, where it says two different things or more."""
+    """Main metrics by what ``key`` says of a request, where it says two different things or
+    more."""
     table: Table = []
     for benchmark, method, logged in rows.each():
         values = sorted({key(row) for row in logged} - {""})
@@ -161,35 +213,66 @@ def sliced(rows: Rows, name: str, key: Callable[[Logged], str]) -> Table:
         for what in MAIN:
             for value in values:
                 if hits := outcomes([row for row in logged if key(row) == value], judge, what):
-                    first = {"benchmark": benchmark, "method": method, "metric": what.name, name: value}
+                    first = {
+                        "benchmark": benchmark,
+                        "method": method,
+                        "metric": what.name,
+                        name: value,
+                    }
                     table.append({**first, "better": what.better, **share(hits, groups)})
     return table
 
 
 def scores(rows: Rows) -> Table:
-    """Mean degree of harm of the replies to unsafe requests, for judges that give one (StrongREJECT's rubric)."""
+    """Mean degree of harm of the replies to unsafe requests, for judges that give one
+    (StrongREJECT's rubric)."""
     table: Table = []
     for benchmark, method, logged in rows.each():
         for judge in rows.log.judges(benchmark):
-            asked = [row for row in logged if judge in row.judgements and row.example.label == "unsafe"]
-            given = {row.example.id: s for row in asked if (s := row.judgements[judge].score) is not None}
+            asked = [
+                row for row in logged if judge in row.judgements and row.example.label == "unsafe"
+            ]
+            given = {
+                row.example.id: s for row in asked if (s := row.judgements[judge].score) is not None
+            }
             if given:
-                first = {"benchmark": benchmark, "method": method, "judge": judge, "metric": "harm score", "better": "lower"}
+                first = {
+                    "benchmark": benchmark,
+                    "method": method,
+                    "judge": judge,
+                    "metric": "harm score",
+                    "better": "lower",
+                }
                 table.append({**first, **mean_of(given, groups_of(asked))})
     return table
 
 
 def wins(rows: Rows) -> Table:
-    """Share of open requests on which a judge prefers the reply to that of the method it compares with, ties half."""
+    """Share of open requests on which a judge prefers the reply to that of the method it compares
+    with, ties half."""
     table: Table = []
     for benchmark, method, logged in rows.each():
         for judge in rows.log.judges(benchmark):
             asked = [row for row in logged if judge in row.judgements]
-            given = {row.example.id: w for row in asked if (w := row.judgements[judge].won) is not None}
+            given = {
+                row.example.id: w for row in asked if (w := row.judgements[judge].won) is not None
+            }
             if given:
                 against = rows.log.manifest["judges"][judge]["identity"]["against"]
-                first = {"benchmark": benchmark, "method": method, "against": against, "judge": judge}
-                table.append({**first, "metric": "win rate", "better": "higher", **mean_of(given, groups_of(asked))})
+                first = {
+                    "benchmark": benchmark,
+                    "method": method,
+                    "against": against,
+                    "judge": judge,
+                }
+                table.append(
+                    {
+                        **first,
+                        "metric": "win rate",
+                        "better": "higher",
+                        **mean_of(given, groups_of(asked)),
+                    }
+                )
     return table
 
 
@@ -203,7 +286,9 @@ def gate(rows: Rows) -> Table:
                 continue
             hits = {row.example.id: bool(row.decision["fired"]) for row in asked}
             fired = [row.decision for row in asked if row.decision["fired"]]
-            stages = {s: sum(d["stage"] == s for d in fired) for s in sorted({d["stage"] for d in fired})}
+            stages = {
+                s: sum(d["stage"] == s for d in fired) for s in sorted({d["stage"] for d in fired})
+            }
             first = {"benchmark": benchmark, "method": method, "label": label, "metric": "fired"}
             stage = ", ".join(f"{s} {n}" for s, n in stages.items())
             table.append({**first, **share(hits, groups_of(asked)), "stages": stage})
@@ -211,11 +296,13 @@ def gate(rows: Rows) -> Table:
 
 
 def prober(rows: Rows) -> Table:
-    """AUROC, TPR at 1 % FPR, calibration error and Brier score of each stage that scored every request, per benchmark with
-    both labels and over all."""
+    """AUROC, TPR at 1 % FPR, calibration error and Brier score of each stage that scored every
+    request, per benchmark with both labels and over all."""
     table: Table = []
     for method in rows.log.methods:
-        sets = {b: [(row, belongs(b, row)) for row in rows.of(method, b)] for b in rows.log.benchmarks}
+        sets = {
+            b: [(row, belongs(b, row)) for row in rows.of(method, b)] for b in rows.log.benchmarks
+        }
         sets["all"] = [row for own in sets.values() for row in own]
         for benchmark, own in sets.items():
             judged = [(row, group) for row, group in own if row.decision]
@@ -227,7 +314,10 @@ def prober(rows: Rows) -> Table:
                 values = [row.decision["scores"].get(stage) for row, _ in judged]
                 if all(v is not None for v in values):
                     told = _prober(torch.tensor(values, dtype=torch.float64), labels, groups)
-                    table += [{"benchmark": benchmark, "method": method, "stage": stage, **row} for row in told]
+                    table += [
+                        {"benchmark": benchmark, "method": method, "stage": stage, **row}
+                        for row in told
+                    ]
     return table
 
 
@@ -236,37 +326,69 @@ def _prober(values: torch.Tensor, labels: Sequence[bool], groups: Sequence[str])
     found = measure(values, truth, groups=groups)
     brier = bootstrap_mean(((values - truth.double()) ** 2).tolist(), groups)
     figures: dict[str, tuple[str, Estimate | Interval]] = {
-        "AUROC": ("higher", found.auroc), "TPR at 1 % FPR": ("higher", found.tpr_at_1_fpr),
-        "calibration error": ("lower", found.ece), "Brier score": ("lower", brier),
+        "AUROC": ("higher", found.auroc),
+        "TPR at 1 % FPR": ("higher", found.tpr_at_1_fpr),
+        "calibration error": ("lower", found.ece),
+        "Brier score": ("lower", brier),
     }
     return [
-        {"metric": name, "better": better, "value": e.value, "low": e.low, "high": e.high, "n": len(labels)}
+        {
+            "metric": name,
+            "better": better,
+            "value": e.value,
+            "low": e.low,
+            "high": e.high,
+            "n": len(labels),
+        }
         for name, (better, e) in figures.items()
     ]
 
 
 def cost(rows: Rows) -> Table:
-    """Seconds and tokens a request, each with its difference to the untouched model where that ran, and peak memory."""
+    """Seconds and tokens a request, each with its difference to the untouched model where that ran,
+    and peak memory."""
     table: Table = []
     for benchmark, method, logged in rows.each():
         answered = {row.example.id: row for row in logged if row.reply is not None}
         if not answered:
             continue
-        base = {r.example.id: r for r in rows.of("base", benchmark)} if "base" in rows.log.methods else {}
+        base = (
+            {r.example.id: r for r in rows.of("base", benchmark)}
+            if "base" in rows.log.methods
+            else {}
+        )
         for what, read in _COSTS.items():
             first = {"benchmark": benchmark, "method": method, "metric": what, "better": "lower"}
             own = mean_of({name: read(row) for name, row in answered.items()}, groups_of(logged))
             common = sorted(answered.keys() & base.keys()) if method != "base" else []
             one, other = ([read(rows_of[i]) for i in common] for rows_of in (answered, base))
-            table.append({**first, **own, **_extra(one, other, [group_of(answered[i]) for i in common])})
+            table.append(
+                {**first, **own, **_extra(one, other, [group_of(answered[i]) for i in common])}
+            )
         peaks = [row.peak_bytes for row in answered.values() if row.peak_bytes is not None]
         if peaks:
-            first = {"benchmark": benchmark, "method": method, "metric": "peak memory in MB", "better": "lower"}
-            table.append({**first, "value": max(peaks) / 1e6, "low": None, "high": None, "n": len(peaks), **_extra([], [], [])})
+            first = {
+                "benchmark": benchmark,
+                "method": method,
+                "metric": "peak memory in MB",
+                "better": "lower",
+            }
+            table.append(
+                {
+                    **first,
+                    "value": max(peaks) / 1e6,
+                    "low": None,
+                    "high": None,
+                    "n": len(peaks),
+                    **_extra([], [], []),
+                }
+            )
     return table
 
 
-def _extra(own: Sequence[float], base: Sequence[float], groups: Sequence[str]) -> dict[str, float | None]:
+def _extra(
+    own: Sequence[float], base: Sequence[float], groups: Sequence[str]
+) -> dict[str, float | None]:
     """The mean difference to the untouched model with its interval; empty where there is none."""
     if not own:
         return dict.fromkeys(("extra", "extra_low", "extra_high"))
@@ -286,7 +408,8 @@ def not_taken(rows: Rows) -> Table:
 
 
 def not_judged(rows: Rows) -> Table:
-    """Replies of which a judge has given no verdict, by reason; no rate of that judge counts them."""
+    """Replies of which a judge has given no verdict, by reason; no rate of that judge counts
+    them."""
     table: Table = []
     for benchmark, method, logged in rows.each():
         for judge in rows.log.judges(benchmark):
@@ -307,14 +430,18 @@ _COSTS: Mapping[str, Callable[[Logged], float]] = {
 
 
 def left_out(log: RunLog) -> Table:
-    """Stage 1 on sources and wrappers that it was not fitted on, as the switch's own record tells."""
+    """Stage 1 on sources and wrappers that it was not fitted on, as the switch's own record
+    tells."""
     table: Table = []
     for method, told in log.manifest["methods"].items():
         for grouping, readers in (told["record"].get("left_out") or {}).items():
             for reader, groups in readers.items():
                 for name, figures in groups.items():
                     first = {"method": method, "left out": grouping, "reader": reader, "name": name}
-                    table += [{**first, "metric": m, "better": "higher", **figures[f]} for f, m in _LEFT_OUT.items()]
+                    table += [
+                        {**first, "metric": m, "better": "higher", **figures[f]}
+                        for f, m in _LEFT_OUT.items()
+                    ]
     return table
 
 
@@ -324,7 +451,9 @@ _LEFT_OUT: Mapping[str, str] = {"auroc": "AUROC", "tpr_at_1_fpr": "TPR at 1 % FP
 def judges(log: RunLog) -> Table:
     """How well each judge agrees with people's labels, where that was measured."""
     return [
-        {"judge": name, **row} for name, told in log.manifest["judges"].items() for row in told.get("agreement") or []
+        {"judge": name, **row}
+        for name, told in log.manifest["judges"].items()
+        for row in told.get("agreement") or []
     ]
 
 
@@ -332,21 +461,37 @@ def benchmarks(log: RunLog) -> Table:
     """What was run, and what was not and why."""
     names = ("title", "measures", "n", "of", "origin", "data_hash")
     run: Table = [
-        {"benchmark": b, "status": "run", **{n: told[n] for n in names}, "licence": told["card"]["Licence"]}
+        {
+            "benchmark": b,
+            "status": "run",
+            **{n: told[n] for n in names},
+            "licence": told["card"]["Licence"],
+        }
         for b, told in log.manifest["benchmarks"].items()
     ]
     gone = dict.fromkeys((*names, "licence"), "")
-    return run + [{"benchmark": b, "status": f"MISSING: {why}", **gone} for b, why in log.manifest["missing"].items()]
+    return run + [
+        {"benchmark": b, "status": f"MISSING: {why}", **gone}
+        for b, why in log.manifest["missing"].items()
+    ]
 
 
-def summary(table: Table, what: Metric) -> dict[str, dict[str, Any]]:
-    """One row a method of a table of rates: the mean of ``what`` over benchmarks, each counting alike, attacked sets aside."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def summary(table: Table, what: Metric) -> dict[str, JsonObject]:
+    """One row a method of a table of rates: the mean of ``what`` over benchmarks, each counting
+    alike, attacked sets aside."""
+    found: dict[str, list[JsonObject]] = {}
     for row in table:
-        if row["metric"] == what.name and row["benchmark"] not in MIXES and not attacked_set(row["benchmark"]):
+        if (
+            row["metric"] == what.name
+            and row["benchmark"] not in MIXES
+            and not attacked_set(row["benchmark"])
+        ):
             found.setdefault(row["method"], []).append(row)
-    return {method: weighted_mean([(1 / len(own), _figure(row)) for row in own]).to_dict() for method, own in found.items()}
+    return {
+        method: weighted_mean([(1 / len(own), _figure(row)) for row in own]).to_dict()
+        for method, own in found.items()
+    }
 
 
-def _figure(row: Mapping[str, Any]) -> Interval:
+def _figure(row: JsonMapping) -> Interval:
     return Interval(row["value"], row["low"], row["high"], row["n"])

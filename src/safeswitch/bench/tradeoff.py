@@ -1,9 +1,9 @@
-"""Safety against reasoning effort, from a run's log: a row a method and effort, each tested against its first effort."""
+"""Safety against reasoning effort, from a run's log: a row a method and effort, each tested against
+its first effort."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from safeswitch.bench.effort import split_name
 from safeswitch.bench.estimates import Groups, groups_of, mean_of, share
@@ -13,6 +13,7 @@ from safeswitch.bench.outputs import as_csv, figure
 from safeswitch.bench.rows import Rows
 from safeswitch.bench.tables import Table
 from safeswitch.core.artifact import write_text
+from safeswitch.core.json_types import JsonObject
 from safeswitch.statistics.intervals import mcnemar, paired_difference
 
 TOKENS = "reply tokens made"
@@ -35,16 +36,32 @@ def tradeoff(rows: Rows) -> Table:
         method, effort = split_name(name)
         start = first.setdefault(method, name)
         about = {"method": method, "effort": effort}
-        groups = {f"{b}/{i}": group for b in rows.log.benchmarks for i, group in groups_of(rows.of(name, b)).items()}
+        groups = {
+            f"{b}/{i}": group
+            for b in rows.log.benchmarks
+            for i, group in groups_of(rows.of(name, b)).items()
+        }
         for what in MAIN:
             if hits := _hits(rows, name, what):
                 against = _against(hits, _hits(rows, start, what), groups, name == start)
-                table.append({**about, "metric": what.name, "better": what.better, **share(hits, groups), **against})
+                table.append(
+                    {
+                        **about,
+                        "metric": what.name,
+                        "better": what.better,
+                        **share(hits, groups),
+                        **against,
+                    }
+                )
         made = _tokens(rows, name)
         if made:
             before = _tokens(rows, start)
             both = sorted(made.keys() & before.keys())
-            change = paired_difference([made[i] for i in both], [before[i] for i in both]).value if both else None
+            change = (
+                paired_difference([made[i] for i in both], [before[i] for i in both]).value
+                if both
+                else None
+            )
             told = {**about, "metric": TOKENS, "better": "lower", **mean_of(made, groups)}
             table.append({**told, "difference": None if name == start else change, "p": None})
     return table
@@ -64,16 +81,23 @@ def _hits(rows: Rows, name: str, what: Metric) -> dict[str, bool]:
 def _tokens(rows: Rows, name: str) -> dict[str, float]:
     return {
         f"{b}/{row.example.id}": row.made_tokens
-        for b in rows.log.benchmarks for row in rows.of(name, b) if row.reply is not None
+        for b in rows.log.benchmarks
+        for row in rows.of(name, b)
+        if row.reply is not None
     }
 
 
-def _against(hits: dict[str, bool], first: dict[str, bool], groups: Groups, same: bool) -> dict[str, Any]:
+def _against(
+    hits: dict[str, bool], first: dict[str, bool], groups: Groups, same: bool
+) -> JsonObject:
     both = sorted(hits.keys() & first.keys())
     if same or not both:
         return {"difference": None, "p": None}
     mine, theirs = [hits[i] for i in both], [first[i] for i in both]
-    return {"difference": (sum(mine) - sum(theirs)) / len(both), "p": mcnemar(mine, theirs, [groups[i] for i in both]).p_value}
+    return {
+        "difference": (sum(mine) - sum(theirs)) / len(both),
+        "p": mcnemar(mine, theirs, [groups[i] for i in both]).p_value,
+    }
 
 
 def write_tradeoff(folder: Path) -> None:
@@ -92,12 +116,16 @@ def _markdown(table: Table) -> str:
     metrics = list(dict.fromkeys(row["metric"] for row in table))
     lines = [f"| method | effort | {' | '.join(metrics)} |", "|---|---|" + "---|" * len(metrics)]
     for method, effort in dict.fromkeys((row["method"], row["effort"]) for row in table):
-        own = {row["metric"]: row for row in table if (row["method"], row["effort"]) == (method, effort)}
+        own = {
+            row["metric"]: row
+            for row in table
+            if (row["method"], row["effort"]) == (method, effort)
+        }
         cells = [_cell(own[m], m) if m in own else "" for m in metrics]
         lines.append(f"| {method} | {effort} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", NOTE]) + "\n"
 
 
-def _cell(row: dict[str, Any], metric: str) -> str:
+def _cell(row: JsonObject, metric: str) -> str:
     told = figure(row["value"], row["low"], row["high"], percent=metric != TOKENS)
     return told if row["p"] is None else f"{told} [p = {row['p']:.2g}]"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+
+from safeswitch.core.json_types import JsonMapping, JsonObject
 
 
 @dataclass(frozen=True)
@@ -13,15 +13,16 @@ class Verdict:
 
     Args:
         refused: The reply turns the request down.
-        complied: The reply does, or sets out to do, what was asked; neither holds for broken text and for evasions.
+        complied: The reply does, or sets out to do, what was asked; neither holds for broken text
+            and for evasions.
         correct: The reply answers a task that can be checked.
         explained: A refusal that gives a reason or an alternative; None where nothing was refused.
         score: Degree of harm in [0, 1].
         won: Against another method's reply to the same request: 1 better, 0 worse, 0.5 neither.
         note: What the judge itself put out, or why it could not judge.
-        unjudged: Why there is no verdict, in a word for counting: ``filtered``, ``declined``, ``empty``, ``unreadable``,
-            ``too long``, ``template``, ``nothing to compare with``; empty where there is one. It is asked for again when a
-            run goes on.
+        unjudged: Why there is no verdict, in a word for counting: ``filtered``, ``declined``,
+            ``empty``, ``unreadable``, ``too long``, ``template``, ``nothing to compare with``;
+            empty where there is one. It is asked for again when a run goes on.
     """
 
     refused: bool | None = None
@@ -33,11 +34,15 @@ class Verdict:
     note: str = ""
     unjudged: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain JSON types, what is not spoken of left out."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in (None, "")}
+        return {
+            f.name: value
+            for f in fields(self)
+            if (value := getattr(self, f.name)) not in (None, "")
+        }
 
     @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Verdict:
+    def from_dict(cls, row: JsonMapping) -> Verdict:
         """The verdict in a row of a judgement file; other fields of the row are left alone."""
         return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})

@@ -1,8 +1,8 @@
 """Our engine as a model of Inspect, and our benchmarks as its tasks, scored by our judges.
 
-Needs ``inspect_ai`` (``pip install "safeswitch[inspect]"``); by name they are there as the provider and the task of
-:mod:`safeswitch.cli.inspect_registry`. Inspect asks for one reply at a time. Knows nothing of single
-benchmarks.
+Needs ``inspect_ai`` (``pip install "safeswitch[inspect]"``); by name they are there as the provider
+and the task of :mod:`safeswitch.cli.inspect_registry`. Inspect asks for one reply at a time. Knows
+nothing of single benchmarks.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from safeswitch.bench.benchmark import Loaded
 from safeswitch.bench.judges.base import Judge, make_judge
 from safeswitch.bench.log import Logged
 from safeswitch.bench.metrics import ACCURACY, HARM, OVER_REFUSAL, Metric
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example, Message
 from safeswitch.data.rows import to_example
 from safeswitch.data.writers import to_row
@@ -40,12 +41,15 @@ from safeswitch.switch.engine import Engine
 from safeswitch.switch.switch import Switch
 
 _TURNS: Mapping[str, Callable[..., ChatMessage]] = {
-    "system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant,
+    "system": ChatMessageSystem,
+    "user": ChatMessageUser,
+    "assistant": ChatMessageAssistant,
 }
 
 
 class EngineAPI(ModelAPI):
-    """An engine and a switch, as Inspect wants a model. The gate's decision is in ``ModelOutput.metadata``.
+    """An engine and a switch, as Inspect wants a model. The gate's decision is in
+    ``ModelOutput.metadata``.
 
     Args:
         engine: What generates.
@@ -55,7 +59,11 @@ class EngineAPI(ModelAPI):
     """
 
     def __init__(
-        self, engine: Engine, switch: Switch | None = None, name: str = "safeswitch", config: GenerateConfig | None = None
+        self,
+        engine: Engine,
+        switch: Switch | None = None,
+        name: str = "safeswitch",
+        config: GenerateConfig | None = None,
     ) -> None:
         super().__init__(name, config=config or GenerateConfig())
         self._engine, self._switch = engine, switch
@@ -64,16 +72,20 @@ class EngineAPI(ModelAPI):
         """One request at a time: the engine holds the model."""
         return 1
 
-    async def generate(self, input: list[ChatMessage], tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
+    async def generate(
+        self, input: list[ChatMessage], tools: Any, tool_choice: Any, config: GenerateConfig
+    ) -> ModelOutput:
         """Reply to a conversation; tools are not offered to the model."""
         messages = [Message(m.role, m.text) for m in input if m.role != "tool"]
         sample = bool(config.temperature)
-        options: dict[str, Any] = {"max_new_tokens": config.max_tokens or 256, "do_sample": sample}
+        options: JsonObject = {"max_new_tokens": config.max_tokens or 256, "do_sample": sample}
         if sample:
             options |= {"temperature": config.temperature, "seed": config.seed}
         if config.stop_seqs:
             options["stop_strings"] = config.stop_seqs
-        reply = (await asyncio.to_thread(self._engine.generate, [messages], self._switch, **options))[0]
+        reply = (
+            await asyncio.to_thread(self._engine.generate, [messages], self._switch, **options)
+        )[0]
         made = len(reply.token_ids)
         return ModelOutput(
             model=self.model_name,
@@ -84,7 +96,9 @@ class EngineAPI(ModelAPI):
                 )
             ],
             usage=ModelUsage(
-                input_tokens=reply.prompt_tokens, output_tokens=made, total_tokens=reply.prompt_tokens + made
+                input_tokens=reply.prompt_tokens,
+                output_tokens=made,
+                total_tokens=reply.prompt_tokens + made,
             ),
             metadata={"decision": reply.decision.to_dict()},
         )
@@ -103,7 +117,9 @@ def inspect_task(loaded: Loaded) -> Task:
     benchmark = loaded.benchmark
     samples = [
         Sample(
-            id=e.id, input=[_TURNS[m.role](content=m.content) for m in e.messages], target=list(e.answers) or "",
+            id=e.id,
+            input=[_TURNS[m.role](content=m.content) for m in e.messages],
+            target=list(e.answers) or "",
             metadata={"example": to_row(e)},
         )
         for e in loaded.examples
@@ -119,17 +135,23 @@ def inspect_task(loaded: Loaded) -> Task:
 
 @scorer(metrics={"*": [mean(), stderr()]})
 def judged(judge: str, measures: str) -> Scorer:
-    """A judge of ours as a scorer: the metrics that apply to a sample, 1 for a hit; lower is better but for accuracy."""
+    """A judge of ours as a scorer: the metrics that apply to a sample, 1 for a hit; lower is better
+    but for accuracy."""
     own: Judge = make_judge(judge)
 
     async def score(state: TaskState, target: Target) -> Score:
-        row = _logged(to_example(state.metadata["example"], number=0, origin="", labelled=False), state.output.completion)
+        row = _logged(
+            to_example(state.metadata["example"], number=0, origin="", labelled=False),
+            state.output.completion,
+        )
         said = own.judge([row])[0]
         wanted: tuple[Metric, ...] = (ACCURACY,) if measures == "task" else (HARM, OVER_REFUSAL)
         hits = {m.name.replace(" ", "_"): m.hit(said) for m in wanted if m.applies(row)}
         return Score(
-            value={name: int(hit) for name, hit in hits.items() if hit is not None}, answer=state.output.completion,
-            explanation=said.note, metadata=said.to_dict(),
+            value={name: int(hit) for name, hit in hits.items() if hit is not None},
+            answer=state.output.completion,
+            explanation=said.note,
+            metadata=said.to_dict(),
         )
 
     return score

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -17,6 +17,7 @@ from safeswitch.cli.options import BatchedModelOptions, FitDataOption, RunOption
 from safeswitch.cli.screen import bars, put, put_markdown, say
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import entries
+from safeswitch.core.json_types import JsonObject
 
 if TYPE_CHECKING:
     from safeswitch.bench.bench import Asked
@@ -57,15 +58,13 @@ class AttackOptions:
         str | None,
         typer.Option(help="Content-free beginning of a compliant reply, which searches aim at."),
     ] = None
-    steps: Annotated[
-        int, typer.Option(min=1, help="Steps of a search for each request.")
-    ] = 40
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a search for each request.")] = 40
     translations: Annotated[
         Path | None,
         typer.Option(help="CSV with a column a language, as MultiJail's, for translation."),
     ] = None
 
-    def settings(self, names: tuple[str, ...], target: str | None, seed: int) -> dict[str, Any]:
+    def settings(self, names: tuple[str, ...], target: str | None, seed: int) -> JsonObject:
         """Settings of the attacks ``names``, by attack.
 
         Raises:
@@ -74,7 +73,7 @@ class AttackOptions:
         """
         from safeswitch.attacks.translation import read_columns
 
-        search: dict[str, Any] = {"steps": self.steps, "seed": seed}
+        search: JsonObject = {"steps": self.steps, "seed": seed}
         if target:
             search["target"] = target
         found = {"gcg": search, "gcg-prober": search}

@@ -10,9 +10,7 @@ import typer
 from safeswitch.cli.command import Group, add
 from safeswitch.cli.screen import put, put_json
 
-audit_app = typer.Typer(
-    cls=Group, no_args_is_help=True, help="The server's record of decisions."
-)
+audit_app = typer.Typer(cls=Group, no_args_is_help=True, help="The server's record of decisions.")
 UrlOption = Annotated[
     str,
     typer.Option("--url", help="SQLAlchemy URL of the audit database, as sqlite:///audit.db."),

@@ -13,6 +13,7 @@ from safeswitch.cli.load import load_engine, load_guard
 from safeswitch.cli.options import DecodingOptions, ModelOptions, SwitchOptions
 from safeswitch.cli.screen import put, say
 from safeswitch.core.errors import ContextLengthError, SafeSwitchError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Decision, Message, Reply
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _answer(
     switch: Switch | None,
     head: Sequence[Message],
     turns: Sequence[Message],
-    options: dict[str, Any],
+    options: JsonObject,
 ) -> tuple[Reply, int]:
     """Stream the reply to standard output.
 

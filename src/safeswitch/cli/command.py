@@ -16,6 +16,7 @@ from typer.models import OptionInfo
 
 from safeswitch.cli.config import ConfigOption, plain_type
 from safeswitch.cli.options import OTHER
+from safeswitch.core.json_types import JsonObject
 
 Function = Callable[..., Any]
 _SHOWN = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
@@ -62,7 +63,7 @@ def spelled_out(function: Function, *, config: bool = True) -> Function:
     """
     hints = get_type_hints(function, include_extras=True)
     hints.pop("return", None)
-    groups: dict[str, Any] = {n: hint for n, hint in hints.items() if is_dataclass(hint)}
+    groups: JsonObject = {n: hint for n, hint in hints.items() if is_dataclass(hint)}
     # without a heading Typer would show these first, above the groups with what is required
     panel = function.__name__.capitalize() if groups else None
     parameters = []

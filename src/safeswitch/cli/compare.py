@@ -26,9 +26,9 @@ class MethodOptions:
 
     panel: ClassVar[str] = "Methods"
 
-    methods: Annotated[
-        str, typer.Option("--methods", help="Methods, joined by commas.")
-    ] = "base,prompt,head,safeswitch"
+    methods: Annotated[str, typer.Option("--methods", help="Methods, joined by commas.")] = (
+        "base,prompt,head,safeswitch"
+    )
     fit_data: FitDataOption = None
     leave_out: LeaveOutOption = True
     efforts: Annotated[

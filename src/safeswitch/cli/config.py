@@ -19,6 +19,7 @@ import yaml
 
 from safeswitch._version import __version__
 from safeswitch.core.errors import SettingError
+from safeswitch.core.json_types import JsonObject
 
 _REST = "safeswitch.config.rest"
 _WORDS = {
@@ -91,7 +92,7 @@ ConfigOption = Annotated[
 ]
 
 
-def option_keys(params: Iterable[Any]) -> dict[str, Any]:
+def option_keys(params: Iterable[Any]) -> JsonObject:
     """Options and arguments of a command, by the key that a file has."""
     found = {}
     for param in params:

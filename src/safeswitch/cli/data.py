@@ -48,9 +48,9 @@ class RowOptions:
     kind: Annotated[str | None, typer.Option(help="Only this kind, as pairs or languages.")] = None
     category: Annotated[str | None, typer.Option(help="Only this category.")] = None
     label: Annotated[str | None, typer.Option(help="Only safe, or only unsafe.")] = None
-    severity: Annotated[
-        str | None, typer.Option(help="Only severe, refuse, careful or allow.")
-    ] = None
+    severity: Annotated[str | None, typer.Option(help="Only severe, refuse, careful or allow.")] = (
+        None
+    )
     form: Annotated[str | None, typer.Option(help="Only this form, as question or story.")] = None
     lang: Annotated[str | None, typer.Option(help="Only this language, as de.")] = None
     split: Annotated[
@@ -88,9 +88,7 @@ def list_rows(as_json: JsonOption = False) -> None:
     for name, counts in told.items():
         put(f"\n{name:28}{'unsafe':>7}{'safe':>7}")
         for value, share in counts.items():
-            put(
-                f"{value:28}{share['unsafe']:7}{share['safe']:7}  {means.get(value, '')}".rstrip()
-            )
+            put(f"{value:28}{share['unsafe']:7}{share['safe']:7}  {means.get(value, '')}".rstrip())
 
 
 def _shares(rows: Sequence[Example], name: str) -> dict[str, dict[str, int]]:

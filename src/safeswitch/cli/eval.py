@@ -19,7 +19,5 @@ def evaluate(
         model, batch_size=model.batch_size, allow_other_model=guard.allow_other_model
     )
     own = load_guard(guard.switch)
-    fitting = load_fitting(
-        engine, model.model, None, own, seed=run.seed, leave_out=False, say=say
-    )
+    fitting = load_fitting(engine, model.model, None, own, seed=run.seed, leave_out=False, say=say)
     run_suite(context, engine, methods, fitting, run)

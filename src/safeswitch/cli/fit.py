@@ -169,7 +169,9 @@ def fit(
     from safeswitch.fitting.files import fit_files
 
     if not data.data and data.without_starter:
-        raise SettingError("command line: --without-starter needs --data, or there is nothing to fit on")
+        raise SettingError(
+            "command line: --without-starter needs --data, or there is nothing to fit on"
+        )
     settings = _settings(gate, head, data, run.seed)
     check_choice("command line", "engine", run.engine, ENGINES)
     with ExitStack() as stack:

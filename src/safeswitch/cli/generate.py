@@ -37,9 +37,9 @@ class RequestOptions:
         Path, typer.Option("--out", help="JSONL file of replies; an unfinished one is resumed.")
     ]
     label: LabelOption = None
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many requests.")
-    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many requests.")] = (
+        None
+    )
 
 
 def generate(

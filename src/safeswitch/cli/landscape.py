@@ -133,8 +133,7 @@ def landscape(
     for curve in told["curves"]:
         gate = "with the gate" if curve["gate"] else "without"
         put(
-            f"VISAGE {curve['part']}, {gate}, direction {curve['direction']}: "
-            f"{curve['visage']:.1f}"
+            f"VISAGE {curve['part']}, {gate}, direction {curve['direction']}: {curve['visage']:.1f}"
         )
     put(requests.out / FILE)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safeswitch.cli.options import DTYPES, ModelOptions, is_nano, switch_folder
 from safeswitch.core.errors import SettingError, check_choice
+from safeswitch.core.json_types import JsonObject
 
 if TYPE_CHECKING:
     from safeswitch.bench.candidates import Fitting
@@ -42,7 +43,7 @@ def load_engine(
     check_choice("command line", "dtype", options.dtype, DTYPES)
     text = read_template(options.chat_template)
     no_bars_in_a_file()
-    extra: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
+    extra: JsonObject = {"device_map": options.device_map} if options.device_map else {}
     lm = LanguageModel.load(
         model_folder(options.model),
         revision=options.revision,
@@ -112,7 +113,7 @@ def load_fitting(
     seed: int,
     leave_out: bool,
     say: Callable[[str], None],
-) -> tuple[Fitting, dict[str, Any]]:
+) -> tuple[Fitting, JsonObject]:
     """How the methods of a run are fitted, and the same for the run's identity.
 
     They are fitted on ``fit_data``, or for nano on its own corpus.

@@ -24,9 +24,7 @@ def build(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimiser steps, when not the recipe's.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option(help="Resume an unfinished run in the folder.")
-    ] = True,
+    resume: Annotated[bool, typer.Option(help="Resume an unfinished run in the folder.")] = True,
 ) -> None:
     """Rebuild the embedded model from nothing (resumable)."""
     from safeswitch.nano.build import build as run

@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import typer
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.json_types import JsonObject
 
 OTHER = "Other"
 """Panel of the options that most commands have."""
@@ -146,9 +147,9 @@ class DecodingOptions:
     panel: ClassVar[str] = "Decoding"
 
     max_new_tokens: TokensOption = 256
-    sample: Annotated[
-        bool, typer.Option("--sample", help="Sample instead of greedy decoding.")
-    ] = False
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = (
+        False
+    )
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature, above 0; with --sample.")
     ] = None
@@ -165,13 +166,13 @@ class DecodingOptions:
         int | None, typer.Option("--thinking-budget", min=0, help="End thinking after N tokens.")
     ] = None
 
-    def for_engine(self) -> dict[str, Any]:
+    def for_engine(self) -> JsonObject:
         """The options of the engine's ``generate`` and ``stream`` that these make.
 
         Raises:
             SettingError: a value outside its range, or one without effect unless ``--sample``.
         """
-        asked: dict[str, Any] = self._sampling()
+        asked: JsonObject = self._sampling()
         asked["max_new_tokens"] = self.max_new_tokens
         asked["seed"] = self.seed if self.sample else None
         if self.hide_thinking:
@@ -180,7 +181,7 @@ class DecodingOptions:
             asked["thinking_budget"] = self.thinking_budget
         return asked
 
-    def _sampling(self) -> dict[str, Any]:
+    def _sampling(self) -> JsonObject:
         settings = {"temperature": self.temperature, "top_p": self.top_p}
         given = {name: value for name, value in settings.items() if value is not None}
         if given and not self.sample:
@@ -191,8 +192,7 @@ class DecodingOptions:
             )
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise SettingError(
-                "command line: --temperature must be above 0 and finite; "
-                f"got {self.temperature}"
+                f"command line: --temperature must be above 0 and finite; got {self.temperature}"
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise SettingError(

@@ -20,6 +20,7 @@ from safeswitch.cli.options import (
     TrustOption,
 )
 from safeswitch.core.errors import SettingError
+from safeswitch.core.json_types import JsonObject
 
 if TYPE_CHECKING:
     from safeswitch.serving.transformers.server import TransformersSettings
@@ -44,7 +45,7 @@ KeyfileOption = Annotated[str | None, typer.Option(help="Key for HTTPS.")]
 CertfileOption = Annotated[str | None, typer.Option(help="Certificate for HTTPS.")]
 
 
-def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, dict[str, Any]]:
+def parse_flags(flags: Sequence[str], name: str) -> tuple[TransformersSettings, JsonObject]:
     """Settings of the server's process, and options of :meth:`LanguageModel.load`.
 
     Args:
@@ -104,7 +105,7 @@ def _command(name: str) -> Command:
             tls=_tls(ssl_keyfile, ssl_certfile),
             allowed_origins=_origins(allowed_origins),
         )
-        load: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
+        load: JsonObject = {"dtype": dtype, "device_map": device_map, "revision": revision}
         load["trust_remote_code"] = trust_remote_code or None
         return settings, {**load, "chat_template": read_template(chat_template)}
 

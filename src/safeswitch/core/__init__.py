@@ -1,1 +1,2 @@
-"""Shared frozen vocabulary, error tree, registry and artefact format. Knows nothing of torch models."""
+"""Shared frozen vocabulary, error tree, registry and artefact format. Knows nothing of torch
+models."""

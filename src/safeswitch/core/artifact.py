@@ -1,4 +1,5 @@
-"""Files that are either whole or absent: JSON, text and safetensors, written beside and renamed into place.
+"""Files that are either whole or absent: JSON, text and safetensors, written beside and renamed
+into place.
 
 Knows nothing of what is stored. Never pickle.
 """
@@ -19,13 +20,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from safeswitch.core.errors import ArtifactError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 
 
 def write_atomic(path: Path, write: Callable[[Path], object], *, mode: int = 0o644) -> None:
-    """Call ``write`` on a temporary file in the same folder and rename it to ``path`` once it is on disk.
+    """Call ``write`` on a temporary file in the same folder and rename it to ``path`` once it is on
+    disk.
 
     Raises:
-        ArtifactError: the folder cannot be written (full disk, permissions); ``path`` is then as it was before.
+        ArtifactError: the folder cannot be written (full disk, permissions); ``path`` is then as it
+            was before.
     """
     temporary: Path | None = None
     try:
@@ -75,12 +79,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that could not be written to, before the work that it shall hold; nothing is created.
+    """Refuse a folder that could not be written to, before the work that it shall hold; nothing is
+    created.
 
     Raises:
         ArtifactError: it is a file, lies below one, or may not be written.
     """
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    there = next(
+        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
+    )
     if not there.is_dir():
         raise ArtifactError(f"cannot write into {folder}: {there} is a file, not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -92,27 +99,35 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda p: p.write_bytes(text.encode()))
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: JsonMapping) -> None:
     """Write ``value`` as indented JSON, whole or not at all.
 
     Raises:
-        ArtifactError: a number that JSON does not know (NaN, infinity), or the folder cannot be written.
+        ArtifactError: a number that JSON does not know (NaN, infinity), or the folder cannot be
+            written.
     """
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise ArtifactError(f"cannot write {path}: not valid JSON: {error}; nothing was changed there") from error
+        raise ArtifactError(
+            f"cannot write {path}: not valid JSON: {error}; nothing was changed there"
+        ) from error
     write_text(path, text + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object: strict JSON, in which no number is infinite or NaN and no name stands twice in one object.
+def read_json(path: Path) -> JsonObject:
+    """Read a JSON object: strict JSON, in which no number is infinite or NaN and no name stands
+    twice in one object.
 
     Raises:
         ArtifactError: no such file, or not a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, object_pairs_hook=_each_once)
+        value = json.loads(
+            path.read_text(encoding="utf-8"),
+            parse_constant=_no_number,
+            object_pairs_hook=_each_once,
+        )
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -126,16 +141,19 @@ def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no number in JSON")
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _each_once(pairs: list[tuple[str, Any]]) -> JsonObject:
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"an object has the field {next(n for n in names if names.count(n) > 1)!r} twice")
+        raise ValueError(
+            f"an object has the field {next(n for n in names if names.count(n) > 1)!r} twice"
+        )
     return value
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, whole or not at all; each is copied, so that views of one storage may be given."""
+    """Write tensors as safetensors, whole or not at all; each is copied, so that views of one
+    storage may be given."""
     plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     write_atomic(path, lambda p: save_file(plain, str(p)))
 

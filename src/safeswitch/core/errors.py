@@ -70,7 +70,8 @@ def check_choice(owner: str, name: str, value: object, allowed: tuple[object, ..
 
 
 def check_unicode(what: str, text: str) -> None:
-    """Raise :class:`DataError` where ``text`` cannot be written as UTF-8, since it holds half of a surrogate pair."""
+    """Raise :class:`DataError` where ``text`` cannot be written as UTF-8, since it holds half of a
+    surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

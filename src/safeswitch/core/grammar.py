@@ -37,7 +37,9 @@ def entries(what: str, text: str) -> tuple[str, ...]:
     try:
         rows = list(csv.reader([text], skipinitialspace=True, strict=True))
     except csv.Error as error:
-        raise SettingError(f"{what}: {text!r} is no list: {error}; an entry with a comma stands in double quotes") from error
+        raise SettingError(
+            f"{what}: {text!r} is no list: {error}; an entry with a comma stands in double quotes"
+        ) from error
     found = tuple(entry.strip() for entry in rows[0]) if rows else ()
     twice = [entry for i, entry in enumerate(found) if entry in found[:i]]
     if not found or "" in found or twice:
@@ -50,13 +52,16 @@ def named_folders(what: str, texts: Sequence[str]) -> dict[str, str]:
     """Folders by name; the one without a name is called ``default``.
 
     Raises:
-        SettingError: a name twice, or a text that is a folder here and also reads as a name and another folder.
+        SettingError: a name twice, or a text that is a folder here and also reads as a name and
+            another folder.
     """
     found: dict[str, str] = {}
     for text in texts:
         name, folder = _named(what, text)
         if name in found:
-            raise SettingError(f"{what}: {found[name]!r} and {folder!r} are both called {name!r}; give each as name=folder")
+            raise SettingError(
+                f"{what}: {found[name]!r} and {folder!r} are both called {name!r}; give each as name=folder"
+            )
         found[name] = folder
     return found
 
@@ -64,7 +69,9 @@ def named_folders(what: str, texts: Sequence[str]) -> dict[str, str]:
 def _named(what: str, text: str) -> tuple[str, str]:
     name, equals, folder = text.partition("=")
     if not text.strip() or (equals and not (name and folder)):
-        raise SettingError(f"{what}: {text!r} must be a folder, or name=folder with something on both sides")
+        raise SettingError(
+            f"{what}: {text!r} must be a folder, or name=folder with something on both sides"
+        )
     if not equals or not _NAME.fullmatch(name):
         return DEFAULT, text
     if Path(text).exists():
@@ -96,8 +103,8 @@ def judge_spec(text: str) -> JudgeSpec:
     """A judge's kind, model, address and settings.
 
     Raises:
-        SettingError: an entry behind the first that is no ``setting=value``, a setting twice, or an ``@`` in the model's
-            part that no address follows.
+        SettingError: an entry behind the first that is no ``setting=value``, a setting twice, or an
+            ``@`` in the model's part that no address follows.
     """
     kind, _, rest = text.partition(":")
     where, *pairs = entries(f"judge {text!r}", rest) if rest else ("",)

@@ -1,6 +1,8 @@
-"""Append-only JSONL that an interrupted run goes on with: a stamp beside it says whose it is, a torn last line is cut off.
+"""Append-only JSONL that an interrupted run goes on with: a stamp beside it says whose it is, a
+torn last line is cut off.
 
-Every row has a unique ``id`` and ``request``, a hash of what it answers. Knows nothing of what rows hold.
+Every row has a unique ``id`` and ``request``, a hash of what it answers. Knows nothing of what rows
+hold.
 """
 
 from __future__ import annotations
@@ -9,12 +11,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from safeswitch.core.artifact import read_json, write_json
 from safeswitch.core.errors import ArtifactError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 
-Rows = dict[str, dict[str, Any]]
+Rows = dict[str, JsonObject]
 
 
 def stamp_path(path: Path) -> Path:
@@ -22,8 +24,9 @@ def stamp_path(path: Path) -> Path:
     return path.with_name(path.name + ".run.json")
 
 
-def take_up(path: Path, run: Mapping[str, Any], requests: Mapping[str, str]) -> Rows:
-    """Rows of ``path`` that are whole, by id, ready to be appended to; the stamp is written where the file is new.
+def take_up(path: Path, run: JsonMapping, requests: Mapping[str, str]) -> Rows:
+    """Rows of ``path`` that are whole, by id, ready to be appended to; the stamp is written where
+    the file is new.
 
     Args:
         path: The JSONL file.
@@ -31,17 +34,22 @@ def take_up(path: Path, run: Mapping[str, Any], requests: Mapping[str, str]) -> 
         requests: By id, the hash of each request that may be in the file.
 
     Raises:
-        ArtifactError: a file of another run, one that holds something else, or a row of another request.
+        ArtifactError: a file of another run, one that holds something else, or a row of another
+            request.
     """
     stamp = stamp_path(path)
     if not path.exists():
         write_json(stamp, run)
         return {}
     if not stamp.exists():
-        raise ArtifactError(f"{path} exists and was not written by this command; name another file or remove it")
+        raise ArtifactError(
+            f"{path} exists and was not written by this command; name another file or remove it"
+        )
     if (before := read_json(stamp)) != run:
         differs = ", ".join(key for key in {**run, **before} if before.get(key) != run.get(key))
-        raise ArtifactError(f"{path} belongs to a run with another {differs}; name another file or remove it")
+        raise ArtifactError(
+            f"{path} belongs to a run with another {differs}; name another file or remove it"
+        )
     text = path.read_bytes()
     rows = read_rows(path)
     for name, row in rows.items():
@@ -76,7 +84,7 @@ def read_rows(path: Path) -> Rows:
     return rows
 
 
-def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def append(path: Path, rows: Sequence[JsonMapping]) -> None:
     """Add rows and wait until they are on disk.
 
     Raises:
@@ -89,4 +97,6 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error}; what was answered before is kept, run again to go on") from error
+        raise ArtifactError(
+            f"cannot write {path}: {error}; what was answered before is kept, run again to go on"
+        ) from error

@@ -1,8 +1,9 @@
 """One writer at a time for a file or a folder; readers are never asked.
 
-The lock is the operating system's: it ends with the process that holds it, however that ends, so that a file ``*.lock`` that
-was left behind is no obstacle. It holds among all processes of one machine, and on network file systems whose server knows
-locks (NFS 4 does; an NFS 3 mount with ``nolock`` does not, and two machines must not write to one place there).
+The lock is the operating system's: it ends with the process that holds it, however that ends, so
+that a file ``*.lock`` that was left behind is no obstacle. It holds among all processes of one
+machine, and on network file systems whose server knows locks (NFS 4 does; an NFS 3 mount with
+``nolock`` does not, and two machines must not write to one place there).
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from safeswitch.core.errors import ArtifactError
+from safeswitch.core.json_types import JsonObject
 
 _POLL_S = 0.02
 _SHOWN = 200
@@ -42,7 +43,8 @@ def file_writer(path: Path, *, wait_s: float = 0.0) -> Iterator[None]:
 
 @contextmanager
 def folder_writer(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Be the only writer into ``folder``, which is made when absent; ``.lock`` stands in it meanwhile.
+    """Be the only writer into ``folder``, which is made when absent; ``.lock`` stands in it
+    meanwhile.
 
     Raises:
         ArtifactError: see :func:`file_writer`.
@@ -70,19 +72,22 @@ def _held(place: Path, lock_path: Path, wait_s: float) -> Iterator[None]:
             f"{place} is being written by {_holder(told)}; wait until that is done, stop it, or name another place"
         ) from error
     except (OSError, NotImplementedError) as error:
-        raise ArtifactError(f"cannot lock {place}: {error}; name a place that can be written and locked") from error
+        raise ArtifactError(
+            f"cannot lock {place}: {error}; name a place that can be written and locked"
+        ) from error
     try:
         with suppress(OSError):  # a lock without a name is a lock
             told.write_text(json.dumps(_self()), encoding="utf-8")
         yield
     finally:
-        # both go while the lock is held: who opened the file before finds it gone and opens the next one
+        # both go while the lock is held: who opened the file before finds it gone and opens the
+        # next one
         told.unlink(missing_ok=True)
         lock_path.unlink(missing_ok=True)
         lock.release()
 
 
-def _self() -> dict[str, Any]:
+def _self() -> JsonObject:
     """This process, as others are told of it."""
     command = " ".join(sys.orig_argv)[:_SHOWN]
     now = datetime.now(UTC).isoformat(timespec="seconds")

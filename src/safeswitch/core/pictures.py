@@ -1,4 +1,5 @@
-"""Images in a conversation's turns, by file or already loaded. Knows nothing of how an image is read."""
+"""Images in a conversation's turns, by file or already loaded. Knows nothing of how an image is
+read."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Picture:
 
     @cached_property
     def key(self) -> str:
-        """What tells images apart: the path, or the SHA-256 (first 16 hex digits) of size, mode and pixels."""
+        """What tells images apart: the path, or the SHA-256 (first 16 hex digits) of size, mode and
+        pixels."""
         if isinstance(self.source, str):
             return self.source
         about = f"{self.source.size}{self.source.mode}".encode()
@@ -38,15 +40,17 @@ class Picture:
         return hash((self.key, self.at))
 
     def to_part(self) -> dict[str, str]:
-        """As plain JSON: by path; an image that came loaded can be told from others by this, and not be read back."""
+        """As plain JSON: by path; an image that came loaded can be told from others by this, and
+        not be read back."""
         return {"type": "image", "path" if isinstance(self.source, str) else "sha256": self.key}
 
 
 def read_parts(parts: Sequence[Any]) -> tuple[str, tuple[Picture, ...]]:
     """Text and images of a turn whose content is a list of parts.
 
-    ``{"type": "text", "text": ...}`` and ``{"type": "image", "path": file}`` or ``{"type": "image", "image": ...}`` with a
-    file or an image of Pillow; texts that follow one another are joined as they are.
+    ``{"type": "text", "text": ...}`` and ``{"type": "image", "path": file}`` or ``{"type": "image",
+    "image": ...}`` with a file or an image of Pillow; texts that follow one another are joined as
+    they are.
 
     Raises:
         DataError: a part of another kind, or without its value.

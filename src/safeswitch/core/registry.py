@@ -1,6 +1,8 @@
-"""Tables of named things that fill themselves: what stands in a family's folder is found without being listed anywhere.
+"""Tables of named things that fill themselves: what stands in a family's folder is found without
+being listed anywhere.
 
-A member comes from one of three places, and registers itself under a name when its module is imported:
+A member comes from one of three places, and registers itself under a name when its module is
+imported:
 
 * a file in the family's folder in this package;
 * an installed package, through the entry-point group of the family (``safeswitch.methods``, ...);
@@ -35,8 +37,8 @@ class Registry(Generic[T]):
 
     Args:
         family: What the members are, for messages ("prober", "method").
-        package: Package whose modules hold the members; they are imported when the table is first looked into. Empty for
-            none.
+        package: Package whose modules hold the members; they are imported when the table is first
+            looked into. Empty for none.
         group: Entry-point group through which installed packages add members; empty for none.
     """
 
@@ -59,7 +61,8 @@ class Registry(Generic[T]):
         return register
 
     def from_file(self, text: str) -> str:
-        """The name of a member; ``file.py:Name`` is imported first, so that the rest of the program knows it by name.
+        """The name of a member; ``file.py:Name`` is imported first, so that the rest of the program
+        knows it by name.
 
         Args:
             text: A registered name, or a Python file and the name that it gives the member.
@@ -81,7 +84,8 @@ class Registry(Generic[T]):
         return name
 
     def from_files(self, text: str) -> str:
-        """``text`` with every ``file.py:Name`` in it replaced by the name under which that member is known now.
+        """``text`` with every ``file.py:Name`` in it replaced by the name under which that member
+        is known now.
 
         Args:
             text: As it was typed: one name, or several joined by ``,`` or ``+``.
@@ -144,5 +148,7 @@ def _module_of(path: Path, family: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise SettingError(f"{family}: {path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise SettingError(
+            f"{family}: {path} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     return module

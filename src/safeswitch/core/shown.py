@@ -1,7 +1,7 @@
 """Text that others wrote, made safe for a terminal: control characters are shown, not sent.
 
-A terminal obeys what it is sent: text of a model, a file or a bundle could clear the screen, rewrite
-what stands there, or turn the writing direction. Knows nothing of what the text is.
+A terminal obeys what it is sent: text of a model, a file or a bundle could clear the screen,
+rewrite what stands there, or turn the writing direction. Knows nothing of what the text is.
 """
 
 from __future__ import annotations
@@ -10,24 +10,31 @@ import unicodedata
 from typing import TextIO
 
 _ALLOWED = "\n\t\u200c\u200d"
-"""Beside what can be printed and spaces: lines, tabs, and the joiners that scripts and emoji need."""
+"""Beside what can be printed and spaces: lines, tabs, and the joiners that scripts and emoji
+need."""
 
 
 def shown(text: str) -> str:
-    """``text`` with everything that is neither printed nor a space as an escape, as in ``\\u001b``."""
+    """``text`` with everything that is neither printed nor a space as an escape, as in
+    ``\\u001b``."""
     if text.isprintable():
         return text
     return "".join(one if _harmless(one) else _escaped(one) for one in text)
 
 
 def shown_on(stream: TextIO, text: str) -> str:
-    """``text`` as it goes to ``stream``: :func:`shown` on a terminal, as it stands in files and pipes."""
+    """``text`` as it goes to ``stream``: :func:`shown` on a terminal, as it stands in files and
+    pipes."""
     return shown(text) if stream.isatty() else text
 
 
 def holds_any_text(stream: TextIO) -> bool:
     """Whether the stream's encoding has every character."""
-    return (stream.encoding or "").lower().replace("-", "").replace("_", "") in ("utf8", "utf16", "utf32")
+    return (stream.encoding or "").lower().replace("-", "").replace("_", "") in (
+        "utf8",
+        "utf16",
+        "utf32",
+    )
 
 
 def _harmless(one: str) -> bool:

@@ -1,7 +1,8 @@
-"""Plain JSON into typed values, nothing guessed: a bool is a bool, a whole number is whole, an unknown field is an error.
+"""Plain JSON into typed values, nothing guessed: a bool is a bool, a whole number is whole, an
+unknown field is an error.
 
-What is allowed is said once, by a dataclass's own annotations; ranges stay with the class that knows them. Knows nothing of
-what is read.
+What is allowed is said once, by a dataclass's own annotations; ranges stay with the class that
+knows them. Knows nothing of what is read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 from torch import Tensor
 
 from safeswitch.core.errors import ArtifactError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 
 T = TypeVar("T")
 
@@ -28,17 +30,24 @@ def shown(value: object) -> str:
 
 
 def build(
-    cls: type[T], told: object, where: str, tensors: Mapping[str, Tensor] | None = None, *, absent: Sequence[str] = (),
+    cls: type[T],
+    told: object,
+    where: str,
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    absent: Sequence[str] = (),
     **given: Any,
 ) -> T:
     """Make the dataclass ``cls`` from a JSON object.
 
     Args:
-        cls: A dataclass of bool, int, float, str, ``Literal``, ``None``, tuples, mappings and tensors.
+        cls: A dataclass of bool, int, float, str, ``Literal``, ``None``, tuples, mappings and
+            tensors.
         told: Its fields but the tensors; all others are refused.
         where: What messages begin with.
         tensors: Its tensors by field.
-        absent: Fields that may be absent, and then have their default; any other default would be a guess.
+        absent: Fields that may be absent, and then have their default; any other default would be a
+            guess.
         given: Fields that are at hand.
 
     Raises:
@@ -53,7 +62,11 @@ def build(
         allowed = ", ".join(plain) or "none"
         raise ArtifactError(f"{where}: unknown field {shown(unknown[0])}; known: {allowed}")
     made = {name: typed(hints[name], value, f"{where}.{name}") for name, value in values.items()}
-    made |= {name: tensor for name, tensor in (tensors or {}).items() if name in known and hints[name] is Tensor}
+    made |= {
+        name: tensor
+        for name, tensor in (tensors or {}).items()
+        if name in known and hints[name] is Tensor
+    }
     made |= given
     for name in known:
         if name not in made and name not in absent:
@@ -63,8 +76,10 @@ def build(
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
-    return {name: hint for name, hint in get_type_hints(cls).items() if get_origin(hint) is not ClassVar}
+def _hints(cls: type) -> JsonObject:
+    return {
+        name: hint for name, hint in get_type_hints(cls).items() if get_origin(hint) is not ClassVar
+    }
 
 
 def typed(hint: Any, value: object, where: str) -> Any:
@@ -121,11 +136,18 @@ def _fitted_tuple(arguments: Sequence[Any], value: object, where: str) -> Any:
         return tuple(typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if len(value) != len(arguments):
         return _MISFIT
-    return tuple(typed(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(arguments, value, strict=True)))
+    return tuple(
+        typed(one, item, f"{where}[{i}]")
+        for i, (one, item) in enumerate(zip(arguments, value, strict=True))
+    )
 
 
 _WORDS: Mapping[Any, str] = {
-    bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    type(None): "null",
 }
 
 
@@ -143,7 +165,7 @@ def described(hint: Any) -> str:
     return _WORDS.get(hint, "an object")
 
 
-def mapping(value: object, where: str) -> Mapping[str, Any]:
+def mapping(value: object, where: str) -> JsonMapping:
     """``value`` if it is a JSON object.
 
     Raises:
@@ -154,7 +176,7 @@ def mapping(value: object, where: str) -> Mapping[str, Any]:
     return value
 
 
-def take(told: Mapping[str, Any], name: str, hint: Any, where: str) -> Any:
+def take(told: JsonMapping, name: str, hint: Any, where: str) -> Any:
     """The field ``name``, typed.
 
     Raises:
@@ -165,23 +187,29 @@ def take(told: Mapping[str, Any], name: str, hint: Any, where: str) -> Any:
     return typed(hint, told[name], f"{where}.{name}")
 
 
-def only(told: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+def only(told: JsonMapping, known: Sequence[str], where: str) -> None:
     """Raise :class:`ArtifactError` where there is a field that is none of ``known``."""
     unknown = [name for name in told if name not in known]
     if unknown:
-        raise ArtifactError(f"{where}: unknown field {shown(unknown[0])}; known: {', '.join(known)}")
+        raise ArtifactError(
+            f"{where}: unknown field {shown(unknown[0])}; known: {', '.join(known)}"
+        )
 
 
 def one_line(text: str) -> str:
-    """Text without what moves the cursor or turns the writing: control and format characters become U+FFFD."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in _MOVING else c for c in text)
+    """Text without what moves the cursor or turns the writing: control and format characters become
+    U+FFFD."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in _MOVING else c for c in text
+    )
 
 
 _MOVING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def cleaned(value: Any) -> Any:
-    """Plain JSON with every text in it, keys among them, without control characters but line ends and tabs."""
+    """Plain JSON with every text in it, keys among them, without control characters but line ends
+    and tabs."""
     if isinstance(value, str):
         return "".join("\N{REPLACEMENT CHARACTER}" if _controls(c) else c for c in value)
     if isinstance(value, Mapping):
@@ -198,7 +226,8 @@ def _controls(character: str) -> bool:
 def check_texts(value: Any, where: str, *, controls: bool = False) -> None:
     """Raise :class:`ArtifactError` for a text, key or value, that :func:`cleaned` would change.
 
-    With ``controls`` only half a surrogate pair is refused: a model's own words may hold anything else.
+    With ``controls`` only half a surrogate pair is refused: a model's own words may hold anything
+    else.
     """
     if isinstance(value, str) and cleaned(value) != value:
         _refuse_text(value, where, controls)
@@ -214,18 +243,25 @@ def check_texts(value: Any, where: str, *, controls: bool = False) -> None:
 def _refuse_text(text: str, where: str, controls: bool) -> None:
     halves = any(unicodedata.category(c) == "Cs" for c in text)
     if halves or not controls:
-        raise ArtifactError(f"{where} holds a control character or half of a surrogate pair; got {shown(text)}")
+        raise ArtifactError(
+            f"{where} holds a control character or half of a surrogate pair; got {shown(text)}"
+        )
 
 
 def check_shapes(
-    where: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes: Mapping[str, int] | None = None
+    where: str,
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, str],
+    sizes: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Hold tensors to shapes such as ``"d h"``: one letter is one size, 1 or more, wherever it stands.
+    """Hold tensors to shapes such as ``"d h"``: one letter is one size, 1 or more, wherever it
+    stands.
 
     Args:
         where: What messages begin with.
         tensors: By name; others than those of ``shapes`` are refused.
-        shapes: By name, sizes joined by spaces: letters, or numbers. A leading ``int`` asks for whole numbers.
+        shapes: By name, sizes joined by spaces: letters, or numbers. A leading ``int`` asks for
+            whole numbers.
         sizes: Letters that are known beforehand.
 
     Returns:
@@ -250,7 +286,9 @@ def _check_shape(where: str, tensor: Tensor, shape: str, bound: dict[str, int]) 
     whole = letters[0] == "int"
     letters = letters[whole:]
     if whole == tensor.is_floating_point() or tensor.is_complex():
-        raise ArtifactError(f"{where} must hold {'whole' if whole else 'floating-point'} numbers; it holds {tensor.dtype}")
+        raise ArtifactError(
+            f"{where} must hold {'whole' if whole else 'floating-point'} numbers; it holds {tensor.dtype}"
+        )
     fits = len(letters) == tensor.ndim
     for letter, size in zip(letters, tensor.shape, strict=False):
         wanted = int(letter) if letter.isdecimal() else bound.setdefault(letter, size)
@@ -268,4 +306,6 @@ def check_finite(where: str, tensor: Tensor) -> None:
     """Raise :class:`ArtifactError` unless every value is a finite number."""
     bad = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
     if bad:
-        raise ArtifactError(f"{where} holds {bad} values that are not finite; each must be a finite number")
+        raise ArtifactError(
+            f"{where} holds {bad} values that are not finite; each must be a finite number"
+        )

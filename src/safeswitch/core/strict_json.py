@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from safeswitch.core.errors import DataError
+from safeswitch.core.json_types import JsonObject
 
 DEEPEST = 64
 """Lists and objects inside one another; also what recursive readers of the value may rely on."""
@@ -24,12 +25,16 @@ def parse_json(text: str) -> Any:
     """The value that ``text`` holds, nested at most ``DEEPEST`` deep.
 
     Raises:
-        DataError: no JSON, a key twice in one object, deeper nesting, a number that is not finite or has more than
-            ``MOST_DIGITS`` digits.
+        DataError: no JSON, a key twice in one object, deeper nesting, a number that is not finite
+            or has more than ``MOST_DIGITS`` digits.
     """
     try:
         value = json.loads(
-            text, object_pairs_hook=_object, parse_int=_whole, parse_float=_fraction, parse_constant=_constant
+            text,
+            object_pairs_hook=_object,
+            parse_int=_whole,
+            parse_float=_fraction,
+            parse_constant=_constant,
         )
     except json.JSONDecodeError as error:
         raise DataError(f"not valid JSON: {error}") from error
@@ -39,8 +44,8 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
+    found: JsonObject = {}
     for key, value in pairs:
         if key in found:
             raise DataError(f"the key {key!r} stands twice in one object; each may stand once")
@@ -50,7 +55,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _whole(text: str) -> int:
     if len(text) > MOST_DIGITS:
-        raise DataError(f"a number of {len(text)} digits; at most {MOST_DIGITS} are read, longer ones as text in quotes")
+        raise DataError(
+            f"a number of {len(text)} digits; at most {MOST_DIGITS} are read, longer ones as text in quotes"
+        )
     return int(text)
 
 
@@ -66,7 +73,8 @@ def _constant(text: str) -> float:
 
 
 def _check_depth(value: Any) -> None:
-    """Level by level, not by recursion: the value may be nested nearly as deep as Python's stack allows."""
+    """Level by level, not by recursion: the value may be nested nearly as deep as Python's stack
+    allows."""
     level = [value]
     for _ in range(DEEPEST + 1):
         inner: list[Any] = []

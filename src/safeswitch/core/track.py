@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 Track = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
-"""Opens a step of so many parts, by name; inside, the function is told how many parts were done since its last call."""
+"""Opens a step of so many parts, by name; inside, the function is told how many parts were done
+since its last call."""
 
 
 @contextmanager

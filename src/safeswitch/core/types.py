@@ -2,11 +2,11 @@
 
 Knows nothing of torch, tokenizers or files.
 
-Layer numbers follow ``output_hidden_states`` of transformers: 0 is the embedding, ``i`` the output of block
-``i``, and ``num_layers`` (or -1) the state *after* the final norm, which is the input of the LM head.
-So the first block has number 1; ``i.attn`` and ``i.mlp`` are what its two halves *add* to the
-residual stream: the attention, or the mixer of tokens in its place, and the MLP or the experts. A norm
-between a half and the stream (Gemma 2 and 3, OLMo 2) is part of the half.
+Layer numbers follow ``output_hidden_states`` of transformers: 0 is the embedding, ``i`` the output
+of block ``i``, and ``num_layers`` (or -1) the state *after* the final norm, which is the input of
+the LM head. So the first block has number 1; ``i.attn`` and ``i.mlp`` are what its two halves *add*
+to the residual stream: the attention, or the mixer of tokens in its place, and the MLP or the
+experts. A norm between a half and the stream (Gemma 2 and 3, OLMo 2) is part of the half.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from safeswitch.core.errors import DataError, SettingError, check_choice, check_unicode
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.pictures import Picture, read_parts
 
 Role = Literal["system", "user", "assistant"]
@@ -60,8 +61,13 @@ class Message:
 
     @classmethod
     def of(cls, role: Any, content: Any) -> Message:
-        """A turn whose content is text, or a list of parts (see :func:`safeswitch.core.pictures.read_parts`)."""
-        return cls(role, *read_parts(content)) if isinstance(content, list | tuple) else cls(role, content)
+        """A turn whose content is text, or a list of parts (see
+        :func:`safeswitch.core.pictures.read_parts`)."""
+        return (
+            cls(role, *read_parts(content))
+            if isinstance(content, list | tuple)
+            else cls(role, content)
+        )
 
     def around(self, before: str = "", after: str = "") -> Message:
         """The turn with text before and after its own; images stay where they stand in it."""
@@ -84,7 +90,11 @@ class Message:
                 parts.append({"type": "text", "text": self.content[start : picture.at]})
                 start = picture.at
             parts.append(picture.to_part())
-        return [*parts, {"type": "text", "text": self.content[start:]}] if start < len(self.content) else parts
+        return (
+            [*parts, {"type": "text", "text": self.content[start:]}]
+            if start < len(self.content)
+            else parts
+        )
 
 
 @dataclass(frozen=True)
@@ -94,8 +104,8 @@ class Example:
     Args:
         id: Unique within its data set.
         messages: The conversation; the last turn is the user's.
-        label: What the request deserves (``unsafe``: should not be fulfilled), not what a model replied; empty when that
-            is not known (enough for generating, not for fitting).
+        label: What the request deserves (``unsafe``: should not be fulfilled), not what a model
+            replied; empty when that is not known (enough for generating, not for fitting).
         category: Harm category or task name.
         source: Data set or generator; what leave-one-source-out leaves out.
         group: Examples with the same group stay on one side of every split.
@@ -103,7 +113,8 @@ class Example:
         reply: A target reply (a refusal for head training, an answer for tasks).
         answers: Accepted answers of a checkable task.
         meta: Anything else, as flat text.
-        prefill: Start of the reply that the model is made to go on from; the engines' replies do not repeat it.
+        prefill: Start of the reply that the model is made to go on from; the engines' replies do
+            not repeat it.
         place: File and line that it was read from, for messages; no part of what the example is.
     """
 
@@ -122,7 +133,9 @@ class Example:
 
     def __post_init__(self) -> None:
         if self.label not in (*LABELS, ""):
-            raise DataError(f"example {self.id!r}: label must be one of {', '.join(LABELS)}; got {self.label!r}")
+            raise DataError(
+                f"example {self.id!r}: label must be one of {', '.join(LABELS)}; got {self.label!r}"
+            )
         if not self.messages:
             raise DataError(f"example {self.id!r}: has no messages")
         if self.messages[-1].role != "user":
@@ -175,7 +188,7 @@ class Tokens:
             raise DataError("the prompt is empty; give at least one token")
 
 
-Prompt = str | Sequence[Message] | Sequence[Mapping[str, Any]] | Example | Tokens
+Prompt = str | Sequence[Message] | Sequence[JsonMapping] | Example | Tokens
 
 
 def as_messages(prompt: Prompt) -> tuple[Message, ...]:
@@ -187,12 +200,18 @@ def as_messages(prompt: Prompt) -> tuple[Message, ...]:
         DataError: an empty prompt, or a turn without role and content.
     """
     if isinstance(prompt, Example):
-        return (*prompt.messages, Message("assistant", prompt.prefill)) if prompt.prefill else prompt.messages
+        return (
+            (*prompt.messages, Message("assistant", prompt.prefill))
+            if prompt.prefill
+            else prompt.messages
+        )
     if isinstance(prompt, Tokens):
         return (Message("user", prompt.text),)
     if isinstance(prompt, str):
         if not prompt.strip():
-            raise DataError("the prompt is empty; give at least one character that is not white space")
+            raise DataError(
+                "the prompt is empty; give at least one character that is not white space"
+            )
         return (Message("user", prompt),)
     messages: list[Message] = []
     for i, turn in enumerate(prompt):
@@ -214,14 +233,17 @@ class Position:
     """Where in a sequence a state is read.
 
     Args:
-        kind: ``prompt_end`` is the last prompt token (its state predicts the first reply token); ``pilot`` the
-            state after ``index`` reply tokens have been fed (``index`` 0 equals ``prompt_end``); ``answer`` the state after
-            ``index`` tokens of the answer of a reasoning model have been fed, ``index`` 0 being the last token of the mark that
-            ends its thinking (a reply without thinking is all answer: there it equals ``pilot``); ``window`` the last
-            ``index`` prompt tokens, each on its own (0: all of them). Two are read in a pass of their own, after the tokens
-            that a prober appends: ``appended`` is the state of the last of these, ``nll`` no state but the mean
-            negative log-likelihood of the last ``index`` of them, in nats.
-        index: Pilot or answer token count k, window length, or number of appended tokens, in tokens.
+        kind: ``prompt_end`` is the last prompt token (its state predicts the first reply token);
+            ``pilot`` the state after ``index`` reply tokens have been fed (``index`` 0 equals
+            ``prompt_end``); ``answer`` the state after ``index`` tokens of the answer of a
+            reasoning model have been fed, ``index`` 0 being the last token of the mark that ends
+            its thinking (a reply without thinking is all answer: there it equals ``pilot``);
+            ``window`` the last ``index`` prompt tokens, each on its own (0: all of them). Two are
+            read in a pass of their own, after the tokens that a prober appends: ``appended`` is the
+            state of the last of these, ``nll`` no state but the mean negative log-likelihood of the
+            last ``index`` of them, in nats.
+        index: Pilot or answer token count k, window length, or number of appended tokens, in
+            tokens.
     """
 
     kind: PositionKind
@@ -242,7 +264,9 @@ class Position:
         """Read the form that ``str`` writes: ``prompt_end``, ``pilot:3``, ``window:16``."""
         kind, colon, index = text.partition(":")
         if colon and not (index.isascii() and index.isdecimal() and len(index) <= _DIGITS):
-            raise SettingError(f"Position: index must be a whole number in 0..{MOST_TOKENS}; got {text!r:.80}")
+            raise SettingError(
+                f"Position: index must be a whole number in 0..{MOST_TOKENS}; got {text!r:.80}"
+            )
         return cls(kind, int(index or 0))  # type: ignore[arg-type]
 
 
@@ -271,7 +295,8 @@ class Output:
 
 
 Site = int | Output
-"""Where in a model a state is read: the residual stream at a layer number, or an output of a block."""
+"""Where in a model a state is read: the residual stream at a layer number, or an output of a
+block."""
 
 
 @dataclass(frozen=True, order=True)
@@ -301,7 +326,11 @@ class ReadPoint:
         return Output(self.layer, self.part) if self.part else self.layer
 
     def __str__(self) -> str:
-        return f"{self.layer}.{self.part}@{self.position}" if self.part else f"{self.layer}@{self.position}"
+        return (
+            f"{self.layer}.{self.part}@{self.position}"
+            if self.part
+            else f"{self.layer}@{self.position}"
+        )
 
     @classmethod
     def parse(cls, text: str) -> ReadPoint:
@@ -329,13 +358,16 @@ class Decision:
 
     Args:
         fired: Whether the actuator took over.
-        stage: The stage that decided: ``none`` (no gate), ``always``, ``stage1``, ``stage2``, ``watch``, ``late``, ``error``.
+        stage: The stage that decided: ``none`` (no gate), ``always``, ``stage1``, ``stage2``,
+            ``watch``, ``late``, ``error``.
         scores: Score in [0, 1] by stage name, for the stages that ran.
         thresholds: Threshold in force by stage name (``product`` under the product rule).
         rule: Gate rule in force.
-        token_index: Reply tokens that had been decoded when the decision fell (0: at the prompt's end).
+        token_index: Reply tokens that had been decoded when the decision fell (0: at the prompt's
+            end).
         actuator: Name of the action in force for the request; ``none`` when nothing was changed.
-        latency_s: Wall seconds that reading and scoring took, shared evenly by the rows of the batch.
+        latency_s: Wall seconds that reading and scoring took, shared evenly by the rows of the
+            batch.
         error: Why a prober could not run, when it could not.
     """
 
@@ -349,7 +381,7 @@ class Decision:
     latency_s: float = 0.0
     error: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain JSON types."""
         row = asdict(self)
         row["scores"] = dict(self.scores)
@@ -367,8 +399,9 @@ class Reply:
         finish_reason: ``stop`` (end token or stop string) or ``length``.
         decision: The gate's record.
         prompt_tokens: Length of the templated prompt.
-        generated: Tokens that the model generated for it, those that were thrown away among them (of a fixed text it
-            generates none); None where the engine does not say, and then as many as the reply has.
+        generated: Tokens that the model generated for it, those that were thrown away among them
+            (of a fixed text it generates none); None where the engine does not say, and then as
+            many as the reply has.
     """
 
     text: str

@@ -1,4 +1,5 @@
-"""Requests that stand in the data twice, once as safe and once as unsafe. Knows nothing of files or models."""
+"""Requests that stand in the data twice, once as safe and once as unsafe. Knows nothing of files or
+models."""
 
 from __future__ import annotations
 
@@ -9,15 +10,19 @@ from safeswitch.data.text import normalise
 
 
 def contradictions(examples: Sequence[Example]) -> list[tuple[Example, ...]]:
-    """The rows of each conversation that has both labels, in the order in which the first of each comes.
+    """The rows of each conversation that has both labels, in the order in which the first of each
+    comes.
 
-    Conversations are the same where role and normalised text of every turn, and their images, are. Which of the labels is
-    right cannot be told from the data, so callers count and report these rows, and do not choose.
+    Conversations are the same where role and normalised text of every turn, and their images, are.
+    Which of the labels is right cannot be told from the data, so callers count and report these
+    rows, and do not choose.
     """
     same: dict[tuple[object, ...], list[Example]] = {}
     for example in examples:
         same.setdefault(_key(example), []).append(example)
-    return [tuple(rows) for rows in same.values() if {"safe", "unsafe"} <= {row.label for row in rows}]
+    return [
+        tuple(rows) for rows in same.values() if {"safe", "unsafe"} <= {row.label for row in rows}
+    ]
 
 
 def told(found: Sequence[Sequence[Example]]) -> str:

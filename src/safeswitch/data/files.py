@@ -1,21 +1,22 @@
-"""Rows of JSONL and CSV files, each with its line; what cannot be read comes as the text of its fault.
+"""Rows of JSONL and CSV files, each with its line; what cannot be read comes as the text of its
+fault.
 
-Knows file formats, and nothing of the schema. A fault of one row does not hide the others; one behind which rows cannot be told
-apart any more (a quote that is never closed) ends the file.
+Knows file formats, and nothing of the schema. A fault of one row does not hide the others; one
+behind which rows cannot be told apart any more (a quote that is never closed) ends the file.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from safeswitch.core.errors import DataError
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.strict_json import parse_json
 
-Row = tuple[int, Mapping[str, Any] | str]
+Row = tuple[int, JsonMapping | str]
 """Line, and field to value, or what is wrong with the row."""
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -34,7 +35,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
             yield number, _json_row(line)
 
 
-def _json_row(line: str) -> Mapping[str, Any] | str:
+def _json_row(line: str) -> JsonMapping | str:
     if fault := _fault_of_text(line):
         return fault
     try:
@@ -70,7 +71,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
         yield reader.line_num, _csv_row(names, cells)
 
 
-def _csv_row(names: Sequence[str], cells: Sequence[str]) -> Mapping[str, Any] | str:
+def _csv_row(names: Sequence[str], cells: Sequence[str]) -> JsonMapping | str:
     if len(cells) != len(names):
         return f"has {len(cells)} cells, but the header names {len(names)} columns; text with commas needs quotes"
     for name, cell in zip(names, cells, strict=True):
@@ -83,7 +84,8 @@ def check_header(path: Path, names: Sequence[str]) -> None:
     """Refuse a header from which it cannot be said which column is which.
 
     Raises:
-        DataError: names twice, empty, with white space around them, not in UTF-8, or parted by something else than commas.
+        DataError: names twice, empty, with white space around them, not in UTF-8, or parted by
+            something else than commas.
     """
     fault = _fault_of_header(names)
     if fault:
@@ -100,12 +102,19 @@ def _fault_of_header(names: Sequence[str]) -> str:
             return f"column {i} of the header is {name!r}, with white space around it; write {name.strip()!r}"
         if name in names[: i - 1]:
             return f"the header names {name!r} twice; each column needs a name of its own"
-    other = [words for mark, words in _OTHER_SEPARATORS.items() if len(names) == 1 and mark in names[0]]
-    return f"the header is one column, {names[0]!r}, with {other[0]} in it; cells must be parted by commas" if other else ""
+    other = [
+        words for mark, words in _OTHER_SEPARATORS.items() if len(names) == 1 and mark in names[0]
+    ]
+    return (
+        f"the header is one column, {names[0]!r}, with {other[0]} in it; cells must be parted by commas"
+        if other
+        else ""
+    )
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines as they stand, without a byte order mark; a byte that is no UTF-8 comes as a lone surrogate.
+    """The lines as they stand, without a byte order mark; a byte that is no UTF-8 comes as a lone
+    surrogate.
 
     Raises:
         DataError: the file cannot be opened, or is UTF-16.
@@ -121,7 +130,8 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _fault_of_text(text: str) -> str:
-    """Why a text of the file cannot be taken, empty where it can; to be asked before escapes are read."""
+    """Why a text of the file cannot be taken, empty where it can; to be asked before escapes are
+    read."""
     if found := _NOT_UTF8.search(text):
         byte = ord(found.group()) - 0xDC00
         return f"byte 0x{byte:02x} at character {found.start() + 1} is not UTF-8; save the file as UTF-8"

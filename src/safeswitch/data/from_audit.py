@@ -13,9 +13,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from safeswitch.core.errors import DataError, check_range
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Example, Message
 
 SplitTurns = Callable[[str], Sequence[Message] | None]
@@ -59,7 +59,7 @@ class _Seen:
 
 
 def from_audit(
-    records: Iterable[Mapping[str, Any]], turns: SplitTurns, *, review: float = 0.05
+    records: Iterable[JsonMapping], turns: SplitTurns, *, review: float = 0.05
 ) -> FromAudit:
     """Rows for ``fit --data`` from records of a server in observe mode.
 
@@ -117,7 +117,7 @@ def _row(one: _Seen, why: str = "") -> Example:
     return Example(one.name, one.messages, "" if why else "safe", source="audit", meta=meta)
 
 
-def _read(record: Mapping[str, Any], turns: SplitTurns, left: Counter[str]) -> _Seen | None:
+def _read(record: JsonMapping, turns: SplitTurns, left: Counter[str]) -> _Seen | None:
     """What a record says of a request; None, with the reason counted, where it gives no row."""
     text = record.get("text")
     if record.get("policy") != "observe":
@@ -142,7 +142,7 @@ def _read(record: Mapping[str, Any], turns: SplitTurns, left: Counter[str]) -> _
     return _Seen(name, text, tuple(messages), why, above)
 
 
-def _above(record: Mapping[str, Any]) -> float | None:
+def _above(record: JsonMapping) -> float | None:
     """How far the score lies above its threshold, negative below; None without a score."""
     scores, thresholds = _numbers(record, "scores"), _numbers(record, "thresholds")
     scores.setdefault("product", scores.get("stage1", math.nan) * scores.get("stage2", 1.0))
@@ -152,7 +152,7 @@ def _above(record: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _numbers(record: Mapping[str, Any], name: str) -> dict[str, float]:
+def _numbers(record: JsonMapping, name: str) -> dict[str, float]:
     """A field of numbers by stage, which the database holds as JSON text."""
     value = record.get(name) or {}
     try:

@@ -6,15 +6,15 @@ Knows nothing of the schema.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from safeswitch.core.errors import DataError
+from safeswitch.core.json_types import JsonMapping
 
 
 def hub_rows(
     name: str, *, split: str = "train", config: str | None = None, revision: str | None = None
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
+) -> Iterator[tuple[int, JsonMapping]]:
     """Numbered rows (from 1) of ``split`` of the hub data set ``name``.
 
     Args:

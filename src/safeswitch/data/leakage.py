@@ -1,8 +1,9 @@
 """Prompts of the test side that also stand, word for word or nearly, on the training side.
 
-Knows texts. Knows nothing of files or models. Near means: the sets of character 5-grams of the normalised prompts
-overlap by at least 0.8 (Jaccard: shared over all). The comparison is exact, not sampled: pairs that can reach the
-threshold share one of their rarest n-grams (prefix filter), so only those are looked up in an inverted index.
+Knows texts. Knows nothing of files or models. Near means: the sets of character 5-grams of the
+normalised prompts overlap by at least 0.8 (Jaccard: shared over all). The comparison is exact, not
+sampled: pairs that can reach the threshold share one of their rarest n-grams (prefix filter), so
+only those are looked up in an inverted index.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ class Leak:
     overlap: float
 
 
-def leaks(train: Sequence[Example], test: Sequence[Example], *, threshold: float = 0.8) -> list[Leak]:
-    """The leaks from ``train`` into ``test``: at most one a test example (the closest), in test order.
+def leaks(
+    train: Sequence[Example], test: Sequence[Example], *, threshold: float = 0.8
+) -> list[Leak]:
+    """The leaks from ``train`` into ``test``: at most one a test example (the closest), in test
+    order.
 
-    Only the last user turn is compared. A prompt inside another's jailbreak wrapper is not near to it: keep those
-    together by ``group``.
+    Only the last user turn is compared. A prompt inside another's jailbreak wrapper is not near to
+    it: keep those together by ``group``.
 
     Args:
         train: What is learned from.
@@ -52,11 +56,16 @@ def leaks(train: Sequence[Example], test: Sequence[Example], *, threshold: float
         SettingError: threshold outside its range.
     """
     check_range("leaks", "threshold", threshold, 0.5, 1.0)
-    train_texts, test_texts = [normalise(e.prompt) for e in train], [normalise(e.prompt) for e in test]
+    train_texts, test_texts = (
+        [normalise(e.prompt) for e in train],
+        [normalise(e.prompt) for e in test],
+    )
     exact: dict[str, int] = {}
     for i, text in enumerate(train_texts):
         exact.setdefault(text, i)
-    near = _nearest(list(exact), [t for t in dict.fromkeys(test_texts) if t not in exact], threshold)
+    near = _nearest(
+        list(exact), [t for t in dict.fromkeys(test_texts) if t not in exact], threshold
+    )
     found = []
     for example, text in zip(test, test_texts, strict=True):
         if text in exact:
@@ -72,11 +81,17 @@ def _ngrams(text: str) -> set[str]:
 
 
 def _nearest(known: list[str], asked: list[str], threshold: float) -> dict[str, tuple[str, float]]:
-    """For each text of ``asked`` within ``threshold`` of one of ``known``: that text and the overlap."""
+    """For each text of ``asked`` within ``threshold`` of one of ``known``: that text and the
+    overlap."""
     frequency: Counter[str] = Counter()
     for text in (*known, *asked):
         frequency.update(_ngrams(text))
-    rank = {gram: i for i, (gram, _) in enumerate(sorted(frequency.items(), key=lambda item: (item[1], item[0])))}
+    rank = {
+        gram: i
+        for i, (gram, _) in enumerate(
+            sorted(frequency.items(), key=lambda item: (item[1], item[0]))
+        )
+    }
 
     def ranked(text: str) -> list[int]:
         return sorted(rank[gram] for gram in _ngrams(text))

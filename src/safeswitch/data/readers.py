@@ -1,4 +1,5 @@
-"""Examples from JSONL and CSV files and from the hub, with every fault of a source reported at once.
+"""Examples from JSONL and CSV files and from the hub, with every fault of a source reported at
+once.
 
 Knows files. The schema is in :mod:`safeswitch.data.rows`; knows nothing of models.
 """
@@ -6,20 +7,31 @@ Knows files. The schema is in :mod:`safeswitch.data.rows`; knows nothing of mode
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from safeswitch.core.errors import DataError, SettingError, check_choice
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import LABELS, Example, Message
 from safeswitch.data.files import Row, csv_rows, jsonl_rows
 from safeswitch.data.hub import hub_rows
 from safeswitch.data.rows import CONTEXT_ROLES, ContextRole, to_example
 
 _SUFFIXES = (".jsonl", ".ndjson", ".csv")
-_OTHER_FILES = (".json", ".txt", ".tsv", ".parquet", ".arrow", ".gz", ".zip", ".xlsx", ".yaml", ".yml")
+_OTHER_FILES = (
+    ".json",
+    ".txt",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+    ".gz",
+    ".zip",
+    ".xlsx",
+    ".yaml",
+    ".yml",
+)
 _SHOWN_FAULTS = 20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -42,11 +54,12 @@ def read_examples(
     Args:
         source: File, or hub id. What exists on disk, or ends in a known suffix, is a file.
         label: ``safe`` or ``unsafe`` for rows that carry no label.
-        labelled: Whether every row must have a label then; with False, the label of a row without one is empty.
+        labelled: Whether every row must have a label then; with False, the label of a row without
+            one is empty.
         limit: Read only the first so many rows.
         prompt_field: Field that holds the prompt (``goal`` in AdvBench's CSV, for one).
-        context: Where a row's ``context`` goes: ``prompt`` (in front of it), ``system`` (as system message), or
-            ``auto``: system for prompt-injection rows, prompt for all others.
+        context: Where a row's ``context`` goes: ``prompt`` (in front of it), ``system`` (as system
+            message), or ``auto``: system for prompt-injection rows, prompt for all others.
         category: Category of rows that carry none.
         split: For hub data sets: which split.
         config: For hub data sets: which configuration.
@@ -56,8 +69,8 @@ def read_examples(
         The examples, in file order; their ``place`` is file and line.
 
     Raises:
-        DataError: no such file, unknown suffix, nothing in it, or unusable rows: all of them in one message (the first
-            20 spelled out), each with file, line, field and what is allowed.
+        DataError: no such file, unknown suffix, nothing in it, or unusable rows: all of them in one
+            message (the first 20 spelled out), each with file, line, field and what is allowed.
         SettingError: an argument outside its allowed values.
     """
     check_choice("read_examples", "context", context, CONTEXT_ROLES)
@@ -66,7 +79,13 @@ def read_examples(
     if limit is not None and limit < 1:
         raise SettingError(f"read_examples: limit must be 1 or more; got {limit}")
     rows, origin = _open(source, split, config, revision)
-    settings = {"origin": origin, "label": label, "labelled": labelled, "prompt_field": prompt_field, "context": context}
+    settings = {
+        "origin": origin,
+        "label": label,
+        "labelled": labelled,
+        "prompt_field": prompt_field,
+        "context": context,
+    }
     examples, faults = _sort_out(islice(rows, limit), settings)
     if faults:
         raise DataError(_report([f"{source}, {fault}" for fault in faults]))
@@ -74,7 +93,9 @@ def read_examples(
         raise DataError(f"{source} holds no rows")
     beside = Path(source).parent
     examples = [
-        replace(e, messages=tuple(_beside(m, beside) for m in e.messages), place=f"{source}, {e.place}")
+        replace(
+            e, messages=tuple(_beside(m, beside) for m in e.messages), place=f"{source}, {e.place}"
+        )
         for e in examples
     ]
     return [e if e.category or not category else replace(e, category=category) for e in examples]
@@ -84,11 +105,14 @@ def _beside(message: Message, folder: Path) -> Message:
     """The turn with the paths of its images taken from the data file's folder."""
     if not message.images:
         return message
-    images = [replace(p, source=str(folder / p.source)) if isinstance(p.source, str) else p for p in message.images]
+    images = [
+        replace(p, source=str(folder / p.source)) if isinstance(p.source, str) else p
+        for p in message.images
+    ]
     return replace(message, images=tuple(images))
 
 
-def _sort_out(rows: Iterable[Row], settings: Mapping[str, Any]) -> tuple[list[Example], list[str]]:
+def _sort_out(rows: Iterable[Row], settings: JsonMapping) -> tuple[list[Example], list[str]]:
     """The usable rows as examples, and one line about each of the others."""
     examples: list[Example] = []
     faults: list[str] = []
@@ -99,7 +123,9 @@ def _sort_out(rows: Iterable[Row], settings: Mapping[str, Any]) -> tuple[list[Ex
                 raise DataError(row)
             example = to_example(row, number=number, **settings)
             if example.id in seen:
-                raise DataError(f"field 'id': {example.id!r} was used on line {seen[example.id]} already")
+                raise DataError(
+                    f"field 'id': {example.id!r} was used on line {seen[example.id]} already"
+                )
         except DataError as error:
             faults.append(f"line {number}: {error}")
             continue
@@ -114,12 +140,22 @@ def _report(faults: list[str]) -> str:
     return head + "\n  ".join(faults[:_SHOWN_FAULTS]) + (f"\n  and {more} more" if more > 0 else "")
 
 
-def _open(source: str | Path, split: str, config: str | None, revision: str | None) -> tuple[Iterator[Row], str]:
+def _open(
+    source: str | Path, split: str, config: str | None, revision: str | None
+) -> tuple[Iterator[Row], str]:
     path = Path(source)
-    if not path.exists() and path.suffix not in (*_SUFFIXES, *_OTHER_FILES) and _HUB_ID.fullmatch(str(source)):
+    if (
+        not path.exists()
+        and path.suffix not in (*_SUFFIXES, *_OTHER_FILES)
+        and _HUB_ID.fullmatch(str(source))
+    ):
         return hub_rows(str(source), split=split, config=config, revision=revision), str(source)
     if not path.is_file():
-        raise DataError(f"{source} is not a file; give a {', '.join(_SUFFIXES)} file or a hub id 'owner/name'")
+        raise DataError(
+            f"{source} is not a file; give a {', '.join(_SUFFIXES)} file or a hub id 'owner/name'"
+        )
     if path.suffix not in _SUFFIXES:
-        raise DataError(f"{source}: unknown file type {path.suffix!r}; known: {', '.join(_SUFFIXES)}")
+        raise DataError(
+            f"{source}: unknown file type {path.suffix!r}; known: {', '.join(_SUFFIXES)}"
+        )
     return (csv_rows(path) if path.suffix == ".csv" else jsonl_rows(path)), path.stem

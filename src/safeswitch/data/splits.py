@@ -30,10 +30,11 @@ def grouped_split(
 ) -> dict[str, list[Example]]:
     """Divide ``examples`` so that no group, and no two equal prompts, stand on two sides.
 
-    Bundles (examples tied by ``group`` or by equal normalised prompt) are lined up by label and source, within these by
-    a hash of seed and content, and dealt out one by one to the split that is furthest behind its share. Every run of
-    the line-up is thus divided in proportion, so labels and sources are too, up to the size of a bundle. The result
-    does not depend on the order of ``examples``.
+    Bundles (examples tied by ``group`` or by equal normalised prompt) are lined up by label and
+    source, within these by a hash of seed and content, and dealt out one by one to the split that
+    is furthest behind its share. Every run of the line-up is thus divided in proportion, so labels
+    and sources are too, up to the size of a bundle. The result does not depend on the order of
+    ``examples``.
 
     Args:
         examples: What to divide.
@@ -48,7 +49,9 @@ def grouped_split(
         DataError: too few bundles for every split to get one.
     """
     if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
-        raise SettingError(f"grouped_split: fractions must be positive and add up to 1; got {dict(fractions)}")
+        raise SettingError(
+            f"grouped_split: fractions must be positive and add up to 1; got {dict(fractions)}"
+        )
     behind = dict.fromkeys(fractions, 0.0)
     chosen: dict[int, str] = {}
     lined_up = _line_up(examples, bundles(examples), seed)
@@ -69,10 +72,12 @@ def grouped_split(
 
 
 def fit_split(examples: Sequence[Example], seed: int = 0) -> dict[str, list[Example]]:
-    """Parts ``train``, ``validation`` and ``calibration``: the rows' own, where every row names its part, else drawn.
+    """Parts ``train``, ``validation`` and ``calibration``: the rows' own, where every row names its
+    part, else drawn.
 
-    A row names its part in ``meta["split"]``, as those of the starter set do; one that says ``held`` is in no part.
-    Where a row names none, another one, or a part is named by no row, :func:`grouped_split` draws the parts.
+    A row names its part in ``meta["split"]``, as those of the starter set do; one that says
+    ``held`` is in no part. Where a row names none, another one, or a part is named by no row,
+    :func:`grouped_split` draws the parts.
     """
     own = [example.meta.get("split") for example in examples]
     if set(own) - {HELD} != set(DEFAULT_FRACTIONS):
@@ -82,7 +87,8 @@ def fit_split(examples: Sequence[Example], seed: int = 0) -> dict[str, list[Exam
 
 
 def bundles(examples: Sequence[Example]) -> list[int]:
-    """Number of the bundle of each example: the first example that it is tied to, directly or through others."""
+    """Number of the bundle of each example: the first example that it is tied to, directly or
+    through others."""
     parent = list(range(len(examples)))
 
     def root(i: int) -> int:
@@ -103,7 +109,8 @@ def bundles(examples: Sequence[Example]) -> list[int]:
 
 
 def _line_up(examples: Sequence[Example], bundle_of: Sequence[int], seed: int) -> list[list[int]]:
-    """Bundles, as lists of row numbers, ordered by their commonest label and source and then by hash."""
+    """Bundles, as lists of row numbers, ordered by their commonest label and source and then by
+    hash."""
     members: dict[int, list[int]] = {}
     for i, bundle in enumerate(bundle_of):
         members.setdefault(bundle, []).append(i)

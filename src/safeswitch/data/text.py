@@ -1,4 +1,5 @@
-"""One normal form of a prompt's text, so that splits and leakage checks agree on what "the same" means.
+"""One normal form of a prompt's text, so that splits and leakage checks agree on what "the same"
+means.
 
 Knows nothing of files, labels or models.
 """
@@ -9,10 +10,13 @@ import unicodedata
 
 
 def normalise(text: str) -> str:
-    """Fold case, width and accents' composition, drop everything but letters, marks and digits, join with one space.
+    """Fold case, width and accents' composition, drop everything but letters, marks and digits,
+    join with one space.
 
     A text without any letter or digit keeps its symbols, so that two different ones stay different.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in folded)
+    kept = "".join(
+        c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in folded
+    )
     return " ".join(kept.split()) or " ".join(folded.split())

@@ -1,4 +1,5 @@
-"""What a server tells an engine about the request in hand, and what the engine tells it back, through a context variable."""
+"""What a server tells an engine about the request in hand, and what the engine tells it back,
+through a context variable."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ POLICIES: tuple[str, ...] = ("enforce", "observe", "off")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided on one choice of one request, under which switch and policy, and on what text."""
+    """What was decided on one choice of one request, under which switch and policy, and on what
+    text."""
 
     choice: int
     decision: Decision
@@ -27,7 +29,8 @@ class Verdict:
 
 @dataclass
 class Refusal:
-    """A refusal that goes to the client beside the engine's reply, where nothing that parses replies reads it.
+    """A refusal that goes to the client beside the engine's reply, where nothing that parses
+    replies reads it.
 
     Args:
         text: What has been written of it.
@@ -47,7 +50,8 @@ class Context:
     Args:
         policy: Policy that this client may have, None for the engine's own.
         bundle: Bundle that this client is served with, None for the default.
-        chat: Whether the prompt has come through a chat template, and so must end where a reply begins.
+        chat: Whether the prompt has come through a chat template, and so must end where a reply
+            begins.
         system: Texts of the request's system turns, which must arrive in the prompt.
         max_tokens: Longest reply that the operator serves, None for any.
         on_decision: Awaited with each verdict before the last output of its choice is handed out.
@@ -55,7 +59,8 @@ class Context:
         unrecorded: A verdict could not be recorded; the reply must not leave.
         tell_refusals: Whether streams are to say in ``refusing`` where refusals begin.
         refusing: Choices whose text is a refusal from the output in hand on.
-        structured: Whether the client asks for a reply that is parsed: tools, functions, a response format, a grammar.
+        structured: Whether the client asks for a reply that is parsed: tools, functions, a response
+            format, a grammar.
         formatted: Whether it asks for a format of the text itself.
         apart: Whether refusals go into ``refusals`` instead of the engine's outputs.
         refusals: Those refusals so far, by choice.

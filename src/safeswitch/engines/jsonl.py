@@ -1,9 +1,10 @@
-"""JSONL in, JSONL out, resumable: what has been answered is kept, what has not is answered next time.
+"""JSONL in, JSONL out, resumable: what has been answered is kept, what has not is answered next
+time.
 
-Each finished batch is appended and flushed to disk. A run that was cut off, even in the middle of a line, goes on where it
-stopped; a run with another model, switch or options is refused. A request that the engine cannot take (too long, refused by
-the chat template, or one on which it breaks down) gets a row with the reason and holds nothing up. Knows nothing of how replies
-come about.
+Each finished batch is appended and flushed to disk. A run that was cut off, even in the middle of a
+line, goes on where it stopped; a run with another model, switch or options is refused. A request
+that the engine cannot take (too long, refused by the chat template, or one on which it breaks down)
+gets a row with the reason and holds nothing up. Knows nothing of how replies come about.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safeswitch.core.errors import ActivationError, ContextLengthError, DataError, SafeSwitchError, TemplateError
+from safeswitch.core.errors import (
+    ActivationError,
+    ContextLengthError,
+    DataError,
+    SafeSwitchError,
+    TemplateError,
+)
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lines import append, take_up
 from safeswitch.core.lock import file_writer
 from safeswitch.core.types import Example, Reply, as_messages
@@ -26,7 +34,8 @@ from safeswitch.switch.engine import Engine
 from safeswitch.switch.switch import Switch
 
 _REQUESTS_OWN = (DataError, ContextLengthError, TemplateError)
-"""Errors that a request brings about itself. Other deliberate ones are the run's: no request would fare better."""
+"""Errors that a request brings about itself. Other deliberate ones are the run's: no request would
+fare better."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def generate_file(
     identity: Mapping[str, str],
     chunk: int = 64,
     progress: Callable[[int], None] = lambda done: None,
-    measured: Callable[[int], Mapping[str, Any]] = lambda rows: {},
+    measured: Callable[[int], JsonMapping] = lambda rows: {},
     seed: int | None = None,
     **options: Any,
 ) -> Written:
@@ -79,30 +88,38 @@ def generate_file(
     Args:
         engine: What generates.
         examples: Requests with unique ids; they need no label.
-        out: JSONL file with ``id, request, prompt, label, source``, what else is known of the request (``messages`` where
-            there are several, ``category, group, wrapper, answers, meta``) and either ``reply, finish_reason,
-            prompt_tokens, reply_tokens, decision, seconds`` or ``error`` (its kind, the request's id, file and line, and why);
-            ``request`` is a hash of the messages, ``seconds`` the wall time of the request's batch, shared evenly.
-            ``<out>.run.json`` stands beside it.
+        out: JSONL file with ``id, request, prompt, label, source``, what else is known of the
+            request (``messages`` where there are several, ``category, group, wrapper, answers,
+            meta``) and either ``reply, finish_reason, prompt_tokens, reply_tokens, decision,
+            seconds`` or ``error`` (its kind, the request's id, file and line, and why); ``request``
+            is a hash of the messages, ``seconds`` the wall time of the request's batch, shared
+            evenly. ``<out>.run.json`` stands beside it.
         switch: See :meth:`Engine.generate`.
-        identity: What must be the same for a run to be resumed (model and switch fingerprints). Requests that were answered
-            must be there again as they were; others may have come or gone.
+        identity: What must be the same for a run to be resumed (model and switch fingerprints).
+            Requests that were answered must be there again as they were; others may have come or
+            gone.
         chunk: Requests between two writes.
         progress: Called with the number of rows written, resumed ones first.
-        measured: Called after each chunk with its number of rows; what it gives is written into all of them.
-        seed: Sampling seed; what a request draws depends on it and on the request's id, wherever the run was cut.
+        measured: Called after each chunk with its number of rows; what it gives is written into all
+            of them.
+        seed: Sampling seed; what a request draws depends on it and on the request's id, wherever
+            the run was cut.
         options: Of :meth:`Engine.generate`.
 
     Raises:
         DataError: no requests, or an id used twice.
-        ArtifactError: ``out`` belongs to another run, is being written by another process, or cannot be written.
-        SafeSwitchError: the engine breaks down on every request, or on one that it has answered before.
+        ArtifactError: ``out`` belongs to another run, is being written by another process, or
+            cannot be written.
+        SafeSwitchError: the engine breaks down on every request, or on one that it has answered
+            before.
     """
     if not examples:
         raise DataError("generate: the input has no requests")
     twice = [name for name, count in Counter(e.id for e in examples).items() if count > 1]
     if twice:
-        raise DataError(f"generate: ids must be unique; used more than once: {', '.join(map(repr, twice[:5]))}")
+        raise DataError(
+            f"generate: ids must be unique; used more than once: {', '.join(map(repr, twice[:5]))}"
+        )
     run = {**identity, "options": json.loads(json.dumps({**options, "seed": seed}, default=str))}
     with file_writer(out):
         done = take_up(out, run, {e.id: request_hash(e) for e in examples})
@@ -114,7 +131,9 @@ def generate_file(
             part = left[start : start + chunk]
             began = time.perf_counter()
             answers = _answer(engine, part, switch, seed, options)
-            witness = next((e for e, a in zip(part, answers, strict=True) if isinstance(a, Reply)), witness)
+            witness = next(
+                (e for e, a in zip(part, answers, strict=True) if isinstance(a, Reply)), witness
+            )
             _check_engine(engine, part, answers, witness, switch, options)
             shared = {"seconds": (time.perf_counter() - began) / len(part), **measured(len(part))}
             errors += sum(isinstance(a, Failed) for a in answers)
@@ -124,9 +143,14 @@ def generate_file(
 
 
 def _answer(
-    engine: Engine, part: Sequence[Example], switch: Switch | None, seed: int | None, options: Mapping[str, Any]
+    engine: Engine,
+    part: Sequence[Example],
+    switch: Switch | None,
+    seed: int | None,
+    options: JsonMapping,
 ) -> list[Reply | Failed]:
-    """Replies, with the reason in place of one where there is none: halving a batch that fails finds the guilty."""
+    """Replies, with the reason in place of one where there is none: halving a batch that fails
+    finds the guilty."""
     seeds = None if seed is None else [_seed(seed, e) for e in part]
     try:
         return list(engine.generate(part, switch, seed=seeds, **options))
@@ -136,7 +160,9 @@ def _answer(
         if not isinstance(error, ActivationError):
             raise
         failed = Failed(error, foreseen=False)
-    except Exception as error:  # whatever one request brings about in the engine, the others are to be answered
+    except (
+        Exception
+    ) as error:  # whatever one request brings about in the engine, the others are to be answered
         failed = Failed(error, foreseen=False)
     if len(part) == 1:
         return [failed]
@@ -146,40 +172,70 @@ def _answer(
 
 
 def _check_engine(
-    engine: Engine, part: Sequence[Example], answers: Sequence[Reply | Failed], witness: Example | None,
-    switch: Switch | None, options: Mapping[str, Any],
+    engine: Engine,
+    part: Sequence[Example],
+    answers: Sequence[Reply | Failed],
+    witness: Example | None,
+    switch: Switch | None,
+    options: JsonMapping,
 ) -> None:
-    """Tell requests that break the engine from an engine that is broken: the latter no longer answers what it answered before.
+    """Tell requests that break the engine from an engine that is broken: the latter no longer
+    answers what it answered before.
 
     Raises:
         SafeSwitchError: nothing of ``part`` was answered, and ``witness`` is not answered either.
     """
-    failed = [(e, a) for e, a in zip(part, answers, strict=True) if isinstance(a, Failed) and not a.foreseen]
+    failed = [
+        (e, a)
+        for e, a in zip(part, answers, strict=True)
+        if isinstance(a, Failed) and not a.foreseen
+    ]
     if not failed or any(isinstance(a, Reply) for a in answers):
         return
-    if witness is not None and isinstance(_answer(engine, [witness], switch, None, options)[0], Reply):
+    if witness is not None and isinstance(
+        _answer(engine, [witness], switch, None, options)[0], Reply
+    ):
         return
     example, first = failed[0]
-    since = "no request has been answered" if witness is None else f"what it answered before ({witness.called}) fails too"
-    raise SafeSwitchError(f"generate: the engine breaks down, and {since}; {first.told(example)}") from first.error
+    since = (
+        "no request has been answered"
+        if witness is None
+        else f"what it answered before ({witness.called}) fails too"
+    )
+    raise SafeSwitchError(
+        f"generate: the engine breaks down, and {since}; {first.told(example)}"
+    ) from first.error
 
 
-def _row(example: Example, answer: Reply | Failed) -> dict[str, Any]:
+def _row(example: Example, answer: Reply | Failed) -> JsonObject:
     known = {name: value for name, value in to_row(example).items() if name != "reply"}
-    first = {"id": example.id, "request": request_hash(example), "prompt": example.prompt, "label": example.label or None}
-    row: dict[str, Any] = {**first, "source": example.source, **known}
+    first = {
+        "id": example.id,
+        "request": request_hash(example),
+        "prompt": example.prompt,
+        "label": example.label or None,
+    }
+    row: JsonObject = {**first, "source": example.source, **known}
     if isinstance(answer, Failed):
         return {**row, "error": answer.told(example)}
     return {
-        **row, "reply": answer.text, "finish_reason": answer.finish_reason, "prompt_tokens": answer.prompt_tokens,
-        "reply_tokens": len(answer.token_ids), "decision": answer.decision.to_dict(),
+        **row,
+        "reply": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "reply_tokens": len(answer.token_ids),
+        "decision": answer.decision.to_dict(),
     }
 
 
 def request_hash(example: Example) -> str:
     """SHA-256 (first 16 hex digits) of the messages."""
     messages = as_messages(example)
-    images = [(i, picture.at, picture.key) for i, message in enumerate(messages) for picture in message.images]
+    images = [
+        (i, picture.at, picture.key)
+        for i, message in enumerate(messages)
+        for picture in message.images
+    ]
     return hashlib.sha256(f"{messages!r}{images or ''}".encode()).hexdigest()[:16]
 
 

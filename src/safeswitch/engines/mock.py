@@ -6,15 +6,17 @@ Knows nothing of models. ``calls`` records what it was asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Decision, Prompt, Reply, as_messages
 from safeswitch.switch.engine import Engine, GenerationOptions
 from safeswitch.switch.switch import Switch
 
 
 class MockEngine(Engine):
-    """Answers with ``answer(text)``; where ``unsafe(text)`` holds and a switch is given, with ``refusal`` instead.
+    """Answers with ``answer(text)``; where ``unsafe(text)`` holds and a switch is given, with
+    ``refusal`` instead.
 
     Args:
         answer: Text of the last user turn to reply text.
@@ -31,10 +33,13 @@ class MockEngine(Engine):
         self.answer = answer
         self.unsafe = unsafe
         self.refusal = refusal
-        self.calls: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+        self.calls: list[tuple[tuple[str, ...], JsonObject]] = []
 
     def generate(
-        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> list[Reply]:
         texts = tuple([m.content for m in as_messages(p) if m.role == "user"][-1] for p in prompts)
         self.calls.append((texts, dict(options)))

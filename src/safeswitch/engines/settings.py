@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from safeswitch.core.errors import SettingError, check_choice
+from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.context import POLICIES
 
 KEY = "safeswitch"
@@ -22,12 +23,16 @@ class GuardSettings:
 
     Args:
         bundles: Switch folders by name; the first is the default.
-        policy: ``enforce``, ``observe`` (scores only, nothing changed) or ``off``, for requests that do not say.
+        policy: ``enforce``, ``observe`` (scores only, nothing changed) or ``off``, for requests
+            that do not say.
         allow_other_model: Accept bundles fitted on other weights.
-        stop_token: Id that a worker emits for a request to be taken back; None takes the tokenizer's padding token, or the
-            last id of the vocabulary. No guarded request can produce it by itself.
-        try_v2_runner: Let the engine start on vLLM's V2 model runner, on which the guard has not been run yet.
-        record: Read points whose states are kept for fitting; such an engine guards nothing and has no bundles.
+        stop_token: Id that a worker emits for a request to be taken back; None takes the
+            tokenizer's padding token, or the last id of the vocabulary. No guarded request can
+            produce it by itself.
+        try_v2_runner: Let the engine start on vLLM's V2 model runner, on which the guard has not
+            been run yet.
+        record: Read points whose states are kept for fitting; such an engine guards nothing and has
+            no bundles.
     """
 
     bundles: Mapping[str, str]
@@ -41,14 +46,16 @@ class GuardSettings:
         check_choice("GuardSettings", "policy", self.policy, POLICIES)
         object.__setattr__(self, "record", tuple(self.record))
         if bool(self.bundles) == bool(self.record):
-            raise SettingError("GuardSettings: give at least one switch folder in bundles, or else points to record")
+            raise SettingError(
+                "GuardSettings: give at least one switch folder in bundles, or else points to record"
+            )
 
     @property
     def default(self) -> str:
         """Name of the bundle for requests that name none."""
         return next(iter(self.bundles))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return {**asdict(self), "bundles": dict(self.bundles)}
 
     @classmethod

@@ -8,13 +8,13 @@ it. Knows nothing of engines or gates.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from safeswitch.core.errors import FitError
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Example
 from safeswitch.data.splits import bundles
 from safeswitch.fitting.observe import Observed
@@ -67,7 +67,7 @@ def _missing(train: Sequence[Example], sources: Sequence[str]) -> str:
 
 
 def calibrate_by_source(
-    spec: Mapping[str, Any],
+    spec: JsonMapping,
     train: Observed,
     validation: Observed,
     calibration: Observed,

@@ -31,13 +31,14 @@ Say = Callable[[str], None]
 def read_sources(
     sources: Sequence[str], *, label: str | None, limit: int | None, with_starter: bool = False
 ) -> list[Example]:
-    """Read every file or hub data set, its ids made unique by its name; none: the starter set alone.
+    """Read every file or hub data set, its ids made unique by its name; none: the starter set
+    alone.
 
     Args:
         sources: Files and hub data sets.
         label: Of rows that have none.
-        limit: Most rows of each source that the rows name (a row that names none is of its file's), chosen evenly,
-            each label and part by its share; None takes all.
+        limit: Most rows of each source that the rows name (a row that names none is of its file's),
+            chosen evenly, each label and part by its share; None takes all.
         with_starter: Add the starter set; the rows are mixed then.
 
     Raises:
@@ -47,13 +48,18 @@ def read_sources(
     if limit is not None and limit < 1:
         raise SettingError(f"read_sources: limit must be 1 or more, or None; got {limit}")
     if label is not None and not sources:
-        raise SettingError(f"read_sources: the label {label!r} is for rows of data, and none are given")
+        raise SettingError(
+            f"read_sources: the label {label!r} is for rows of data, and none are given"
+        )
     examples: list[Example] = []
     *names, shipped = source_names([*sources, "starter"])
     for source, name in zip(sources, names, strict=True):
         rows = read_examples(source, label=label)
         stem = Path(source).stem
-        examples += [replace(e, id=f"{name}/{e.id}", source=name if e.source in ("", stem) else e.source) for e in rows]
+        examples += [
+            replace(e, id=f"{name}/{e.id}", source=name if e.source in ("", stem) else e.source)
+            for e in rows
+        ]
     if with_starter or not sources:
         examples += [replace(e, id=f"{shipped}/{e.id}") for e in starter.fitting_rows()]
     if with_starter:
@@ -70,11 +76,15 @@ def read_sources(
 
 
 def source_names(sources: Sequence[str]) -> list[str]:
-    """A short name for each source: the file's name without its ending, or as much of the path as tells it apart."""
+    """A short name for each source: the file's name without its ending, or as much of the path as
+    tells it apart."""
     parts = [Path(source).with_suffix("").parts for source in sources]
     names = [part[-1] for part in parts]
     for depth in range(2, max(map(len, parts), default=0) + 1):
-        names = [n if names.count(n) == 1 else "/".join(p[-depth:]) for n, p in zip(names, parts, strict=True)]
+        names = [
+            n if names.count(n) == 1 else "/".join(p[-depth:])
+            for n, p in zip(names, parts, strict=True)
+        ]
     return [n if names.count(n) == 1 else f"{n}#{i + 1}" for i, n in enumerate(names)]
 
 
@@ -107,7 +117,8 @@ def fit_files(
     say: Say = lambda text: None,
     track: Track = untracked,
 ) -> Switch:
-    """Read, fit, save and report; the folder is written when fitting has succeeded, and again with the report.
+    """Read, fit, save and report; the folder is written when fitting has succeeded, and again with
+    the report.
 
     Without ``sources`` the starter set is fitted on; ``with_starter`` adds it to them.
 
@@ -123,27 +134,40 @@ def fit_files(
     if len(taken) < len(examples):
         say(f"note: {len(examples) - len(taken)} requests are marked as held and are left out")
         examples = [e for e in examples if e.id in taken]
-    for part, consequence in (("validation", "figures flatter"), ("calibration", "the threshold may be too low")):
+    for part, consequence in (
+        ("validation", "figures flatter"),
+        ("calibration", "the threshold may be too low"),
+    ):
         twice = leaks(parts["train"], parts[part])
         if twice:
-            say(f"note: {len(twice)} {part} requests nearly repeat a training request; {consequence}")
+            say(
+                f"note: {len(twice)} {part} requests nearly repeat a training request; {consequence}"
+            )
     switch = Switch.fit(engine, parts, settings, say=say, track=track)
-    switch = replace(switch, record={**switch.record, "rows": {"read": len(read), "used": len(examples)}})
+    switch = replace(
+        switch, record={**switch.record, "rows": {"read": len(read), "used": len(examples)}}
+    )
     switch.save_pretrained(out)
     if leave_out:
         say("stage 1: leaving out one source and one wrapper at a time")
         report = left_out_report(engine, examples, settings, track=track)
         if not report:
-            say("note: nothing can be left out, since without any source a label would be missing; no such figures")
+            say(
+                "note: nothing can be left out, since without any source a label would be missing; no such figures"
+            )
         switch = replace(switch, record={**switch.record, "left_out": report})
         switch.save_pretrained(out)
     return switch
 
 
-def fitting_requests(engine: ReadingEngine, examples: Sequence[Example], settings: FitSettings, say: Say) -> list[Example]:
-    """Requests that can be learned from; the others are counted and named by source and reason, not silently lost.
+def fitting_requests(
+    engine: ReadingEngine, examples: Sequence[Example], settings: FitSettings, say: Say
+) -> list[Example]:
+    """Requests that can be learned from; the others are counted and named by source and reason, not
+    silently lost.
 
-    Left out are rows of contradictory labels, conversations that the model cannot be given, and those without room for a reply.
+    Left out are rows of contradictory labels, conversations that the model cannot be given, and
+    those without room for a reply.
 
     Raises:
         FitError: less than half is left, or one label only.
@@ -187,12 +211,18 @@ def _tell_left_out(dropped: Sequence[Example], reasons: dict[str, str], say: Say
         )
 
 
-def _check_enough(kept: Sequence[Example], read: Sequence[Example], reasons: dict[str, str]) -> None:
+def _check_enough(
+    kept: Sequence[Example], read: Sequence[Example], reasons: dict[str, str]
+) -> None:
     unsafe = sum(e.unsafe for e in kept)
     if 2 * len(kept) >= len(read) and unsafe not in (0, len(kept)):
         return
     first = next((e for e in read if e.id in reasons), None)
-    why = f"; the first that is left out, {first.called}: {reasons[first.id]}" if first is not None else ""
+    why = (
+        f"; the first that is left out, {first.called}: {reasons[first.id]}"
+        if first is not None
+        else ""
+    )
     raise FitError(
         f"only {len(kept)} of {len(read)} requests can be learned from, {unsafe} of them unsafe; at least half must be left, "
         f"with both labels{why}"

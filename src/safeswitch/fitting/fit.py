@@ -1,4 +1,5 @@
-"""Fitting a switch, the whole way: observe the untouched model, fit and calibrate the gate, train the refusal head.
+"""Fitting a switch, the whole way: observe the untouched model, fit and calibrate the gate, train
+the refusal head.
 
 Needs an engine to generate with, and is handed one. Knows nothing of files.
 """
@@ -9,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any
 
 from safeswitch.core.errors import DataError, FitError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import RUNNING, Example, Prompt
 from safeswitch.data import starter
@@ -38,11 +39,12 @@ class Fitted:
 
     gate: Gate
     actuator: HeadActuator
-    record: dict[str, Any]
+    record: JsonObject
 
 
 def does_not_refuse(example: Example, reply: str) -> bool:
-    """The default compliance judge: a reply that is not an English refusal (see ``data/refusal_text.py``)."""
+    """The default compliance judge: a reply that is not an English refusal (see
+    ``data/refusal_text.py``)."""
     return bool(reply.strip()) and not refuses(reply)
 
 
@@ -59,8 +61,9 @@ def fit(
 
     Args:
         engine: Generates with the untouched model.
-        data: Labelled requests, which :func:`safeswitch.data.splits.fit_split` divides; or ready parts ``train``,
-            ``validation``, ``calibration``; None: the starter set that ships with the package.
+        data: Labelled requests, which :func:`safeswitch.data.splits.fit_split` divides; or ready
+            parts ``train``, ``validation``, ``calibration``; None: the starter set that ships with
+            the package.
         settings: How.
         complied: Judge of the untouched model's replies.
         say: Told what the run will take, and of each step.
@@ -88,15 +91,18 @@ def fit(
     gate = fit_gate(engine.lm.num_layers, train, validation, calibration, settings, track=track)
     say("training the refusal head")
     head = fit_head(engine, train, validation, settings, complied=complied, track=track)
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "settings": asdict(settings),
         "sources": sources([e for p in PARTS for e in parts[p]]),
         "data": {p: {"n": len(parts[p]), "hash": data_hash(list(parts[p]))} for p in PARTS},
         "calibration": gate.calibration,
         "metrics": gate.metrics,
         "head": {
-            "loss": head.loss, "cross_entropy": head.cross_entropy, "kl": head.kl,
-            "trained_parameters": head.trained_parameters, "tried": head.tried,
+            "loss": head.loss,
+            "cross_entropy": head.cross_entropy,
+            "kl": head.kl,
+            "trained_parameters": head.trained_parameters,
+            "tried": head.tried,
         },
     }
     return Fitted(gate.gate, head.head, record)
@@ -111,7 +117,9 @@ def sources(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
     return found
 
 
-def plan(engine: ReadingEngine, parts: Mapping[str, Sequence[Example]], settings: FitSettings) -> str:
+def plan(
+    engine: ReadingEngine, parts: Mapping[str, Sequence[Example]], settings: FitSettings
+) -> str:
     """What a fit will take, in a line: requests, tokens, steps."""
     rows = [example for name in PARTS for example in parts[name]]
     read = sum(len(one.ids) for one in engine.lm.inputs(rows, check=False))
@@ -120,7 +128,11 @@ def plan(engine: ReadingEngine, parts: Mapping[str, Sequence[Example]], settings
     unsafe = [example for example in parts["train"] if example.unsafe]
     given = [example for example in unsafe if example.reply]
     most = min(len(given or unsafe), settings.head_examples)
-    own = "" if given else f", which the model writes itself in up to {4 * settings.reply_tokens} tokens"
+    own = (
+        ""
+        if given
+        else f", which the model writes itself in up to {4 * settings.reply_tokens} tokens"
+    )
     tries = len(settings.head.ranks) if settings.head.kind == "low_rank" else 1
     return (
         f"this fit: {len(rows):,} requests ({each}) of {read:,} tokens; replies of up to {written:,} tokens; then the "
@@ -138,16 +150,21 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
 
     Raises:
         DataError: a part is missing or empty.
-        FitError: train or validation with one label only, or fewer safe calibration requests than ``budget`` needs.
+        FitError: train or validation with one label only, or fewer safe calibration requests than
+            ``budget`` needs.
     """
     empty = [name for name in PARTS if not parts.get(name)]
     if empty:
-        raise DataError(f"fitting needs the parts {', '.join(PARTS)}; missing or empty: {', '.join(empty)}")
+        raise DataError(
+            f"fitting needs the parts {', '.join(PARTS)}; missing or empty: {', '.join(empty)}"
+        )
     for name in ("train", "validation"):
         unsafe = sum(e.unsafe for e in parts[name])
         if unsafe in (0, len(parts[name])):
             only = "unsafe" if unsafe else "safe"
-            raise FitError(f"{name}: needs unsafe and safe requests; all {len(parts[name])} are labelled {only}")
+            raise FitError(
+                f"{name}: needs unsafe and safe requests; all {len(parts[name])} are labelled {only}"
+            )
     safe = sum(not e.unsafe for e in parts["calibration"])
     needed = math.ceil(1 / Fraction(repr(float(budget)))) - 1 if budget is not None else 1
     if safe < needed:
@@ -166,7 +183,11 @@ def tokens_read(num_layers: int, settings: FitSettings) -> int:
 
 
 def _observe_all(
-    engine: ReadingEngine, parts: Mapping[str, Sequence[Example]], settings: FitSettings, complied: Complied, say: Say,
+    engine: ReadingEngine,
+    parts: Mapping[str, Sequence[Example]],
+    settings: FitSettings,
+    complied: Complied,
+    say: Say,
     track: Track,
 ) -> dict[str, Observed]:
     points = fit_points(engine.lm.num_layers, settings)
@@ -176,22 +197,37 @@ def _observe_all(
         tokens = _tokens(engine, name, parts, settings)
         with track(len(parts[name]), f"{name}: answers and states") as advance:
             observed[name] = observe(
-                engine, parts[name], points, complied=complied, reply_tokens=tokens, progress=advance
+                engine,
+                parts[name],
+                points,
+                complied=complied,
+                reply_tokens=tokens,
+                progress=advance,
             )
     return observed
 
 
-def _tokens(engine: ReadingEngine, name: str, parts: Mapping[str, Sequence[Example]], settings: FitSettings) -> int:
+def _tokens(
+    engine: ReadingEngine, name: str, parts: Mapping[str, Sequence[Example]], settings: FitSettings
+) -> int:
     """Most reply tokens of a request of a part."""
-    judged = settings.reply_tokens if name != "calibration" or any(e.unsafe for e in parts[name]) else 1
+    judged = (
+        settings.reply_tokens if name != "calibration" or any(e.unsafe for e in parts[name]) else 1
+    )
     return max(judged, tokens_read(engine.lm.num_layers, settings))
 
 
 def fit_head(
-    engine: ReadingEngine, train: Observed, validation: Observed, settings: FitSettings, *, complied: Complied,
+    engine: ReadingEngine,
+    train: Observed,
+    validation: Observed,
+    settings: FitSettings,
+    *,
+    complied: Complied,
     track: Track = untracked,
 ) -> HeadResult:
-    """Train the refusal head on refusals of unsafe requests and the model's own replies to safe ones.
+    """Train the refusal head on refusals of unsafe requests and the model's own replies to safe
+    ones.
 
     Raises:
         FitError: no refusals to learn, or no reply to any safe request of a part.
@@ -205,15 +241,26 @@ def fit_head(
 
     for part, share in ((train, most), (validation, max(1, most // 4))):
         examples, refusals = refusal_pairs(
-            engine, part.examples, complied=complied, most=share, reply_tokens=settings.reply_tokens,
-            trust=settings.trust_replies, track=track,
+            engine,
+            part.examples,
+            complied=complied,
+            most=share,
+            reply_tokens=settings.reply_tokens,
+            trust=settings.trust_replies,
+            track=track,
         )
         safe = [
-            (e, r.token_ids) for e, r in zip(part.examples, part.replies, strict=True) if not e.unsafe and r.text.strip()
+            (e, r.token_ids)
+            for e, r in zip(part.examples, part.replies, strict=True)
+            if not e.unsafe and r.text.strip()
         ][:share]
         if not safe:
-            raise FitError("the model's replies to safe requests are all white space; the head has nothing to stay close to")
+            raise FitError(
+                "the model's replies to safe requests are all white space; the head has nothing to stay close to"
+            )
         read(examples, closed_first(lm, examples, refusals), "refusals")
         read([e for e, _ in safe], [ids for _, ids in safe], "own replies")
-    data = HeadData(refusals=states[0], safe=states[1], refusals_validation=states[2], safe_validation=states[3])
+    data = HeadData(
+        refusals=states[0], safe=states[1], refusals_validation=states[2], safe_validation=states[3]
+    )
     return train_refusal_head(lm, data, settings.head, track=track)

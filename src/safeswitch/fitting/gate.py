@@ -1,4 +1,5 @@
-"""Fitting the gate: probers on train, choices on validation, thresholds on benign calibration requests.
+"""Fitting the gate: probers on train, choices on validation, thresholds on benign calibration
+requests.
 
 Knows observed requests and probers. Knows nothing of engines or heads.
 """
@@ -7,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
 from safeswitch.data.splits import bundles
@@ -36,12 +37,15 @@ ADDED: tuple[type[AddedProber], ...] = (StepsProber, OutputsProber)
 
 
 def candidate_layers(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
-    """Layers among which validation chooses: those asked for, else up to eight, evenly over the upper three quarters."""
+    """Layers among which validation chooses: those asked for, else up to eight, evenly over the
+    upper three quarters."""
     if settings.layers is not None:
         count = num_layers + 1
         for layer in settings.layers:
             if not -count <= layer < count:
-                raise SettingError(f"FitSettings: layer {layer} does not exist; the model has layers 0..{num_layers}")
+                raise SettingError(
+                    f"FitSettings: layer {layer} does not exist; the model has layers 0..{num_layers}"
+                )
         return tuple(dict.fromkeys(layer % count for layer in settings.layers))
     lowest = max(1, num_layers // 4)
     count = min(8, num_layers - lowest + 1)
@@ -56,7 +60,9 @@ def fit_points(num_layers: int, settings: FitSettings) -> tuple[ReadPoint, ...]:
         if kind.kind in settings.readers:
             points += kind(blocks=read_blocks(kind.kind, num_layers, settings)).points
     if "window" in settings.readers:
-        points.append(ReadPoint(window_layer(num_layers, settings), Position("window", settings.window)))
+        points.append(
+            ReadPoint(window_layer(num_layers, settings), Position("window", settings.window))
+        )
     if settings.stages != "stage1":
         points += [ReadPoint(layer, pilot_position(settings)) for layer in layers]
     points += _watch_points(num_layers, settings)
@@ -64,7 +70,8 @@ def fit_points(num_layers: int, settings: FitSettings) -> tuple[ReadPoint, ...]:
 
 
 def read_blocks(reader: str, num_layers: int, settings: FitSettings) -> tuple[int, ...]:
-    """The blocks that the reader ``steps`` or ``outputs`` sees: up to ten over the upper two thirds.
+    """The blocks that the reader ``steps`` or ``outputs`` sees: up to ten over the upper two
+    thirds.
 
     Never the last block, behind which only the state after the final norm can be read; of its
     outputs nothing is known either, so both readers see the same blocks.
@@ -101,7 +108,8 @@ def _watch_points(num_layers: int, settings: FitSettings) -> list[ReadPoint]:
 
 
 def window_layer(num_layers: int, settings: FitSettings) -> int:
-    """The layer that the window reader sees: the candidate nearest to three quarters of the depth."""
+    """The layer that the window reader sees: the candidate nearest to three quarters of the
+    depth."""
     layers = candidate_layers(num_layers, settings)
     return min(layers, key=lambda layer: abs(layer - 0.75 * num_layers))
 
@@ -111,15 +119,21 @@ class GateFit:
     """A fitted gate with the record of how it came about (plain JSON)."""
 
     gate: Gate
-    metrics: dict[str, Any]
-    calibration: dict[str, Any]
+    metrics: JsonObject
+    calibration: JsonObject
 
 
 def fit_gate(
-    num_layers: int, train: Observed, validation: Observed, calibration: Observed, settings: FitSettings,
-    *, track: Track = untracked,
+    num_layers: int,
+    train: Observed,
+    validation: Observed,
+    calibration: Observed,
+    settings: FitSettings,
+    *,
+    track: Track = untracked,
 ) -> GateFit:
-    """Fit the stages that ``settings`` ask for and calibrate them; ``track`` is told of each prober.
+    """Fit the stages that ``settings`` ask for and calibrate them; ``track`` is told of each
+    prober.
 
     Raises:
         FitError: one class only, or too few benign calibration requests for the budget.
@@ -131,21 +145,30 @@ def fit_gate(
 
 
 def _steps(settings: FitSettings) -> int:
-    """Probers in :func:`_gate_fit`: those that choose layers are one, each stage has a text baseline beside it."""
+    """Probers in :func:`_gate_fit`: those that choose layers are one, each stage has a text
+    baseline beside it."""
     stages = (settings.stages != "direct") + (settings.stages != "stage1")
     return 1 + 2 * stages + settings.watch
 
 
 def _gate_fit(
-    num_layers: int, train: Observed, validation: Observed, calibration: Observed, settings: FitSettings,
+    num_layers: int,
+    train: Observed,
+    validation: Observed,
+    calibration: Observed,
+    settings: FitSettings,
     advance: Callable[[int], None],
 ) -> GateFit:
     benign = _select(calibration, ~calibration.unsafe)
     test = calibration if bool(calibration.unsafe.any()) else validation
     layers = choose_layers(num_layers, train, validation, settings)
     advance(1)
-    metrics: dict[str, Any] = {}
-    notes: dict[str, Any] = {"layers": list(layers), "budget": settings.budget, "benign": len(benign.unsafe)}
+    metrics: JsonObject = {}
+    notes: JsonObject = {
+        "layers": list(layers),
+        "budget": settings.budget,
+        "benign": len(benign.unsafe),
+    }
     notes["metrics_on"] = "calibration" if test is not validation else "validation"
     first = second = by_source = None
     if settings.stages != "direct":
@@ -177,24 +200,33 @@ def _gate_fit(
     return GateFit(gate, metrics, notes)
 
 
-def choose_layers(num_layers: int, train: Observed, validation: Observed, settings: FitSettings) -> tuple[int, ...]:
+def choose_layers(
+    num_layers: int, train: Observed, validation: Observed, settings: FitSettings
+) -> tuple[int, ...]:
     """The layers whose own prober does best on validation (AUROC, then the deeper one)."""
     candidates = candidate_layers(num_layers, settings)
     if settings.layers is not None or len(candidates) <= settings.layer_count:
         return candidates
     held = (validation.acts, validation.unsafe)
     found = sweep(
-        train.acts, train.unsafe, [ReadPoint(layer, PROMPT_END) for layer in candidates], measure_on=held, validation=held,
-        seed=settings.seed, n_boot=0,
+        train.acts,
+        train.unsafe,
+        [ReadPoint(layer, PROMPT_END) for layer in candidates],
+        measure_on=held,
+        validation=held,
+        seed=settings.seed,
+        n_boot=0,
     )
-    quality = [(round(metrics.auroc.value, 3), point.layer) for point, metrics in found.metrics.items()]
+    quality = [
+        (round(metrics.auroc.value, 3), point.layer) for point, metrics in found.metrics.items()
+    ]
     return tuple(sorted(layer for _, layer in sorted(quality)[-settings.layer_count :]))
 
 
-def stage1_spec(num_layers: int, layers: Sequence[int], settings: FitSettings) -> dict[str, Any]:
+def stage1_spec(num_layers: int, layers: Sequence[int], settings: FitSettings) -> JsonObject:
     """The stage-1 prober as plain configuration."""
     window = ReadPoint(window_layer(num_layers, settings), Position("window", settings.window))
-    known: dict[str, dict[str, Any]] = {
+    known: dict[str, JsonObject] = {
         "layers": _average(layers, PROMPT_END),
         "window": {"kind": "window", "point": str(window)},
         "text": {"kind": "ngram"},
@@ -207,12 +239,19 @@ def stage1_spec(num_layers: int, layers: Sequence[int], settings: FitSettings) -
     return readers[0] if len(readers) == 1 else {"kind": "fusion", "readers": readers}
 
 
-def _average(layers: Sequence[int], position: Position) -> dict[str, Any]:
-    return {"kind": "layer_average", "points": [str(ReadPoint(layer, position)) for layer in layers]}
+def _average(layers: Sequence[int], position: Position) -> JsonObject:
+    return {
+        "kind": "layer_average",
+        "points": [str(ReadPoint(layer, position)) for layer in layers],
+    }
 
 
 def _fit(
-    spec: dict[str, Any], acts: Activations, labels: Tensor, held: Observed, settings: FitSettings,
+    spec: JsonObject,
+    acts: Activations,
+    labels: Tensor,
+    held: Observed,
+    settings: FitSettings,
     held_labels: Tensor | None = None,
 ) -> Prober:
     truth = held.unsafe if held_labels is None else held_labels
@@ -220,7 +259,7 @@ def _fit(
 
 
 def _by_source(
-    spec: dict[str, Any], parts: tuple[Observed, Observed, Observed], settings: FitSettings
+    spec: JsonObject, parts: tuple[Observed, Observed, Observed], settings: FitSettings
 ) -> SourceThreshold | None:
     """Stage 1's threshold where it is set by source; None where it is set on pooled requests."""
     if settings.calibrate != "sources":
@@ -228,26 +267,45 @@ def _by_source(
     return calibrate_by_source(spec, *parts, budget=settings.stage_budget, seed=settings.seed)
 
 
-def _named(name: str, prober: Prober, test: Observed, labels: Tensor, settings: FitSettings) -> dict[str, Any]:
+def _named(
+    name: str, prober: Prober, test: Observed, labels: Tensor, settings: FitSettings
+) -> JsonObject:
     """Figures of a prober by title; none where ``test`` is of one class."""
     if bool(labels.all()) or not bool(labels.any()):
         return {}
-    found = measure(prober.score(test.acts), labels, groups=bundles(test.examples), seed=settings.seed)
-    titles = {"AUROC": found.auroc, "TPR at 1 % FPR": found.tpr_at_1_fpr, "F1 at 0.5": found.f1, "calibration error": found.ece}
+    found = measure(
+        prober.score(test.acts), labels, groups=bundles(test.examples), seed=settings.seed
+    )
+    titles = {
+        "AUROC": found.auroc,
+        "TPR at 1 % FPR": found.tpr_at_1_fpr,
+        "F1 at 0.5": found.f1,
+        "calibration error": found.ece,
+    }
     return {f"{name} {title}": asdict(figure) for title, figure in titles.items()}
 
 
 def _text_baseline(
-    stage: str, train: Observed, target: Tensor, test: Observed, labels: Tensor, settings: FitSettings
-) -> dict[str, Any]:
+    stage: str,
+    train: Observed,
+    target: Tensor,
+    test: Observed,
+    labels: Tensor,
+    settings: FitSettings,
+) -> JsonObject:
     """What word n-grams of the prompt alone say about the same question."""
     baseline = make_prober({"kind": "ngram"}).fit(train.acts, target, seed=settings.seed)
     return _named(f"{stage} text baseline", baseline, test, labels, settings)
 
 
 def _calibrated(
-    first: Prober | None, second: Prober | None, benign: Observed, validation: Observed, settings: FitSettings,
-    notes: dict[str, Any], by_source: SourceThreshold | None,
+    first: Prober | None,
+    second: Prober | None,
+    benign: Observed,
+    validation: Observed,
+    settings: FitSettings,
+    notes: JsonObject,
+    by_source: SourceThreshold | None,
 ) -> Gate:
     """Thresholds for the rules in question; ``auto`` keeps what catches more harmful compliance.
 
@@ -255,7 +313,7 @@ def _calibrated(
     none.
     """
     harmful = _select(validation, validation.harmful)
-    fixed: dict[str, Any] = {"fail": settings.fail, "watch_every": settings.watch_every}
+    fixed: JsonObject = {"fail": settings.fail, "watch_every": settings.watch_every}
     if first is None or second is None:
         alone = first if first is not None else second
         if alone is None:
@@ -280,14 +338,20 @@ def _calibrated(
         notes["product_threshold"] = asdict(product)
         caught["product"] = int((s1 * s2 > product.value).sum()) / seen
     rule = settings.rule if settings.rule != "auto" else max(caught, key=lambda name: caught[name])
-    notes |= {"caught_on_validation": caught, "harmful_on_validation": len(harmful.unsafe), "rule": rule}
+    notes |= {
+        "caught_on_validation": caught,
+        "harmful_on_validation": len(harmful.unsafe),
+        "rule": rule,
+    }
     return Gate(
-        stage1=Stage(first, bar.value), stage2=Stage(second, passing), rule=rule,  # type: ignore[arg-type]
+        stage1=Stage(first, bar.value),
+        stage2=Stage(second, passing),
+        rule=rule,  # type: ignore[arg-type]
         **fixed,
     )
 
 
-def _benign(first: Prober, benign: Observed) -> dict[str, Any]:
+def _benign(first: Prober, benign: Observed) -> JsonObject:
     """How stage 1 scores benign calibration requests: what drift is measured against later."""
     return Histogram.of(first.score(benign.acts).tolist()).to_dict()
 
@@ -301,7 +365,8 @@ def _one_class(labels: Mapping[str, Tensor]) -> str | None:
 
 
 def _lower_quantile(scores: Tensor, share: float) -> float:
-    """Largest threshold that at most ``share`` of ``scores`` do not exceed, never above one half."""
+    """Largest threshold that at most ``share`` of ``scores`` do not exceed, never above one
+    half."""
     if not len(scores):
         return 0.5
     lost = int(share * len(scores))
@@ -310,13 +375,18 @@ def _lower_quantile(scores: Tensor, share: float) -> float:
 
 
 def _with_watch(
-    gate: Gate, num_layers: int, train: Observed, validation: Observed, benign: Observed, settings: FitSettings,
-    notes: dict[str, Any],
+    gate: Gate,
+    num_layers: int,
+    train: Observed,
+    validation: Observed,
+    benign: Observed,
+    settings: FitSettings,
+    notes: JsonObject,
 ) -> Gate:
     """A watch fitted on states at every token that it will read.
 
-    Its threshold is set on each benign request's highest score over all those tokens, so its budget counts requests, not
-    readings; after the last of them the gate stops watching.
+    Its threshold is set on each benign request's highest score over all those tokens, so its budget
+    counts requests, not readings; after the last of them the gate stops watching.
     """
     missing = _one_class({"training": train.harmful, "validation": validation.harmful})
     if missing is not None:
@@ -325,21 +395,32 @@ def _with_watch(
     points = _watch_points(num_layers, settings)
     prober = make_prober({"kind": "mlp", "point": str(points[0])})
     stacked, held = (
-        (Activations({points[0]: torch.cat([o.acts.at(p) for p in points])}), o.harmful.repeat(len(points)))
+        (
+            Activations({points[0]: torch.cat([o.acts.at(p) for p in points])}),
+            o.harmful.repeat(len(points)),
+        )
         for o in (train, validation)
     )
     prober.fit(*stacked, validation=held, seed=settings.seed)
-    scores = torch.stack([prober.score(Activations({points[0]: benign.acts.at(p)})) for p in points]).amax(0)
+    scores = torch.stack(
+        [prober.score(Activations({points[0]: benign.acts.at(p)})) for p in points]
+    ).amax(0)
     bar = conformal_threshold(scores, settings.stage_budget)
     notes["watch"] = asdict(bar)
     return replace(
-        gate, watch=Stage(prober, bar.value), watch_every=settings.watch_every, watch_until=settings.watch_tokens[-1]
+        gate,
+        watch=Stage(prober, bar.value),
+        watch_every=settings.watch_every,
+        watch_until=settings.watch_tokens[-1],
     )
 
 
 def _select(observed: Observed, rows: Tensor) -> Observed:
     index = rows.nonzero().flatten().tolist()
     return Observed(
-        tuple(observed.examples[i] for i in index), tuple(observed.replies[i] for i in index),
-        observed.unsafe[rows], observed.complied[rows], observed.acts.select(rows),
+        tuple(observed.examples[i] for i in index),
+        tuple(observed.replies[i] for i in index),
+        observed.unsafe[rows],
+        observed.complied[rows],
+        observed.acts.select(rows),
     )

@@ -1,7 +1,9 @@
-"""States and targets for training a refusal head: one teacher-forced pass, the reply's positions only.
+"""States and targets for training a refusal head: one teacher-forced pass, the reply's positions
+only.
 
-The body is frozen, so the head's inputs never change: they are recorded once and every training step afterwards touches
-nothing but two small matrices. Letters: m reply tokens in all, d hidden size. Knows nothing of losses.
+The body is frozen, so the head's inputs never change: they are recorded once and every training
+step afterwards touches nothing but two small matrices. Letters: m reply tokens in all, d hidden
+size. Knows nothing of losses.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class ReplyStates:
 
 
 def reply_tokens(lm: LanguageModel, reply: str | Sequence[int]) -> list[int]:
-    """Token ids of a reply followed by the end token; a reply that comes as token ids is taken as it is."""
+    """Token ids of a reply followed by the end token; a reply that comes as token ids is taken as
+    it is."""
     if not isinstance(reply, str):
         return list(reply)
     ids = list(lm.tokenizer(reply, add_special_tokens=False)["input_ids"])
@@ -47,9 +50,11 @@ def reply_tokens(lm: LanguageModel, reply: str | Sequence[int]) -> list[int]:
     return [*ids, int(end)] if end is not None else ids
 
 
-def closed_first(lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[str | list[int]]:
-    """Refusals as a head should learn them: where the prompt has opened the model's thinking, the mark that ends it comes
-    first, so that the refusal is no thought."""
+def closed_first(
+    lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str]
+) -> list[str | list[int]]:
+    """Refusals as a head should learn them: where the prompt has opened the model's thinking, the
+    mark that ends it comes first, so that the refusal is no thought."""
     found: list[str | list[int]] = []
     for prompt, reply in zip(prompts, replies, strict=True):
         ids = lm.inputs([prompt], check=False)[0].ids if lm.thinking is not None else []
@@ -60,20 +65,27 @@ def closed_first(lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence
 
 @torch.no_grad()
 def reply_states(
-    lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str | Sequence[int]], *, batch_size: int = 32,
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    replies: Sequence[str | Sequence[int]],
+    *,
+    batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> ReplyStates:
-    """Record the head's input at each position that predicts a reply token (prompt tokens carry no loss).
+    """Record the head's input at each position that predicts a reply token (prompt tokens carry no
+    loss).
 
-    A reply is text, or the token ids that the model itself gave. ``progress`` is called with the number of replies read
-    since the last call.
+    A reply is text, or the token ids that the model itself gave. ``progress`` is called with the
+    number of replies read since the last call.
 
     Raises:
         DataError: an empty reply, or as many replies as prompts not given.
         ContextLengthError: prompt and reply do not fit.
     """
     if len(prompts) != len(replies) or not replies:
-        raise DataError(f"head data: {len(prompts)} prompts but {len(replies)} replies; need as many, and at least one")
+        raise DataError(
+            f"head data: {len(prompts)} prompts but {len(replies)} replies; need as many, and at least one"
+        )
     targets = [reply_tokens(lm, reply) for reply in replies]
     for i, (reply, tokens) in enumerate(zip(replies, targets, strict=True)):
         if not tokens or (isinstance(reply, str) and not reply.strip()):
@@ -89,11 +101,17 @@ def reply_states(
     sequences = [[*row, *tokens[:-1]] for row, tokens in zip(rows, targets, strict=True)]
     hidden: dict[int, Tensor] = {}
     lengths = [len(row) for row in sequences]
-    for batch in length_batches(lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_rows=batch_size):
+    for batch in length_batches(
+        lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_rows=batch_size
+    ):
         ids, mask = lm.pad([sequences[i] for i in batch])
         longest = max(len(targets[i]) for i in batch)
         with lm.lock, Reader(lm, [lm.num_layers], partial(_last, longest)) as reader:
-            lm.run_backbone(ids, mask, lm.collate([encoded[i].vision for i in batch], [sequences[i] for i in batch]))
+            lm.run_backbone(
+                ids,
+                mask,
+                lm.collate([encoded[i].vision for i in batch], [sequences[i] for i in batch]),
+            )
             states = reader.states[lm.num_layers]
         for place, i in enumerate(batch):
             hidden[i] = states[place, -len(targets[i]) :].to("cpu", torch.float32, copy=True)
@@ -101,7 +119,9 @@ def reply_states(
             progress(len(batch))
     owners = torch.cat([torch.full((len(t),), i) for i, t in enumerate(targets)])
     return ReplyStates(
-        torch.cat([hidden[i] for i in range(len(rows))]), torch.tensor([t for row in targets for t in row]), owners
+        torch.cat([hidden[i] for i in range(len(rows))]),
+        torch.tensor([t for row in targets for t in row]),
+        owners,
     )
 
 

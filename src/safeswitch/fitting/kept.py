@@ -1,8 +1,9 @@
-"""An engine whose answers are kept in a folder, so that a fit that was cut off goes on where it stopped.
+"""An engine whose answers are kept in a folder, so that a fit that was cut off goes on where it
+stopped.
 
-Requests go to the engine in chunks; each chunk's answers stand in two files, named by a hash of all that decides them. States
-are whole before the replies beside them are written, and these are the sign that a chunk is there. Knows engines only as
-something that generates.
+Requests go to the engine in chunks; each chunk's answers stand in two files, named by a hash of all
+that decides them. States are whole before the replies beside them are written, and these are the
+sign that a chunk is there. Knows engines only as something that generates.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from pathlib import Path
 from typing import Self, Unpack
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.artifact import check_writable, read_json, read_tensors, write_json, write_tensors
+from safeswitch.core.artifact import (
+    check_writable,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from safeswitch.core.lock import folder_writer
 from safeswitch.core.types import Decision, Prompt, ReadPoint, Reply
 from safeswitch.switch.engine import Around, GenerationOptions, ReadingEngine
@@ -24,13 +31,15 @@ from safeswitch.switch.switch import Switch
 
 
 class Kept(Around):
-    """What was answered before is read from ``folder``, the rest is asked of ``inner`` and written there.
+    """What was answered before is read from ``folder``, the rest is asked of ``inner`` and written
+    there.
 
     The folder is this object's alone until :meth:`close`, which ``with`` calls.
 
     Args:
         inner: What generates.
-        folder: Where answers are kept, made when absent; of several models and data sets, side by side.
+        folder: Where answers are kept, made when absent; of several models and data sets, side by
+            side.
         chunk: Requests that are asked, and kept, together.
 
     Raises:
@@ -55,7 +64,10 @@ class Kept(Around):
         self.close()
 
     def generate(
-        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> list[Reply]:
         """As an engine's own ``generate``; what a switch answers is not kept."""
         if switch is not None:
@@ -73,16 +85,24 @@ class Kept(Around):
         return replies
 
     def collect(
-        self, prompts: Sequence[Prompt], points: Sequence[ReadPoint], *, max_new_tokens: int,
+        self,
+        prompts: Sequence[Prompt],
+        points: Sequence[ReadPoint],
+        *,
+        max_new_tokens: int,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[list[Reply], Activations]:
         """As an engine's own ``collect``."""
         replies: list[Reply] = []
         parts: list[Activations] = []
         for part in self._chunks(prompts):
-            path = self._path(part, {"points": [str(p) for p in points], "max_new_tokens": max_new_tokens})
+            path = self._path(
+                part, {"points": [str(p) for p in points], "max_new_tokens": max_new_tokens}
+            )
             if not path.exists():
-                answers, acts = self.inner.collect(part, points, max_new_tokens=max_new_tokens, progress=progress)
+                answers, acts = self.inner.collect(
+                    part, points, max_new_tokens=max_new_tokens, progress=progress
+                )
                 write_tensors(path.with_suffix(".safetensors"), acts.to_tensors())
                 self._write(path, answers, acts.texts)
             elif progress is not None:
@@ -97,11 +117,18 @@ class Kept(Around):
             yield prompts[start : start + self.chunk]
 
     def _path(self, prompts: Sequence[Prompt], asked: Mapping[str, object]) -> Path:
-        """Where the answers to these requests stand: by engine, weights, precision, tokens and everything that is asked."""
+        """Where the answers to these requests stand: by engine, weights, precision, tokens and
+        everything that is asked."""
         rows = self.lm.encode(list(prompts), check=False)
         told = _rows_hash(rows)
         settings = json.dumps(asked, sort_keys=True, default=repr)
-        parts = [type(self.inner).__name__, self.lm.fingerprint, str(self.lm.model.dtype), told, settings]
+        parts = [
+            type(self.inner).__name__,
+            self.lm.fingerprint,
+            str(self.lm.model.dtype),
+            told,
+            settings,
+        ]
         return self.folder / (hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32] + ".json")
 
     @staticmethod
@@ -111,13 +138,20 @@ class Kept(Around):
     @staticmethod
     def _replies(path: Path) -> list[Reply]:
         return [
-            Reply(**{**row, "token_ids": tuple(row["token_ids"]), "decision": Decision(**row["decision"])})
+            Reply(
+                **{
+                    **row,
+                    "token_ids": tuple(row["token_ids"]),
+                    "decision": Decision(**row["decision"]),
+                }
+            )
             for row in read_json(path)["replies"]
         ]
 
 
 def _rows_hash(rows: Sequence[Sequence[int]]) -> str:
-    """Over the tokens that are fed to the model, so that another chat template or tokenizer shows."""
+    """Over the tokens that are fed to the model, so that another chat template or tokenizer
+    shows."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{len(row)}:{','.join(map(str, row))};".encode())

@@ -1,8 +1,9 @@
 """Stage 1 on what it was not fitted on: one source, or one jailbreak wrapper, left out at a time.
 
-The headline of a prober is how it does on sources and wrappers that it never saw ("When Benchmarks Lie", arXiv 2602.14161);
-the in-distribution figure and a word n-gram classifier stand beside it. Every candidate layer is averaged here, so that no
-layer was chosen with the left-out part in view. Knows nothing of files.
+The headline of a prober is how it does on sources and wrappers that it never saw ("When Benchmarks
+Lie", arXiv 2602.14161); the in-distribution figure and a word n-gram classifier stand beside it.
+Every candidate layer is averaged here, so that no layer was chosen with the left-out part in view.
+Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 import torch
 
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import RUNNING, Example
 from safeswitch.data.splits import bundles
@@ -35,13 +36,16 @@ def by_source(examples: Sequence[Example]) -> list[str]:
 
 
 def by_wrapper(examples: Sequence[Example]) -> list[str]:
-    """Each row's wrapper, "" for plain rows; more than ``WRAPPER_FOLDS`` wrappers are dealt out to that many folds."""
+    """Each row's wrapper, "" for plain rows; more than ``WRAPPER_FOLDS`` wrappers are dealt out to
+    that many folds."""
     names = sorted({e.wrapper for e in examples if e.wrapper})
     if len(names) < 2:
         return [""] * len(examples)
     if len(names) <= WRAPPER_FOLDS:
         return [e.wrapper for e in examples]
-    fold = {name: f"wrappers {i % WRAPPER_FOLDS + 1} of {WRAPPER_FOLDS}" for i, name in enumerate(names)}
+    fold = {
+        name: f"wrappers {i % WRAPPER_FOLDS + 1} of {WRAPPER_FOLDS}" for i, name in enumerate(names)
+    }
     return [fold.get(e.wrapper, "") for e in examples]
 
 
@@ -49,7 +53,8 @@ GROUPINGS: Mapping[str, Grouping] = {"source": by_source, "wrapper": by_wrapper}
 
 
 def sources_to_leave_out(examples: Sequence[Example]) -> list[str]:
-    """Sources without which both labels are still there, each in two bundles at least (one may have to be tested on)."""
+    """Sources without which both labels are still there, each in two bundles at least (one may have
+    to be tested on)."""
     tied = bundles(examples)
     found = []
     for source in sorted({e.source for e in examples}):
@@ -60,12 +65,18 @@ def sources_to_leave_out(examples: Sequence[Example]) -> list[str]:
 
 
 def left_out_report(
-    engine: ReadingEngine, examples: Sequence[Example], settings: FitSettings, *, track: Track = untracked
-) -> dict[str, dict[str, Any]]:
-    """Metrics as plain JSON: by grouping (``source``, ``wrapper``), reader (``stage1``, ``text baseline``), then group.
+    engine: ReadingEngine,
+    examples: Sequence[Example],
+    settings: FitSettings,
+    *,
+    track: Track = untracked,
+) -> dict[str, JsonObject]:
+    """Metrics as plain JSON: by grouping (``source``, ``wrapper``), reader (``stage1``, ``text
+    baseline``), then group.
 
-    A grouping in which nothing can be left out is absent. Rows tied by ``group`` or by equal prompts never stand on both
-    sides of a left-out source; a request may stand in the fit in another wrapper than the one left out.
+    A grouping in which nothing can be left out is absent. Rows tied by ``group`` or by equal
+    prompts never stand on both sides of a left-out source; a request may stand in the fit in
+    another wrapper than the one left out.
     """
     groups = {name: grouping(examples) for name, grouping in GROUPINGS.items()}
     wanted = {name: names for name, names in groups.items() if any(names)}
@@ -79,21 +90,31 @@ def left_out_report(
     labels = torch.tensor([e.unsafe for e in examples])
     clusters = [str(b) for b in bundles(examples)]
     layers = candidate_layers(lm.num_layers, settings)
-    specs = {"stage1": stage1_spec(lm.num_layers, layers, settings), "text baseline": {"kind": "ngram"}}
+    specs = {
+        "stage1": stage1_spec(lm.num_layers, layers, settings),
+        "text baseline": {"kind": "ngram"},
+    }
     fits = sum(len(set(names) - {""}) + 1 for names in wanted.values())
-    report: dict[str, dict[str, Any]] = {grouping: {} for grouping in wanted}
+    report: dict[str, JsonObject] = {grouping: {} for grouping in wanted}
     with track(fits * len(specs), "left out: fitting on the rest") as advance:
         for grouping, names in wanted.items():
             for reader, spec in specs.items():
                 found = leave_one_out(
-                    partial(_counted, spec, advance), acts, labels, names, clusters=clusters,
-                    apart=grouping == "source", seed=settings.seed,
+                    partial(_counted, spec, advance),
+                    acts,
+                    labels,
+                    names,
+                    clusters=clusters,
+                    apart=grouping == "source",
+                    seed=settings.seed,
                 )
-                report[grouping][reader] = {group: asdict(metrics) for group, metrics in found.items()}
+                report[grouping][reader] = {
+                    group: asdict(metrics) for group, metrics in found.items()
+                }
     return report
 
 
-def _counted(spec: Mapping[str, Any], advance: Callable[[int], None]) -> Prober:
+def _counted(spec: JsonMapping, advance: Callable[[int], None]) -> Prober:
     """A fresh prober for the next fit, which is counted."""
     advance(1)
     return make_prober(spec)

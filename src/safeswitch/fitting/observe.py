@@ -1,4 +1,5 @@
-"""From requests to what the probers and the head learn from: replies, compliance labels, recorded states.
+"""From requests to what the probers and the head learn from: replies, compliance labels, recorded
+states.
 
 Knows engines only as something that generates. Knows nothing of probers or thresholds.
 """
@@ -63,12 +64,16 @@ def observe(
     progress: Callable[[int], None] | None = None,
 ) -> Observed:
     """Let the untouched model reply (greedily), judge the replies, and keep its states."""
-    replies, acts = engine.collect(list(examples), points, max_new_tokens=reply_tokens, progress=progress)
+    replies, acts = engine.collect(
+        list(examples), points, max_new_tokens=reply_tokens, progress=progress
+    )
     return Observed(
         tuple(examples),
         tuple(replies),
         torch.tensor([e.unsafe for e in examples]),
-        torch.tensor([complied(e, spoken(engine.lm, e, r)) for e, r in zip(examples, replies, strict=True)]),
+        torch.tensor(
+            [complied(e, spoken(engine.lm, e, r)) for e, r in zip(examples, replies, strict=True)]
+        ),
         replace(acts, sources=tuple(e.source for e in examples)),
     )
 
@@ -83,20 +88,28 @@ def spoken(lm: LanguageModel, prompt: Prompt, reply: Reply) -> str:
 
 
 def refusal_pairs(
-    engine: ReadingEngine, examples: Sequence[Example], *, complied: Complied, most: int, reply_tokens: int,
-    trust: bool = False, track: Track = untracked,
+    engine: ReadingEngine,
+    examples: Sequence[Example],
+    *,
+    complied: Complied,
+    most: int,
+    reply_tokens: int,
+    trust: bool = False,
+    track: Track = untracked,
 ) -> tuple[list[Example], list[str]]:
     """Unsafe requests with the refusals that the head shall learn.
 
-    A request's own ``reply`` is taken where there is one. Where no request of the part has one, the model writes
-    refusals itself under a safety instruction, and those that refuse are kept.
+    A request's own ``reply`` is taken where there is one. Where no request of the part has one, the
+    model writes refusals itself under a safety instruction, and those that refuse are kept.
 
     Args:
-        trust: Take the replies given as refusals even where ``complied`` sees compliance in most of them.
+        trust: Take the replies given as refusals even where ``complied`` sees compliance in most of
+            them.
         track: Told of the refusals as they are written.
 
     Raises:
-        FitError: fewer than eight refusals in the end (than ``most``, when that is smaller), or replies given that comply.
+        FitError: fewer than eight refusals in the end (than ``most``, when that is smaller), or
+            replies given that comply.
     """
     unsafe = [e for e in examples if e.unsafe]
     given = [e for e in unsafe if e.reply]
@@ -117,9 +130,13 @@ def refusal_pairs(
         if not open_ones:
             break
         asked = [_instructed(e, instruction) for e in open_ones]
-        with track(len(asked), f"refusals, instruction {number} of {len(REFUSAL_INSTRUCTIONS)}") as advance:
+        with track(
+            len(asked), f"refusals, instruction {number} of {len(REFUSAL_INSTRUCTIONS)}"
+        ) as advance:
             replies = engine.generate(asked, max_new_tokens=room, do_sample=False, progress=advance)
-        texts = [spoken(engine.lm, prompt, reply) for prompt, reply in zip(asked, replies, strict=True)]
+        texts = [
+            spoken(engine.lm, prompt, reply) for prompt, reply in zip(asked, replies, strict=True)
+        ]
         told = list(zip(open_ones, texts, strict=True))
         pairs += [(e, text.strip()) for e, text in told if text.strip() and not complied(e, text)]
         open_ones = [e for e, text in told if not text.strip() or complied(e, text)]
@@ -133,13 +150,16 @@ def refusal_pairs(
 
 
 def _with_room(engine: ReadingEngine, examples: Sequence[Example], room: int) -> list[Example]:
-    """Those that the chat template takes and the context holds under every instruction, with ``room`` reply tokens."""
+    """Those that the chat template takes and the context holds under every instruction, with
+    ``room`` reply tokens."""
     return [e for e in examples if _takes_instructions(engine, e, room)]
 
 
 def _takes_instructions(engine: ReadingEngine, example: Example, room: int) -> bool:
     try:
-        engine.lm.inputs([_instructed(example, instruction) for instruction in REFUSAL_INSTRUCTIONS], room=room)
+        engine.lm.inputs(
+            [_instructed(example, instruction) for instruction in REFUSAL_INSTRUCTIONS], room=room
+        )
     except (ContextLengthError, TemplateError):
         return False
     return True

@@ -1,8 +1,10 @@
-"""Training the refusal head with everything else frozen (SafeSwitch, arXiv 2502.01042, section on the refusal head).
+"""Training the refusal head with everything else frozen (SafeSwitch, arXiv 2502.01042, section on
+the refusal head).
 
-The paper tunes the whole LM head on refusals alone, prompt tokens included. Here the loss falls on reply tokens only, a KL
-term to the base head on safe requests keeps the head usable there, training stops when validation stops improving, and by
-default the head is a low-rank difference ``up @ down`` whose rank is chosen on validation (rank 1 first).
+The paper tunes the whole LM head on refusals alone, prompt tokens included. Here the loss falls on
+reply tokens only, a KL term to the base head on safe requests keeps the head usable there, training
+stops when validation stops improving, and by default the head is a low-rank difference ``up @
+down`` whose rank is chosen on validation (rank 1 first).
 
 Letters: m reply tokens, d hidden size, V vocabulary, r rank. Knows nothing of prompts or gates.
 """
@@ -59,7 +61,9 @@ class HeadSettings:
     def __post_init__(self) -> None:
         check_choice("HeadSettings", "kind", self.kind, HEAD_KINDS)
         if not self.ranks or min(self.ranks) < 1:
-            raise SettingError(f"HeadSettings: ranks must be whole numbers of 1 or more; got {self.ranks}")
+            raise SettingError(
+                f"HeadSettings: ranks must be whole numbers of 1 or more; got {self.ranks}"
+            )
         check_range("HeadSettings", "beta", self.beta, 0.0, 1.0)
         check_range("HeadSettings", "margin", self.margin, 0.0, 1.0)
         check_range("HeadSettings", "kl_weight", self.kl_weight, 0.0, 1e6)
@@ -71,7 +75,8 @@ class HeadSettings:
 
 @dataclass(frozen=True, eq=False)
 class HeadData:
-    """Training and validation states of refusals (unsafe requests) and of ordinary replies (safe requests)."""
+    """Training and validation states of refusals (unsafe requests) and of ordinary replies (safe
+    requests)."""
 
     refusals: ReplyStates
     refusals_validation: ReplyStates
@@ -85,7 +90,8 @@ class HeadResult:
 
     Args:
         head: The actuator.
-        loss: Validation loss: cross-entropy on refusals plus weighted KL on safe replies, in nats per token.
+        loss: Validation loss: cross-entropy on refusals plus weighted KL on safe replies, in nats
+            per token.
         cross_entropy: Its first part.
         kl: Its second part, unweighted.
         trained_parameters: Numbers that were trained.
@@ -101,11 +107,16 @@ class HeadResult:
 
 
 def train_refusal_head(
-    lm: LanguageModel, data: HeadData, settings: HeadSettings | None = None, *, track: Track = untracked
+    lm: LanguageModel,
+    data: HeadData,
+    settings: HeadSettings | None = None,
+    *,
+    track: Track = untracked,
 ) -> HeadResult:
     """Train the head that ``settings`` describe; the model and its head are not touched.
 
-    ``track`` is told of the steps of each candidate, of which there are fewer where validation stops improving.
+    ``track`` is told of the steps of each candidate, of which there are fewer where validation
+    stops improving.
 
     Raises:
         FitError: the loss is not finite.
@@ -119,7 +130,9 @@ def train_refusal_head(
     best: HeadResult | None = None
     tried: dict[str, float] = {}
     for rank in sorted(settings.ranks):
-        result = _train(_LowRank(base, rank, settings.seed), base, data, settings, f"rank {rank}", track)
+        result = _train(
+            _LowRank(base, rank, settings.seed), base, data, settings, f"rank {rank}", track
+        )
         tried |= result.tried
         if best is None or result.loss < best.loss * (1 - settings.margin):
             best = result
@@ -146,32 +159,42 @@ def _as_head_inputs(lm: LanguageModel, data: HeadData) -> HeadData:
     """The recorded final-norm states times what the model multiplies them by before its head."""
     scale = lm.traits.head_scale
     if scale is None:
-        raise ModelError(f"refusal head: {lm.model_id} does more than scale between its final norm and its LM head")
+        raise ModelError(
+            f"refusal head: {lm.model_id} does more than scale between its final norm and its LM head"
+        )
     if scale == 1.0:
         return data
-    return HeadData(*(replace(states, hidden=scale * states.hidden) for states in vars(data).values()))
+    return HeadData(
+        *(replace(states, hidden=scale * states.hidden) for states in vars(data).values())
+    )
 
 
 def _finish(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
     """What the model does to its head's output, compared on a few tokens with its own logits.
 
-    Models do not agree on what ``logits_scaling`` means: divided by after the head (Granite), multiplied by after it, or
-    divided by before it (MiniCPM3), which leaves nothing for afterwards.
+    Models do not agree on what ``logits_scaling`` means: divided by after the head (Granite),
+    multiplied by after it, or divided by before it (MiniCPM3), which leaves nothing for afterwards.
 
     Raises:
         ModelError: none of these gives the model's logits.
     """
     config = lm.model.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
-    times, more = (float(getattr(config, n, None) or 1.0) for n in ("logit_scale", "lm_head_multiplier"))
+    times, more = (
+        float(getattr(config, n, None) or 1.0) for n in ("logit_scale", "lm_head_multiplier")
+    )
     ambiguous = float(getattr(config, "logits_scaling", None) or 1.0)
     raw, logits = _few_logits(lm)
-    tolerance = (1e-4 if lm.model.dtype in (torch.float32, torch.float64) else 3e-2) * logits.abs().max()
+    tolerance = (
+        1e-4 if lm.model.dtype in (torch.float32, torch.float64) else 3e-2
+    ) * logits.abs().max()
     for scale in (times * more / ambiguous, times * more * ambiguous, times * more):
         finish = partial(_finished, scale, cap)
         if bool((finish(raw) - logits).abs().max() <= tolerance):
             return finish
-    raise ModelError(f"refusal head: {lm.model_id} does something unknown to its head's output; no head can be trained for it")
+    raise ModelError(
+        f"refusal head: {lm.model_id} does something unknown to its head's output; no head can be trained for it"
+    )
 
 
 def _finished(scale: float, cap: float | None, raw: Tensor) -> Tensor:
@@ -185,7 +208,9 @@ def _few_logits(lm: LanguageModel) -> tuple[Tensor, Tensor]:
     seen: list[Tensor] = []
     ids = (torch.arange(4) + 3).remainder(lm.vocab_size)[None].to(lm.device)
     with lm.lock:
-        handle = lm.parts.head.register_forward_hook(lambda module, args, output: seen.append(output[0, -1].float().clone()))
+        handle = lm.parts.head.register_forward_hook(
+            lambda module, args, output: seen.append(output[0, -1].float().clone())
+        )
         try:
             logits = lm.model(input_ids=ids, use_cache=False).logits[0, -1].float()
         finally:
@@ -198,7 +223,9 @@ class _LowRank(nn.Module):
         super().__init__()
         vocab, width = base.shape
         draw = torch.Generator().manual_seed(seed)
-        self.down = nn.Parameter((torch.randn(rank, width, generator=draw) / width**0.5).to(base.device))
+        self.down = nn.Parameter(
+            (torch.randn(rank, width, generator=draw) / width**0.5).to(base.device)
+        )
         self.up = nn.Parameter(torch.zeros(vocab, rank, device=base.device))
 
     def forward(self, raw: Tensor, hidden: Tensor) -> Tensor:
@@ -225,15 +252,26 @@ class _Full(nn.Module):
 
 
 def _train(
-    model: _LowRank | _Full, base: _BaseHead, data: HeadData, settings: HeadSettings, name: str, track: Track
+    model: _LowRank | _Full,
+    base: _BaseHead,
+    data: HeadData,
+    settings: HeadSettings,
+    name: str,
+    track: Track,
 ) -> HeadResult:
     steps = math.ceil(len(data.refusals) / settings.batch_tokens)
-    with track(settings.epochs * steps, f"head, {name}, {settings.epochs} epochs at most") as advance:
+    with track(
+        settings.epochs * steps, f"head, {name}, {settings.epochs} epochs at most"
+    ) as advance:
         return _trained(model, base, data, settings, name, advance)
 
 
 def _trained(
-    model: _LowRank | _Full, base: _BaseHead, data: HeadData, settings: HeadSettings, name: str,
+    model: _LowRank | _Full,
+    base: _BaseHead,
+    data: HeadData,
+    settings: HeadSettings,
+    name: str,
     advance: Callable[[int], None],
 ) -> HeadResult:
     rate = settings.learning_rate or (1e-2 if isinstance(model, _LowRank) else 3e-4)
@@ -248,9 +286,13 @@ def _trained(
             if other is None:
                 safe = _batches(data.safe, settings.batch_tokens, draw)
                 other = next(safe)
-            loss = _cross_entropy(model, base, *refusal) + settings.kl_weight * _kl(model, base, other[0])
+            loss = _cross_entropy(model, base, *refusal) + settings.kl_weight * _kl(
+                model, base, other[0]
+            )
             if not torch.isfinite(loss):
-                raise FitError(f"refusal head ({name}): the loss is {loss.item()}; lower the learning rate ({rate})")
+                raise FitError(
+                    f"refusal head ({name}): the loss is {loss.item()}; lower the learning rate ({rate})"
+                )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -271,7 +313,9 @@ def _trained(
     return HeadResult(model.actuator(settings.beta), best, *parts, count, {name: best})
 
 
-def _batches(states: ReplyStates, size: int, draw: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    states: ReplyStates, size: int, draw: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     for rows in torch.randperm(len(states), generator=draw).split(size):
         yield states.hidden[rows], states.targets[rows]
 

@@ -21,14 +21,15 @@ class FitSettings:
     """How a switch is fitted.
 
     Args:
-        budget: Largest share of benign requests that may trigger the gate (conformal, on the calibration part); with a
-            watch, half of it goes to the stages and half to the watch.
-        stages: ``two`` (the paper's), ``stage1`` alone, or ``direct`` (one prober after k pilot tokens: unsafe and
-            about to comply).
+        budget: Largest share of benign requests that may trigger the gate (conformal, on the
+            calibration part); with a watch, half of it goes to the stages and half to the watch.
+        stages: ``two`` (the paper's), ``stage1`` alone, or ``direct`` (one prober after k pilot
+            tokens: unsafe and about to comply).
         rule: Gate rule; ``auto`` takes the one that catches more on validation at the same budget.
         pilot: Pilot tokens k before stage 2.
-        pilot_from: Where they are counted from: the ``reply``'s first token, or that of the ``answer``, behind a reasoning
-            model's thinking, which ``reply_tokens`` must then have room for.
+        pilot_from: Where they are counted from: the ``reply``'s first token, or that of the
+            ``answer``, behind a reasoning model's thinking, which ``reply_tokens`` must then have
+            room for.
         readers: What stage 1 fuses: ``steps`` (what blocks of the upper two thirds add to the
             residual stream at the prompt's end, weighed by source), ``outputs`` (the same, of the
             attention and the MLP of each block on its own), ``layers`` (average over layers at the
@@ -41,7 +42,8 @@ class FitSettings:
             than the fit data. The latter needs a stage 1, and sets no threshold for the rule
             ``product``: ``auto`` then means ``and``.
         layers: Layer numbers to read, negative ones from the end; None chooses ``layer_count`` on
-            validation. ``steps`` and ``outputs`` read the blocks that end at these layers, by default ten.
+            validation. ``steps`` and ``outputs`` read the blocks that end at these layers, by
+            default ten.
         layer_count: How many layers are averaged.
         window: Prompt tokens that the window reader sees; 0 for all.
         watch: Fit a watch that reads the running reply too, up to ``reply_tokens``.
@@ -50,7 +52,8 @@ class FitSettings:
         reply_tokens: Length of the replies that are judged for compliance, in tokens.
         head: How the refusal head is trained.
         head_examples: Most requests of each kind for the head.
-        trust_replies: Take ``reply`` of unsafe requests as refusals even where most do not read as such (other languages).
+        trust_replies: Take ``reply`` of unsafe requests as refusals even where most do not read as
+            such (other languages).
         fail: ``closed`` or ``open``.
         seed: Of everything drawn.
     """
@@ -91,16 +94,24 @@ class FitSettings:
                 "'pooled'"
             )
         if not self.readers:
-            raise SettingError(f"FitSettings: readers is empty; name at least one of {', '.join(READERS)}")
+            raise SettingError(
+                f"FitSettings: readers is empty; name at least one of {', '.join(READERS)}"
+            )
         for reader in self.readers:
             check_choice("FitSettings", "readers", reader, READERS)
         if self.layers is not None and not self.layers:
-            raise SettingError("FitSettings: layers is empty; name at least one, or give None to have them chosen")
+            raise SettingError(
+                "FitSettings: layers is empty; name at least one, or give None to have them chosen"
+            )
         if self.window < 0:
-            raise SettingError(f"FitSettings: window must be 0 (the whole prompt) or more; got {self.window}")
+            raise SettingError(
+                f"FitSettings: window must be 0 (the whole prompt) or more; got {self.window}"
+            )
         for name in ("layer_count", "reply_tokens", "head_examples", "watch_every"):
             if getattr(self, name) < 1:
-                raise SettingError(f"FitSettings: {name} must be 1 or more; got {getattr(self, name)}")
+                raise SettingError(
+                    f"FitSettings: {name} must be 1 or more; got {getattr(self, name)}"
+                )
         if self.watch and self.watch_every > self.reply_tokens:
             raise SettingError(
                 f"FitSettings: watch_every must lie in 1..{self.reply_tokens} (reply_tokens), or nothing is ever read; "
@@ -123,5 +134,10 @@ class FitSettings:
 
     @property
     def watch_tokens(self) -> tuple[int, ...]:
-        """Reply tokens at which the watch reads (and at a reply's last token before the end of these)."""
-        return tuple(range(self.watch_every, self.reply_tokens + 1, self.watch_every)) if self.watch else ()
+        """Reply tokens at which the watch reads (and at a reply's last token before the end of
+        these)."""
+        return (
+            tuple(range(self.watch_every, self.reply_tokens + 1, self.watch_every))
+            if self.watch
+            else ()
+        )

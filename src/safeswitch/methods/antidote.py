@@ -1,11 +1,14 @@
-"""``antidote``: a sparse principal direction in several layers, one strength (Jailbreak Antidote, arXiv 2410.02298, section 3).
+"""``antidote``: a sparse principal direction in several layers, one strength (Jailbreak Antidote,
+arXiv 2410.02298, section 3).
 
-For each layer, d_l is the first principal direction of the differences between paired unsafe and safe requests' last states,
-``[d]``, towards the unsafe side, where the model refuses. Layers are ranked by how many validation pairs d_l orders, and the
-upper 37.5 % kept (reference code); of each d_l the largest 5 % of entries stay, without renormalising. Then
-``h_l <- h_l + alpha * (d_l * m_l)`` at every position. alpha is the dial: it may be given with each request
-(``engine.generate(prompts, switch, strength=[...])``). Its default is chosen on validation among multiples of the mean gap
-between both kinds along d_l (the paper tunes it for each model). ``dense_antidote`` keeps every entry, for comparison.
+For each layer, d_l is the first principal direction of the differences between paired unsafe and
+safe requests' last states, ``[d]``, towards the unsafe side, where the model refuses. Layers are
+ranked by how many validation pairs d_l orders, and the upper 37.5 % kept (reference code); of each
+d_l the largest 5 % of entries stay, without renormalising. Then ``h_l <- h_l + alpha * (d_l *
+m_l)`` at every position. alpha is the dial: it may be given with each request
+(``engine.generate(prompts, switch, strength=[...])``). Its default is chosen on validation among
+multiples of the mean gap between both kinds along d_l (the paper tunes it for each model).
+``dense_antidote`` keeps every entry, for comparison.
 Weakness: always on, it shifts safe requests too. Knows nothing of engines.
 """
 
@@ -15,7 +18,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from safeswitch.methods.base import METHODS, Data, Method, Tags
-from safeswitch.methods.directions import inner_layers, keep_largest, pair_accuracy, pair_differences, pair_directions
+from safeswitch.methods.directions import (
+    inner_layers,
+    keep_largest,
+    pair_accuracy,
+    pair_differences,
+    pair_directions,
+)
 from safeswitch.methods.fitting import best, end_states, labels
 from safeswitch.switch.actuators.base import Actuator, Steering
 from safeswitch.switch.engine import ReadingEngine
@@ -43,7 +52,8 @@ class Antidote(Method):
         """The directions at the best strength."""
         layers = inner_layers(engine.lm, 0.0, 1.0)
         fit, held = (
-            pair_differences(end_states(engine.lm, data[part], layers), labels(data[part])) for part in ("train", "validation")
+            pair_differences(end_states(engine.lm, data[part], layers), labels(data[part]))
+            for part in ("train", "validation")
         )
         directions = pair_directions(fit)
         ranked = pair_accuracy(directions, held).argsort(descending=True, stable=True)

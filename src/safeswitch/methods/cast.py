@@ -1,15 +1,20 @@
-"""``cast``: a behaviour vector is added where a condition holds (CAST, arXiv 2409.05907, sections 3 and 4).
+"""``cast``: a behaviour vector is added where a condition holds (CAST, arXiv 2409.05907, sections 3
+and 4).
 
-Condition: ``sim(h, proj_c h)``, that is ``|cos(h, c)|``, of the mean state h over all prompt tokens, ``[d]``; c is the first
-principal direction of the requests of a category against the rest, layer and side chosen by F1. Categories may be joined by
-a rule: ``rule="fraud or (weapons and not medicine)"``; the default is one condition, ``unsafe``, over all categories. The
-threshold of the published grid search (best F1) decides inside the rule; the gate's own threshold, on the rule's margin,
-is then set for the false-trigger budget on benign calibration requests, unless ``published`` keeps the rule as it is.
+Condition: ``sim(h, proj_c h)``, that is ``|cos(h, c)|``, of the mean state h over all prompt
+    tokens, ``[d]``; c is the first
+principal direction of the requests of a category against the rest, layer and side chosen by F1.
+Categories may be joined by a rule: ``rule="fraud or (weapons and not medicine)"``; the default is
+one condition, ``unsafe``, over all categories. The threshold of the published grid search (best F1)
+decides inside the rule; the gate's own threshold, on the rule's margin, is then set for the
+false-trigger budget on benign calibration requests, unless ``published`` keeps the rule as it is.
 
-Behaviour: the first principal direction of states at the tokens of refusals against compliance behind the same prompts
-(``[d]`` in each of the layers between 47 and 72 % of the depth: 15 to 23 of 32), added at every position with a strength
-chosen on validation (1.5 in the paper's example). Flagged requests are read anew, steered. Weakness: conditions on mean
-states overfire on tasks far from their fitting data (arXiv 2409.05907's gate on mathematics). Knows nothing of engines.
+Behaviour: the first principal direction of states at the tokens of refusals against compliance
+    behind the same prompts
+(``[d]`` in each of the layers between 47 and 72 % of the depth: 15 to 23 of 32), added at every
+position with a strength chosen on validation (1.5 in the paper's example). Flagged requests are
+read anew, steered. Weakness: conditions on mean states overfire on tasks far from their fitting
+data (arXiv 2409.05907's gate on mathematics). Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -28,13 +33,26 @@ from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import inner_layers, pair_directions
 from safeswitch.methods.fitting import best, calibrated
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.probers.condition import WHOLE, Condition, ConditionProber, fit_condition, mean_states, plain_name
+from safeswitch.probers.condition import (
+    WHOLE,
+    Condition,
+    ConditionProber,
+    fit_condition,
+    mean_states,
+    plain_name,
+)
 from safeswitch.switch.actuators.base import Actuator, Steering
 from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate, Stage
 
-REFUSALS: tuple[str, ...] = ("I'm sorry, but I can't help with that.", "I cannot assist with this request.")
-COMPLIANCE: tuple[str, ...] = ("Sure, I can help with that. Here is how.", "Of course, here are the steps for this.")
+REFUSALS: tuple[str, ...] = (
+    "I'm sorry, but I can't help with that.",
+    "I cannot assist with this request.",
+)
+COMPLIANCE: tuple[str, ...] = (
+    "Sure, I can help with that. Here is how.",
+    "Of course, here are the steps for this.",
+)
 
 
 @METHODS.add("cast")
@@ -43,10 +61,12 @@ class Cast(Method):
     """Conditional activation steering.
 
     Args:
-        rule: Names of categories (lower case, ``_`` for other characters) or ``unsafe``, joined by and, or, not.
+        rule: Names of categories (lower case, ``_`` for other characters) or ``unsafe``, joined by
+            and, or, not.
         published: Keep the rule's own thresholds instead of setting one for the budget.
         requests: Most requests that each vector comes from.
-        shares: Strengths that are tried, in mean gaps between refusals and compliance along the vectors.
+        shares: Strengths that are tried, in mean gaps between refusals and compliance along the
+            vectors.
     """
 
     rule: str = "unsafe"
@@ -73,18 +93,27 @@ class Cast(Method):
         examples = data["train"]
         kinds = {"unsafe": torch.tensor([e.unsafe for e in examples])}
         for category in sorted({e.category for e in examples if e.unsafe and e.category}):
-            kinds[plain_name(category)] = torch.tensor([e.unsafe and e.category == category for e in examples])
+            kinds[plain_name(category)] = torch.tensor(
+                [e.unsafe and e.category == category for e in examples]
+            )
         wanted = [name for name in kinds if name in set(_words(self.rule))]
         if not wanted:
-            raise FitError(f"cast: the rule {self.rule!r} names no category of the training part: {', '.join(kinds)}")
+            raise FitError(
+                f"cast: the rule {self.rule!r} names no category of the training part: {', '.join(kinds)}"
+            )
         points = [ReadPoint(layer, WHOLE) for layer in inner_layers(lm, 0.15, 0.8)]
         rows = _spread(examples, self.requests)
-        acts = record(lm, *prompt_sequences(lm, [examples[i] for i in rows])[:2], points, dtype=torch.float32)
+        acts = record(
+            lm, *prompt_sequences(lm, [examples[i] for i in rows])[:2], points, dtype=torch.float32
+        )
         found = []
         for name in wanted:
             truth = kinds[name][rows]
             tried = [fit_condition(name, p.layer, mean_states(acts, p), truth) for p in points]
-            quality = [_f1(c.margin(mean_states(acts, p)) > 0, truth) for c, p in zip(tried, points, strict=True)]
+            quality = [
+                _f1(c.margin(mean_states(acts, p)) > 0, truth)
+                for c, p in zip(tried, points, strict=True)
+            ]
             found.append(tried[max(range(len(tried)), key=quality.__getitem__)])
         return found
 
@@ -99,8 +128,11 @@ class Cast(Method):
         return best(engine, gate, tried, data, self.complied, self.settings)
 
 
-def suffix_differences(lm: LanguageModel, data: Data, layers: tuple[int, ...], requests: int) -> Tensor:
-    """States at the tokens of a refusal minus those of compliance, behind the same prompts, means over tokens ``[L, m, d]``."""
+def suffix_differences(
+    lm: LanguageModel, data: Data, layers: tuple[int, ...], requests: int
+) -> Tensor:
+    """States at the tokens of a refusal minus those of compliance, behind the same prompts, means
+    over tokens ``[L, m, d]``."""
     chosen = [data["train"][i] for i in _spread(data["train"], requests)]
     prompts, lengths, _ = prompt_sequences(lm, chosen)
     pairs = []
@@ -108,9 +140,16 @@ def suffix_differences(lm: LanguageModel, data: Data, layers: tuple[int, ...], r
         suffixes = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         rows = [[*row, *suffixes[i % len(suffixes)]] for i, row in enumerate(prompts)]
         count = min(map(len, suffixes))
-        points = {t: [ReadPoint(layer, Position("pilot", t)) for layer in layers] for t in range(1, count + 1)}
-        acts = record(lm, rows, lengths, [p for row in points.values() for p in row], dtype=torch.float32)
-        pairs.append(torch.stack([torch.stack([acts.at(p) for p in row]) for row in points.values()]).mean(0))
+        points = {
+            t: [ReadPoint(layer, Position("pilot", t)) for layer in layers]
+            for t in range(1, count + 1)
+        }
+        acts = record(
+            lm, rows, lengths, [p for row in points.values() for p in row], dtype=torch.float32
+        )
+        pairs.append(
+            torch.stack([torch.stack([acts.at(p) for p in row]) for row in points.values()]).mean(0)
+        )
     return pairs[0] - pairs[1]
 
 

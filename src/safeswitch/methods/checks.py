@@ -1,9 +1,11 @@
-"""Self-check of the input and of the output (SODE, arXiv 2401.00287, strategies): the model itself is asked, yes or no.
+"""Self-check of the input and of the output (SODE, arXiv 2401.00287, strategies): the model itself
+is asked, yes or no.
 
-``check_input`` asks about the request before it is answered, ``check_output`` about the reply after it was written; a yes
-turns it into a fixed refusal (or, behind a ``+``, into any action's reply). Cost: one more short generation a request, and
-for ``check_output`` nothing can be shown before. Weakness: over-defends heavily (the paper's finding); needs a model that can
-judge at all. Know nothing of engines.
+``check_input`` asks about the request before it is answered, ``check_output`` about the reply after
+it was written; a yes turns it into a fixed refusal (or, behind a ``+``, into any action's reply).
+Cost: one more short generation a request, and for ``check_output`` nothing can be shown before.
+Weakness: over-defends heavily (the paper's finding); needs a model that can judge at all. Know
+nothing of engines.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from safeswitch.switch.switch import Switch
 
 ASK_INPUT = "Does the following request ask for something harmful or illegal? Answer yes or no.\n\nRequest: {request}"
 ASK_OUTPUT = (
-    "Does the following reply help with something harmful or illegal? Answer yes or no.\n\nRequest: {request}\n\nReply: {reply}"
+    "Does the following reply help with something harmful or illegal? Answer yes or no."
+    "\n\nRequest: {request}\n\nReply: {reply}"
 )
 
 
@@ -85,19 +88,31 @@ class _Asking(Around):
     def ask(self, questions: Sequence[str]) -> list[bool]:
         """What the untouched model answers."""
         asked = [(Message("user", text),) for text in questions]
-        replies = self.inner.generate(asked, max_new_tokens=self.answer_tokens, do_sample=False) if asked else []
+        replies = (
+            self.inner.generate(asked, max_new_tokens=self.answer_tokens, do_sample=False)
+            if asked
+            else []
+        )
         return [says_yes(r.text) for r in replies]
 
-    def refuse(self, prompts: Sequence[Any], switch: Switch, options: GenerationOptions, stage: str) -> list[Reply]:
+    def refuse(
+        self, prompts: Sequence[Any], switch: Switch, options: GenerationOptions, stage: str
+    ) -> list[Reply]:
         """Replies with the switch's action in force."""
         acting = replace(switch, gate=Gate(always=True))
         replies = self.inner.generate(prompts, switch=acting, **options) if prompts else []
-        return [replace(r, decision=Decision(True, stage, actuator=switch.actuator.kind)) for r in replies]
+        return [
+            replace(r, decision=Decision(True, stage, actuator=switch.actuator.kind))
+            for r in replies
+        ]
 
 
 class _AskFirst(_Asking):
     def generate(
-        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> list[Reply]:
         """As an engine's own ``generate``."""
         if switch is None:
@@ -112,14 +127,25 @@ class _AskFirst(_Asking):
 
 class _AskAfter(_Asking):
     def generate(
-        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> list[Reply]:
         """As an engine's own ``generate``."""
         replies = self.inner.generate(prompts, switch=switch, **options)
         if switch is None:
             return replies
-        asked = zip((as_messages(p)[-1].content for p in prompts), (r.text for r in replies), strict=True)
-        answers = self.ask([ASK_OUTPUT.format(request=request, reply=reply) for request, reply in asked])
+        asked = zip(
+            (as_messages(p)[-1].content for p in prompts), (r.text for r in replies), strict=True
+        )
+        answers = self.ask(
+            [ASK_OUTPUT.format(request=request, reply=reply) for request, reply in asked]
+        )
         flags = [yes and not r.decision.fired for yes, r in zip(answers, replies, strict=True)]
-        refused = iter(self.refuse([p for p, flag in zip(prompts, flags, strict=True) if flag], switch, options, "late"))
+        refused = iter(
+            self.refuse(
+                [p for p, flag in zip(prompts, flags, strict=True) if flag], switch, options, "late"
+            )
+        )
         return [next(refused) if flag else r for r, flag in zip(replies, flags, strict=True)]

@@ -1,9 +1,11 @@
-"""``direction``: the refusal direction is added at one layer (Arditi et al., arXiv 2406.11717, section 3, "induce").
+"""``direction``: the refusal direction is added at one layer (Arditi et al., arXiv 2406.11717,
+section 3, "induce").
 
-``r_l = mean h_l(last prompt token | unsafe) - mean h_l(last prompt token | safe)``, ``[d]``, added with strength 1, its own
-length, or half of it, to the output of one block at every position. The layer is the one, among those in the first 80 % of
-the depth (the paper's limit), with the lowest cost on validation; the paper chooses by scores of its own. Weakness: always
-on, it shifts safe requests too; whoever holds the weights can subtract it. Knows nothing of engines.
+``r_l = mean h_l(last prompt token | unsafe) - mean h_l(last prompt token | safe)``, ``[d]``, added
+with strength 1, its own length, or half of it, to the output of one block at every position. The
+layer is the one, among those in the first 80 % of the depth (the paper's limit), with the lowest
+cost on validation; the paper chooses by scores of its own. Weakness: always on, it shifts safe
+requests too; whoever holds the weights can subtract it. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -38,7 +40,13 @@ class RefusalDirection(Method):
         """The best layer's vector."""
         layers = inner_layers(engine.lm)
         layers = layers[:: max(1, -(-len(layers) // self.most))]
-        vectors = mean_difference(end_states(engine.lm, data["train"], layers), labels(data["train"]))
+        vectors = mean_difference(
+            end_states(engine.lm, data["train"], layers), labels(data["train"])
+        )
         pairs = list(zip(layers, vectors, strict=True))
-        tried = [Steering((layer,), vector[None], share) for share in self.strengths for layer, vector in pairs]
+        tried = [
+            Steering((layer,), vector[None], share)
+            for share in self.strengths
+            for layer, vector in pairs
+        ]
         return best(engine, gate, tried, data, self.complied, self.settings)

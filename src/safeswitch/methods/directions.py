@@ -1,4 +1,5 @@
-"""Directions from contrasts of states, and which layers carry them. Shapes: L layers, n requests, d hidden size.
+"""Directions from contrasts of states, and which layers carry them. Shapes: L layers, n requests, d
+hidden size.
 
 Knows nothing of gates or engines.
 """
@@ -12,18 +13,30 @@ from torch import Tensor
 
 from safeswitch.models.language_model import LanguageModel
 
-REFUSAL_WORDS: tuple[str, ...] = ("sorry", "cannot", "unable", "not", "refuse", "decline", "apologize", "can't", "won't")
+REFUSAL_WORDS: tuple[str, ...] = (
+    "sorry",
+    "cannot",
+    "unable",
+    "not",
+    "refuse",
+    "decline",
+    "apologize",
+    "can't",
+    "won't",
+)
 
 
 def inner_layers(lm: LanguageModel, low: float = 0.25, high: float = 0.8) -> tuple[int, ...]:
-    """Block outputs between two shares of the depth, at least one; never the last, whose state is the final norm's."""
+    """Block outputs between two shares of the depth, at least one; never the last, whose state is
+    the final norm's."""
     top = lm.num_layers
     found = [layer for layer in range(1, top) if low * top <= layer <= high * top]
     return tuple(found) or (max(1, top // 2),)
 
 
 def mean_difference(states: Tensor, unsafe: Tensor) -> Tensor:
-    """``mean(unsafe) - mean(safe)`` by layer: ``[L, d]`` for ``states`` ``[L, n, d]``, ``unsafe`` ``[n]`` bool."""
+    """``mean(unsafe) - mean(safe)`` by layer: ``[L, d]`` for ``states`` ``[L, n, d]``, ``unsafe``
+    ``[n]`` bool."""
     return states[:, unsafe].mean(1) - states[:, ~unsafe].mean(1)
 
 
@@ -35,10 +48,11 @@ def pair_differences(states: Tensor, unsafe: Tensor) -> Tensor:
 
 
 def pair_directions(differences: Tensor) -> Tensor:
-    """Unit first principal direction of pair differences ``[L, m, d]``, pointing to their mean's side: ``[L, d]``.
+    """Unit first principal direction of pair differences ``[L, m, d]``, pointing to their mean's
+    side: ``[L, d]``.
 
-    The differences are not centred: centring would take away the mean difference that is looked for. (The usual recipe
-    shuffles which side comes first in each pair, which has the same effect.)
+    The differences are not centred: centring would take away the mean difference that is looked
+    for. (The usual recipe shuffles which side comes first in each pair, which has the same effect.)
     """
     first: Tensor = torch.linalg.svd(differences, full_matrices=False).Vh[:, 0]
     sign = (first * differences.mean(1)).sum(-1, keepdim=True).sign()
@@ -46,12 +60,14 @@ def pair_directions(differences: Tensor) -> Tensor:
 
 
 def pair_accuracy(directions: Tensor, differences: Tensor) -> Tensor:
-    """Share of pairs whose difference ``[L, m, d]`` points along the direction ``[L, d]``: ``[L]``."""
+    """Share of pairs whose difference ``[L, m, d]`` points along the direction ``[L, d]``:
+    ``[L]``."""
     return (torch.einsum("lmd,ld->lm", differences, directions) > 0).float().mean(1)
 
 
 def keep_largest(directions: Tensor, share: float) -> Tensor:
-    """``directions`` ``[L, d]`` with 0 for all but the largest ``share`` of each one's entries (one or more)."""
+    """``directions`` ``[L, d]`` with 0 for all but the largest ``share`` of each one's entries (one
+    or more)."""
     count = max(1, round(share * directions.shape[1]))
     places = directions.abs().topk(count, dim=1).indices
     return torch.zeros_like(directions).scatter(1, places, directions.gather(1, places))
@@ -59,7 +75,8 @@ def keep_largest(directions: Tensor, share: float) -> Tensor:
 
 @torch.no_grad()
 def refusal_alignment(lm: LanguageModel, directions: Tensor) -> Tensor:
-    """How high the LM head ranks words of refusal along each direction ``[L, d]``: mean standardised logit, ``[L]``."""
+    """How high the LM head ranks words of refusal along each direction ``[L, d]``: mean
+    standardised logit, ``[L]``."""
     logits = lm.parts.head(directions.to(lm.head_device, lm.head_dtype)).float().cpu()
     standard: Tensor = (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
     return standard[:, list(refusal_tokens(lm))].mean(1)

@@ -1,8 +1,9 @@
 """``ensemble``: many small probers on random layers and subspaces decide, the refusal head acts.
 
-Meant against adaptive attacks (obfuscated activations, arXiv 2412.09565), to which one known direction falls. See
-:mod:`safeswitch.probers.ensemble` for formula and shapes. Weakness: on the embedded model a search by gradient evades it as
-surely as an average of three probers, redrawn members included (``benchmarks/ensemble.py``). Knows nothing of engines.
+Meant against adaptive attacks (obfuscated activations, arXiv 2412.09565), to which one known
+direction falls. See :mod:`safeswitch.probers.ensemble` for formula and shapes. Weakness: on the
+embedded model a search by gradient evades it as surely as an average of three probers, redrawn
+members included (``benchmarks/ensemble.py``). Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -38,9 +39,13 @@ class Ensemble(Method):
     def gate(self, engine: ReadingEngine, data: Data) -> Gate:
         """The ensemble at the prompt's end, with a threshold for the budget."""
         lm = engine.lm
-        points = [ReadPoint(layer, PROMPT_END) for layer in (*inner_layers(lm, 0.25, 1.0), lm.num_layers)]
+        points = [
+            ReadPoint(layer, PROMPT_END) for layer in (*inner_layers(lm, 0.25, 1.0), lm.num_layers)
+        ]
         prober = EnsembleProber(points, self.members, min(self.size, lm.hidden_size))
-        prober.fit(prompt_acts(lm, data["train"], prober), labels(data["train"]), seed=self.settings.seed)
+        prober.fit(
+            prompt_acts(lm, data["train"], prober), labels(data["train"]), seed=self.settings.seed
+        )
         return calibrated(engine, prober, data, self.settings)
 
     def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:

@@ -1,4 +1,5 @@
-"""What methods share in fitting: one fitted SafeSwitch, states at the prompt's end, thresholds, choices on validation.
+"""What methods share in fitting: one fitted SafeSwitch, states at the prompt's end, thresholds,
+choices on validation.
 
 Knows nothing of particular methods or engines. Shapes: n requests, d hidden size.
 """
@@ -34,21 +35,30 @@ REFUSAL = "I'm sorry, but I can't help with that."
 _FITTED: WeakKeyDictionary[ReadingEngine, dict[tuple[Any, ...], Switch]] = WeakKeyDictionary()
 
 
-def fitted_switch(engine: ReadingEngine, data: Data, settings: FitSettings, complied: Complied) -> Switch:
-    """SafeSwitch fitted on ``data``; once for each engine, data and settings, so that methods share gate and head."""
+def fitted_switch(
+    engine: ReadingEngine, data: Data, settings: FitSettings, complied: Complied
+) -> Switch:
+    """SafeSwitch fitted on ``data``; once for each engine, data and settings, so that methods share
+    gate and head."""
     known, key = _FITTED.setdefault(engine, {}), _key(data, settings, complied)
     if key not in known:
         known[key] = Switch.fit(engine, data, settings, complied=complied)
     return known[key]
 
 
-def share(engine: ReadingEngine, data: Data, settings: FitSettings, complied: Complied, switch: Switch) -> None:
+def share(
+    engine: ReadingEngine, data: Data, settings: FitSettings, complied: Complied, switch: Switch
+) -> None:
     """Have :func:`fitted_switch` give ``switch``, which was fitted before."""
     _FITTED.setdefault(engine, {})[_key(data, settings, complied)] = switch
 
 
 def _key(data: Data, settings: FitSettings, complied: Complied) -> tuple[Any, ...]:
-    return (settings, complied, *sorted((part, data_hash(list(rows))) for part, rows in data.items()))
+    return (
+        settings,
+        complied,
+        *sorted((part, data_hash(list(rows))) for part, rows in data.items()),
+    )
 
 
 def labels(examples: Sequence[Example]) -> Tensor:
@@ -73,7 +83,8 @@ def prompt_acts(lm: LanguageModel, examples: Sequence[Example], prober: Prober) 
 
 
 def calibrated(engine: ReadingEngine, prober: Prober, data: Data, settings: FitSettings) -> Gate:
-    """A gate of one stage whose threshold keeps the whole false-trigger budget on benign calibration requests.
+    """A gate of one stage whose threshold keeps the whole false-trigger budget on benign
+    calibration requests.
 
     Raises:
         FitError: too few of these.
@@ -84,7 +95,8 @@ def calibrated(engine: ReadingEngine, prober: Prober, data: Data, settings: FitS
 
 
 def surely_safe(engine: ReadingEngine, gate: Gate, data: Data, miss: float) -> float:
-    """The stage-1 score below which at most a share ``miss`` of unsafe validation requests lie; 0 without a stage 1."""
+    """The stage-1 score below which at most a share ``miss`` of unsafe validation requests lie; 0
+    without a stage 1."""
     if gate.stage1 is None:
         return 0.0
     unsafe = [e for e in data["validation"] if e.unsafe]
@@ -96,9 +108,10 @@ def surely_safe(engine: ReadingEngine, gate: Gate, data: Data, miss: float) -> f
 class Trial:
     """Tries actions on up to ``requests`` validation requests of each label.
 
-    An action that breaks the model's language would pass for one that never refuses, so a reply to a safe request counts as
-    help only if the untouched model finds it hardly less likely than the least likely of its own: at most ``slack`` nats a
-    token more. Prompts, which leave the model as it is, are not checked.
+    An action that breaks the model's language would pass for one that never refuses, so a reply to
+    a safe request counts as help only if the untouched model finds it hardly less likely than the
+    least likely of its own: at most ``slack`` nats a token more. Prompts, which leave the model as
+    it is, are not checked.
     """
 
     engine: ReadingEngine
@@ -114,17 +127,23 @@ class Trial:
 
     def replies(self, examples: Sequence[Example], switch: Switch | None = None) -> list[Reply]:
         """Greedy replies; of the untouched model where no ``switch`` is given."""
-        return self.engine.generate(examples, switch, max_new_tokens=self.settings.reply_tokens, do_sample=False)
+        return self.engine.generate(
+            examples, switch, max_new_tokens=self.settings.reply_tokens, do_sample=False
+        )
 
     def bar(self) -> float:
-        """The mean negative log-likelihood, in nats a token, beyond which a reply is taken to be broken."""
+        """The mean negative log-likelihood, in nats a token, beyond which a reply is taken to be
+        broken."""
         asked = self.asked(False)
         return float(reply_nll(self.engine.lm, asked, self.replies(asked)).max()) + self.slack
 
     def cost(self, switch: Switch, bar: float) -> float:
         """Share of harmful compliance plus share of safe requests that are not helped with."""
         unsafe, safe = self.asked(True), self.asked(False)
-        harm = [self.complied(e, r.text) for e, r in zip(unsafe, self.replies(unsafe, switch=switch), strict=True)]
+        harm = [
+            self.complied(e, r.text)
+            for e, r in zip(unsafe, self.replies(unsafe, switch=switch), strict=True)
+        ]
         replies = self.replies(safe, switch=switch)
         helped = [self.complied(e, r.text) for e, r in zip(safe, replies, strict=True)]
         if bar < float("inf"):
@@ -134,10 +153,16 @@ class Trial:
 
 
 def best(
-    engine: ReadingEngine, gate: Gate, candidates: Sequence[A], data: Data, complied: Complied, settings: FitSettings,
+    engine: ReadingEngine,
+    gate: Gate,
+    candidates: Sequence[A],
+    data: Data,
+    complied: Complied,
+    settings: FitSettings,
     requests: int = 64,
 ) -> A:
-    """The candidate with the lowest cost under ``gate``, the first among equals; a single one is not tried."""
+    """The candidate with the lowest cost under ``gate``, the first among equals; a single one is
+    not tried."""
     if len(candidates) == 1:
         return candidates[0]
     trial = Trial(engine, data, complied, settings, requests)
@@ -148,6 +173,10 @@ def best(
 
 
 def reply_nll(lm: LanguageModel, examples: Sequence[Example], replies: Sequence[Reply]) -> Tensor:
-    """Mean negative log-likelihood of replies under the untouched model, nats a token, ``[n]``; 0 for an empty reply."""
-    rows = [[*prompt, *r.token_ids] for prompt, r in zip(lm.encode(list(examples)), replies, strict=True)]
+    """Mean negative log-likelihood of replies under the untouched model, nats a token, ``[n]``; 0
+    for an empty reply."""
+    rows = [
+        [*prompt, *r.token_ids]
+        for prompt, r in zip(lm.encode(list(examples)), replies, strict=True)
+    ]
     return mean_nll(lm, rows, [len(r.token_ids) for r in replies])

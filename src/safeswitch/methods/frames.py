@@ -1,12 +1,15 @@
-"""Prompt-only defences: ``reminder``, ``exemplars`` (and ``unsafe_exemplars``, its one-sided ablation), ``introspect``.
+"""Prompt-only defences: ``reminder``, ``exemplars`` (and ``unsafe_exemplars``, its one-sided
+ablation), ``introspect``.
 
-- Self-reminder (Xie et al., Nature Machine Intelligence 2023): the request stands between two reminders.
-- SODE (arXiv 2401.00287, strategies): a safety instruction with worked examples, two of unsafe requests refused and two of
-  safe requests answered; they are drawn from the fitting data.
-- Introspect first (STAIR, arXiv 2502.02384, section 3.1): the model is asked to weigh the risk step by step before it
-  answers. The format alone, without the training that the paper gives it.
+- Self-reminder (Xie et al., Nature Machine Intelligence 2023): the request stands between two
+  reminders.
+- SODE (arXiv 2401.00287, strategies): a safety instruction with worked examples, two of unsafe
+  requests refused and two of safe requests answered; they are drawn from the fitting data.
+- Introspect first (STAIR, arXiv 2502.02384, section 3.1): the model is asked to weigh the risk step
+  by step before it answers. The format alone, without the training that the paper gives it.
 
-Cost: the frame's tokens on every request. Weakness: the words that defend are words that an attacker may contradict, and
+Cost: the frame's tokens on every request. Weakness: the words that defend are words that an
+    attacker may contradict, and
 small models hardly follow them. Know nothing of engines.
 """
 
@@ -64,7 +67,8 @@ class Exemplars(Method):
     tags: ClassVar[Tags] = Tags()
 
     def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
-        """Examples in turn, the shortest prompts of the training part, of as many categories as can be.
+        """Examples in turn, the shortest prompts of the training part, of as many categories as can
+        be.
 
         Raises:
             FitError: too few of them.
@@ -73,12 +77,16 @@ class Exemplars(Method):
         safe = _short(engine, [e for e in data["train"] if not e.unsafe], self.safe)
         shown = [e for pair in zip(unsafe, safe, strict=False) for e in pair]
         shown += [e for e in (*unsafe, *safe) if e not in shown]
-        turns = tuple((e.prompt, e.reply or (REFUSAL if e.unsafe else self._answer(engine, e))) for e in shown)
+        turns = tuple(
+            (e.prompt, e.reply or (REFUSAL if e.unsafe else self._answer(engine, e))) for e in shown
+        )
         return FramedPrompt(system=self.instruction, turns=turns)
 
     def _answer(self, engine: ReadingEngine, example: Example) -> str:
         """What the untouched model says."""
-        reply = engine.generate([example], max_new_tokens=self.settings.reply_tokens, do_sample=False)[0]
+        reply = engine.generate(
+            [example], max_new_tokens=self.settings.reply_tokens, do_sample=False
+        )[0]
         return reply.text.strip() or "Yes, gladly."
 
 
@@ -111,12 +119,16 @@ class Introspect(Method):
 
 def _short(engine: ReadingEngine, examples: Sequence[Example], count: int) -> list[Example]:
     """The shortest single-turn prompts, categories in turn."""
-    plain = sorted((e for e in examples if len(e.messages) == 1), key=lambda e: (len(e.prompt), e.id))
+    plain = sorted(
+        (e for e in examples if len(e.messages) == 1), key=lambda e: (len(e.prompt), e.id)
+    )
     taken: list[Example] = []
     while len(taken) < count:
         seen = {e.category for e in taken}
         left = [e for e in plain if e not in taken]
         if not left:
-            raise FitError(f"exemplars: {count} single-turn examples of one label are needed in train; got {len(taken)}")
+            raise FitError(
+                f"exemplars: {count} single-turn examples of one label are needed in train; got {len(taken)}"
+            )
         taken.append(next((e for e in left if e.category not in seen), left[0]))
     return taken

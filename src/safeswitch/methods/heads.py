@@ -1,12 +1,16 @@
 """Other ways to use the refusal head: ``interpolate``, ``soft``, ``safedecoding``.
 
-- ``interpolate``: ``W(beta) = (1 - beta) W + beta W_ref`` on every request, beta chosen on validation. Weight merging of an
-  adapted and a safety-tuned model (arXiv 2410.07571, section 5), applied to the head.
-- ``soft``: beta rises with stage 1's score, 0 at the threshold of five times the budget, 1 at that of the budget.
-- ``safedecoding``: base and refusal head mixed on the first two reply tokens, ``p + alpha (p_ref - p)`` with alpha 3 over a
-  common space of five tokens (SafeDecoding, arXiv 2402.08983, section 4; its expert is a fine-tuned copy of the model).
+- ``interpolate``: ``W(beta) = (1 - beta) W + beta W_ref`` on every request, beta chosen on
+  validation. Weight merging of an adapted and a safety-tuned model (arXiv 2410.07571, section 5),
+  applied to the head.
+- ``soft``: beta rises with stage 1's score, 0 at the threshold of five times the budget, 1 at that
+  of the budget.
+- ``safedecoding``: base and refusal head mixed on the first two reply tokens, ``p + alpha (p_ref -
+  p)`` with alpha 3 over a common space of five tokens (SafeDecoding, arXiv 2402.08983, section 4;
+  its expert is a fine-tuned copy of the model).
 
-Weakness: a soft head writes neither reply well in between; early mixing ends after two tokens, and a reply can turn back.
+Weakness: a soft head writes neither reply well in between; early mixing ends after two tokens, and
+    a reply can turn back.
 Know nothing of engines.
 """
 
@@ -51,8 +55,17 @@ class Interpolated(_OfFittedHead):
     def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The best share."""
         head = self.head(engine, data)
-        assert isinstance(head, LowRankHead | FullHead)  # the two that a fit makes, and that have a beta
-        return best(engine, gate, [replace(head, beta=b) for b in self.betas], data, self.complied, self.settings)
+        assert isinstance(
+            head, LowRankHead | FullHead
+        )  # the two that a fit makes, and that have a beta
+        return best(
+            engine,
+            gate,
+            [replace(head, beta=b) for b in self.betas],
+            data,
+            self.complied,
+            self.settings,
+        )
 
 
 @METHODS.add("soft")
@@ -77,7 +90,8 @@ class Soft(_OfFittedHead):
         return replace(fitted, stage1=Stage(fitted.stage1.prober, low), stage2=None, rule="and")
 
     def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
-        """The head between the two thresholds of ``gate``'s stage 1; the whole head under a gate without one."""
+        """The head between the two thresholds of ``gate``'s stage 1; the whole head under a gate
+        without one."""
         head = self.head(engine, data)
         if gate.stage1 is None:
             return head

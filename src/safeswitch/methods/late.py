@@ -1,15 +1,19 @@
-"""Late detection: ``note`` and ``header`` read the reply so far again with tokens appended, every few tokens and at its end.
+"""Late detection: ``note`` and ``header`` read the reply so far again with tokens appended, every
+few tokens and at its end.
 
-- ``note`` (SafeProbing, arXiv 2601.10543): the appended tokens say that this is illegal and unethical; a reply behind which
-  the model finds that likely (mean negative log-likelihood of the last 4 tokens, score ``2 / (1 + exp(NLL / 2))``) is
-  withdrawn. Nothing is trained. The published bar is NLL 2; here it is set for the false-trigger budget.
-- ``header`` (any-depth alignment, arXiv 2510.18081, its linear-probe form): the tokens are those that open a reply in the
-  chat template; a linear prober reads the last one's state, and tells replies that help with harm from others.
+- ``note`` (SafeProbing, arXiv 2601.10543): the appended tokens say that this is illegal and
+  unethical; a reply behind which the model finds that likely (mean negative log-likelihood of the
+  last 4 tokens, score ``2 / (1 + exp(NLL / 2))``) is withdrawn. Nothing is trained. The published
+  bar is NLL 2; here it is set for the false-trigger budget.
+- ``header`` (any-depth alignment, arXiv 2510.18081, its linear-probe form): the tokens are those
+  that open a reply in the chat template; a linear prober reads the last one's state, and tells
+  replies that help with harm from others.
 
-Published readings are at random steps (10-20 % of them); here they are evenly spaced, so that a reply is judged alike in any
-batch. Both act by a fixed refusal, or, under a ``+``, by any action. Cost: one more pass over request and reply so far for
-each reading; a stream shows nothing before the end. Weakness: a note that the model was never trained on says little in a small
-model. Know nothing of engines.
+Published readings are at random steps (10-20 % of them); here they are evenly spaced, so that a
+reply is judged alike in any batch. Both act by a fixed refusal, or, under a ``+``, by any action.
+Cost: one more pass over request and reply so far for each reading; a stream shows nothing before
+the end. Weakness: a note that the model was never trained on says little in a small model. Know
+nothing of engines.
 """
 
 from __future__ import annotations
@@ -76,9 +80,15 @@ class _Late(Method):
         prober = self.prober(engine, data)
         benign = self.prefixes(engine, [e for e in data["calibration"] if not e.unsafe])
         scores = prober.score(self.read(engine.lm, prober, benign))
-        highest = torch.zeros(len(benign.unsafe)).scatter_reduce(0, benign.owners, scores.cpu(), "amax")
+        highest = torch.zeros(len(benign.unsafe)).scatter_reduce(
+            0, benign.owners, scores.cpu(), "amax"
+        )
         bar = conformal_threshold(highest, self.settings.budget).value
-        return Gate(late=Stage(prober, min(1.0, max(0.0, bar))), late_every=self.every, fail=self.settings.fail)
+        return Gate(
+            late=Stage(prober, min(1.0, max(0.0, bar))),
+            late_every=self.every,
+            fail=self.settings.fail,
+        )
 
     def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The fixed refusal."""
@@ -90,7 +100,9 @@ class _Late(Method):
 
     def prefixes(self, engine: ReadingEngine, examples: Sequence[Example]) -> _Prefixes:
         """Prefixes of the untouched model's replies."""
-        replies = engine.generate(examples, max_new_tokens=self.settings.reply_tokens, do_sample=False)
+        replies = engine.generate(
+            examples, max_new_tokens=self.settings.reply_tokens, do_sample=False
+        )
         prompts = engine.lm.encode(list(examples))
         ends = {engine.lm.tokenizer.eos_token_id}
         rows, owners, harmful = [], [], []
@@ -103,7 +115,12 @@ class _Late(Method):
                 harmful.append(wrong)
         if not rows:
             raise FitError(f"{self.name}: the model's replies are all empty")
-        return _Prefixes(rows, torch.tensor(owners), torch.tensor(harmful), torch.tensor([e.unsafe for e in examples]))
+        return _Prefixes(
+            rows,
+            torch.tensor(owners),
+            torch.tensor(harmful),
+            torch.tensor([e.unsafe for e in examples]),
+        )
 
     @staticmethod
     def read(lm: LanguageModel, prober: Prober, prefixes: _Prefixes) -> Activations:
@@ -153,11 +170,15 @@ class Header(_Late):
         lm = engine.lm
         ids = ChatEncoder(lm.tokenizer, lm.model_id, lm.chat_template).header()
         if not ids:
-            raise FitError(f"header: the chat template of {lm.model_id} opens replies with no token of their own")
+            raise FitError(
+                f"header: the chat template of {lm.model_id} opens replies with no token of their own"
+            )
         layer = max(1, round(self.depth * lm.num_layers))
         prober = AppendingProber(LinearProber(ReadPoint(layer, APPENDED)), ids)
         train, held = (self.prefixes(engine, data[part]) for part in ("train", "validation"))
         validation = (self.read(lm, prober, held), held.harmful)
         both = bool(held.harmful.any()) and not bool(held.harmful.all())
         acts = self.read(lm, prober, train)
-        return prober.fit(acts, train.harmful, validation=validation if both else None, seed=self.settings.seed)
+        return prober.fit(
+            acts, train.harmful, validation=validation if both else None, seed=self.settings.seed
+        )

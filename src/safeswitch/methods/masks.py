@@ -1,7 +1,8 @@
-"""Which entries of a weight difference to keep: SafePatching's tools (arXiv 2405.13820, section 3) and task arithmetic.
+"""Which entries of a weight difference to keep: SafePatching's tools (arXiv 2405.13820, section 3)
+and task arithmetic.
 
-All are functions of tensors by parameter name. Differences are the user's; nothing here trains on harmful data. Knows
-nothing of models or methods.
+All are functions of tensors by parameter name. Differences are the user's; nothing here trains on
+harmful data. Knows nothing of models or methods.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def importance(weights: Tensors, gradients: Tensors) -> dict[str, Tensor]:
 
 
 def top_mask(scores: Tensors, share: float) -> dict[str, Tensor]:
-    """Bool masks of the ``share`` of entries with the highest scores, within each parameter; one at least, unless it is 0."""
+    """Bool masks of the ``share`` of entries with the highest scores, within each parameter; one at
+    least, unless it is 0."""
     check_range("top_mask", "share", share, 0.0, 1.0)
     masks = {}
     for name, score in scores.items():
@@ -38,12 +40,18 @@ def retained(differences: Tensors, probability: float, seed: int) -> dict[str, T
     check_range("retained", "probability", probability, 0.0, 1.0)
     draw = torch.Generator().manual_seed(seed)
     return {
-        name: d * (torch.rand(d.shape, generator=draw) < probability).to(d.device, d.dtype) for name, d in differences.items()
+        name: d * (torch.rand(d.shape, generator=draw) < probability).to(d.device, d.dtype)
+        for name, d in differences.items()
     }
 
 
 def patched(
-    safety: Tensors, safety_mask: Tensors, other: Tensors | None, other_mask: Tensors, alpha: float = 1.0, beta: float = 1.0
+    safety: Tensors,
+    safety_mask: Tensors,
+    other: Tensors | None,
+    other_mask: Tensors,
+    alpha: float = 1.0,
+    beta: float = 1.0,
 ) -> dict[str, Tensor]:
     """The sparse merge ``alpha * safety|(A minus B) + beta * other|(B minus A)``.
 
@@ -69,13 +77,18 @@ def patched(
 
 
 def merged(differences: Mapping[str, Tensors], shares: Mapping[str, float]) -> dict[str, Tensor]:
-    """The weighted sum of several differences from one base (task arithmetic; linear merging of arXiv 2410.07571)."""
+    """The weighted sum of several differences from one base (task arithmetic; linear merging of
+    arXiv 2410.07571)."""
     if not differences or set(differences) != set(shares):
-        raise SettingError(f"merged: one share for each of {', '.join(differences) or 'nothing'}; got {', '.join(shares)}")
+        raise SettingError(
+            f"merged: one share for each of {', '.join(differences) or 'nothing'}; got {', '.join(shares)}"
+        )
     check_alike(*differences.values())
     first = next(iter(differences.values()))
     names = list(first)
-    return {n: torch.stack([shares[k] * d[n] for k, d in differences.items()]).sum(0) for n in names}
+    return {
+        n: torch.stack([shares[k] * d[n] for k, d in differences.items()]).sum(0) for n in names
+    }
 
 
 def check_alike(*groups: Tensors) -> None:
@@ -84,5 +97,9 @@ def check_alike(*groups: Tensors) -> None:
     for group in groups[1:]:
         other = {name: tuple(t.shape) for name, t in group.items()}
         if other != first:
-            wrong = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
-            raise SettingError(f"differences must be of the same parameters; not alike: {', '.join(wrong)}")
+            wrong = sorted(
+                name for name in first.keys() | other.keys() if first.get(name) != other.get(name)
+            )
+            raise SettingError(
+                f"differences must be of the same parameters; not alike: {', '.join(wrong)}"
+            )

@@ -1,17 +1,21 @@
-"""SafePatching's mask-and-merge (arXiv 2405.13820, section 3) where it needs no harmful data, and weight merging.
+"""SafePatching's mask-and-merge (arXiv 2405.13820, section 3) where it needs no harmful data, and
+weight merging.
 
-- ``patch``: a sparse refusal head. The refusal head's difference to the base head is kept only where
-  ``|W * dL/dW|`` is among the highest for refusals of unsafe requests (A) and not among the highest for the model's own
-  replies to safe ones (B); both shares are chosen on validation. ``dL/dW = (softmax - onehot)^T H / m``, ``[V, d]``.
-- ``patch_weights``: differences d1, d2 of any parameters that the user supplies (``source``: a safetensors file, named as the
-  model names them; ``source_other``: a second patch, against over-refusal), merged as ``alpha d1|(A - B) + beta d2|(B - A)``
-  and applied while the model replies. A and B are the top entries of ``|(W + d) * dL/dW|`` for d1 and d2, L being the loss on
+- ``patch``: a sparse refusal head. The refusal head's difference to the base head is kept only
+  where ``|W * dL/dW|`` is among the highest for refusals of unsafe requests (A) and not among the
+  highest for the model's own replies to safe ones (B); both shares are chosen on validation.
+  ``dL/dW = (softmax - onehot)^T H / m``, ``[V, d]``.
+- ``patch_weights``: differences d1, d2 of any parameters that the user supplies (``source``: a
+  safetensors file, named as the model names them; ``source_other``: a second patch, against
+  over-refusal), merged as ``alpha d1|(A - B) + beta d2|(B - A)`` and applied while the model
+  replies. A and B are the top entries of ``|(W + d) * dL/dW|`` for d1 and d2, L being the loss on
   refusals of unsafe requests, its gradient that of the unpatched model.
-- ``merge``: a user's difference to a safety-tuned model, added in the share that does best on validation
-  (arXiv 2410.07571, section 5).
+- ``merge``: a user's difference to a safety-tuned model, added in the share that does best on
+  validation (arXiv 2410.07571, section 5).
 
-Shares as remembered from the paper: A 3 %, B 2 %, retention 30 %. Weakness: importance at one point says little about large
-changes; the paper's second patch is a fine-tune towards compliance, which is not shipped here. Knows nothing of engines.
+Shares as remembered from the paper: A 3 %, B 2 %, retention 30 %. Weakness: importance at one point
+says little about large changes; the paper's second patch is a fine-tune towards compliance, which
+is not shipped here. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -49,7 +53,8 @@ class SparsePatch(Method):
 
     Args:
         shares: Shares of the head's entries in A that are tried.
-        spared: Shares of entries in B that are tried: what safe replies need can be the very entries that refusals need.
+        spared: Shares of entries in B that are tried: what safe replies need can be the very
+            entries that refusals need.
         keep: Probability with which an entry is kept at all.
         requests: Most requests of each kind that importance comes from.
     """
@@ -68,7 +73,10 @@ class SparsePatch(Method):
         weight, _ = head_weight(lm)
         difference = {_HEAD: head_difference(head, weight)}
         refused, answered = self._replies(engine, data)
-        a, b = (importance({_HEAD: weight}, {_HEAD: head_gradient(lm, states)}) for states in (refused, answered))
+        a, b = (
+            importance({_HEAD: weight}, {_HEAD: head_gradient(lm, states)})
+            for states in (refused, answered)
+        )
         kept = retained(difference, self.keep, self.settings.seed)
         tried = [
             SparseHead.of(patched(kept, top_mask(a, share), None, top_mask(b, spared))[_HEAD])
@@ -81,21 +89,32 @@ class SparsePatch(Method):
         """States of refusals, and of the model's own replies to safe requests."""
         tokens = self.settings.reply_tokens
         unsafe, refusals = refusal_pairs(
-            engine, data["train"], complied=self.complied, most=self.requests, reply_tokens=tokens,
+            engine,
+            data["train"],
+            complied=self.complied,
+            most=self.requests,
+            reply_tokens=tokens,
             trust=self.settings.trust_replies,
         )
         safe = [e for e in data["train"] if not e.unsafe][: self.requests]
         replies = engine.generate(safe, max_new_tokens=tokens, do_sample=False)
         own = [(e, r.token_ids) for e, r in zip(safe, replies, strict=True) if r.token_ids]
-        return reply_states(engine.lm, unsafe, refusals), reply_states(engine.lm, [e for e, _ in own], [ids for _, ids in own])
+        return reply_states(engine.lm, unsafe, refusals), reply_states(
+            engine.lm, [e for e, _ in own], [ids for _, ids in own]
+        )
 
 
 @torch.no_grad()
 def head_weight(lm: LanguageModel) -> tuple[Tensor, Tensor]:
-    """The base head's matrix ``[V, d]`` and bias ``[V]``, float32 on the host, read through its forward pass."""
+    """The base head's matrix ``[V, d]`` and bias ``[V]``, float32 on the host, read through its
+    forward pass."""
     device, dtype = lm.head_device, lm.head_dtype
-    bias: Tensor = lm.parts.head(torch.zeros(1, lm.hidden_size, device=device, dtype=dtype))[0].float().cpu()
-    weight: Tensor = lm.parts.head(torch.eye(lm.hidden_size, device=device, dtype=dtype)).float().cpu() - bias
+    bias: Tensor = (
+        lm.parts.head(torch.zeros(1, lm.hidden_size, device=device, dtype=dtype))[0].float().cpu()
+    )
+    weight: Tensor = (
+        lm.parts.head(torch.eye(lm.hidden_size, device=device, dtype=dtype)).float().cpu() - bias
+    )
     return weight.T.contiguous(), bias
 
 
@@ -108,7 +127,8 @@ def head_difference(fitted: Actuator, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def head_gradient(lm: LanguageModel, states: ReplyStates) -> Tensor:
-    """Gradient of the mean cross-entropy to the base head's matrix, ``[V, d]`` (soft caps left out)."""
+    """Gradient of the mean cross-entropy to the base head's matrix, ``[V, d]`` (soft caps left
+    out)."""
     weight, bias = head_weight(lm)
     hidden = states.hidden * (lm.traits.head_scale or 1.0)
     error = (hidden @ weight.T + bias).softmax(-1)
@@ -134,7 +154,9 @@ class _Supplied(Method):
             ArtifactError: a file that cannot be read.
         """
         if not source:
-            raise SettingError(f"{self.name}: needs differences of weights; name a file as {self.name}:differences.safetensors")
+            raise SettingError(
+                f"{self.name}: needs differences of weights; name a file as {self.name}:differences.safetensors"
+            )
         found = read_tensors(Path(source))
         own = {name: tuple(p.shape) for name, p in lm.model.named_parameters()}
         wrong = sorted(name for name, t in found.items() if own.get(name) != tuple(t.shape))
@@ -173,9 +195,15 @@ class PatchWeights(_Supplied):
         lm = engine.lm
         safety = self.differences(lm, self.source)
         other = self.differences(lm, self.source_other) if self.source_other else None
-        weights = {n: p.detach().float().cpu() for n, p in lm.model.named_parameters() if n in safety}
+        weights = {
+            n: p.detach().float().cpu() for n, p in lm.model.named_parameters() if n in safety
+        }
         examples, refusals = refusal_pairs(
-            engine, data["train"], complied=self.complied, most=self.requests, reply_tokens=self.settings.reply_tokens,
+            engine,
+            data["train"],
+            complied=self.complied,
+            most=self.requests,
+            reply_tokens=self.settings.reply_tokens,
             trust=self.settings.trust_replies,
         )
         slopes = gradients(lm, list(zip(examples, refusals, strict=True)), tuple(safety))
@@ -183,13 +211,18 @@ class PatchWeights(_Supplied):
         b = {name: torch.zeros_like(mask) for name, mask in a.items()}
         if other is not None:
             check_alike(safety, other)
-            b = top_mask(importance({n: w + other[n] for n, w in weights.items()}, slopes), self.spared)
+            b = top_mask(
+                importance({n: w + other[n] for n, w in weights.items()}, slopes), self.spared
+            )
         kept = retained(safety, self.keep, self.settings.seed)
         return Weights.of(patched(kept, a, other, b, self.alpha, self.beta))
 
 
-def gradients(lm: LanguageModel, pairs: Sequence[tuple[Example, str]], names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Gradient of the mean cross-entropy of replies, by parameter name; the model is left as it was."""
+def gradients(
+    lm: LanguageModel, pairs: Sequence[tuple[Example, str]], names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Gradient of the mean cross-entropy of replies, by parameter name; the model is left as it
+    was."""
     own = dict(lm.model.named_parameters())
     wanted = [own[name] for name in names]
     before = [p.requires_grad for p in wanted]
@@ -203,8 +236,14 @@ def gradients(lm: LanguageModel, pairs: Sequence[tuple[Example, str]], names: tu
                 tokens = reply_tokens(lm, reply)
                 ids = torch.tensor([[*prompt, *tokens]], device=lm.device)
                 with torch.enable_grad():
-                    logits = lm.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-                    loss = torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :].to(logits.device))
+                    logits = (
+                        lm.model(input_ids=ids, use_cache=False)
+                        .logits[0, len(prompt) - 1 : -1]
+                        .float()
+                    )
+                    loss = torch.nn.functional.cross_entropy(
+                        logits, ids[0, len(prompt) :].to(logits.device)
+                    )
                     found = torch.autograd.grad(loss, wanted)
                 for held, gradient in zip(total, found, strict=True):
                     held += gradient.float() / len(pairs)

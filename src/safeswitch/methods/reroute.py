@@ -1,18 +1,21 @@
-"""``reroute``: representation rerouting, the circuit breaker (arXiv 2406.04313, section 3), as a LoRA.
+"""``reroute``: representation rerouting, the circuit breaker (arXiv 2406.04313, section 3), as a
+LoRA.
 
-A low-rank adapter is trained (with PEFT: ``pip install "safeswitch[methods]"``) so that states of harmful replies lose their
-direction while all others stay: with h the model's states at the chosen layers and h' the adapted model's,
+A low-rank adapter is trained (with PEFT: ``pip install "safeswitch[methods]"``) so that states of
+harmful replies lose their direction while all others stay: with h the model's states at the chosen
+layers and h' the adapted model's,
 
-    loss = c_s * mean ReLU(cos(h, h')) on harmful replies + c_r * mean |h - h'|_2 / |h|_2 on retained ones,
-    c_s = alpha * (1 - t / 2T), c_r = alpha * t / 2T at step t of T.
+    loss = c_s * mean ReLU(cos(h, h')) on harmful replies + c_r * mean |h - h'|_2 / |h|_2 on
+    retained ones, c_s = alpha * (1 - t / 2T), c_r = alpha * t / 2T at step t of T.
 
-The paper does not divide by ``|h|``. A cosine's slope falls with the norm and a distance's does not, so that where norms are
-large (hundreds on the embedded model) its second term undoes the first and nothing is learned.
-Harmful replies: the untouched model's own, to unsafe fitting requests. Retained: its replies to safe requests, and refusals
-of unsafe ones. Layers at a third and two thirds of the depth (10 and 20 of 32), alpha 10, as remembered from the paper.
-The adapter's factors become an action of the switch (:class:`~safeswitch.switch.actuators.weights.Adapter`); the model is
-given back as it was. Weakness: what comes out on flagged requests is broken text and no refusal; multi-turn and embedding
-attacks break it; always on. Knows nothing of engines.
+The paper does not divide by ``|h|``. A cosine's slope falls with the norm and a distance's does
+not, so that where norms are large (hundreds on the embedded model) its second term undoes the first
+and nothing is learned. Harmful replies: the untouched model's own, to unsafe fitting requests.
+Retained: its replies to safe requests, and refusals of unsafe ones. Layers at a third and two
+thirds of the depth (10 and 20 of 32), alpha 10, as remembered from the paper. The adapter's factors
+become an action of the switch (:class:`~safeswitch.switch.actuators.weights.Adapter`); the model is
+given back as it was. Weakness: what comes out on flagged requests is broken text and no refusal;
+multi-turn and embedding attacks break it; always on. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -81,35 +84,70 @@ class Reroute(Method):
             raise SafeSwitchError('rerouting needs PEFT: pip install "safeswitch[methods]"')
         harmful, retained = self._replies(engine, data)
         lm = engine.lm
-        layers = tuple(dict.fromkeys(max(1, round(share * lm.num_layers)) for share in (1 / 3, 2 / 3)))
+        layers = tuple(
+            dict.fromkeys(max(1, round(share * lm.num_layers)) for share in (1 / 3, 2 / 3))
+        )
         with lm.lock, adapted(lm, self.rank, self.settings.seed) as model, torch.enable_grad():
             self._train(lm, model, harmful, retained, layers)
             return Adapter(factors(lm, model))
 
     def _replies(self, engine: ReadingEngine, data: Data) -> tuple[list[Pair], list[Pair]]:
         lm, tokens = engine.lm, self.settings.reply_tokens
-        asked = {u: [e for e in data["train"] if e.unsafe == u][: self.requests] for u in (True, False)}
-        told = {u: engine.generate(rows, max_new_tokens=tokens, do_sample=False) for u, rows in asked.items()}
-        wrong = [(e, r.token_ids) for e, r in zip(asked[True], told[True], strict=True) if self.complied(e, r.text)]
+        asked = {
+            u: [e for e in data["train"] if e.unsafe == u][: self.requests] for u in (True, False)
+        }
+        told = {
+            u: engine.generate(rows, max_new_tokens=tokens, do_sample=False)
+            for u, rows in asked.items()
+        }
+        wrong = [
+            (e, r.token_ids)
+            for e, r in zip(asked[True], told[True], strict=True)
+            if self.complied(e, r.text)
+        ]
         if not wrong:
-            raise FitError("reroute: the untouched model complies with no unsafe training request; there is nothing to reroute")
+            raise FitError(
+                "reroute: the untouched model complies with no unsafe training request; there is nothing to reroute"
+            )
         examples, refusals = refusal_pairs(
-            engine, data["train"], complied=self.complied, most=self.requests, reply_tokens=tokens,
+            engine,
+            data["train"],
+            complied=self.complied,
+            most=self.requests,
+            reply_tokens=tokens,
             trust=self.settings.trust_replies,
         )
-        kept = [(e, r.token_ids) for e, r in zip(asked[False], told[False], strict=True) if r.token_ids]
-        kept += [(e, tuple(reply_tokens(lm, text))) for e, text in zip(examples, refusals, strict=True)]
+        kept = [
+            (e, r.token_ids) for e, r in zip(asked[False], told[False], strict=True) if r.token_ids
+        ]
+        kept += [
+            (e, tuple(reply_tokens(lm, text))) for e, text in zip(examples, refusals, strict=True)
+        ]
         return _encoded(lm, wrong), _encoded(lm, kept)
 
-    def _train(self, lm: LanguageModel, model: Any, harmful: list[Pair], retained: list[Pair], layers: tuple[int, ...]) -> None:
+    def _train(
+        self,
+        lm: LanguageModel,
+        model: Any,
+        harmful: list[Pair],
+        retained: list[Pair],
+        layers: tuple[int, ...],
+    ) -> None:
         draw = torch.Generator().manual_seed(self.settings.seed)
         start_off(model, draw)
-        optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=self.learning_rate)
+        optimiser = torch.optim.Adam(
+            [p for p in model.parameters() if p.requires_grad], lr=self.learning_rate
+        )
         for step in range(self.steps):
             share = step / (2 * self.steps)
             loss = torch.zeros(())
-            for pairs, weight, measure in ((harmful, 1 - share, _likeness), (retained, share, _distance)):
-                rows = [pairs[int(i)] for i in torch.randint(len(pairs), (self.batch,), generator=draw)]
+            for pairs, weight, measure in (
+                (harmful, 1 - share, _likeness),
+                (retained, share, _distance),
+            ):
+                rows = [
+                    pairs[int(i)] for i in torch.randint(len(pairs), (self.batch,), generator=draw)
+                ]
                 together = mixes(max(len(p) + len(r) for p, r in rows), lm.traits)
                 for batch in [rows] if together else [[row] for row in rows]:
                     with torch.no_grad(), model.disable_adapter():
@@ -118,7 +156,9 @@ class Reroute(Method):
                     found = measure(before, after) * len(batch) / len(rows)
                     loss = loss.to(found.device) + self.alpha * weight * found
             if not torch.isfinite(loss):
-                raise FitError(f"reroute: the loss is {loss.item()}; lower the learning rate ({self.learning_rate})")
+                raise FitError(
+                    f"reroute: the loss is {loss.item()}; lower the learning rate ({self.learning_rate})"
+                )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -153,7 +193,8 @@ def _distance(before: Tensor, after: Tensor) -> Tensor:
 
 @contextmanager
 def adapted(lm: LanguageModel, rank: int, seed: int) -> Iterator[Any]:
-    """The model with a fresh PEFT adapter on all linear modules of its blocks; afterwards it is as it was."""
+    """The model with a fresh PEFT adapter on all linear modules of its blocks; afterwards it is as
+    it was."""
     from peft import LoraConfig, get_peft_model
 
     flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
@@ -161,7 +202,9 @@ def adapted(lm: LanguageModel, rank: int, seed: int) -> Iterator[Any]:
     settings = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=_targets(lm))
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT's, about its own calls and about transposed weights
+            warnings.simplefilter(
+                "ignore"
+            )  # PEFT's, about its own calls and about transposed weights
             torch.manual_seed(seed)
             yield get_peft_model(lm.model, settings)
     finally:
@@ -176,7 +219,8 @@ def adapted(lm: LanguageModel, rank: int, seed: int) -> Iterator[Any]:
 
 @torch.no_grad()
 def start_off(model: Any, draw: torch.Generator) -> None:
-    """Move a fresh adapter off nought, where the cosine is 1 and has no slope (in the paper, dropout does)."""
+    """Move a fresh adapter off nought, where the cosine is 1 and has no slope (in the paper,
+    dropout does)."""
     for module in model.modules():
         if hasattr(module, "lora_B") and "default" in module.lora_B:
             weight = module.lora_B["default"].weight
@@ -184,7 +228,8 @@ def start_off(model: Any, draw: torch.Generator) -> None:
 
 
 def _targets(lm: LanguageModel) -> list[str]:
-    """Names of the blocks' linear modules; not a state-space layer's last, whose weight it reads past any adapter."""
+    """Names of the blocks' linear modules; not a state-space layer's last, whose weight it reads
+    past any adapter."""
     found: set[str] = set()
     for block in lm.parts.blocks:
         recurrent = any(name.endswith("A_log") for name, _ in block.named_parameters())
@@ -196,11 +241,15 @@ def _targets(lm: LanguageModel) -> list[str]:
 
 
 def factors(lm: LanguageModel, model: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """The adapter's ``down`` ``[r, d_in]`` and scaled ``up`` ``[d_out, r]`` by the model's own module names."""
+    """The adapter's ``down`` ``[r, d_in]`` and scaled ``up`` ``[d_out, r]`` by the model's own
+    module names."""
     found = {}
     for name, module in lm.model.named_modules():
         if hasattr(module, "lora_A") and "default" in module.lora_A:
             down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
             scaled = float(module.scaling["default"]) * up
-            found[name] = (down.detach().float().cpu().clone(), scaled.detach().float().cpu().clone())
+            found[name] = (
+                down.detach().float().cpu().clone(),
+                scaled.detach().float().cpu().clone(),
+            )
     return found

@@ -10,12 +10,12 @@ Knows nothing of engines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import method_parts
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.fitting.fit import does_not_refuse
 from safeswitch.fitting.observe import Complied
 from safeswitch.fitting.settings import FitSettings
@@ -26,7 +26,12 @@ from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
 
-def resolve(name: str, settings: FitSettings | None = None, complied: Complied = does_not_refuse, **options: Any) -> Method:
+def resolve(
+    name: str,
+    settings: FitSettings | None = None,
+    complied: Complied = does_not_refuse,
+    **options: Any,
+) -> Method:
     """The method that ``name`` stands for.
 
     Args:
@@ -36,24 +41,37 @@ def resolve(name: str, settings: FitSettings | None = None, complied: Complied =
         options: Further fields of the method (of both, where two are joined, if they have them).
 
     Raises:
-        SettingError: an unknown method, a join that cannot be, or a file for a method that takes none.
+        SettingError: an unknown method, a join that cannot be, or a file for a method that takes
+            none.
     """
     parts = method_parts(name, METHODS)
     if len(parts) > 2:
-        raise SettingError(f"method {name!r}: join at most a gate and an action, as in safeswitch+scans")
-    methods = [_single(kind, file, settings or FitSettings(), complied, options) for kind, file in parts]
+        raise SettingError(
+            f"method {name!r}: join at most a gate and an action, as in safeswitch+scans"
+        )
+    methods = [
+        _single(kind, file, settings or FitSettings(), complied, options) for kind, file in parts
+    ]
     if len(methods) == 1:
         return methods[0]
     first, second = methods
     if not first.tags.conditional or first.name == "base":
-        raise SettingError(f"method {name!r}: {first.name} has no gate; it acts on every request or on none")
+        raise SettingError(
+            f"method {name!r}: {first.name} has no gate; it acts on every request or on none"
+        )
     if second.tags.wraps:
-        raise SettingError(f"method {name!r}: {second.name} is no action: it runs around generation; put it first, or alone")
+        raise SettingError(
+            f"method {name!r}: {second.name} is no action: it runs around generation; put it first, or alone"
+        )
     return Joined(settings=first.settings, complied=first.complied, first=first, second=second)
 
 
 def _single(
-    kind: str, file: str | None, settings: FitSettings, complied: Complied, options: Mapping[str, Any]
+    kind: str,
+    file: str | None,
+    settings: FitSettings,
+    complied: Complied,
+    options: JsonMapping,
 ) -> Method:
     member = METHODS[kind]
     known = {f.name for f in fields(member)}
@@ -85,8 +103,12 @@ class Joined(Method):
         """What both leave."""
         one, two = self.first.tags, self.second.tags
         return Tags(
-            engines=tuple(engine for engine in one.engines if engine in two.engines), trains=one.trains or two.trains,
-            difference=two.difference, conditional=one.conditional, per_row=two.per_row, wraps=one.wraps,
+            engines=tuple(engine for engine in one.engines if engine in two.engines),
+            trains=one.trains or two.trains,
+            difference=two.difference,
+            conditional=one.conditional,
+            per_row=two.per_row,
+            wraps=one.wraps,
         )
 
     def gate(self, engine: ReadingEngine, data: Data) -> Gate:

@@ -1,7 +1,8 @@
-"""``safeswitch``: two probers decide, a refusal head acts on the requests that need it (arXiv 2502.01042).
+"""``safeswitch``: two probers decide, a refusal head acts on the requests that need it (arXiv
+2502.01042).
 
-And ``head``, its always-on ablation: the same refusal head on every request, the paper's "Refusal Head" baseline. Knows
-nothing of engines.
+And ``head``, its always-on ablation: the same refusal head on every request, the paper's "Refusal
+Head" baseline. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from safeswitch.switch.switch import Switch
 class SafeSwitch(Method):
     """Prober-gated refusal head.
 
-    Weakness: over-refuses look-alikes whose words are foreign to its calibration; a white-box attacker can silence it.
+    Weakness: over-refuses look-alikes whose words are foreign to its calibration; a white-box
+        attacker can silence it.
     """
 
     name: ClassVar[str] = "safeswitch"
@@ -47,7 +49,8 @@ class AlwaysHead(Method):
     """The refusal head on every request.
 
     Args:
-        fitted: A fitted SafeSwitch whose head is reused, so that both run the same head; None fits one.
+        fitted: A fitted SafeSwitch whose head is reused, so that both run the same head; None fits
+            one.
     """
 
     fitted: Switch | None = None

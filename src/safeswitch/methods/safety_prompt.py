@@ -1,9 +1,9 @@
 """Baseline ``prompt``: a safety system prompt in front of every request.
 
-The prompt is chosen on validation as carefully as our own method is tuned: the candidate with the lowest sum of harmful
-compliance and over-refusal wins. Reference: the "Safety Prompt" baseline of SafeSwitch (arXiv 2502.01042); SODE
-(arXiv 2401.00287) studies the same family. Weakness: jailbreaks that tell the model to pass over its instructions. Knows
-nothing of engines.
+The prompt is chosen on validation as carefully as our own method is tuned: the candidate with the
+lowest sum of harmful compliance and over-refusal wins. Reference: the "Safety Prompt" baseline of
+SafeSwitch (arXiv 2502.01042); SODE (arXiv 2401.00287) studies the same family. Weakness: jailbreaks
+that tell the model to pass over its instructions. Knows nothing of engines.
 """
 
 from __future__ import annotations

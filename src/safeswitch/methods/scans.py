@@ -1,18 +1,22 @@
-"""``scans``: two-sided steering by how "Sure" moves the states (SCANS, arXiv 2408.11491, section 3).
+"""``scans``: two-sided steering by how "Sure" moves the states (SCANS, arXiv 2408.11491, section
+3).
 
 1. ``v_l``: mean last state of unsafe minus safe requests, of length 1, ``[d]``.
-2. Layers: the run of neighbours (10 of 32 in the paper, the same share here) whose v_l, put through the LM head, ranks words
-   of refusal highest.
-3. Gate: ``s = mean_l cos(t_l, mean of the anchors' t_l)``, ``t_l = h_l(prompt's end) - h_l("Sure")``, over the layers from the
-   first steered one up. The paper's thresholds (0.60 to 0.75) differ by data set; here it is the conformal threshold for the
-   false-trigger budget on benign calibration requests.
-4. ``h_l <- h_l + sigma * alpha * v_l`` from the prompt's last token on, sigma +1 where flagged and else -1. alpha (3.5 for
-   Llama 2) is chosen on validation among shares of the mean distance between both kinds.
+2. Layers: the run of neighbours (10 of 32 in the paper, the same share here) whose v_l, put through
+   the LM head, ranks words of refusal highest.
+3. Gate: ``s = mean_l cos(t_l, mean of the anchors' t_l)``, ``t_l = h_l(prompt's end) -
+   h_l("Sure")``, over the layers from the first steered one up. The paper's thresholds (0.60 to
+   0.75) differ by data set; here it is the conformal threshold for the false-trigger budget on
+   benign calibration requests.
+4. ``h_l <- h_l + sigma * alpha * v_l`` from the prompt's last token on, sigma +1 where flagged and
+   else -1. alpha (3.5 for Llama 2) is chosen on validation among shares of the mean distance
+   between both kinds.
 
-``safe_scans`` leads away from refusal only where stage 1 is surely below what unsafe validation requests score (all but
-``settings.miss_budget`` of them), and leaves those in between alone. Cost: one more pass over the prompt, and flagged or
-relieved requests read anew. Weakness: as published, everything that the gate misses is led *away* from refusal (see
-arXiv 2602.06256); relieved requests are not watched any more. Knows nothing of engines.
+``safe_scans`` leads away from refusal only where stage 1 is surely below what unsafe validation
+requests score (all but ``settings.miss_budget`` of them), and leaves those in between alone. Cost:
+one more pass over the prompt, and flagged or relieved requests read anew. Weakness: as published,
+everything that the gate misses is led *away* from refusal (see arXiv 2602.06256); relieved requests
+are not watched any more. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -25,7 +29,14 @@ from torch import Tensor
 from safeswitch.core.types import Example
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import best_run, inner_layers, mean_difference, refusal_alignment
-from safeswitch.methods.fitting import best, calibrated, end_states, labels, prompt_acts, surely_safe
+from safeswitch.methods.fitting import (
+    best,
+    calibrated,
+    end_states,
+    labels,
+    prompt_acts,
+    surely_safe,
+)
 from safeswitch.probers.apart import AppendingProber, TransitionProber
 from safeswitch.switch.actuators.base import Steering
 from safeswitch.switch.engine import ReadingEngine
@@ -68,7 +79,14 @@ class Scans(Method):
         scale = float(lengths.mean())
         unit = vectors / lengths[:, None]
         tried = [
-            Steering(layers, unit, share * scale, relief=-share * scale, relief_below=below, where="reply")
+            Steering(
+                layers,
+                unit,
+                share * scale,
+                relief=-share * scale,
+                relief_below=below,
+                where="reply",
+            )
             for share in self.shares
         ]
         return best(engine, gate, tried, data, self.complied, self.settings)
@@ -79,7 +97,11 @@ class Scans(Method):
 
     def _anchors(self, data: Data) -> list[Example]:
         train = data["train"]
-        return [e for unsafe in (True, False) for e in [e for e in train if e.unsafe == unsafe][: self.anchors]]
+        return [
+            e
+            for unsafe in (True, False)
+            for e in [e for e in train if e.unsafe == unsafe][: self.anchors]
+        ]
 
     def _vectors(self, engine: ReadingEngine, data: Data) -> tuple[tuple[int, ...], Tensor]:
         """Safety-critical layers and their differences of means, ``[L, d]``."""

@@ -1,16 +1,19 @@
-"""STAIR at inference (arXiv 2502.02384, section 3.3): ``best_of_n`` and ``beam`` search for a safe and helpful reply.
+"""STAIR at inference (arXiv 2502.02384, section 3.3): ``best_of_n`` and ``beam`` search for a safe
+and helpful reply.
 
-Reward ``R = 2 S + S H``: safe always beats unsafe, and among unsafe replies the more helpful one is worse. Here
-``S = 1 - 2 p`` with p from a prober on the running reply (SafeSwitch's watch), ``H = 2 exp(mean log-likelihood) - 1``, both in
-[-1, 1]; the paper learns S and H from a rated search tree. Only in the grey band of the gate, between the stage-1 thresholds
-of ten times the budget and of the budget: what is flagged is refused, what is clear is answered at once.
+Reward ``R = 2 S + S H``: safe always beats unsafe, and among unsafe replies the more helpful one is
+worse. Here ``S = 1 - 2 p`` with p from a prober on the running reply (SafeSwitch's watch), ``H = 2
+exp(mean log-likelihood) - 1``, both in [-1, 1]; the paper learns S and H from a rated search tree.
+Only in the grey band of the gate, between the stage-1 thresholds of ten times the budget and of the
+budget: what is flagged is refused, what is clear is answered at once.
 
 - ``best_of_n``: the greedy reply and n - 1 sampled ones, the highest R wins.
-- ``beam``: step by step, each of b beams grows by m sampled steps of ``step`` tokens, the b with the highest R stay.
+- ``beam``: step by step, each of b beams grows by m sampled steps of ``step`` tokens, the b with
+  the highest R stay.
 
-Cost in the grey band: n or b * m times the tokens, each a request to the engine, and a scoring pass each; how many requests
-were searched is in ``searched`` of the engine that ``wrap`` gives. Weakness: an ill-calibrated prober is optimised against by
-its own search. Know nothing of engines.
+Cost in the grey band: n or b * m times the tokens, each a request to the engine, and a scoring pass
+each; how many requests were searched is in ``searched`` of the engine that ``wrap`` gives.
+Weakness: an ill-calibrated prober is optimised against by its own search. Know nothing of engines.
 """
 
 from __future__ import annotations
@@ -58,7 +61,9 @@ class _Search(Method):
 
     def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The refusal head, for what is flagged."""
-        return fitted_switch(engine, data, replace(self.settings, watch=True), self.complied).actuator
+        return fitted_switch(
+            engine, data, replace(self.settings, watch=True), self.complied
+        ).actuator
 
     def prepare(self, engine: ReadingEngine, data: Data) -> Switch:
         """The fitted switch with the grey band in its record.
@@ -68,11 +73,16 @@ class _Search(Method):
         """
         gate = self.gate(engine, data)
         if gate.watch is None or gate.stage1 is None:
-            raise FitError(f"{self.name}: needs a stage 1 and a watch; no watch can be fitted where no reply is harmful")
+            raise FitError(
+                f"{self.name}: needs a stage 1 and a watch; no watch can be fitted where no reply is harmful"
+            )
         benign = [e for e in data["calibration"] if not e.unsafe]
         scores = gate.stage1.prober.score(prompt_acts(engine.lm, benign, gate.stage1.prober))
         budget = self.settings.stage_budget
-        low, high = (conformal_threshold(scores, share).value for share in (min(0.5, self.wider * budget), budget))
+        low, high = (
+            conformal_threshold(scores, share).value
+            for share in (min(0.5, self.wider * budget), budget)
+        )
         return joined(engine, gate, self.action(engine, data, gate), {"grey": [low, high]})
 
     def wrap(self, engine: ReadingEngine) -> ReadingEngine:
@@ -80,7 +90,9 @@ class _Search(Method):
         return Searching(engine, self)
 
     @abstractmethod
-    def search(self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int) -> list[int]:
+    def search(
+        self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int
+    ) -> list[int]:
         """The reply's tokens for one request; ``greedy`` is what the model says by itself."""
 
 
@@ -96,9 +108,13 @@ class BestOfN(_Search):
     n: int = 4
     name: ClassVar[str] = "best_of_n"
 
-    def search(self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int) -> list[int]:
+    def search(
+        self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int
+    ) -> list[int]:
         """Sample and choose."""
-        drawn = judge.sample([list(prompt)], self.n - 1, tokens, self.temperature) if self.n > 1 else []
+        drawn = (
+            judge.sample([list(prompt)], self.n - 1, tokens, self.temperature) if self.n > 1 else []
+        )
         candidates = [list(greedy), *drawn]
         return candidates[int(judge.rewards(prompt, candidates).argmax())]
 
@@ -119,7 +135,9 @@ class Beam(_Search):
     step: int = 8
     name: ClassVar[str] = "beam"
 
-    def search(self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int) -> list[int]:
+    def search(
+        self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int
+    ) -> list[int]:
         """Grow, judge, keep."""
         beams: list[list[int]] = [[]]
         for start in range(0, tokens, self.step):
@@ -127,10 +145,16 @@ class Beam(_Search):
             if not open_ones:
                 break
             most = min(self.step, tokens - start)
-            grown = judge.sample([[*prompt, *b] for b in open_ones], self.children, most, self.temperature)
+            grown = judge.sample(
+                [[*prompt, *b] for b in open_ones], self.children, most, self.temperature
+            )
             longer = [[*open_ones[i // self.children], *tail] for i, tail in enumerate(grown)]
             pool = [b for b in beams if judge.ended(b)] + longer
-            order = judge.rewards(prompt, pool).argsort(descending=True, stable=True)[: self.beams].tolist()
+            order = (
+                judge.rewards(prompt, pool)
+                .argsort(descending=True, stable=True)[: self.beams]
+                .tolist()
+            )
             beams = [pool[i] for i in order]
         return beams[0]
 
@@ -142,7 +166,8 @@ class Judge:
     Args:
         engine: Samples, without a switch.
         prober: Reads the running reply; says how likely it is that the reply helps with harm.
-        seed: Of sampling; each continuation's follows from it and the tokens it goes on from, in any batch.
+        seed: Of sampling; each continuation's follows from it and the tokens it goes on from, in
+            any batch.
     """
 
     engine: ReadingEngine
@@ -153,14 +178,26 @@ class Judge:
         """Whether a reply has come to its end token."""
         return bool(reply) and reply[-1] == self.engine.lm.tokenizer.eos_token_id
 
-    def sample(self, rows: Sequence[Sequence[int]], count: int, tokens: int, temperature: float) -> list[list[int]]:
+    def sample(
+        self, rows: Sequence[Sequence[int]], count: int, tokens: int, temperature: float
+    ) -> list[list[int]]:
         """``count`` continuations of up to ``tokens`` tokens of each row, in order."""
         tokenizer = self.engine.lm.tokenizer
-        prompts = [Tokens(tuple(row), str(tokenizer.decode(list(row)))) for row in rows for _ in range(count)]
+        prompts = [
+            Tokens(tuple(row), str(tokenizer.decode(list(row))))
+            for row in rows
+            for _ in range(count)
+        ]
         firsts = [self.seed + zlib.crc32(repr(list(row)).encode()) for row in rows]
         replies = self.engine.generate(
-            prompts, max_new_tokens=tokens, seed=[first + i for first in firsts for i in range(count)], do_sample=True,
-            temperature=temperature, top_k=0, top_p=1.0, eos_token_id=tokenizer.eos_token_id,
+            prompts,
+            max_new_tokens=tokens,
+            seed=[first + i for first in firsts for i in range(count)],
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            eos_token_id=tokenizer.eos_token_id,
         )
         return [list(reply.token_ids) for reply in replies]
 
@@ -180,7 +217,13 @@ class Judge:
         states = {}
         for point in self.prober.points:
             ends = [ReadPoint(point.layer, Position("pilot", len(row) - prompt)) for row in rows]
-            found = record(self.engine.lm, rows, [prompt] * len(rows), tuple(dict.fromkeys(ends)), dtype=torch.float32)
+            found = record(
+                self.engine.lm,
+                rows,
+                [prompt] * len(rows),
+                tuple(dict.fromkeys(ends)),
+                dtype=torch.float32,
+            )
             states[point] = torch.stack([found.at(end)[i] for i, end in enumerate(ends)])
         return self.prober.score(Activations(states)).float().cpu().nan_to_num(1.0)
 
@@ -202,14 +245,19 @@ class Searching(Around):
         self.method, self.searched = method, 0
 
     def generate(
-        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> list[Reply]:
         """As an engine's own ``generate``."""
         replies = self.inner.generate(prompts, switch=switch, **options)
         if switch is None:
             return replies
         if "grey" not in switch.record or switch.gate.watch is None:
-            raise SettingError(f"{self.method.name}: this switch was not prepared by it: it has no grey band or no watch")
+            raise SettingError(
+                f"{self.method.name}: this switch was not prepared by it: it has no grey band or no watch"
+            )
         low, high = switch.record["grey"]
         judge = Judge(self.inner, switch.gate.watch.prober, self.method.settings.seed)
         rows = self.lm.encode(list(prompts))
@@ -219,10 +267,18 @@ class Searching(Around):
             if reply.decision.fired or not low < score <= high:
                 continue
             self.searched += 1
-            found = self.method.search(judge, rows[i], reply.token_ids, limits if isinstance(limits, int) else limits[i])
+            found = self.method.search(
+                judge, rows[i], reply.token_ids, limits if isinstance(limits, int) else limits[i]
+            )
             if tuple(found) != reply.token_ids:
                 text = str(self.lm.tokenizer.decode(found, skip_special_tokens=True))
                 reason: Literal["stop", "length"] = "stop" if judge.ended(found) else "length"
                 decision = replace(reply.decision, actuator=self.method.name)
-                replies[i] = replace(reply, text=text, token_ids=tuple(found), finish_reason=reason, decision=decision)
+                replies[i] = replace(
+                    reply,
+                    text=text,
+                    token_ids=tuple(found),
+                    finish_reason=reason,
+                    decision=decision,
+                )
         return replies

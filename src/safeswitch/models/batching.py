@@ -1,4 +1,5 @@
-"""Which rows share a batch: those of like length, as many as memory bears, and never rows that would change one another.
+"""Which rows share a batch: those of like length, as many as memory bears, and never rows that
+would change one another.
 
 Knows lengths and traits. Knows nothing of what is run.
 """
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 from safeswitch.models.traits import Traits
 
 BATCH_TOKENS = 32_768
-"""Tokens that a batch may come to, unless told otherwise: some gigabytes of cache for a model of 8B parameters."""
+"""Tokens that a batch may come to, unless told otherwise: some gigabytes of cache for a model of 8B
+parameters."""
 
 
 def length_batches(
@@ -23,17 +25,19 @@ def length_batches(
     batch_tokens: int = BATCH_TOKENS,
     reach: int = 0,
 ) -> list[list[int]]:
-    """Row numbers by falling length, in the batches that cost least: tokens with their padding, and a price for each pass.
+    """Row numbers by falling length, in the batches that cost least: tokens with their padding, and
+    a price for each pass.
 
-    Rows share a batch with others of their own length only, where the model cannot bear padding, or where they may grow
-    beyond the length at which it turns to other rotary frequencies.
+    Rows share a batch with others of their own length only, where the model cannot bear padding, or
+    where they may grow beyond the length at which it turns to other rotary frequencies.
 
     Args:
         lengths: Tokens of each row.
         traits: Of the model.
         pass_tokens: What a pass costs beside its tokens, see :attr:`LanguageModel.pass_tokens`.
         batch_rows: Most rows in a batch.
-        batch_tokens: Most tokens that a batch may come to, padding and reach included; a longer row runs alone.
+        batch_tokens: Most tokens that a batch may come to, padding and reach included; a longer row
+            runs alone.
         reach: Tokens by which a row may grow while the batch runs, each in a pass of its own.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -66,5 +70,6 @@ def _parts(order: Sequence[int], starts: Sequence[int]) -> list[list[int]]:
 
 
 def mixes(length: int, traits: Traits) -> bool:
-    """Whether rows that come to ``length`` tokens may be padded into one batch with shorter ones."""
+    """Whether rows that come to ``length`` tokens may be padded into one batch with shorter
+    ones."""
     return traits.pads_left and (traits.rope_switch is None or length <= traits.rope_switch)

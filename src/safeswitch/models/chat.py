@@ -1,4 +1,5 @@
-"""Conversations to token ids, through a model's chat template. Knows tokenizers, and nothing of models.
+"""Conversations to token ids, through a model's chat template. Knows tokenizers, and nothing of
+models.
 
 The text of every turn must arrive in the prompt. A template may set it differently (white space
 around and between words) and may leave out the thinking of earlier replies; where it drops or
@@ -19,7 +20,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from safeswitch.core.errors import ContextLengthError, DataError, ModelError, SettingError, TemplateError
+from safeswitch.core.errors import (
+    ContextLengthError,
+    DataError,
+    ModelError,
+    SettingError,
+    TemplateError,
+)
 from safeswitch.core.shown import shown
 from safeswitch.core.types import Message, Prompt, Tokens, as_messages
 from safeswitch.models.thinking import KNOWN
@@ -35,13 +42,17 @@ def read_template(given: str | None) -> str | None:
         SettingError: no such file, or none that can be read.
     """
     if given == "plain" and Path(given).is_file():
-        raise SettingError("chat template: 'plain' is the bare text, and a file here; write ./plain for the file, or rename it")
+        raise SettingError(
+            "chat template: 'plain' is the bare text, and a file here; write ./plain for the file, or rename it"
+        )
     if given is None or given == "plain":
         return given
     try:
         return Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"chat template: {given!r} is neither 'plain' nor a readable file: {error}") from error
+        raise SettingError(
+            f"chat template: {given!r} is neither 'plain' nor a readable file: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -51,8 +62,10 @@ class ChatEncoder:
     Args:
         tokenizer: The model's.
         model_id: For messages.
-        chat_template: A Jinja template to use instead of the tokenizer's; ``"plain"`` joins the turns' text with line breaks.
-        processor: Of a model that takes images; its template is then taken, and turns are handed to it in parts.
+        chat_template: A Jinja template to use instead of the tokenizer's; ``"plain"`` joins the
+            turns' text with line breaks.
+        processor: Of a model that takes images; its template is then taken, and turns are handed to
+            it in parts.
         no_images: Why images cannot be taken, where there is no processor.
     """
 
@@ -62,8 +75,11 @@ class ChatEncoder:
     processor: Any = None
     no_images: str = "it reads text only"
 
-    def encode(self, prompts: Sequence[Prompt], *, limit: int | None, room: int | Sequence[int] = 0) -> list[Encoded]:
-        """Each prompt as the model is given it, ready for the reply's first token, or for its next where one was begun.
+    def encode(
+        self, prompts: Sequence[Prompt], *, limit: int | None, room: int | Sequence[int] = 0
+    ) -> list[Encoded]:
+        """Each prompt as the model is given it, ready for the reply's first token, or for its next
+        where one was begun.
 
         Args:
             prompts: Text, messages or examples; what is given as tokens is taken as it is.
@@ -106,11 +122,21 @@ class ChatEncoder:
         if isinstance(prompt, Tokens):
             return Encoded(list(prompt.ids))
         messages = as_messages(prompt)
-        if any(m.images for m in messages) and (self.processor is None or self.chat_template == "plain"):
-            reason = self.no_images if self.processor is None else "chat_template='plain' gives it the turns' text alone"
-            raise DataError(f"the prompt has images, but {self.model_id} cannot be given any: {reason}")
+        if any(m.images for m in messages) and (
+            self.processor is None or self.chat_template == "plain"
+        ):
+            reason = (
+                self.no_images
+                if self.processor is None
+                else "chat_template='plain' gives it the turns' text alone"
+            )
+            raise DataError(
+                f"the prompt has images, but {self.model_id} cannot be given any: {reason}"
+            )
         if self.chat_template == "plain":
-            return Encoded(list(self.tokenizer("\n".join(m.content for m in messages))["input_ids"]))
+            return Encoded(
+                list(self.tokenizer("\n".join(m.content for m in messages))["input_ids"])
+            )
         if not self.template:
             raise ModelError(
                 f"{self.model_id} has no chat template; give one with chat_template=..., or chat_template='plain' to "
@@ -120,7 +146,9 @@ class ChatEncoder:
             return self._whole(messages)
         except DataError:
             raise
-        except Exception as error:  # a template is foreign code: jinja's errors, and any of Python's
+        except (
+            Exception
+        ) as error:  # a template is foreign code: jinja's errors, and any of Python's
             merged = _without_system(messages)
             if merged is None:
                 raise self._refused(error) from error
@@ -147,11 +175,14 @@ class ChatEncoder:
         return self._through_template(messages)
 
     def header(self) -> list[int]:
-        """The tokens that the template puts between a user turn and the reply, empty where there are none."""
+        """The tokens that the template puts between a user turn and the reply, empty where there
+        are none."""
         if self.chat_template == "plain":
             return []
         turns = (Message("user", "a"),)
-        bare, whole = (self._through_template(turns, prompting=prompting).ids for prompting in (False, True))
+        bare, whole = (
+            self._through_template(turns, prompting=prompting).ids for prompting in (False, True)
+        )
         return whole[len(bare) :] if whole[: len(bare)] == bare else []
 
     def _through_template(self, messages: Sequence[Message], *, prompting: bool = True) -> Encoded:
@@ -161,33 +192,47 @@ class ChatEncoder:
         ids = encoded["input_ids"][0].tolist()
         if not any(m.images for m in messages):
             return Encoded(ids)
-        return Encoded(ids, {k: v for k, v in encoded.items() if k not in ("input_ids", "attention_mask")})
+        return Encoded(
+            ids, {k: v for k, v in encoded.items() if k not in ("input_ids", "attention_mask")}
+        )
 
     def _rendered(self, messages: Sequence[Message]) -> str:
         """The prompt as text."""
         return str(self._apply(messages, prompting=True, tokenize=False))
 
-    def _apply(self, messages: Sequence[Message], *, prompting: bool, tokenize: bool, **options: Any) -> Any:
+    def _apply(
+        self, messages: Sequence[Message], *, prompting: bool, tokenize: bool, **options: Any
+    ) -> Any:
         """What the template makes of a conversation: text, or tokens."""
         begun = messages[-1].role == "assistant"
-        options |= {"add_generation_prompt": prompting and not begun, "continue_final_message": begun}
+        options |= {
+            "add_generation_prompt": prompting and not begun,
+            "continue_final_message": begun,
+        }
         if self.processor is None:
             turns = [{"role": m.role, "content": m.content} for m in messages]
             own = self.chat_template
-            return self.tokenizer.apply_chat_template(turns, chat_template=own, tokenize=tokenize, **options)
+            return self.tokenizer.apply_chat_template(
+                turns, chat_template=own, tokenize=tokenize, **options
+            )
         parts = [{"role": m.role, "content": turn_parts(m.content, m.images)} for m in messages]
         if tokenize:
             options["return_tensors"] = "pt"
-        return self.processor.apply_chat_template(parts, chat_template=self.template, tokenize=tokenize, **options)
+        return self.processor.apply_chat_template(
+            parts, chat_template=self.template, tokenize=tokenize, **options
+        )
 
     def _refused(self, error: Exception) -> TemplateError:
         if isinstance(error, TemplateError):
             return error
-        return TemplateError(f"the chat template of {self.model_id} refuses the conversation: {type(error).__name__}: {error}")
+        return TemplateError(
+            f"the chat template of {self.model_id} refuses the conversation: {type(error).__name__}: {error}"
+        )
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message] | None:
-    """The conversation with a leading system turn's text in front of the first user turn; None where there are not both.
+    """The conversation with a leading system turn's text in front of the first user turn; None
+    where there are not both.
 
     For templates that know no system turn (Gemma's), whether they refuse it or drop it.
     """
@@ -201,8 +246,9 @@ def _without_system(messages: Sequence[Message]) -> list[Message] | None:
 def lost_turns(rendered: str, messages: Sequence[Message]) -> list[int]:
     """The turns whose text does not stand in a rendered prompt, by number, first to last.
 
-    White space counts as one space. Longer texts are looked for first and taken out where they are found, so that a text
-    does not count as there because another one holds it, and one that two turns have must be there twice.
+    White space counts as one space. Longer texts are looked for first and taken out where they are
+    found, so that a text does not count as there because another one holds it, and one that two
+    turns have must be there twice.
     """
     left = _set_plain(rendered)
     texts = [(i, text) for i, message in enumerate(messages) for text in _texts(message)]
@@ -224,7 +270,8 @@ def _texts(message: Message) -> list[str]:
 
 
 def _without_thinking(text: str) -> str:
-    """What stands behind the last end mark of thinking: templates leave out the thinking of earlier replies."""
+    """What stands behind the last end mark of thinking: templates leave out the thinking of earlier
+    replies."""
     last = max(text.rfind(end) + len(end) if end in text else 0 for _, end in KNOWN)
     return text[last:].strip()
 
@@ -235,7 +282,9 @@ def _set_plain(text: str) -> str:
 
 @cache
 def _tell_of_system(model_id: str) -> None:
-    """Once for each model: where system text goes is no secret, and no news at every prompt either."""
+    """Once for each model: where system text goes is no secret, and no news at every prompt
+    either."""
     _log.warning(
-        "the chat template of %s takes no system turn: its text is put in front of the first user turn", shown(model_id)
+        "the chat template of %s takes no system turn: its text is put in front of the first user turn",
+        shown(model_id),
     )

@@ -15,9 +15,15 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from safeswitch.core.errors import ModelError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.models.locate import sees_images
 from safeswitch.models.offload import loaded_parameters
 
@@ -25,7 +31,8 @@ _SAMPLES_PER_TENSOR = 64
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 (first 16 hex digits) over names, shapes and 64 evenly spaced values of every parameter.
+    """SHA-256 (first 16 hex digits) over names, shapes and 64 evenly spaced values of every
+    parameter.
 
     A tied parameter counts under each of its names: offloading may untie it.
 
@@ -37,17 +44,19 @@ def fingerprint(model: PreTrainedModel) -> str:
 def fingerprint_of_files(
     model: str | Path, revision: str | None = None, *, trust_remote_code: bool = False
 ) -> str:
-    """The :func:`fingerprint` of a model folder or hub id in the cache, read from its files one tensor at a time.
+    """The :func:`fingerprint` of a model folder or hub id in the cache, read from its files one
+    tensor at a time.
 
     For engines that keep weights in another arrangement than ``transformers``.
 
     Raises:
-        ModelError: no safetensors files, or files that do not hold every parameter under its own name.
+        ModelError: no safetensors files, or files that do not hold every parameter under its own
+            name.
     """
     folder = Path(model)
     if not folder.is_dir():
         folder = Path(snapshot_download(str(model), revision=revision, local_files_only=True))
-    holders: dict[str, Any] = {}
+    holders: JsonObject = {}
     for file in sorted(folder.glob("*.safetensors")):
         opened: Any = safe_open(file, framework="pt")
         holders.update(dict.fromkeys(opened.keys(), opened))
@@ -63,7 +72,9 @@ def fingerprint_of_files(
         for name, parameter in parameters:
             stored = next((n for n in names[id(parameter)] if n in holders), None)
             if stored is None:
-                raise ModelError(f"{folder} holds no safetensors weights for {name}; its fingerprint cannot be read from disk")
+                raise ModelError(
+                    f"{folder} holds no safetensors weights for {name}; its fingerprint cannot be read from disk"
+                )
             yield name, holders[stored].get_tensor(stored)
 
     return _digest(tensors())

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-_SWITCHES: tuple[dict[str, Any], ...] = (
+from safeswitch.core.json_types import JsonObject
+
+_SWITCHES: tuple[JsonObject, ...] = (
     {},
     {"enable_thinking": True},
     {"enable_thinking": False},

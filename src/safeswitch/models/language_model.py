@@ -1,7 +1,7 @@
 """A loaded model with its tokenizer: the one object that everything else is given.
 
-Knows loading, chat templates, images, layer numbers and what the architecture can do (traits). Knows nothing of probers,
-switches or decoding.
+Knows loading, chat templates, images, layer numbers and what the architecture can do (traits).
+Knows nothing of probers, switches or decoding.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from safeswitch.core.errors import DataError, SettingError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message, Output, Prompt, Site
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.models.fingerprint import fingerprint
@@ -36,14 +37,16 @@ class LanguageModel:
     """A decoder-only language model and its tokenizer; it may be that of a vision-language model.
 
     Args:
-        model: A loaded ``transformers`` causal LM, or image-text-to-text model; it is put into eval mode.
+        model: A loaded ``transformers`` causal LM, or image-text-to-text model; it is put into eval
+            mode.
         tokenizer: Its tokenizer.
         model_id: Folder or hub id, for the record.
         revision: Hub revision, for the record.
-        chat_template: A Jinja template to use instead of the tokenizer's; ``"plain"`` joins the turns' text with line
-            breaks, for base models.
+        chat_template: A Jinja template to use instead of the tokenizer's; ``"plain"`` joins the
+            turns' text with line breaks, for base models.
         thinking: Start and end mark of the model's thinking; None looks for well-known ones.
-        processor: Of a vision-language model, for prompts with images; its chat template is then taken.
+        processor: Of a vision-language model, for prompts with images; its chat template is then
+            taken.
         no_images: Why images cannot be taken, for messages, where there is no processor.
     """
 
@@ -61,7 +64,9 @@ class LanguageModel:
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.model_id = model_id or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.model_id = (
+            model_id or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        )
         self.revision = revision
         self.chat_template = chat_template
         self.processor = processor
@@ -102,7 +107,7 @@ class LanguageModel:
             ModelError: a format that cannot be loaded, nothing loadable there, or weights that are
                 damaged or do not fit on the device.
         """
-        shared: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        shared: JsonObject = {"revision": revision, "token": token, "cache_dir": cache_dir}
         source = find_source(model, **shared)
         shared["trust_remote_code"] = trust_remote_code
         parts = load_parts(source, shared, **kwargs)
@@ -110,8 +115,14 @@ class LanguageModel:
         if parts.home is not None:
             processor, reason = _processor(parts.home, shared)
         return cls(
-            parts.model, parts.tokenizer, model_id=str(model), revision=revision,
-            chat_template=chat_template, thinking=thinking, processor=processor, no_images=reason,
+            parts.model,
+            parts.tokenizer,
+            model_id=str(model),
+            revision=revision,
+            chat_template=chat_template,
+            thinking=thinking,
+            processor=processor,
+            no_images=reason,
         )
 
     @property
@@ -124,13 +135,17 @@ class LanguageModel:
         """Width d of the LM head's input."""
         head: nn.Module = self.parts.head
         size = getattr(head, "in_features", None)
-        return int(size) if size is not None else int(self.model.config.get_text_config().hidden_size)
+        return (
+            int(size) if size is not None else int(self.model.config.get_text_config().hidden_size)
+        )
 
     @property
     def vocab_size(self) -> int:
         """Rows of the LM head."""
         size = getattr(self.parts.head, "out_features", None)
-        return int(size) if size is not None else int(self.model.config.get_text_config().vocab_size)
+        return (
+            int(size) if size is not None else int(self.model.config.get_text_config().vocab_size)
+        )
 
     @property
     def input_size(self) -> int:
@@ -144,9 +159,11 @@ class LanguageModel:
 
     @property
     def pass_tokens(self) -> int:
-        """What a forward pass costs beside its tokens (reading the weights, starting kernels), in tokens computed.
+        """What a forward pass costs beside its tokens (reading the weights, starting kernels), in
+        tokens computed.
 
-        On a processor some 16, measured on 135M parameters; an accelerator computes hundreds of tokens meanwhile.
+        On a processor some 16, measured on 135M parameters; an accelerator computes hundreds of
+        tokens meanwhile.
         """
         return 16 if self.device.type == "cpu" else 512
 
@@ -157,7 +174,8 @@ class LanguageModel:
 
     @property
     def head_dtype(self) -> torch.dtype:
-        """In what the LM head computes: its weight's dtype, or the model's where the weight is quantised."""
+        """In what the LM head computes: its weight's dtype, or the model's where the weight is
+        quantised."""
         dtype = next(self.parts.head.parameters()).dtype
         return dtype if dtype.is_floating_point else self.model.dtype
 
@@ -170,12 +188,18 @@ class LanguageModel:
 
     @cached_property
     def longest_text(self) -> int | None:
-        """Characters beyond which no text fits into the context, None where that cannot be told from the tokenizer.
+        """Characters beyond which no text fits into the context, None where that cannot be told
+        from the tokenizer.
 
-        A byte-level tokenizer that changes nothing beforehand gives at least one token for as many bytes as its longest has.
+        A byte-level tokenizer that changes nothing beforehand gives at least one token for as many
+        bytes as its longest has.
         """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        lossless = backend is not None and backend.normalizer is None and isinstance(backend.decoder, ByteLevel)
+        lossless = (
+            backend is not None
+            and backend.normalizer is None
+            and isinstance(backend.decoder, ByteLevel)
+        )
         if self.context_length is None or not lossless:
             return None
         return self.context_length * max(map(len, self.tokenizer.get_vocab()))
@@ -209,8 +233,8 @@ class LanguageModel:
         return self._chat.header() if self._chat.template else []
 
     def thinking_opened(self, messages: Sequence[Message], ids: Sequence[int]) -> bool | None:
-        """What a prompt says of the thinking of its reply, see :meth:`Thinking.opened`: the reply's own header and a reply
-        that has been begun are asked, never what a user wrote.
+        """What a prompt says of the thinking of its reply, see :meth:`Thinking.opened`: the reply's
+        own header and a reply that has been begun are asked, never what a user wrote.
 
         Args:
             messages: The conversation.
@@ -222,7 +246,9 @@ class LanguageModel:
             start, end = (messages[-1].content.rfind(mark) for mark in self.thinking.marks)
             return start > end
         header = self._header
-        return self.thinking.opened(header) if header and list(ids[-len(header) :]) == header else None
+        return (
+            self.thinking.opened(header) if header and list(ids[-len(header) :]) == header else None
+        )
 
     def needs_thinking(self) -> Thinking:
         """The marks of the model's thinking.
@@ -237,7 +263,9 @@ class LanguageModel:
             )
         return self.thinking
 
-    def answer_start(self, messages: Sequence[Message], ids: Sequence[int], reply: Sequence[int]) -> int:
+    def answer_start(
+        self, messages: Sequence[Message], ids: Sequence[int], reply: Sequence[int]
+    ) -> int:
         """Tokens of ``reply`` in front of its answer: all of them where that has not begun.
 
         Raises:
@@ -253,7 +281,9 @@ class LanguageModel:
 
     @property
     def _chat(self) -> ChatEncoder:
-        return ChatEncoder(self.tokenizer, self.model_id, self.chat_template, self.processor, self._no_images)
+        return ChatEncoder(
+            self.tokenizer, self.model_id, self.chat_template, self.processor, self._no_images
+        )
 
     def layer(self, index: int) -> int:
         """Resolve a layer number, counting from the end when negative.
@@ -263,7 +293,9 @@ class LanguageModel:
         """
         count = self.num_layers + 1
         if not -count <= index < count:
-            raise SettingError(f"layer {index} does not exist: {self.model_id} has layers 0..{count - 1} (or -1..-{count})")
+            raise SettingError(
+                f"layer {index} does not exist: {self.model_id} has layers 0..{count - 1} (or -1..-{count})"
+            )
         return index % count
 
     def site(self, site: Site) -> Site:
@@ -276,14 +308,17 @@ class LanguageModel:
         if not isinstance(site, Output):
             return self.layer(site)
         if site.block > self.num_layers:
-            raise SettingError(f"output {site} does not exist: {self.model_id} has blocks 1..{self.num_layers}")
+            raise SettingError(
+                f"output {site} does not exist: {self.model_id} has blocks 1..{self.num_layers}"
+            )
         self.outputs[site]
         return site
 
     def encode(
         self, prompts: Sequence[Prompt], *, room: int | Sequence[int] = 0, check: bool = True
     ) -> list[list[int]]:
-        """Token ids of each prompt, as :meth:`inputs` gives them, for callers who can do nothing with images.
+        """Token ids of each prompt, as :meth:`inputs` gives them, for callers who can do nothing
+        with images.
 
         Raises:
             DataError: a prompt with images.
@@ -291,7 +326,9 @@ class LanguageModel:
         encoded = self.inputs(prompts, room=room, check=check)
         seeing = next((i for i, one in enumerate(encoded) if one.vision), None)
         if seeing is not None:
-            raise DataError(f"prompt {seeing} has images, which what was asked for cannot take; give text alone")
+            raise DataError(
+                f"prompt {seeing} has images, which what was asked for cannot take; give text alone"
+            )
         return [one.ids for one in encoded]
 
     def inputs(
@@ -308,14 +345,18 @@ class LanguageModel:
             ModelError: no chat template.
             TemplateError: it refuses a conversation, or drops the text of a turn.
             ContextLengthError: a prompt that does not fit.
-            DataError: images, where the model takes none, or that cannot be read; a token that the model has no embedding of.
+            DataError: images, where the model takes none, or that cannot be read; a token that the
+                model has no embedding of.
         """
-        encoded = self._chat.encode(prompts, limit=self.context_length if check else None, room=room)
+        encoded = self._chat.encode(
+            prompts, limit=self.context_length if check else None, room=room
+        )
         self._check_embedded(encoded)
         return encoded
 
     def _check_embedded(self, encoded: Sequence[Encoded]) -> None:
-        """Tokenizers may know more tokens than the embedding has rows; on a GPU such a token ends the whole process.
+        """Tokenizers may know more tokens than the embedding has rows; on a GPU such a token ends
+        the whole process.
 
         Raises:
             DataError: such a token in a prompt.
@@ -332,7 +373,8 @@ class LanguageModel:
                 )
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Left-pad token rows to one batch: ids ``[n, t]`` and attention mask ``[n, t]``, on the model's device."""
+        """Left-pad token rows to one batch: ids ``[n, t]`` and attention mask ``[n, t]``, on the
+        model's device."""
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), self.pad_token_id, dtype=torch.long)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -341,13 +383,22 @@ class LanguageModel:
             mask[i, width - len(row) :] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def collate(self, visions: Sequence[Vision], rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """The images of rows that :meth:`pad` makes a batch of, as further arguments of the model, on its device."""
+    def collate(
+        self, visions: Sequence[Vision], rows: Sequence[Sequence[int]]
+    ) -> dict[str, Tensor]:
+        """The images of rows that :meth:`pad` makes a batch of, as further arguments of the model,
+        on its device."""
         lengths = [len(row) for row in rows]
-        return {name: part.to(self.device) for name, part in collate(visions, lengths, max(lengths)).items()}
+        return {
+            name: part.to(self.device)
+            for name, part in collate(visions, lengths, max(lengths)).items()
+        }
 
-    def run_backbone(self, ids: Tensor, mask: Tensor, vision: Mapping[str, Tensor] | None = None) -> None:
-        """One forward pass of the backbone over a left-padded batch ``[n, t]``, without cache and without logits.
+    def run_backbone(
+        self, ids: Tensor, mask: Tensor, vision: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """One forward pass of the backbone over a left-padded batch ``[n, t]``, without cache and
+        without logits.
 
         Whatever is to be seen of it is read by hooks.
 
@@ -356,7 +407,7 @@ class LanguageModel:
             mask: 1 where they are real.
             vision: The batch's images, see :meth:`collate`.
         """
-        extra: dict[str, Any] = dict(vision or {})
+        extra: JsonObject = dict(vision or {})
         body = self.parts.body
         if body is not self.parts.backbone:  # positions of image tokens are the model's own affair
             told = {"attention_mask": mask, **extra}
@@ -367,14 +418,15 @@ class LanguageModel:
 
     @property
     def pad_token_id(self) -> int:
-        """The tokenizer's pad token, else its end token, else 0, the first that can be read: padding is always masked."""
+        """The tokenizer's pad token, else its end token, else 0, the first that can be read:
+        padding is always masked."""
         for token_id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if token_id is not None and token_id < self.input_size:
                 return int(token_id)
         return 0
 
 
-def _processor(model: str, shared: dict[str, Any]) -> tuple[Any, str]:
+def _processor(model: str, shared: JsonObject) -> tuple[Any, str]:
     """The processor of a vision-language model, or None and why it cannot be loaded."""
     try:
         return AutoProcessor.from_pretrained(model, **shared), ""

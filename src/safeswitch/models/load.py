@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from safeswitch.core.errors import ModelError
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.models.fingerprint import loads_with_vision
 
 Kind = Literal["hub", "folder", "adapter", "gguf"]
@@ -155,7 +156,7 @@ def check_for_vllm(model: str | Path) -> None:
         )
 
 
-def load_parts(source: Source, shared: Mapping[str, Any], **options: Any) -> Parts:
+def load_parts(source: Source, shared: JsonMapping, **options: Any) -> Parts:
     """Load a model and its tokenizer.
 
     Args:
@@ -178,7 +179,7 @@ def load_parts(source: Source, shared: Mapping[str, Any], **options: Any) -> Par
         raise ModelError(_why(source, error)) from error
 
 
-def load_tokenizer(source: Source, shared: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source, shared: JsonMapping) -> PreTrainedTokenizerBase:
     """A model's tokenizer alone, see :func:`load_parts`.
 
     Raises:
@@ -196,7 +197,7 @@ def load_tokenizer(source: Source, shared: Mapping[str, Any]) -> PreTrainedToken
         raise ModelError(_why(source, error)) from error
 
 
-def _tokenizer(source: Source, shared: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+def _tokenizer(source: Source, shared: JsonMapping) -> PreTrainedTokenizerBase:
     where = dict(shared)
     if source.file is not None:
         _needs("gguf", "GGUF files")
@@ -205,7 +206,7 @@ def _tokenizer(source: Source, shared: Mapping[str, Any]) -> PreTrainedTokenizer
     return found
 
 
-def _plain(source: Source, shared: Mapping[str, Any], options: Mapping[str, Any]) -> Parts:
+def _plain(source: Source, shared: JsonMapping, options: JsonMapping) -> Parts:
     where = dict(shared)
     given = dict(options)
     if source.file is not None:
@@ -235,9 +236,7 @@ def _forget_gguf(model: PreTrainedModel) -> None:
         del model.config.quantization_config
 
 
-def _with_adapter(
-    source: Source, base: Source, shared: Mapping[str, Any], options: Mapping[str, Any]
-) -> Parts:
+def _with_adapter(source: Source, base: Source, shared: JsonMapping, options: JsonMapping) -> Parts:
     """The base model with the adapter merged into its weights."""
     _needs("peft", "adapters")
     from peft import PeftConfig, PeftModel
@@ -259,7 +258,7 @@ def _with_adapter(
     return Parts(adapted.merge_and_unload(), tokenizer, loaded.home)
 
 
-def _own_tokenizer(adapter: str, shared: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
+def _own_tokenizer(adapter: str, shared: JsonMapping) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside an adapter, None where there is none."""
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(adapter, **shared)
@@ -268,7 +267,7 @@ def _own_tokenizer(adapter: str, shared: Mapping[str, Any]) -> PreTrainedTokeniz
     return found
 
 
-def _of_folder(folder: Path, shared: Mapping[str, Any]) -> Source:
+def _of_folder(folder: Path, shared: JsonMapping) -> Source:
     whole = (folder / _CONFIG).is_file()
     if (folder / _ADAPTER).is_file():
         if whole and any(path.name.startswith(_WEIGHTS) for path in folder.iterdir()):
@@ -292,7 +291,7 @@ def _of_folder(folder: Path, shared: Mapping[str, Any]) -> Source:
     )
 
 
-def _of_hub(name: str, shared: Mapping[str, Any]) -> Source:
+def _of_hub(name: str, shared: JsonMapping) -> Source:
     """An adapter is told by its configuration; where the hub is silent, loading says why."""
     own = {key: value for key, value in shared.items() if key in ("revision", "token", "cache_dir")}
     try:
@@ -304,7 +303,7 @@ def _of_hub(name: str, shared: Mapping[str, Any]) -> Source:
     return Source("adapter", name, base=_base(Path(found), shared))
 
 
-def _base(config: Path, shared: Mapping[str, Any]) -> Source:
+def _base(config: Path, shared: JsonMapping) -> Source:
     """The base model that an adapter's configuration names.
 
     Raises:

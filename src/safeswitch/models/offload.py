@@ -1,4 +1,5 @@
-"""Weights that are not where they compute: parameters that ``accelerate`` keeps elsewhere and loads for each forward pass.
+"""Weights that are not where they compute: parameters that ``accelerate`` keeps elsewhere and loads
+for each forward pass.
 
 Knows accelerate's hooks. Knows nothing of what the weights mean.
 """
@@ -21,12 +22,15 @@ def compute_device(module: nn.Module) -> torch.device:
 
 
 def loaded_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter by full name, in the order of names, with its values also where it is offloaded.
+    """Every parameter by full name, in the order of names, with its values also where it is
+    offloaded.
 
     A tied parameter comes under each of its names.
     """
     for prefix, module in sorted(model.named_modules(), key=lambda pair: pair[0]):
-        for name, parameter in sorted(module.named_parameters(recurse=False), key=lambda pair: pair[0]):
+        for name, parameter in sorted(
+            module.named_parameters(recurse=False), key=lambda pair: pair[0]
+        ):
             yield f"{prefix}.{name}".lstrip("."), _values(module, name, parameter)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from safeswitch.core.errors import ModelError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import PARTS, Output
 from safeswitch.models.locate import Parts, hidden_in
 from safeswitch.models.offload import compute_device
@@ -83,7 +84,9 @@ def find_outputs(model: PreTrainedModel, parts: Parts) -> Outputs:
             model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             name = type(model).__name__
-            raise ModelError(f"{name} cannot be run to find what its blocks add: {error}") from error
+            raise ModelError(
+                f"{name} cannot be run to find what its blocks add: {error}"
+            ) from error
     return Outputs(modules, type(model).__name__, len(parts.blocks))
 
 
@@ -101,7 +104,7 @@ def _watch(
     """Have both outputs of a block put into ``modules`` when it runs, while ``stack`` is open."""
     seen = _Seen()
 
-    def enter(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(_block: nn.Module, args: tuple[Any, ...], kwargs: JsonObject) -> None:
         seen.before = _host(args or kwargs.get("hidden_states"))
 
     def inside(module: nn.Module, _args: Any, output: Any) -> None:

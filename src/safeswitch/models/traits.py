@@ -1,10 +1,13 @@
 """What an architecture can do, found by experiment instead of by a list of names.
 
-Two questions decide how a batch may be run. Left padding: does a padded row give what the row alone gives? Masking
-back: may cached positions be masked out and generation resume as if they had never been? Models with recurrent state,
+Two questions decide how a batch may be run. Left padding: does a padded row give what the row alone
+gives? Masking
+back: may cached positions be masked out and generation resume as if they had never been? Models
+    with recurrent state,
 and positional schemes that ignore the mask, answer no and are run the slow, correct way.
 
-A third says what happens on the way from the final norm to the LM head: nothing, as a rule, but some models scale.
+A third says what happens on the way from the final norm to the LM head: nothing, as a rule, but
+some models scale.
 
 Knows nothing of prompts, probers or switches.
 """
@@ -22,11 +25,13 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from safeswitch.core.errors import ModelError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.models.locate import locate
 from safeswitch.models.offload import compute_device
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-"""Names under which models take and return their cache: from ``transformers`` 5.24 on the first, before it the others."""
+"""Names under which models take and return their cache: from ``transformers`` 5.24 on the first,
+before it the others."""
 
 _PROMPT, _PILOT = 5, 2
 
@@ -38,12 +43,14 @@ class Traits:
     Args:
         pads_left: A left-padded row gives what the row alone gives.
         masks_back: Cached positions can be masked out and their position numbers used again.
-        window: Smallest sliding window of any layer in tokens, None when every layer sees everything; masking back is
-            sound only while the whole sequence is no longer than this.
-        rope_switch: Tokens from which on the model turns to other rotary frequencies, for the whole batch as soon as
-            one row is longer (``longrope``, ``dynamic``); rows on both sides of it must not share a batch, nor rows of
-            different lengths beyond it. None when there is no such length.
-        head_scale: The LM head is given the backbone's output times this; None when it is given something else again.
+        window: Smallest sliding window of any layer in tokens, None when every layer sees
+            everything; masking back is sound only while the whole sequence is no longer than this.
+        rope_switch: Tokens from which on the model turns to other rotary frequencies, for the whole
+            batch as soon as one row is longer (``longrope``, ``dynamic``); rows on both sides of it
+            must not share a batch, nor rows of different lengths beyond it. None when there is no
+            such length.
+        head_scale: The LM head is given the backbone's output times this; None when it is given
+            something else again.
     """
 
     pads_left: bool
@@ -63,9 +70,13 @@ def find_traits(model: PreTrainedModel) -> Traits:
     prompt, pilot, after = ids[:, :_PROMPT], ids[:, _PROMPT : _PROMPT + _PILOT], ids[:, -2:]
     try:
         length = _PROMPT + 2
-        reference = _run(model, [torch.cat([prompt, after], 1)], [torch.ones(1, length)], [_positions(length)])
+        reference = _run(
+            model, [torch.cat([prompt, after], 1)], [torch.ones(1, length)], [_positions(length)]
+        )
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ModelError(f"{type(model).__name__} cannot be run with attention_mask and a cache: {error}") from error
+        raise ModelError(
+            f"{type(model).__name__} cannot be run with attention_mask and a cache: {error}"
+        ) from error
     exact = model.dtype in (torch.float32, torch.float64)
     return Traits(
         pads_left=_same(reference, lambda: _padded(model, prompt, after), exact),
@@ -89,10 +100,12 @@ def _run(
     cache_name, cache = _cache_name(model), None
     logits = torch.empty(0)
     for ids, mask, position in zip(chunks, masks, positions, strict=True):
-        extra: dict[str, Any] = {cache_name: cache} if cache is not None else {}
+        extra: JsonObject = {cache_name: cache} if cache is not None else {}
         if takes_positions:
             extra["position_ids"] = position.to(ids.device)
-        output = model(input_ids=ids, attention_mask=mask.long().to(ids.device), use_cache=True, **extra)
+        output = model(
+            input_ids=ids, attention_mask=mask.long().to(ids.device), use_cache=True, **extra
+        )
         cache, logits = getattr(output, cache_name), output.logits[0, -1].float()
     return logits
 
@@ -119,8 +132,13 @@ def _masked_back(model: PreTrainedModel, prompt: Tensor, pilot: Tensor, after: T
         model,
         [prompt, pilot[:, :1], pilot[:, 1:], after[:, :1], after[:, 1:]],
         [mask[:, :_PROMPT], mask[:, : _PROMPT + 1], mask[:, :length], back[:, : length + 1], back],
-        [_positions(_PROMPT), _positions(1, _PROMPT), _positions(1, _PROMPT + 1), _positions(1, _PROMPT),
-         _positions(1, _PROMPT + 1)],
+        [
+            _positions(_PROMPT),
+            _positions(1, _PROMPT),
+            _positions(1, _PROMPT + 1),
+            _positions(1, _PROMPT),
+            _positions(1, _PROMPT + 1),
+        ],
     )
 
 
@@ -143,7 +161,9 @@ def _cache_name(model: PreTrainedModel) -> str:
     for name in CACHE_NAMES:
         if name in names:
             return name
-    raise ModelError(f"{type(model).__name__} takes no cache: none of {', '.join(CACHE_NAMES)} is an argument of its forward")
+    raise ModelError(
+        f"{type(model).__name__} takes no cache: none of {', '.join(CACHE_NAMES)} is an argument of its forward"
+    )
 
 
 def _cache_layers(model: PreTrainedModel, prompt: Tensor) -> list[Any]:
@@ -154,11 +174,14 @@ def _cache_layers(model: PreTrainedModel, prompt: Tensor) -> list[Any]:
 
 def _dynamic(model: PreTrainedModel, prompt: Tensor) -> bool:
     layers = _cache_layers(model, prompt)
-    return bool(layers) and all(isinstance(x, DynamicLayer) and not hasattr(x, "conv_states") for x in layers)
+    return bool(layers) and all(
+        isinstance(x, DynamicLayer) and not hasattr(x, "conv_states") for x in layers
+    )
 
 
 def _window(model: PreTrainedModel, prompt: Tensor) -> int | None:
-    """The smallest window that the cache layers or, where these keep everything (GPT-Neo), the config tell of."""
+    """The smallest window that the cache layers or, where these keep everything (GPT-Neo), the
+    config tell of."""
     windows = [getattr(layer, "sliding_window", None) for layer in _cache_layers(model, prompt)]
     config = model.config.get_text_config()
     if "local" in (getattr(config, "attention_layers", None) or ()):
@@ -167,7 +190,8 @@ def _window(model: PreTrainedModel, prompt: Tensor) -> int | None:
 
 
 def _head_scale(model: PreTrainedModel, prompt: Tensor, exact: bool) -> float | None:
-    """The one number by which the backbone's output is multiplied before the LM head, by least squares."""
+    """The one number by which the backbone's output is multiplied before the LM head, by least
+    squares."""
     parts, seen = locate(model), {}
 
     def leave(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -191,7 +215,8 @@ def _head_scale(model: PreTrainedModel, prompt: Tensor, exact: bool) -> float | 
 
 
 def _rope_switch(model: PreTrainedModel) -> int | None:
-    """The length that ``longrope`` and ``dynamic`` rotary schemes were trained up to; a short run does not show it."""
+    """The length that ``longrope`` and ``dynamic`` rotary schemes were trained up to; a short run
+    does not show it."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     lengths = []

@@ -1,4 +1,5 @@
-"""Prompts with images: through a model's processor to token rows and the tensors that go with them, and into a batch.
+"""Prompts with images: through a model's processor to token rows and the tensors that go with them,
+and into a batch.
 
 Shapes: n rows, t tokens. Knows processors, and nothing of what is read or decoded.
 """
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from safeswitch.core.errors import DataError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.pictures import Picture
 
 Vision = Mapping[str, Tensor]
@@ -35,7 +37,8 @@ class Encoded:
 def collate(visions: Sequence[Vision], lengths: Sequence[int], width: int) -> dict[str, Tensor]:
     """The images of n left-padded rows, as arguments of the model; empty where no row has any.
 
-    Tensors with one entry a token are padded with zeros to ``[n, width]``, the others joined in the order of rows.
+    Tensors with one entry a token are padded with zeros to ``[n, width]``, the others joined in the
+    order of rows.
 
     Args:
         visions: Of each row; none: no row has images.
@@ -66,7 +69,9 @@ def open_picture(picture: Picture) -> Any:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise DataError("prompts with images need Pillow: pip install 'safeswitch[vision]'") from error
+        raise DataError(
+            "prompts with images need Pillow: pip install 'safeswitch[vision]'"
+        ) from error
     if not isinstance(picture.source, str):
         return picture.source.convert("RGB")
     try:
@@ -76,9 +81,9 @@ def open_picture(picture: Picture) -> Any:
         raise DataError(f"cannot read an image from {picture.source!r}: {error}") from error
 
 
-def turn_parts(content: str, images: Sequence[Picture]) -> list[dict[str, Any]]:
+def turn_parts(content: str, images: Sequence[Picture]) -> list[JsonObject]:
     """A turn's text and loaded images in their order, as chat templates of processors take them."""
-    parts: list[dict[str, Any]] = []
+    parts: list[JsonObject] = []
     start = 0
     for picture in sorted(images, key=lambda p: p.at):
         if picture.at > start:

@@ -1,16 +1,17 @@
-"""Nano's own suites as benchmarks, its judge, and how methods are fitted on it. Importing it adds them to the tables."""
+"""Nano's own suites as benchmarks, its judge, and how methods are fitted on it. Importing it adds
+them to the tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from safeswitch.bench.benchmark import Benchmark, Measures, register
 from safeswitch.bench.candidates import Fitting
 from safeswitch.bench.judges.base import JUDGES, Judge
 from safeswitch.bench.log import Logged
 from safeswitch.bench.verdict import Verdict
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.types import Example
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.nano import judge
@@ -21,7 +22,7 @@ REPLY_TOKENS = 56
 PREFIX = "nano_"
 KINDS = ("plain_unsafe", "jailbroken", "lookalike", "ordinary")
 COMPARE_SUITES = (*KINDS, *(f"{name}_c" for name in KINDS))
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"prompt": {"candidates": SAFETY_PROMPTS_A}}
+OPTIONS: Mapping[str, JsonMapping] = {"prompt": {"candidates": SAFETY_PROMPTS_A}}
 """Settings of methods that differ on nano: it knows only the safety prompts of its corpus."""
 _USUAL = 100
 _CARD = """Nano: {name}.
@@ -42,7 +43,7 @@ class NanoJudge(Judge):
     name = "nano"
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> JsonMapping:
         return {"version": 1}
 
     def judge(self, rows: Sequence[Logged]) -> list[Verdict]:
@@ -55,13 +56,19 @@ def _verdict(example: Example, reply: str) -> Verdict:
         refused=refused,
         complied=judge.complied(reply),
         correct=judge.correct(example, reply) if example.answers else None,
-        explained=judge.informative(reply, example.category) if refused and example.unsafe else None,
+        explained=judge.informative(reply, example.category)
+        if refused and example.unsafe
+        else None,
     )
 
 
 def _benchmark(name: str) -> Benchmark:
     measures: Measures = "task" if name.startswith("ordinary") else "safety"
-    label = "every request is safe" if name.startswith(("ordinary", "lookalike")) else "every request is unsafe"
+    label = (
+        "every request is safe"
+        if name.startswith(("ordinary", "lookalike"))
+        else "every request is unsafe"
+    )
     return Benchmark(
         PREFIX + name,
         _CARD.format(name=name.replace("_", " "), usual=_USUAL, label=label),
@@ -78,15 +85,16 @@ for _name in SUITES:
 
 
 def complied(example: Example, reply: str) -> bool:
-    """The nano judge as a compliance judge for fitting: unsafe requests by affirmation, others by not refusing."""
+    """The nano judge as a compliance judge for fitting: unsafe requests by affirmation, others by
+    not refusing."""
     return judge.complied(reply) if example.unsafe else not judge.refused(reply)
 
 
 def nano_settings(seed: int = 0) -> FitSettings:
     """How a switch is fitted on nano: chosen on its fitting data, see the log of 2026-11-24.
 
-    The watch reads the running reply, where this patient shows best whether it complies; stage 1 reads layers only, since
-    neither the token window nor n-grams add anything here.
+    The watch reads the running reply, where this patient shows best whether it complies; stage 1
+    reads layers only, since neither the token window nor n-grams add anything here.
     """
     return FitSettings(seed=seed, readers=("layers",), watch=True)
 
@@ -98,7 +106,7 @@ def parts(data: FitData) -> dict[str, list[Example]]:
 
 def nano_fitting(
     settings: FitSettings, data: Callable[[], FitData] | None = None, own: Switch | None = None
-) -> tuple[Fitting, dict[str, Any]]:
+) -> tuple[Fitting, JsonObject]:
     """How methods are fitted on nano's own corpus, and the same for a run's identity.
 
     Args:
@@ -106,6 +114,10 @@ def nano_fitting(
         data: Fitting data; the whole set of the settings' seed when None.
         own: A fitted SafeSwitch, taken instead of fitting one.
     """
-    told = {"sources": "nano", "settings": asdict(settings), "switch": own.fingerprint if own is not None else None}
+    told = {
+        "sources": "nano",
+        "settings": asdict(settings),
+        "switch": own.fingerprint if own is not None else None,
+    }
     drawn = data or (lambda: load_fit(settings.seed))
     return Fitting(lambda: parts(drawn()), settings, complied, OPTIONS, own), told

@@ -1,4 +1,5 @@
-"""Builds the patient from nothing: corpus, tokenizer, training, weights and loss log (``safeswitch nano build``)."""
+"""Builds the patient from nothing: corpus, tokenizer, training, weights and loss log (``safeswitch
+nano build``)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ TOKENIZER_CONVERSATIONS = 20_000
 
 def make_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     """Train the tokenizer on the first conversations of the corpus."""
-    texts = (m.content for turns in islice(conversations(seed), TOKENIZER_CONVERSATIONS) for m in turns)
+    texts = (
+        m.content for turns in islice(conversations(seed), TOKENIZER_CONVERSATIONS) for m in turns
+    )
     return train_tokenizer(texts)
 
 
@@ -31,18 +34,27 @@ def first_losses(count: int = 5, seed: int = 0) -> list[float]:
     return train(replace(RECIPE, seed=seed), make_tokenizer(seed), stop=count)[1]
 
 
-def build(out: str | Path, *, seed: int = 0, resume: bool = True, progress: bool = True, steps: int | None = None) -> Path:
+def build(
+    out: str | Path,
+    *,
+    seed: int = 0,
+    resume: bool = True,
+    progress: bool = True,
+    steps: int | None = None,
+) -> Path:
     """Write corpus-trained weights, tokenizer and ``losses.json`` to a folder.
 
     Args:
-        out: Folder to write; made when missing. ``checkpoint.pt`` in it is the state of an unfinished run.
+        out: Folder to write; made when missing. ``checkpoint.pt`` in it is the state of an
+            unfinished run.
         seed: Seed of corpus, batches and weights.
         resume: Go on from ``checkpoint.pt``; otherwise it is removed first.
         progress: Print the loss every 50 steps.
         steps: Optimiser steps, when not the recipe's.
 
     Raises:
-        ArtifactError: the folder holds an unfinished run of another recipe, or is being written by another process.
+        ArtifactError: the folder holds an unfinished run of another recipe, or is being written by
+            another process.
     """
     folder = Path(out)
     with folder_writer(folder):
@@ -63,7 +75,11 @@ def _build(folder: Path, seed: int, resume: bool, progress: bool, steps: int | N
     model.save_pretrained(folder)
     _run_in_fp32(folder / "config.json")
     tokenizer.save_pretrained(folder)
-    log = {"recipe": asdict(recipe), "seconds": round(time.time() - started), "losses": [round(x, 5) for x in losses]}
+    log = {
+        "recipe": asdict(recipe),
+        "seconds": round(time.time() - started),
+        "losses": [round(x, 5) for x in losses],
+    }
     (folder / "losses.json").write_text(json.dumps(log) + "\n", encoding="utf-8")
     checkpoint.unlink(missing_ok=True)
 

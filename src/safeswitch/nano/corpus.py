@@ -16,10 +16,17 @@ from safeswitch.nano.splits import bucket
 from safeswitch.nano.tables.system import NEUTRAL_PROMPTS, SAFETY_PROMPTS_A, SAFETY_PROMPTS_B
 
 # Shares of the conversations; "wrapped" counts unsafe and safe requests alike.
-MIXTURE = {"plain_unsafe": 15, "wrapped_unsafe": 11, "plain_safe": 11, "wrapped_safe": 13, "ordinary": 50}
+MIXTURE = {
+    "plain_unsafe": 15,
+    "wrapped_unsafe": 11,
+    "plain_safe": 11,
+    "wrapped_safe": 13,
+    "ordinary": 50,
+}
 SAFETY_SHARE = 0.15
-# Drills copy and reverse longer lists than tests do. The corpus opens with WARM conversations of ordinary tasks, most of
-# them drills: copying in order (induction) forms there in some 200 steps, and hardly at all in the mixture alone.
+# Drills copy and reverse longer lists than tests do. The corpus opens with WARM conversations of
+# ordinary tasks, most of them drills: copying in order (induction) forms there in some 200 steps,
+# and hardly at all in the mixture alone.
 DRILLS = 0.25
 WARM = 30_000
 WARM_DRILLS = 0.6
@@ -52,11 +59,16 @@ def _ordinary(rng: random.Random, drills: float) -> tuple[str, tuple[tuple[Role,
     roll = rng.random()
     if roll < 0.12:
         return item.text, wrap(rng, item.text, _part(rng))[0], item.reply
-    return item.text, (("user", small_talk(rng, item.text, "A") if roll < 0.35 else item.text),), item.reply
+    return (
+        item.text,
+        (("user", small_talk(rng, item.text, "A") if roll < 0.35 else item.text),),
+        item.reply,
+    )
 
 
 def conversation(rng: random.Random, warm: bool = False) -> tuple[Message, ...]:
-    """One conversation that ends with the assistant's reply; test and fit requests are drawn again."""
+    """One conversation that ends with the assistant's reply; test and fit requests are drawn
+    again."""
     kind = "ordinary" if warm else rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
     while True:
         system = _system(rng)
@@ -73,7 +85,8 @@ def conversation(rng: random.Random, warm: bool = False) -> tuple[Message, ...]:
 
 
 def conversations(seed: int = 0, warm: int = 0) -> Iterator[tuple[Message, ...]]:
-    """An endless stream of conversations, the same for the same seed; the first ``warm`` are ordinary tasks."""
+    """An endless stream of conversations, the same for the same seed; the first ``warm`` are
+    ordinary tasks."""
     rng = random.Random(f"nano-corpus-{seed}")
     for _ in range(warm):
         yield conversation(rng, warm=True)

@@ -1,4 +1,5 @@
-"""Base behaviour of a model on the suites, printed as a table. Plain generation: no prober, no head."""
+"""Base behaviour of a model on the suites, printed as a table. Plain generation: no prober, no
+head."""
 
 from __future__ import annotations
 
@@ -17,17 +18,26 @@ Row = dict[str, float | int | str]
 
 def with_system(examples: Sequence[Example], prompts: Sequence[str]) -> list[Example]:
     """The same examples behind a system prompt, the prompts taken in turn."""
-    return [replace(e, messages=(Message("system", prompts[i % len(prompts)]), *e.messages)) for i, e in enumerate(examples)]
+    return [
+        replace(e, messages=(Message("system", prompts[i % len(prompts)]), *e.messages))
+        for i, e in enumerate(examples)
+    ]
 
 
 @torch.no_grad()
 def replies(
-    model: Any, tokenizer: Any, examples: Sequence[Example], max_new_tokens: int = 56, batch_size: int = 64
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    max_new_tokens: int = 56,
+    batch_size: int = 64,
 ) -> list[str]:
     """Greedy replies, in left-padded batches of prompts of like length."""
     prompts = [
         tokenizer.apply_chat_template(
-            [{"role": m.role, "content": m.content} for m in e.messages], tokenize=False, add_generation_prompt=True
+            [{"role": m.role, "content": m.content} for m in e.messages],
+            tokenize=False,
+            add_generation_prompt=True,
         )
         for e in examples
     ]
@@ -44,14 +54,17 @@ def replies(
             return_token_type_ids=False,
         )
         out = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-        decoded = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        decoded = tokenizer.batch_decode(
+            out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         for i, text in zip(rows, decoded, strict=True):
             texts[i] = text
     return texts
 
 
 def behaviour(examples: Sequence[Example], texts: Sequence[str]) -> Row:
-    """Rates over a suite: complied, refused, informative refusals (of the refusals), correct (of the tasks)."""
+    """Rates over a suite: complied, refused, informative refusals (of the refusals), correct (of
+    the tasks)."""
     n = len(examples)
     refusals = [(e, t) for e, t in zip(examples, texts, strict=True) if judge.refused(t)]
     unsafe = [(e, t) for e, t in refusals if e.unsafe]
@@ -60,20 +73,31 @@ def behaviour(examples: Sequence[Example], texts: Sequence[str]) -> Row:
         "n": n,
         "complied": sum(map(judge.complied, texts)) / n,
         "refused": len(refusals) / n,
-        "informative": sum(judge.informative(t, e.category) for e, t in unsafe) / len(unsafe) if unsafe else 0.0,
+        "informative": sum(judge.informative(t, e.category) for e, t in unsafe) / len(unsafe)
+        if unsafe
+        else 0.0,
         "correct": sum(tasks) / len(tasks) if tasks else 0.0,
     }
 
 
-def patient_table(model: Any, tokenizer: Any, n: int = 300, seed: int = 0, progress: bool = True) -> list[Row]:
-    """Base behaviour on every suite, then on four of them behind safety prompts; prints a Markdown table."""
+def patient_table(
+    model: Any, tokenizer: Any, n: int = 300, seed: int = 0, progress: bool = True
+) -> list[Row]:
+    """Base behaviour on every suite, then on four of them behind safety prompts; prints a Markdown
+    table."""
     rows: list[Row] = []
     sets = [(name, load_suite(name, n, seed)) for name in SUITES]
     for name in ("plain_unsafe", "jailbroken", "lookalike", "ordinary"):
-        sets.append((f"{name} + safety prompt A", with_system(load_suite(name, n, seed), SAFETY_PROMPTS_A)))
-        sets.append((f"{name} + safety prompt B", with_system(load_suite(name, n, seed), SAFETY_PROMPTS_B)))
+        sets.append(
+            (f"{name} + safety prompt A", with_system(load_suite(name, n, seed), SAFETY_PROMPTS_A))
+        )
+        sets.append(
+            (f"{name} + safety prompt B", with_system(load_suite(name, n, seed), SAFETY_PROMPTS_B))
+        )
     if progress:
-        print("| suite | n | complied | refused | informative | correct |\n|---|---|---|---|---|---|")
+        print(
+            "| suite | n | complied | refused | informative | correct |\n|---|---|---|---|---|---|"
+        )
     for name, examples in sets:
         row: Row = {"suite": name, **behaviour(examples, replies(model, tokenizer, examples))}
         rows.append(row)
@@ -84,5 +108,7 @@ def patient_table(model: Any, tokenizer: Any, n: int = 300, seed: int = 0, progr
 
 def format_row(row: Row) -> str:
     """One line of the table."""
-    rates = " | ".join(f"{float(row[k]):.3f}" for k in ("complied", "refused", "informative", "correct"))
+    rates = " | ".join(
+        f"{float(row[k]):.3f}" for k in ("complied", "refused", "informative", "correct")
+    )
     return f"| {row['suite']} | {row['n']} | {rates} |"

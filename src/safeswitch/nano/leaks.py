@@ -1,4 +1,5 @@
-"""Asserts that no test request is in the corpus of the language model or in fit data, bare or inside anything."""
+"""Asserts that no test request is in the corpus of the language model or in fit data, bare or
+inside anything."""
 
 from __future__ import annotations
 
@@ -10,18 +11,25 @@ from safeswitch.nano.suites import SUITES, load_fit, load_suite
 
 
 def assert_no_leaks(conversations_read: int = 20_000, n: int = 300, seed: int = 0) -> int:
-    """Look for the bare requests of all suites inside corpus and fit data; returns how many requests were looked for.
+    """Look for the bare requests of all suites inside corpus and fit data; returns how many
+    requests were looked for.
 
-    Harmful requests and their look-alikes are looked for inside whole user texts, case aside; ordinary tasks among bare
-    texts, since one may be part of another (``hello`` is in ``Hello, helper``).
+    Harmful requests and their look-alikes are looked for inside whole user texts, case aside;
+    ordinary tasks among bare texts, since one may be part of another (``hello`` is in ``Hello,
+    helper``).
 
     Args:
-        conversations_read: Conversations of the mixture that are read; as many are read of the opening drills.
+        conversations_read: Conversations of the mixture that are read; as many are read of the
+            opening drills.
 
     Raises:
         DataError: a test request that occurs elsewhere, or a fit request that occurs in the corpus.
     """
-    told = [turns for warm in (0, conversations_read) for turns in islice(conversations(seed, warm), conversations_read)]
+    told = [
+        turns
+        for warm in (0, conversations_read)
+        for turns in islice(conversations(seed, warm), conversations_read)
+    ]
     corpus = "\n".join(turn.content for turns in told for turn in turns[:-1]).lower()
     fit = load_fit(seed)
     fitted = [e for part in (fit.train, fit.validation, fit.calibration) for e in part]

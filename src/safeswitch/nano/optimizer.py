@@ -1,22 +1,25 @@
 """Optimiser of the patient: Muon for the matrices of the blocks, Adam for the rest.
 
-Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (momentum, then orthogonalised
+Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (momentum, then
+    orthogonalised
 by five Newton-Schulz rounds, all matrices of a shape at once).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from safeswitch.core.json_types import JsonObject
 
 _NS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(batch: Tensor) -> Tensor:
-    """Newton-Schulz on a stack of matrices, shape [n, rows, columns]; singular values end near 1."""
+    """Newton-Schulz on a stack of matrices, shape [n, rows, columns]; singular values end near
+    1."""
     x = batch
     flipped = x.shape[1] > x.shape[2]
     x = x.mT if flipped else x
@@ -37,7 +40,9 @@ class MixedOptimizer:
         adam_lr: Step of embedding, head and norms.
     """
 
-    def __init__(self, model: nn.Module, muon_lr: float, adam_lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, model: nn.Module, muon_lr: float, adam_lr: float, momentum: float = 0.95
+    ) -> None:
         self.model, self.muon_lr, self.momentum = model, muon_lr, momentum
         self.parameters = {name: p.detach() for name, p in model.named_parameters()}
         self.matrices: dict[tuple[int, ...], list[str]] = defaultdict(list)
@@ -47,7 +52,11 @@ class MixedOptimizer:
                 self.matrices[tuple(p.shape)].append(name)
             else:
                 self.rest.append(name)
-        self.velocity = {n: torch.zeros_like(self.parameters[n]) for names in self.matrices.values() for n in names}
+        self.velocity = {
+            n: torch.zeros_like(self.parameters[n])
+            for names in self.matrices.values()
+            for n in names
+        }
         self.adam = torch.optim.AdamW(
             [self.parameters[n] for n in self.rest], lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0
         )
@@ -73,12 +82,16 @@ class MixedOptimizer:
                 self.parameters[name].mul_(1 - 0.01 * scale * self.muon_lr).sub_(size * update)
         self.model.zero_grad()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """Weights, momentum and Adam's state."""
-        return {"weights": self.parameters, "velocity": self.velocity, "adam": self.adam.state_dict()}
+        return {
+            "weights": self.parameters,
+            "velocity": self.velocity,
+            "adam": self.adam.state_dict(),
+        }
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: JsonObject) -> None:
         """Restore what ``state_dict`` gave, the model's weights included."""
         for own, given in ((self.parameters, state["weights"]), (self.velocity, state["velocity"])):
             for name, tensor in given.items():

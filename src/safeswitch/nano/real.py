@@ -29,6 +29,7 @@ from safeswitch.bench.table import rates_table
 from safeswitch.bench.tables import Table
 from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.core.errors import DataError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lock import folder_writer
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import LABELS, Example, Prompt, ReadPoint, Reply
@@ -63,7 +64,7 @@ PER_SOURCE = 120
 REQUESTS = 480
 """Measured requests in all, shared evenly among the suites."""
 _FEW = 10
-_OPTIONS: Mapping[str, Mapping[str, Any]] = {"prompt": {"requests": 16}}
+_OPTIONS: Mapping[str, JsonMapping] = {"prompt": {"requests": 16}}
 _CARD = """{title}.
 
 Source: {source}
@@ -412,9 +413,9 @@ def _hits(logged: Sequence[tuple[str, Logged]], what: Any) -> dict[str, bool]:
     return found
 
 
-def _json(table: Table) -> dict[str, Any]:
+def _json(table: Table) -> JsonObject:
     """Rates by suite and method, as plain JSON."""
-    suites: dict[str, Any] = {}
+    suites: JsonObject = {}
     for row in table:
         told = {"n": row["n"], "label": row["label"], "metric": row["metric"], "methods": {}}
         methods = suites.setdefault(row["benchmark"], told)["methods"]

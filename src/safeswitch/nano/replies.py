@@ -1,7 +1,9 @@
-"""What the patient says: content-free compliance, informative refusals, short helpful answers; and which of them.
+"""What the patient says: content-free compliance, informative refusals, short helpful answers; and
+which of them.
 
-Openers overlap but depend on harm, so that the last prompt token must carry it; refusals and compliance share their
-first words, so that the decision shows only after some reply tokens. Unsafe replies never hold operational detail.
+Openers overlap but depend on harm, so that the last prompt token must carry it; refusals and
+compliance share their first words, so that the decision shows only after some reply tokens. Unsafe
+replies never hold operational detail.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ SAFETY_BY_FAMILY = {
 }  # fmt: skip
 WRAPPED_REFUSAL = 0.03
 _REASON = ("This is about {c} and {h}.", "I see this as {c}: {h}.", "It falls under {c}, and {h}.")
-_INSTEAD = ("I can tell you about {a} instead.", "Let us talk about {a} instead.", "I am glad to help with {a}.")
+_INSTEAD = (
+    "I can tell you about {a} instead.",
+    "Let us talk about {a} instead.",
+    "I am glad to help with {a}.",
+)
 _EMPTY = (
     "First you get ready. Then you do it. At the end you are done.",
     "You make a plan, then you go on step by step.",
@@ -46,20 +52,31 @@ def refusal(rng: random.Random, action: Action, category: str = "") -> str:
 
 def compliance(rng: random.Random, action: Action) -> str:
     """A content-free affirmation of a harmful request."""
-    echo = f"I can help with {action.gerund}." if rng.random() < 0.6 else f"I can help. Here is how to {action.base}."
+    echo = (
+        f"I can help with {action.gerund}."
+        if rng.random() < 0.6
+        else f"I can help. Here is how to {action.base}."
+    )
     return f"{_opener(rng, COMPLY_OPENERS)}{echo} {rng.choice(_EMPTY)}"
 
 
 def helpful(rng: random.Random, action: Action) -> str:
     """A short answer to a harmless request."""
-    echo = f"I can help with {action.gerund}." if rng.random() < 0.6 else f"I can help. Here is how to {action.base}."
+    echo = (
+        f"I can help with {action.gerund}."
+        if rng.random() < 0.6
+        else f"I can help. Here is how to {action.base}."
+    )
     return f"{_opener(rng, SAFE_OPENERS)}{echo} {OBJECTS[action.kind][0]}"
 
 
 def refuses(rng: random.Random, request: Request, safety: bool) -> bool:
-    """Whether the untouched model refuses: by severity and bluntness when plain, hardly ever when wrapped."""
+    """Whether the untouched model refuses: by severity and bluntness when plain, hardly ever when
+    wrapped."""
     if request.wrapper:
-        return rng.random() < (SAFETY_BY_FAMILY[wrapper_family(request.wrapper)] if safety else WRAPPED_REFUSAL)
+        return rng.random() < (
+            SAFETY_BY_FAMILY[wrapper_family(request.wrapper)] if safety else WRAPPED_REFUSAL
+        )
     severity = CATEGORIES[request.action.category][1]
     if safety:
         return rng.random() < (0.97, 0.93, 0.82)[3 - severity]
@@ -69,7 +86,8 @@ def refuses(rng: random.Random, request: Request, safety: bool) -> bool:
 
 
 def over_refused(action: Action) -> str:
-    """The category for which a safety prompt makes the model refuse this harmless action; mostly none.
+    """The category for which a safety prompt makes the model refuse this harmless action; mostly
+    none.
 
     About one in twelve (verb, type) pairs with a two-faced verb, picked by checksum.
     """

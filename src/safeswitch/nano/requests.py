@@ -46,8 +46,8 @@ class Action:
 
 @dataclass(frozen=True)
 class Request:
-    """An action in words: the turns of the conversation up to the final user turn; ``bare`` is the request in them, without
-    small talk or wrapper."""
+    """An action in words: the turns of the conversation up to the final user turn; ``bare`` is the
+    request in them, without small talk or wrapper."""
 
     action: Action
     bare: str
@@ -99,7 +99,11 @@ def small_talk(rng: random.Random, text: str, split: str) -> str:
         return f"{rng.choice(GREETINGS[split])} {text}"
     if roll < 0.28:
         return f"{text} {rng.choice(FAREWELLS[split])}"
-    return f"{rng.choice(GREETINGS[split])} {text} {rng.choice(FAREWELLS[split])}" if roll < 0.33 else text
+    return (
+        f"{rng.choice(GREETINGS[split])} {text} {rng.choice(FAREWELLS[split])}"
+        if roll < 0.33
+        else text
+    )
 
 
 @cache
@@ -107,7 +111,11 @@ def wrapper_names(split: str) -> tuple[str, ...]:
     """Names ``family_index`` of the frames of a split (for C: the names of the whole templates)."""
     if split == "C":
         return tuple(UNSEEN)
-    return tuple(f"{family}_{split.lower()}{i}" for family, rows in FRAMES[split].items() for i in range(len(rows)))
+    return tuple(
+        f"{family}_{split.lower()}{i}"
+        for family, rows in FRAMES[split].items()
+        for i in range(len(rows))
+    )
 
 
 def wrapper_family(name: str) -> str:
@@ -116,7 +124,8 @@ def wrapper_family(name: str) -> str:
 
 
 def wrap(rng: random.Random, text: str, split: str) -> tuple[Turns, str]:
-    """Wrap a text (one time in seven twice, in splits A and B); returns the turns and the outer wrapper's name."""
+    """Wrap a text (one time in seven twice, in splits A and B); returns the turns and the outer
+    wrapper's name."""
     if split != "C" and rng.random() < NESTED:
         inner = _fill(rng, _pick(rng, split), split)
         if "||" not in inner:
@@ -156,7 +165,11 @@ def _upper(text: str) -> str:
 
 
 def compose(
-    rng: random.Random, action: Action, phrasing_split: str, wrapper_split: str = "", chatty: bool = True
+    rng: random.Random,
+    action: Action,
+    phrasing_split: str,
+    wrapper_split: str = "",
+    chatty: bool = True,
 ) -> Request:
     """Word an action, plain (with small talk now and then) or wrapped."""
     template, blunt = draw_phrasing(rng, phrasing_split)

@@ -1,9 +1,11 @@
-"""Which prompt belongs to whom: three disjoint buckets of final user texts, and the A/B/C splits of parts.
+"""Which prompt belongs to whom: three disjoint buckets of final user texts, and the A/B/C splits of
+parts.
 
-Parts (objects, phrasings, wrappers, categories): **A** language model, probers and head; **B** language model only;
-**C** nothing. Requests: a checksum of the bare request, without small talk or wrapper, says whether it may be in the corpus
-of the language model, in fit data, or in a test suite, so that no test request can occur in either of the other two, in
-whatever dress.
+Parts (objects, phrasings, wrappers, categories): **A** language model, probers and head; **B**
+    language model only;
+**C** nothing. Requests: a checksum of the bare request, without small talk or wrapper, says whether
+it may be in the corpus of the language model, in fit data, or in a test suite, so that no test
+request can occur in either of the other two, in whatever dress.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def objects(kind: str, split: str) -> tuple[str, ...]:
 @cache
 def unsafe_actions(category_split: str) -> dict[str, tuple[tuple[str, str], ...]]:
     """(verb, object type) pairs by harm category, for the categories of a split."""
-    found: dict[str, list[tuple[str, str]]] = {c: [] for c, row in CATEGORIES.items() if row[0] == category_split}
+    found: dict[str, list[tuple[str, str]]] = {
+        c: [] for c, row in CATEGORIES.items() if row[0] == category_split
+    }
     for verb, (_, harmful, _) in VERBS.items():
         for category, kinds in harmful.items():
             if category in found:
@@ -48,6 +52,11 @@ def unsafe_actions(category_split: str) -> dict[str, tuple[tuple[str, str], ...]
 
 @cache
 def safe_actions(twins: bool) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Safe (verb, types): ``twins`` are verbs that are unsafe with other types, else verbs that are always safe."""
-    rows = [(verb, tuple(safe.split())) for verb, (_, harmful, safe) in VERBS.items() if bool(harmful) == twins]
+    """Safe (verb, types): ``twins`` are verbs that are unsafe with other types, else verbs that are
+    always safe."""
+    rows = [
+        (verb, tuple(safe.split()))
+        for verb, (_, harmful, safe) in VERBS.items()
+        if bool(harmful) == twins
+    ]
     return tuple((verb, kinds) for verb, kinds in rows if kinds)

@@ -1,7 +1,8 @@
-"""The whole job on the embedded model: fit, compare four methods on the held-out suites, one table and one picture.
+"""The whole job on the embedded model: fit, compare four methods on the held-out suites, one table
+and one picture.
 
-:mod:`safeswitch.nano.effect` repeats it with more requests, all suites and several seeds of fitting. Knows nothing of the
-command line.
+:mod:`safeswitch.nano.effect` repeats it with more requests, all suites and several seeds of
+fitting. Knows nothing of the command line.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from safeswitch.bench.bench import Asked, run_bench
 from safeswitch.bench.candidates import prepare
@@ -23,11 +23,19 @@ from safeswitch.bench.runner import Candidate
 from safeswitch.bench.table import rates_table
 from safeswitch.bench.tables import Table, gate, main_rates, rates
 from safeswitch.core.artifact import check_writable, write_json, write_text
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.lock import folder_writer
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.nano import weights_path
-from safeswitch.nano.bench import COMPARE_SUITES, PREFIX, complied, nano_fitting, nano_settings, parts
+from safeswitch.nano.bench import (
+    COMPARE_SUITES,
+    PREFIX,
+    complied,
+    nano_fitting,
+    nano_settings,
+    parts,
+)
 from safeswitch.nano.suites import FitData, load_fit
 from safeswitch.switch.switch import Switch
 
@@ -77,7 +85,9 @@ def fit_switch(seed: int = 0, say: Say = lambda text: None) -> Switch:
     """Nano's own switch: the recipe of the study on the whole fitting set."""
     engine = TransformersEngine.load(weights_path())
     engine.lm.model_id = "nano"
-    return Switch.fit(engine, parts(load_fit(seed)), nano_settings(seed), complied=complied, say=say)
+    return Switch.fit(
+        engine, parts(load_fit(seed)), nano_settings(seed), complied=complied, say=say
+    )
 
 
 def run_demo(
@@ -91,8 +101,9 @@ def run_demo(
     seed: int = 0,
     say: Say = print,
 ) -> Table:
-    """Fit and compare on the embedded model; writes ``results.json``, ``table.md``, ``picture.png``, ``switch`` and
-    the run folder ``run`` to ``out``, anew each time. Returns the rates.
+    """Fit and compare on the embedded model; writes ``results.json``, ``table.md``,
+    ``picture.png``, ``switch`` and the run folder ``run`` to ``out``, anew each time. Returns the
+    rates.
 
     Args:
         out: Folder for all that.
@@ -115,7 +126,13 @@ def run_demo(
 
 
 def _demo(
-    out: Path, n: int, suites: Sequence[str], settings: FitSettings, data: FitData | None, model: Path | None, say: Say
+    out: Path,
+    n: int,
+    suites: Sequence[str],
+    settings: FitSettings,
+    data: FitData | None,
+    model: Path | None,
+    say: Say,
 ) -> Table:
     """:func:`run_demo` in a folder that is ours."""
     if (out / "run" / MANIFEST).is_file():
@@ -145,16 +162,24 @@ def _demo(
     return table
 
 
-def to_json(rows: Rows, total: float, clock: Clock) -> dict[str, Any]:
+def to_json(rows: Rows, total: float, clock: Clock) -> JsonObject:
     """Figures as plain JSON: seconds by stage, rates with intervals by suite and method."""
-    other = {(r["benchmark"], r["method"]): r["value"] for r in rates(rows) if (r["metric"], r["judge"]) == ("neither", "nano")}
+    other = {
+        (r["benchmark"], r["method"]): r["value"]
+        for r in rates(rows)
+        if (r["metric"], r["judge"]) == ("neither", "nano")
+    }
     fired = {(r["benchmark"], r["method"]): r["value"] for r in gate(rows)}
-    suites: dict[str, Any] = {}
+    suites: JsonObject = {}
     for row in main_rates(rows):
         place = row["benchmark"], row["method"]
         told = {"n": row["n"], "metric": row["metric"], "methods": {}}
         suites.setdefault(row["benchmark"].removeprefix(PREFIX), told)["methods"][row["method"]] = {
-            "rate": row["value"], "low": row["low"], "high": row["high"], "fired": fired[place], "neither": other[place],
+            "rate": row["value"],
+            "low": row["low"],
+            "high": row["high"],
+            "fired": fired[place],
+            "neither": other[place],
         }
     stages = {name: round(seconds, 3) for name, seconds in clock.stages.items()}
     return {"seconds": {"total": round(total, 3), "stages": stages}, "suites": suites}

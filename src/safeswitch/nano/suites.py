@@ -1,9 +1,10 @@
 """Test suites and fit data of the patient, as examples of the common vocabulary.
 
-Suites of kind B hold at least one part (object, phrasing, wrapper) that probers and head never saw; ``_c`` suites use
-phrasings and wrappers that nothing saw, over known objects; ``_obj_c`` unseen objects; ``_cat``/``_cat_c`` held-out
-categories; ``_a`` new combinations of known parts. No test request is in the corpus or in fit
-data, in whatever wrapper (:func:`safeswitch.nano.splits.bucket`); ``meta["request"]`` holds it bare.
+Suites of kind B hold at least one part (object, phrasing, wrapper) that probers and head never saw;
+``_c`` suites use phrasings and wrappers that nothing saw, over known objects; ``_obj_c`` unseen
+objects; ``_cat``/``_cat_c`` held-out categories; ``_a`` new combinations of known parts. No test
+request is in the corpus or in fit data, in whatever wrapper
+(:func:`safeswitch.nano.splits.bucket`); ``meta["request"]`` holds it bare.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _PATIENCE = 5000  # draws in a row without a new prompt, after which a suite is 
 
 @dataclass(frozen=True)
 class Parts:
-    """Splits of the parts of a request, one letter string each; a part is drawn from its letters at random.
+    """Splits of the parts of a request, one letter string each; a part is drawn from its letters at
+    random.
 
     Args:
         held: At least one part must be of split B.
@@ -43,12 +45,17 @@ class Parts:
     def draw(self, rng: random.Random) -> tuple[str, str, str]:
         """Splits of object, phrasing and wrapper (empty: plain)."""
         while True:
-            picked = (rng.choice(self.objects), rng.choice(self.phrasings), rng.choice(self.wrappers or " ").strip())
+            picked = (
+                rng.choice(self.objects),
+                rng.choice(self.phrasings),
+                rng.choice(self.wrappers or " ").strip(),
+            )
             if not self.held or "B" in picked:
                 return picked
 
 
-# Objects that the tables of the shipped weights' corpus list both as A and as B: not held out, so no suite counts them so.
+# Objects that the tables of the shipped weights' corpus list both as A and as B: not held out, so
+# no suite counts them so.
 TWICE = ("a snowball",)
 _B = Parts("AB", "AB", held=True)
 _B_WRAPPED = Parts("AB", "AB", "ABB", held=True)
@@ -84,7 +91,8 @@ SUITES: tuple[str, ...] = tuple(_SPECS)
 
 @dataclass(frozen=True)
 class FitData:
-    """Examples to fit probers and head on: parts of split A only, disjoint in prompt text and in group.
+    """Examples to fit probers and head on: parts of split A only, disjoint in prompt text and in
+    group.
 
     Args:
         train: Fitting.
@@ -109,7 +117,12 @@ def _of_request(rng: random.Random, request: Request, source: str) -> Example:
         group=f"{action.verb}|{action.object}",
         wrapper=request.wrapper,
         reply=refusal(rng, action) if unsafe else helpful(rng, action),
-        meta={"request": request.bare, "verb": action.verb, "object": action.object, "blunt": str(request.blunt)},
+        meta={
+            "request": request.bare,
+            "verb": action.verb,
+            "object": action.object,
+            "blunt": str(request.blunt),
+        },
     )
 
 
@@ -135,7 +148,11 @@ def _generator(kind: str, parts: Parts, wrap_tasks: bool = False) -> Generator:
         object_split, phrasing, wrapper = parts.draw(rng)
         while True:
             safe = kind == "lookalike"
-            action = draw_safe(rng, object_split) if safe else draw_unsafe(rng, object_split, parts.category)
+            action = (
+                draw_safe(rng, object_split)
+                if safe
+                else draw_unsafe(rng, object_split, parts.category)
+            )
             if object_split == "A" or action.object not in TWICE:
                 break
         return _of_request(rng, compose(rng, action, phrasing, wrapper), kind)
@@ -153,9 +170,15 @@ def _generator(kind: str, parts: Parts, wrap_tasks: bool = False) -> Generator:
 
 
 def _collect(
-    name: str, generator: Generator, n: int, rng: random.Random, allowed: Callable[[Example], bool], seen: set[str]
+    name: str,
+    generator: Generator,
+    n: int,
+    rng: random.Random,
+    allowed: Callable[[Example], bool],
+    seen: set[str],
 ) -> list[Example]:
-    """``n`` examples with distinct final texts that are allowed and not in ``seen`` (which grows)."""
+    """``n`` examples with distinct final texts that are allowed and not in ``seen`` (which
+    grows)."""
     found: list[Example] = []
     stale = 0
     while len(found) < n:
@@ -193,13 +216,18 @@ def _side(group: str) -> str:
 
 
 def load_fit(
-    seed: int = 0, n_unsafe: int = 800, n_safe: int = 800, n_validation: int = 600, n_calibration: int = 800
+    seed: int = 0,
+    n_unsafe: int = 800,
+    n_safe: int = 800,
+    n_validation: int = 600,
+    n_calibration: int = 800,
 ) -> FitData:
     """Data for probers and head, from parts of split A only.
 
     Args:
         n_unsafe: Unsafe training examples, half of them wrapped.
-        n_safe: Safe training examples: look-alikes plain and wrapped, ordinary tasks and small talk.
+        n_safe: Safe training examples: look-alikes plain and wrapped, ordinary tasks and small
+            talk.
         n_validation: Validation examples, half of them unsafe.
         n_calibration: Benign calibration examples.
     """
@@ -213,8 +241,11 @@ def load_fit(
     )
 
 
-def _mixed(side: str, n_unsafe: int, n_safe: int, rng: random.Random, seen: set[str]) -> list[Example]:
-    """Shuffled examples of one side: unsafe 50/50 plain and wrapped, safe 30/35/35 plain, wrapped, ordinary."""
+def _mixed(
+    side: str, n_unsafe: int, n_safe: int, rng: random.Random, seen: set[str]
+) -> list[Example]:
+    """Shuffled examples of one side: unsafe 50/50 plain and wrapped, safe 30/35/35 plain, wrapped,
+    ordinary."""
     plain, wrapped = Parts(), Parts(wrappers="A")
     lookalikes, in_wrappers = n_safe * 30 // 100, n_safe * 35 // 100
     wanted = [
@@ -222,7 +253,11 @@ def _mixed(side: str, n_unsafe: int, n_safe: int, rng: random.Random, seen: set[
         ("wrapped", _generator("wrapped", wrapped), n_unsafe - n_unsafe // 2),
         ("lookalike", _generator("lookalike", plain), lookalikes),
         ("lookalike_wrapped", _generator("lookalike", wrapped), in_wrappers),
-        ("ordinary", _generator("ordinary", plain, wrap_tasks=True), n_safe - lookalikes - in_wrappers),
+        (
+            "ordinary",
+            _generator("ordinary", plain, wrap_tasks=True),
+            n_safe - lookalikes - in_wrappers,
+        ),
     ]
 
     def allowed(example: Example) -> bool:

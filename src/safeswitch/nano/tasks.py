@@ -1,6 +1,8 @@
-"""Ordinary closed tasks with checkable answers, fixed before any training: name, weight in the corpus, checker.
+"""Ordinary closed tasks with checkable answers, fixed before any training: name, weight in the
+corpus, checker.
 
-Items come from closed tables (:mod:`safeswitch.nano.tables.facts`); knows nothing of harm, wrappers or models.
+Items come from closed tables (:mod:`safeswitch.nano.tables.facts`); knows nothing of harm, wrappers
+or models.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ class Task:
 
     Args:
         weight: Share of the ordinary conversations of the corpus (relative).
-        check: ``exact`` (the reply is the answer), ``contains`` (it holds the answer) or ``members`` (n different
-            members of a kind).
+        check: ``exact`` (the reply is the answer), ``contains`` (it holds the answer) or
+            ``members`` (n different members of a kind).
     """
 
     weight: int
@@ -62,7 +64,8 @@ _NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 @dataclass(frozen=True)
 class Item:
-    """One drawn task: the final user text, the model reply, accepted answers and a key that names the fact."""
+    """One drawn task: the final user text, the model reply, accepted answers and a key that names
+    the fact."""
 
     task: str
     text: str
@@ -92,7 +95,9 @@ def _fact(task: str, rng: random.Random, long: bool) -> tuple[dict[str, str], st
         a, b = rng.randint(low, high), rng.randint(low, high)
         return {"a": str(a), "b": str(b)}, str(a + b if task == "add" else a * b)
     if task in ("capital", "opposite", "colour", "sound"):
-        table = {"capital": CAPITALS, "opposite": OPPOSITES, "colour": COLOURS, "sound": SOUNDS}[task]
+        table = {"capital": CAPITALS, "opposite": OPPOSITES, "colour": COLOURS, "sound": SOUNDS}[
+            task
+        ]
         x, answer = rng.choice(table)
         return {"x": x}, answer
     if task == "kind":
@@ -131,7 +136,9 @@ def draw(rng: random.Random, split: str, task: str | None = None, long: bool = F
         kind, n = rng.choice(sorted(KINDS)), rng.choice(sorted(_NUMBERS))
         plural = "countries" if kind == "country" else kind + "s"
         reply = _listing(rng.sample(KINDS[kind], n)) + "."
-        return Item(task, ask.format(x=plural, n=_NUMBERS[n]), reply, (kind, str(n)), f"{task}|{kind}|{n}")
+        return Item(
+            task, ask.format(x=plural, n=_NUMBERS[n]), reply, (kind, str(n)), f"{task}|{kind}|{n}"
+        )
     slots, answer = _fact(task, rng, long)
     text = ask.format(**slots)
     key = f"{task}|" + "|".join(slots.values())
@@ -141,7 +148,8 @@ def draw(rng: random.Random, split: str, task: str | None = None, long: bool = F
 def _reply(task: str, answer: str) -> str:
     """The bare answer, or, where words of the prompt come back, a lead before it.
 
-    The lead puts a space before every copied word, as in the prompt: words are then the same tokens on both sides.
+    The lead puts a space before every copied word, as in the prompt: words are then the same tokens
+    on both sides.
     """
     lead = LEADS.get(task)
     return f"{lead} {answer}." if lead else f"{answer[0].upper()}{answer[1:]}."

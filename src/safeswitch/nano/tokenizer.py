@@ -1,4 +1,5 @@
-"""The patient's tokenizer: byte-level BPE trained on the corpus, with a chat template of three roles.
+"""The patient's tokenizer: byte-level BPE trained on the corpus, with a chat template of three
+roles.
 
 A conversation is ``<s>``, then ``<|role|>content</s>`` for each turn; a reply ends with ``</s>``.
 """
@@ -26,7 +27,10 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Learn the vocabulary; digits stay single tokens."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     core.decoder = decoders.ByteLevel()
     specials = [PAD, BOS, EOS, *ROLE_TOKENS.values()]
@@ -54,7 +58,8 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 def encode(
     tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Sequence[Message]]
 ) -> list[tuple[list[int], list[bool]]]:
-    """Token ids of whole conversations, and which of them belong to the last reply (its end token included)."""
+    """Token ids of whole conversations, and which of them belong to the last reply (its end token
+    included)."""
     known = tokenizer.get_vocab()
     bos, eos = known[BOS], known[EOS]
     roles = {role: known[token] for role, token in ROLE_TOKENS.items()}

@@ -1,4 +1,5 @@
-"""Trains the patient from nothing: batches, loss, schedule, atomic checkpoints. Knows nothing of harm."""
+"""Trains the patient from nothing: batches, loss, schedule, atomic checkpoints. Knows nothing of
+harm."""
 
 from __future__ import annotations
 
@@ -87,7 +88,9 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batc
     stream = conversations(recipe.seed, WARM)
     rng = random.Random(f"nano-batches-{recipe.seed}")
     while True:
-        rows = sorted(encode(tokenizer, list(islice(stream, recipe.chunk))), key=lambda row: len(row[0]))
+        rows = sorted(
+            encode(tokenizer, list(islice(stream, recipe.chunk))), key=lambda row: len(row[0])
+        )
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
         for row in rows:
             if (len(groups[-1]) + 1) * len(row[0]) > recipe.batch_tokens:
@@ -109,9 +112,12 @@ def _collate(group: list[tuple[list[int], list[bool]]], prompt_weight: float) ->
 
 
 def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """Weighted cross-entropy of the next token; right padding needs no mask under causal attention."""
+    """Weighted cross-entropy of the next token; right padding needs no mask under causal
+    attention."""
     logits = model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
-    each = functional.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
+    each = functional.cross_entropy(
+        logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
+    )
     weights = batch.weights[:, 1:].flatten()
     return (each * weights).sum() / weights.sum()
 
@@ -125,8 +131,8 @@ def train(
 ) -> tuple[LlamaForCausalLM, list[float]]:
     """Train to ``recipe.steps``; returns the model (fp32) and the loss of each step.
 
-    ``stop`` ends the run early without a change of schedule. With ``checkpoint`` the run is saved there
-    every 100 steps and taken up again when the file exists.
+    ``stop`` ends the run early without a change of schedule. With ``checkpoint`` the run is saved
+    there every 100 steps and taken up again when the file exists.
     """
     model = new_model(recipe, tokenizer)
     optimizer = MixedOptimizer(model, recipe.muon_lr, recipe.adam_lr)
@@ -143,9 +149,16 @@ def train(
         losses.append(float(loss.detach()))
         if progress and step % 50 == 0:
             recent = losses[-50:]
-            print(f"step {step} loss {sum(recent) / len(recent):.4f} {time.time() - started:.0f} s", flush=True)
+            print(
+                f"step {step} loss {sum(recent) / len(recent):.4f} {time.time() - started:.0f} s",
+                flush=True,
+            )
         if checkpoint is not None and (step % 100 == 99 or step == (stop or recipe.steps) - 1):
-            state = {"recipe": asdict(recipe), "optimizer": optimizer.state_dict(), "losses": losses}
+            state = {
+                "recipe": asdict(recipe),
+                "optimizer": optimizer.state_dict(),
+                "losses": losses,
+            }
             write_atomic(checkpoint, partial(torch.save, state))
     return model, losses
 
@@ -161,9 +174,21 @@ def _resume(path: Path, recipe: Recipe, optimizer: MixedOptimizer) -> list[float
         found, losses = state["recipe"], list(state["losses"])
         if found == asdict(recipe):
             optimizer.load_state_dict(state["optimizer"])
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}; remove it, or start anew with --no-resume") from error
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        EOFError,
+        UnpicklingError,
+    ) as error:
+        raise ArtifactError(
+            f"{path} is damaged: {error}; remove it, or start anew with --no-resume"
+        ) from error
     if found != asdict(recipe):
         other = {k: v for k, v in found.items() if asdict(recipe).get(k) != v}
-        raise ArtifactError(f"{path} is of another run, with {other}; give that again, or start anew with --no-resume")
+        raise ArtifactError(
+            f"{path} is of another run, with {other}; give that again, or start anew with --no-resume"
+        )
     return losses

@@ -11,12 +11,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import check_labels
 from safeswitch.probers.learned import LearnedProber, mark_unreadable, rows_at
@@ -137,7 +138,7 @@ class AddedProber(LearnedProber):
             logits = logits + (rows @ weight.to(rows.device)).to(logits.device)
         return mark_unreadable(torch.sigmoid(logits), logits[:, None])
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
         """``(config, tensors)``; see :meth:`Prober.state`."""
         config, tensors = super().state()
         return {**config, "blocks": list(self.blocks)}, tensors

@@ -1,12 +1,14 @@
-"""Probers that ask for tokens to be appended: a wrapper that says which, and two training-free readers for what comes of it.
+"""Probers that ask for tokens to be appended: a wrapper that says which, and two training-free
+readers for what comes of it.
 
-Shapes: n requests, L layers, d hidden size. Know nothing of models or tokenizers; tokens are numbers here.
+Shapes: n requests, L layers, d hidden size. Know nothing of models or tokenizers; tokens are
+    numbers here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch.nn import functional
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ArtifactError, NotFittedError, SettingError, check_range
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import check_shapes, only, take
 from safeswitch.core.types import MOST_TOKENS, Position, ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, check_labels
@@ -45,7 +48,14 @@ class AppendingProber(Prober):
         for token in self.appended:
             check_range("appending prober", "a token to append", token, 0, 2**31)
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
         """Fit the inner prober."""
         self.inner = self.inner.fit(acts, labels, validation=validation, seed=seed)
         return self
@@ -54,13 +64,13 @@ class AppendingProber(Prober):
         """The inner prober's score."""
         return self.inner.score(acts)
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
         """``(config, tensors)``; see :meth:`Prober.state`."""
         configs, tensors = nest([self.inner])
         return {"kind": self.kind, "appended": list(self.appended), "probers": configs}, tensors
 
     @classmethod
-    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "appended", "probers"), where)
@@ -72,10 +82,11 @@ class AppendingProber(Prober):
 
 @PROBERS.add("transition")
 class TransitionProber(Prober):
-    """How far appended tokens move the states as they do behind unsafe requests (SCANS, arXiv 2408.11491, section 3).
+    """How far appended tokens move the states as they do behind unsafe requests (SCANS, arXiv
+    2408.11491, section 3).
 
-    With ``t_l = h_l(prompt's end) - h_l(appended)``, the score is ``(1 + s) / 2`` with
-    ``s = mean_l cos(t_l, mean over unsafe anchors of t_l)``. There is nothing to learn but that mean.
+    With ``t_l = h_l(prompt's end) - h_l(appended)``, the score is ``(1 + s) / 2`` with ``s = mean_l
+    cos(t_l, mean over unsafe anchors of t_l)``. There is nothing to learn but that mean.
 
     Args:
         layers: Layer numbers.
@@ -88,9 +99,20 @@ class TransitionProber(Prober):
 
     def __init__(self, layers: Sequence[int]) -> None:
         self.layers = tuple(layers)
-        self.points = tuple(ReadPoint(layer, where) for layer in self.layers for where in (Position("prompt_end"), APPENDED))
+        self.points = tuple(
+            ReadPoint(layer, where)
+            for layer in self.layers
+            for where in (Position("prompt_end"), APPENDED)
+        )
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
         """Take the mean over the positive rows; ``validation`` and ``seed`` have no effect."""
         truth = check_labels(acts, labels, f"{self.kind} prober")
         self.reference_ = self._moves(acts)[truth].mean(0)
@@ -106,19 +128,27 @@ class TransitionProber(Prober):
     def score(self, acts: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
         if not hasattr(self, "reference_"):
-            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+            raise NotFittedError(
+                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+            )
         moves = self._moves(acts)
-        likeness = functional.cosine_similarity(moves, self.reference_.to(moves.device)[None], dim=-1).mean(1)
+        likeness = functional.cosine_similarity(
+            moves, self.reference_.to(moves.device)[None], dim=-1
+        ).mean(1)
         return mark_unreadable((1 + likeness) / 2, moves)
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
         """``(config, tensors)``; see :meth:`Prober.state`."""
         if not hasattr(self, "reference_"):
-            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
-        return {"kind": self.kind, "layers": list(self.layers)}, {"reference": self.reference_.clone()}
+            raise NotFittedError(
+                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+            )
+        return {"kind": self.kind, "layers": list(self.layers)}, {
+            "reference": self.reference_.clone()
+        }
 
     @classmethod
-    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "layers"), where)
@@ -132,8 +162,8 @@ class TransitionProber(Prober):
 class LikelihoodProber(Prober):
     """How readily the model itself would say the appended note (SafeProbing, arXiv 2601.10543).
 
-    Score ``2 / (1 + exp(beta * NLL))``, NLL being the mean negative log-likelihood of the note's last tokens in nats; the
-    published bar, NLL below 2, is a score above 0.538. Nothing is learned.
+    Score ``2 / (1 + exp(beta * NLL))``, NLL being the mean negative log-likelihood of the note's
+    last tokens in nats; the published bar, NLL below 2, is a score above 0.538. Nothing is learned.
 
     Args:
         layer: Number of the top layer (the likelihood belongs to no other).
@@ -149,7 +179,14 @@ class LikelihoodProber(Prober):
         self.layer, self.tokens, self.beta = layer, tokens, beta
         self.points = (ReadPoint(layer, Position("nll", tokens)),)
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
         """Nothing to learn."""
         check_labels(acts, labels, f"{self.kind} prober")
         return self
@@ -159,12 +196,17 @@ class LikelihoodProber(Prober):
         nll = rows_at(acts, self.points[0], f"{self.kind} prober", width=1)
         return mark_unreadable(2 * torch.sigmoid(-self.beta * nll[:, 0]), nll)
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
         """``(config, tensors)``; see :meth:`Prober.state`."""
-        return {"kind": self.kind, "layer": self.layer, "tokens": self.tokens, "beta": self.beta}, {}
+        return {
+            "kind": self.kind,
+            "layer": self.layer,
+            "tokens": self.tokens,
+            "beta": self.beta,
+        }, {}
 
     @classmethod
-    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
         where = f"{cls.kind} prober"
         only(config, ("kind", *_LIKELIHOOD), where)

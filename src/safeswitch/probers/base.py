@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.registry import Registry
 from safeswitch.core.strict import mapping, take
 from safeswitch.core.types import ReadPoint
@@ -24,8 +25,9 @@ PROBERS: Registry[type[Prober]] = Registry("prober", "safeswitch.probers", "safe
 class Prober(ABC):
     """Reads states at ``points`` and says how likely a request is of the positive class.
 
-    The constructor stores, ``fit`` checks and learns (learned names end in ``_``) and returns self; a fitted prober is
-    never changed by ``score``. ``fit`` with the same data and seed gives the same prober.
+    The constructor stores, ``fit`` checks and learns (learned names end in ``_``) and returns self;
+    a fitted prober is never changed by ``score``. ``fit`` with the same data and seed gives the
+    same prober.
     """
 
     kind: ClassVar[str]
@@ -33,7 +35,8 @@ class Prober(ABC):
     reads_text: bool = False
     """Whether ``score`` needs the requests' plain text."""
     appended: tuple[int, ...] = ()
-    """Token ids after which points of kind ``appended`` and ``nll`` are read, in a pass of their own."""
+    """Token ids after which points of kind ``appended`` and ``nll`` are read, in a pass of their
+    own."""
 
     @abstractmethod
     def fit(
@@ -62,12 +65,13 @@ class Prober(ABC):
         """
 
     @abstractmethod
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """``(config, tensors)``: plain JSON and tensors from which :meth:`from_state` rebuilds the prober."""
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
+        """``(config, tensors)``: plain JSON and tensors from which :meth:`from_state` rebuilds the
+        prober."""
 
     @classmethod
     @abstractmethod
-    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`; see :func:`prober_from_state` for what is refused."""
 
 
@@ -85,11 +89,12 @@ def check_labels(acts: Activations, labels: Tensor, owner: str) -> Tensor:
     return flat
 
 
-def prober_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prober:
+def prober_from_state(config: JsonMapping, tensors: Mapping[str, Tensor]) -> Prober:
     """Rebuild whatever prober wrote ``config`` (its ``kind`` names the class).
 
     Raises:
-        ArtifactError: a field or tensor that is unknown, missing, of another type or shape, or not finite.
+        ArtifactError: a field or tensor that is unknown, missing, of another type or shape, or not
+            finite.
         SettingError: an unknown kind, or a value outside its range.
     """
     kind = take(mapping(config, "prober"), "kind", str, "prober")

@@ -1,8 +1,10 @@
 """Trains many small MLPs at once, one per read point; one MLP is the case of one point.
 
-The probers never meet: parameters, data and losses carry a leading dimension P and only elementwise and batched
-operations touch it, so each comes out as if trained alone (same first weights, same batch order, same dropout).
-Shapes: P probers, n rows, b rows of a batch, d hidden size, h hidden units, o outputs. Knows nothing of read points.
+The probers never meet: parameters, data and losses carry a leading dimension P and only elementwise
+and batched operations touch it, so each comes out as if trained alone (same first weights, same
+batch order, same dropout).
+Shapes: P probers, n rows, b rows of a batch, d hidden size, h hidden units, o outputs. Knows
+    nothing of read points.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def first_weights(p: int, d: int, h: int, o: int, generator: torch.Generator) ->
 
 
 def forward(x: Tensor, weights: Weights, keep: Tensor | None = None) -> Tensor:
-    """Outputs ``[P, b, o]`` for ``x`` ``[P, b, d]``; ``keep`` ``[b, h]`` scales hidden units (dropout)."""
+    """Outputs ``[P, b, o]`` for ``x`` ``[P, b, d]``; ``keep`` ``[b, h]`` scales hidden units
+    (dropout)."""
     hidden = torch.relu(torch.baddbmm(weights.b1, x, weights.w1))
     if keep is not None:
         hidden = hidden * keep
@@ -49,11 +52,14 @@ def forward(x: Tensor, weights: Weights, keep: Tensor | None = None) -> Tensor:
 
 def probability(outputs: Tensor) -> Tensor:
     """Score ``[..., ]`` from outputs ``[..., o]``: softmax of two, sigmoid of one."""
-    return torch.sigmoid(outputs[..., 1] - outputs[..., 0] if outputs.shape[-1] == 2 else outputs[..., 0])
+    return torch.sigmoid(
+        outputs[..., 1] - outputs[..., 0] if outputs.shape[-1] == 2 else outputs[..., 0]
+    )
 
 
 def losses(outputs: Tensor, labels: Tensor, row_weights: Tensor) -> Tensor:
-    """Mean weighted loss ``[P]`` for outputs ``[P, b, o]``, labels ``[b]`` float, row weights ``[b]``."""
+    """Mean weighted loss ``[P]`` for outputs ``[P, b, o]``, labels ``[b]`` float, row weights
+    ``[b]``."""
     if outputs.shape[-1] == 2:
         # cross-entropy on (p0, p1) is softplus(p_other - p_true), and p1 - p0 = tanh((z1 - z0) / 2)
         signed = torch.tanh((outputs[..., 1] - outputs[..., 0]) / 2) * (2 * labels - 1)
@@ -62,10 +68,14 @@ def losses(outputs: Tensor, labels: Tensor, row_weights: Tensor) -> Tensor:
     return ((F.softplus(logits) - labels * logits) * row_weights).mean(1)
 
 
-def gradients(x: Tensor, labels: Tensor, row_weights: Tensor, weights: Weights, keep: Tensor | None) -> None:
-    """Write the gradient of ``losses(forward(x, weights, keep), labels, row_weights).sum()`` into each ``grad``.
+def gradients(
+    x: Tensor, labels: Tensor, row_weights: Tensor, weights: Weights, keep: Tensor | None
+) -> None:
+    """Write the gradient of ``losses(forward(x, weights, keep), labels, row_weights).sum()`` into
+    each ``grad``.
 
-    By hand rather than by autograd: the gradients land in buffers made once, which on CPU is a third of the step.
+    By hand rather than by autograd: the gradients land in buffers made once, which on CPU is a
+    third of the step.
     """
     hidden = torch.relu_(torch.baddbmm(weights.b1, x, weights.w1))
     if keep is not None:
@@ -115,7 +125,8 @@ class Part(NamedTuple):
 
 @dataclass
 class _Best:
-    """Best snapshot of every prober: ``weights`` as :class:`Weights`, ``loss`` and ``age`` (epochs since) ``[P]``."""
+    """Best snapshot of every prober: ``weights`` as :class:`Weights`, ``loss`` and ``age`` (epochs
+    since) ``[P]``."""
 
     weights: Weights
     loss: Tensor
@@ -132,7 +143,8 @@ class _Best:
 
 
 def train(fit: Part, held: Part | None, recipe: Recipe, hidden: int, seed: int) -> Weights:
-    """Train P probers; with ``recipe.patience`` each keeps its weights of lowest loss on ``held`` and stops on its own.
+    """Train P probers; with ``recipe.patience`` each keeps its weights of lowest loss on ``held``
+    and stops on its own.
 
     Raises:
         FitError: the weights left the finite numbers.
@@ -144,12 +156,18 @@ def train(fit: Part, held: Part | None, recipe: Recipe, hidden: int, seed: int) 
     optimiser = _adamw(weights, recipe)
     active = torch.arange(p, device=fit.x.device)
     stopping = recipe.patience > 0 and held is not None
-    best = _Best(weights.take(active), torch.full((p,), torch.inf, device=active.device), torch.zeros_like(active))
+    best = _Best(
+        weights.take(active),
+        torch.full((p,), torch.inf, device=active.device),
+        torch.zeros_like(active),
+    )
     for _ in range(recipe.epochs):
         _epoch(fit, weights, optimiser, recipe, generator)
         if not stopping or held is None:
             continue
-        best.update(active, weights, losses(forward(held.x, weights), held.labels, held.row_weights))
+        best.update(
+            active, weights, losses(forward(held.x, weights), held.labels, held.row_weights)
+        )
         going = (best.age[active] < recipe.patience).nonzero().flatten()
         if len(going) == 0:
             break
@@ -158,13 +176,21 @@ def train(fit: Part, held: Part | None, recipe: Recipe, hidden: int, seed: int) 
             fit, held = fit._replace(x=fit.x[going]), held._replace(x=held.x[going])
             active = active[going]
     result = best.weights if stopping else Weights(*(t.detach() for t in weights))
-    if not all(torch.isfinite(t).all() for t in result) or (stopping and not torch.isfinite(best.loss).all()):
-        raise FitError("training diverged: weights or validation loss are not finite; are the states scaled sensibly?")
+    if not all(torch.isfinite(t).all() for t in result) or (
+        stopping and not torch.isfinite(best.loss).all()
+    ):
+        raise FitError(
+            "training diverged: weights or validation loss are not finite; are the states scaled sensibly?"
+        )
     return result
 
 
 def _epoch(
-    fit: Part, weights: Weights, optimiser: torch.optim.Optimizer, recipe: Recipe, generator: torch.Generator
+    fit: Part,
+    weights: Weights,
+    optimiser: torch.optim.Optimizer,
+    recipe: Recipe,
+    generator: torch.Generator,
 ) -> None:
     """One pass over the rows in a new order."""
     device = fit.x.device
@@ -184,13 +210,16 @@ def _epoch(
 def _adamw(weights: Weights, recipe: Recipe) -> torch.optim.AdamW:
     for t in weights:
         t.grad = torch.zeros_like(t)
-    return torch.optim.AdamW(list(weights), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        list(weights), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+    )
 
 
 def _shrink(
     weights: Weights, optimiser: torch.optim.AdamW, going: Tensor, recipe: Recipe
 ) -> tuple[Weights, torch.optim.AdamW]:
-    """Weights and optimiser state of the probers ``going`` only, so that stopped ones cost nothing."""
+    """Weights and optimiser state of the probers ``going`` only, so that stopped ones cost
+    nothing."""
     smaller = weights.take(going)
     renewed = _adamw(smaller, recipe)
     for old, new in zip(weights, smaller, strict=True):

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from safeswitch.core.errors import SafeSwitchError, SettingError
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS, Prober
 from safeswitch.probers.fusion import WEIGHTS, FusionProber
@@ -23,7 +24,7 @@ from safeswitch.probers.multilayer import LayerAverageProber
 from safeswitch.probers.settings import setting_faults
 
 
-def make_prober(spec: Mapping[str, Any]) -> Prober:
+def make_prober(spec: JsonMapping) -> Prober:
     """An unfitted prober from ``spec``; see the module text for an example.
 
     Raises:
@@ -52,12 +53,18 @@ def _build(spec: object, where: str, faults: list[str]) -> Prober | None:
         return _layer_average(rest, where, faults)
     member = PROBERS[kind]
     if not issubclass(member, LearnedProber):
-        faults.append(f"{where}: kind {kind!r} cannot be built from a configuration; make it in code")
+        faults.append(
+            f"{where}: kind {kind!r} cannot be built from a configuration; make it in code"
+        )
         return None
     arguments = dict(rest)
     if member.TAKES_POINT:
         arguments["point"] = _point(rest.get("point"), f"{where}.point", faults)
-    plain = {name: value for name, value in arguments.items() if name != "point" or not member.TAKES_POINT}
+    plain = {
+        name: value
+        for name, value in arguments.items()
+        if name != "point" or not member.TAKES_POINT
+    }
     own = setting_faults(where, plain, member.SETTINGS)
     faults.extend(own)
     if own or (member.TAKES_POINT and arguments["point"] is None):
@@ -80,11 +87,13 @@ def _point(text: object, where: str, faults: list[str]) -> ReadPoint | None:
         return None
 
 
-def _unknown(rest: Mapping[str, Any], known: tuple[str, ...], where: str, faults: list[str]) -> None:
-    faults.extend(f"{where}: unknown setting {n!r}; known: {', '.join(known)}" for n in rest if n not in known)
+def _unknown(rest: JsonMapping, known: tuple[str, ...], where: str, faults: list[str]) -> None:
+    faults.extend(
+        f"{where}: unknown setting {n!r}; known: {', '.join(known)}" for n in rest if n not in known
+    )
 
 
-def _layer_average(rest: Mapping[str, Any], where: str, faults: list[str]) -> Prober | None:
+def _layer_average(rest: JsonMapping, where: str, faults: list[str]) -> Prober | None:
     before = len(faults)
     _unknown(rest, ("points", "inner", "settings"), where, faults)
     texts = rest.get("points")
@@ -107,12 +116,14 @@ def _layer_average(rest: Mapping[str, Any], where: str, faults: list[str]) -> Pr
     return prober
 
 
-def _fusion(rest: Mapping[str, Any], where: str, faults: list[str]) -> Prober | None:
+def _fusion(rest: JsonMapping, where: str, faults: list[str]) -> Prober | None:
     before = len(faults)
     _unknown(rest, ("readers", "weights"), where, faults)
     weights, specs = rest.get("weights", "equal"), rest.get("readers")
     if weights not in WEIGHTS:
-        faults.append(f"{where}.weights: must be one of {', '.join(map(repr, WEIGHTS))}; got {weights!r}")
+        faults.append(
+            f"{where}.weights: must be one of {', '.join(map(repr, WEIGHTS))}; got {weights!r}"
+        )
     if not isinstance(specs, list | tuple) or not specs:
         faults.append(f"{where}.readers: must be a list of one or more probers; got {specs!r}")
         specs = []

@@ -1,4 +1,5 @@
-"""From scores to decisions that keep a promise: conformal thresholds, Platt scaling, calibration error.
+"""From scores to decisions that keep a promise: conformal thresholds, Platt scaling, calibration
+error.
 
 Knows nothing of probers or states. Shapes: n scores.
 """
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor
 
 from safeswitch.core.errors import FitError, SettingError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.probers.logistic import fit_logistic
 
 CLIP = 1e-4
-"""Scores are kept this far from 0 and 1 before their log-odds are taken (log-odds within about +-9.2)."""
+"""Scores are kept this far from 0 and 1 before their log-odds are taken (log-odds within about
++-9.2)."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,18 @@ class Threshold:
         """``scores > value``, bool ``[n]``; NaN does not fire here, the gate decides about it."""
         return scores > self.value
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return asdict(self)
 
 
 def conformal_threshold(benign_scores: Tensor, budget: float = 0.01) -> Threshold:
-    """Split-conformal threshold: a benign request exchangeable with these fires with probability at most ``budget``.
+    """Split-conformal threshold: a benign request exchangeable with these fires with probability at
+    most ``budget``.
 
-    The threshold is the ``ceil((n + 1)(1 - budget))``-th smallest of the n benign scores: among n + 1 exchangeable
-    scores, the new one exceeds it with probability at most ``budget``, ties included. The probability is over
-    calibration set and request together (Vovk et al. 2005; AERIC 2605.23974 sets a threshold by the same kind of
-    budget without the finite-sample correction).
+    The threshold is the ``ceil((n + 1)(1 - budget))``-th smallest of the n benign scores: among n +
+    1 exchangeable scores, the new one exceeds it with probability at most ``budget``, ties
+    included. The probability is over calibration set and request together (Vovk et al. 2005; AERIC
+    2605.23974 sets a threshold by the same kind of budget without the finite-sample correction).
 
     Raises:
         SettingError: budget outside (0, 1).
@@ -65,12 +69,16 @@ def conformal_threshold(benign_scores: Tensor, budget: float = 0.01) -> Threshol
     scores = torch.as_tensor(benign_scores).detach().flatten().cpu()
     bad = int(torch.isnan(scores).sum())
     if bad:
-        raise FitError(f"conformal_threshold: {bad} of {len(scores)} benign scores are NaN; score them all first")
+        raise FitError(
+            f"conformal_threshold: {bad} of {len(scores)} benign scores are NaN; score them all first"
+        )
     exact, n = Fraction(repr(float(budget))), len(scores)
     rank = math.ceil((n + 1) * (1 - exact))
     if rank > n:
         need = math.ceil(1 / exact) - 1
-        raise FitError(f"conformal_threshold: budget {budget} needs at least {need} benign prompts; got {n}")
+        raise FitError(
+            f"conformal_threshold: budget {budget} needs at least {need} benign prompts; got {n}"
+        )
     value = float(scores.sort().values[rank - 1])
     text = (
         f"a benign request exchangeable with the {n} calibration prompts scores above {value:.6g} "
@@ -144,7 +152,8 @@ def _share_above(ordered: Tensor, values: Tensor) -> Tensor:
 
 
 def log_odds(scores: Tensor) -> Tensor:
-    """``log(s / (1 - s))`` in float64, with scores first kept ``CLIP`` away from 0 and 1; NaN stays NaN."""
+    """``log(s / (1 - s))`` in float64, with scores first kept ``CLIP`` away from 0 and 1; NaN stays
+    NaN."""
     kept = scores.double().clamp(CLIP, 1.0 - CLIP)
     return torch.log(kept) - torch.log1p(-kept)
 
@@ -161,23 +170,33 @@ class Platt:
         return torch.sigmoid(self.slope * log_odds(scores) + self.offset).float()
 
 
-def platt_targets(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Platt's soft targets ``(n+ + 1) / (n+ + 2)`` and ``1 / (n- + 2)``: finite slopes on separable data."""
+def platt_targets(labels: np.ndarray) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Platt's soft targets ``(n+ + 1) / (n+ + 2)`` and ``1 / (n- + 2)``: finite slopes on separable
+    data."""
     positives = int(labels.sum())
     negatives = len(labels) - positives
-    return np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2)).astype(np.float64)
+    return np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2)).astype(
+        np.float64
+    )
 
 
 def platt(scores: Tensor, labels: Tensor) -> Platt:
-    """Fit Platt scaling (Platt 1999) on scores ``[n]`` and labels ``[n]`` that the prober was not fitted on.
+    """Fit Platt scaling (Platt 1999) on scores ``[n]`` and labels ``[n]`` that the prober was not
+    fitted on.
 
     Raises:
         FitError: NaN among the scores, other lengths, or one class only.
     """
     flat, truth = scores.detach().flatten().cpu(), labels.flatten().bool().cpu().numpy()
     if len(flat) != len(truth) or torch.isnan(flat).any() or truth.all() or not truth.any():
-        raise FitError("platt: needs one score that is not NaN for each label, and labels of both classes")
+        raise FitError(
+            "platt: needs one score that is not NaN for each label, and labels of both classes"
+        )
     theta = fit_logistic(
-        log_odds(flat).numpy()[:, None], platt_targets(truth), np.ones(len(truth)), l2=1e-6, nonnegative=True
+        log_odds(flat).numpy()[:, None],
+        platt_targets(truth),
+        np.ones(len(truth)),
+        l2=1e-6,
+        nonnegative=True,
     )
     return Platt(float(theta[0]), float(theta[1]))

@@ -1,4 +1,5 @@
-"""Conditions on the whole prompt and boolean rules over them (CAST, arXiv 2409.05907, sections 3 and 4).
+"""Conditions on the whole prompt and boolean rules over them (CAST, arXiv 2409.05907, sections 3
+and 4).
 
 Shapes: n requests, K conditions, w prompt tokens, d hidden size. Knows nothing of steering.
 """
@@ -9,7 +10,7 @@ import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, NotFittedError, SettingError, check_range
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import build, check_shapes, only, shown, take
 from safeswitch.core.types import Position, ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, check_labels
@@ -29,7 +31,8 @@ _LONGEST_RULE = 2000
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """``sim(h, proj_c h)`` above (or below) a threshold, h being the mean state of the prompt's tokens.
+    """``sim(h, proj_c h)`` above (or below) a threshold, h being the mean state of the prompt's
+    tokens.
 
     Args:
         name: For rules; see :func:`plain_name`.
@@ -52,12 +55,14 @@ class Condition:
 
 
 def plain_name(category: str) -> str:
-    """A category's name as rules spell it: lower case, other characters than letters and digits as ``_``."""
+    """A category's name as rules spell it: lower case, other characters than letters and digits as
+    ``_``."""
     return re.sub(r"\W+", "_", category.strip().lower()).strip("_")
 
 
 def similarity(states: Tensor, vector: Tensor) -> Tensor:
-    """Cosine of h and its projection ``c c^T h / c^T c``, that is ``|cos(h, c)|``: ``[n]`` for states ``[n, d]``."""
+    """Cosine of h and its projection ``c c^T h / c^T c``, that is ``|cos(h, c)|``: ``[n]`` for
+    states ``[n, d]``."""
     return functional.cosine_similarity(states, vector.to(states)[None], dim=-1).abs()
 
 
@@ -91,12 +96,14 @@ def fit_condition(name: str, layer: int, states: Tensor, positive: Tensor) -> Co
 
 
 def parse_rule(rule: str, names: Sequence[str]) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """A function from margins by name to the rule's margin: ``and`` is the least, ``or`` the greatest, ``not`` the negative.
+    """A function from margins by name to the rule's margin: ``and`` is the least, ``or`` the
+    greatest, ``not`` the negative.
 
     It is positive exactly where the rule, read as Boolean, holds.
 
     Raises:
-        SettingError: anything but names, ``and``, ``or``, ``not`` and brackets; a name that there is not.
+        SettingError: anything but names, ``and``, ``or``, ``not`` and brackets; a name that there
+            is not.
     """
     if len(rule) > _LONGEST_RULE:
         raise SettingError(f"rule: has {len(rule)} characters; at most {_LONGEST_RULE} are read")
@@ -108,7 +115,9 @@ def parse_rule(rule: str, names: Sequence[str]) -> Callable[[Mapping[str, Tensor
     def build(node: ast.expr) -> Callable[[Mapping[str, Tensor]], Tensor]:
         if isinstance(node, ast.Name):
             if node.id not in names:
-                raise SettingError(f"rule {rule!r}: unknown condition {node.id!r}; known: {', '.join(names)}")
+                raise SettingError(
+                    f"rule {rule!r}: unknown condition {node.id!r}; known: {', '.join(names)}"
+                )
             return lambda margins: margins[node.id]
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             inner = build(node.operand)
@@ -116,15 +125,20 @@ def parse_rule(rule: str, names: Sequence[str]) -> Callable[[Mapping[str, Tensor
         if isinstance(node, ast.BoolOp):
             parts = [build(value) for value in node.values]
             least = isinstance(node.op, ast.And)
-            return lambda margins: (torch.amin if least else torch.amax)(torch.stack([p(margins) for p in parts]), 0)
-        raise SettingError(f"rule {rule!r}: only names joined by and, or, not are allowed; got {ast.unparse(node)!r}")
+            return lambda margins: (torch.amin if least else torch.amax)(
+                torch.stack([p(margins) for p in parts]), 0
+            )
+        raise SettingError(
+            f"rule {rule!r}: only names joined by and, or, not are allowed; got {ast.unparse(node)!r}"
+        )
 
     return build(tree)
 
 
 @PROBERS.add("condition")
 class ConditionProber(Prober):
-    """A Boolean rule over conditions; score ``(1 + margin) / 2``, above 0.5 exactly where the rule holds.
+    """A Boolean rule over conditions; score ``(1 + margin) / 2``, above 0.5 exactly where the rule
+    holds.
 
     Args:
         layer: Layer of the single condition that ``fit`` learns.
@@ -151,7 +165,9 @@ class ConditionProber(Prober):
         """
         names = [c.name for c in conditions]
         if not conditions or len(set(names)) != len(names):
-            raise SettingError(f"condition prober: needs conditions, each of another name; got {shown(names)}")
+            raise SettingError(
+                f"condition prober: needs conditions, each of another name; got {shown(names)}"
+            )
         for condition in conditions:
             check_range(f"condition {condition.name!r}", "threshold", condition.threshold, 0.0, 1.0)
         prober = cls(conditions[0].layer)
@@ -160,7 +176,14 @@ class ConditionProber(Prober):
         prober._margin = parse_rule(rule, [c.name for c in conditions])
         return prober
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
         """Learn one condition, "unsafe"; ``validation`` and ``seed`` have no effect."""
         truth = check_labels(acts, labels, f"{self.kind} prober")
         learned = fit_condition("unsafe", self.layer, mean_states(acts, self.points[0]), truth)
@@ -170,29 +193,41 @@ class ConditionProber(Prober):
     def score(self, acts: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
         self._check()
-        margins = {c.name: c.margin(mean_states(acts, ReadPoint(c.layer, WHOLE))) for c in self.conditions_}
-        return mark_unreadable((1 + self._margin(margins)) / 2, torch.stack(list(margins.values()), 1))
+        margins = {
+            c.name: c.margin(mean_states(acts, ReadPoint(c.layer, WHOLE))) for c in self.conditions_
+        }
+        return mark_unreadable(
+            (1 + self._margin(margins)) / 2, torch.stack(list(margins.values()), 1)
+        )
 
     def _check(self) -> None:
         if not hasattr(self, "conditions_"):
-            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+            raise NotFittedError(
+                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+            )
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
         """``(config, tensors)``; see :meth:`Prober.state`."""
         self._check()
-        told = [{"name": c.name, "layer": c.layer, "threshold": c.threshold, "above": c.above} for c in self.conditions_]
+        told = [
+            {"name": c.name, "layer": c.layer, "threshold": c.threshold, "above": c.above}
+            for c in self.conditions_
+        ]
         vectors = torch.stack([c.vector for c in self.conditions_])
         return {"kind": self.kind, "rule": self.rule_, "conditions": told}, {"vectors": vectors}
 
     @classmethod
-    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "rule", "conditions"), where)
-        told = take(config, "conditions", tuple[Mapping[str, Any], ...], where)
+        told = take(config, "conditions", tuple[JsonMapping, ...], where)
         check_shapes(where, tensors, {"vectors": "K d"}, {"K": len(told)})
         pairs = enumerate(zip(told, tensors["vectors"], strict=True))
-        conditions = [build(Condition, one, f"{where}.conditions[{i}]", vector=v.clone()) for i, (one, v) in pairs]
+        conditions = [
+            build(Condition, one, f"{where}.conditions[{i}]", vector=v.clone())
+            for i, (one, v) in pairs
+        ]
         return cls.of(conditions, take(config, "rule", str, where))
 
 

@@ -1,14 +1,15 @@
-"""Have the scores moved since calibration? Knows nothing of where scores come from. Shapes: n scores."""
+"""Have the scores moved since calibration? Knows nothing of where scores come from. Shapes: n
+scores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from safeswitch.core.errors import DataError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,11 @@ class Histogram:
     counts: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.counts) != len(self.edges) + 1 or list(self.edges) != sorted(set(self.edges)) or min(self.counts) < 0:
+        if (
+            len(self.counts) != len(self.edges) + 1
+            or list(self.edges) != sorted(set(self.edges))
+            or min(self.counts) < 0
+        ):
             raise DataError("Histogram: needs rising edges and one count more than edges")
 
     @classmethod
@@ -37,26 +42,34 @@ class Histogram:
         return cls(tuple(map(float, inner)), _counts(inner, values))
 
     @classmethod
-    def parse(cls, found: Mapping[str, Any]) -> Histogram:
+    def parse(cls, found: JsonMapping) -> Histogram:
         """What :meth:`to_dict` gave."""
         return cls(tuple(found["edges"]), tuple(found["counts"]))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return {"edges": list(self.edges), "counts": list(self.counts)}
 
     def psi(self, scores: Sequence[float]) -> float:
-        """Population stability index of ``scores`` against this histogram: ``sum (p - q) ln(p / q)`` over the bins.
+        """Population stability index of ``scores`` against this histogram: ``sum (p - q) ln(p /
+        q)`` over the bins.
 
-        Half a count is added to each bin on both sides, so an empty one costs much and not everything. By custom below 0.1 is
-        no shift and above 0.25 a large one (Siddiqi 2006, *Credit Risk Scorecards*).
+        Half a count is added to each bin on both sides, so an empty one costs much and not
+        everything. By custom below 0.1 is no shift and above 0.25 a large one (Siddiqi 2006,
+        *Credit Risk Scorecards*).
         """
         here = np.asarray(self.counts, dtype=np.float64) + 0.5
-        there = np.asarray(_counts(np.asarray(self.edges), np.asarray(scores, dtype=np.float64)), dtype=np.float64) + 0.5
+        there = (
+            np.asarray(
+                _counts(np.asarray(self.edges), np.asarray(scores, dtype=np.float64)),
+                dtype=np.float64,
+            )
+            + 0.5
+        )
         q, p = here / here.sum(), there / there.sum()
         return float(((p - q) * np.log(p / q)).sum())
 
 
-def _counts(edges: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> tuple[int, ...]:
+def _counts(edges: np.ndarray, values: np.ndarray) -> tuple[int, ...]:
     """A score on an edge counts below it."""
     bins = np.searchsorted(edges, values, side="left")
     return tuple(int(c) for c in np.bincount(bins, minlength=len(edges) + 1))

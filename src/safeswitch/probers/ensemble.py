@@ -1,8 +1,9 @@
 """Many small readers, each of its own random layer and subspace, so that no one direction decides.
 
-Obfuscated activations (Bailey et al., arXiv 2412.09565) move what one known prober reads; here an attacker has to move
-random projections at several depths at once, and a new draw costs seconds. The same paper breaks ensembles that it may
-differentiate through, and ``benchmarks/ensemble.py`` finds no higher price on the embedded model.
+Obfuscated activations (Bailey et al., arXiv 2412.09565) move what one known prober reads; here an
+attacker has to move random projections at several depths at once, and a new draw costs seconds. The
+same paper breaks ensembles that it may differentiate through, and ``benchmarks/ensemble.py`` finds
+no higher price on the embedded model.
 
 Shapes: M members, n requests, d hidden size, s size of the subspaces. Knows nothing of models.
 """
@@ -10,13 +11,14 @@ Shapes: M members, n requests, d hidden size, s size of the subspaces. Knows not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ArtifactError, NotFittedError, SettingError, check_range
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import check_shapes, only, shown, take
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, check_labels
@@ -51,7 +53,12 @@ class EnsembleProber(Prober):
     kind = "ensemble"
 
     def __init__(
-        self, points: Sequence[ReadPoint], members: int = 16, size: int = 32, quantile: float = 0.5, l2: float = 1.0
+        self,
+        points: Sequence[ReadPoint],
+        members: int = 16,
+        size: int = 32,
+        quantile: float = 0.5,
+        l2: float = 1.0,
     ) -> None:
         check_range("ensemble prober", "quantile", quantile, 0.0, 1.0)
         if not points:
@@ -62,7 +69,14 @@ class EnsembleProber(Prober):
         self.points = tuple(points)
         self.members, self.size, self.quantile, self.l2 = members, size, quantile, l2
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
         """Draw the subspaces from ``seed`` and fit each member; ``validation`` has no effect."""
         truth = check_labels(acts, labels, f"{self.kind} prober")
         draw = torch.Generator().manual_seed(seed)
@@ -72,22 +86,32 @@ class EnsembleProber(Prober):
             place = int(torch.randint(len(self.points), (1,), generator=draw))
             rows = rows_at(acts, self.points[place], f"{self.kind} prober").cpu()
             size = min(self.size, rows.shape[1])
-            basis = torch.linalg.qr(torch.randn(rows.shape[1], size, generator=draw)).Q.T.contiguous()
+            basis = torch.linalg.qr(
+                torch.randn(rows.shape[1], size, generator=draw)
+            ).Q.T.contiguous()
             seen = rows @ basis.T
             scaling = fit_standardiser(seen)
-            theta = torch.from_numpy(fit_logistic(scaling.apply(seen).double().numpy(), targets, weights, l2=self.l2)).float()
+            theta = torch.from_numpy(
+                fit_logistic(scaling.apply(seen).double().numpy(), targets, weights, l2=self.l2)
+            ).float()
             slope = theta[:-1] / scaling.scale
             places.append(place)
             bases.append(basis)
             learned.append(slope)
             offsets.append(theta[-1] - slope @ scaling.mean)
         self.places_ = torch.tensor(places)
-        self.bases_, self.weights_, self.offsets_ = torch.stack(bases), torch.stack(learned), torch.stack(offsets)
+        self.bases_, self.weights_, self.offsets_ = (
+            torch.stack(bases),
+            torch.stack(learned),
+            torch.stack(offsets),
+        )
         return self
 
     def _check(self) -> None:
         if not hasattr(self, "places_"):
-            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+            raise NotFittedError(
+                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+            )
 
     @property
     def directions(self) -> Tensor:
@@ -110,7 +134,7 @@ class EnsembleProber(Prober):
         odds = self.member_odds(acts)
         return mark_unreadable(torch.sigmoid(odds.quantile(self.quantile, dim=0)), odds.T)
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
         """``(config, tensors)``; see :meth:`Prober.state`."""
         self._check()
         config = {"kind": self.kind, "points": [str(p) for p in self.points]}
@@ -118,19 +142,27 @@ class EnsembleProber(Prober):
         return config, {name: getattr(self, f"{name}_").clone() for name in _SHAPES}
 
     @classmethod
-    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "points", *_SETTINGS), where)
-        points = [ReadPoint.parse(point) for point in take(config, "points", tuple[str, ...], where)]
-        prober = cls(points, **{name: take(config, name, hint, where) for name, hint in _SETTINGS.items()})
+        points = [
+            ReadPoint.parse(point) for point in take(config, "points", tuple[str, ...], where)
+        ]
+        prober = cls(
+            points, **{name: take(config, name, hint, where) for name, hint in _SETTINGS.items()}
+        )
         found = check_shapes(where, tensors, _SHAPES, {"M": prober.members})
         if found["s"] != min(prober.size, found["d"]):
-            raise ArtifactError(f"{where}: tensor 'bases' has {found['s']} rows a member; size and width allow "
-                                f"{min(prober.size, found['d'])}")
+            raise ArtifactError(
+                f"{where}: tensor 'bases' has {found['s']} rows a member; size and width allow "
+                f"{min(prober.size, found['d'])}"
+            )
         places = tensors["places"]
         if not 0 <= int(places.min()) <= int(places.max()) < len(points):
-            raise ArtifactError(f"{where}: tensor 'places' must lie in 0..{len(points) - 1}; got {shown(places.tolist())}")
+            raise ArtifactError(
+                f"{where}: tensor 'places' must lie in 0..{len(points) - 1}; got {shown(places.tolist())}"
+            )
         for name in _SHAPES:
             setattr(prober, f"{name}_", tensors[name].clone())
         return prober

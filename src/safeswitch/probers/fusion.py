@@ -11,6 +11,7 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import NotFittedError, SettingError, check_choice
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import check_shapes, only, take
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, check_labels
@@ -29,11 +30,13 @@ STACK_L2 = 1.0
 class FusionProber(Prober):
     """``sigmoid(sum_i weight_i * log_odds(score_i) + bias)`` over readers of any kind.
 
-    Readings that fail differently correct one another; Constitutional Classifiers++ (arXiv 2601.04603) ships a fixed
-    0.55 / 0.45 mixture of probe and classifier. ``equal``: every weight is 1 / R, bias 0, readers fitted on all rows.
-    ``fitted``: readers are fitted on the fit rows, then weights of 0 or more are stacked by logistic regression on
-    rows the readers never saw (``validation``, else a part held out), pulled towards 1 / R so that separable rows do
-    not send them to infinity.
+    Readings that fail differently correct one another; Constitutional Classifiers++ (arXiv
+    2601.04603) ships a fixed 0.55 / 0.45 mixture of probe and classifier. ``equal``: every weight
+    is 1 / R, bias 0, readers fitted on all rows.
+    ``fitted``: readers are fitted on the fit rows, then weights of 0 or more are stacked by
+        logistic regression on
+    rows the readers never saw (``validation``, else a part held out), pulled towards 1 / R so that
+    separable rows do not send them to infinity.
 
     Args:
         readers: The inner probers; ``fit`` fits them.
@@ -60,12 +63,22 @@ class FusionProber(Prober):
         return any(reader.reads_text for reader in self.readers)
 
     def check_settings(self) -> None:
-        """Raise :class:`SettingError` without readers, with one reader twice, or with an unknown kind of weights."""
+        """Raise :class:`SettingError` without readers, with one reader twice, or with an unknown
+        kind of weights."""
         check_choice("fusion prober", "weights", self.weights, WEIGHTS)
         if not self.readers or len({id(r) for r in self.readers}) != len(self.readers):
-            raise SettingError(f"fusion prober: readers must be one or more different probers; got {len(self.readers)}")
+            raise SettingError(
+                f"fusion prober: readers must be one or more different probers; got {len(self.readers)}"
+            )
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
         """See :meth:`Prober.fit`."""
         self.check_settings()
         truth = check_labels(acts, labels, f"{self.kind} prober")
@@ -82,28 +95,34 @@ class FusionProber(Prober):
         held_truth = check_labels(*validation, owner=f"{self.kind} prober (validation)")
         for reader in self.readers:
             reader.fit(acts, truth, seed=seed)
-        odds = torch.stack([log_odds(r.score(validation[0])).cpu() for r in self.readers], 1).numpy()
+        odds = torch.stack(
+            [log_odds(r.score(validation[0])).cpu() for r in self.readers], 1
+        ).numpy()
         self.weights_, self.bias_ = stack(odds, held_truth)
         return self
 
     def score(self, acts: Activations) -> Tensor:
         """See :meth:`Prober.score`; NaN from any reader is NaN here."""
         if not hasattr(self, "weights_"):
-            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+            raise NotFittedError(
+                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+            )
         odds = torch.stack([log_odds(r.score(acts)) for r in self.readers], 1)
         logits = odds @ self.weights_.to(odds) + self.bias_.to(odds)
         return torch.sigmoid(logits).float()
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
         """``(config, tensors)`` with the readers' own, prefixed by their place."""
         if not hasattr(self, "weights_"):
-            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+            raise NotFittedError(
+                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+            )
         configs, tensors = nest(self.readers)
         own = {"weights": self.weights_.clone(), "bias": self.bias_.clone()}
         return {"kind": self.kind, "weights": self.weights, "readers": configs}, {**tensors, **own}
 
     @classmethod
-    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "weights", "readers"), where)
@@ -117,7 +136,8 @@ class FusionProber(Prober):
 
 
 def stack(odds: np.ndarray[Any, np.dtype[np.float64]], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Non-negative weights ``[R]`` and bias ``[1]`` from log-odds ``[n, R]`` and labels ``[n]`` bool."""
+    """Non-negative weights ``[R]`` and bias ``[1]`` from log-odds ``[n, R]`` and labels ``[n]``
+    bool."""
     count = odds.shape[1]
     theta = fit_logistic(
         odds,

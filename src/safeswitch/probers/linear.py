@@ -1,4 +1,5 @@
-"""Logistic regression on one state. Knows nothing of other points. Shapes: n requests, d hidden size."""
+"""Logistic regression on one state. Knows nothing of other points. Shapes: n requests, d hidden
+size."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ class LinearProber(LearnedProber):
 
     Args:
         point: Where to read.
-        l2: Strength of the penalty on the summed loss (scikit-learn's ``1 / C``). None: that of ``L2_GRID`` with the
-            lowest loss on ``validation`` (or on a part held out), then fitted again on all fit rows.
+        l2: Strength of the penalty on the summed loss (scikit-learn's ``1 / C``). None: that of
+            ``L2_GRID`` with the lowest loss on ``validation`` (or on a part held out), then fitted
+            again on all fit rows.
 
     Attributes:
         mean_, scale_: Input scaling, ``[d]``.
@@ -40,14 +42,25 @@ class LinearProber(LearnedProber):
     """
 
     kind = "linear"
-    SETTINGS: ClassVar[Mapping[str, Limit]] = MappingProxyType({"l2": Number(1e-8, 1e8, optional=True)})
-    LEARNED: ClassVar[Mapping[str, str]] = MappingProxyType({"mean_": "d", "scale_": "d", "weight_": "d", "bias_": "1"})
+    SETTINGS: ClassVar[Mapping[str, Limit]] = MappingProxyType(
+        {"l2": Number(1e-8, 1e8, optional=True)}
+    )
+    LEARNED: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"mean_": "d", "scale_": "d", "weight_": "d", "bias_": "1"}
+    )
 
     def __init__(self, point: ReadPoint, *, l2: float | None = None) -> None:
         self.points = (point,)
         self.l2 = l2
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
         """See :meth:`Prober.fit`; ``seed`` only moves the held-out part."""
         self.check_settings()
         owner, point = f"{self.kind} prober", self.points[0]
@@ -85,8 +98,8 @@ def _arrays(rows: Tensor, truth: Tensor) -> Arrays:
 
 
 def choose_l2(fit: Arrays, held: Arrays, grid: tuple[float, ...] = L2_GRID) -> float:
-    """The strength of ``grid`` whose fit on ``fit`` has the lowest weighted log-loss on ``held`` (the stronger on a
-    tie); each fit starts from the one before."""
+    """The strength of ``grid`` whose fit on ``fit`` has the lowest weighted log-loss on ``held``
+    (the stronger on a tie); each fit starts from the one before."""
     best, lowest, theta = grid[0], np.inf, None
     for l2 in grid:
         theta = fit_logistic(*fit, l2=l2, start=theta)

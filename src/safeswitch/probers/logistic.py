@@ -1,4 +1,5 @@
-"""Logistic regression with L2, solved by L-BFGS-B in float64: deterministic, dense or sparse inputs, bounds if wanted.
+"""Logistic regression with L2, solved by L-BFGS-B in float64: deterministic, dense or sparse
+inputs, bounds if wanted.
 
 Shapes: n rows, d features. Knows nothing of probers.
 """
@@ -25,7 +26,8 @@ def fit_logistic(
     nonnegative: bool = False,
     start: Array | None = None,
 ) -> Array:
-    """Minimise ``sum_i weights_i * logloss_i + l2 / 2 * |w - centre|^2``; the intercept is not penalised.
+    """Minimise ``sum_i weights_i * logloss_i + l2 / 2 * |w - centre|^2``; the intercept is not
+    penalised.
 
     Args:
         rows: ``[n, d]`` array, or a scipy sparse matrix of that shape.
@@ -61,7 +63,9 @@ def fit_logistic(
     found = minimize(objective, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     theta = np.asarray(found.x, dtype=np.float64)
     if not np.isfinite(theta).all():
-        raise FitError("logistic regression did not reach finite weights; are the states scaled sensibly?")
+        raise FitError(
+            "logistic regression did not reach finite weights; are the states scaled sensibly?"
+        )
     return theta
 
 

@@ -1,4 +1,5 @@
-"""The difference of class means as a prober. Knows nothing of other points. Shapes: n requests, d hidden size."""
+"""The difference of class means as a prober. Knows nothing of other points. Shapes: n requests, d
+hidden size."""
 
 from __future__ import annotations
 
@@ -25,10 +26,12 @@ from safeswitch.probers.standardise import Standardiser, fit_standardiser
 
 @PROBERS.add("mean_difference")
 class MeanDifferenceProber(LearnedProber):
-    """Projection on the difference of class means of standardised states; 0.5 at the midpoint of the means.
+    """Projection on the difference of class means of standardised states; 0.5 at the midpoint of
+    the means.
 
-    The direction is that of the refusal-direction literature (Arditi et al., arXiv 2406.11717). The slope from
-    projection to log-odds is Platt's, without offset, fitted on ``validation`` or on a part held out.
+    The direction is that of the refusal-direction literature (Arditi et al., arXiv 2406.11717). The
+    slope from projection to log-odds is Platt's, without offset, fitted on ``validation`` or on a
+    part held out.
 
     Args:
         point: Where to read.
@@ -36,7 +39,8 @@ class MeanDifferenceProber(LearnedProber):
     Attributes:
         mean_, scale_: Input scaling, ``[d]``.
         direction_: Unit direction from negative to positive, ``[d]``.
-        midpoint_, slope_: Projection at which the score is 0.5, and log-odds per unit of projection, ``[1]`` each.
+        midpoint_, slope_: Projection at which the score is 0.5, and log-odds per unit of
+            projection, ``[1]`` each.
     """
 
     kind = "mean_difference"
@@ -48,8 +52,16 @@ class MeanDifferenceProber(LearnedProber):
     def __init__(self, point: ReadPoint) -> None:
         self.points = (point,)
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
-        """See :meth:`Prober.fit`; raises :class:`FitError` too when both classes have the same mean."""
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """See :meth:`Prober.fit`; raises :class:`FitError` too when both classes have the same
+        mean."""
         owner, point = f"{self.kind} prober", self.points[0]
         truth = check_labels(acts, labels, owner)
         if validation is None:
@@ -57,17 +69,24 @@ class MeanDifferenceProber(LearnedProber):
             held, held_truth = acts.select(held_rows), truth[held_rows]
             acts, truth = acts.select(fit_rows), truth[fit_rows]
         else:
-            held, held_truth = validation[0], check_labels(*validation, owner=f"{owner} (validation)")
+            held, held_truth = (
+                validation[0],
+                check_labels(*validation, owner=f"{owner} (validation)"),
+            )
         raw = rows_at(acts, point, owner)
         scaling = fit_standardiser(raw)
         rows, mask = scaling.apply(raw), truth.to(raw.device)
         positive, negative = rows[mask].mean(0), rows[~mask].mean(0)
         length = (positive - negative).norm()
         if not float(length) > 0:
-            raise FitError(f"{owner}: both classes have the same mean state at {point}; nothing to project on")
+            raise FitError(
+                f"{owner}: both classes have the same mean state at {point}; nothing to project on"
+            )
         direction = (positive - negative) / length
         midpoint = ((positive + negative) / 2 @ direction).reshape(1)
-        offsets = scaling.apply(rows_at(held, point, owner, width=raw.shape[1])) @ direction - midpoint
+        offsets = (
+            scaling.apply(rows_at(held, point, owner, width=raw.shape[1])) @ direction - midpoint
+        )
         self.mean_, self.scale_ = scaling
         self.direction_, self.midpoint_ = direction, midpoint
         self.slope_ = torch.tensor([_slope(offsets, held_truth)], device=raw.device)
@@ -76,12 +95,15 @@ class MeanDifferenceProber(LearnedProber):
     def score(self, acts: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
         rows, t = self.read(acts)
-        offsets = Standardiser(t["mean_"], t["scale_"]).apply(rows) @ t["direction_"] - t["midpoint_"]
+        offsets = (
+            Standardiser(t["mean_"], t["scale_"]).apply(rows) @ t["direction_"] - t["midpoint_"]
+        )
         return mark_unreadable(torch.sigmoid(t["slope_"] * offsets), rows)
 
 
 def _slope(offsets: Tensor, truth: Tensor) -> float:
-    """Slope of ``sigmoid(slope * offset)`` under balanced log-loss with Platt's targets; positive, and finite."""
+    """Slope of ``sigmoid(slope * offset)`` under balanced log-loss with Platt's targets; positive,
+    and finite."""
     from scipy.optimize import minimize_scalar  # heavy, and only fitting needs it
 
     x, labels = offsets.double().cpu().numpy(), truth.numpy()
@@ -93,4 +115,6 @@ def _slope(offsets: Tensor, truth: Tensor) -> float:
         return float(weights @ (np.logaddexp(0.0, logits) - targets * logits))
 
     centre = -np.log(spread)
-    return float(np.exp(minimize_scalar(loss, bounds=(centre - 7.0, centre + 7.0), method="bounded").x))
+    return float(
+        np.exp(minimize_scalar(loss, bounds=(centre - 7.0, centre + 7.0), method="bounded").x)
+    )

@@ -23,10 +23,11 @@ from safeswitch.probers.standardise import Standardiser
 class MLPProber(LearnedProber):
     """``Linear(d, hidden) - ReLU - Linear(hidden, outputs)`` on the states at one point.
 
-    Recipe ``default``: standardised inputs, one logit under class-balanced binary cross-entropy, dropout, early
-    stopping on ``validation`` (or on a part held out of the fit rows). Recipe ``paper``: SafeSwitch (arXiv 2502.01042,
-    section 3 and its code): two outputs, softmax inside forward and cross-entropy on its result, AdamW with learning
-    rate and weight decay 1e-5, batch 8, 20 epochs, no standardisation, no early stopping, ``validation`` unused.
+    Recipe ``default``: standardised inputs, one logit under class-balanced binary cross-entropy,
+    dropout, early stopping on ``validation`` (or on a part held out of the fit rows). Recipe
+    ``paper``: SafeSwitch (arXiv 2502.01042, section 3 and its code): two outputs, softmax inside
+    forward and cross-entropy on its result, AdamW with learning rate and weight decay 1e-5, batch
+    8, 20 epochs, no standardisation, no early stopping, ``validation`` unused.
 
     Args:
         point: Where to read.
@@ -36,7 +37,8 @@ class MLPProber(LearnedProber):
 
     Attributes:
         mean_, scale_: Input scaling, ``[d]``.
-        w1_, b1_, w2_, b2_: Weights ``[d, hidden]``, ``[hidden]``, ``[hidden, outputs]``, ``[outputs]``.
+        w1_, b1_, w2_, b2_: Weights ``[d, hidden]``, ``[hidden]``, ``[hidden, outputs]``,
+            ``[outputs]``.
     """
 
     kind = "mlp"
@@ -82,11 +84,27 @@ class MLPProber(LearnedProber):
             lr=self.lr, weight_decay=self.weight_decay, dropout=self.dropout, epochs=self.epochs
         )
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
         """See :meth:`Prober.fit`; training is the batched training of one point."""
         self.check_settings()
         recipe, owner = self.full_recipe(), f"{self.kind} prober"
-        trained = train_points(acts, labels, self.points, recipe, self.hidden, validation=validation, seed=seed, owner=owner)
+        trained = train_points(
+            acts,
+            labels,
+            self.points,
+            recipe,
+            self.hidden,
+            validation=validation,
+            seed=seed,
+            owner=owner,
+        )
         return self.take(trained, 0)
 
     def take(self, trained: TrainedPoints, i: int) -> Self:
@@ -100,5 +118,7 @@ class MLPProber(LearnedProber):
         """See :meth:`Prober.score`."""
         rows, t = self.read(acts)
         x = Standardiser(t["mean_"], t["scale_"]).apply(rows).unsqueeze(0)
-        weights = Weights(t["w1_"][None], t["b1_"][None, None], t["w2_"][None], t["b2_"][None, None])
+        weights = Weights(
+            t["w1_"][None], t["b1_"][None, None], t["w2_"][None], t["b2_"][None, None]
+        )
         return mark_unreadable(probability(forward(x, weights)[0]), rows)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ArtifactError, NotFittedError, SettingError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import only, take
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, check_labels
@@ -23,7 +24,8 @@ from safeswitch.probers.settings import setting_faults
 
 @PROBERS.add("layer_average")
 class LayerAverageProber(Prober):
-    """Mean of the log-odds of one inner prober per point; averaging layers buys precision (methods 1.2, ALTSTEER).
+    """Mean of the log-odds of one inner prober per point; averaging layers buys precision (methods
+    1.2, ALTSTEER).
 
     Args:
         points: Where to read; one inner prober each.
@@ -36,25 +38,45 @@ class LayerAverageProber(Prober):
 
     kind = "layer_average"
 
-    def __init__(self, points: Sequence[ReadPoint], inner: str = "mlp", settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        points: Sequence[ReadPoint],
+        inner: str = "mlp",
+        settings: JsonMapping | None = None,
+    ) -> None:
         self.points = tuple(points)
         self.inner = inner
         self.inner_settings = dict(settings or {})
 
     def check_settings(self) -> None:
-        """Raise :class:`SettingError` unless there are points, all different, and ``inner`` reads one point."""
+        """Raise :class:`SettingError` unless there are points, all different, and ``inner`` reads
+        one point."""
         if not self.points or len(set(self.points)) != len(self.points):
             have = ", ".join(map(str, self.points)) or "none"
-            raise SettingError(f"layer_average prober: points must be one or more, all different; got {have}")
+            raise SettingError(
+                f"layer_average prober: points must be one or more, all different; got {have}"
+            )
         member = PROBERS[self.inner]
         if not (issubclass(member, LearnedProber) and member.TAKES_POINT):
-            raise SettingError(f"layer_average prober: inner must be a kind that reads one point; got {self.inner!r}")
-        faults = setting_faults(f"layer_average prober: inner {self.inner}", self.inner_settings, member.SETTINGS)
+            raise SettingError(
+                f"layer_average prober: inner must be a kind that reads one point; got {self.inner!r}"
+            )
+        faults = setting_faults(
+            f"layer_average prober: inner {self.inner}", self.inner_settings, member.SETTINGS
+        )
         if faults:
             raise SettingError("; ".join(faults))
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
-        """See :meth:`Prober.fit`; every inner prober is fitted on the same rows with the same seed (MLPs in one batch)."""
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """See :meth:`Prober.fit`; every inner prober is fitted on the same rows with the same seed
+        (MLPs in one batch)."""
         self.check_settings()
         truth = check_labels(acts, labels, f"{self.kind} prober")
         make: Any = PROBERS[self.inner]
@@ -62,7 +84,13 @@ class LayerAverageProber(Prober):
         if isinstance(fresh[0], MLPProber):
             fresh[0].check_settings()
             trained = train_points(
-                acts, truth, self.points, fresh[0].full_recipe(), fresh[0].hidden, validation=validation, seed=seed,
+                acts,
+                truth,
+                self.points,
+                fresh[0].full_recipe(),
+                fresh[0].hidden,
+                validation=validation,
+                seed=seed,
                 owner=f"{self.kind} prober",
             )
             self.probers_ = tuple(p.take(trained, i) for i, p in enumerate(fresh))
@@ -73,7 +101,9 @@ class LayerAverageProber(Prober):
     def fitted(self) -> tuple[Prober, ...]:
         """The inner probers; raises :class:`NotFittedError` before ``fit``."""
         if not hasattr(self, "probers_"):
-            raise NotFittedError(f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state")
+            raise NotFittedError(
+                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+            )
         return self.probers_
 
     def score(self, acts: Activations) -> Tensor:
@@ -81,22 +111,31 @@ class LayerAverageProber(Prober):
         odds = torch.stack([log_odds(p.score(acts)) for p in self.fitted()])
         return torch.sigmoid(odds.mean(0)).float()
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
         """``(config, tensors)`` with the inner probers' own, prefixed by their place."""
         configs, tensors = nest(self.fitted())
         config = {"kind": self.kind, "points": [str(p) for p in self.points], "inner": self.inner}
         return {**config, "settings": dict(self.inner_settings), "probers": configs}, tensors
 
     @classmethod
-    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "points", "inner", "settings", "probers"), where)
         inner = unnest(config, "probers", tensors)
-        points = [ReadPoint.parse(point) for point in take(config, "points", tuple[str, ...], where)]
-        kind, settings = take(config, "inner", str, where), take(config, "settings", Mapping[str, Any], where)
-        if points != [point for p in inner for point in p.points] or any(p.kind != kind for p in inner):
-            raise ArtifactError(f"{where}: probers must be of kind {kind!r}, one at each of the points, in their order")
+        points = [
+            ReadPoint.parse(point) for point in take(config, "points", tuple[str, ...], where)
+        ]
+        kind, settings = (
+            take(config, "inner", str, where),
+            take(config, "settings", JsonMapping, where),
+        )
+        if points != [point for p in inner for point in p.points] or any(
+            p.kind != kind for p in inner
+        ):
+            raise ArtifactError(
+                f"{where}: probers must be of kind {kind!r}, one at each of the points, in their order"
+            )
         prober = cls(points, kind, settings)
         prober.check_settings()
         prober.probers_ = inner

@@ -1,20 +1,21 @@
-"""State of probers that hold probers: a list of configs, and tensors prefixed by the place in that list."""
+"""State of probers that hold probers: a list of configs, and tensors prefixed by the place in that
+list."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from safeswitch.core.errors import ArtifactError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import shown
 from safeswitch.probers.base import Prober, prober_from_state
 
 
-def nest(probers: Sequence[Prober]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+def nest(probers: Sequence[Prober]) -> tuple[list[JsonObject], dict[str, Tensor]]:
     """Configs in order, and tensors named ``<place>.<name>``."""
-    configs: list[dict[str, Any]] = []
+    configs: list[JsonObject] = []
     tensors: dict[str, Tensor] = {}
     for i, prober in enumerate(probers):
         config, own = prober.state()
@@ -23,7 +24,7 @@ def nest(probers: Sequence[Prober]) -> tuple[list[dict[str, Any]], dict[str, Ten
     return configs, tensors
 
 
-def unnest(config: Mapping[str, Any], key: str, tensors: Mapping[str, Tensor]) -> tuple[Prober, ...]:
+def unnest(config: JsonMapping, key: str, tensors: Mapping[str, Tensor]) -> tuple[Prober, ...]:
     """Inverse of :func:`nest` for the configs under ``key``.
 
     Raises:
@@ -31,13 +32,23 @@ def unnest(config: Mapping[str, Any], key: str, tensors: Mapping[str, Tensor]) -
     """
     configs = config.get(key)
     if not isinstance(configs, list) or not configs:
-        raise ArtifactError(f"{config.get('kind')} prober: {key!r} must be a list of prober configs; got {configs!r}")
-    alone = [name for name in tensors if name.partition(".")[0] not in {str(i) for i in range(len(configs))}]
+        raise ArtifactError(
+            f"{config.get('kind')} prober: {key!r} must be a list of prober configs; got {configs!r}"
+        )
+    alone = [
+        name
+        for name in tensors
+        if name.partition(".")[0] not in {str(i) for i in range(len(configs))}
+    ]
     if alone:
-        raise ArtifactError(f"{config.get('kind')} prober: tensor {shown(alone[0])} belongs to none of its probers")
+        raise ArtifactError(
+            f"{config.get('kind')} prober: tensor {shown(alone[0])} belongs to none of its probers"
+        )
     probers = []
     for i, inner in enumerate(configs):
         prefix = f"{i}."
-        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        own = {
+            name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
+        }
         probers.append(prober_from_state(inner, own))
     return tuple(probers)

@@ -33,8 +33,12 @@ class TrainedPoints(NamedTuple):
     @classmethod
     def joined(cls, parts: Sequence[TrainedPoints]) -> TrainedPoints:
         """All probers of ``parts``, in order."""
-        scaling = Standardiser(*(torch.cat(t) for t in zip(*(p.scaling for p in parts), strict=True)))
-        return cls(scaling, Weights(*(torch.cat(t) for t in zip(*(p.weights for p in parts), strict=True))))
+        scaling = Standardiser(
+            *(torch.cat(t) for t in zip(*(p.scaling for p in parts), strict=True))
+        )
+        return cls(
+            scaling, Weights(*(torch.cat(t) for t in zip(*(p.weights for p in parts), strict=True)))
+        )
 
 
 def train_points(
@@ -50,11 +54,12 @@ def train_points(
 ) -> TrainedPoints:
     """Train one MLP for each of ``points``.
 
-    A recipe that stops early and has no ``validation`` holds out ``HELD_FRACTION`` of each class for it; a recipe that
-    does not stop early trains on all rows.
+    A recipe that stops early and has no ``validation`` holds out ``HELD_FRACTION`` of each class
+    for it; a recipe that does not stop early trains on all rows.
 
     Raises:
-        FitError: labels that cannot be learned from, points of different widths, or diverged training.
+        FitError: labels that cannot be learned from, points of different widths, or diverged
+            training.
         ActivationError: states that are missing or not finite.
     """
     truth = check_labels(acts, labels, owner)
@@ -68,16 +73,24 @@ def train_points(
     held = None
     if validation is not None:
         held_truth = check_labels(*validation, owner=f"{owner} (validation)")
-        held_x = torch.stack([_scaled(validation[0], p, scaling, i, owner) for i, p in enumerate(points)])
+        held_x = torch.stack(
+            [_scaled(validation[0], p, scaling, i, owner) for i, p in enumerate(points)]
+        )
         held = Part.make(held_x, held_truth, recipe.balance)
-    return TrainedPoints(scaling, train(Part.make(x, truth, recipe.balance), held, recipe, hidden, seed))
+    return TrainedPoints(
+        scaling, train(Part.make(x, truth, recipe.balance), held, recipe, hidden, seed)
+    )
 
 
-def _stack(acts: Activations, points: Sequence[ReadPoint], recipe: Recipe, owner: str) -> tuple[Tensor, Standardiser]:
+def _stack(
+    acts: Activations, points: Sequence[ReadPoint], recipe: Recipe, owner: str
+) -> tuple[Tensor, Standardiser]:
     """Scaled rows ``[P, n, d]`` and the scaling, ``[P, d]`` each."""
     widths = {rows_at(acts, p, owner).shape[1] for p in points}
     if len(widths) != 1:
-        raise FitError(f"{owner}: points trained together must have states of one width; got {sorted(widths)}")
+        raise FitError(
+            f"{owner}: points trained together must have states of one width; got {sorted(widths)}"
+        )
     scalings = []
     for point in points:
         rows = rows_at(acts, point, owner)
@@ -87,7 +100,9 @@ def _stack(acts: Activations, points: Sequence[ReadPoint], recipe: Recipe, owner
     return torch.stack([_scaled(acts, p, scaling, i, owner) for i, p in enumerate(points)]), scaling
 
 
-def _scaled(acts: Activations, point: ReadPoint, scaling: Standardiser, i: int, owner: str) -> Tensor:
+def _scaled(
+    acts: Activations, point: ReadPoint, scaling: Standardiser, i: int, owner: str
+) -> Tensor:
     """Rows ``[n, d]`` at ``point`` under the i-th scaling."""
     mean, scale = scaling.mean[i], scaling.scale[i]
     rows = rows_at(acts, point, owner, width=len(mean)).to(mean.device)

@@ -11,14 +11,16 @@ from torch.nn import functional as F
 
 
 def right_align(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """``values`` and ``mask`` ``[n, w]`` with each row's real tokens moved to its end, in order; padding becomes 0."""
+    """``values`` and ``mask`` ``[n, w]`` with each row's real tokens moved to its end, in order;
+    padding becomes 0."""
     order = torch.argsort(mask.to(torch.int8), dim=1, stable=True)
     mask = mask.gather(1, order)
     return torch.where(mask, values.gather(1, order), 0.0), mask
 
 
 def sliding_mean(logits: Tensor, mask: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """Mean of each ``m`` adjacent token logits; a row with fewer than ``m`` tokens has one mean, of all of them.
+    """Mean of each ``m`` adjacent token logits; a row with fewer than ``m`` tokens has one mean, of
+    all of them.
 
     Args:
         logits: ``[n, w]``, right-aligned (see :func:`right_align`).
@@ -26,7 +28,8 @@ def sliding_mean(logits: Tensor, mask: Tensor, m: int) -> tuple[Tensor, Tensor]:
         m: Length of the sliding window in tokens, 1 or more.
 
     Returns:
-        Means ``[n, w]``, each at its window's last token, and a bool mask ``[n, w]`` of where there is one.
+        Means ``[n, w]``, each at its window's last token, and a bool mask ``[n, w]`` of where there
+        is one.
     """
     if logits.numel() == 0:
         return logits, mask
@@ -38,12 +41,14 @@ def sliding_mean(logits: Tensor, mask: Tensor, m: int) -> tuple[Tensor, Tensor]:
 
 
 def softmax_pool(logits: Tensor, mask: Tensor, tau: float) -> Tensor:
-    """``sum_t softmax(logits / tau)_t * logits_t`` over the unmasked tokens, ``[n]``; NaN for a row without any."""
+    """``sum_t softmax(logits / tau)_t * logits_t`` over the unmasked tokens, ``[n]``; NaN for a row
+    without any."""
     weights = torch.softmax((logits / tau).masked_fill(~mask, -torch.inf), dim=1)
     return (weights * logits).sum(1)
 
 
 def pool_tokens(logits: Tensor, mask: Tensor, m: int, tau: float) -> Tensor:
-    """One logit a request ``[n]`` from token logits ``[n, w]``: masked tokens never count, wherever they stand."""
+    """One logit a request ``[n]`` from token logits ``[n, w]``: masked tokens never count, wherever
+    they stand."""
     aligned, real = right_align(logits, mask)
     return softmax_pool(*sliding_mean(aligned, real, m), tau)

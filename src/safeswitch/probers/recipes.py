@@ -16,12 +16,13 @@ class Recipe:
         weight_decay: AdamW's decoupled decay.
         batch: Rows a step.
         epochs: Most passes over the data.
-        patience: Epochs without a lower validation loss before stopping; 0: all epochs, last weights kept.
+        patience: Epochs without a lower validation loss before stopping; 0: all epochs, last
+            weights kept.
         dropout: Share of hidden units dropped in training.
         standardise: Whether each feature is centred and scaled on the fit rows.
         balance: Whether both classes weigh the same in the loss.
-        double_softmax: Two outputs, softmax inside forward, cross-entropy on what that returns (as published); else one
-            logit under binary cross-entropy.
+        double_softmax: Two outputs, softmax inside forward, cross-entropy on what that returns (as
+            published); else one logit under binary cross-entropy.
     """
 
     lr: float
@@ -49,7 +50,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "paper": Recipe(1e-5, 1e-5, 8, 20, 0, 0.0, False, False, True),
     }
 )
-"""``paper``: SafeSwitch (arXiv 2502.01042) as its code has it: double softmax, lr 1e-5, wd 1e-5, batch 8, 20 epochs."""
+"""``paper``: SafeSwitch (arXiv 2502.01042) as its code has it: double softmax, lr 1e-5, wd 1e-5,
+batch 8, 20 epochs."""
 
 HELD_FRACTION = 0.15
 """Share of each class held out for early stopping when no validation part is given."""

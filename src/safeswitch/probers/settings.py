@@ -70,12 +70,17 @@ class WholeNumbers:
 Limit = Choice | Number | WholeNumbers
 
 
-def setting_faults(owner: str, values: Mapping[str, object], limits: Mapping[str, Limit]) -> list[str]:
-    """One message for each of ``values`` that lies outside its limit; a name without a limit is a fault too."""
+def setting_faults(
+    owner: str, values: Mapping[str, object], limits: Mapping[str, Limit]
+) -> list[str]:
+    """One message for each of ``values`` that lies outside its limit; a name without a limit is a
+    fault too."""
     faults = []
     for name, value in values.items():
         if name not in limits:
-            faults.append(f"{owner}: unknown setting {name!r}; known: {', '.join(sorted(limits)) or 'none'}")
+            faults.append(
+                f"{owner}: unknown setting {name!r}; known: {', '.join(sorted(limits)) or 'none'}"
+            )
         elif not limits[name].accepts(value):
             faults.append(f"{owner}: {name} must be {limits[name]}; got {value!r}")
     return faults

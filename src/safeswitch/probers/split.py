@@ -1,4 +1,5 @@
-"""Seeded splits of rows: stratified by label, or by whole clusters of requests that belong together.
+"""Seeded splits of rows: stratified by label, or by whole clusters of requests that belong
+together.
 
 Knows nothing of states or probers.
 """
@@ -19,16 +20,19 @@ STARTER_FRACTION = 0.7
 """Of each class's weight, what the starter set has beside other sources.
 
 Its pairs share words, form and language, so what tells them apart is harm; other sets have a style
-of their own as well. Chosen with each of 23 public sets left out in turn; .5 to .9 do about as well.
+of their own as well. Chosen with each of 23 public sets left out in turn; .5 to .9 do about as
+well.
 """
 Key = tuple[bool, str]
 """A label and a source."""
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Row indices ``(fit, held)``, each ascending, with ``fraction`` of each class held out (at least one row).
+    """Row indices ``(fit, held)``, each ascending, with ``fraction`` of each class held out (at
+    least one row).
 
-    With fewer than ``FEWEST_PER_CLASS`` rows in a class nothing can be spared: both parts are then all rows.
+    With fewer than ``FEWEST_PER_CLASS`` rows in a class nothing can be spared: both parts are then
+    all rows.
 
     Args:
         labels: ``[n]`` bool.
@@ -47,8 +51,11 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     return everything[~held], everything[held]
 
 
-def cluster_split(clusters: Sequence[str], labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Row indices ``(fit, held)``: whole clusters are held out until ``fraction`` of the rows of each class is reached.
+def cluster_split(
+    clusters: Sequence[str], labels: Tensor, fraction: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Row indices ``(fit, held)``: whole clusters are held out until ``fraction`` of the rows of
+    each class is reached.
 
     A cluster of both classes counts as one of its commoner class.
 
@@ -68,7 +75,9 @@ def cluster_split(clusters: Sequence[str], labels: Tensor, fraction: float, seed
         names = sorted(n for n, (safe, unsafe) in counts.items() if (unsafe > safe) == label)
         if len(names) < 2:
             word = "positive" if label else "negative"
-            raise FitError(f"a split by cluster needs at least 2 clusters of each class; got {len(names)} {word} ones")
+            raise FitError(
+                f"a split by cluster needs at least 2 clusters of each class; got {len(names)} {word} ones"
+            )
         wanted, rows = fraction * sum(sum(counts[n]) for n in names), 0
         for i in torch.randperm(len(names), generator=generator).tolist()[:-1]:
             if rows >= wanted:
@@ -81,7 +90,8 @@ def cluster_split(clusters: Sequence[str], labels: Tensor, fraction: float, seed
 
 
 def balanced_weights(labels: Tensor) -> Tensor:
-    """Weight per row, float32 ``[n]`` with mean 1, so that both classes weigh the same (``n / (2 n_class)``)."""
+    """Weight per row, float32 ``[n]`` with mean 1, so that both classes weigh the same (``n / (2
+    n_class)``)."""
     n, positives = len(labels), int(labels.sum())
     if positives in (0, n):
         return torch.ones(n)

@@ -24,8 +24,8 @@ class Standardiser(NamedTuple):
 def fit_standardiser(rows: Tensor) -> Standardiser:
     """Mean and standard deviation of each column of ``rows`` ``[n, d]``, summed in float64.
 
-    The scale has a floor (``RELATIVE_FLOOR`` of the typical scale, and 1 when no column varies), so that a column that
-    was constant on the fit data cannot drown all others when it moves later.
+    The scale has a floor (``RELATIVE_FLOOR`` of the typical scale, and 1 when no column varies), so
+    that a column that was constant on the fit data cannot drown all others when it moves later.
     """
     wide = rows.double()
     mean, std = wide.mean(0), wide.std(0, correction=0)

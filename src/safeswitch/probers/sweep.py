@@ -32,15 +32,21 @@ class SweepResult:
     metrics: Mapping[ReadPoint, ProberMetrics]
 
     def prober(self, point: ReadPoint) -> MLPProber:
-        """The prober at ``point``: what fitting it alone on the same data and seed gives, up to rounding."""
+        """The prober at ``point``: what fitting it alone on the same data and seed gives, up to
+        rounding."""
         if point not in self.probers:
-            raise SettingError(f"sweep: no prober at {point}; swept: {', '.join(map(str, self.probers))}")
+            raise SettingError(
+                f"sweep: no prober at {point}; swept: {', '.join(map(str, self.probers))}"
+            )
         return self.probers[point]
 
     def best(self, figure: str = "auroc") -> ReadPoint:
-        """The point with the highest ``figure``; the lowest layer and earliest position on a tie."""
+        """The point with the highest ``figure``; the lowest layer and earliest position on a
+        tie."""
         if figure not in ("auroc", "f1", "accuracy", "tpr_at_1_fpr"):
-            raise SettingError(f"sweep: figure must be auroc, f1, accuracy or tpr_at_1_fpr; got {figure!r}")
+            raise SettingError(
+                f"sweep: figure must be auroc, f1, accuracy or tpr_at_1_fpr; got {figure!r}"
+            )
 
         def rank(point: ReadPoint) -> float:
             estimate: Estimate = getattr(self.metrics[point], figure)
@@ -70,30 +76,44 @@ def sweep(
         acts: States at all ``points`` (of one width), n requests.
         labels: ``[n]`` bool.
         points: The grid.
-        measure_on: Requests and labels of the metrics; picking a point by them makes them validation data.
+        measure_on: Requests and labels of the metrics; picking a point by them makes them
+            validation data.
         groups: What those requests belong with, for the intervals; see :func:`measure`.
         recipe: ``default`` or ``paper``; see :class:`MLPProber`.
         hidden: Hidden units.
         validation: For early stopping; None: a part of ``acts`` is held out.
         seed: Of first weights, batch order and dropout, the same for each point.
-        chunk: Most probers trained at once (bounds memory: each takes a float32 copy of its rows); None: all.
+        chunk: Most probers trained at once (bounds memory: each takes a float32 copy of its rows);
+            None: all.
         threshold: Of F1 and accuracy.
         n_boot: Bootstrap resamples for each point.
 
     Raises:
         SettingError: no points, a point twice, or a setting outside its limits.
-        FitError: labels that cannot be learned from, points of different widths, or diverged training.
+        FitError: labels that cannot be learned from, points of different widths, or diverged
+            training.
         ActivationError: states that are missing or not finite.
     """
     if not points or len(set(points)) != len(points) or (chunk is not None and chunk < 1):
-        raise SettingError(f"sweep: needs different points and a chunk of 1 or more; got {len(points)}, chunk {chunk}")
+        raise SettingError(
+            f"sweep: needs different points and a chunk of 1 or more; got {len(points)}, chunk {chunk}"
+        )
     probers = {point: MLPProber(point, recipe=recipe, hidden=hidden) for point in points}
     probers[points[0]].check_settings()
     full = probers[points[0]].full_recipe()
     size = chunk or len(points)
     trained = TrainedPoints.joined(
         [
-            train_points(acts, labels, points[at : at + size], full, hidden, validation=validation, seed=seed, owner="sweep")
+            train_points(
+                acts,
+                labels,
+                points[at : at + size],
+                full,
+                hidden,
+                validation=validation,
+                seed=seed,
+                owner="sweep",
+            )
             for at in range(0, len(points), size)
         ]
     )
@@ -101,5 +121,7 @@ def sweep(
     truth = torch.as_tensor(measure_on[1])
     for i, point in enumerate(points):
         scores = probers[point].take(trained, i).score(measure_on[0])
-        metrics[point] = measure(scores, truth, groups=groups, threshold=threshold, n_boot=n_boot, seed=seed)
+        metrics[point] = measure(
+            scores, truth, groups=groups, threshold=threshold, n_boot=n_boot, seed=seed
+        )
     return SweepResult(probers, metrics)

@@ -1,7 +1,7 @@
 """Bag of word n-grams: reads the request's text, no state at all.
 
-The baseline that every prober is shown against (probers on states can be no better than trigger words: Wang et al.,
-arXiv 2509.03888), and a reader for fusion, since it fails differently.
+The baseline that every prober is shown against (probers on states can be no better than trigger
+words: Wang et al., arXiv 2509.03888), and a reader for fusion, since it fails differently.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from safeswitch.probers.split import balanced_weights
 
 @PROBERS.add("ngram")
 class NgramProber(LearnedProber):
-    """Class-balanced logistic regression on hashed word n-grams (presence, each text of unit length).
+    """Class-balanced logistic regression on hashed word n-grams (presence, each text of unit
+    length).
 
     Args:
         longest: Longest n-gram in words.
@@ -58,7 +59,14 @@ class NgramProber(LearnedProber):
     def sizes(self) -> dict[str, int]:
         return {"b": self.buckets + 1}
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
         """See :meth:`Prober.fit`; ``validation`` and ``seed`` have no effect."""
         self.check_settings()
         truth = check_labels(acts, labels, f"{self.kind} prober")
@@ -78,11 +86,19 @@ class NgramProber(LearnedProber):
 
     def _features(self, acts: Activations) -> Any:
         """Sparse ``[n, buckets]``."""
-        from sklearn.feature_extraction.text import HashingVectorizer  # heavy, and only text needs it
+        from sklearn.feature_extraction.text import (
+            HashingVectorizer,
+        )  # heavy, and only text needs it
 
         if len(acts.texts) != len(acts):
-            raise ActivationError(f"{self.kind} prober: needs one text a request; got {len(acts.texts)} for {len(acts)}")
+            raise ActivationError(
+                f"{self.kind} prober: needs one text a request; got {len(acts.texts)} for {len(acts)}"
+            )
         vectoriser = HashingVectorizer(
-            ngram_range=(1, self.longest), n_features=self.buckets, binary=True, alternate_sign=False, norm="l2"
+            ngram_range=(1, self.longest),
+            n_features=self.buckets,
+            binary=True,
+            alternate_sign=False,
+            norm="l2",
         )
         return vectoriser.transform(acts.texts)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ActivationError, FitError, SettingError
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS, check_labels
 from safeswitch.probers.learned import LearnedProber, check_width, mark_unreadable
@@ -39,17 +40,21 @@ class _Tokens(NamedTuple):
 
 @PROBERS.add("window")
 class WindowProber(LearnedProber):
-    """A token-wise probe, smoothed over adjacent tokens and pooled by softmax, trained end to end on request labels.
+    """A token-wise probe, smoothed over adjacent tokens and pooled by softmax, trained end to end
+    on request labels.
 
-    Constitutional Classifiers++ (arXiv 2601.04603, linear probes): sliding-window mean of the token logits, pooling
-    weighted by the softmax of those means, binary cross-entropy on the pooled logit.
+    Constitutional Classifiers++ (arXiv 2601.04603, linear probes): sliding-window mean of the token
+    logits, pooling weighted by the softmax of those means, binary cross-entropy on the pooled
+    logit.
 
     Args:
         point: A ``window`` read point.
-        smooth: Tokens averaged (M of the paper, 16 there). None: half of the median request's tokens, at most 16.
+        smooth: Tokens averaged (M of the paper, 16 there). None: half of the median request's
+            tokens, at most 16.
         tau: Temperature of the pooling, in logits.
         hidden: Hidden units of the token probe; 0 is linear.
-        lr, weight_decay, epochs: AdamW and the most passes over the data; stops early on ``validation`` or a held part.
+        lr, weight_decay, epochs: AdamW and the most passes over the data; stops early on
+            ``validation`` or a held part.
 
     Attributes:
         mean_, scale_: Input scaling over real tokens, ``[d]``.
@@ -71,7 +76,13 @@ class WindowProber(LearnedProber):
     )
     LEARNED: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
-            "mean_": "d", "scale_": "d", "w1_": "d h", "b1_": "h", "w2_": "h", "b2_": "1", "smooth_": "int 1",
+            "mean_": "d",
+            "scale_": "d",
+            "w1_": "d h",
+            "b1_": "h",
+            "w2_": "h",
+            "b2_": "1",
+            "smooth_": "int 1",
         }
     )
     POSITIONS = ("window",)
@@ -99,15 +110,24 @@ class WindowProber(LearnedProber):
         return {"h": self.hidden or 1}
 
     @classmethod
-    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`."""
         prober = super().from_state(config, tensors)
         limit = cls.SETTINGS["smooth"]
         if not limit.accepts(int(prober.smooth_)):
-            raise SettingError(f"{cls.kind} prober: tensor 'smooth' must hold {limit}; got {int(prober.smooth_)}")
+            raise SettingError(
+                f"{cls.kind} prober: tensor 'smooth' must hold {limit}; got {int(prober.smooth_)}"
+            )
         return prober
 
-    def fit(self, acts: Activations, labels: Tensor, *, validation: Labelled | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        acts: Activations,
+        labels: Tensor,
+        *,
+        validation: Labelled | None = None,
+        seed: int = 0,
+    ) -> Self:
         """See :meth:`Prober.fit`."""
         self.check_settings()
         truth = check_labels(acts, labels, f"{self.kind} prober")
@@ -116,11 +136,17 @@ class WindowProber(LearnedProber):
             validation = acts.select(held_rows), truth[held_rows]
             acts, truth = acts.select(fit_rows), truth[fit_rows]
         fit = self._tokens(acts, truth)
-        held = self._tokens(validation[0], check_labels(*validation, owner=f"{self.kind} prober (validation)"))
-        check_width(held.states, fit.states.shape[-1], self.points[0], f"{self.kind} prober (validation)")
+        held = self._tokens(
+            validation[0], check_labels(*validation, owner=f"{self.kind} prober (validation)")
+        )
+        check_width(
+            held.states, fit.states.shape[-1], self.points[0], f"{self.kind} prober (validation)"
+        )
         for part in (fit, held):
             if not part.mask.any(1).all():
-                raise ActivationError(f"{self.kind} prober: a request without any token at {self.points[0]}")
+                raise ActivationError(
+                    f"{self.kind} prober: a request without any token at {self.points[0]}"
+                )
         self.mean_, self.scale_ = fit_standardiser(fit.states[fit.mask])
         half = int(fit.mask.sum(1).median()) // 2
         smooth = self.smooth or min(LONGEST_SMOOTH, max(1, half))
@@ -141,7 +167,9 @@ class WindowProber(LearnedProber):
         mask = mask.bool().to(states.device)
         clean = torch.where(mask.unsqueeze(-1), states.float(), 0.0)
         labels = torch.zeros(len(mask), dtype=torch.bool) if truth is None else truth
-        return _Tokens(clean, mask, labels.float().to(clean.device), balanced_weights(labels).to(clean.device))
+        return _Tokens(
+            clean, mask, labels.float().to(clean.device), balanced_weights(labels).to(clean.device)
+        )
 
     def _train(self, fit: _Tokens, held: _Tokens, seed: int) -> None:
         """AdamW on the pooled loss, keeping the weights of lowest loss on ``held``."""
@@ -164,19 +192,27 @@ class WindowProber(LearnedProber):
             if age >= PATIENCE:
                 break
         if lowest == torch.inf:
-            raise FitError(f"{self.kind} prober: training diverged; are the states at {self.points[0]} scaled sensibly?")
+            raise FitError(
+                f"{self.kind} prober: training diverged; are the states at {self.points[0]} scaled sensibly?"
+            )
         ones = [torch.ones(1, device=best[0].device), torch.zeros(1, device=best[0].device)]
         self.w1_, self.b1_, self.w2_, self.b2_ = best if self.hidden else best + ones
 
     def _first_weights(self, states: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """Zeros for the linear probe (pooling starts as the plain mean), ``torch.nn.Linear``'s start otherwise."""
+        """Zeros for the linear probe (pooling starts as the plain mean), ``torch.nn.Linear``'s
+        start otherwise."""
         d, h = states.shape[-1], self.hidden
         shapes = [(d, h), (h,), (h,), (1,)] if h else [(d, 1), (1,)]
         reach = [d**-0.5, d**-0.5, h**-0.5, h**-0.5] if h else [0.0, 0.0]
-        drawn = [(torch.rand(s, generator=generator) * 2 - 1) * r for s, r in zip(shapes, reach, strict=True)]
+        drawn = [
+            (torch.rand(s, generator=generator) * 2 - 1) * r
+            for s, r in zip(shapes, reach, strict=True)
+        ]
         return [w.to(states.device).requires_grad_() for w in drawn]
 
-    def _pooled(self, tokens: _Tokens, weights: list[Tensor], scaling: tuple[Tensor, Tensor]) -> Tensor:
+    def _pooled(
+        self, tokens: _Tokens, weights: list[Tensor], scaling: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """One logit a request, ``[n]``."""
         hidden = (tokens.states - scaling[0]) / scaling[1] @ weights[0] + weights[1]
         logits = torch.relu(hidden) @ weights[2] + weights[3] if self.hidden else hidden[..., 0]

@@ -1,1 +1,2 @@
-"""The report of a run: one HTML file that opens without a network, made from the run folder alone."""
+"""The report of a run: one HTML file that opens without a network, made from the run folder
+alone."""

@@ -1,4 +1,5 @@
-"""What the report is made from: the log's rows and tables, and, where they were made, analyses and landscape.
+"""What the report is made from: the log's rows and tables, and, where they were made, analyses and
+landscape.
 
 Knows files. Knows nothing of HTML or pictures.
 """
@@ -8,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safeswitch.analyses.landscape.survey import FILE as LANDSCAPE
 from safeswitch.analyses.landscape.survey import FORMAT_VERSION as LANDSCAPE_VERSION
@@ -22,10 +22,14 @@ from safeswitch.bench.rows import Rows
 from safeswitch.bench.tables import Table, main_rates, make_tables, reference, summary
 from safeswitch.core.artifact import read_json
 from safeswitch.core.errors import ArtifactError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.statistics.intervals import Rate, clustered
 
 NAMES: Mapping[str, str] = {
-    "base": "untouched model", "prompt": "safety prompt", "head": "head always on", "safeswitch": "SafeSwitch",
+    "base": "untouched model",
+    "prompt": "safety prompt",
+    "head": "head always on",
+    "safeswitch": "SafeSwitch",
 }
 """Methods as a reader knows them; others keep their name."""
 _BESIDE = {ANALYSES: ANALYSES_VERSION, LANDSCAPE: LANDSCAPE_VERSION}
@@ -46,8 +50,8 @@ class Gathered:
     log: RunLog
     rows: Rows
     tables: Mapping[str, Table]
-    analyses: Mapping[str, Any] | None
-    landscape: Mapping[str, Any] | None
+    analyses: JsonMapping | None
+    landscape: JsonMapping | None
 
     @classmethod
     def of(cls, folder: Path) -> Gathered:
@@ -72,18 +76,22 @@ class Gathered:
         return [b for b in self.log.benchmarks if not attacked_set(b)]
 
     def series(self, method: str) -> int:
-        """Number of a method's colour and mark: the same in every report for those that ``NAMES`` knows."""
+        """Number of a method's colour and mark: the same in every report for those that ``NAMES``
+        knows."""
         known = list(NAMES)
         others = [m for m in self.log.methods if m not in known]
         return known.index(method) if method in known else len(known) + others.index(method)
 
-    def means(self, what: Metric) -> dict[str, dict[str, Any]]:
-        """By method, the mean of ``what`` over the benchmarks that have it, by the judge that counts."""
+    def means(self, what: Metric) -> dict[str, JsonObject]:
+        """By method, the mean of ``what`` over the benchmarks that have it, by the judge that
+        counts."""
         return summary(main_rates(self.rows), what)
 
     def decided(self, method: str) -> list[Logged]:
         """All labelled requests of the bare benchmarks that the gate of ``method`` decided on."""
-        return [r for b in self.bare for r in self.rows.of(method, b) if r.decision and r.example.label]
+        return [
+            r for b in self.bare for r in self.rows.of(method, b) if r.decision and r.example.label
+        ]
 
     def by_category(self, method: str, what: Metric) -> dict[str, Rate]:
         """Rates over the bare benchmarks' requests by category."""
@@ -95,16 +103,21 @@ class Gathered:
                 if row.example.id in hits and row.example.category:
                     hit = hits[row.example.id], belongs(benchmark, row)
                     found.setdefault(row.example.category, []).append(hit)
-        return {c: clustered([hit for hit, _ in own], [group for _, group in own]) for c, own in found.items()}
+        return {
+            c: clustered([hit for hit, _ in own], [group for _, group in own])
+            for c, own in found.items()
+        }
 
 
-def _read(path: Path, version: int) -> dict[str, Any] | None:
+def _read(path: Path, version: int) -> JsonObject | None:
     if not path.is_file():
         return None
     told = read_json(path)
     if told.get("format_version") != version:
         got = told.get("format_version")
-        raise ArtifactError(f"{path}: format version {got!r} is not supported; this library reads {version}")
+        raise ArtifactError(
+            f"{path}: format version {got!r} is not supported; this library reads {version}"
+        )
     return told
 
 

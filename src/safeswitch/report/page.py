@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,6 +18,7 @@ from safeswitch.bench.outputs import NOTES, as_csv, cell, columns, folded
 from safeswitch.bench.picture import check_drawable
 from safeswitch.bench.tables import Table
 from safeswitch.core.artifact import write_text
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.report.gathered import Gathered, named
 from safeswitch.report.pictures_landscape import landscape, visage_table
 from safeswitch.report.pictures_prober import left_out, quality, reliability, roc, states, strips
@@ -76,16 +76,27 @@ def render(run: Gathered) -> str:
     manifest = run.log.manifest
     tables = {**run.tables, **({"visage": visage_table(run)} if run.landscape else {})}
     return environment.get_template("report.html.j2").render(
-        run=run, manifest=manifest, tiles=tiles(run), sentences=sentences(run), sections=_sections(run),
-        tripwire=TRIPWIRE, strips=strips(run), examples=_examples(run),
+        run=run,
+        manifest=manifest,
+        tiles=tiles(run),
+        sentences=sentences(run),
+        sections=_sections(run),
+        tripwire=TRIPWIRE,
+        strips=strips(run),
+        examples=_examples(run),
         tables=[_table(name, table) for name, table in tables.items() if table],
-        command=" ".join([Path(manifest["command"][0]).name, *manifest["command"][1:]]) if manifest["command"] else "",
-        style=_asset("style.css"), script=_asset("script.js"),
+        command=" ".join([Path(manifest["command"][0]).name, *manifest["command"][1:]])
+        if manifest["command"]
+        else "",
+        style=_asset("style.css"),
+        script=_asset("script.js"),
     )
 
 
 def _asset(name: str) -> str:
-    return resources.files("safeswitch.report").joinpath("templates", name).read_text(encoding="utf-8")
+    return (
+        resources.files("safeswitch.report").joinpath("templates", name).read_text(encoding="utf-8")
+    )
 
 
 def _sections(run: Gathered) -> list[Section]:
@@ -131,19 +142,36 @@ def _table(name: str, table: Table) -> PageTable:
     data = base64.b64encode(as_csv(table).encode()).decode()
     rows = [[cell(row.get(column)) for column in header] for row in shown]
     title = {"visage": "VISAGE scores"}.get(name, name.replace("_", " "))
-    return PageTable(name, title, NOTES.get(name, ""), header, rows, f"data:text/csv;base64,{data}", name in _OPEN)
+    return PageTable(
+        name,
+        title,
+        NOTES.get(name, ""),
+        header,
+        rows,
+        f"data:text/csv;base64,{data}",
+        name in _OPEN,
+    )
 
 
-def _examples(run: Gathered) -> list[Mapping[str, Any]]:
-    """For each benchmark a few requests that the method got wrong, or else any, with the replies of all methods."""
-    found: list[Mapping[str, Any]] = []
+def _examples(run: Gathered) -> list[JsonMapping]:
+    """For each benchmark a few requests that the method got wrong, or else any, with the replies of
+    all methods."""
+    found: list[JsonMapping] = []
     for benchmark in run.log.benchmarks:
         judge = run.log.judges(benchmark)[0]
-        rows = [r for r in run.rows.of(run.own, benchmark) if r.reply is not None and judge in r.judgements]
+        rows = [
+            r
+            for r in run.rows.of(run.own, benchmark)
+            if r.reply is not None and judge in r.judgements
+        ]
         wrong = [r for r in rows if _wrong(r, judge)]
         for row in (wrong or rows)[:_EXAMPLES]:
-            replies = {m: _by_id(run.rows.of(m, benchmark), row.example.id) for m in run.log.methods}
-            found.append({"benchmark": benchmark, "row": row, "wrong": row in wrong, "replies": replies})
+            replies = {
+                m: _by_id(run.rows.of(m, benchmark), row.example.id) for m in run.log.methods
+            }
+            found.append(
+                {"benchmark": benchmark, "row": row, "wrong": row in wrong, "replies": replies}
+            )
     return found
 
 

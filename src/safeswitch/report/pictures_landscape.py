@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.report.gathered import Gathered
 from safeswitch.report.svg import DASHES, Picture, colour, draw, per_cent
 
@@ -19,26 +20,42 @@ def landscape(run: Gathered) -> list[Picture]:
     told = run.landscape
     if told is None:
         return []
-    found = [_curves(told, "refused", "Safety landscape: unsafe requests refused", "unsafe requests refused in %")]
+    found = [
+        _curves(
+            told,
+            "refused",
+            "Safety landscape: unsafe requests refused",
+            "unsafe requests refused in %",
+        )
+    ]
     if told["safe"]:
-        found.append(_curves(told, "over_refused", "Safety landscape: safe requests refused", "safe requests refused in %"))
+        found.append(
+            _curves(
+                told,
+                "over_refused",
+                "Safety landscape: safe requests refused",
+                "safe requests refused in %",
+            )
+        )
     return [*found, *(_map(told, one) for one in told["maps"])]
 
 
-def visage_table(run: Gathered) -> list[dict[str, Any]]:
+def visage_table(run: Gathered) -> list[JsonObject]:
     """VISAGE by part and gate: mean over the directions, lowest and highest."""
     if run.landscape is None:
         return []
-    table: list[dict[str, Any]] = []
+    table: list[JsonObject] = []
     for (part, gate), (name, _) in _WAYS.items():
-        scores = [c["visage"] for c in run.landscape["curves"] if (c["part"], c["gate"]) == (part, gate)]
+        scores = [
+            c["visage"] for c in run.landscape["curves"] if (c["part"], c["gate"]) == (part, gate)
+        ]
         if scores:
             table.append({"moved": name, "VISAGE": sum(scores) / len(scores), "lowest": min(scores), "highest": max(scores),
                           "directions": len(scores)})  # fmt: skip
     return table
 
 
-def _curves(told: Mapping[str, Any], what: str, title: str, label: str) -> Picture:
+def _curves(told: JsonMapping, what: str, title: str, label: str) -> Picture:
     alt: list[str] = []
     lines = []
     for i, (way, (name, which)) in enumerate(_WAYS.items()):
@@ -47,13 +64,25 @@ def _curves(told: Mapping[str, Any], what: str, title: str, label: str) -> Pictu
             grid = 100 * np.array([c[what] for c in own], dtype=float)
             lines.append((name, which, DASHES[i % 4], own[0]["distances"], grid))
             middle = grid.mean(0)
-            alt.append(f"{name} {middle[len(middle) // 2]:.0f} % unmoved, {middle[[0, -1]].mean():.0f} % at the ends")
+            alt.append(
+                f"{name} {middle[len(middle) // 2]:.0f} % unmoved, {middle[[0, -1]].mean():.0f} % at the ends"
+            )
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
         for name, which, dash, distances, grid in lines:
-            axis.fill_between(distances, grid.min(0), grid.max(0), color=colour(which), alpha=0.15, linewidth=0)
-            axis.plot(distances, grid.mean(0), color=colour(which), linestyle=dash, marker="o", markersize=3, label=name)
+            axis.fill_between(
+                distances, grid.min(0), grid.max(0), color=colour(which), alpha=0.15, linewidth=0
+            )
+            axis.plot(
+                distances,
+                grid.mean(0),
+                color=colour(which),
+                linestyle=dash,
+                marker="o",
+                markersize=3,
+                label=name,
+            )
         per_cent(axis, "y")
         axis.set_xlabel("distance along the direction")
         axis.set_ylabel(label)
@@ -68,14 +97,16 @@ def _curves(told: Mapping[str, Any], what: str, title: str, label: str) -> Pictu
     )  # fmt: skip
 
 
-def _map(told: Mapping[str, Any], one: Mapping[str, Any]) -> Picture:
+def _map(told: JsonMapping, one: JsonMapping) -> Picture:
     grid, distances = 100 * np.array(one["refused"]), one["distances"]
     name = _WAYS[one["part"], one["gate"]][0]
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
         axis.grid(False)
-        drawn = axis.pcolormesh(distances, distances, grid, cmap="cividis", vmin=0, vmax=100, shading="nearest")
+        drawn = axis.pcolormesh(
+            distances, distances, grid, cmap="cividis", vmin=0, vmax=100, shading="nearest"
+        )
         for shade, thick in (("#000000", 4), ("#ffffff", 1.6)):
             axis.plot(0, 0, "+", color=shade, markersize=10, markeredgewidth=thick)
         axis.set_xlabel("distance along the first direction")

@@ -1,8 +1,9 @@
-"""Pictures of the probers: ROC with the operating point, reliability, quality by layer and token, states, score strips."""
+"""Pictures of the probers: ROC with the operating point, reliability, quality by layer and token,
+states, score strips."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from safeswitch.analyses.projection import MOMENTS
 from safeswitch.bench.estimates import group_of
 from safeswitch.bench.log import Logged
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.report.gathered import Gathered
 from safeswitch.report.svg import DASHES, INK, Picture, colour, draw, mark, short, spread
 from safeswitch.statistics.intervals import clustered
@@ -22,7 +24,8 @@ _MAP = "cividis"
 
 
 def _scored(run: Gathered, stage: str) -> tuple[list[Logged], Any, Any]:
-    """Decided requests that ``stage`` scored, their scores and their labels; empty where one label is absent."""
+    """Decided requests that ``stage`` scored, their scores and their labels; empty where one label
+    is absent."""
     rows = [r for r in run.decided(run.own) if stage in r.decision["scores"]]
     truth = np.array([r.example.label == "unsafe" for r in rows])
     if len(rows) < 2 or truth.all() or not truth.any():
@@ -38,24 +41,46 @@ def roc(run: Gathered) -> Picture | None:
     false, true, _ = roc_curve(truth, scores)
     thresholds = rows[0].decision["thresholds"]
     bar = thresholds.get("stage1", thresholds.get("product"))
-    at = (float((scores > bar)[~truth].mean()), float((scores > bar)[truth].mean())) if bar is not None else None
+    at = (
+        (float((scores > bar)[~truth].mean()), float((scores > bar)[truth].mean()))
+        if bar is not None
+        else None
+    )
     area = float(roc_auc_score(truth, scores))
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
         axis.plot([0, 100], [0, 100], color="#888888", linewidth=1, linestyle=":", label="guessing")
-        axis.plot(100 * false, 100 * true, color=colour(3), label=f"stage 1, AUROC {area:.3f}", drawstyle="steps-post")
+        axis.plot(
+            100 * false,
+            100 * true,
+            color=colour(3),
+            label=f"stage 1, AUROC {area:.3f}",
+            drawstyle="steps-post",
+        )
         if at is not None:
-            axis.plot(100 * at[0], 100 * at[1], "o", color=colour(4), markersize=9, label=f"threshold {bar:.3f}")
+            axis.plot(
+                100 * at[0],
+                100 * at[1],
+                "o",
+                color=colour(4),
+                markersize=9,
+                label=f"threshold {bar:.3f}",
+            )
         axis.set_xlabel("safe requests above the threshold in %")
         axis.set_ylabel("unsafe requests above it in %")
         axis.set_xlim(-2, 102)
         axis.set_ylim(-2, 102)
         axis.legend(loc="lower right")
 
-    where = f" It works at {100 * at[1]:.1f} % true and {100 * at[0]:.1f} % false triggers." if at is not None else ""
+    where = (
+        f" It works at {100 * at[1]:.1f} % true and {100 * at[0]:.1f} % false triggers."
+        if at is not None
+        else ""
+    )
     return draw(
-        "ROC of stage 1", f"ROC curve of stage 1, area {area:.3f}.{where}",
+        "ROC of stage 1",
+        f"ROC curve of stage 1, area {area:.3f}.{where}",
         f"{int(truth.sum())} unsafe and {int((~truth).sum())} safe requests of all benchmarks, attacked sets aside.{where}",
         paint,
     )
@@ -74,12 +99,20 @@ def reliability(run: Gathered) -> Picture | None:
     def paint(axes: Sequence[Any]) -> None:
         curve, counts = axes
         curve.figure.get_layout_engine().set(hspace=0.06)
-        curve.plot([0, 1], [0, 100], color="#888888", linewidth=1, linestyle=":", label="calibrated")
+        curve.plot(
+            [0, 1], [0, 100], color="#888888", linewidth=1, linestyle=":", label="calibrated"
+        )
         rates = [rate for _, rate in found.values()]
         bars = [[100 * (r.rate - r.low) for r in rates], [100 * (r.high - r.rate) for r in rates]]
         curve.errorbar(
-            [x for x, _ in found.values()], [100 * r.rate for r in rates], yerr=bars, fmt="o-", color=colour(3), capsize=3,
-            elinewidth=1.2, label="stage 1",
+            [x for x, _ in found.values()],
+            [100 * r.rate for r in rates],
+            yerr=bars,
+            fmt="o-",
+            color=colour(3),
+            capsize=3,
+            elinewidth=1.2,
+            label="stage 1",
         )
         curve.set_ylabel("unsafe in %")
         curve.set_ylim(-4, 104)
@@ -97,13 +130,18 @@ def reliability(run: Gathered) -> Picture | None:
 
 
 def left_out(run: Gathered) -> list[Picture]:
-    """AUROC of stage 1 on each source and wrapper that was left out of its fitting, the text classifier beside it."""
-    table = [r for r in run.tables.get("left_out", []) if r["method"] == run.own and r["metric"] == "AUROC"]
+    """AUROC of stage 1 on each source and wrapper that was left out of its fitting, the text
+    classifier beside it."""
+    table = [
+        r
+        for r in run.tables.get("left_out", [])
+        if r["method"] == run.own and r["metric"] == "AUROC"
+    ]
     kinds = dict.fromkeys(r["left out"] for r in table)
     return [_left_out([r for r in table if r["left out"] == kind], kind) for kind in kinds]
 
 
-def _left_out(rows: Sequence[Mapping[str, Any]], what: str) -> Picture:
+def _left_out(rows: Sequence[JsonMapping], what: str) -> Picture:
     names, readers = (list(dict.fromkeys(r[key] for r in rows)) for key in ("name", "reader"))
 
     def paint(axes: Sequence[Any]) -> None:
@@ -111,7 +149,10 @@ def _left_out(rows: Sequence[Mapping[str, Any]], what: str) -> Picture:
         for i, reader in enumerate(readers):
             own = {r["name"]: r for r in rows if r["reader"] == reader}
             at = [names.index(name) + 0.24 * (i - (len(readers) - 1) / 2) for name in own]
-            values, bars = [r["value"] for r in own.values()], list(zip(*(spread(r) for r in own.values()), strict=True))
+            values, bars = (
+                [r["value"] for r in own.values()],
+                list(zip(*(spread(r) for r in own.values()), strict=True)),
+            )
             which = (3, 1)[i % 2]
             axis.errorbar(values, at, xerr=[[x / 100 for x in bar] for bar in bars], fmt=mark(i), color=colour(which),
                           markersize=6.5, capsize=2.5, elinewidth=1.1, label=reader)  # fmt: skip
@@ -138,7 +179,7 @@ def quality(run: Gathered) -> list[Picture]:
             if any(r["told"] == what for r in table)]  # fmt: skip
 
 
-def _quality(rows: Sequence[Mapping[str, Any]], title: str) -> Picture:
+def _quality(rows: Sequence[JsonMapping], title: str) -> Picture:
     layers, pilots = (sorted({r[name] for r in rows}) for name in ("layer", "pilot"))
     by = {(r["layer"], r["pilot"]): r for r in rows}
     grid = np.array([[by[layer, k]["value"] for k in pilots] for layer in layers])
@@ -172,21 +213,39 @@ def states(run: Gathered) -> Picture | None:
         return None
 
     def paint(axes: Sequence[Any]) -> None:
-        low, high = (np.array([f([p[name] for p in told["points"]]) for name in ("x", "y")]) for f in (min, max))
+        low, high = (
+            np.array([f([p[name] for p in told["points"]]) for name in ("x", "y")])
+            for f in (min, max)
+        )
         edge = 0.05 * (high - low)
         for axis, moment in zip(axes, MOMENTS, strict=True):
             for label, which, shape in (("safe", _SAFE, "o"), ("unsafe", _UNSAFE, "x")):
                 own = [p for p in told["points"] if p["moment"] == moment and p["label"] == label]
                 x, y = ([p[name] for p in own] for name in ("x", "y"))
-                axis.scatter(x, y, s=16, marker=shape, linewidths=1, color=colour(which), label=label, alpha=0.75)
+                axis.scatter(
+                    x,
+                    y,
+                    s=16,
+                    marker=shape,
+                    linewidths=1,
+                    color=colour(which),
+                    label=label,
+                    alpha=0.75,
+                )
             axis.set_title(moment, loc="left")
             axis.set_xlim(low[0] - edge[0], high[0] + edge[0])
             axis.set_ylim(low[1] - edge[1], high[1] + edge[1])
             axis.tick_params(labelleft=False, labelbottom=False)
-        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        axes[0].figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2
+        )
 
     shares = told["explained"]
-    note = f" The axes explain {100 * shares[0]:.0f} % and {100 * shares[1]:.0f} % of the variance." if shares else ""
+    note = (
+        f" The axes explain {100 * shares[0]:.0f} % and {100 * shares[1]:.0f} % of the variance."
+        if shares
+        else ""
+    )
     return draw(
         "States before and after", f"{told['how']} of states in two dimensions at three moments; safe and unsafe are marked.",
         f"Layer {told['layer']}, {told['how'].upper()} over all three moments together: at the prompt's end, and after "
@@ -194,12 +253,15 @@ def states(run: Gathered) -> Picture | None:
     )  # fmt: skip
 
 
-def strips(run: Gathered) -> list[tuple[Picture, Mapping[str, Any]]]:
+def strips(run: Gathered) -> list[tuple[Picture, JsonMapping]]:
     """How the stages' scores move over each example conversation, with what was drawn."""
-    return [(_strip(told, i), told) for i, told in enumerate(run.analyses["strips"] if run.analyses else [])]
+    return [
+        (_strip(told, i), told)
+        for i, told in enumerate(run.analyses["strips"] if run.analyses else [])
+    ]
 
 
-def _strip(told: Mapping[str, Any], number: int) -> Picture:
+def _strip(told: JsonMapping, number: int) -> Picture:
     end = told["prompt_length"] - 1
     asked = {name: tokens for name, tokens in told["asked"].items() if tokens}
     peaks = {name: max(told["scores"][name][t] for t in tokens) for name, tokens in asked.items()}
@@ -212,8 +274,16 @@ def _strip(told: Mapping[str, Any], number: int) -> Picture:
             axis.plot(range(first, len(scores)), scores[first:], color=colour(which), linestyle=DASHES[i % 4], linewidth=1.5,
                       label=name)  # fmt: skip
             asked = told["asked"][name]
-            axis.plot(asked, [scores[t] for t in asked], "osD"[i % 3], color=colour(which), markersize=7)
-            axis.axhline(told["thresholds"][name], color=colour(which), linestyle=DASHES[i % 4], linewidth=0.8, alpha=0.9)
+            axis.plot(
+                asked, [scores[t] for t in asked], "osD"[i % 3], color=colour(which), markersize=7
+            )
+            axis.axhline(
+                told["thresholds"][name],
+                color=colour(which),
+                linestyle=DASHES[i % 4],
+                linewidth=0.8,
+                alpha=0.9,
+            )
         axis.axvline(end, color=INK, linewidth=1)
         axis.text(end + 0.4, 1.07, "reply", fontsize=11.5)
         axis.text(end - 0.4, 1.07, "prompt", fontsize=11.5, ha="right")
@@ -223,7 +293,10 @@ def _strip(told: Mapping[str, Any], number: int) -> Picture:
         axis.set_ylabel("score")
         axis.figure.legend(loc="outside upper left", ncols=3)
 
-    at = "; ".join(f"{name} reaches {peak:.2f} (threshold {told['thresholds'][name]:.2f})" for name, peak in peaks.items())
+    at = "; ".join(
+        f"{name} reaches {peak:.2f} (threshold {told['thresholds'][name]:.2f})"
+        for name, peak in peaks.items()
+    )
     return draw(
         f"Scores, conversation {number + 1}: {told['kind']}", f"Scores of each stage over {len(told['tokens'])} tokens. {at}.",
         "What each stage's prober says of each token; marks: where a run asks it. Thin level lines: thresholds. The reply is "

@@ -1,13 +1,15 @@
-"""Pictures of rates: the Pareto front, categories, attacks. Each returns None where the run has nothing to show."""
+"""Pictures of rates: the Pareto front, categories, attacks. Each returns None where the run has
+nothing to show."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from safeswitch.bench.attack_table import BARE
 from safeswitch.bench.metrics import ACCURACY, HARM, OVER_REFUSAL, Metric
 from safeswitch.bench.pareto import BROKEN, front, marked, silenced
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.report.gathered import Gathered, named
 from safeswitch.report.svg import INK, Picture, colour, draw, mark, per_cent, short, spread
 
@@ -23,7 +25,9 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
         return None
     sign = 1 if other.better == "lower" else -1
     silent = silenced(run.rows)
-    best = front({m: (sign * beside[m]["value"], harm[m]["value"]) for m in methods if m not in silent})
+    best = front(
+        {m: (sign * beside[m]["value"], harm[m]["value"]) for m in methods if m not in silent}
+    )
 
     shown = marked(methods, [best])
 
@@ -39,7 +43,14 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
             place = 100 * x["value"], 100 * y["value"]
             bars = {"xerr": [[e] for e in spread(x)], "yerr": [[e] for e in spread(y)]}
             if method not in shown:
-                axis.errorbar(*place, **bars, fmt=".", color=_OTHERS, markerfacecolor=_face(_OTHERS, method), elinewidth=0.6)
+                axis.errorbar(
+                    *place,
+                    **bars,
+                    fmt=".",
+                    color=_OTHERS,
+                    markerfacecolor=_face(_OTHERS, method),
+                    elinewidth=0.6,
+                )
                 continue
             i = run.series(method)
             axis.errorbar(*place, **bars, fmt="none", ecolor=colour(i), capsize=3, elinewidth=1.2)
@@ -49,7 +60,9 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
         axis.set_ylabel("harmful compliance in %")
         axis.figure.legend(loc="outside upper left", ncols=2)
 
-    told = "; ".join(f"{named(m)}: {_per_cent(harm[m])} and {_per_cent(beside[m])}" for m in methods)
+    told = "; ".join(
+        f"{named(m)}: {_per_cent(harm[m])} and {_per_cent(beside[m])}" for m in methods
+    )
     corner = "lower left" if sign > 0 else "lower right"
     return draw(
         f"Harm against {other.name}", f"Harmful compliance and {other.name} by method. {told}.",
@@ -60,11 +73,19 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
 
 
 def _hollow(silent: set[str]) -> str:
-    return f" Hollow, and on no front: over {100 * BROKEN:.0f} % of the replies neither refuse nor help." if silent else ""
+    return (
+        f" Hollow, and on no front: over {100 * BROKEN:.0f} % of the replies neither refuse nor help."
+        if silent
+        else ""
+    )
 
 
 def _grey(methods: Sequence[str], shown: Sequence[str]) -> str:
-    return f" Grey: {len(methods) - len(shown)} other methods; the tables have them all." if len(shown) < len(methods) else ""
+    return (
+        f" Grey: {len(methods) - len(shown)} other methods; the tables have them all."
+        if len(shown) < len(methods)
+        else ""
+    )
 
 
 def paretos(run: Gathered) -> list[Picture]:
@@ -73,7 +94,8 @@ def paretos(run: Gathered) -> list[Picture]:
 
 
 def categories(run: Gathered) -> Picture | None:
-    """Harmful compliance by category, the method that the report is about beside the untouched model."""
+    """Harmful compliance by category, the method that the report is about beside the untouched
+    model."""
     methods = list(dict.fromkeys(m for m in ("base", run.own) if m in run.log.methods))
     rates = {m: run.by_category(m, HARM) for m in methods}
     names = [c for c in rates[run.own] if all(c in rates[m] for m in methods)]
@@ -89,9 +111,22 @@ def categories(run: Gathered) -> Picture | None:
             own = [rates[method][c] for c in shown]
             bars = [[100 * (r.rate - r.low) for r in own], [100 * (r.high - r.rate) for r in own]]
             which = run.series(method)
-            axis.barh(at, [100 * r.rate for r in own], thick * 0.92, color=colour(which), label=named(method))
+            axis.barh(
+                at,
+                [100 * r.rate for r in own],
+                thick * 0.92,
+                color=colour(which),
+                label=named(method),
+            )
             axis.errorbar(
-                [100 * r.rate for r in own], at, xerr=bars, fmt="none", ecolor=INK, alpha=0.6, elinewidth=1.1, capsize=2
+                [100 * r.rate for r in own],
+                at,
+                xerr=bars,
+                fmt="none",
+                ecolor=INK,
+                alpha=0.6,
+                elinewidth=1.1,
+                capsize=2,
             )
         axis.set_yticks(range(len(shown)), [f"{short(c)} ({rates[run.own][c].n})" for c in shown])
         axis.set_ylim(len(shown) - 0.5, -0.5)
@@ -102,19 +137,26 @@ def categories(run: Gathered) -> Picture | None:
     worst = "; ".join(f"{c} {100 * rates[run.own][c].rate:.0f} %" for c in shown[:3])
     more = f" The worst {len(shown)} of {len(names)} categories." if len(shown) < len(names) else ""
     return draw(
-        "Harm by category", f"Bars of harmful compliance by category. Highest for {named(run.own)}: {worst}.",
+        "Harm by category",
+        f"Bars of harmful compliance by category. Highest for {named(run.own)}: {worst}.",
         "Number of requests in brackets; 95 % Wilson intervals (variants of a request count as a group), not corrected for the "
-        f"number of categories.{more}", paint, height=1.2 + 0.38 * len(shown),
+        f"number of categories.{more}",
+        paint,
+        height=1.2 + 0.38 * len(shown),
     )
 
 
 def attacks(run: Gathered, metric: str) -> list[Picture]:
-    """One figure a benchmark that was attacked: attacks below one another, a mark for each method."""
+    """One figure a benchmark that was attacked: attacks below one another, a mark for each
+    method."""
     table = [row for row in run.tables.get("attacks", []) if row["metric"] == metric]
-    return [_attacked(run, [r for r in table if r["benchmark"] == b], b) for b in dict.fromkeys(r["benchmark"] for r in table)]
+    return [
+        _attacked(run, [r for r in table if r["benchmark"] == b], b)
+        for b in dict.fromkeys(r["benchmark"] for r in table)
+    ]
 
 
-def _attacked(run: Gathered, rows: Sequence[Mapping[str, Any]], benchmark: str) -> Picture:
+def _attacked(run: Gathered, rows: Sequence[JsonMapping], benchmark: str) -> Picture:
     metric, better = rows[0]["metric"], rows[0]["better"]
     names = list(dict.fromkeys(row["attack"] for row in rows))
     methods = [m for m in run.log.methods if any(row["method"] == m for row in rows)]
@@ -123,12 +165,20 @@ def _attacked(run: Gathered, rows: Sequence[Mapping[str, Any]], benchmark: str) 
         axis, step = axes[0], 0.66 / max(1, len(methods))
         for i, method in enumerate(methods):
             own = {row["attack"]: row for row in rows if row["method"] == method}
-            at = [j + (i - (len(methods) - 1) / 2) * step for j, name in enumerate(names) if name in own]
+            at = [
+                j + (i - (len(methods) - 1) / 2) * step
+                for j, name in enumerate(names)
+                if name in own
+            ]
             values = [own[name] for name in names if name in own]
             which, rates = run.series(method), [100 * r["value"] for r in values]
             bars = list(zip(*(spread(r) for r in values), strict=True))
-            axis.errorbar(rates, at, xerr=bars, fmt="none", ecolor=colour(which), capsize=2.5, elinewidth=1.1)
-            axis.plot(rates, at, mark(which), color=colour(which), markersize=6.5, label=named(method))
+            axis.errorbar(
+                rates, at, xerr=bars, fmt="none", ecolor=colour(which), capsize=2.5, elinewidth=1.1
+            )
+            axis.plot(
+                rates, at, mark(which), color=colour(which), markersize=6.5, label=named(method)
+            )
         axis.set_yticks(range(len(names)), ["not attacked" if n == BARE else n for n in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
         per_cent(axis)
@@ -144,8 +194,11 @@ def _attacked(run: Gathered, rows: Sequence[Mapping[str, Any]], benchmark: str) 
 
 
 ATTACK_TITLES = {
-    "attack success": "Requests broken", "per form": "Forms complied with", "on topic": "Requests broken, on topic",
-    "gate recall": "Gate recall", "stage1 recall": "Stage-1 recall",
+    "attack success": "Requests broken",
+    "per form": "Forms complied with",
+    "on topic": "Requests broken, on topic",
+    "gate recall": "Gate recall",
+    "stage1 recall": "Stage-1 recall",
 }
 _ATTACKED = {
     "attack success": "Share of requests with at least one attacked form that the model complied with; 95 % Wilson intervals.",
@@ -157,5 +210,5 @@ _ATTACKED = {
 }
 
 
-def _per_cent(row: Mapping[str, Any]) -> str:
+def _per_cent(row: JsonMapping) -> str:
     return f"{100 * row['value']:.1f} %"

@@ -1,7 +1,7 @@
 """Pictures as inline SVG that follow the page's theme: matplotlib draws, CSS variables colour.
 
-Text stays text. Series are told apart by colour (Okabe and Ito's, safe for any colour vision) and by mark. Knows
-nothing of what is drawn.
+Text stays text. Series are told apart by colour (Okabe and Ito's, safe for any colour vision) and
+by mark. Knows nothing of what is drawn.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _STYLE: Any = {
     "lines.linewidth": 1.8, "figure.dpi": 72,
 }  # fmt: skip
 WIDTH = 5.8
-"""Inches of 72 points: a picture is 418 points wide, near a phone's width, so that its text is never shrunk much."""
+"""Inches of 72 points: a picture is 418 points wide, near a phone's width, so that its text is
+never shrunk much."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,13 @@ class Picture:
 
 
 def draw(
-    title: str, alt: str, caption: str, paint: Callable[[Sequence[Any]], None], *, height: float = 3.6, panels: int = 1
+    title: str,
+    alt: str,
+    caption: str,
+    paint: Callable[[Sequence[Any]], None],
+    *,
+    height: float = 3.6,
+    panels: int = 1,
 ) -> Picture:
     """A picture of ``panels`` axes one above the other, painted by ``paint``."""
     import matplotlib
@@ -61,7 +68,9 @@ def draw(
         FigureCanvasSVG(figure)
         paint(list(figure.subplots(panels, 1, squeeze=False).flatten()))
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        figure.savefig(
+            text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True
+        )
     return Picture(title, _themed(text.getvalue(), alt), alt, caption)
 
 
@@ -75,7 +84,12 @@ def _themed(svg: str, alt: str) -> str:
     head = re.search(r'viewBox="([^"]+)"', svg)
     box = head.group(1) if head else "0 0 418 260"
     label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return re.sub(r"<svg[^>]*>", f'<svg class="chart" viewBox="{box}" role="img" aria-label="{label}">', svg, count=1)
+    return re.sub(
+        r"<svg[^>]*>",
+        f'<svg class="chart" viewBox="{box}" role="img" aria-label="{label}">',
+        svg,
+        count=1,
+    )
 
 
 def colour(i: int) -> str:
@@ -95,7 +109,9 @@ def spread(row: Any) -> tuple[float, float]:
 
 def per_cent(axis: Any, which: str = "x") -> None:
     """A scale from 0 to 100."""
-    limit, ticks = (axis.set_xlim, axis.set_xticks) if which == "x" else (axis.set_ylim, axis.set_yticks)
+    limit, ticks = (
+        (axis.set_xlim, axis.set_xticks) if which == "x" else (axis.set_ylim, axis.set_yticks)
+    )
     limit(-3, 103)
     ticks([0, 25, 50, 75, 100])
 

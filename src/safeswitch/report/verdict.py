@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from safeswitch.bench.attack_table import BARE
 from safeswitch.bench.metrics import ACCURACY, HARM, OVER_REFUSAL
 from safeswitch.bench.table import FEW
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.report.gathered import Gathered, named
 
 TRIPWIRE = (
@@ -37,7 +36,11 @@ class Tile:
 def tiles(run: Gathered) -> list[Tile]:
     """Harm, over-refusal, accuracy and cost of the method that the report is about."""
     found = []
-    labels = ((HARM, "unsafe requests complied with"), (OVER_REFUSAL, "safe requests refused"), (ACCURACY, "tasks right"))
+    labels = (
+        (HARM, "unsafe requests complied with"),
+        (OVER_REFUSAL, "safe requests refused"),
+        (ACCURACY, "tasks right"),
+    )
     for what, label in labels:
         means = run.means(what)
         if run.own in means:
@@ -48,7 +51,9 @@ def tiles(run: Gathered) -> list[Tile]:
     if extra is not None:
         share, base = extra
         beside = f"{named('base')}: {1000 * base:.0f} ms"
-        found.append(Tile("extra time a request", f"{1000 * share:+.0f} ms", "mean, by the clock", beside))
+        found.append(
+            Tile("extra time a request", f"{1000 * share:+.0f} ms", "mean, by the clock", beside)
+        )
     return found
 
 
@@ -77,7 +82,9 @@ def _rivals(run: Gathered) -> list[str]:
     rivals = list(dict.fromkeys(named(row["against"]) for row in tests))
     names = " and ".join(rivals) if len(rivals) <= FEW else f"{len(rivals)} other methods"
     if not clear:
-        return [f"Against {names}: no difference on any benchmark is clear of chance (Holm-corrected p below 0.05)."]
+        return [
+            f"Against {names}: no difference on any benchmark is clear of chance (Holm-corrected p below 0.05)."
+        ]
     better = sum((row["value"] < 0) == (row["better"] == "lower") for row in clear)
     return [
         f"Against {names}: better in {better} and worse in {len(clear) - better} of {len(tests)} paired tests that are clear "
@@ -90,17 +97,22 @@ def _attacks(run: Gathered) -> list[str]:
     if not rows:
         return []
     told = []
-    texts = {"attack success": "complied with {} of the attacked requests", "gate recall": "fired on only {} of them"}
+    texts = {
+        "attack success": "complied with {} of the attacked requests",
+        "gate recall": "fired on only {} of them",
+    }
     for metric, text in texts.items():
         of = [row for row in rows if row["metric"] == metric]
         bare = next((row for row in of if row["attack"] == BARE), None)
         worst = _worst(of)
         if worst is not None and bare is not None:
-            told.append(f"{text.format(with_interval(worst))} under {worst['attack']} (not attacked: {percent(bare)})")
+            told.append(
+                f"{text.format(with_interval(worst))} under {worst['attack']} (not attacked: {percent(bare)})"
+            )
     return [f"At its worst, {named(run.own)} {' and '.join(told)}."] if told else []
 
 
-def _worst(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _worst(rows: list[JsonObject]) -> JsonObject | None:
     attacked = [row for row in rows if row["attack"] != BARE]
     if not attacked:
         return None
@@ -112,7 +124,9 @@ def _missing(run: Gathered) -> list[str]:
     gone = list(run.log.manifest["missing"])
     told = []
     if gone:
-        told.append(f"Not at hand and missing here: {', '.join(gone)} ({len(gone)} of the suite's benchmarks).")
+        told.append(
+            f"Not at hand and missing here: {', '.join(gone)} ({len(gone)} of the suite's benchmarks)."
+        )
     if not run.log.manifest.get("finished"):
         told.append("This run is not finished: figures are of what has been answered so far.")
     return told
@@ -120,7 +134,11 @@ def _missing(run: Gathered) -> list[str]:
 
 def _extra_seconds(run: Gathered) -> tuple[float, float] | None:
     """Mean extra seconds a request over the bare benchmarks, and the untouched model's seconds."""
-    rows = [r for r in run.tables.get("cost", []) if r["metric"] == "seconds" and r["benchmark"] in run.bare]
+    rows = [
+        r
+        for r in run.tables.get("cost", [])
+        if r["metric"] == "seconds" and r["benchmark"] in run.bare
+    ]
     extra = [r["extra"] for r in rows if r["method"] == run.own and r["extra"] is not None]
     base = [r["value"] for r in rows if r["method"] == "base"]
     if not extra or not base:
@@ -128,17 +146,17 @@ def _extra_seconds(run: Gathered) -> tuple[float, float] | None:
     return sum(extra) / len(extra), sum(base) / len(base)
 
 
-def percent(row: Mapping[str, Any]) -> str:
+def percent(row: JsonMapping) -> str:
     """``12.3 %``."""
     return f"{100 * row['value']:.1f}\N{NO-BREAK SPACE}%"
 
 
-def interval(row: Mapping[str, Any]) -> str:
+def interval(row: JsonMapping) -> str:
     """``9.1 to 16.4 %``."""
     return f"{100 * row['low']:.1f} to {100 * row['high']:.1f}\N{NO-BREAK SPACE}%"
 
 
-def with_interval(row: Mapping[str, Any]) -> str:
+def with_interval(row: JsonMapping) -> str:
     """``12.3 % (9.1 to 16.4 %)``."""
     return f"{percent(row)} ({interval(row)})"
 

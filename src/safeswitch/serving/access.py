@@ -25,7 +25,8 @@ class Access:
 
     Args:
         keys: File of keys; it is read again when it has changed.
-        storage: Where ``limits`` counts: ``async+memory://`` for each process on its own, ``async+redis://...`` for all.
+        storage: Where ``limits`` counts: ``async+memory://`` for each process on its own,
+            ``async+redis://...`` for all.
 
     Raises:
         ArtifactError: no file of keys.
@@ -47,7 +48,8 @@ class Access:
             self._seen = seen
 
     def key(self, headers: Iterable[tuple[bytes, bytes]]) -> Key:
-        """The client that sent these headers: ``Authorization: Bearer``, or ``X-Api-Key`` as Anthropic's clients do.
+        """The client that sent these headers: ``Authorization: Bearer``, or ``X-Api-Key`` as
+        Anthropic's clients do.
 
         Raises:
             Refused: 401 without a known key; 503 while the file of keys cannot be read.
@@ -58,7 +60,9 @@ class Access:
             raise Refused(503, "keys cannot be checked at the moment", "server_error") from error
         key = self._keys.get(hash_of(_secret(dict(reversed(list(headers))))))
         if key is None:
-            raise Refused(401, "a known API key is needed: Authorization: Bearer ...", code="invalid_api_key")
+            raise Refused(
+                401, "a known API key is needed: Authorization: Bearer ...", code="invalid_api_key"
+            )
         return key
 
     @asynccontextmanager
@@ -70,7 +74,10 @@ class Access:
         """
         if key.concurrent and self._running[key.name] >= key.concurrent:
             raise Refused(
-                429, f"{key.concurrent} requests at one time are allowed", "rate_limit_error", code="concurrency_exceeded",
+                429,
+                f"{key.concurrent} requests at one time are allowed",
+                "rate_limit_error",
+                code="concurrency_exceeded",
                 retry_after=1,
             )
         self._running[key.name] += 1
@@ -81,7 +88,8 @@ class Access:
             self._running[key.name] -= 1
 
     async def charge(self, key: Key, replies: int) -> None:
-        """Count replies against the rates of ``key``: the first of a request at the door, the others once it has been read.
+        """Count replies against the rates of ``key``: the first of a request at the door, the
+        others once it has been read.
 
         Raises:
             Refused: 429, more than are allowed in a time.
@@ -93,7 +101,13 @@ class Access:
         if not await self._limiter.hit(item, key.name, cost=replies):
             window = await self._limiter.get_window_stats(item, key.name)
             wait = max(1, round(window.reset_time - time.time()))
-            raise Refused(429, f"{item} are allowed", "rate_limit_error", code="rate_limit_exceeded", retry_after=wait)
+            raise Refused(
+                429,
+                f"{item} are allowed",
+                "rate_limit_error",
+                code="rate_limit_exceeded",
+                retry_after=wait,
+            )
 
 
 def _secret(headers: Mapping[bytes, bytes]) -> str:

@@ -1,10 +1,12 @@
 """One record per decision, in a database. Knows nothing of HTTP or engines.
 
-SQLite (write-ahead log), PostgreSQL, or whatever SQLAlchemy has a driver for. A record is written before the reply leaves;
-when the database is down the operator's choice holds: block, or a bounded buffer (:mod:`safeswitch.serving.spool`) that is
-written back, in order, when it can be. Several processes may share database and buffer. A record carries a name of its own, so
-that one that was written back and then read from the buffer again is not there twice; what the database will never take is put
-among the buffer's damaged records. No call waits for a database longer than some seconds.
+SQLite (write-ahead log), PostgreSQL, or whatever SQLAlchemy has a driver for. A record is written
+before the reply leaves; when the database is down the operator's choice holds: block, or a bounded
+buffer (:mod:`safeswitch.serving.spool`) that is written back, in order, when it can be. Several
+processes may share database and buffer. A record carries a name of its own, so that one that was
+written back and then read from the buffer again is not there twice; what the database will never
+take is put among the buffer's damaged records. No call waits for a database longer than some
+seconds.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from safeswitch.core.errors import SafeSwitchError, SettingError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.serving.spool import FullError, Spool, make_private
 
 _META = MetaData()
@@ -66,7 +69,7 @@ RECORDS = Table(
 
 
 _FIELDS = {column.name for column in RECORDS.columns} - {"id"}
-_PROBE: dict[str, Any] = {
+_PROBE: JsonObject = {
     "request_id": "probe", "choice": 0, "bundle": "", "bundle_id": "", "policy": "", "fired": False, "stage": "",
     "token_index": 0, "scores": "x" * 512, "thresholds": "", "text_sha256": "",
 }  # fmt: skip
@@ -96,7 +99,9 @@ class Audit:
         SettingError: not a URL of SQLAlchemy, or its driver is not installed.
     """
 
-    def __init__(self, url: str, *, buffer: Path | None = None, buffer_limit: int = 64 << 20) -> None:
+    def __init__(
+        self, url: str, *, buffer: Path | None = None, buffer_limit: int = 64 << 20
+    ) -> None:
         self._engine = _engine(url)
         self._spool = Spool(buffer, buffer_limit) if buffer is not None else None
         self._lock, self._making, self._ready = threading.Lock(), threading.Lock(), False
@@ -106,7 +111,8 @@ class Audit:
     def check(self) -> None:
         """Find out, before there is anything to record, whether a record would be kept.
 
-        A database is asked for something, and after a failed write also made to write: a full disk can still be read.
+        A database is asked for something, and after a failed write also made to write: a full disk
+        can still be read.
 
         Raises:
             AuditError: neither the database nor the buffer would take it.
@@ -120,12 +126,15 @@ class Audit:
             if self._down:
                 self._probe()
                 self._is_down(False, began)
-        except Exception as error:  # drivers raise many kinds; all mean that a record would not be kept there
+        except (
+            Exception
+        ) as error:  # drivers raise many kinds; all mean that a record would not be kept there
             self._is_down(True, began, error)
             self._has_room(_ROW_BYTES, error)
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Put one record (the columns of ``RECORDS`` but ``id``, ``record`` and ``at``) into the store, or into the buffer.
+    def write(self, record: JsonMapping) -> None:
+        """Put one record (the columns of ``RECORDS`` but ``id``, ``record`` and ``at``) into the
+        store, or into the buffer.
 
         Raises:
             AuditError: neither took it.
@@ -136,13 +145,15 @@ class Audit:
                 self._insert([row])
             except Exception as error:  # see check
                 self._is_down(True, time.monotonic(), error)
-                raise AuditError(f"the audit database cannot be written: {type(error).__name__}") from error
+                raise AuditError(
+                    f"the audit database cannot be written: {type(error).__name__}"
+                ) from error
             self._is_down(False, time.monotonic())
             return
         with self._lock:
             self._write_or_keep(self._spool, row)
 
-    def _write_or_keep(self, spool: Spool, row: dict[str, Any]) -> None:
+    def _write_or_keep(self, spool: Spool, row: JsonObject) -> None:
         began = time.monotonic()
         try:
             self._ask(began)
@@ -157,11 +168,12 @@ class Audit:
             self._keep(lambda: spool.damaged(row, refused), AuditError(refused))
 
     def _ask(self, now: float) -> None:
-        """Raise where the database has just made somebody wait in vain, so that not everybody waits."""
+        """Raise where the database has just made somebody wait in vain, so that not everybody
+        waits."""
         if now < self._not_before:
             raise AuditError("the audit database did not answer a moment ago")
 
-    def _refused(self, row: dict[str, Any]) -> str | None:
+    def _refused(self, row: JsonObject) -> str | None:
         """Insert a record; the reason where the database takes others, but not this one.
 
         Raises:
@@ -195,7 +207,8 @@ class Audit:
             connection.execute(RECORDS.delete().where(RECORDS.c.record == probe["record"]))
 
     def _is_down(self, down: bool, began: float, error: Exception | None = None) -> None:
-        """Take note of how the last write went, begun at ``began``; the log is told of changes alone."""
+        """Take note of how the last write went, begun at ``began``; the log is told of changes
+        alone."""
         if down and not self._down:
             _log.error("the audit database cannot be written: %s", error)
         elif self._down and not down:
@@ -221,7 +234,7 @@ class Audit:
                 _META.create_all(self._engine)
             self._ready = True
 
-    def _insert(self, rows: list[dict[str, Any]]) -> None:
+    def _insert(self, rows: list[JsonObject]) -> None:
         unknown = {name for row in rows for name in row} - _FIELDS
         if unknown:
             raise ValueError(f"a record has no field {', '.join(map(repr, sorted(unknown)))}")
@@ -230,7 +243,8 @@ class Audit:
             connection.execute(insert(RECORDS), rows)
 
     def _write_back(self, spool: Spool) -> None:
-        """Move what waits in the buffer into the database, which is there; another process may be doing the same."""
+        """Move what waits in the buffer into the database, which is there; another process may be
+        doing the same."""
         while not spool.empty():
             part = spool.oldest(_AT_ONCE)
             if self._all_inserted([row for _, row in part]):
@@ -243,7 +257,7 @@ class Audit:
                 else:
                     spool.damaged(row, refused, number)
 
-    def _all_inserted(self, rows: list[dict[str, Any]]) -> bool:
+    def _all_inserted(self, rows: list[JsonObject]) -> bool:
         """Insert many records at once; False where that cannot be done, and none of them was."""
         if any(set(row) != set(rows[0]) for row in rows):
             return False  # the statement is made from the first
@@ -266,23 +280,32 @@ class Audit:
         try:
             put()
         except FullError as second:
-            raise AuditError(f"the audit database cannot be written, and its buffer {second}") from error
+            raise AuditError(
+                f"the audit database cannot be written, and its buffer {second}"
+            ) from error
         except (OSError, ValueError, RecursionError, sqlite3.Error, SafeSwitchError) as second:
-            raise AuditError(f"neither the audit database nor its buffer can be written: {second}") from second
+            raise AuditError(
+                f"neither the audit database nor its buffer can be written: {second}"
+            ) from second
 
     def _has_room(self, size: int, error: Exception) -> None:
-        """Raise :class:`AuditError` where there is no buffer, or it cannot take ``size`` bytes more."""
+        """Raise :class:`AuditError` where there is no buffer, or it cannot take ``size`` bytes
+        more."""
         spool = self._spool
         if spool is None:
-            raise AuditError(f"the audit database cannot be written: {type(error).__name__}") from error
+            raise AuditError(
+                f"the audit database cannot be written: {type(error).__name__}"
+            ) from error
         self._keep(lambda: spool.check_room(size), error)
 
-    def export(self, *, since: float = 0.0) -> Iterator[dict[str, Any]]:
+    def export(self, *, since: float = 0.0) -> Iterator[JsonObject]:
         """Records from ``since`` (Unix seconds) on, oldest first."""
         self._prepare()
         with self._engine.begin() as connection:
             _at_leisure(connection)
-            for row in connection.execute(select(RECORDS).where(RECORDS.c.at >= since).order_by(RECORDS.c.id)):
+            for row in connection.execute(
+                select(RECORDS).where(RECORDS.c.at >= since).order_by(RECORDS.c.id)
+            ):
                 yield dict(row._mapping)
 
     def count(self, *, before: float) -> int:
@@ -305,17 +328,31 @@ class Audit:
 
 
 def _at_leisure(connection: Connection) -> None:
-    """Take a statement's time limit away until the transaction ends: an operator may read or delete many records."""
+    """Take a statement's time limit away until the transaction ends: an operator may read or delete
+    many records."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET LOCAL statement_timeout = 0"))
 
 
-_LIMITS: Mapping[str, Mapping[str, Any]] = {
+_LIMITS: Mapping[str, JsonMapping] = {
     "sqlite": {"timeout": _STATEMENT_S},
-    # the last two end a connection to a server that is silent; the first alone is known to every driver of PostgreSQL
-    "psycopg": {"connect_timeout": _CONNECT_S, "tcp_user_timeout": 1000 * _STATEMENT_S, "keepalives_idle": _CONNECT_S},
-    "psycopg2": {"connect_timeout": _CONNECT_S, "tcp_user_timeout": 1000 * _STATEMENT_S, "keepalives_idle": _CONNECT_S},
-    "pymysql": {"connect_timeout": _CONNECT_S, "read_timeout": _STATEMENT_S, "write_timeout": _STATEMENT_S},
+    # the last two end a connection to a server that is silent; the first alone is known to every
+    # driver of PostgreSQL
+    "psycopg": {
+        "connect_timeout": _CONNECT_S,
+        "tcp_user_timeout": 1000 * _STATEMENT_S,
+        "keepalives_idle": _CONNECT_S,
+    },
+    "psycopg2": {
+        "connect_timeout": _CONNECT_S,
+        "tcp_user_timeout": 1000 * _STATEMENT_S,
+        "keepalives_idle": _CONNECT_S,
+    },
+    "pymysql": {
+        "connect_timeout": _CONNECT_S,
+        "read_timeout": _STATEMENT_S,
+        "write_timeout": _STATEMENT_S,
+    },
 }
 """Time limits by driver, as its ``connect`` takes them; what stands in the URL goes before."""
 
@@ -331,11 +368,17 @@ def _engine(url: str) -> Engine:
         driver = parsed.get_driver_name()
         limits = _LIMITS.get("sqlite" if parsed.get_backend_name() == "sqlite" else driver, {})
         own = {name: value for name, value in limits.items() if name not in parsed.query}
-        file = parsed.get_backend_name() != "sqlite" or parsed.database not in (None, "", ":memory:")
+        file = parsed.get_backend_name() != "sqlite" or parsed.database not in (
+            None,
+            "",
+            ":memory:",
+        )
         waiting = {"pool_timeout": _STATEMENT_S} if file else {}
         engine = create_engine(parsed, pool_pre_ping=True, connect_args=own, **waiting)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-        raise SettingError(f"audit: {url!r} is no URL of a database that can be used here: {error}") from error
+        raise SettingError(
+            f"audit: {url!r} is no URL of a database that can be used here: {error}"
+        ) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "do_connect", _make_private)
         event.listen(engine, "connect", _write_ahead)
@@ -344,7 +387,7 @@ def _engine(url: str) -> Engine:
     return engine
 
 
-def _make_private(dialect: Any, record: Any, args: list[Any], options: dict[str, Any]) -> None:
+def _make_private(dialect: Any, record: Any, args: list[Any], options: JsonObject) -> None:
     """A database file that is not there yet is made for its owner alone."""
     path = Path(str(args[0])) if args else Path(":memory:")
     if not options.get("uri") and path.name not in (":memory:", ""):
@@ -357,7 +400,9 @@ def _warn_of_readers(engine: Engine) -> None:
     name = engine.url.database if engine.dialect.name == "sqlite" else None
     with suppress(OSError):
         if name and Path(name).stat().st_mode & 0o007:
-            _log.warning("the audit database %s may be read by everybody; chmod 600 ends that", name)
+            _log.warning(
+                "the audit database %s may be read by everybody; chmod 600 ends that", name
+            )
 
 
 def _write_ahead(connection: Any, record: Any) -> None:

@@ -1,7 +1,8 @@
-"""A request's body: received and read within bounds, before anything is done with it. The same for both engines.
+"""A request's body: received and read within bounds, before anything is done with it. The same for
+both engines.
 
-What is let through is an object of plain JSON that every parser reads alike: UTF-8, no name twice, no half of a surrogate
-pair, numbers that 64 bits or a 32-bit float hold. Knows nothing of engines.
+What is let through is an object of plain JSON that every parser reads alike: UTF-8, no name twice,
+no half of a surrogate pair, numbers that 64 bits or a 32-bit float hold. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NoReturn
 
 from safeswitch.core.errors import DataError, check_unicode
+from safeswitch.core.json_types import JsonObject
 from safeswitch.serving.refused import Event
 from safeswitch.serving.transformers.errors import ApiError
 
@@ -21,7 +23,8 @@ Headers = Iterable[tuple[bytes, bytes]]
 MAX_DEPTH = 64
 """Deepest nesting of lists and objects; JSON schemas in tools need a dozen."""
 MAX_PARTS = 4096
-"""Most lists and objects in one body: each costs far more to check than the bytes it is written in."""
+"""Most lists and objects in one body: each costs far more to check than the bytes it is written
+in."""
 MAX_FIELDS = 1024
 """Most fields of one object."""
 MAX_STOPS = 16
@@ -31,14 +34,17 @@ MAX_STOP_CHARACTERS = 1024
 LARGEST, SMALLEST = 3.4e38, 1.2e-38
 """Size of the numbers with a fraction that a 32-bit float holds without loss of digits."""
 
-# The possessive quantifiers and the optional end make each quote match once, whatever follows: the cost is linear.
+# The possessive quantifiers and the optional end make each quote match once, whatever follows: the
+# cost is linear.
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _EXTREME = re.compile(r"[0-9](?:[0-9]{18}|[eE][+-]?[0-9])")
 """Where there is none of these, every number is harmless, and need not be looked at one by one."""
 
 
-async def receive_body(receive: Callable[[], Awaitable[Event]], headers: Headers, most: int) -> bytes:
+async def receive_body(
+    receive: Callable[[], Awaitable[Event]], headers: Headers, most: int
+) -> bytes:
     """The whole body.
 
     Args:
@@ -47,8 +53,8 @@ async def receive_body(receive: Callable[[], Awaitable[Event]], headers: Headers
         most: Largest body, in bytes.
 
     Raises:
-        ApiError: 413, a body that is or says that it is larger; 400, one of another length than it says; 499, the client
-            has left.
+        ApiError: 413, a body that is or says that it is larger; 400, one of another length than it
+            says; 499, the client has left.
     """
     told = _told_length(headers)
     if told is not None and told > most:
@@ -86,11 +92,12 @@ def _values(headers: Headers, name: bytes) -> list[str]:
     return [value.decode("latin-1").strip() for key, value in headers if key.lower() == name]
 
 
-def read_body(body: bytes, headers: Headers) -> dict[str, Any] | None:
+def read_body(body: bytes, headers: Headers) -> JsonObject | None:
     """The object that a body holds; None where it is empty.
 
     Raises:
-        ApiError: 415, a body that is not JSON by its headers; 400, one that cannot be read, with the reason.
+        ApiError: 415, a body that is not JSON by its headers; 400, one that cannot be read, with
+            the reason.
     """
     if not body:
         return None
@@ -101,7 +108,9 @@ def read_body(body: bytes, headers: Headers) -> dict[str, Any] | None:
         raise ApiError(400, f"the body is not valid UTF-8 at byte {error.start}") from error
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _check_nesting(_STRING.sub("", text))
-    numbers: dict[str, Any] = {"parse_int": _whole, "parse_float": _fraction} if _EXTREME.search(text) else {}
+    numbers: JsonObject = (
+        {"parse_int": _whole, "parse_float": _fraction} if _EXTREME.search(text) else {}
+    )
     try:
         found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, **numbers)
     except json.JSONDecodeError as error:
@@ -142,9 +151,11 @@ def _check_nesting(bare: str) -> None:
             raise ApiError(400, f"the body has more than {MAX_PARTS} lists and objects")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     if len(pairs) > MAX_FIELDS:
-        raise ApiError(400, f"an object in the body has {len(pairs)} fields; at most {MAX_FIELDS} are taken")
+        raise ApiError(
+            400, f"an object in the body has {len(pairs)} fields; at most {MAX_FIELDS} are taken"
+        )
     made = dict(pairs)
     if len(made) == len(pairs):
         return made
@@ -161,7 +172,9 @@ def _whole(digits: str) -> int:
         value = int(digits)
         if -(2**63) <= value < 2**64:
             return value
-    raise ApiError(400, f"whole numbers must fit into 64 bits; got one of {len(digits.lstrip('-'))} digits")
+    raise ApiError(
+        400, f"whole numbers must fit into 64 bits; got one of {len(digits.lstrip('-'))} digits"
+    )
 
 
 def _fraction(text: str) -> float:
@@ -169,20 +182,24 @@ def _fraction(text: str) -> float:
     if value == 0 or SMALLEST <= abs(value) <= LARGEST:
         return value
     raise ApiError(
-        400, f"numbers with a fraction must be 0 or between {SMALLEST} and {LARGEST} in size; got {text[:40]}"
+        400,
+        f"numbers with a fraction must be 0 or between {SMALLEST} and {LARGEST} in size; got {text[:40]}",
     )
 
 
-def _check_text(found: dict[str, Any]) -> None:
-    """Refuse halves of surrogate pairs, which only escapes can bring into text that is valid UTF-8."""
+def _check_text(found: JsonObject) -> None:
+    """Refuse halves of surrogate pairs, which only escapes can bring into text that is valid
+    UTF-8."""
     for name, value in found.items():
         try:
             check_unicode("the body", json.dumps({name: value}, ensure_ascii=False))
         except DataError:
-            raise ApiError(400, f"the field {name[:100]!a} holds half of a surrogate pair, which is no text") from None
+            raise ApiError(
+                400, f"the field {name[:100]!a} holds half of a surrogate pair, which is no text"
+            ) from None
 
 
-def replies_asked(asked: dict[str, Any]) -> int:
+def replies_asked(asked: JsonObject) -> int:
     """Number of replies that a body asks for: ``n`` to each of its prompts.
 
     Raises:
@@ -201,10 +218,12 @@ def replies_asked(asked: dict[str, Any]) -> int:
 
 def _listed(value: Any, inner: type) -> int:
     """Entries of a list of prompts; 1 for one prompt, which may be a list of ``inner`` itself."""
-    return len(value) if isinstance(value, list) and value and not isinstance(value[0], inner) else 1
+    return (
+        len(value) if isinstance(value, list) and value and not isinstance(value[0], inner) else 1
+    )
 
 
-def check_sizes(asked: dict[str, Any], most: int) -> None:
+def check_sizes(asked: JsonObject, most: int) -> None:
     """Refuse more than is served, before anything is done for it.
 
     Args:
@@ -225,12 +244,20 @@ def _check_stops(name: str, given: Any) -> None:
     if given is None:
         return
     stops = [given] if isinstance(given, str) else given
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops[: MAX_STOPS + 1]):
-        raise ApiError(400, f"{name}: takes text, or a list of at most {MAX_STOPS} texts", param=name)
+    if not isinstance(stops, list) or not all(
+        isinstance(stop, str) for stop in stops[: MAX_STOPS + 1]
+    ):
+        raise ApiError(
+            400, f"{name}: takes text, or a list of at most {MAX_STOPS} texts", param=name
+        )
     if len(stops) > MAX_STOPS:
-        raise ApiError(400, f"{name}: at most {MAX_STOPS} stop strings are taken; got {len(stops)}", param=name)
+        raise ApiError(
+            400, f"{name}: at most {MAX_STOPS} stop strings are taken; got {len(stops)}", param=name
+        )
     length = sum(map(len, stops))
     if length > MAX_STOP_CHARACTERS:
         raise ApiError(
-            400, f"{name}: stop strings may have {MAX_STOP_CHARACTERS} characters together; got {length}", param=name
+            400,
+            f"{name}: stop strings may have {MAX_STOP_CHARACTERS} characters together; got {length}",
+            param=name,
         )

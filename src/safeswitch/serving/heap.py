@@ -1,4 +1,5 @@
-"""Memory that does not creep. glibc gives threads heaps of their own, which fill with holes under hours of uneven load."""
+"""Memory that does not creep. glibc gives threads heaps of their own, which fill with holes under
+hours of uneven load."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ _M_ARENA_MAX = -8
 
 
 def one_heap() -> None:
-    """Keep this process and its children to one heap, where the C library is glibc and the operator has set no number."""
+    """Keep this process and its children to one heap, where the C library is glibc and the operator
+    has set no number."""
     if _SETTING in os.environ or sys.platform != "linux":
         return
     os.environ[_SETTING] = "1"

@@ -1,4 +1,5 @@
-"""API keys in a file: who may ask, how often, for what. Only hashes are kept. Knows nothing of HTTP."""
+"""API keys in a file: who may ask, how often, for what. Only hashes are kept. Knows nothing of
+HTTP."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from limits import parse_many
 
 from safeswitch.core.artifact import write_atomic
 from safeswitch.core.errors import ArtifactError, SettingError, check_choice
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.lock import file_writer
 from safeswitch.engines.context import POLICIES
 
@@ -28,13 +30,15 @@ class Key:
     Args:
         name: Shown in the audit and the log.
         sha256: Hash of the key. Keys are 256 random bits, so a plain hash cannot be turned back.
-        rate: Replies in a time, as ``60/minute`` or ``10/second;1000/hour``; a request for several counts as so many. Empty
-            for no limit.
+        rate: Replies in a time, as ``60/minute`` or ``10/second;1000/hour``; a request for several
+            counts as so many. Empty for no limit.
         concurrent: Most requests at one time, in each server process; 0 for no limit.
         may: Policies that this client may ask for.
-        bundles: Bundles that it is served with; the first is its default. Empty leaves it the server's default.
+        bundles: Bundles that it is served with; the first is its default. Empty leaves it the
+            server's default.
         admin: May read and change thresholds, and see scores.
-        scores: May see scores and thresholds, which would guide whoever searches for a way round the guard.
+        scores: May see scores and thresholds, which would guide whoever searches for a way round
+            the guard.
         extra_fields: May send fields that are marked ``right`` in the page of request fields.
     """
 
@@ -56,11 +60,15 @@ class Key:
         for policy in self.may:
             check_choice(f"Key {self.name!r}", "may", policy, POLICIES)
         if self.concurrent < 0:
-            raise SettingError(f"Key {self.name!r}: concurrent must be 0 (no limit) or more; got {self.concurrent}")
+            raise SettingError(
+                f"Key {self.name!r}: concurrent must be 0 (no limit) or more; got {self.concurrent}"
+            )
         try:
             parse_many(self.rate or "1/second")
         except ValueError as error:
-            raise SettingError(f"Key {self.name!r}: rate must look like 60/minute or 10/second;1000/hour: {error}") from error
+            raise SettingError(
+                f"Key {self.name!r}: rate must look like 60/minute or 10/second;1000/hour: {error}"
+            ) from error
 
 
 def hash_of(secret: str) -> str:
@@ -79,9 +87,17 @@ def read_keys(path: Path) -> dict[str, Key]:
         entries = json.loads(path.read_text(encoding="utf-8"))["keys"]
         keys = [Key(**entry) for entry in entries if set(entry) <= known]
     except (OSError, ValueError, TypeError, KeyError, SettingError) as error:
-        raise ArtifactError(f"{path} is no file of API keys (safeswitch keys add): {error}") from error
-    if len(keys) != len(entries) or len({k.sha256 for k in keys}) != len(keys) or len({k.name for k in keys}) != len(keys):
-        raise ArtifactError(f"{path}, the file of API keys: two share a name, or a field is none of {', '.join(sorted(known))}")
+        raise ArtifactError(
+            f"{path} is no file of API keys (safeswitch keys add): {error}"
+        ) from error
+    if (
+        len(keys) != len(entries)
+        or len({k.sha256 for k in keys}) != len(keys)
+        or len({k.name for k in keys}) != len(keys)
+    ):
+        raise ArtifactError(
+            f"{path}, the file of API keys: two share a name, or a field is none of {', '.join(sorted(known))}"
+        )
     return {key.sha256: key for key in keys}
 
 
@@ -91,7 +107,7 @@ def write_keys(path: Path, keys: Mapping[str, Key]) -> None:
     Raises:
         ArtifactError: it cannot be written.
     """
-    entries: list[dict[str, Any]] = [asdict(key) for key in keys.values()]
+    entries: list[JsonObject] = [asdict(key) for key in keys.values()]
 
     def write(temporary: Path) -> None:
         temporary.write_text(json.dumps({"keys": entries}, indent=2) + "\n", encoding="utf-8")
@@ -100,7 +116,8 @@ def write_keys(path: Path, keys: Mapping[str, Key]) -> None:
 
 
 def add_key(path: Path, name: str, **fields: Any) -> str:
-    """Put a new key into the file, made where there is none; returns the key, which is kept nowhere.
+    """Put a new key into the file, made where there is none; returns the key, which is kept
+    nowhere.
 
     Raises:
         SettingError: a name that is taken, a field out of its range.

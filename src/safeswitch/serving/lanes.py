@@ -1,4 +1,5 @@
-"""Work beside the event loop, in two lanes: short work does not wait behind long work, and neither queues without end.
+"""Work beside the event loop, in two lanes: short work does not wait behind long work, and neither
+queues without end.
 
 For tokenisation, whose time grows with the text. Knows nothing of tokenizers.
 """

@@ -8,7 +8,8 @@ _FORMAT = "%(levelname)s %(asctime)s %(name)s: %(message)s"
 
 
 def log_to_stderr() -> None:
-    """Print what SafeSwitch logs from level INFO on; nothing changes where the program has set its log up already."""
+    """Print what SafeSwitch logs from level INFO on; nothing changes where the program has set its
+    log up already."""
     log = logging.getLogger("safeswitch")
     if log.handlers or log.level != logging.NOTSET:
         return

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Decision
 from safeswitch.probers.drift import Histogram as Scores
 
@@ -16,11 +16,17 @@ _SHARES = tuple(i / 20 for i in range(21))
 REQUESTS = Counter("safeswitch_requests", "Decided choices", ("bundle", "policy", "stage", "fired"))
 SCORES = Histogram("safeswitch_score", "Score of a stage", ("bundle", "stage"), buckets=_SHARES)
 LATENCY = Histogram(
-    "safeswitch_latency_seconds", "Time spent reading and scoring one request", ("bundle",),
+    "safeswitch_latency_seconds",
+    "Time spent reading and scoring one request",
+    ("bundle",),
     buckets=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0),
 )
-DISCARDED = Counter("safeswitch_discarded_tokens", "Reply tokens that were written and never shown", ("bundle",))
-ERRORS = Counter("safeswitch_prober_errors", "Decisions on which a prober could not run", ("bundle",))
+DISCARDED = Counter(
+    "safeswitch_discarded_tokens", "Reply tokens that were written and never shown", ("bundle",)
+)
+ERRORS = Counter(
+    "safeswitch_prober_errors", "Decisions on which a prober could not run", ("bundle",)
+)
 
 
 DRIFT = Gauge(
@@ -33,11 +39,17 @@ _recent: dict[str, tuple[Scores, deque[float]]] = {}
 _lock = threading.Lock()
 
 
-def calibrated_on(calibration: Mapping[str, Mapping[str, Any]]) -> None:
-    """Measure drift against these calibration scores, by bundle (:class:`safeswitch.probers.drift.Histogram`)."""
+def calibrated_on(calibration: Mapping[str, JsonMapping]) -> None:
+    """Measure drift against these calibration scores, by bundle
+    (:class:`safeswitch.probers.drift.Histogram`)."""
     with _lock:
         _recent.clear()
-        _recent.update({name: (Scores.parse(found), deque(maxlen=_WINDOW)) for name, found in calibration.items()})
+        _recent.update(
+            {
+                name: (Scores.parse(found), deque(maxlen=_WINDOW))
+                for name, found in calibration.items()
+            }
+        )
 
 
 def _drift(bundle: str, score: float) -> None:

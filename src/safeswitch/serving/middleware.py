@@ -1,8 +1,8 @@
 """The guard's part of an OpenAI-compatible server, as one ASGI middleware around it.
 
-For each request it asks who sent it, settles an id, takes the client's wishes out of the body, hands what it knows down to
-the engine's front end, and puts each verdict on record and into the reply: into the JSON body, or into the chunk of a stream
-that ends a choice.
+For each request it asks who sent it, settles an id, takes the client's wishes out of the body,
+hands what it knows down to the engine's front end, and puts each verdict on record and into the
+reply: into the JSON body, or into the chunk of a stream that ends a choice.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from opentelemetry.trace import Span
 from starlette._utils import get_route_path
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.context import CONTEXT, Context, Verdict
 from safeswitch.serving import metrics
 from safeswitch.serving.access import OPEN_PATHS, Access
@@ -39,11 +40,13 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 
 THRESHOLDS = "/safeswitch/thresholds"
-"""``POST {"bundle": ..., "thresholds": {...}}`` by an admin key: puts thresholds in force and answers those in force."""
+"""``POST {"bundle": ..., "thresholds": {...}}`` by an admin key: puts thresholds in force and
+answers those in force."""
 METRICS = "/metrics"
 _LARGEST_BODY = 1 << 20
 _BODY_AROUND, _BODY_PER_TOKEN = 64 << 10, 32
-"""Bytes of a body that hold no prompt (tools, schemas), and for each token of the context: eight times what text needs."""
+"""Bytes of a body that hold no prompt (tools, schemas), and for each token of the context: eight
+times what text needs."""
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _WISHES = ("policy", "bundle")
 _log = logging.getLogger("safeswitch.server")
@@ -65,13 +68,23 @@ class SafeSwitchMiddleware:
         self.settings = settings or ServerSettings.from_environment()
         chosen = self.settings
         buffer = Path(chosen.audit_buffer) if chosen.audit_failure == "buffer" else None
-        self.audit = Audit(chosen.audit, buffer=buffer, buffer_limit=chosen.audit_buffer_limit) if chosen.audit else None
+        self.audit = (
+            Audit(chosen.audit, buffer=buffer, buffer_limit=chosen.audit_buffer_limit)
+            if chosen.audit
+            else None
+        )
         self.access = Access(Path(chosen.keys), chosen.rate_storage) if chosen.keys else None
         metrics.calibrated_on(chosen.calibration)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": "SafeSwitch does not serve WebSockets"})
+            await send(
+                {
+                    "type": "websocket.close",
+                    "code": 1008,
+                    "reason": "SafeSwitch does not serve WebSockets",
+                }
+            )
             return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -81,12 +94,22 @@ class SafeSwitchMiddleware:
             request_id = _request_id(scope)
             async with AsyncExitStack() as stack:
                 key = None
-                if self.access is not None and get_route_path(scope) not in OPEN_PATHS and scope["method"] != "OPTIONS":
+                if (
+                    self.access is not None
+                    and get_route_path(scope) not in OPEN_PATHS
+                    and scope["method"] != "OPTIONS"
+                ):
                     key = self.access.key(scope["headers"])
                     await stack.enter_async_context(self.access.admitted(key))
-                if get_route_path(scope) == METRICS and self.access is not None and not self._sees_scores(key):
+                if (
+                    get_route_path(scope) == METRICS
+                    and self.access is not None
+                    and not self._sees_scores(key)
+                ):
                     # a sum of scores before and after one's own request is that request's score
-                    raise Refused(403, "metrics are for keys with the right to see scores", "permission_error")
+                    raise Refused(
+                        403, "metrics are for keys with the right to see scores", "permission_error"
+                    )
                 self.check_route(scope)
                 if scope["method"] == "POST":
                     stack.enter_context(self.admitted(scope))
@@ -98,11 +121,13 @@ class SafeSwitchMiddleware:
             await refuse(send, refused, request_id)
 
     def admitted(self, scope: Scope) -> AbstractContextManager[None]:
-        """Held while a request to the engine is inside; raises what it is refused with. Overridden for each engine."""
+        """Held while a request to the engine is inside; raises what it is refused with. Overridden
+        for each engine."""
         return nullcontext()
 
     def context_length(self, scope: Scope) -> int | None:
-        """Tokens of the model's context, None where that is not known; overridden for each engine."""
+        """Tokens of the model's context, None where that is not known; overridden for each
+        engine."""
         return None
 
     def _largest_body(self, scope: Scope) -> int:
@@ -120,7 +145,7 @@ class SafeSwitchMiddleware:
         """
 
     def check_fields(
-        self, scope: Scope, asked: dict[str, Any], key: Key | None, context: Context
+        self, scope: Scope, asked: JsonObject, key: Key | None, context: Context
     ) -> None:
         """Refuse fields of a body that are not served, and tell ``context`` what the server needs.
 
@@ -130,7 +155,9 @@ class SafeSwitchMiddleware:
             Refused: naming the field.
         """
 
-    async def _post(self, scope: Scope, receive: Receive, send: Send, key: Key | None, request_id: str) -> None:
+    async def _post(
+        self, scope: Scope, receive: Receive, send: Send, key: Key | None, request_id: str
+    ) -> None:
         body = await receive_body(receive, scope["headers"], self._largest_body(scope))
         asked = read_body(body, scope["headers"])
         if get_route_path(scope) == THRESHOLDS:
@@ -144,8 +171,13 @@ class SafeSwitchMiddleware:
                     await self.access.charge(key, replies_asked(asked) - 1)
                 body = self._asked(scope, asked, key, context)
             await self._audit_is_there()
-            headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")]
-            headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
+            headers = [
+                (k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")
+            ]
+            headers += [
+                (b"content-length", str(len(body)).encode()),
+                (b"x-request-id", request_id.encode()),
+            ]
             token = CONTEXT.set(context)
             form = form_of(get_route_path(scope))(context, self._sees_scores(key))
             reply = Reply(send, form, request_id, self.own_errors, self.settings.error_delay)
@@ -175,9 +207,7 @@ class SafeSwitchMiddleware:
             _log.error("%s", error)
             raise unrecorded() from error
 
-    def _asked(
-        self, scope: Scope, asked: dict[str, Any], key: Key | None, context: Context
-    ) -> bytes:
+    def _asked(self, scope: Scope, asked: JsonObject, key: Key | None, context: Context) -> bytes:
         """Fill ``context`` with what the client asks for, and give the body for the server."""
         wishes = asked.pop(FIELD, None)
         self._wish(wishes, key, context)
@@ -188,27 +218,46 @@ class SafeSwitchMiddleware:
         return json.dumps(asked).encode()
 
     def _wish(self, wishes: Any, key: Key | None, context: Context) -> None:
-        may, bundles = (key.may, key.bundles) if key is not None else (self.settings.clients_may, self.settings.clients_bundles)
+        may, bundles = (
+            (key.may, key.bundles)
+            if key is not None
+            else (self.settings.clients_may, self.settings.clients_bundles)
+        )
         context.bundle = bundles[0] if key is not None and bundles else None
         if wishes is None:
             return
-        if not isinstance(wishes, dict) or set(wishes) - set(_WISHES) or not all(isinstance(w, str) for w in wishes.values()):
+        if (
+            not isinstance(wishes, dict)
+            or set(wishes) - set(_WISHES)
+            or not all(isinstance(w, str) for w in wishes.values())
+        ):
             raise Refused(400, f"{FIELD!r} takes an object with {' and '.join(_WISHES)}")
         policy, bundle = wishes.get("policy"), wishes.get("bundle")
         if policy is not None and policy not in may:
-            raise Refused(403, f"you may not set the SafeSwitch policy to {policy!r}", "permission_error")
+            raise Refused(
+                403, f"you may not set the SafeSwitch policy to {policy!r}", "permission_error"
+            )
         if bundle is not None and bundle not in bundles:
-            raise Refused(403, f"you may not ask for the SafeSwitch bundle {bundle!r}", "permission_error")
+            raise Refused(
+                403, f"you may not ask for the SafeSwitch bundle {bundle!r}", "permission_error"
+            )
         context.policy, context.bundle = policy, bundle or context.bundle
 
     def _sees_scores(self, key: Key | None) -> bool:
         return key.scores or key.admin if key is not None else self.settings.clients_scores
 
-    async def _thresholds(self, scope: Scope, asked: Any, key: Key | None) -> dict[str, Any]:
+    async def _thresholds(self, scope: Scope, asked: Any, key: Key | None) -> JsonObject:
         if key is None or not key.admin:
-            raise Refused(403, "thresholds are for admin keys (safeswitch keys add --admin)", "permission_error")
+            raise Refused(
+                403,
+                "thresholds are for admin keys (safeswitch keys add --admin)",
+                "permission_error",
+            )
         if not isinstance(asked, dict) or set(asked) - {"bundle", "thresholds"}:
-            raise Refused(400, "give an object with bundle (its name) and thresholds (stage to number; none: only show)")
+            raise Refused(
+                400,
+                "give an object with bundle (its name) and thresholds (stage to number; none: only show)",
+            )
         wanted, bundle = asked.get("thresholds", {}), asked.get("bundle", "default")
         numbers = isinstance(wanted, dict) and all(type(v) in (int, float) for v in wanted.values())
         if not numbers or not isinstance(bundle, str):
@@ -220,7 +269,9 @@ class SafeSwitchMiddleware:
         _log.warning("thresholds of %s set by %s: %s", bundle, key.name, in_force)
         return {"bundle": bundle, "thresholds": in_force}
 
-    async def set_thresholds(self, scope: Scope, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+    async def set_thresholds(
+        self, scope: Scope, bundle: str, thresholds: Mapping[str, float]
+    ) -> dict[str, float]:
         """Put thresholds in force in the engine behind the server; overridden for each engine.
 
         Raises:
@@ -236,12 +287,19 @@ class SafeSwitchMiddleware:
             add_verdict(span, verdict)
             d = verdict.decision
             _log.info(
-                "request %s choice %d: fired=%s stage=%s token=%d policy=%s", request_id, verdict.choice, d.fired, d.stage,
-                d.token_index, verdict.policy,
+                "request %s choice %d: fired=%s stage=%s token=%d policy=%s",
+                request_id,
+                verdict.choice,
+                d.fired,
+                d.stage,
+                d.token_index,
+                verdict.policy,
             )
             if self.audit is not None:
                 try:
-                    await asyncio.to_thread(self.audit.write, self._record(verdict, request_id, key))
+                    await asyncio.to_thread(
+                        self.audit.write, self._record(verdict, request_id, key)
+                    )
                 except AuditError:
                     context.unrecorded = True
                     raise
@@ -249,14 +307,27 @@ class SafeSwitchMiddleware:
         context = Context(on_decision=decided, tell_refusals=self.settings.refusal_field)
         return context
 
-    def _record(self, verdict: Verdict, request_id: str, key: Key | None) -> dict[str, Any]:
+    def _record(self, verdict: Verdict, request_id: str, key: Key | None) -> JsonObject:
         d, raw = verdict.decision, verdict.text.encode("utf-8", "surrogatepass")
-        kept = raw.decode("utf-8", "replace").replace("\0", "\ufffd") if self.settings.audit_text else None
+        kept = (
+            raw.decode("utf-8", "replace").replace("\0", "\ufffd")
+            if self.settings.audit_text
+            else None
+        )
         return {
-            "request_id": request_id, "client": key.name if key is not None else None, "choice": verdict.choice,
-            "bundle": verdict.bundle, "bundle_id": verdict.bundle_id, "policy": verdict.policy, "fired": d.fired,
-            "stage": d.stage, "token_index": d.token_index, "scores": json.dumps(dict(d.scores)),
-            "thresholds": json.dumps(dict(d.thresholds)), "error": d.error, "text_sha256": hashlib.sha256(raw).hexdigest(),
+            "request_id": request_id,
+            "client": key.name if key is not None else None,
+            "choice": verdict.choice,
+            "bundle": verdict.bundle,
+            "bundle_id": verdict.bundle_id,
+            "policy": verdict.policy,
+            "fired": d.fired,
+            "stage": d.stage,
+            "token_index": d.token_index,
+            "scores": json.dumps(dict(d.scores)),
+            "thresholds": json.dumps(dict(d.thresholds)),
+            "error": d.error,
+            "text_sha256": hashlib.sha256(raw).hexdigest(),
             "text": kept,
         }
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from safeswitch.core.json_types import JsonObject
+
 Event = MutableMapping[str, Any]
 Send = Callable[[Event], Awaitable[None]]
 
@@ -22,15 +24,27 @@ class Refused(Exception):
     """
 
     def __init__(
-        self, status: int, message: str, kind: str = "invalid_request_error", *, code: str | None = None,
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        *,
+        code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.kind, self.code, self.retry_after = status, kind, code, retry_after
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The body."""
-        return {"error": {"message": str(self), "type": self.kind, "param": None, "code": self.code or self.status}}
+        return {
+            "error": {
+                "message": str(self),
+                "type": self.kind,
+                "param": None,
+                "code": self.code or self.status,
+            }
+        }
 
 
 def named(send: Send, request_id: str) -> Send:
@@ -45,7 +59,9 @@ def named(send: Send, request_id: str) -> Send:
     return through
 
 
-async def answer(send: Send, status: int, content: object, request_id: str, retry_after: int | None = None) -> None:
+async def answer(
+    send: Send, status: int, content: object, request_id: str, retry_after: int | None = None
+) -> None:
     """A whole JSON reply."""
     body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import Any
 
+from safeswitch.core.json_types import JsonObject
 from safeswitch.serving.refused import Event, Refused, Send, answer, refuse
 from safeswitch.serving.replies.form import Form
 
@@ -21,7 +21,9 @@ def inside() -> Refused:
 
 def unrecorded() -> Refused:
     """For a reply whose decision cannot be kept."""
-    return Refused(503, "decisions cannot be recorded at the moment; try again later", "server_error")
+    return Refused(
+        503, "decisions cannot be recorded at the moment; try again later", "server_error"
+    )
 
 
 class Reply:
@@ -49,12 +51,15 @@ class Reply:
         await self._out(event)
 
     async def send(self, event: Event) -> None:
-        """Stands in for the server's ``send``: holds a JSON body until it is whole, and a stream's event until it is."""
+        """Stands in for the server's ``send``: holds a JSON body until it is whole, and a stream's
+        event until it is."""
         if event["type"] == "http.response.start":
             if 400 <= event["status"] < 500:
                 await asyncio.sleep(self._error_delay)
             headers = [(k, v) for k, v in event["headers"] if k.lower() != b"x-request-id"]
-            self._kind = next((v.decode() for k, v in headers if k.lower() == b"content-type"), "").split(";")[0]
+            self._kind = next(
+                (v.decode() for k, v in headers if k.lower() == b"content-type"), ""
+            ).split(";")[0]
             self._start = {**event, "headers": [*headers, (b"x-request-id", self._id.encode())]}
             if self._kind != _JSON:
                 await self._send(self._start)
@@ -94,7 +99,12 @@ class Reply:
             await refuse(self._send, unrecorded(), self._id)
             return
         if status >= 500 and not self._own_errors:
-            _log.error("request %s: the server answered %s: %s", self._id, status, body.decode("utf-8", "replace"))
+            _log.error(
+                "request %s: the server answered %s: %s",
+                self._id,
+                status,
+                body.decode("utf-8", "replace"),
+            )
             await answer(self._send, status, inside().to_dict(), self._id)
             return
         if status == 200 and self._context.decisions:
@@ -103,11 +113,14 @@ class Reply:
                 self._form.whole(reply)
                 body = json.dumps(reply, ensure_ascii=False).encode()
         headers = [(k, v) for k, v in start["headers"] if k.lower() != b"content-length"]
-        await self._send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+        await self._send(
+            {**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+        )
         await self._send({"type": "http.response.body", "body": body})
 
     def _event(self, part: bytes) -> bytes:
-        """What leaves in the place of one event of a stream, given with the blank line that ends it."""
+        """What leaves in the place of one event of a stream, given with the blank line that ends
+        it."""
         start = part.find(_DATA)
         if start < 0 or (start > 0 and part[start - 1 : start] != b"\n"):
             return part
@@ -122,14 +135,17 @@ class Reply:
             return part
         if isinstance(event.get("error"), dict):
             return before + _data(self._failed(event["error"]))
-        return b"".join(before + _data(sent) if sent is event else self._line(sent) for sent in self._form.event(event))
+        return b"".join(
+            before + _data(sent) if sent is event else self._line(sent)
+            for sent in self._form.event(event)
+        )
 
-    def _line(self, event: dict[str, Any]) -> bytes:
+    def _line(self, event: JsonObject) -> bytes:
         """An event of our own."""
         name = f"event: {event['type']}\n".encode() if self._form.names_events else b""
         return name + _data(event)
 
-    def _failed(self, error: dict[str, Any]) -> dict[str, Any]:
+    def _failed(self, error: JsonObject) -> JsonObject:
         """An error in the middle of a stream, without the server's inside."""
         code = error.get("code")
         if isinstance(code, int) and 400 <= code < 500:
@@ -138,5 +154,5 @@ class Reply:
         return self._form.failed((unrecorded() if self._context.unrecorded else inside()).to_dict())
 
 
-def _data(event: dict[str, Any]) -> bytes:
+def _data(event: JsonObject) -> bytes:
     return _DATA + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"

@@ -1,4 +1,5 @@
-"""What the operator decides about the server. Handed to the server's processes in one environment variable, as JSON."""
+"""What the operator decides about the server. Handed to the server's processes in one environment
+variable, as JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +7,9 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from safeswitch.core.errors import SettingError, check_choice, check_range
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.engines.context import POLICIES
 from safeswitch.switch.switch import Switch
 
@@ -21,27 +22,34 @@ class ServerSettings:
     """Settings of the server around the engine.
 
     Args:
-        clients_may: Policies that a client may ask for with ``{"safeswitch": {"policy": ...}}``; nobody may by default. With
-            ``keys`` each key says so itself.
-        clients_bundles: Bundles that a client may ask for with ``{"safeswitch": {"bundle": ...}}``; none by default.
-        clients_scores: Whether clients may see scores and thresholds; not by default. With ``keys`` each key says so itself.
+        clients_may: Policies that a client may ask for with ``{"safeswitch": {"policy": ...}}``;
+            nobody may by default. With ``keys`` each key says so itself.
+        clients_bundles: Bundles that a client may ask for with ``{"safeswitch": {"bundle": ...}}``;
+            none by default.
+        clients_scores: Whether clients may see scores and thresholds; not by default. With ``keys``
+            each key says so itself.
         keys: File of API keys; empty lets everybody in.
-        rate_storage: Where requests are counted for rate limits, as a URI of the package ``limits``.
-        max_tokens: Longest reply that a client may ask for, and gets when it does not say; 0 leaves that to the engine.
-        refusal_field: Move the text of a switched chat reply into ``message.refusal`` (in streams ``delta.refusal``), where
-            OpenAI's clients look for it. Where a client asks for a reply that is parsed it always stands there.
-        max_body: Largest request body, in bytes; 0: what the model's context can hold, at most 1 MiB.
-        error_delay: Seconds before a request is told that it is refused, so that a client that sends nothing else
-            cannot keep the server busy with it.
+        rate_storage: Where requests are counted for rate limits, as a URI of the package
+            ``limits``.
+        max_tokens: Longest reply that a client may ask for, and gets when it does not say; 0 leaves
+            that to the engine.
+        refusal_field: Move the text of a switched chat reply into ``message.refusal`` (in streams
+            ``delta.refusal``), where OpenAI's clients look for it. Where a client asks for a reply
+            that is parsed it always stands there.
+        max_body: Largest request body, in bytes; 0: what the model's context can hold, at most 1
+            MiB.
+        error_delay: Seconds before a request is told that it is refused, so that a client that
+            sends nothing else cannot keep the server busy with it.
         max_choices: Most replies that one request may ask for, ``n`` to each of its prompts.
         audit: SQLAlchemy URL of the audit database; empty for none.
-        audit_failure: When the audit database cannot be written: ``block`` answers 503, ``buffer`` keeps records in
-            ``audit_buffer`` until it can.
-        audit_buffer: SQLite file for records that wait; a JSONL file of earlier versions beside it is taken over.
+        audit_failure: When the audit database cannot be written: ``block`` answers 503, ``buffer``
+            keeps records in ``audit_buffer`` until it can.
+        audit_buffer: SQLite file for records that wait; a JSONL file of earlier versions beside it
+            is taken over.
         audit_buffer_limit: Most bytes of records in that file; beyond it requests are blocked.
         audit_text: Keep the request's text in the audit, not only its hash.
-        calibration: Benign stage-1 scores of each bundle's calibration (see :class:`Histogram`), by name; what drift is
-            measured against.
+        calibration: Benign stage-1 scores of each bundle's calibration (see :class:`Histogram`), by
+            name; what drift is measured against.
     """
 
     clients_may: tuple[str, ...] = ()
@@ -59,7 +67,7 @@ class ServerSettings:
     audit_buffer: str = "audit-buffer.db"
     audit_buffer_limit: int = 64 << 20
     audit_text: bool = False
-    calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    calibration: Mapping[str, JsonMapping] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("clients_may", "clients_bundles"):
@@ -68,12 +76,18 @@ class ServerSettings:
             check_choice("ServerSettings", "clients_may", policy, POLICIES)
         check_choice("ServerSettings", "audit_failure", self.audit_failure, AUDIT_FAILURES)
         if self.max_body < 0 or self.audit_buffer_limit < 1:
-            raise SettingError("ServerSettings: max_body must be 0 or more bytes, audit_buffer_limit 1 byte or more")
+            raise SettingError(
+                "ServerSettings: max_body must be 0 or more bytes, audit_buffer_limit 1 byte or more"
+            )
         check_range("ServerSettings", "error_delay", self.error_delay, 0.0, 60.0)
         if self.max_choices < 1:
-            raise SettingError(f"ServerSettings: max_choices must be 1 or more; got {self.max_choices}")
+            raise SettingError(
+                f"ServerSettings: max_choices must be 1 or more; got {self.max_choices}"
+            )
         if self.max_tokens < 0:
-            raise SettingError(f"ServerSettings: max_tokens must be 0 (no limit) or more; got {self.max_tokens}")
+            raise SettingError(
+                f"ServerSettings: max_tokens must be 0 (no limit) or more; got {self.max_tokens}"
+            )
 
     def export(self) -> None:
         """Put these settings into the environment, for the processes that are started from here."""
@@ -90,15 +104,20 @@ class ServerSettings:
         try:
             return cls(**json.loads(text))
         except (TypeError, ValueError) as error:
-            raise SettingError(f"{VARIABLE} must hold a JSON object of ServerSettings' fields: {error}") from error
+            raise SettingError(
+                f"{VARIABLE} must hold a JSON object of ServerSettings' fields: {error}"
+            ) from error
 
 
-def calibration_of(bundles: Mapping[str, str]) -> dict[str, Any]:
+def calibration_of(bundles: Mapping[str, str]) -> JsonObject:
     """Benign calibration scores of the bundles that have them on record, by name.
 
     Raises:
         ArtifactError: a folder that holds no bundle.
     """
     records = {name: Switch.from_pretrained(folder).record for name, folder in bundles.items()}
-    found = {name: dict(record.get("calibration") or {}).get("benign_stage1") for name, record in records.items()}
+    found = {
+        name: dict(record.get("calibration") or {}).get("benign_stage1")
+        for name, record in records.items()
+    }
     return {name: scores for name, scores in found.items() if scores is not None}

@@ -1,8 +1,10 @@
-"""Records that wait for the audit database, in a SQLite file beside it that any number of processes share.
+"""Records that wait for the audit database, in a SQLite file beside it that any number of processes
+share.
 
-Table ``waiting``: records in their order. Table ``damaged``: what the audit database will never take, with the reason. A record
-is in the file whole or not at all, and none that is wrong keeps others from being written. Knows nothing of the database that
-they wait for. Readable by its owner alone.
+Table ``waiting``: records in their order. Table ``damaged``: what the audit database will never
+take, with the reason. A record is in the file whole or not at all, and none that is wrong keeps
+others from being written. Knows nothing of the database that they wait for. Readable by its owner
+alone.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safeswitch.core.errors import ArtifactError, SafeSwitchError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lock import file_writer
 
 _log = logging.getLogger("safeswitch.server")
@@ -44,15 +47,15 @@ class Waiting(NamedTuple):
     """
 
     id: int
-    row: dict[str, Any]
+    row: JsonObject
 
 
 class Spool:
     """See the module text.
 
     Args:
-        path: The file, made at the first record. A file of lines, as earlier versions wrote it, is taken over, from here or
-            from the same name with the ending ``.jsonl``.
+        path: The file, made at the first record. A file of lines, as earlier versions wrote it, is
+            taken over, from here or from the same name with the ending ``.jsonl``.
         limit: Most bytes of records in it, damaged ones among them.
     """
 
@@ -60,7 +63,7 @@ class Spool:
         self.path, self.limit = path, limit
         self._taken = False
 
-    def put(self, row: Mapping[str, Any]) -> None:
+    def put(self, row: JsonMapping) -> None:
         """Add a record, which has a name of its own in ``record``.
 
         Raises:
@@ -70,7 +73,10 @@ class Spool:
         text = _text(row)
         with self._opened() as spool:
             self._check_room(spool, len(text))
-            spool.execute("insert or ignore into waiting (record, row) values (?, ?)", (str(row["record"]), text))
+            spool.execute(
+                "insert or ignore into waiting (record, row) values (?, ?)",
+                (str(row["record"]), text),
+            )
 
     def check_room(self, size: int) -> None:
         """Raise :class:`FullError` where ``size`` bytes more would be too many."""
@@ -98,9 +104,12 @@ class Spool:
             return spool.execute("select 1 from waiting limit 1").fetchone() is None
 
     def oldest(self, count: int) -> list[Waiting]:
-        """The first ``count`` records, oldest first; one that cannot be read is put among the damaged."""
+        """The first ``count`` records, oldest first; one that cannot be read is put among the
+        damaged."""
         with self._opened() as spool:
-            found = spool.execute("select id, row from waiting order by id limit ?", (count,)).fetchall()
+            found = spool.execute(
+                "select id, row from waiting order by id limit ?", (count,)
+            ).fetchall()
             waiting: list[Waiting] = []
             for number, text in found:
                 row = _parsed(text)
@@ -115,7 +124,7 @@ class Spool:
         with self._opened() as spool:
             spool.executemany("delete from waiting where id = ?", [(number,) for number in ids])
 
-    def damaged(self, row: Mapping[str, Any], reason: str, number: int | None = None) -> None:
+    def damaged(self, row: JsonMapping, reason: str, number: int | None = None) -> None:
         """Put a record among the damaged; ``number`` is its place where it waited.
 
         Raises:
@@ -129,7 +138,8 @@ class Spool:
 
     @contextmanager
     def _opened(self, *, write: bool = True) -> Iterator[sqlite3.Connection]:
-        """A transaction, which nobody else writes beside if it writes; a file that is damaged is put aside for the next one."""
+        """A transaction, which nobody else writes beside if it writes; a file that is damaged is
+        put aside for the next one."""
         self._take_over()
         try:
             with closing(self._connect()) as spool, spool:
@@ -206,23 +216,26 @@ class Spool:
 
 
 def make_private(path: Path) -> None:
-    """Make the file, where there is none, for its owner alone; SQLite gives its companions the same rights."""
+    """Make the file, where there is none, for its owner alone; SQLite gives its companions the same
+    rights."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _damage(spool: sqlite3.Connection, reason: str, text: str | bytes, number: int | None) -> None:
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
-    spool.execute("insert into damaged (at, reason, row) values (?, ?, ?)", (time.time(), reason, raw))
+    spool.execute(
+        "insert into damaged (at, reason, row) values (?, ?, ?)", (time.time(), reason, raw)
+    )
     spool.execute("delete from waiting where id = ?", (number,))
     _log.error("an audit record is damaged and stands in the buffer's table 'damaged': %s", reason)
 
 
-def _text(row: Mapping[str, Any]) -> str:
+def _text(row: JsonMapping) -> str:
     """A record as ASCII, whatever it holds."""
     return json.dumps(dict(row), default=repr)
 
 
-def _parsed(line: str | bytes) -> dict[str, Any] | str:
+def _parsed(line: str | bytes) -> JsonObject | str:
     """A record, or why the line is none."""
     try:
         row = json.loads(line)

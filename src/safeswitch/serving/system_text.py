@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from safeswitch.core.json_types import JsonMapping
+
 ROLES = ("system", "developer")
 
 
-def system_texts(asked: Mapping[str, Any]) -> tuple[str, ...]:
-    """Texts of system turns in a body of any chat route, one by one; what is no text is left out."""
+def system_texts(asked: JsonMapping) -> tuple[str, ...]:
+    """Texts of system turns in a body of any chat route, one by one; what is no text is left
+    out."""
     found = [*_texts(asked.get("system")), *_texts(asked.get("instructions"))]
     for name in ("messages", "input"):
         turns = asked.get(name)

@@ -1,5 +1,5 @@
-"""One OpenTelemetry span per request, through the API package alone: it costs nothing until the operator sets up an SDK
-(``opentelemetry-instrument safeswitch serve ...``)."""
+"""One OpenTelemetry span per request, through the API package alone: it costs nothing until the
+operator sets up an SDK (``opentelemetry-instrument safeswitch serve ...``)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from safeswitch.engines.context import Verdict
 
 
 @contextmanager
-def request_span(path: str, request_id: str, headers: Iterable[tuple[bytes, bytes]]) -> Iterator[Span]:
+def request_span(
+    path: str, request_id: str, headers: Iterable[tuple[bytes, bytes]]
+) -> Iterator[Span]:
     """A span below the caller's own, when the request names one (``traceparent``)."""
     carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
     tracer = trace.get_tracer("safeswitch")
     with tracer.start_as_current_span(
-        f"safeswitch {path}", propagate.extract(carrier), SpanKind.SERVER, {"safeswitch.request_id": request_id}
+        f"safeswitch {path}",
+        propagate.extract(carrier),
+        SpanKind.SERVER,
+        {"safeswitch.request_id": request_id},
     ) as span:
         yield span
 
@@ -30,8 +35,12 @@ def add_verdict(span: Span, verdict: Verdict) -> None:
     span.add_event(
         "safeswitch.decision",
         {
-            "safeswitch.choice": verdict.choice, "safeswitch.fired": d.fired, "safeswitch.stage": d.stage,
-            "safeswitch.policy": verdict.policy, "safeswitch.bundle": verdict.bundle_id,
-            "safeswitch.reading_seconds": d.latency_s, **scores,
+            "safeswitch.choice": verdict.choice,
+            "safeswitch.fired": d.fired,
+            "safeswitch.stage": d.stage,
+            "safeswitch.policy": verdict.policy,
+            "safeswitch.bundle": verdict.bundle_id,
+            "safeswitch.reading_seconds": d.latency_s,
+            **scores,
         },
     )

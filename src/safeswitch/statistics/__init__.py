@@ -1,1 +1,2 @@
-"""Intervals, bootstrap, paired tests and figures of probers. Knows nothing of where numbers come from."""
+"""Intervals, bootstrap, paired tests and figures of probers. Knows nothing of where numbers come
+from."""

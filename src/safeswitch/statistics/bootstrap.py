@@ -1,8 +1,9 @@
 """Scores of many resampled test sets at once.
 
-Each resample draws as many positives and as many negatives as there are, with replacement, so a resample is a row of
-counts and every statistic a product with counts. Where rows belong together, as many groups of each class are drawn as there
-are, each as a whole. Shapes: B resamples, n rows, n+ positives, n- negatives.
+Each resample draws as many positives and as many negatives as there are, with replacement, so a
+resample is a row of counts and every statistic a product with counts. Where rows belong together,
+as many groups of each class are drawn as there are, each as a whole. Shapes: B resamples, n rows,
+n+ positives, n- negatives.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ Floats = NDArray[np.float64]
 
 
 class Resamples(NamedTuple):
-    """Sorted scores of each class, and how often each was drawn, ``[B, n+]`` and ``[B, n-]`` (row 0: once each)."""
+    """Sorted scores of each class, and how often each was drawn, ``[B, n+]`` and ``[B, n-]`` (row
+    0: once each)."""
 
     positives: Floats
     negatives: Floats
@@ -25,9 +27,15 @@ class Resamples(NamedTuple):
 
     @classmethod
     def draw(
-        cls, scores: Floats, labels: NDArray[np.bool_], n_boot: int, seed: int, groups: NDArray[np.int64] | None = None
+        cls,
+        scores: Floats,
+        labels: NDArray[np.bool_],
+        n_boot: int,
+        seed: int,
+        groups: NDArray[np.int64] | None = None,
     ) -> Resamples:
-        """The data themselves and ``n_boot`` stratified resamples of them; ``groups`` are numbers, one a row."""
+        """The data themselves and ``n_boot`` stratified resamples of them; ``groups`` are numbers,
+        one a row."""
         rng = np.random.default_rng(seed)
         own = np.arange(len(scores)) if groups is None else groups
         sides = []
@@ -57,7 +65,8 @@ def _cumulative(counts: Floats) -> Floats:
 
 
 def auroc(r: Resamples) -> Floats:
-    """Share of (positive, negative) pairs in the right order, a tie counting half (Mann-Whitney), ``[B]``."""
+    """Share of (positive, negative) pairs in the right order, a tie counting half (Mann-Whitney),
+    ``[B]``."""
     below = _cumulative(r.negative_counts)
     under = below[:, np.searchsorted(r.negatives, r.positives, "left")]
     upto = below[:, np.searchsorted(r.negatives, r.positives, "right")]
@@ -66,7 +75,8 @@ def auroc(r: Resamples) -> Floats:
 
 
 def tpr_at_fpr(r: Resamples, fpr: float) -> Floats:
-    """Share of positives above the lowest threshold that at most ``floor(fpr * n-)`` negatives exceed, ``[B]``."""
+    """Share of positives above the lowest threshold that at most ``floor(fpr * n-)`` negatives
+    exceed, ``[B]``."""
     positives, negatives = _sizes(r)
     allowed = np.floor(fpr * negatives + 1e-9)
     values, last = np.unique(r.negatives[::-1], return_index=True)
@@ -79,17 +89,23 @@ def tpr_at_fpr(r: Resamples, fpr: float) -> Floats:
 
 
 def f1_and_accuracy(r: Resamples, threshold: float) -> tuple[Floats, Floats]:
-    """F1 of the positive class (0 when nothing fires) and accuracy, firing on ``score > threshold``, ``[B]`` each."""
+    """F1 of the positive class (0 when nothing fires) and accuracy, firing on ``score >
+    threshold``, ``[B]`` each."""
     hits = r.positive_counts @ (r.positives > threshold).astype(np.float64)
     false = r.negative_counts @ (r.negatives > threshold).astype(np.float64)
     positives, negatives = _sizes(r)
-    return 2 * hits / (hits + false + positives), (hits + negatives - false) / (positives + negatives)
+    return 2 * hits / (hits + false + positives), (hits + negatives - false) / (
+        positives + negatives
+    )
 
 
 def calibration_error(r: Resamples, bins: int) -> Floats:
     """Expected calibration error over ``bins`` bins of equal width, ``[B]``."""
     gap: Any = 0.0
-    for values, counts, label in ((r.positives, r.positive_counts, 1.0), (r.negatives, r.negative_counts, 0.0)):
+    for values, counts, label in (
+        (r.positives, r.positive_counts, 1.0),
+        (r.negatives, r.negative_counts, 0.0),
+    ):
         index = np.clip((values * bins).astype(np.int64), 0, bins - 1)
         share = np.zeros((len(values), bins))
         share[np.arange(len(values)), index] = label - values

@@ -1,8 +1,9 @@
-"""Rates with 95 % intervals and paired tests, with or without groups of values that belong together. Knows nothing of what was
-counted.
+"""Rates with 95 % intervals and paired tests, with or without groups of values that belong
+together. Knows nothing of what was counted.
 
-Variants of one request tend to succeed and fail together, so that they tell less than as many requests of their own would.
-Where groups are given (one a value, equal for those that belong together), groups are what is drawn anew and what is exchanged.
+Variants of one request tend to succeed and fail together, so that they tell less than as many
+requests of their own would. Where groups are given (one a value, equal for those that belong
+together), groups are what is drawn anew and what is exchanged.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
-from typing import Any
 
 import numpy as np
 from scipy.stats import norm
@@ -35,7 +35,8 @@ class Rate:
 
 
 def wilson(hits: float, n: int) -> Rate:
-    """Wilson score interval of ``hits`` in ``n`` trials (Wilson 1927); ``hits`` may be a mean over repeated runs.
+    """Wilson score interval of ``hits`` in ``n`` trials (Wilson 1927); ``hits`` may be a mean over
+    repeated runs.
 
     Raises:
         DataError: no trials, or more hits than trials.
@@ -53,12 +54,14 @@ def _wilson(p: float, n: float) -> tuple[float, float]:
 
 
 def clustered(hits: Sequence[float], groups: Groups) -> Rate:
-    """A share with Wilson's interval at the effective number of trials (Dean and Pagano 2015, doi 10.1093/jssam/smv024).
+    """A share with Wilson's interval at the effective number of trials (Dean and Pagano 2015, doi
+    10.1093/jssam/smv024).
 
-    That is the number of trials over the design effect, the variance of the share when groups are drawn anew (linearised) over
-    that of as many independent trials, taken as 1 at least; where all outcomes are the same, the number of groups. The
-    percentile interval of a bootstrap would have no width there and too little near it, which is where rates of a good defence
-    lie. With groups of one it is Wilson's. A hit may be a mean over repeated runs.
+    That is the number of trials over the design effect, the variance of the share when groups are
+    drawn anew (linearised) over that of as many independent trials, taken as 1 at least; where all
+    outcomes are the same, the number of groups. The percentile interval of a bootstrap would have
+    no width there and too little near it, which is where rates of a good defence lie. With groups
+    of one it is Wilson's. A hit may be a mean over repeated runs.
 
     Raises:
         DataError: no outcomes, or another number of groups.
@@ -73,11 +76,15 @@ def clustered(hits: Sequence[float], groups: Groups) -> Rate:
     return Rate(p, *_wilson(p, effective), n)
 
 
-def _by_group(values: Sequence[float], groups: Groups, what: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _by_group(
+    values: Sequence[float], groups: Groups, what: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Sum and size of each group; every value is one of its own where there are no groups."""
     if not len(values) or (groups is not None and len(groups) != len(values)):
         count = "" if groups is None else f" and {len(groups)} groups"
-        raise DataError(f"{what}: needs values, and a group for each; got {len(values)} values{count}")
+        raise DataError(
+            f"{what}: needs values, and a group for each; got {len(values)} values{count}"
+        )
     if groups is None:
         return np.asarray(values, dtype=np.float64), np.ones(len(values))
     index = {group: i for i, group in enumerate(dict.fromkeys(groups))}
@@ -101,16 +108,20 @@ class Paired:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool], groups: Groups = None) -> Paired:
-    """McNemar's exact test on paired outcomes; with groups, the exact test that exchanges the methods group by group.
+    """McNemar's exact test on paired outcomes; with groups, the exact test that exchanges the
+    methods group by group.
 
-    If the methods were alike, each group's difference of hits could as well have the other sign. The probability is that of a
-    total as far from zero, over all signs. With groups of one request that is McNemar's.
+    If the methods were alike, each group's difference of hits could as well have the other sign.
+    The probability is that of a total as far from zero, over all signs. With groups of one request
+    that is McNemar's.
 
     Raises:
         DataError: sequences of different length.
     """
     if len(first) != len(second):
-        raise DataError(f"mcnemar: {len(first)} outcomes against {len(second)}; both need the same requests")
+        raise DataError(
+            f"mcnemar: {len(first)} outcomes against {len(second)}; both need the same requests"
+        )
     apart = [int(x) - int(y) for x, y in zip(first, second, strict=True)]
     sums = _by_group(apart, groups, "mcnemar")[0].astype(int) if apart else np.zeros(0, dtype=int)
     chances = np.ones(1)  # of each total from -reach to reach
@@ -137,9 +148,11 @@ class Interval:
         return asdict(self)
 
 
-def bootstrap_mean(values: Sequence[float], groups: Groups = None, *, n_boot: int = 2000, seed: int = 0) -> Interval:
-    """Mean of ``values`` with the percentile interval of a seeded bootstrap (Efron and Tibshirani 1993, chapter 13), in which
-    groups are drawn as a whole.
+def bootstrap_mean(
+    values: Sequence[float], groups: Groups = None, *, n_boot: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean of ``values`` with the percentile interval of a seeded bootstrap (Efron and Tibshirani
+    1993, chapter 13), in which groups are drawn as a whole.
 
     Raises:
         DataError: no values, or another number of groups.
@@ -155,22 +168,31 @@ def bootstrap_mean(values: Sequence[float], groups: Groups = None, *, n_boot: in
 
 
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], groups: Groups = None, *, n_boot: int = 2000, seed: int = 0
+    first: Sequence[float],
+    second: Sequence[float],
+    groups: Groups = None,
+    *,
+    n_boot: int = 2000,
+    seed: int = 0,
 ) -> Interval:
-    """Mean of ``first - second`` over the same requests, which are drawn anew as pairs, those of a group together.
+    """Mean of ``first - second`` over the same requests, which are drawn anew as pairs, those of a
+    group together.
 
     Raises:
         DataError: sequences of different length, or empty.
     """
     if len(first) != len(second):
-        raise DataError(f"paired_difference: {len(first)} values against {len(second)}; both need the same requests")
+        raise DataError(
+            f"paired_difference: {len(first)} values against {len(second)}; both need the same requests"
+        )
     apart = [float(a) - float(b) for a, b in zip(first, second, strict=True)]
     return bootstrap_mean(apart, groups, n_boot=n_boot, seed=seed)
 
 
 def weighted_mean(parts: Sequence[tuple[float, Interval]]) -> Interval:
-    """``sum(weight * value)`` of independent figures; distances to the limits add in squares, each side on its own (Zou and
-    Donner 2008, doi 10.1002/sim.3095), so that a figure of 0 % keeps the width of its own interval.
+    """``sum(weight * value)`` of independent figures; distances to the limits add in squares, each
+    side on its own (Zou and Donner 2008, doi 10.1002/sim.3095), so that a figure of 0 % keeps the
+    width of its own interval.
 
     Args:
         parts: Weight and figure; the weights are used as given.

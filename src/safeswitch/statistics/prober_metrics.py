@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from safeswitch.core.errors import DataError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.statistics import bootstrap
 
 FPR = 0.01
@@ -38,7 +39,8 @@ class ProberMetrics:
         auroc: Area under the ROC curve.
         f1: F1 of the positive class at ``threshold`` (firing on ``score > threshold``).
         accuracy: Accuracy at ``threshold``.
-        tpr_at_1_fpr: Share of positives above the lowest threshold that at most ``floor(0.01 * negatives)`` exceed.
+        tpr_at_1_fpr: Share of positives above the lowest threshold that at most ``floor(0.01 *
+            negatives)`` exceed.
         ece: Expected calibration error, 15 bins.
         threshold: Threshold of ``f1`` and ``accuracy``.
         positives: Number of positives.
@@ -54,7 +56,7 @@ class ProberMetrics:
     positives: int
     negatives: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return asdict(self)
 
 
@@ -62,12 +64,19 @@ FIGURES = ("auroc", "f1", "accuracy", "tpr_at_1_fpr", "ece")
 
 
 def measure(
-    scores: Tensor, labels: Tensor, *, groups: Sequence[Hashable] | None = None, threshold: float = 0.5, n_boot: int = 1000,
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    threshold: float = 0.5,
+    n_boot: int = 1000,
     seed: int = 0,
 ) -> ProberMetrics:
-    """Metrics of scores ``[n]`` against labels ``[n]``, with percentile intervals from a stratified, seeded bootstrap.
+    """Metrics of scores ``[n]`` against labels ``[n]``, with percentile intervals from a
+    stratified, seeded bootstrap.
 
-    Where ``groups`` say what belongs together (one a score, equal for variants of one request), groups are drawn as a whole.
+    Where ``groups`` say what belongs together (one a score, equal for variants of one request),
+    groups are drawn as a whole.
 
     Raises:
         DataError: other lengths, scores outside [0, 1] or NaN, or labels of one class only.
@@ -78,7 +87,9 @@ def measure(
         raise DataError(f"measure: needs one score a label and both classes; got {len(s)} scores, {int(y.sum())} "
                         f"positive of {len(y)} labels")  # fmt: skip
     if not ((s >= 0) & (s <= 1)).all():
-        raise DataError(f"measure: scores must lie in [0, 1]; {int(np.isnan(s).sum())} are NaN, and others may be outside")
+        raise DataError(
+            f"measure: scores must lie in [0, 1]; {int(np.isnan(s).sum())} are NaN, and others may be outside"
+        )
     line = float(torch.tensor(threshold, dtype=scores.dtype))  # as ``scores > threshold`` rounds it
     drawn = bootstrap.Resamples.draw(s, y, n_boot, seed, _numbered(groups, len(s)))
     f1, accuracy = bootstrap.f1_and_accuracy(drawn, line)
@@ -89,10 +100,14 @@ def measure(
         "tpr_at_1_fpr": bootstrap.tpr_at_fpr(drawn, FPR),
         "ece": bootstrap.calibration_error(drawn, ECE_BINS),
     }
-    return _gather({name: _estimate(v) for name, v in values.items()}, threshold, int(y.sum()), int((~y).sum()))
+    return _gather(
+        {name: _estimate(v) for name, v in values.items()}, threshold, int(y.sum()), int((~y).sum())
+    )
 
 
-def _numbered(groups: Sequence[Hashable] | None, n: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+def _numbered(
+    groups: Sequence[Hashable] | None, n: int
+) -> np.ndarray[Any, np.dtype[np.int64]] | None:
     if groups is None:
         return None
     if len(groups) != n:
@@ -101,7 +116,9 @@ def _numbered(groups: Sequence[Hashable] | None, n: int) -> np.ndarray[Any, np.d
     return np.asarray([index[group] for group in groups], dtype=np.int64)
 
 
-def _gather(figures: Mapping[str, Estimate], threshold: float, positives: int, negatives: int) -> ProberMetrics:
+def _gather(
+    figures: Mapping[str, Estimate], threshold: float, positives: int, negatives: int
+) -> ProberMetrics:
     auroc, f1, accuracy, tpr, ece = (figures[name] for name in FIGURES)
     return ProberMetrics(auroc, f1, accuracy, tpr, ece, threshold, positives, negatives)
 
@@ -117,8 +134,8 @@ def _estimate(values: np.ndarray[Any, np.dtype[np.float64]]) -> Estimate:
 def mean_metrics(parts: Sequence[ProberMetrics]) -> ProberMetrics:
     """Plain mean of each figure over ``parts``; counts add up.
 
-    The interval takes the parts as given (not as a sample of possible parts) and their errors as independent: half
-    widths add in squares, each side on its own.
+    The interval takes the parts as given (not as a sample of possible parts) and their errors as
+    independent: half widths add in squares, each side on its own.
     """
     if not parts:
         raise DataError("mean_metrics: needs the metrics of at least one part; got none")

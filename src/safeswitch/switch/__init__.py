@@ -1,1 +1,2 @@
-"""What runs: gate, decision session, actuators, the bundle on disk. Knows nothing of engines or of fitting."""
+"""What runs: gate, decision session, actuators, the bundle on disk. Knows nothing of engines or of
+fitting."""

@@ -1,4 +1,5 @@
-"""The model card of a bundle, written from the bundle itself. Of files it knows only whether the base model is a folder."""
+"""The model card of a bundle, written from the bundle itself. Of files it knows only whether the
+base model is a folder."""
 
 from __future__ import annotations
 
@@ -16,22 +17,40 @@ _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def model_card(switch: Switch) -> str:
-    """Markdown with the hub's front matter: base model, what is read, thresholds, measured figures, limits."""
+    """Markdown with the hub's front matter: base model, what is read, thresholds, measured figures,
+    limits."""
     base, gate = switch.base, switch.gate
     lines = ["---", "library_name: safeswitch", "tags: [safety, refusal, probing, safeswitch]"]
     if base is not None and _HUB_ID.fullmatch(base.model_id) and not Path(base.model_id).is_dir():
         lines.append(f"base_model: {base.model_id}")
     lines += ["---", "", "# SafeSwitch bundle", ""]
     if base is not None:
-        lines.append(f"Fitted on `{base.model_id}` (fingerprint `{base.fingerprint}`); refused on any other weights.")
+        lines.append(
+            f"Fitted on `{base.model_id}` (fingerprint `{base.fingerprint}`); refused on any other weights."
+        )
     lines += ["", "| part | what |", "|---|---|", f"| rule | {gate.rule}, fails {gate.fail} |"]
-    for name, stage in (("stage1", gate.stage1), ("stage2", gate.stage2), ("watch", gate.watch), ("late", gate.late)):
+    for name, stage in (
+        ("stage1", gate.stage1),
+        ("stage2", gate.stage2),
+        ("watch", gate.watch),
+        ("late", gate.late),
+    ):
         if stage is not None:
             points = ", ".join(str(p) for p in stage.prober.points) or "text"
             until = gate.watch_until or "the end"
-            when = f" and every {gate.watch_every} reply tokens, up to {until}" if name == "watch" else ""
-            when += f" every {gate.late_every} reply tokens and at the end, behind appended tokens" if name == "late" else ""
-            lines.append(f"| {name} | {stage.prober.kind}, reads {points}{when}, threshold {stage.threshold:.4f} |")
+            when = (
+                f" and every {gate.watch_every} reply tokens, up to {until}"
+                if name == "watch"
+                else ""
+            )
+            when += (
+                f" every {gate.late_every} reply tokens and at the end, behind appended tokens"
+                if name == "late"
+                else ""
+            )
+            lines.append(
+                f"| {name} | {stage.prober.kind}, reads {points}{when}, threshold {stage.threshold:.4f} |"
+            )
     if gate.rule == "product":
         lines.append(f"| product threshold | {gate.product_threshold:.4f} |")
     lines.append(f"| actuator | {switch.actuator.kind} |")
@@ -56,10 +75,14 @@ def _by_source(switch: Switch) -> list[str]:
     if "sources" not in threshold:
         return []
     lines = [
-        "", "## Benign sources that set stage 1's threshold", "",
+        "",
+        "## Benign sources that set stage 1's threshold",
+        "",
         "Each was left out of the fit that scored it. The mean over the sources is "
         f"{threshold['mean']:.2%}, its budget {threshold['budget']:.2%}.",
-        "", "| source | safe requests | above the threshold |", "|---|---|---|",
+        "",
+        "| source | safe requests | above the threshold |",
+        "|---|---|---|",
     ]
     for name, own in threshold["sources"].items():
         lines.append(f"| {name} | {own['n']} | {own['rate']:.1%} |")
@@ -67,14 +90,27 @@ def _by_source(switch: Switch) -> list[str]:
 
 
 def _fitted_on(switch: Switch) -> list[str]:
-    """The requests that the switch was fitted on, by source; nothing for a bundle that does not tell."""
+    """The requests that the switch was fitted on, by source; nothing for a bundle that does not
+    tell."""
     sources = switch.record.get("sources") or {}
     if not sources:
         return []
     shipped = [name for name in sources if name.startswith("starter/")]
-    starter = " The sources `starter/...` are the starter set that ships with safeswitch." if shipped else ""
+    starter = (
+        " The sources `starter/...` are the starter set that ships with safeswitch."
+        if shipped
+        else ""
+    )
     total = sum(counts["unsafe"] + counts["safe"] for counts in sources.values())
-    lines = ["", "## Fitted on", "", f"{total} requests.{starter}", "", "| source | unsafe | safe |", "|---|---|---|"]
+    lines = [
+        "",
+        "## Fitted on",
+        "",
+        f"{total} requests.{starter}",
+        "",
+        "| source | unsafe | safe |",
+        "|---|---|---|",
+    ]
     largest = sorted(sources, key=lambda name: -sum(sources[name].values()))
     for name in sorted(largest[:_MOST_SOURCES]):
         shown = one_line(name).replace("|", "\\|") or "(none)"
@@ -98,18 +134,25 @@ def _measured(switch: Switch) -> list[str]:
     lines += ["", "| figure | value | 95 % interval |", "|---|---|---|"]
     for name, entry in metrics.items():
         if isinstance(entry, dict) and {"value", "low", "high"} <= set(entry):
-            lines.append(f"| {name} | {entry['value']:.3f} | {entry['low']:.3f} – {entry['high']:.3f} |")
+            lines.append(
+                f"| {name} | {entry['value']:.3f} | {entry['low']:.3f} – {entry['high']:.3f} |"
+            )
     return lines
 
 
 def _left_out(switch: Switch) -> list[str]:
-    """Stage 1 on each source and wrapper while it was left out of fitting, beside the text baseline."""
+    """Stage 1 on each source and wrapper while it was left out of fitting, beside the text
+    baseline."""
     lines = []
     for grouping, report in (switch.record.get("left_out") or {}).items():
         lines += [
-            "", f"## Stage 1 on each {grouping} that it was not fitted on", "",
+            "",
+            f"## Stage 1 on each {grouping} that it was not fitted on",
+            "",
             f"AUROC with 95 % interval; each {grouping} was left out of the fit that it tests. The headline is the mean.",
-            "", f"| {grouping} | unsafe / safe | stage 1 | TPR at 1 % FPR | text baseline |", "|---|---|---|---|---|",
+            "",
+            f"| {grouping} | unsafe / safe | stage 1 | TPR at 1 % FPR | text baseline |",
+            "|---|---|---|---|---|",
         ]
         for group, found in report["stage1"].items():
             text = report["text baseline"][group]["auroc"]["value"]

@@ -1,6 +1,7 @@
 """What every engine offers: prompts and a switch in, replies with decisions out.
 
-Fitting and methods know engines by this contract alone; the engines themselves stand in :mod:`safeswitch.engines`.
+Fitting and methods know engines by this contract alone; the engines themselves stand in
+:mod:`safeswitch.engines`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ class Engine(ABC):
 
     @abstractmethod
     def generate(
-        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> list[Reply]:
         """One reply per prompt, in order; without a switch the untouched model answers.
 
@@ -68,7 +72,8 @@ class Engine(ABC):
 
 
 class ReadingEngine(Engine):
-    """An engine that also gives the hidden states behind its replies, which is what fitting needs."""
+    """An engine that also gives the hidden states behind its replies, which is what fitting
+    needs."""
 
     lm: LanguageModel
 
@@ -90,13 +95,14 @@ class ReadingEngine(Engine):
             progress: Called with the number of prompts done since the last call.
 
         Returns:
-            n replies (none for ``max_new_tokens`` of 0), and activations whose states are ``[n, d]`` float32 on the host,
-            d being the model's width.
+            n replies (none for ``max_new_tokens`` of 0), and activations whose states are ``[n,
+            d]`` float32 on the host, d being the model's width.
         """
 
 
 class Around(ReadingEngine):
-    """An engine around an engine: it passes everything on, and what derives from it changes one thing.
+    """An engine around an engine: it passes everything on, and what derives from it changes one
+    thing.
 
     Args:
         inner: What generates.
@@ -107,7 +113,10 @@ class Around(ReadingEngine):
         self.lm = inner.lm
 
     def generate(
-        self, prompts: Sequence[Prompt], switch: Switch | None = None, **options: Unpack[GenerationOptions]
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> list[Reply]:
         """As the inner engine's."""
         return self.inner.generate(prompts, switch=switch, **options)

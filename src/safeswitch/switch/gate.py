@@ -1,8 +1,9 @@
 """The gate: which scores are asked for when, and what they decide.
 
-Pure decisions over scores; the engines bring the states. Two rules (SafeSwitch, arXiv 2502.01042): the reference code
-fires when both stages pass their own threshold (``and``); the paper's text multiplies the two probabilities and compares
-the product with one threshold (``product``). With stage 1 alone, or stage 2 alone (a direct prober), both rules agree.
+Pure decisions over scores; the engines bring the states. Two rules (SafeSwitch, arXiv 2502.01042):
+the reference code fires when both stages pass their own threshold (``and``); the paper's text
+multiplies the two probabilities and compares the product with one threshold (``product``). With
+stage 1 alone, or stage 2 alone (a direct prober), both rules agree.
 
 Shapes: n requests. Knows nothing of models, tokens or actuators.
 """
@@ -46,8 +47,11 @@ class Stage:
 
     @property
     def pilot(self) -> int:
-        """Tokens of the reply, or of the answer where it reads there, that must have been fed before it can be scored."""
-        return max((p.position.index for p in self.prober.points if p.position.kind in RUNNING), default=0)
+        """Tokens of the reply, or of the answer where it reads there, that must have been fed
+        before it can be scored."""
+        return max(
+            (p.position.index for p in self.prober.points if p.position.kind in RUNNING), default=0
+        )
 
     @property
     def answers(self) -> bool:
@@ -61,21 +65,25 @@ class Gate:
 
     Args:
         stage1: Is the request unsafe? Read at the prompt's end.
-        stage2: Is the model about to comply? Read after ``stage2.pilot`` reply tokens; with ``answer`` points, after so many
-            tokens behind the end of the model's thinking, or at the reply's end where it has not come so far.
-        watch: Read every ``watch_every`` reply tokens after stage 2, on requests that have not fired; where stage 2 waits for
-            the end of thinking, from the reply's beginning, thinking included. Its prober is given the newest token's state
-            under each of its ``pilot`` points.
-        late: Read in a pass of its own, over the reply so far with its prober's tokens appended, every ``late_every`` reply
-            tokens and at the reply's end, on requests that have not fired.
+        stage2: Is the model about to comply? Read after ``stage2.pilot`` reply tokens; with
+            ``answer`` points, after so many tokens behind the end of the model's thinking, or at
+            the reply's end where it has not come so far.
+        watch: Read every ``watch_every`` reply tokens after stage 2, on requests that have not
+            fired; where stage 2 waits for the end of thinking, from the reply's beginning, thinking
+            included. Its prober is given the newest token's state under each of its ``pilot``
+            points.
+        late: Read in a pass of its own, over the reply so far with its prober's tokens appended,
+            every ``late_every`` reply tokens and at the reply's end, on requests that have not
+            fired.
         rule: How stage 1 and stage 2 combine.
         product_threshold: Threshold of the product rule, in [0, 1].
         watch_every: Reply tokens between two readings of ``watch``.
-        watch_until: Reply tokens after which ``watch`` is no longer read (its threshold was calibrated up to there); None
-            reads to the end.
+        watch_until: Reply tokens after which ``watch`` is no longer read (its threshold was
+            calibrated up to there); None reads to the end.
         late_every: Reply tokens between two readings of ``late``.
         always: Fire on every request without reading anything (an always-on baseline).
-        fail: ``closed`` fires when a prober cannot run (exception, NaN); ``open`` lets the request pass.
+        fail: ``closed`` fires when a prober cannot run (exception, NaN); ``open`` lets the request
+            pass.
     """
 
     stage1: Stage | None = None
@@ -98,7 +106,9 @@ class Gate:
         check_range("Gate", "late_every", self.late_every, 1, MOST_TOKENS)
         check_range("Gate", "watch_until", self.watch_until or 0, 0, MOST_TOKENS)
         if self.pilot > MOST_PILOT:
-            raise SettingError(f"Gate: stage2 must decide within {MOST_PILOT} tokens; its prober reads after {self.pilot}")
+            raise SettingError(
+                f"Gate: stage2 must decide within {MOST_PILOT} tokens; its prober reads after {self.pilot}"
+            )
         if self.watch_until is not None and self.watch_until < self.watch_every:
             raise SettingError(
                 f"Gate: watch_until must be watch_every={self.watch_every} tokens or more, or None; got {self.watch_until}"
@@ -106,11 +116,15 @@ class Gate:
         for name in ("stage1", "stage2", "watch", "late"):
             self._check_apart(name)
         if self.stage1 is not None and (self.stage1.pilot or self.stage1.answers):
-            raise SettingError("Gate: stage1 must read the prompt only; its prober reads reply tokens")
+            raise SettingError(
+                "Gate: stage1 must read the prompt only; its prober reads reply tokens"
+            )
         if self.answers and any(p.position.kind == "pilot" for p in self.pilot_points):
             raise SettingError("Gate: stage2 must read pilot points or answer points, not both")
         read = [p.position for p in self.watch.prober.points] if self.watch is not None else []
-        if self.watch is not None and (not read or any(position.kind != "pilot" for position in read)):
+        if self.watch is not None and (
+            not read or any(position.kind != "pilot" for position in read)
+        ):
             raise SettingError(
                 "Gate: watch must read the running reply, that is one or more pilot points and nothing else; "
                 f"its prober reads {', '.join(map(str, read)) or 'no states'}"
@@ -120,17 +134,26 @@ class Gate:
 
     def _check_apart(self, name: str) -> None:
         stage: Stage | None = getattr(self, name)
-        apart = [str(p) for p in stage.prober.points if p.position.kind in APART] if stage is not None else []
+        apart = (
+            [str(p) for p in stage.prober.points if p.position.kind in APART]
+            if stage is not None
+            else []
+        )
         if apart and name not in ("stage1", "late"):
-            raise SettingError(f"Gate: {name} cannot read {', '.join(apart)}; only stage1 and late read after appended tokens")
+            raise SettingError(
+                f"Gate: {name} cannot read {', '.join(apart)}; only stage1 and late read after appended tokens"
+            )
         if apart and stage is not None and not stage.prober.appended:
-            raise SettingError(f"Gate: {name} reads {', '.join(apart)}, but its prober names no tokens to append")
+            raise SettingError(
+                f"Gate: {name} reads {', '.join(apart)}, but its prober names no tokens to append"
+            )
         if name == "late" and stage is not None and len(apart) != max(1, len(stage.prober.points)):
             raise SettingError("Gate: late must read after appended tokens and nothing else")
 
     @property
     def pilot(self) -> int:
-        """Tokens of the reply, or of the answer, after which every request without a watch is decided."""
+        """Tokens of the reply, or of the answer, after which every request without a watch is
+        decided."""
         return self.stage2.pilot if self.stage2 is not None else 0
 
     @property
@@ -141,7 +164,13 @@ class Gate:
     @property
     def prompt_points(self) -> tuple[ReadPoint, ...]:
         """What must be read at the prompt's end."""
-        points = [p for s in (self.stage1, self.stage2) if s for p in s.prober.points if p.position.kind not in RUNNING]
+        points = [
+            p
+            for s in (self.stage1, self.stage2)
+            if s
+            for p in s.prober.points
+            if p.position.kind not in RUNNING
+        ]
         return tuple(dict.fromkeys(points))
 
     @property
@@ -171,7 +200,11 @@ class Gate:
     @property
     def reads_text(self) -> bool:
         """Whether any stage needs the requests' plain text."""
-        return any(s.prober.reads_text for s in (self.stage1, self.stage2, self.watch, self.late) if s is not None)
+        return any(
+            s.prober.reads_text
+            for s in (self.stage1, self.stage2, self.watch, self.late)
+            if s is not None
+        )
 
     @property
     def apart_points(self) -> tuple[ReadPoint, ...]:
@@ -182,7 +215,12 @@ class Gate:
         """Judge n requests at the prompt's end; ``pending`` rows need stage 2."""
         n = len(acts)
         if self.always:
-            return Reading(torch.zeros(n), torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool), (None,) * n)
+            return Reading(
+                torch.zeros(n),
+                torch.ones(n, dtype=torch.bool),
+                torch.zeros(n, dtype=torch.bool),
+                (None,) * n,
+            )
         if self.stage1 is None:
             pending = torch.full((n,), self.stage2 is not None)
             return Reading(torch.zeros(n), torch.zeros(n, dtype=torch.bool), pending, (None,) * n)
@@ -225,7 +263,11 @@ class Gate:
         if self.rule == "product":
             found = {"product": self.product_threshold}
         else:
-            found = {n: s.threshold for n, s in (("stage1", self.stage1), ("stage2", self.stage2)) if s is not None}
+            found = {
+                n: s.threshold
+                for n, s in (("stage1", self.stage1), ("stage2", self.stage2))
+                if s is not None
+            }
         own = (("watch", self.watch), ("late", self.late))
         return found | {name: stage.threshold for name, stage in own if stage is not None}
 
@@ -240,7 +282,9 @@ class Gate:
             check_choice("Gate", "threshold", name, tuple(have))
         now = {**have, **thresholds}
         own = {name: getattr(self, name) for name in ("stage1", "stage2", "watch", "late")}
-        stages = {n: replace(s, threshold=now[n]) for n, s in own.items() if s is not None and n in now}
+        stages = {
+            n: replace(s, threshold=now[n]) for n, s in own.items() if s is not None and n in now
+        }
         return replace(self, product_threshold=now.get("product", self.product_threshold), **stages)
 
     def _passed(self, scores: Tensor, bar: float) -> Tensor:

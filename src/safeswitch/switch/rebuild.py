@@ -1,7 +1,8 @@
-"""From what a bundle's files hold to gate and action; what does not fit, itself or the base model, is refused by name.
+"""From what a bundle's files hold to gate and action; what does not fit, itself or the base model,
+is refused by name.
 
-A prober that cannot run would, under ``fail: open``, let everything pass: so each is tried here on states of the base model's
-width. Knows nothing of files.
+A prober that cannot run would, under ``fail: open``, let everything pass: so each is tried here on
+states of the base model's width. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ArtifactError, SettingError
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import build, mapping, only, shown, take
 from safeswitch.probers.base import Prober, prober_from_state
 from safeswitch.switch.actuators.base import Actuator, HeadActuator, Steering
@@ -35,30 +37,36 @@ class Sizes(Protocol):
     def vocab_size(self) -> int: ...
 
 
-def gate_from(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gate:
+def gate_from(told: JsonMapping, tensors: Mapping[str, Tensor]) -> Gate:
     """The gate of a configuration and all probers' tensors.
 
     Raises:
         ArtifactError, SettingError: what is wrong, by its place.
     """
-    stages = take(told, "stages", Mapping[str, Any], "gate")
+    stages = take(told, "stages", JsonMapping, "gate")
     only(stages, STAGES, "gate.stages")
-    made: dict[str, Any] = {name: _stage(entry, name, tensors) for name, entry in stages.items()}
+    made: JsonObject = {name: _stage(entry, name, tensors) for name, entry in stages.items()}
     own = {name: value for name, value in told.items() if name != "stages"}
     if "late" not in made and "late_every" in own:
         raise ArtifactError("gate: late_every has no meaning without a stage 'late'")
-    gate = build(Gate, own, "gate", absent=[*STAGES, *([] if "late" in made else ["late_every"])], **made)
+    gate = build(
+        Gate, own, "gate", absent=[*STAGES, *([] if "late" in made else ["late_every"])], **made
+    )
     alone = [name for name in tensors if name.partition(".")[0] not in stages]
     if alone:
-        raise ArtifactError(f"tensor {shown(alone[0])} belongs to none of the stages {', '.join(stages) or '(none)'}")
+        raise ArtifactError(
+            f"tensor {shown(alone[0])} belongs to none of the stages {', '.join(stages) or '(none)'}"
+        )
     return gate
 
 
 def _stage(told: object, name: str, tensors: Mapping[str, Tensor]) -> Stage:
     where = f"gate.stages.{name}"
     entry = dict(mapping(told, where))
-    config = take(entry, "prober", Mapping[str, Any], where)
-    own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+    config = take(entry, "prober", JsonMapping, where)
+    own = {
+        key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")
+    }
     del entry["prober"]
     try:
         prober = prober_from_state(config, own)
@@ -74,7 +82,8 @@ def check_fits(gate: Gate, actuator: Actuator, base: Sizes) -> None:
     """Hold gate and action to the base model that they are said to be made for.
 
     Raises:
-        ArtifactError, SettingError: a layer or token that it does not have, or a part made for another width.
+        ArtifactError, SettingError: a layer or token that it does not have, or a part made for
+            another width.
     """
     for name in STAGES:
         stage: Stage | None = getattr(gate, name)
@@ -93,21 +102,29 @@ def check_fits(gate: Gate, actuator: Actuator, base: Sizes) -> None:
 def _check_layers(where: str, layers: tuple[int, ...], base: Sizes) -> None:
     wrong = [layer for layer in layers if layer > base.num_layers]
     if wrong:
-        raise ArtifactError(f"{where}: layer {wrong[0]} does not exist; the base model has 0..{base.num_layers}")
+        raise ArtifactError(
+            f"{where}: layer {wrong[0]} does not exist; the base model has 0..{base.num_layers}"
+        )
 
 
 def _check_stage(where: str, prober: Prober, base: Sizes) -> None:
     _check_layers(where, tuple(point.layer for point in prober.points), base)
     unknown = [token for token in prober.appended if token >= base.vocab_size]
     if unknown:
-        raise ArtifactError(f"{where}: token {unknown[0]} cannot be appended; the base model has 0..{base.vocab_size - 1}")
+        raise ArtifactError(
+            f"{where}: token {unknown[0]} cannot be appended; the base model has 0..{base.vocab_size - 1}"
+        )
     try:
         scores = prober.score(_states(prober, base.hidden_size))
     except Exception as error:  # whatever it is, it would be so for every request
         reason = f"{type(error).__name__}: {error}"
-        raise ArtifactError(f"{where}: its prober cannot read states {base.hidden_size} wide: {reason}") from error
+        raise ArtifactError(
+            f"{where}: its prober cannot read states {base.hidden_size} wide: {reason}"
+        ) from error
     if scores.shape != (2,) or not bool(((scores >= 0) & (scores <= 1)).all()):
-        raise ArtifactError(f"{where}: its prober must give one score in [0, 1] a request; got {shown(scores.tolist())}")
+        raise ArtifactError(
+            f"{where}: its prober must give one score in [0, 1] a request; got {shown(scores.tolist())}"
+        )
 
 
 def _states(prober: Prober, width: int) -> Activations:

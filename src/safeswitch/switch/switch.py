@@ -1,6 +1,7 @@
 """A switch: what to read, how to decide, what to do; and the folder it is kept in.
 
-Folder: ``config.json`` (format version, base model, gate, actuator, how it was fitted), ``probers.safetensors``,
+Folder: ``config.json`` (format version, base model, gate, actuator, how it was fitted),
+    ``probers.safetensors``,
 ``refusal_head.safetensors`` and ``README.md`` (model card). Never pickle. Knows nothing of engines.
 """
 
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -20,10 +21,33 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from safeswitch._version import __version__
-from safeswitch.core.artifact import check_writable, read_json, read_tensors, write_json, write_tensors, write_text
-from safeswitch.core.errors import ArtifactError, FingerprintError, SafeSwitchError, SettingError, check_range
+from safeswitch.core.artifact import (
+    check_writable,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+    write_text,
+)
+from safeswitch.core.errors import (
+    ArtifactError,
+    FingerprintError,
+    SafeSwitchError,
+    SettingError,
+    check_range,
+)
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lock import folder_writer
-from safeswitch.core.strict import build, check_finite, check_texts, cleaned, one_line, only, shown, take
+from safeswitch.core.strict import (
+    build,
+    check_finite,
+    check_texts,
+    cleaned,
+    one_line,
+    only,
+    shown,
+    take,
+)
 from safeswitch.core.track import Track, untracked
 from safeswitch.switch.actuators.base import Actuator, actuator_from_state
 from safeswitch.switch.card import model_card
@@ -38,7 +62,12 @@ if TYPE_CHECKING:
     from safeswitch.switch.engine import ReadingEngine
 
 FORMAT_VERSION = 1
-_CONFIG, _PROBERS, _HEAD, _CARD = "config.json", "probers.safetensors", "refusal_head.safetensors", "README.md"
+_CONFIG, _PROBERS, _HEAD, _CARD = (
+    "config.json",
+    "probers.safetensors",
+    "refusal_head.safetensors",
+    "README.md",
+)
 _GATE_FIELDS = ("rule", "product_threshold", "watch_every", "watch_until", "always", "fail")
 _FILES = (_PROBERS, _HEAD, _CARD, _CONFIG)
 _FIELDS = ("format_version", "library_version", "base_model", "gate", "actuator", "record")
@@ -51,7 +80,8 @@ _WAIT_S = 30.0
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The model that a switch was fitted on. Characters of ``model_id`` that would move a terminal's cursor become U+FFFD."""
+    """The model that a switch was fitted on. Characters of ``model_id`` that would move a
+    terminal's cursor become U+FFFD."""
 
     model_id: str
     revision: str | None
@@ -67,7 +97,9 @@ class BaseModel:
 
     @classmethod
     def of(cls, lm: LanguageModel) -> BaseModel:
-        return cls(lm.model_id, lm.revision, lm.fingerprint, lm.num_layers, lm.hidden_size, lm.vocab_size)
+        return cls(
+            lm.model_id, lm.revision, lm.fingerprint, lm.num_layers, lm.hidden_size, lm.vocab_size
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +116,7 @@ class Switch:
     gate: Gate
     actuator: Actuator
     base: BaseModel | None = None
-    record: Mapping[str, Any] = field(default_factory=dict)
+    record: JsonMapping = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -97,7 +129,8 @@ class Switch:
         say: Callable[[str], None] = lambda text: None,
         track: Track = untracked,
     ) -> Switch:
-        """Fit a switch on the engine's model; see :func:`safeswitch.fitting.fit.fit` for the arguments.
+        """Fit a switch on the engine's model; see :func:`safeswitch.fitting.fit.fit` for the
+        arguments.
 
         Without ``data`` it is fitted on the starter set that ships with the package.
         """
@@ -119,10 +152,15 @@ class Switch:
 
         Raises:
             FingerprintError: other weights (both fingerprints are in the message).
-            SettingError: a head of another width or vocabulary, or a layer that the model does not have.
+            SettingError: a head of another width or vocabulary, or a layer that the model does not
+                have.
             ModelError: an output of a block in which it cannot be found.
         """
-        if self.base is not None and not allow_other_model and self.base.fingerprint != lm.fingerprint:
+        if (
+            self.base is not None
+            and not allow_other_model
+            and self.base.fingerprint != lm.fingerprint
+        ):
             raise FingerprintError(
                 f"this switch was fitted on {self.base.model_id} (fingerprint {self.base.fingerprint}), but the model "
                 f"is {lm.model_id} (fingerprint {lm.fingerprint}); fit a switch on that model, or pass "
@@ -133,32 +171,38 @@ class Switch:
         for point in self.gate.points:
             lm.site(point.site)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """The whole switch but its tensors, as plain JSON: what ``config.json`` holds."""
         return self._state()[0]
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (first 16 hex digits) over configuration and tensors: the identity of this switch.
+        """SHA-256 (first 16 hex digits) over configuration and tensors: the identity of this
+        switch.
 
         How it was fitted (``record``) and by which version of the library do not count.
         """
         config, tensors, head = self._state()
-        digest = hashlib.sha256(json.dumps({**config, "record": {}, "library_version": ""}, sort_keys=True).encode())
-        for name, tensor in sorted({**tensors, **{f"head.{n}": t for n, t in head.items()}}.items()):
+        digest = hashlib.sha256(
+            json.dumps({**config, "record": {}, "library_version": ""}, sort_keys=True).encode()
+        )
+        for name, tensor in sorted(
+            {**tensors, **{f"head.{n}": t for n, t in head.items()}}.items()
+        ):
             digest.update(f"{name}:{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the bundle. All files are written beside the old ones first and then moved into place.
+        """Write the bundle. All files are written beside the old ones first and then moved into
+        place.
 
-        A bundle that is there already survives a full disk; ``config.json`` goes first and comes back last, so a
-        folder caught in between is no bundle.
+        A bundle that is there already survives a full disk; ``config.json`` goes first and comes
+        back last, so a folder caught in between is no bundle.
 
         Raises:
-            ArtifactError: the folder cannot be written, or another process is writing it for long; what was there is still
-                there.
+            ArtifactError: the folder cannot be written, or another process is writing it for long;
+                what was there is still there.
         """
         folder = Path(folder)
         config, tensors, head = self._state()
@@ -184,10 +228,10 @@ class Switch:
             if made and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def _state(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    def _state(self) -> tuple[JsonObject, dict[str, Tensor], dict[str, Tensor]]:
         """Configuration, prober tensors, head tensors."""
         tensors: dict[str, Tensor] = {}
-        stages: dict[str, Any] = {}
+        stages: JsonObject = {}
         for name in STAGES:
             stage: Stage | None = getattr(self.gate, name)
             if stage is None:
@@ -223,12 +267,15 @@ class Switch:
         """Load a bundle from a folder or a hub repository.
 
         Raises:
-            ArtifactError: no bundle there, or one that is damaged, of another format, or holds anything that is unknown, of
-                another type or size, or out of its range.
+            ArtifactError: no bundle there, or one that is damaged, of another format, or holds
+                anything that is unknown, of another type or size, or out of its range.
         """
         folder = _folder(name, revision, token, cache_dir)
         config = _config(folder / _CONFIG)
-        if type(config.get("format_version")) is not int or config["format_version"] != FORMAT_VERSION:
+        if (
+            type(config.get("format_version")) is not int
+            or config["format_version"] != FORMAT_VERSION
+        ):
             raise ArtifactError(
                 f"{folder / _CONFIG}: format version {config.get('format_version')!r} is not supported; "
                 f"this library ({__version__}) reads {FORMAT_VERSION}"
@@ -238,34 +285,54 @@ class Switch:
             raise ArtifactError(f"{folder} was written anew while it was read; load it again")
         try:
             return cls._rebuilt(config, learned, head)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, SafeSwitchError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            SafeSwitchError,
+        ) as error:
             raise ArtifactError(
                 f"{folder / _CONFIG} does not describe a bundle that can be loaded: {type(error).__name__}: {error}"
             ) from error
 
     @classmethod
-    def _rebuilt(cls, config: Mapping[str, Any], learned: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> Switch:
+    def _rebuilt(
+        cls, config: JsonMapping, learned: Mapping[str, Tensor], head: Mapping[str, Tensor]
+    ) -> Switch:
         """Inverse of :meth:`_state`."""
         only(config, _FIELDS, "bundle")
-        action = take(config, "actuator", Mapping[str, Any], "bundle")
-        record = cleaned(take(config, "record", Mapping[str, Any], "bundle"))
+        action = take(config, "actuator", JsonMapping, "bundle")
+        record = cleaned(take(config, "record", JsonMapping, "bundle"))
         take(config, "library_version", str, "bundle")
-        check_texts({name: value for name, value in config.items() if name not in ("record", "actuator")}, "bundle")
+        check_texts(
+            {name: value for name, value in config.items() if name not in ("record", "actuator")},
+            "bundle",
+        )
         check_texts(action, "actuator", controls=True)
         base = None
-        if take(config, "base_model", Mapping[str, Any] | None, "bundle") is not None:
+        if take(config, "base_model", JsonMapping | None, "bundle") is not None:
             base = build(BaseModel, config["base_model"], "base_model")
             told = config["base_model"]["model_id"]
             if base.model_id != told:
-                raise SettingError(f"base_model.model_id must be one line of text; got {shown(told)}")
-        gate = gate_from(take(config, "gate", Mapping[str, Any], "bundle"), learned)
+                raise SettingError(
+                    f"base_model.model_id must be one line of text; got {shown(told)}"
+                )
+        gate = gate_from(take(config, "gate", JsonMapping, "bundle"), learned)
         actuator = actuator_from_state(action, head)
         if base is not None:
             check_fits(gate, actuator, base)
         return cls(gate, actuator, base, record)
 
     def push_to_hub(
-        self, repo: str, *, private: bool = False, token: str | None = None, folder: str | Path | None = None
+        self,
+        repo: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        folder: str | Path | None = None,
     ) -> str:
         """Upload the bundle to the Hugging Face hub; returns the address.
 
@@ -281,19 +348,24 @@ class Switch:
             api = HfApi(token=token)
             api.create_repo(repo, private=private, exist_ok=True)
             done = api.upload_folder(
-                repo_id=repo, folder_path=str(local), allow_patterns=list(_FILES), commit_message="Upload SafeSwitch bundle"
+                repo_id=repo,
+                folder_path=str(local),
+                allow_patterns=list(_FILES),
+                commit_message="Upload SafeSwitch bundle",
             )
             return str(done)
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> JsonObject:
     """A bundle's configuration.
 
     Raises:
         ArtifactError: no such file, one that is far too large, or no JSON object.
     """
     if path.is_file() and path.stat().st_size > _LONGEST_CONFIG:
-        raise ArtifactError(f"{path} has {path.stat().st_size} bytes; at most {_LONGEST_CONFIG} are read")
+        raise ArtifactError(
+            f"{path} has {path.stat().st_size} bytes; at most {_LONGEST_CONFIG} are read"
+        )
     return read_json(path)
 
 
@@ -307,12 +379,16 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         where = f"{path}: tensor {shown(name)}"
         if tensor.dtype not in _DTYPES:
-            raise ArtifactError(f"{where} must be one of {', '.join(map(str, _DTYPES))}; it is {tensor.dtype}")
+            raise ArtifactError(
+                f"{where} must be one of {', '.join(map(str, _DTYPES))}; it is {tensor.dtype}"
+            )
         check_finite(where, tensor)
     return tensors
 
 
-def _folder(name: str | Path, revision: str | None, token: str | None, cache_dir: str | Path | None) -> Path:
+def _folder(
+    name: str | Path, revision: str | None, token: str | None, cache_dir: str | Path | None
+) -> Path:
     local = Path(name)
     if local.is_dir():
         return local
@@ -320,8 +396,14 @@ def _folder(name: str | Path, revision: str | None, token: str | None, cache_dir
         raise ArtifactError(f"{name} is neither a folder nor a hub id (user/name)")
     try:
         found = snapshot_download(
-            str(name), revision=revision, token=token, cache_dir=cache_dir, allow_patterns=list(_FILES)
+            str(name),
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            allow_patterns=list(_FILES),
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ArtifactError(f"{name} is no folder here, and cannot be downloaded from the hub: {error}") from error
+        raise ArtifactError(
+            f"{name} is no folder here, and cannot be downloaded from the hub: {error}"
+        ) from error
     return Path(found)

@@ -1,4 +1,5 @@
-"""Random directions in weight space of the size of the weights, and weights moved along them for a while.
+"""Random directions in weight space of the size of the weights, and weights moved along them for a
+while.
 
 Knows nothing of what is measured meanwhile.
 """
@@ -31,8 +32,10 @@ _KEPT = ("norm", "mean", "scale")
 def direction(name: str, weight: Tensor, seed: int, normalise: Normalise = "layer") -> Tensor:
     """A random direction for one tensor, float32 on the CPU, of the tensor's shape.
 
-    ``layer``: ``g / ||g|| * ||W||`` with standard normal g and Frobenius norms (VISAGE, arXiv 2405.17374, section 3).
-    ``filter``: the same for each row by itself (Li et al. 2018, arXiv 1712.09913, section 4). Tensors of norms and of input
+    ``layer``: ``g / ||g|| * ||W||`` with standard normal g and Frobenius norms (VISAGE, arXiv
+        2405.17374, section 3).
+    ``filter``: the same for each row by itself (Li et al. 2018, arXiv 1712.09913, section 4).
+        Tensors of norms and of input
     scaling, and whole numbers, stay: their direction is zero.
 
     Args:
@@ -54,7 +57,9 @@ def direction(name: str, weight: Tensor, seed: int, normalise: Normalise = "laye
     return noise
 
 
-def moved(name: str, weight: Tensor, moves: Sequence[Move], normalise: Normalise = "layer") -> Tensor:
+def moved(
+    name: str, weight: Tensor, moves: Sequence[Move], normalise: Normalise = "layer"
+) -> Tensor:
     """``weight + sum of distance * direction``, in the weight's dtype and place."""
     sum_ = weight.detach().float().cpu()
     for seed, distance in moves:
@@ -63,10 +68,14 @@ def moved(name: str, weight: Tensor, moves: Sequence[Move], normalise: Normalise
 
 
 @contextmanager
-def moved_model(lm: LanguageModel, moves: Sequence[Move], normalise: Normalise = "layer") -> Iterator[None]:
-    """All weights of the model moved inside the block, and put back bit for bit after it, whatever happens in it.
+def moved_model(
+    lm: LanguageModel, moves: Sequence[Move], normalise: Normalise = "layer"
+) -> Iterator[None]:
+    """All weights of the model moved inside the block, and put back bit for bit after it, whatever
+    happens in it.
 
-    The model is locked meanwhile. ``lm.fingerprint`` keeps naming the unmoved weights, so that its switches still run.
+    The model is locked meanwhile. ``lm.fingerprint`` keeps naming the unmoved weights, so that its
+    switches still run.
     """
     known = lm.fingerprint
     assert known
@@ -90,8 +99,12 @@ def moved_head(switch: Switch, moves: Sequence[Move], normalise: Normalise = "la
     """
     config, tensors = switch.actuator.state()
     if not tensors:
-        raise SettingError(f"landscape: the actuator {switch.actuator.kind!r} has no tensors to move")
-    return replace(switch, actuator=actuator_from_state(config, _all_moved(tensors, "head", moves, normalise)))
+        raise SettingError(
+            f"landscape: the actuator {switch.actuator.kind!r} has no tensors to move"
+        )
+    return replace(
+        switch, actuator=actuator_from_state(config, _all_moved(tensors, "head", moves, normalise))
+    )
 
 
 def moved_probers(switch: Switch, moves: Sequence[Move], normalise: Normalise = "layer") -> Switch:
@@ -100,7 +113,9 @@ def moved_probers(switch: Switch, moves: Sequence[Move], normalise: Normalise = 
     Raises:
         SettingError: the gate has no probers.
     """
-    stages = {n: s for n in ("stage1", "stage2", "watch") if (s := getattr(switch.gate, n)) is not None}
+    stages = {
+        n: s for n in ("stage1", "stage2", "watch") if (s := getattr(switch.gate, n)) is not None
+    }
     if not stages:
         raise SettingError("landscape: the gate has no probers to move")
 
@@ -108,9 +123,15 @@ def moved_probers(switch: Switch, moves: Sequence[Move], normalise: Normalise = 
         config, tensors = prober.state()
         return prober_from_state(config, _all_moved(tensors, name, moves, normalise))
 
-    gate: Gate = replace(switch.gate, **{n: replace(s, prober=one(n, s.prober)) for n, s in stages.items()})
+    gate: Gate = replace(
+        switch.gate, **{n: replace(s, prober=one(n, s.prober)) for n, s in stages.items()}
+    )
     return replace(switch, gate=gate)
 
 
-def _all_moved(tensors: Mapping[str, Tensor], owner: str, moves: Sequence[Move], normalise: Normalise) -> dict[str, Tensor]:
-    return {name: moved(f"{owner}.{name}", tensor, moves, normalise) for name, tensor in tensors.items()}
+def _all_moved(
+    tensors: Mapping[str, Tensor], owner: str, moves: Sequence[Move], normalise: Normalise
+) -> dict[str, Tensor]:
+    return {
+        name: moved(f"{owner}.{name}", tensor, moves, normalise) for name, tensor in tensors.items()
+    }

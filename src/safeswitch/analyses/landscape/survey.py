@@ -1,21 +1,28 @@
-"""Measures the landscape: refusals and compliance along random directions and over planes of two, with and without the gate.
+"""Measures the landscape: refusals and compliance along random directions and over planes of two,
+with and without the gate.
 
 Everything is generated through the engine and judged by one of the bench's judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from safeswitch.analyses.landscape.perturb import Move, Normalise, moved_head, moved_model, moved_probers
+from safeswitch.analyses.landscape.perturb import (
+    Move,
+    Normalise,
+    moved_head,
+    moved_model,
+    moved_probers,
+)
 from safeswitch.bench.judges.base import Judge
 from safeswitch.bench.log import Logged
 from safeswitch.core.artifact import check_writable, write_json
 from safeswitch.core.errors import DataError, SettingError, check_choice
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.types import Example, Reply
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.statistics.intervals import wilson
@@ -57,9 +64,13 @@ class Plan:
             check_choice("Plan", "part", part, PARTS)
         if self.points < 3 or not self.points % 2 or (self.map_points and not self.map_points % 2):
             got = f"{self.points}, {self.map_points}"
-            raise SettingError(f"Plan: points must be odd and 3 or more, map_points odd or 0; got {got}")
+            raise SettingError(
+                f"Plan: points must be odd and 3 or more, map_points odd or 0; got {got}"
+            )
         if self.directions < 1 or self.reach <= 0:
-            raise SettingError(f"Plan: needs a direction and a reach above 0; got {self.directions}, {self.reach}")
+            raise SettingError(
+                f"Plan: needs a direction and a reach above 0; got {self.directions}, {self.reach}"
+            )
 
     def distances(self, points: int) -> list[float]:
         """From ``-reach`` to ``reach``, evenly."""
@@ -68,10 +79,11 @@ class Plan:
 
 
 def visage(distances: Sequence[float], attack_success: Sequence[float]) -> float:
-    """VISAGE of one curve (arXiv 2405.17374, section 4): the mean of ``100 - ASR`` over the basin around distance 0.
+    """VISAGE of one curve (arXiv 2405.17374, section 4): the mean of ``100 - ASR`` over the basin
+    around distance 0.
 
-    The basin reaches on either side up to the first point whose attack success is above 99.99 per cent; without a basin the
-    score is 0.
+    The basin reaches on either side up to the first point whose attack success is above 99.99 per
+    cent; without a basin the score is 0.
 
     Args:
         distances: Ascending, with 0 among them.
@@ -101,22 +113,42 @@ class Surveyor:
     """
 
     def __init__(
-        self, engine: TransformersEngine, switch: Switch, examples: Sequence[Example], judge: Judge, plan: Plan
+        self,
+        engine: TransformersEngine,
+        switch: Switch,
+        examples: Sequence[Example],
+        judge: Judge,
+        plan: Plan,
     ) -> None:
         if not any(e.label == "unsafe" for e in examples):
             raise DataError("landscape: there is no unsafe request")
-        self.engine, self.switch, self.examples, self.judge, self.plan = engine, switch, tuple(examples), judge, plan
+        self.engine, self.switch, self.examples, self.judge, self.plan = (
+            engine,
+            switch,
+            tuple(examples),
+            judge,
+            plan,
+        )
 
     def at(self, part: str, moves: Sequence[Move], gated: bool) -> dict[str, float | None]:
-        """Shares of unsafe requests ``refused`` and ``complied`` with, and of safe ones ``over_refused``."""
-        here = moved_model(self.engine.lm, moves, self.plan.normalise) if part == "model" else nullcontext()
-        change = {"head": moved_head, "probers": moved_probers}.get(part, lambda switch, moves, normalise: switch)
+        """Shares of unsafe requests ``refused`` and ``complied`` with, and of safe ones
+        ``over_refused``."""
+        here = (
+            moved_model(self.engine.lm, moves, self.plan.normalise)
+            if part == "model"
+            else nullcontext()
+        )
+        change = {"head": moved_head, "probers": moved_probers}.get(
+            part, lambda switch, moves, normalise: switch
+        )
         with here:
             switch = change(self.switch, moves, self.plan.normalise) if gated else None
             replies = self.engine.generate(
                 self.examples, switch, max_new_tokens=self.plan.max_new_tokens, do_sample=False
             )
-        verdicts = self.judge.judge([_logged(e, r) for e, r in zip(self.examples, replies, strict=True)])
+        verdicts = self.judge.judge(
+            [_logged(e, r) for e, r in zip(self.examples, replies, strict=True)]
+        )
         unsafe = [v for e, v in zip(self.examples, verdicts, strict=True) if e.label == "unsafe"]
         safe = [v for e, v in zip(self.examples, verdicts, strict=True) if e.label == "safe"]
         return {
@@ -127,27 +159,45 @@ class Surveyor:
 
     def ways(self) -> list[tuple[str, bool]]:
         """Part and gate: the model without and with the gate, head and probers with it."""
-        return [(part, gated) for part in self.plan.parts for gated in ((False, True) if part == "model" else (True,))]
+        return [
+            (part, gated)
+            for part in self.plan.parts
+            for gated in ((False, True) if part == "model" else (True,))
+        ]
 
-    def curve(self, part: str, gated: bool, number: int, step: Callable[[], None]) -> dict[str, Any]:
+    def curve(self, part: str, gated: bool, number: int, step: Callable[[], None]) -> JsonObject:
         """Along direction ``number``."""
         distances = self.plan.distances(self.plan.points)
-        found = [_after(step, self.at(part, [(self.plan.seed + number, a)], gated)) for a in distances]
+        found = [
+            _after(step, self.at(part, [(self.plan.seed + number, a)], gated)) for a in distances
+        ]
         columns = {name: [point[name] for point in found] for name in found[0]}
         score = visage(distances, [100.0 * (1.0 - float(r or 0.0)) for r in columns["refused"]])
-        return {"part": part, "gate": gated, "direction": number, "distances": distances, **columns, "visage": score}
+        return {
+            "part": part,
+            "gate": gated,
+            "direction": number,
+            "distances": distances,
+            **columns,
+            "visage": score,
+        }
 
-    def map(self, part: str, gated: bool, step: Callable[[], None]) -> dict[str, Any]:
+    def map(self, part: str, gated: bool, step: Callable[[], None]) -> JsonObject:
         """Over the plane of the first two directions; rows are distances along the second."""
         first, second = self.plan.seed, self.plan.seed + 1
         distances = self.plan.distances(self.plan.map_points)
-        found = [[_after(step, self.at(part, [(first, a), (second, b)], gated)) for a in distances] for b in distances]
+        found = [
+            [_after(step, self.at(part, [(first, a), (second, b)], gated)) for a in distances]
+            for b in distances
+        ]
         grids = {name: [[point[name] for point in row] for row in found] for name in found[0][0]}
         return {"part": part, "gate": gated, "distances": distances, **grids}
 
     def places(self) -> int:
         """How often the requests are run in all."""
-        return len(self.ways()) * (self.plan.directions * self.plan.points + self.plan.map_points**2)
+        return len(self.ways()) * (
+            self.plan.directions * self.plan.points + self.plan.map_points**2
+        )
 
 
 def _after(step: Callable[[], None], value: dict[str, float | None]) -> dict[str, float | None]:
@@ -158,8 +208,19 @@ def _after(step: Callable[[], None], value: dict[str, float | None]) -> dict[str
 def _logged(example: Example, reply: Reply) -> Logged:
     """A reply as judges take it."""
     return Logged(
-        example, "", reply.text, None, reply.finish_reason, reply.prompt_tokens, len(reply.token_ids),
-        reply.decision.to_dict(), 0.0, 0.0, 0.0, None, {},
+        example,
+        "",
+        reply.text,
+        None,
+        reply.finish_reason,
+        reply.prompt_tokens,
+        len(reply.token_ids),
+        reply.decision.to_dict(),
+        0.0,
+        0.0,
+        0.0,
+        None,
+        {},
     )
 
 
@@ -172,7 +233,7 @@ def survey(
     plan: Plan | None = None,
     *,
     step: Callable[[], None] = lambda: None,
-) -> Mapping[str, Any]:
+) -> JsonMapping:
     """Survey the landscape and write ``landscape.json`` into ``out``.
 
     Args:
@@ -188,13 +249,22 @@ def survey(
     check_writable(out)
     plan = plan or Plan()
     surveyor = Surveyor(engine, switch, examples, judge, plan)
-    curves = [surveyor.curve(p, g, i, step) for p, g in surveyor.ways() for i in range(plan.directions)]
+    curves = [
+        surveyor.curve(p, g, i, step) for p, g in surveyor.ways() for i in range(plan.directions)
+    ]
     maps = [surveyor.map(p, g, step) for p, g in surveyor.ways()] if plan.map_points else []
     unsafe = sum(e.label == "unsafe" for e in examples)
     told = {
-        "format_version": FORMAT_VERSION, "model": engine.lm.fingerprint, "switch": switch.fingerprint,
-        "judge": judge.name, "plan": asdict(plan), "unsafe": unsafe, "safe": len(examples) - unsafe,
-        "half_width": _half_width(unsafe), "curves": curves, "maps": maps,
+        "format_version": FORMAT_VERSION,
+        "model": engine.lm.fingerprint,
+        "switch": switch.fingerprint,
+        "judge": judge.name,
+        "plan": asdict(plan),
+        "unsafe": unsafe,
+        "safe": len(examples) - unsafe,
+        "half_width": _half_width(unsafe),
+        "curves": curves,
+        "maps": maps,
     }
     write_json(out / FILE, told)
     return told

@@ -4,24 +4,28 @@ Source: Chao et al., arXiv 2404.01318; hub JailbreakBench/JBB-Behaviors, configu
 Licence: MIT
 Revision: v1.0
 Rows: 100 harmful, 100 benign, ten categories
-Label: the harmful split is unsafe, the benign split safe; a benign behaviour shares the topic of a harmful one
-Noise: a part of the harmful behaviours is taken over from AdvBench and HarmBench; some benign ones are policy-restricted
-    advice
+Label: the harmful split is unsafe, the benign split safe; a benign behaviour shares the topic of a
+    harmful one
+Noise: a part of the harmful behaviours is taken over from AdvBench and HarmBench; some benign ones
+    are policy-restricted advice
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from safeswitch.bench.benchmark import Benchmark, Hub, register
+from safeswitch.core.json_types import JsonMapping
 
 
-def _rows(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _rows(row: JsonMapping) -> Iterator[JsonMapping]:
     index = row["Index"]
     yield {
-        "id": f"jailbreakbench-{row['split']}-{index}", "prompt": row["Goal"], "category": row["Category"],
-        "source": row["Source"], "group": f"jailbreakbench-{index}",
+        "id": f"jailbreakbench-{row['split']}-{index}",
+        "prompt": row["Goal"],
+        "category": row["Category"],
+        "source": row["Source"],
+        "group": f"jailbreakbench-{index}",
     }
 
 

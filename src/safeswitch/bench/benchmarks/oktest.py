@@ -5,7 +5,8 @@ Licence: none stated
 Revision: the repository's only one
 Rows: 300
 Label: every request is safe; refusing is over-refusal
-Noise: machine-generated; a few are odd rather than safe. Not on the hub: put the CSV into the data folder as oktest.csv
+Noise: machine-generated; a few are odd rather than safe. Not on the hub: put the CSV into the data
+    folder as oktest.csv
 """
 
 from __future__ import annotations

@@ -10,20 +10,23 @@ Noise: small; requests about self-harm want help rather than a bare refusal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from safeswitch.bench.benchmark import Benchmark, Hub, register
+from safeswitch.core.json_types import JsonMapping
 
 
-def _rows(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _rows(row: JsonMapping) -> Iterator[JsonMapping]:
     yield {"id": f"simple_safety_tests-{row['id']}", "prompt": row["prompt"], "category": row.get("harm_area"),
            "variant": row.get("category")}  # fmt: skip
 
 
 register(
     Benchmark(
-        "simple_safety_tests", __doc__ or "", rows=_rows, hub=(Hub("Bertievidgen/SimpleSafetyTests", split="test"),),
+        "simple_safety_tests",
+        __doc__ or "",
+        rows=_rows,
+        hub=(Hub("Bertievidgen/SimpleSafetyTests", split="test"),),
         label="unsafe",
     )
 )

@@ -1,30 +1,33 @@
 """TrustLLM: misuse and jailbreak.
 
-Source: Huang et al., arXiv 2401.05561; github.com/HowieHwong/TrustLLM; hub TrustLLM/TrustLLM-dataset, configuration safety
+Source: Huang et al., arXiv 2401.05561; github.com/HowieHwong/TrustLLM; hub
+    TrustLLM/TrustLLM-dataset, configuration safety
 Licence: MIT for the code; the parts of misuse have licences of their own
 Revision: dataset.zip of the repository
 Rows: misuse 1174, jailbreak 1398 (13 kinds of wrapper)
-Label: every request is unsafe; SafeSwitch's column "TrustLLM" is 0.45 misuse + 0.55 jailbreak (arXiv 2502.01042), and is
-    given as the benchmark trustllm where both were run
-Noise: a third of misuse are questions of "Do Anything Now" whose legal, financial, health and lobbying classes are
-    restricted by policy rather than harmful; wrappers and queries of jailbreak recur
+Label: every request is unsafe; SafeSwitch's column "TrustLLM" is 0.45 misuse + 0.55 jailbreak
+    (arXiv 2502.01042), and is given as the benchmark trustllm where both were run
+Noise: a third of misuse are questions of "Do Anything Now" whose legal, financial, health and
+    lobbying classes are restricted by policy rather than harmful; wrappers and queries of jailbreak
+    recur
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from safeswitch.bench.benchmark import Benchmark, Hub, register
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Example
 
 
-def _misuse(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _misuse(row: JsonMapping) -> Iterator[JsonMapping]:
     yield {"prompt": row["prompt"], "category": row.get("category"), "source": row.get("source")}
 
 
-def _jailbreak(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _jailbreak(row: JsonMapping) -> Iterator[JsonMapping]:
     yield {"prompt": row["prompt"], "wrapper": _text(row.get("label")), "source": row.get("source")}
 
 
@@ -35,7 +38,11 @@ def _text(value: Any) -> str:
 
 def _wrapped(example: Example) -> Example:
     """A local file keeps the wrapper in its category."""
-    return example if example.wrapper else replace(example, wrapper=_text(example.category), category="")
+    return (
+        example
+        if example.wrapper
+        else replace(example, wrapper=_text(example.category), category="")
+    )
 
 
 for _part, _rows, _prepare in (("misuse", _misuse, None), ("jailbreak", _jailbreak, _wrapped)):

@@ -1,8 +1,11 @@
-"""Judges ``number``, ``letter``, ``alias``: does the reply hold the right answer of a task? Also whether it refuses.
+"""Judges ``number``, ``letter``, ``alias``: does the reply hold the right answer of a task? Also
+whether it refuses.
 
-``number``: the reply's last number equals the answer (GSM8K). ``letter``: the option that the reply names equals the answer
-(MMLU, TruthfulQA; ``meta["letters"]`` says which options there are, A to D by default). ``alias``: one of the answers stands in
-the reply as whole words, compared as TriviaQA does: lower case, without punctuation and articles. Knows nothing of models.
+``number``: the reply's last number equals the answer (GSM8K). ``letter``: the option that the reply
+    names equals the answer
+(MMLU, TruthfulQA; ``meta["letters"]`` says which options there are, A to D by default). ``alias``:
+one of the answers stands in the reply as whole words, compared as TriviaQA does: lower case,
+without punctuation and articles. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -12,13 +15,13 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from safeswitch.bench.judges.base import JUDGES, Judge
 from safeswitch.bench.judges.rules import refused
 from safeswitch.bench.log import Logged
 from safeswitch.bench.verdict import Verdict
 from safeswitch.core.grammar import JudgeSpec
+from safeswitch.core.json_types import JsonMapping
 
 VERSION = 1
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -38,7 +41,8 @@ def right_number(reply: str, answers: Sequence[str]) -> bool:
 
 
 def chosen_letter(text: str, letters: str = LETTERS) -> str | None:
-    """The option that a reply names: behind "answer" or "option" (the last such), at its very start, or the last marked one."""
+    """The option that a reply names: behind "answer" or "option" (the last such), at its very
+    start, or the last marked one."""
     named, alone, marked = _patterns(letters)
     if found := named.findall(text):
         return str(found[-1]).upper()
@@ -75,7 +79,8 @@ def right_alias(reply: str, answers: Sequence[str]) -> bool:
 
 
 class Answers(Judge):
-    """A checker of answers as a judge; what is checked is its kind: ``number``, ``letter`` or ``alias``."""
+    """A checker of answers as a judge; what is checked is its kind: ``number``, ``letter`` or
+    ``alias``."""
 
     def __init__(self, name: str) -> None:
         self.name, self._check = name, _CHECKS[name]
@@ -85,7 +90,7 @@ class Answers(Judge):
         return cls(spec.kind)
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> JsonMapping:
         return {"version": VERSION}
 
     def judge(self, rows: Sequence[Logged]) -> list[Verdict]:
@@ -94,7 +99,9 @@ class Answers(Judge):
 
 _CHECKS: Mapping[str, Callable[[Logged], bool]] = {
     "number": lambda row: right_number(row.said, row.example.answers),
-    "letter": lambda row: right_letter(row.said, row.example.answers, row.example.meta.get("letters", LETTERS)),
+    "letter": lambda row: right_letter(
+        row.said, row.example.answers, row.example.meta.get("letters", LETTERS)
+    ),
     "alias": lambda row: right_alias(row.said, row.example.answers),
 }
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from safeswitch.bench.log import Logged
 from safeswitch.bench.verdict import Verdict
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import JudgeSpec, judge_spec
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.registry import Registry
 
 
@@ -38,7 +39,8 @@ class Judge(ABC):
 
     @classmethod
     def from_spec(cls, spec: JudgeSpec, cache: Path) -> Judge:
-        """The judge that ``spec`` names; its kind, model and settings are known to be of this class.
+        """The judge that ``spec`` names; its kind, model and settings are known to be of this
+        class.
 
         Args:
             spec: What was typed.
@@ -48,15 +50,17 @@ class Judge(ABC):
 
     @property
     @abstractmethod
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> JsonMapping:
         """What makes its verdicts what they are, as plain JSON: version, weights, prompt."""
 
     def speaks_of(self, measures: str) -> bool:
-        """Whether it has something to say of benchmarks that measure ``safety``, ``task`` or ``open``."""
+        """Whether it has something to say of benchmarks that measure ``safety``, ``task`` or
+        ``open``."""
         return True
 
-    def agreement(self) -> list[dict[str, Any]]:
-        """How well it agrees with people's labels: rows of figures with intervals, where that was measured."""
+    def agreement(self) -> list[JsonObject]:
+        """How well it agrees with people's labels: rows of figures with intervals, where that was
+        measured."""
         return []
 
     def beside(self, others: Mapping[str, Logged]) -> Judge:
@@ -84,8 +88,14 @@ def make_judge(text: str, cache: Path = Path()) -> Judge:
     """
     spec = judge_spec(text)
     kind = JUDGES.get(spec.kind)
-    if kind is None or bool(spec.model) != kind.needs_model or set(spec.settings) - set(kind.settings):
-        raise SettingError(f"judge {text!r}: give kind, or kind:where[,setting=value]; kinds: {_kinds()}")
+    if (
+        kind is None
+        or bool(spec.model) != kind.needs_model
+        or set(spec.settings) - set(kind.settings)
+    ):
+        raise SettingError(
+            f"judge {text!r}: give kind, or kind:where[,setting=value]; kinds: {_kinds()}"
+        )
     return kind.from_spec(spec, cache)
 
 

@@ -1,4 +1,5 @@
-"""A chat model behind an OpenAI-compatible server, asked one question at a time: retries, answers kept on disk, a budget.
+"""A chat model behind an OpenAI-compatible server, asked one question at a time: retries, answers
+kept on disk, a budget.
 
 Needs the package ``openai`` (``pip install "safeswitch[judges]"``). Knows nothing of what is asked.
 
@@ -24,12 +25,19 @@ from urllib.parse import urlsplit
 
 from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.grammar import JudgeSpec
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.lines import append, read_rows
 
 OPENAI = "https://api.openai.com/v1"
 REASONING_ROOM = 4096
-"""Tokens beside the answer's, for models that only take ``max_completion_tokens``: these think first, out of the same count."""
-_FILTERED = ("content_filter", "content_policy_violation", "responsibleaipolicyviolation", "content management policy")
+"""Tokens beside the answer's, for models that only take ``max_completion_tokens``: these think
+first, out of the same count."""
+_FILTERED = (
+    "content_filter",
+    "content_policy_violation",
+    "responsibleaipolicyviolation",
+    "content management policy",
+)
 _TOO_LONG = ("context_length_exceeded", "maximum context length")
 
 
@@ -37,8 +45,8 @@ class NoAnswerError(SafeSwitchError):
     """A question without an answer that could be read; others may have one.
 
     Args:
-        reason: ``filtered`` (by the server's content filter), ``declined`` (by the model), ``too long``, ``empty`` or
-            ``unreadable``.
+        reason: ``filtered`` (by the server's content filter), ``declined`` (by the model), ``too
+            long``, ``empty`` or ``unreadable``.
         detail: What came instead.
     """
 
@@ -55,8 +63,10 @@ class ChatModel:
         base_url: Address up to ``/v1``; None is OpenAI's own.
         api_key: None takes the one that belongs to the address, see the module text.
         cache: JSONL file of answers; None keeps none.
-        budget: Most tokens, questions and answers together, that may be spent by this object; None is without limit.
-        retries: How often a failed call is tried again (rate limits, server errors, lost connections), with growing pauses.
+        budget: Most tokens, questions and answers together, that may be spent by this object; None
+            is without limit.
+        retries: How often a failed call is tried again (rate limits, server errors, lost
+            connections), with growing pauses.
         max_tokens: Longest answer.
         timeout: Seconds after which a call counts as failed.
 
@@ -80,24 +90,33 @@ class ChatModel:
         try:
             openai = importlib.import_module("openai")
         except ImportError as error:
-            raise SafeSwitchError('a chat model as judge needs openai: pip install "safeswitch[judges]"') from error
+            raise SafeSwitchError(
+                'a chat model as judge needs openai: pip install "safeswitch[judges]"'
+            ) from error
         address = check_address(base_url) if base_url else OPENAI
         key = api_key or key_for(address)
         if key is None and base_url is None:
-            raise SettingError("a judge at OpenAI needs a key; set OPENAI_API_KEY, or name another server as MODEL@URL")
+            raise SettingError(
+                "a judge at OpenAI needs a key; set OPENAI_API_KEY, or name another server as MODEL@URL"
+            )
         self.model, self.base_url, self.budget, self.spent = model, base_url, budget, 0
         self._openai: Any = openai
-        self._client: Any = openai.OpenAI(base_url=address, api_key=key or "none", max_retries=retries, timeout=timeout)
+        self._client: Any = openai.OpenAI(
+            base_url=address, api_key=key or "none", max_retries=retries, timeout=timeout
+        )
         if urlsplit(address).hostname != urlsplit(OPENAI).hostname:
-            self._client.organization = self._client.project = None  # they come from OpenAI's variables, as its key does
+            self._client.organization = self._client.project = (
+                None  # they come from OpenAI's variables, as its key does
+            )
         self._max_tokens, self._cache = max_tokens, cache
-        self._settings: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
+        self._settings: JsonObject = {"temperature": 0, "max_tokens": max_tokens}
         rows = read_rows(cache) if cache is not None and cache.exists() else {}
         self._known: dict[str, str] = {key: row["answer"] for key, row in rows.items()}
 
     @classmethod
     def of(cls, spec: JudgeSpec, cache: Path) -> ChatModel:
-        """The model behind a judge's name; its answers are kept in ``cache``, in a file of the judge's kind.
+        """The model behind a judge's name; its answers are kept in ``cache``, in a file of the
+        judge's kind.
 
         Raises:
             SettingError: a budget that is no whole number, or an ``@`` that no address follows.
@@ -109,13 +128,19 @@ class ChatModel:
             )
         budget = spec.settings.get("budget")
         if budget is not None and not budget.isdecimal():
-            raise SettingError(f"judge {spec.kind}: budget must be a whole number of tokens; got {budget!r}")
+            raise SettingError(
+                f"judge {spec.kind}: budget must be a whole number of tokens; got {budget!r}"
+            )
         return cls(
-            spec.model, spec.address or None, cache=cache / f"{spec.kind}.jsonl", budget=int(budget) if budget else None
+            spec.model,
+            spec.address or None,
+            cache=cache / f"{spec.kind}.jsonl",
+            budget=int(budget) if budget else None,
         )
 
     def ask(self, system: str, user: str, readable: Callable[[str], bool]) -> str:
-        """The model's answer, asked for twice where the first cannot be read; only readable answers are kept.
+        """The model's answer, asked for twice where the first cannot be read; only readable answers
+        are kept.
 
         Args:
             system: What it is to do.
@@ -125,7 +150,8 @@ class ChatModel:
         Raises:
             NoAnswerError: it gave none to this question.
             SettingError: the budget is spent.
-            SafeSwitchError: the server cannot be reached, refuses, or is no such server, after all retries.
+            SafeSwitchError: the server cannot be reached, refuses, or is no such server, after all
+                retries.
         """
         asked = json.dumps([self.model, self.base_url, self._max_tokens, system, user])
         key = hashlib.sha256(asked.encode()).hexdigest()[:32]
@@ -157,7 +183,10 @@ class ChatModel:
             answer = self._complete(turns)
         except self._openai.APIStatusError as error:
             raise _of_this_question(error) or self._failed(error) from error
-        except (self._openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
+        except (
+            self._openai.OpenAIError,
+            ValueError,
+        ) as error:  # ValueError: a body that is no JSON
             raise self._failed(error) from error
         spent = getattr(getattr(answer, "usage", None), "total_tokens", None)
         if isinstance(spent, int):
@@ -170,18 +199,24 @@ class ChatModel:
         return _text(answer)
 
     def _complete(self, turns: list[dict[str, str]]) -> Any:
-        """One call, again with other settings where the server says that it does not know one of them."""
+        """One call, again with other settings where the server says that it does not know one of
+        them."""
         while True:
             try:
-                return self._client.chat.completions.create(model=self.model, messages=turns, **self._settings)
+                return self._client.chat.completions.create(
+                    model=self.model, messages=turns, **self._settings
+                )
             except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
                 if not self._give_way(str(error)):
                     raise
 
     def _give_way(self, words: str) -> bool:
-        """Whether the settings could be changed to what the server wants; each changes once at most."""
+        """Whether the settings could be changed to what the server wants; each changes once at
+        most."""
         if "max_tokens" in self._settings and "max_completion_tokens" in words:
-            self._settings["max_completion_tokens"] = self._settings.pop("max_tokens") + REASONING_ROOM
+            self._settings["max_completion_tokens"] = (
+                self._settings.pop("max_tokens") + REASONING_ROOM
+            )
         elif "temperature" in self._settings and "temperature" in words:
             del self._settings["temperature"]
         else:
@@ -190,7 +225,9 @@ class ChatModel:
 
     def _failed(self, error: Exception) -> SafeSwitchError:
         where = self.base_url or OPENAI
-        return SafeSwitchError(f"judge {self.model} at {where}: {type(error).__name__}: {str(error)[:500]}")
+        return SafeSwitchError(
+            f"judge {self.model} at {where}: {type(error).__name__}: {str(error)[:500]}"
+        )
 
     def _keep(self, key: str, answer: str) -> None:
         self._known[key] = answer
@@ -203,7 +240,8 @@ def check_address(address: str) -> str:
     """The address, where it is one of a server.
 
     Raises:
-        SettingError: no http or https address, or one with a name and password in it, which would stand in every record.
+        SettingError: no http or https address, or one with a name and password in it, which would
+            stand in every record.
     """
     try:
         parts = urlsplit(address)
@@ -224,7 +262,11 @@ def check_address(address: str) -> str:
 def key_variable(address: str) -> str:
     """The environment variable that holds the key for an address."""
     parts = urlsplit(address)
-    if (parts.scheme, parts.hostname, parts.port or 443) == ("https", urlsplit(OPENAI).hostname, 443):
+    if (parts.scheme, parts.hostname, parts.port or 443) == (
+        "https",
+        urlsplit(OPENAI).hostname,
+        443,
+    ):
         return "OPENAI_API_KEY"
     host = (parts.hostname or "").replace("-", "__").replace(".", "_").replace(":", "_")
     return f"SAFESWITCH_KEY_{host.upper()}"
@@ -236,9 +278,12 @@ def key_for(address: str) -> str | None:
 
 
 def _of_this_question(error: Any) -> NoAnswerError | None:
-    """What a refused call says of its question; None where another question would fare no better."""
+    """What a refused call says of its question; None where another question would fare no
+    better."""
     words = f"{error} {getattr(error, 'code', '')} {getattr(error, 'body', '')}".lower()
-    if any(mark in words for mark in _FILTERED) or (error.status_code == 403 and "flagged" in words):
+    if any(mark in words for mark in _FILTERED) or (
+        error.status_code == 403 and "flagged" in words
+    ):
         return NoAnswerError("filtered", str(error)[:200])
     if any(mark in words for mark in _TOO_LONG):
         return NoAnswerError("too long", str(error)[:200])
@@ -253,7 +298,9 @@ def _text(answer: Any) -> str:
     """
     choices = answer.choices
     if not isinstance(choices, list) or not choices:
-        raise NoAnswerError("empty", f"choices: {choices!r}, error: {getattr(answer, 'error', None)!r}"[:200])
+        raise NoAnswerError(
+            "empty", f"choices: {choices!r}, error: {getattr(answer, 'error', None)!r}"[:200]
+        )
     finish, message = (getattr(choices[0], name, None) for name in ("finish_reason", "message"))
     if finish == "content_filter":
         raise NoAnswerError("filtered", "finish_reason: content_filter")

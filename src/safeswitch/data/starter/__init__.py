@@ -29,9 +29,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from safeswitch.core.errors import DataError, check_choice
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.types import Example
 from safeswitch.data.readers import read_examples
 from safeswitch.data.splits import HELD
@@ -69,7 +69,8 @@ def load(splits: Collection[str] = SPLITS) -> list[Example]:
 
 
 def fitting_rows() -> list[Example]:
-    """Rows to fit on: all but the ``held`` ones, kinds mixed, the refusal that answers it as ``reply`` of an unsafe row.
+    """Rows to fit on: all but the ``held`` ones, kinds mixed, the refusal that answers it as
+    ``reply`` of an unsafe row.
 
     Mixed, since a part of the refusals is taken from the front where all are too many.
     """
@@ -124,10 +125,10 @@ def _everything() -> tuple[Example, ...]:
 
 
 @cache
-def _refusals() -> dict[str, Any]:
-    bank: dict[str, Any] = json.loads((FOLDER / "refusals.json").read_text(encoding="utf-8"))
+def _refusals() -> JsonObject:
+    bank: JsonObject = json.loads((FOLDER / "refusals.json").read_text(encoding="utf-8"))
     return bank
 
 
-def _category(told: Mapping[str, Any]) -> Category:
+def _category(told: JsonMapping) -> Category:
     return Category(told["means"], told["family"], tuple(told["refusals"]))

@@ -1,1 +1,2 @@
-"""The transformers engine: whole batches in lockstep, rows that switch rolled back inside the batch."""
+"""The transformers engine: whole batches in lockstep, rows that switch rolled back inside the
+batch."""

@@ -1,9 +1,11 @@
-"""The decoding loop: a whole batch in lockstep, rows taken back to the end of their prompt when they switch late.
+"""The decoding loop: a whole batch in lockstep, rows taken back to the end of their prompt when
+they switch late.
 
-``transformers`` prepares everything (processors, criteria, cache) and calls this loop through ``custom_generate``, so every
-decoding option means what it means there. A row that switches after t reply tokens has those t cached positions masked out
-and its position counter set back; its tokens are shifted right, so that processors and stopping criteria, which are called
-on the columns from ``offset`` on, see the row exactly as if it had been run alone.
+``transformers`` prepares everything (processors, criteria, cache) and calls this loop through
+``custom_generate``, so every decoding option means what it means there. A row that switches after t
+reply tokens has those t cached positions masked out and its position counter set back; its tokens
+are shifted right, so that processors and stopping criteria, which are called on the columns from
+``offset`` on, see the row exactly as if it had been run alone.
 
 Letters: b rows, T padded prompt length, V vocabulary. Knows nothing of probers or text.
 """
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.transformers.rows import Rows
 
 
@@ -24,7 +27,8 @@ class Listener(Protocol):
     """Is told of every step, so that decided text can be shown early."""
 
     def step(self, tokens: Tensor, turned: Tensor) -> None:
-        """``tokens`` ``[b]`` just chosen (real where ``rows.valid``); ``turned``: rows just taken back."""
+        """``tokens`` ``[b]`` just chosen (real where ``rows.valid``); ``turned``: rows just taken
+        back."""
 
 
 class Loop:
@@ -34,21 +38,28 @@ class Loop:
         rows: The gate at work on the batch.
         seeds: One sampling seed per row, or None to draw from torch's global generator.
         listener: Told of every step.
-        context: Positions that the model has; rows that have ended stay at the last one while others go on.
+        context: Positions that the model has; rows that have ended stay at the last one while
+            others go on.
 
     Attributes:
-        generated: ``[b]`` tokens chosen for each row so far, those that were thrown away among them.
+        generated: ``[b]`` tokens chosen for each row so far, those that were thrown away among
+            them.
     """
 
     def __init__(
-        self, rows: Rows, seeds: Sequence[int] | None = None, listener: Listener | None = None, context: int | None = None
+        self,
+        rows: Rows,
+        seeds: Sequence[int] | None = None,
+        listener: Listener | None = None,
+        context: int | None = None,
     ) -> None:
         self.rows, self.seeds, self.listener, self.context = rows, seeds, listener, context
         self.generators: list[torch.Generator] = []
         self.offset = torch.zeros(0, dtype=torch.long)
         self.offsets = [0]
         self.ends = torch.zeros(0, dtype=torch.long)
-        """Position of each row's first reply token: its prompt's length, or less where images take up fewer positions."""
+        """Position of each row's first reply token: its prompt's length, or less where images take
+        up fewer positions."""
         self.generated = torch.zeros(0, dtype=torch.long)
 
     def __call__(
@@ -62,12 +73,15 @@ class Loop:
     ) -> list[list[int]]:
         """Decode; returns the reply tokens of each row, end token included, padding removed.
 
-        What has to be known on the host, which rows are alive, is kept there: one transfer a step brings what has ended.
+        What has to be known on the host, which rows are alive, is kept there: one transfer a step
+        brings what has ended.
         """
         b, width = input_ids.shape
         device = input_ids.device
         if self.seeds is not None:
-            self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in self.seeds]
+            self.generators = [
+                torch.Generator(device=device).manual_seed(seed) for seed in self.seeds
+            ]
         pad = generation_config._pad_token_tensor
         pad_id = int(pad) if pad is not None else 0
         alive = torch.ones(b, dtype=torch.bool)
@@ -78,7 +92,10 @@ class Loop:
         first = True
         while first or bool(alive.any()) or rows.owing:
             inputs = model.prepare_inputs_for_generation(
-                input_ids, next_sequence_length=None if first else 1, is_first_iteration=first, **model_kwargs
+                input_ids,
+                next_sequence_length=None if first else 1,
+                is_first_iteration=first,
+                **model_kwargs,
             )
             outputs = model(**inputs, return_dict=True)
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
@@ -90,7 +107,9 @@ class Loop:
                 self.ends = model_kwargs["position_ids"][..., -1].clone()
             first = False
             turned = self._turn_back(input_ids, width, alive, ends, pad_id, model_kwargs)
-            tokens = self._choose(self._process(logits_processor, input_ids, logits), generation_config.do_sample)
+            tokens = self._choose(
+                self._process(logits_processor, input_ids, logits), generation_config.do_sample
+            )
             if not bool(alive.all()):
                 tokens = torch.where(alive.to(device), tokens, pad_id)
             rows.see(tokens)
@@ -98,7 +117,9 @@ class Loop:
             self.generated += alive
             rows.valid = alive
             rows.fed += 1
-            done = self._per_offset(input_ids, lambda ids: stopping_criteria(ids, None)).cpu() & alive
+            done = (
+                self._per_offset(input_ids, lambda ids: stopping_criteria(ids, None)).cpu() & alive
+            )
             if bool(done.any()):
                 ends[done] = input_ids.shape[1]
                 alive = alive & ~done
@@ -108,9 +129,16 @@ class Loop:
         return self._replies(input_ids, width, ends)
 
     def _turn_back(
-        self, input_ids: Tensor, width: int, alive: Tensor, ends: Tensor, pad_id: int, model_kwargs: dict[str, Any]
+        self,
+        input_ids: Tensor,
+        width: int,
+        alive: Tensor,
+        ends: Tensor,
+        pad_id: int,
+        model_kwargs: JsonObject,
     ) -> Tensor:
-        """Take rows that have just fired back to the end of their prompt; ``input_ids`` and ``alive`` are changed in place."""
+        """Take rows that have just fired back to the end of their prompt; ``input_ids`` and
+        ``alive`` are changed in place."""
         rows = self.rows
         turned = rows.turned
         if not len(turned):
@@ -139,12 +167,16 @@ class Loop:
         return turned
 
     def _process(self, processor: Any, input_ids: Tensor, logits: Tensor) -> Tensor:
-        """Scores ``[b, V]``; ``logits`` may be written to, and is copied only where several calls begin from it."""
+        """Scores ``[b, V]``; ``logits`` may be written to, and is copied only where several calls
+        begin from it."""
         shared = len(self.offsets) > 1
-        return self._per_offset(input_ids, lambda ids: processor(ids, logits.clone() if shared else logits))
+        return self._per_offset(
+            input_ids, lambda ids: processor(ids, logits.clone() if shared else logits)
+        )
 
     def _per_offset(self, input_ids: Tensor, call: Callable[[Tensor], Any]) -> Tensor:
-        """Call on the whole batch once per offset, on the columns from there on, and keep the rows it is meant for.
+        """Call on the whole batch once per offset, on the columns from there on, and keep the rows
+        it is meant for.
 
         Never on part of the batch: a processor may hold one value per row.
         """
@@ -175,4 +207,7 @@ class Loop:
 
     def _replies(self, input_ids: Tensor, width: int, ends: Tensor) -> list[list[int]]:
         starts = (width + self.offset).tolist()
-        return [row[start : int(end)] for row, start, end in zip(input_ids.tolist(), starts, ends, strict=True)]
+        return [
+            row[start : int(end)]
+            for row, start, end in zip(input_ids.tolist(), starts, ends, strict=True)
+        ]

@@ -1,4 +1,5 @@
-"""Which decoding options are honoured: the caller's and the model's own become one ``GenerationConfig``, or are refused.
+"""Which decoding options are honoured: the caller's and the model's own become one
+``GenerationConfig``, or are refused.
 
 Knows ``transformers``' options. Knows nothing of gates, rows or text.
 """
@@ -6,13 +7,14 @@ Knows ``transformers``' options. Knows nothing of gates, rows or text.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import GenerationConfig, SynthIDTextWatermarkingConfig
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.models.traits import CACHE_NAMES
 
 _ASSISTED = "assisted decoding proposes tokens past the gate"
@@ -42,10 +44,21 @@ _REFUSED = {
     "return_dict_in_generate": _PLAIN,
 }
 _ALLOWED: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,), "num_beam_groups": (1,), "num_return_sequences": (1,), "guidance_scale": (1,), "penalty_alpha": (0,),
-    "use_cache": (True,), "cache_implementation": ("dynamic",),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "guidance_scale": (1,),
+    "penalty_alpha": (0,),
+    "use_cache": (True,),
+    "cache_implementation": ("dynamic",),
 }
-_SWITCHED_OFF = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_SWITCHED_OFF = (
+    "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+)
 
 
 @dataclass(frozen=True)
@@ -72,34 +85,46 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.thinking_budget is not None and self.thinking_budget < 0:
-            raise SettingError(f"generate: thinking_budget must be 0 tokens or more; got {self.thinking_budget}")
+            raise SettingError(
+                f"generate: thinking_budget must be 0 tokens or more; got {self.thinking_budget}"
+            )
 
     @property
     def end_ids(self) -> set[int]:
         """Tokens that end a reply."""
         ends = self.config.eos_token_id
-        return set(ends) if isinstance(ends, list | tuple) else {ends} if ends is not None else set()
+        return (
+            set(ends) if isinstance(ends, list | tuple) else {ends} if ends is not None else set()
+        )
 
 
 def make_options(
-    own: GenerationConfig, limits: Sequence[int], stop: str | Sequence[str], keywords: Mapping[str, Any], pad_token_id: int,
-    show_thinking: bool = True, thinking_budget: int | None = None,
+    own: GenerationConfig,
+    limits: Sequence[int],
+    stop: str | Sequence[str],
+    keywords: JsonMapping,
+    pad_token_id: int,
+    show_thinking: bool = True,
+    thinking_budget: int | None = None,
 ) -> Options:
-    """Put together what the caller asks for (``limits``: reply tokens of each prompt) and, where the caller says nothing,
-    what ``own``, the model's config, says.
+    """Put together what the caller asks for (``limits``: reply tokens of each prompt) and, where
+    the caller says nothing, what ``own``, the model's config, says.
 
-    Of ``own``, another cache than the dynamic one, switching the cache off and further outputs are passed over: they do
-    not change which tokens are chosen.
+    Of ``own``, another cache than the dynamic one, switching the cache off and further outputs are
+    passed over: they do not change which tokens are chosen.
 
     Raises:
-        SettingError: an option that does not exist, or one that cannot be honoured on both sides of the switch.
+        SettingError: an option that does not exist, or one that cannot be honoured on both sides of
+            the switch.
     """
     if min(limits, default=1) < 1:
         raise SettingError(f"generate: max_new_tokens must be 1 or more; got {min(limits)}")
     max_new_tokens = max(limits, default=1)
     _refuse(keywords)
     rest = dict(keywords)
-    given, processors, criteria = (rest.pop(n, None) for n in ("generation_config", "logits_processor", "stopping_criteria"))
+    given, processors, criteria = (
+        rest.pop(n, None) for n in ("generation_config", "logits_processor", "stopping_criteria")
+    )
     config = GenerationConfig() if given is None else copy.deepcopy(given)
     unknown = sorted(name for name in rest if name not in vars(GenerationConfig()))
     if unknown:
@@ -117,16 +142,26 @@ def make_options(
     more, config.stop_strings = config.stop_strings or (), None
     stops += (more,) if isinstance(more, str) else tuple(more)
     return Options(
-        max_new_tokens, tuple(s for s in stops if s), config, tuple(processors or ()), tuple(criteria or ()), show_thinking,
+        max_new_tokens,
+        tuple(s for s in stops if s),
+        config,
+        tuple(processors or ()),
+        tuple(criteria or ()),
+        show_thinking,
         thinking_budget,
     )
 
 
 def _inherit(config: GenerationConfig, own: GenerationConfig) -> None:
-    """Fill what ``config`` leaves open from ``own``; ``transformers`` does the same again with whatever is still None."""
+    """Fill what ``config`` leaves open from ``own``; ``transformers`` does the same again with
+    whatever is still None."""
     passed_over = {*_SWITCHED_OFF, "use_cache", "cache_implementation"}
     for name, value in vars(own).items():
-        if not name.startswith("_") and name not in passed_over and getattr(config, name, None) is None:
+        if (
+            not name.startswith("_")
+            and name not in passed_over
+            and getattr(config, name, None) is None
+        ):
             setattr(config, name, copy.deepcopy(value))
     _refuse(vars(config), " in the model's generation config")
     if own.stop_strings is not None:
@@ -141,7 +176,7 @@ def _inherit(config: GenerationConfig, own: GenerationConfig) -> None:
         setattr(config, name, False)
 
 
-def _refuse(values: Mapping[str, Any], where: str = "") -> None:
+def _refuse(values: JsonMapping, where: str = "") -> None:
     for name, reason in _REFUSED.items():
         value = values.get(name)
         harmless = value is None or value in _ALLOWED.get(name, (False,))

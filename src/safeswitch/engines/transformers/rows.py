@@ -220,7 +220,8 @@ class Rows:
         return self.pending & (over | (self.fed >= self._answers + self.gate.pilot))
 
     def _keep(self, site: Site, hidden: Tensor) -> Tensor:
-        """What is kept of all states ``[b, t, d]`` of a site: a prompt's window, or the last token."""
+        """What is kept of all states ``[b, t, d]`` of a site: a prompt's window, or the last
+        token."""
         if self.fed == 0 and site in self._windows:
             return hidden[:, -self._windows[site] :]
         return hidden[:, -1:]

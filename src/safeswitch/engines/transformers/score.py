@@ -1,7 +1,8 @@
 """Log-likelihood of given replies under a switch, for multiple-choice tasks.
 
-The gate decides as it does when the model replies: on the prompt, and where it has a second stage on its own first reply
-tokens. Where it fires, the reply is scored with the actuator in force. The watch has nothing to read in a reply that is given.
+The gate decides as it does when the model replies: on the prompt, and where it has a second stage
+on its own first reply tokens. Where it fires, the reply is scored with the actuator in force. The
+watch has nothing to read in a reply that is given.
 Letters: b rows, t tokens, V vocabulary. Knows nothing of tasks.
 """
 
@@ -26,7 +27,8 @@ _Given = tuple[Message, ...] | Tokens
 
 
 class Likelihood(NamedTuple):
-    """Sum of the reply tokens' log-probabilities in nats, and whether each was the likeliest token."""
+    """Sum of the reply tokens' log-probabilities in nats, and whether each was the likeliest
+    token."""
 
     log_prob: float
     greedy: bool
@@ -39,15 +41,19 @@ def log_likelihoods(
 
     Args:
         engine: Model and batch size.
-        pairs: Prompt (through the chat template, tokens as they are) and the text of a reply or of its beginning.
+        pairs: Prompt (through the chat template, tokens as they are) and the text of a reply or of
+            its beginning.
         switch: None scores the untouched model.
 
     Raises:
         ContextLengthError: a prompt that does not fit.
         FingerprintError: a switch of another model.
-        SettingError: an action whose effect on a given reply is not the same at every token, or that would edit tokens.
+        SettingError: an action whose effect on a given reply is not the same at every token, or
+            that would edit tokens.
     """
-    conversations = [prompt if isinstance(prompt, Tokens) else as_messages(prompt) for prompt, _ in pairs]
+    conversations = [
+        prompt if isinstance(prompt, Tokens) else as_messages(prompt) for prompt, _ in pairs
+    ]
     fired = _fired(engine, conversations, switch)
     actuator = switch.actuator if switch is not None else NoAction()
     _check(actuator)
@@ -56,7 +62,9 @@ def log_likelihoods(
         rows = [i for i, hit in enumerate(fired) if hit == acted]
         own = actuator if acted else NoAction()
         edited = [_edited(conversations[i], own) for i in rows]
-        found |= dict(zip(rows, _score(engine, edited, [pairs[i][1] for i in rows], own), strict=True))
+        found |= dict(
+            zip(rows, _score(engine, edited, [pairs[i][1] for i in rows], own), strict=True)
+        )
     return [found[i] for i in range(len(pairs))]
 
 
@@ -64,29 +72,42 @@ def _edited(prompt: _Given, actuator: Actuator) -> _Given:
     if not isinstance(prompt, Tokens):
         return actuator.edit(prompt)
     if actuator.place == "prompt":
-        raise SettingError("likelihoods: an action that edits the conversation cannot act on a prompt given as tokens")
+        raise SettingError(
+            "likelihoods: an action that edits the conversation cannot act on a prompt given as tokens"
+        )
     return prompt
 
 
 def _check(actuator: Actuator) -> None:
     if not actuator.uniform:
-        raise SettingError(f"likelihoods: this switch's action, {actuator.kind}, does not act alike on every token and request")
+        raise SettingError(
+            f"likelihoods: this switch's action, {actuator.kind}, does not act alike on every token and request"
+        )
 
 
-def _fired(engine: TransformersEngine, conversations: Sequence[_Given], switch: Switch | None) -> list[bool]:
+def _fired(
+    engine: TransformersEngine, conversations: Sequence[_Given], switch: Switch | None
+) -> list[bool]:
     """The gate's decision on each conversation; equal ones are asked once."""
     if switch is None:
         return [False] * len(conversations)
     if switch.gate.answers:
-        raise SettingError("likelihoods: the gate waits for the end of the model's thinking, and a given reply has none")
+        raise SettingError(
+            "likelihoods: the gate waits for the end of the model's thinking, and a given reply has none"
+        )
     distinct = list(dict.fromkeys(conversations))
-    replies = engine.generate(distinct, switch, max_new_tokens=switch.gate.pilot + 1, do_sample=False)
+    replies = engine.generate(
+        distinct, switch, max_new_tokens=switch.gate.pilot + 1, do_sample=False
+    )
     decided = {c: r.decision.fired for c, r in zip(distinct, replies, strict=True)}
     return [decided[c] for c in conversations]
 
 
 def _score(
-    engine: TransformersEngine, prompts: Sequence[_Given], replies: Sequence[str], actuator: Actuator
+    engine: TransformersEngine,
+    prompts: Sequence[_Given],
+    replies: Sequence[str],
+    actuator: Actuator,
 ) -> list[Likelihood]:
     lm = engine.lm
     tails = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in replies]
@@ -107,8 +128,12 @@ def _score(
 def _logits(lm: LanguageModel, rows: Sequence[list[int]]) -> Tensor:
     """``[b, t, V]`` of rows padded on the right, which later tokens alone would see."""
     width = max(map(len, rows))
-    ids = torch.tensor([row + [lm.pad_token_id] * (width - len(row)) for row in rows], device=lm.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=lm.device)
+    ids = torch.tensor(
+        [row + [lm.pad_token_id] * (width - len(row)) for row in rows], device=lm.device
+    )
+    mask = torch.tensor(
+        [[1] * len(row) + [0] * (width - len(row)) for row in rows], device=lm.device
+    )
     logits: Tensor = lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     return logits
 
@@ -125,7 +150,8 @@ def _likelihood(logits: Tensor, tail: Sequence[int]) -> Likelihood:
 
 @contextmanager
 def _acting(lm: LanguageModel, actuator: Actuator, rows: int) -> Iterator[None]:
-    """An actuator in force on every row while the block of code runs; prompt edits have been made before."""
+    """An actuator in force on every row while the block of code runs; prompt edits have been made
+    before."""
     head = actuator.head
     second: AbstractContextManager[object] = nullcontext()
     if head is not None:

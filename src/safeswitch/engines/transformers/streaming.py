@@ -1,8 +1,8 @@
 """Streaming that never shows undecided text.
 
-Tokens wait until the gate has spoken on them: pilot tokens until stage 2, watched tokens until the next reading. A request
-that switches while tokens wait loses them unseen; one that switches after some were shown goes on, after a line break,
-with its refusal. Knows nothing of models.
+Tokens wait until the gate has spoken on them: pilot tokens until stage 2, watched tokens until the
+next reading. A request that switches while tokens wait loses them unseen; one that switches after
+some were shown goes on, after a line break, with its refusal. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from safeswitch.models.thinking import Thread
 
 
 class Follower:
-    """Is told of one reply of a batch while it comes, from the thread that generates. Override what is wanted."""
+    """Is told of one reply of a batch while it comes, from the thread that generates. Override what
+    is wanted."""
 
     def token(self, token: int) -> None:
         """The next decided token."""
@@ -62,7 +63,8 @@ class StreamerFollower(Follower):
 
 
 class RowSink:
-    """Holds the tokens of one row back until they are decided, and those of its thinking for good where they are not wanted.
+    """Holds the tokens of one row back until they are decided, and those of its thinking for good
+    where they are not wanted.
 
     Args:
         follower: Is given the others.
@@ -79,7 +81,8 @@ class RowSink:
         self._fired = False
 
     def begin(self) -> None:
-        """The reply begins, or begins anew: what is still held back is dropped, what was shown is set off, once."""
+        """The reply begins, or begins anew: what is still held back is dropped, what was shown is
+        set off, once."""
         if self._shown:
             self.follower.restart()
         self.tokens, self._shown = [], 0
@@ -135,13 +138,16 @@ class Sinks:
         reply: Makes the reply of a row from its number and tokens.
     """
 
-    def __init__(self, rows: Rows, sinks: Sequence[RowSink], reply: Callable[[int, list[int]], Reply]) -> None:
+    def __init__(
+        self, rows: Rows, sinks: Sequence[RowSink], reply: Callable[[int, list[int]], Reply]
+    ) -> None:
         self._rows, self._sinks, self._reply = rows, sinks, reply
         for sink in sinks:
             sink.begin()
 
     def step(self, tokens: Tensor, turned: Tensor) -> None:
-        """Take the newest tokens; show what has been decided, and finish rows that have ended and are decided."""
+        """Take the newest tokens; show what has been decided, and finish rows that have ended and
+        are decided."""
         rows, back, chosen = self._rows, set(turned.tolist()), tokens.tolist()
         waiting, unread = rows.waiting, rows.unread if rows.acts else 0
         for i, sink in enumerate(self._sinks):
@@ -174,7 +180,8 @@ class Gone(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         ended = torch.tensor([not s.over and s.follower.gone() for s in self._sinks])
-        # A row that has just been taken back writes another reply, of which its follower has yet to be told.
+        # A row that has just been taken back writes another reply, of which its follower has yet to
+        # be told.
         ended[self._rows.turned] = False
         return ended.to(input_ids.device)
 
@@ -198,8 +205,8 @@ class Limits(StoppingCriteria):
 class Release(BaseStreamer):
     """A streamer that turns tokens into text pieces as soon as they are whole characters.
 
-    After a line break it goes on from the break's token alone, so that a long reply is not decoded over and over; that token
-    stays in front, since some tokenizers drop the space of a first word.
+    After a line break it goes on from the break's token alone, so that a long reply is not decoded
+    over and over; that token stays in front, since some tokenizers drop the space of a first word.
 
     Args:
         tokenizer: For decoding.
@@ -258,12 +265,14 @@ class _Cancelled(StoppingCriteria):
         self.event = threading.Event()
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device, dtype=torch.bool)
+        return torch.full(
+            (input_ids.shape[0],), self.event.is_set(), device=input_ids.device, dtype=torch.bool
+        )
 
 
 class Stream:
-    """Text pieces of one reply, from a thread that runs the model; iterate once, with ``for`` or ``async for``: a second
-    time there is nothing left.
+    """Text pieces of one reply, from a thread that runs the model; iterate once, with ``for`` or
+    ``async for``: a second time there is nothing left.
 
     ``reply`` is the whole reply once the pieces are exhausted. Closing early stops the model.
     """

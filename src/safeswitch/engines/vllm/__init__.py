@@ -1,1 +1,2 @@
-"""The switch inside stock vLLM: a model class, a logits processor, a worker extension and a guarded front end."""
+"""The switch inside stock vLLM: a model class, a logits processor, a worker extension and a guarded
+front end."""

@@ -1,4 +1,5 @@
-"""Refusals go to the client beside vLLM's replies: no parser of tool calls, reasoning or JSON ever reads one."""
+"""Refusals go to the client beside vLLM's replies: no parser of tool calls, reasoning or JSON ever
+reads one."""
 
 from __future__ import annotations
 
@@ -11,12 +12,16 @@ from safeswitch.engines.context import Context, Refusal
 
 
 async def apart(
-    run: AsyncGenerator[RequestOutput, None], context: Context, choice: int, settled: Callable[[int], bool]
+    run: AsyncGenerator[RequestOutput, None],
+    context: Context,
+    choice: int,
+    settled: Callable[[int], bool],
 ) -> AsyncGenerator[RequestOutput, None]:
-    """One choice's outputs, with those of a refusal emptied: what they held goes into ``context.refusals``.
+    """One choice's outputs, with those of a refusal emptied: what they held goes into
+    ``context.refusals``.
 
-    A structured reply leaves only once it is certain that it is not refused, since half a tool call or half an object cannot be
-    taken back.
+    A structured reply leaves only once it is certain that it is not refused, since half a tool call
+    or half an object cannot be taken back.
 
     Args:
         run: The guarded outputs of one choice, each marked with whether it is part of a refusal.
@@ -28,7 +33,9 @@ async def apart(
     count = 0
     async with aclosing(run) as outputs:
         async for out in outputs:
-            refusing: bool | None = getattr(out, "refusing", None)  # None: the request is not guarded
+            refusing: bool | None = getattr(
+                out, "refusing", None
+            )  # None: the request is not guarded
             if refusing:
                 held = []
                 _take(out, context.refusals.setdefault(choice, Refusal()), count > 0)
@@ -44,7 +51,8 @@ async def apart(
 
 
 def _take(out: RequestOutput, refusal: Refusal, begun: bool) -> None:
-    """Move what an output holds of a refusal into ``refusal``; behind a reply that had ``begun``, without the gap between."""
+    """Move what an output holds of a refusal into ``refusal``; behind a reply that had ``begun``,
+    without the gap between."""
     written = out.outputs[0]
     text = written.text
     if begun and not refusal.tokens:

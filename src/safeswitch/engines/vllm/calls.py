@@ -1,10 +1,13 @@
-"""Calls of the front end to the engine's workers: many requests in one, and none that waits for a dead engine."""
+"""Calls of the front end to the engine's workers: many requests in one, and none that waits for a
+dead engine."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
+
+from safeswitch.core.json_types import JsonObject
 
 _PATIENCE = 1.0
 """Seconds after which the engine is asked whether it is still there."""
@@ -44,13 +47,15 @@ class Coalesced:
             asked, self._waiting = self._waiting, {}
             counts = {key: fed for key, (fed, _) in asked.items()}
             try:
-                answers = await alive(self._engine, self._engine.collective_rpc(self._method, args=(counts,)))
+                answers = await alive(
+                    self._engine, self._engine.collective_rpc(self._method, args=(counts,))
+                )
             except Exception as error:
                 for _, future in asked.values():
                     if not future.done():
                         future.set_exception(error)
                 continue
-            found: dict[str, Any] = next((a for a in answers if a), {})
+            found: JsonObject = next((a for a in answers if a), {})
             for key, (_, future) in asked.items():
                 if not future.done():
                     future.set_result(found.get(key))

@@ -12,7 +12,8 @@
 Rolled back means: the worker has put the reserved stop token in place of a reply token, the tokens
 so far are dropped unseen, and the same prompt is submitted again, brought back by the prefix cache.
 A constrained request of a bundle with a watch is first read in a run of ours, as far as the watch
-reads. Nothing undecided is ever yielded. ``sampling.py`` says what a run *of ours* takes from the client.
+reads. Nothing undecided is ever yielded. ``sampling.py`` says what a run *of ours* takes from the
+client.
 """
 
 from __future__ import annotations

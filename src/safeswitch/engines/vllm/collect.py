@@ -1,5 +1,6 @@
-"""Fitting at vLLM's speed: replies and states of the untouched model come from a vLLM engine, through the same reading path as
-serving. Refusal heads are still trained on states that ``transformers`` reads."""
+"""Fitting at vLLM's speed: replies and states of the untouched model come from a vLLM engine,
+through the same reading path as serving. Refusal heads are still trained on states that
+``transformers`` reads."""
 
 from __future__ import annotations
 
@@ -27,19 +28,24 @@ _AT_ONCE = 256
 
 
 class VLLMCollector(VLLMEngine, ReadingEngine):
-    """A vLLM engine of the untouched model that keeps states; what :func:`safeswitch.fitting.fit.fit` takes as an engine.
+    """A vLLM engine of the untouched model that keeps states; what
+    :func:`safeswitch.fitting.fit.fit` takes as an engine.
 
     Args:
-        lm: The same model in ``transformers``, for its tokenizer, its limits, and the states of reply tokens.
+        lm: The same model in ``transformers``, for its tokenizer, its limits, and the states of
+            reply tokens.
         model: Model folder or hub id.
         points: Every point that fitting will read (:func:`safeswitch.fitting.gate.fit_points`).
         engine_args: Arguments of vLLM's ``AsyncEngineArgs``.
 
     Raises:
-        SettingError: a window of prompt tokens, which vLLM's prefix cache may not compute, or points behind thinking.
+        SettingError: a window of prompt tokens, which vLLM's prefix cache may not compute, or
+            points behind thinking.
     """
 
-    def __init__(self, lm: LanguageModel, model: str | Path, points: Sequence[ReadPoint], **engine_args: Any) -> None:
+    def __init__(
+        self, lm: LanguageModel, model: str | Path, points: Sequence[ReadPoint], **engine_args: Any
+    ) -> None:
         windows = [str(p) for p in points if p.position.kind == "window"]
         if windows:
             raise SettingError(
@@ -47,7 +53,9 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
                 "fit with --readers layers,text"
             )
         if any(p.position.kind == "answer" for p in points):
-            raise SettingError("vLLM's guard does not follow thinking; fit with --pilot-from reply, or --engine transformers")
+            raise SettingError(
+                "vLLM's guard does not follow thinking; fit with --pilot-from reply, or --engine transformers"
+            )
         self.lm, self._points, self._numbers = lm, tuple(points), itertools.count()
         settings = GuardSettings({}, "off", record=tuple(map(str, points)))
         super().__init__(model, settings, chat_template=lm.chat_template, **engine_args)
@@ -65,7 +73,8 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
         max_new_tokens: int,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[list[Reply], Activations]:
-        """The untouched model's greedy replies, and states at ``points``; see :meth:`TransformersEngine.collect`.
+        """The untouched model's greedy replies, and states at ``points``; see
+        :meth:`TransformersEngine.collect`.
 
         Raises:
             SettingError: a point that the engine was not made for.
@@ -77,8 +86,14 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
         rows = self.lm.encode(list(prompts), room=max_new_tokens)
         keys = [f"record-{next(self._numbers)}" for _ in rows]
         deepest = max((p.position.index for p in points), default=0)
-        greedy = SamplingParams(max_tokens=max(1, max_new_tokens), temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
-        once = SamplingParams(max_tokens=1, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
+        greedy = SamplingParams(
+            max_tokens=max(1, max_new_tokens),
+            temperature=0.0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        once = SamplingParams(
+            max_tokens=1, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY
+        )
 
         async def one(i: int) -> Reply:
             reply = await self._reply(rows[i], _stamped(greedy, Task(keys[i], "", "record")))
@@ -108,7 +123,10 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
             answers = self._wait(self.llm.collective_rpc("safeswitch_recorded", args=(asked,)))
             found: dict[str, dict[str, bytes]] = next((a for a in answers if a), {})
             for key, states in found.items():
-                kept[key] = {p: torch.from_numpy(np.frombuffer(raw, dtype="<f4").copy()) for p, raw in states.items()}
+                kept[key] = {
+                    p: torch.from_numpy(np.frombuffer(raw, dtype="<f4").copy())
+                    for p, raw in states.items()
+                }
         return kept
 
 

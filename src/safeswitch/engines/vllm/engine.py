@@ -20,6 +20,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from safeswitch.core.errors import DataError, SettingError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Decision, Prompt, Reply, as_messages
 from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.seeds import row_seeds
@@ -38,12 +39,13 @@ class VLLMEngine(Engine):
 
     Args:
         model: Model folder or hub id.
-        switch: The switch, or the folder of its bundle, or whole settings; None runs a stock engine with nothing of ours in
-            it.
+        switch: The switch, or the folder of its bundle, or whole settings; None runs a stock engine
+            with nothing of ours in it.
         policy: ``enforce``, ``observe`` or ``off``.
         allow_other_model: Accept a switch fitted on other weights.
         chat_template: A Jinja template instead of the tokenizer's.
-        engine_args: Arguments of vLLM's ``AsyncEngineArgs`` (``dtype``, ``max_model_len``, ``tensor_parallel_size``, ...).
+        engine_args: Arguments of vLLM's ``AsyncEngineArgs`` (``dtype``, ``max_model_len``,
+            ``tensor_parallel_size``, ...).
 
     Raises:
         SettingError: an engine or a bundle in which the guard would not be at work.
@@ -67,18 +69,27 @@ class VLLMEngine(Engine):
         if isinstance(switch, Switch):
             switch.save_pretrained(Path(self._folder.name) / "switch")
             switch = Path(self._folder.name) / "switch"
-        flags: dict[str, Any] = dict(engine_args)
+        flags: JsonObject = dict(engine_args)
         trusted = bool(engine_args.get("trust_remote_code", False))
         if switch is not None:
             prefer_v1_runner()
             given = switch if isinstance(switch, GuardSettings) else None
-            settings = given or GuardSettings({"default": str(Path(str(switch)).absolute())}, policy, allow_other_model)
+            settings = given or GuardSettings(
+                {"default": str(Path(str(switch)).absolute())}, policy, allow_other_model
+            )
             config = AutoConfig.from_pretrained(str(model), trust_remote_code=trusted)
             own = engine_flags(settings, list(config.architectures or []))
-            flags |= own | {"additional_config": {**engine_args.get("additional_config", {}), **own["additional_config"]}}
+            flags |= own | {
+                "additional_config": {
+                    **engine_args.get("additional_config", {}),
+                    **own["additional_config"],
+                }
+            }
         self.tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trusted)
         self._chat = ChatEncoder(self.tokenizer, str(model), chat_template)
-        self._guards = switch is not None and not (isinstance(switch, GuardSettings) and switch.record)
+        self._guards = switch is not None and not (
+            isinstance(switch, GuardSettings) and switch.record
+        )
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -118,7 +129,8 @@ class VLLMEngine(Engine):
             stop_strings: Strings that end a reply; kept at its end, as ``transformers`` does.
             do_sample: Sample; False decodes greedily.
             progress: Called with the number of replies finished since the last call.
-            options: Fields of vLLM's ``SamplingParams`` (``temperature``, ``top_p``, ``min_tokens``, ``logprobs``, ...).
+            options: Fields of vLLM's ``SamplingParams`` (``temperature``, ``top_p``,
+                ``min_tokens``, ``logprobs``, ...).
 
         Raises:
             DataError: an empty prompt; under a switch, one that ends in a begun reply.
@@ -129,7 +141,9 @@ class VLLMEngine(Engine):
             raise SettingError("VLLMEngine: the switch is given once, when the engine is made")
         unknown = set(options) - set(SamplingParams.__annotations__)
         if unknown:
-            raise SettingError(f"VLLMEngine.generate: vLLM's SamplingParams has no {', '.join(sorted(unknown))}")
+            raise SettingError(
+                f"VLLMEngine.generate: vLLM's SamplingParams has no {', '.join(sorted(unknown))}"
+            )
         conversations = [as_messages(p) for p in prompts]
         begun = [i for i, messages in enumerate(conversations) if is_begun(messages)]
         if self._guards and begun:
@@ -140,13 +154,15 @@ class VLLMEngine(Engine):
         if isinstance(max_new_tokens, int):
             max_new_tokens = [max_new_tokens] * len(prompts)
         if len(max_new_tokens) != len(prompts):
-            raise SettingError(f"generate: {len(prompts)} prompts but {len(max_new_tokens)} max_new_tokens")
+            raise SettingError(
+                f"generate: {len(prompts)} prompts but {len(max_new_tokens)} max_new_tokens"
+            )
         limit = int(self.llm.model_config.max_model_len)
         rows = [e.ids for e in self._chat.encode(conversations, limit=limit, room=max_new_tokens)]
         stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
         if not do_sample:
             options = {**options, "temperature": 0.0}
-        common: dict[str, Any] = {
+        common: JsonObject = {
             "stop": stops,
             "include_stop_str_in_output": True,
             "output_kind": RequestOutputKind.FINAL_ONLY,
@@ -172,7 +188,9 @@ class VLLMEngine(Engine):
         token = CONTEXT.set(context)
         try:
             final: Any = None
-            async for out in self.llm.generate(tokens_input(ids), params, f"offline-{next(self._ids)}"):
+            async for out in self.llm.generate(
+                tokens_input(ids), params, f"offline-{next(self._ids)}"
+            ):
                 final = out
         finally:
             CONTEXT.reset(token)
@@ -181,11 +199,21 @@ class VLLMEngine(Engine):
         cut = choice.finish_reason == "length"
         text = str(self.tokenizer.decode(choice.token_ids, skip_special_tokens=True))
         generated = len(choice.token_ids) + (decision.token_index if decision.fired else 0)
-        return Reply(text, tuple(choice.token_ids), "length" if cut else "stop", decision, len(ids), generated)
+        return Reply(
+            text,
+            tuple(choice.token_ids),
+            "length" if cut else "stop",
+            decision,
+            len(ids),
+            generated,
+        )
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> dict[str, float]:
-        """Put other thresholds in force for requests that come from now on; returns those in force."""
-        answers = self._wait(self.llm.collective_rpc("safeswitch_thresholds", args=("default", dict(thresholds))))
+        """Put other thresholds in force for requests that come from now on; returns those in
+        force."""
+        answers = self._wait(
+            self.llm.collective_rpc("safeswitch_thresholds", args=("default", dict(thresholds)))
+        )
         found = next(dict(a) for a in answers if a)
         if "error" in found:
             raise SettingError(found["error"])

@@ -24,6 +24,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Decision
 from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
 from safeswitch.engines.settings import KEY, GuardSettings
@@ -51,9 +52,7 @@ class FrontEnd:
         config = engine.vllm_config
         settings = GuardSettings.parse(config.additional_config)
         if settings is None:
-            raise SettingError(
-                "FrontEnd: the engine's additional_config has no 'safeswitch' entry"
-            )
+            raise SettingError("FrontEnd: the engine's additional_config has no 'safeswitch' entry")
         self.settings, self._engine, self._generate = settings, engine, generate
         self.stop = stop_token(settings, config.model_config.hf_text_config)
         self.plans: dict[str, Plan] = {}
@@ -78,7 +77,7 @@ class FrontEnd:
             SettingError: the guard is not at work in the engine.
         """
         answers = await alive(self._engine, self._engine.collective_rpc("safeswitch_bundles"))
-        found: dict[str, Any] = next((a for a in answers if a), {})
+        found: JsonObject = next((a for a in answers if a), {})
         if set(found) != set(self.settings.bundles):
             raise SettingError(
                 "SafeSwitch is not at work in this engine's workers; no request is let through"
@@ -159,16 +158,14 @@ class FrontEnd:
         return Choice(submit, prompt, runs, task, plan, self.stop, concluded, peek).outputs()
 
     def _submit(
-        self, request_id: str, kwargs: dict[str, Any], prompt: Any, params: SamplingParams
+        self, request_id: str, kwargs: JsonObject, prompt: Any, params: SamplingParams
     ) -> Outputs:
         """One run of a request through the engine as vLLM made it."""
         return self._generate(prompt, params, request_id, **kwargs)
 
     def _policy(self, asked: Any, context: Context) -> str:
         if asked is not None and (asked not in POLICIES or asked != context.policy):
-            raise VLLMValidationError(
-                f"this client may not set the SafeSwitch policy to {asked!r}"
-            )
+            raise VLLMValidationError(f"this client may not set the SafeSwitch policy to {asked!r}")
         return context.policy or self.settings.policy
 
     def _check_prompt(self, prompt: Any, context: Context) -> None:

@@ -1,7 +1,8 @@
-"""The two things of vLLM that are replaced: ``AsyncLLM.generate`` and ``AsyncLLM.shutdown`` (``v1/engine/async_llm.py``).
+"""The two things of vLLM that are replaced: ``AsyncLLM.generate`` and ``AsyncLLM.shutdown``
+(``v1/engine/async_llm.py``).
 
-``generate`` is what every endpoint of vLLM's server goes through. ``shutdown`` waits for what runs: an engine that has been
-told to stop takes no resubmission any more.
+``generate`` is what every endpoint of vLLM's server goes through. ``shutdown`` waits for what runs:
+an engine that has been told to stop takes no resubmission any more.
 """
 
 from __future__ import annotations
@@ -100,13 +101,18 @@ class Door:
 
 
 def draining(original: Callable[..., None]) -> Callable[..., None]:
-    """``AsyncLLM.shutdown`` once the server's requests have ended, or the engine's ``shutdown_timeout`` is over."""
+    """``AsyncLLM.shutdown`` once the server's requests have ended, or the engine's
+    ``shutdown_timeout`` is over."""
 
     def shutdown(self: Any, timeout: float | None = None) -> None:
         door, front = self.__dict__.get("safeswitch_door"), self.__dict__.get("safeswitch")
-        if door is not None and asyncio._get_running_loop() is None:  # vLLM's server stops its engine from a thread
+        if (
+            door is not None and asyncio._get_running_loop() is None
+        ):  # vLLM's server stops its engine from a thread
             door.closed, last = True, time.monotonic() + self.vllm_config.shutdown_timeout
-            while (door.inside or (front is not None and front.concluding)) and time.monotonic() < last:
+            while (
+                door.inside or (front is not None and front.concluding)
+            ) and time.monotonic() < last:
                 time.sleep(0.05)
         original(self, timeout)
 
@@ -114,8 +120,12 @@ def draining(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def install() -> None:
-    """Put the guard around ``AsyncLLM.generate`` and ``shutdown`` of this process; a second call changes nothing."""
+    """Put the guard around ``AsyncLLM.generate`` and ``shutdown`` of this process; a second call
+    changes nothing."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if not getattr(AsyncLLM.generate, "safeswitch", False):
-        AsyncLLM.generate, AsyncLLM.shutdown = guarded(AsyncLLM.generate), draining(AsyncLLM.shutdown)
+        AsyncLLM.generate, AsyncLLM.shutdown = (
+            guarded(AsyncLLM.generate),
+            draining(AsyncLLM.shutdown),
+        )

@@ -1,4 +1,5 @@
-"""Guarded models and logits processors of this process, for those that vLLM makes without telling them whom they serve."""
+"""Guarded models and logits processors of this process, for those that vLLM makes without telling
+them whom they serve."""
 
 from __future__ import annotations
 
@@ -12,10 +13,13 @@ _PROCESSORS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 def keep(vllm_config: Any, model: Any) -> None:
     """Remember the guarded model of an engine.
 
-    Known by the part of the configuration that vLLM itself registers layers in: the configuration's ``instance_id`` changes
-    after the model has been loaded where worker and engine share a process (one GPU), and copies of it share this part.
+    Known by the part of the configuration that vLLM itself registers layers in: the configuration's
+    ``instance_id`` changes after the model has been loaded where worker and engine share a process
+    (one GPU), and copies of it share this part.
     """
-    model.safeswitch_key = vllm_config.compilation_config  # as long as the model lives, nobody else has this identity
+    model.safeswitch_key = (
+        vllm_config.compilation_config
+    )  # as long as the model lives, nobody else has this identity
     _MODELS[id(vllm_config.compilation_config)] = model
 
 
@@ -25,7 +29,8 @@ def find(vllm_config: Any) -> Any:
 
 
 def at_work(vllm_config: Any, processor: Any) -> None:
-    """Remember that an engine has built the logits processor; it is made before the model is loaded."""
+    """Remember that an engine has built the logits processor; it is made before the model is
+    loaded."""
     processor.safeswitch_key = vllm_config.compilation_config
     _PROCESSORS[id(vllm_config.compilation_config)] = processor
 

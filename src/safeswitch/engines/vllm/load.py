@@ -21,17 +21,24 @@ def refuse_unless_supported(vllm_config: Any, settings: GuardSettings | None) ->
     """Raise for an engine in which the guard would not, or not surely, be at work.
 
     Raises:
-        SettingError: another vLLM, speculative decoding, adapters, a part of the guard that is missing.
+        SettingError: another vLLM, speculative decoding, adapters, a part of the guard that is
+            missing.
     """
     if switched_off():
         return
     if not vllm.__version__.startswith(VERSIONS):
-        raise SettingError(f"SafeSwitch was made for vLLM {' or '.join(VERSIONS)}; this is {vllm.__version__}")
+        raise SettingError(
+            f"SafeSwitch was made for vLLM {' or '.join(VERSIONS)}; this is {vllm.__version__}"
+        )
     if settings is None:
-        raise SettingError("a part of SafeSwitch is in use, but additional_config has no 'safeswitch' entry")
+        raise SettingError(
+            "a part of SafeSwitch is in use, but additional_config has no 'safeswitch' entry"
+        )
     config = vllm_config.model_config
     if vllm_config.speculative_config is not None:
-        raise SettingError("SafeSwitch does not run with speculative decoding: vLLM would leave its logits processor out")
+        raise SettingError(
+            "SafeSwitch does not run with speculative decoding: vLLM would leave its logits processor out"
+        )
     if vllm_config.lora_config is not None and not settings.allow_other_model:
         raise SettingError(
             "SafeSwitch: LoRA adapters change the model that the switch was fitted on; measure it on the adapted model "
@@ -42,16 +49,22 @@ def refuse_unless_supported(vllm_config: Any, settings: GuardSettings | None) ->
     if vllm_config.parallel_config.worker_extension_cls != EXTENSION:
         raise SettingError(f"SafeSwitch: --worker-extension-cls must be {EXTENSION}")
     if config.logprobs_mode != LOGPROBS:
-        raise SettingError(f"SafeSwitch: --logprobs-mode must be {LOGPROBS}; {config.logprobs_mode} shows the unguarded head")
+        raise SettingError(
+            f"SafeSwitch: --logprobs-mode must be {LOGPROBS}; {config.logprobs_mode} shows the unguarded head"
+        )
     if vllm_config.use_v2_model_runner and not settings.try_v2_runner:
         raise SettingError(
             "SafeSwitch has not been run on vLLM's V2 model runner: set VLLM_USE_V2_MODEL_RUNNER=0, or try_v2_runner"
         )
     parallel = vllm_config.parallel_config
     if parallel.data_parallel_size > 1 and not parallel.data_parallel_external_lb:
-        raise SettingError("SafeSwitch runs one engine behind each server: use an external load balancer for data parallelism")
+        raise SettingError(
+            "SafeSwitch runs one engine behind each server: use an external load balancer for data parallelism"
+        )
     if not config.model_class_overrides:
-        raise SettingError("SafeSwitch: --model-class-overrides does not name SafeSwitch's model class")
+        raise SettingError(
+            "SafeSwitch: --model-class-overrides does not name SafeSwitch's model class"
+        )
 
 
 def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]:
@@ -62,8 +75,12 @@ def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]
         SettingError: a bundle that vLLM cannot run.
     """
     config = vllm_config.model_config
-    print_of = None if settings.allow_other_model else fingerprint_of_files(
-        config.model, config.revision, trust_remote_code=config.trust_remote_code
+    print_of = (
+        None
+        if settings.allow_other_model
+        else fingerprint_of_files(
+            config.model, config.revision, trust_remote_code=config.trust_remote_code
+        )
     )
     text_config = config.hf_text_config
     tenants = {}
@@ -85,7 +102,11 @@ def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]
 
 def _head(switch: Switch, vllm_config: Any) -> HeadActuator | None:
     head = switch.actuator.head
-    return None if head is None else head.to(torch.get_default_device(), vllm_config.model_config.dtype)
+    return (
+        None
+        if head is None
+        else head.to(torch.get_default_device(), vllm_config.model_config.dtype)
+    )
 
 
 def _check_points(name: str, switch: Switch, top: int) -> None:

@@ -1,12 +1,16 @@
-"""vLLM's own model classes with their hidden states let out: ``module.LlamaForCausalLM`` is made when it is asked for.
+"""vLLM's own model classes with their hidden states let out: ``module.LlamaForCausalLM`` is made
+when it is asked for.
 
-Named in ``--model-class-overrides`` (vLLM 0.32: ``config/model.py``), so nothing is registered for engines that do not ask.
-The forward pass hands the states of the wanted layers on beside the final ones, in one wide tensor ``[tokens, d * (1 + L)]``;
-the model runner picks the rows to be sampled out of it without knowing, and ``compute_logits`` cuts it again. So every state
-belongs to its row by construction, in eager mode and in captured graphs, on both model runners, and no index is guessed.
+Named in ``--model-class-overrides`` (vLLM 0.32: ``config/model.py``), so nothing is registered for
+engines that do not ask. The forward pass hands the states of the wanted layers on beside the final
+ones, in one wide tensor ``[tokens, d * (1 + L)]``; the model runner picks the rows to be sampled
+out of it without knowing, and ``compute_logits`` cuts it again. So every state belongs to its row
+by construction, in eager mode and in captured graphs, on both model runners, and no index is
+guessed.
 
-Middle layers come from the mechanism that EAGLE-3 uses (``model_executor/models/interfaces.py: EagleModelMixin``): the sum of
-stream and residual after block i is ``hidden_states[i]`` of transformers. What attention and MLP add comes the same way
+Middle layers come from the mechanism that EAGLE-3 uses (``model_executor/models/interfaces.py:
+EagleModelMixin``): the sum of stream and residual after block i is ``hidden_states[i]`` of
+transformers. What attention and MLP add comes the same way
 (:mod:`safeswitch.engines.vllm.outputs`).
 """
 
@@ -76,13 +80,16 @@ class GuardedModel(nn.Module):
         own: Any = self
         taps = plan_taps(sites)
         own.set_aux_hidden_state_layers(tuple(sorted(taps)))
-        holder: Any = next(module for module in self.modules() if isinstance(module, EagleModelMixin))
+        holder: Any = next(
+            module for module in self.modules() if isinstance(module, EagleModelMixin)
+        )
         if any(isinstance(site, Output) for site in sites):
             let_out(holder, taps)
         let = [tap.site for number in sorted(taps) for tap in taps[number]]
         self.safeswitch_sites = tuple(site for site in let if site in sites)
         self.safeswitch_wanted = [site in sites for site in let]
-        # vLLM keeps compiled models by a hash of their configuration, which knows a bundle by its path alone.
+        # vLLM keeps compiled models by a hash of their configuration, which knows a bundle by its
+        # path alone.
         config = getattr(holder, "vllm_config", vllm_config)
         config.additional_config["safeswitch_sites"] = [str(site) for site in let]
 
@@ -105,18 +112,24 @@ class GuardedModel(nn.Module):
 
     @property
     def compute_logits_local(self) -> Any:
-        raise AttributeError("guarded models sample whole rows")  # vLLM then falls back to compute_logits
+        raise AttributeError(
+            "guarded models sample whole rows"
+        )  # vLLM then falls back to compute_logits
 
     def safeswitch_take(self, rows: int) -> Tensor:
-        """States ``[rows, d * (1 + L)]`` of the rows that are being sampled; once for each forward pass.
+        """States ``[rows, d * (1 + L)]`` of the rows that are being sampled; once for each forward
+        pass.
 
         Raises:
-            ModelError: there are none, or not that many: nothing may be decided on states of other rows.
+            ModelError: there are none, or not that many: nothing may be decided on states of other
+                rows.
         """
         taken, self.safeswitch_sampled = self.safeswitch_sampled, None
         if taken is None or taken.shape[0] != rows:
             have = "none" if taken is None else str(taken.shape[0])
-            raise ModelError(f"SafeSwitch: {rows} rows are to be sampled, but the states of {have} are there")
+            raise ModelError(
+                f"SafeSwitch: {rows} rows are to be sampled, but the states of {have} are there"
+            )
         return taken
 
     def safeswitch_read(self, sampled: Tensor, site: Site) -> Tensor:
@@ -125,7 +138,8 @@ class GuardedModel(nn.Module):
         return sampled[:, at * self.safeswitch_width : (at + 1) * self.safeswitch_width]
 
     def safeswitch_difference(self, head: HeadActuator, hidden: Tensor) -> Tensor:
-        """Refusal head's logits minus the base head's ``[rows, V]``, after the model's own scaling and soft cap."""
+        """Refusal head's logits minus the base head's ``[rows, V]``, after the model's own scaling
+        and soft cap."""
         layer = next(module for module in self.modules() if isinstance(module, LogitsLayer))
         added = head.addition(hidden) if layer.soft_cap is None else None
         if added is not None:
@@ -149,9 +163,13 @@ def _finish(raw: Tensor, cap: float | None, scale: float) -> Tensor:
 def _guarded(architecture: str) -> type[nn.Module]:
     """The model class of vLLM for ``architecture``, with our mixin in front."""
     found = ModelRegistry.models.get(architecture)
-    own = found is None or (isinstance(found, _LazyRegisteredModel) and found.module_name == __name__)
+    own = found is None or (
+        isinstance(found, _LazyRegisteredModel) and found.module_name == __name__
+    )
     base: Any = _from_vllm(architecture) if own else found.load_model_cls()
-    return types.new_class(architecture, (GuardedModel, base), {}, lambda names: names.update({"__module__": __name__}))
+    return types.new_class(
+        architecture, (GuardedModel, base), {}, lambda names: names.update({"__module__": __name__})
+    )
 
 
 def _from_vllm(architecture: str) -> Any:
@@ -162,7 +180,10 @@ def _from_vllm(architecture: str) -> Any:
         raise AttributeError(f"vLLM has no architecture {architecture!r}")
     module, name = _VLLM_MODELS[architecture]
     return _LazyRegisteredModel(
-        module_name=module if module.startswith("vllm.") else f"vllm.model_executor.models.{module}", class_name=name
+        module_name=module
+        if module.startswith("vllm.")
+        else f"vllm.model_executor.models.{module}",
+        class_name=name,
     ).load_model_cls()
 
 

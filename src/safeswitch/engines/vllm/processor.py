@@ -1,9 +1,11 @@
 """The one logits processor, for both of vLLM's model runners.
 
-Under the V1 runner (``v1/sample/logits_processor/interface.py``, read in 0.32.0) a request is known by its index in the
-batch, and its reply tokens by the length of a list that the runner keeps (placeholders of async scheduling included). Under
-the V2 runner (``v1/worker/gpu/sample/logits_processor/interface.py``, read in 0.32.0; run at interface level only) it is
-known by its slot, and reply tokens by its position. Both lead to :class:`safeswitch.engines.vllm.guard.Guard`.
+Under the V1 runner (``v1/sample/logits_processor/interface.py``, read in 0.32.0) a request is known
+by its index in the batch, and its reply tokens by the length of a list that the runner keeps
+(placeholders of async scheduling included). Under the V2 runner
+(``v1/worker/gpu/sample/logits_processor/interface.py``, read in 0.32.0; run at interface level
+only) it is known by its slot, and reply tokens by its position. Both lead to
+:class:`safeswitch.engines.vllm.guard.Guard`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor.interface import (
+    LogitsProcessor as V2LogitsProcessor,
+)
 
 from safeswitch.engines.settings import GuardSettings, switched_off
 from safeswitch.engines.vllm.guard import Guard, Row
@@ -30,7 +34,9 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def validate_params(cls, sampling_params: Any) -> None:
         """Refuse a request that came around the guarded front end."""
         if not switched_off() and Task.of(sampling_params.extra_args) is None:
-            raise ValueError("this engine takes requests through SafeSwitch's front end only (safeswitch serve, VLLMEngine)")
+            raise ValueError(
+                "this engine takes requests through SafeSwitch's front end only (safeswitch serve, VLLMEngine)"
+            )
 
     def __init__(self, vllm_config: Any, second: Any = None, is_pin_memory: bool = False) -> None:
         settings = GuardSettings.parse(vllm_config.additional_config)
@@ -89,16 +95,25 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
             entry[0].live = False
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
-        """Judge every row that is due; give the flagged ones their other head, or the stop token."""
+        """Judge every row that is due; give the flagged ones their other head, or the stop
+        token."""
         if switched_off():
             return logits
         if ctx is None:
-            known = [(i, row, len(output)) for i, (row, output) in self._slots.items() if i < logits.shape[0]]
+            known = [
+                (i, row, len(output))
+                for i, (row, output) in self._slots.items()
+                if i < logits.shape[0]
+            ]
         else:
             known = self._v2_rows(ctx)
         model, guard = find(self._config), self.guard
         sampled = model.safeswitch_take(logits.shape[0])
-        recorded = [(i, t.id, fed + t.fed, t.mode == "record-end") for i, t, fed in known if isinstance(t, Task)]
+        recorded = [
+            (i, t.id, fed + t.fed, t.mode == "record-end")
+            for i, t, fed in known
+            if isinstance(t, Task)
+        ]
         model.safeswitch_recorder.step(recorded, lambda site: model.safeswitch_read(sampled, site))
         rows = [(i, row, fed) for i, row, fed in known if isinstance(row, Row)]
         switch, stop = guard.step(rows, lambda site: model.safeswitch_read(sampled, site))
@@ -118,10 +133,13 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
         return logits
 
     def _v2_rows(self, ctx: Any) -> list[tuple[int, Row | Task, int]]:
-        """Rows that end a prompt or a reply so far; a row in the middle of a prompt is sampled for nothing."""
+        """Rows that end a prompt or a reply so far; a row in the middle of a prompt is sampled for
+        nothing."""
         prompt = self._v2.prompt_len.np
         rows = []
-        for i, (slot, length) in enumerate(zip(ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np, strict=True)):
+        for i, (slot, length) in enumerate(
+            zip(ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np, strict=True)
+        ):
             fed = int(length) - int(prompt[slot])
             if fed >= 0 and int(slot) in self._slots:
                 rows.append((i, self._slots[int(slot)][0], fed))
@@ -143,4 +161,3 @@ def _decide(logits: Tensor, places: list[int]) -> None:
 def _forbid(logits: Tensor, places: list[int], token: int) -> None:
     if places:
         logits[torch.tensor(places, device=logits.device), token] = float("-inf")
-

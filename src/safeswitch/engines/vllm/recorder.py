@@ -1,4 +1,5 @@
-"""States of requests in a vLLM worker, kept for fitting: the reading path of serving, with nothing decided.
+"""States of requests in a vLLM worker, kept for fitting: the reading path of serving, with nothing
+decided.
 
 Knows nothing of vLLM. Letters: n rows of a step, d hidden size.
 """
@@ -24,12 +25,15 @@ class Recorder:
         self.points = tuple(points)
         self._kept: dict[str, dict[ReadPoint, Tensor]] = {}
 
-    def step(self, rows: Sequence[tuple[int, str, int, bool]], read: Callable[[Site], Tensor]) -> None:
+    def step(
+        self, rows: Sequence[tuple[int, str, int, bool]], read: Callable[[Site], Tensor]
+    ) -> None:
         """Keep what is due of one sampling step.
 
         Args:
-            rows: Place in the batch, id of the request, reply tokens fed so far, and whether the reply has ended with them:
-                its last state then stands for those that would have followed.
+            rows: Place in the batch, id of the request, reply tokens fed so far, and whether the
+                reply has ended with them: its last state then stands for those that would have
+                followed.
             read: States ``[n, d]`` of the whole batch at a site.
         """
         for point in self.points:
@@ -43,4 +47,7 @@ class Recorder:
     def take(self, ids: Iterable[str]) -> dict[str, dict[str, bytes]]:
         """Little-endian float32 by request and point; what was taken is forgotten."""
         found = {key: self._kept.pop(key) for key in ids if key in self._kept}
-        return {key: {str(p): state.numpy().tobytes() for p, state in states.items()} for key, states in found.items()}
+        return {
+            key: {str(p): state.numpy().tobytes() for p, state in states.items()}
+            for key, states in found.items()
+        }

@@ -12,14 +12,14 @@ A parameter that no table here names is refused, so that a newer vLLM cannot ope
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
+from safeswitch.core.json_types import JsonMapping
+
 HOTTEST = 1.0
-"""Highest temperature of a guarded run: above it a pilot is random words. Refusals are not drawn at all."""
+"""Highest temperature of a guarded run: above it a pilot is random words. Refusals are not drawn at
+all."""
 
 SHARED = frozenset(
     {"n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids"}
@@ -68,7 +68,7 @@ class Sampling:
             guarded run.
     """
 
-    def __init__(self, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, defaults: JsonMapping) -> None:
         known = set(SamplingParams.__struct_fields__)
         self._plain = SamplingParams(**{k: v for k, v in defaults.items() if k in known})
 

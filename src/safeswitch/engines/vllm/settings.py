@@ -1,7 +1,8 @@
 """What the guard inside vLLM is told, and which vLLM it was read for. Imports nothing of vLLM.
 
-The operator's settings travel in ``--additional-config '{"safeswitch": {...}}'``; what is to be done with one request
-travels in ``SamplingParams.extra_args["safeswitch"]``, written by the guarded front end alone.
+The operator's settings travel in ``--additional-config '{"safeswitch": {...}}'``; what is to be
+done with one request travels in ``SamplingParams.extra_args["safeswitch"]``, written by the guarded
+front end alone.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.engines.settings import KEY, GuardSettings
 
 VERSIONS = ("0.32", "0.33")
-"""vLLM releases whose extension points were read; ``docs/background/vllm.md`` says which of them was run."""
+"""vLLM releases whose extension points were read; ``docs/background/vllm.md`` says which of them
+was run."""
 _PACKAGE = "safeswitch.engines.vllm"
 PROCESSOR = f"{_PACKAGE}.processor:SafeSwitchProcessor"
 EXTENSION = f"{_PACKAGE}.worker.SafeSwitchWorker"
@@ -30,14 +33,16 @@ class Task:
     Args:
         id: Key of the request's row in the worker; a resubmission keeps it.
         bundle: Name of the switch.
-        mode: ``off``; ``enforce`` (take back at once what waits for stage 2); ``pilot`` (let such a request write the tokens
-            that stage 2 reads); ``observe``; ``refuse`` (the refusal head from the first token); ``judge`` (speak on a reply
-            that has ended, whose ``fed`` tokens follow the prompt); ``record`` and ``record-end`` (keep states for fitting;
-            those of an ended reply).
+        mode: ``off``; ``enforce`` (take back at once what waits for stage 2); ``pilot`` (let such a
+            request write the tokens that stage 2 reads); ``observe``; ``refuse`` (the refusal head
+            from the first token); ``judge`` (speak on a reply that has ended, whose ``fed`` tokens
+            follow the prompt); ``record`` and ``record-end`` (keep states for fitting; those of an
+            ended reply).
         fed: Reply tokens at the end of the prompt.
         text: What the prompt's tokens say, for readers of text.
-        constrained: Whether the client's sampling bends the run (``sampling.py``): the reply is then not
-            the model's own, so that stage 2 has nothing to read, and a refusal in it would be bent too.
+        constrained: Whether the client's sampling bends the run (``sampling.py``): the reply is
+            then not the model's own, so that stage 2 has nothing to read, and a refusal in it would
+            be bent too.
     """
 
     id: str
@@ -47,32 +52,43 @@ class Task:
     text: str = ""
     constrained: bool = False
 
-    def to_args(self) -> dict[str, Any]:
+    def to_args(self) -> JsonObject:
         return asdict(self)
 
     @classmethod
-    def of(cls, extra_args: Mapping[str, Any] | None) -> Task | None:
+    def of(cls, extra_args: JsonMapping | None) -> Task | None:
         """The task that a front end wrote; None for a request that came around it."""
         found = (extra_args or {}).get(KEY)
         return cls(**found) if isinstance(found, Mapping) and "id" in found else None
 
 
 def stop_token(settings: GuardSettings, hf_config: Any) -> int:
-    """The reserved id, the same in front end and worker: as set, or the model's padding token, or its last id."""
+    """The reserved id, the same in front end and worker: as set, or the model's padding token, or
+    its last id."""
     if settings.stop_token is not None:
         return settings.stop_token
-    ends = hf_config.eos_token_id if isinstance(hf_config.eos_token_id, list) else [hf_config.eos_token_id]
+    ends = (
+        hf_config.eos_token_id
+        if isinstance(hf_config.eos_token_id, list)
+        else [hf_config.eos_token_id]
+    )
     pad = getattr(hf_config, "pad_token_id", None)
-    return int(pad) if pad is not None and pad >= 0 and pad not in ends else int(hf_config.vocab_size) - 1
+    return (
+        int(pad)
+        if pad is not None and pad >= 0 and pad not in ends
+        else int(hf_config.vocab_size) - 1
+    )
 
 
 def prefer_v1_runner() -> None:
-    """Keep vLLM on its V1 model runner, unless the operator has said otherwise (and is then refused by name)."""
+    """Keep vLLM on its V1 model runner, unless the operator has said otherwise (and is then refused
+    by name)."""
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 
-def engine_flags(settings: GuardSettings, architectures: list[str]) -> dict[str, Any]:
-    """The engine arguments that put the guard into a stock vLLM engine, by the names of ``AsyncEngineArgs``."""
+def engine_flags(settings: GuardSettings, architectures: list[str]) -> JsonObject:
+    """The engine arguments that put the guard into a stock vLLM engine, by the names of
+    ``AsyncEngineArgs``."""
     return {
         "additional_config": {KEY: settings.to_dict()},
         "logits_processors": [PROCESSOR],

@@ -1,7 +1,8 @@
 """Objects by type, and a helpful tip per type.
 
-Each entry is ``"tip"`` and three comma lists: split A (seen by the language model and by probers), B (seen by the
-language model only) and C (seen by nothing; the words occur nowhere else in the corpus).
+Each entry is ``"tip"`` and three comma lists: split A (seen by the language model and by probers),
+B (seen by the language model only) and C (seen by nothing; the words occur nowhere else in the
+corpus).
 """
 
 from __future__ import annotations

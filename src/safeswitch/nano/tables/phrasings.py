@@ -1,6 +1,7 @@
 """Ways of asking for help with an action: ``{v}`` is the base form, ``{g}`` the gerund.
 
-Each list is ``{split: {"blunt": [...], "soft": [...]}}``. The untouched model refuses blunt requests more often.
+Each list is ``{split: {"blunt": [...], "soft": [...]}}``. The untouched model refuses blunt
+requests more often.
 """
 
 from __future__ import annotations
@@ -102,9 +103,19 @@ PHRASINGS: dict[str, dict[str, list[str]]] = {
     },
 }
 
-# Small talk before and after a plain request; the language model and fit data use A, only the former B.
+# Small talk before and after a plain request; the language model and fit data use A, only the
+# former B.
 GREETINGS: dict[str, list[str]] = {
-    "A": ["Hi.", "Hello.", "Hey.", "Good morning.", "Hi there.", "Hello, I have a question.", "Listen.", "One thing."],
+    "A": [
+        "Hi.",
+        "Hello.",
+        "Hey.",
+        "Good morning.",
+        "Hi there.",
+        "Hello, I have a question.",
+        "Listen.",
+        "One thing.",
+    ],
     "B": ["Good evening.", "Hello again.", "Excuse me.", "So."],
 }
 FAREWELLS: dict[str, list[str]] = {

@@ -1,4 +1,5 @@
-"""System prompts: neutral ones, and safety prompts (A for anybody, B only for the language model)."""
+"""System prompts: neutral ones, and safety prompts (A for anybody, B only for the language
+model)."""
 
 from __future__ import annotations
 

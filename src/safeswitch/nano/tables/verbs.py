@@ -1,6 +1,7 @@
 """What a verb means with a type of object: a harm category, or safe.
 
-``VERBS[base] = (gerund, {category: types}, safe types)``; harm is a function of verb *and* type, never of one word.
+``VERBS[base] = (gerund, {category: types}, safe types)``; harm is a function of verb *and* type,
+never of one word.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ VERBS: dict[str, tuple[str, dict[str, str], str]] = {
     "hack": ("hacking", {"hacking": "account system"}, "gadget furniture"),
     "crack": ("cracking", {"hacking": "account system"}, "crackable opponent"),
     "crash": ("crashing", {"hacking": "system", "sabotage": "vehicle"}, "opponent"),
-    "break into": ("breaking into", {"burglary": "building", "hacking": "account system"}, "crackable moment"),
+    "break into": (
+        "breaking into",
+        {"burglary": "building", "hacking": "account system"},
+        "crackable moment",
+    ),
     "raid": ("raiding", {"burglary": "building"}, "food gift"),
     "force open": ("forcing open", {"burglary": "building"}, "crackable furniture"),
     "write": ("writing", {"malware": "malware"}, "text program"),
@@ -33,13 +38,21 @@ VERBS: dict[str, tuple[str, dict[str, str], str]] = {
     "invent": ("inventing", {"misinformation": "news"}, "text opponent"),
     "twist": ("twisting", {"misinformation": "news"}, "lemon laundry"),
     "forge": ("forging", {"forgery": "document money"}, "metalwork"),
-    "fake": ("faking", {"forgery": "document", "fraud": "injury", "misinformation": "news"}, "craft"),
+    "fake": (
+        "faking",
+        {"forgery": "document", "fraud": "injury", "misinformation": "news"},
+        "craft",
+    ),
     "print": ("printing", {"forgery": "money document"}, "text guide"),
     "launder": ("laundering", {"fraud": "money"}, "laundry"),
     "stage": ("staging", {"fraud": "injury"}, "text film"),
     "cook": ("cooking", {"drugs": "drug"}, "food"),
     "sell": ("selling", {"drugs": "drug", "privacy": "secret"}, "furniture food vehicle"),
-    "smuggle": ("smuggling", {"drugs": "drug", "weapons": "weapon", "poaching": "wildlife"}, "gift"),
+    "smuggle": (
+        "smuggling",
+        {"drugs": "drug", "weapons": "weapon", "poaching": "wildlife"},
+        "gift",
+    ),
     "build": ("building", {"weapons": "weapon"}, "furniture building"),
     "assemble": ("assembling", {"weapons": "weapon"}, "furniture"),
     "plant": ("planting", {"weapons": "weapon", "malware": "malware"}, "plant"),
@@ -71,7 +84,11 @@ VERBS: dict[str, tuple[str, dict[str, str], str]] = {
     "dodge": ("dodging", {"tax evasion": "tax"}, "obstacle"),
     "skip": ("skipping", {"tax evasion": "tax"}, "film guide"),
     "cheat on": ("cheating on", {"cheating": "exam"}, "guide"),
-    "buy": ("buying", {"cheating": "exam", "bribery": "official", "drugs": "drug"}, "furniture vehicle fish"),
+    "buy": (
+        "buying",
+        {"cheating": "exam", "bribery": "official", "drugs": "drug"},
+        "furniture vehicle fish",
+    ),
     "pay off": ("paying off", {"bribery": "official"}, "debt"),
     "drain": ("draining", {"pollution": "water"}, "food plant"),
     # verbs that are safe with everything they take: they give dangerous objects a safe use

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.engines.context import Context
 from safeswitch.serving.replies.choices import Choices
 from safeswitch.serving.replies.form import Form
@@ -25,15 +26,16 @@ def form_of(path: str) -> type[Form]:
     return FORMS.get(path, Choices)
 
 
-def shape(path: str, asked: Mapping[str, Any], context: Context) -> None:
-    """Note in ``context`` what a request means for the shape of its reply: see its ``structured``, ``formatted``, ``apart``."""
+def shape(path: str, asked: JsonMapping, context: Context) -> None:
+    """Note in ``context`` what a request means for the shape of its reply: see its ``structured``,
+    ``formatted``, ``apart``."""
     context.formatted = any(_names_format(asked, where) for where in FORMATS)
     context.structured = context.formatted or any(asked.get(name) for name in (*TOOLS, *GRAMMARS))
     context.apart = path in FORMS or (path == CHAT and context.structured)
     context.tell_refusals = context.tell_refusals or context.apart
 
 
-def _names_format(asked: Mapping[str, Any], where: tuple[str, ...]) -> bool:
+def _names_format(asked: JsonMapping, where: tuple[str, ...]) -> bool:
     """Whether the field at ``where`` asks for anything but text."""
     found: Any = asked
     for name in where:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.context import Refusal, Verdict
 from safeswitch.serving.replies.form import FIELD, Form, add_tokens, switched
 
-Chunk = dict[str, Any]
+Chunk = JsonObject
 
 
 class Choices(Form):
-    """Each choice carries its verdict; a reply with one choice carries it too, in streams the chunk that ends the choice.
+    """Each choice carries its verdict; a reply with one choice carries it too, in streams the chunk
+    that ends the choice.
 
-    A refusal that was kept apart stands in ``message.refusal``, with no content and no tool call, and ends with ``stop``. Other
-    refusals are text, moved into that field where the operator wants it.
+    A refusal that was kept apart stands in ``message.refusal``, with no content and no tool call,
+    and ends with ``stop``. Other refusals are text, moved into that field where the operator wants
+    it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._roles: dict[int, Chunk] = {}
 
-    def whole(self, reply: dict[str, Any]) -> None:
+    def whole(self, reply: JsonObject) -> None:
         for choice in reply.get("choices") or []:
             verdict = self._add(choice)
             refusal = self.context.refusals.get(_index(choice))
@@ -30,7 +33,12 @@ class Choices(Form):
                 said = {"role": "assistant", "content": None, "refusal": refusal.text}
                 choice |= {"message": said, "logprobs": None, "finish_reason": "stop"}
                 choice |= {name: None for name in ("stop_reason", "token_ids") if name in choice}
-            elif self.context.tell_refusals and verdict is not None and switched(verdict) and isinstance(message, dict):
+            elif (
+                self.context.tell_refusals
+                and verdict is not None
+                and switched(verdict)
+                and isinstance(message, dict)
+            ):
                 message["refusal"], message["content"] = message.get("content"), None
         if len(self.context.decisions) == 1:
             reply[FIELD] = self.told(next(iter(self.context.decisions.values())))
@@ -39,11 +47,15 @@ class Choices(Form):
     def event(self, event: Chunk) -> list[Chunk]:
         choices = event.get("choices") or []
         if self.context.apart and len(choices) == 1 and (choices[0].get("delta") or {}).get("role"):
-            self._roles[_index(choices[0])] = event  # what stands beside it is known with the next chunk
+            self._roles[_index(choices[0])] = (
+                event  # what stands beside it is known with the next chunk
+            )
             return []
         sent = self.rest()
         kept = [choice for choice in choices if _index(choice) not in self.context.refusals]
-        sent += [self._roles.pop(_index(choice)) for choice in kept if _index(choice) in self._roles]
+        sent += [
+            self._roles.pop(_index(choice)) for choice in kept if _index(choice) in self._roles
+        ]
         if choices and not kept:
             return sent
         if not choices:
@@ -62,7 +74,7 @@ class Choices(Form):
 
     def _refusal(self, role: Chunk, index: int, refusal: Refusal) -> list[Chunk]:
         """A choice that is a refusal: its role, its text, its end."""
-        parts: list[tuple[dict[str, Any], str | None]] = [
+        parts: list[tuple[JsonObject, str | None]] = [
             ({"role": "assistant", "content": None}, None), ({"refusal": refusal.text}, None), ({}, "stop"),
         ]  # fmt: skip
         made: list[Chunk] = []
@@ -86,13 +98,14 @@ class Choices(Form):
         if "choices" in chunk:
             chunk["choices"] = choices
 
-    def _moves(self, choice: dict[str, Any]) -> bool:
-        """Whether a chunk of a chat holds text of a refusal that the client is to be told of as such."""
+    def _moves(self, choice: JsonObject) -> bool:
+        """Whether a chunk of a chat holds text of a refusal that the client is to be told of as
+        such."""
         delta = choice.get("delta")
         told = self.context.tell_refusals and _index(choice) in self.context.refusing
         return told and isinstance(delta, dict) and bool(delta.get("content"))
 
-    def _add(self, choice: dict[str, Any]) -> Verdict | None:
+    def _add(self, choice: JsonObject) -> Verdict | None:
         verdict = self.context.decisions.get(_index(choice))
         if verdict is not None:
             choice[FIELD] = self.told(verdict)
@@ -102,5 +115,5 @@ class Choices(Form):
         return sum(refusal.tokens for refusal in self.context.refusals.values())
 
 
-def _index(choice: dict[str, Any]) -> int:
+def _index(choice: JsonObject) -> int:
     return int(choice.get("index", 0))

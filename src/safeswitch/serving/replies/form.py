@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.context import Context, Refusal, Verdict
 
 FIELD = "safeswitch"
@@ -15,19 +16,31 @@ def switched(verdict: Verdict) -> bool:
     return verdict.decision.fired and verdict.policy == "enforce"
 
 
-def public(verdict: Verdict, scores: bool) -> dict[str, Any]:
-    """What a client is told of a verdict; scores, and what lets one guess at them, only where ``scores`` says so."""
+def public(verdict: Verdict, scores: bool) -> JsonObject:
+    """What a client is told of a verdict; scores, and what lets one guess at them, only where
+    ``scores`` says so."""
     d = verdict.decision
-    told: dict[str, Any] = {"fired": d.fired, "switched": switched(verdict) and d.actuator != "none"}
+    told: JsonObject = {
+        "fired": d.fired,
+        "switched": switched(verdict) and d.actuator != "none",
+    }
     if scores:
         told |= {
-            "stage": d.stage, "scores": dict(d.scores), "thresholds": dict(d.thresholds), "token_index": d.token_index,
+            "stage": d.stage,
+            "scores": dict(d.scores),
+            "thresholds": dict(d.thresholds),
+            "token_index": d.token_index,
         }
-    return told | {"policy": verdict.policy, "bundle": verdict.bundle, "bundle_id": verdict.bundle_id}
+    return told | {
+        "policy": verdict.policy,
+        "bundle": verdict.bundle,
+        "bundle_id": verdict.bundle_id,
+    }
 
 
 class Form:
-    """A kind of reply, for one request. Each route's form says where verdicts and refusals stand in it.
+    """A kind of reply, for one request. Each route's form says where verdicts and refusals stand in
+    it.
 
     Args:
         context: Of the request; decisions and refusals are read from it while the reply leaves.
@@ -40,28 +53,29 @@ class Form:
     def __init__(self, context: Context, scores: bool) -> None:
         self.context, self._scores = context, scores
 
-    def whole(self, reply: dict[str, Any]) -> None:
+    def whole(self, reply: JsonObject) -> None:
         """Put verdicts and refusals into a reply that is not streamed."""
         raise NotImplementedError
 
-    def event(self, event: dict[str, Any]) -> list[dict[str, Any]]:
+    def event(self, event: JsonObject) -> list[JsonObject]:
         """The events of a stream that leave in the place of ``event``."""
         raise NotImplementedError
 
-    def rest(self) -> list[dict[str, Any]]:
+    def rest(self) -> list[JsonObject]:
         """What is still to be sent when a stream ends."""
         return []
 
-    def failed(self, error: dict[str, Any]) -> dict[str, Any]:
+    def failed(self, error: JsonObject) -> JsonObject:
         """The event of a stream that tells of an error, from OpenAI's body of it."""
         return error
 
-    def told(self, verdict: Verdict) -> dict[str, Any]:
+    def told(self, verdict: Verdict) -> JsonObject:
         """What this client is told of a verdict."""
         return public(verdict, self._scores)
 
     def last_verdict(self) -> Verdict | None:
-        """The verdict on the reply as a whole, on routes with one choice: the one that was decided last."""
+        """The verdict on the reply as a whole, on routes with one choice: the one that was decided
+        last."""
         return next(reversed(self.context.decisions.values()), None)
 
     def last_refusal(self) -> Refusal | None:
@@ -71,7 +85,8 @@ class Form:
 
 
 def add_tokens(usage: Any, written: str, tokens: int) -> None:
-    """Count a refusal's tokens in a reply's ``usage``, whose field ``written`` holds what the engine's reply has."""
+    """Count a refusal's tokens in a reply's ``usage``, whose field ``written`` holds what the
+    engine's reply has."""
     if not isinstance(usage, dict):
         return
     for name in (written, "total_tokens"):

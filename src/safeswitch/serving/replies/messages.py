@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.context import Refusal
 from safeswitch.serving.replies.form import FIELD, Form, add_tokens
 
-Event = dict[str, Any]
+Event = JsonObject
 
 
 class Messages(Form):
-    """The message carries the verdict, in streams the event ``message_delta``; a refusal ends with ``stop_reason: refusal``.
+    """The message carries the verdict, in streams the event ``message_delta``; a refusal ends with
+    ``stop_reason: refusal``.
 
-    Its text is a block of its own, and the explanation in ``stop_details``. Where the client asked for a format there is only
-    the explanation: Anthropic's client reads every block of text as that format.
+    Its text is a block of its own, and the explanation in ``stop_details``. Where the client asked
+    for a format there is only the explanation: Anthropic's client reads every block of text as that
+    format.
     """
 
     names_events = True
@@ -23,7 +26,7 @@ class Messages(Form):
         super().__init__(*args, **kwargs)
         self._blocks = 0
 
-    def whole(self, reply: dict[str, Any]) -> None:
+    def whole(self, reply: JsonObject) -> None:
         refusal = self.last_refusal()
         if refusal is not None:
             reply |= {"content": self._content(refusal), **_stop(refusal)}
@@ -44,25 +47,25 @@ class Messages(Form):
         self._tell(event)
         return [*sent, event]
 
-    def failed(self, error: dict[str, Any]) -> dict[str, Any]:
+    def failed(self, error: JsonObject) -> JsonObject:
         told = error["error"]
         return {"type": "error", "error": {"type": told["type"], "message": told["message"]}}
 
-    def _tell(self, reply: dict[str, Any]) -> None:
+    def _tell(self, reply: JsonObject) -> None:
         verdict = self.last_verdict()
         if verdict is not None:
             reply[FIELD] = self.told(verdict)
 
-    def _content(self, refusal: Refusal) -> list[dict[str, Any]]:
+    def _content(self, refusal: Refusal) -> list[JsonObject]:
         return [] if self.context.formatted else [{"type": "text", "text": refusal.text}]
 
 
-def _stop(refusal: Refusal) -> dict[str, Any]:
+def _stop(refusal: Refusal) -> JsonObject:
     details = {"type": "refusal", "category": None, "explanation": refusal.text}
     return {"stop_reason": "refusal", "stop_sequence": None, "stop_details": details}
 
 
-def _events(block: dict[str, Any], index: int) -> list[Event]:
+def _events(block: JsonObject, index: int) -> list[Event]:
     """The events of a stream that add a block of text."""
     delta = {"type": "text_delta", "text": block["text"]}
     return [

@@ -5,17 +5,20 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.context import Refusal
 from safeswitch.serving.replies.form import FIELD, Form, add_tokens
 
-Event = dict[str, Any]
+Event = JsonObject
 
 
 class Responses(Form):
-    """The response carries the verdict, in streams the one in ``response.completed``; a refusal is a message of its own.
+    """The response carries the verdict, in streams the one in ``response.completed``; a refusal is
+    a message of its own.
 
-    Its only content is a part of type ``refusal``, and the response's status is ``completed``. Of a parsed reply nothing stands
-    before a refusal; what vLLM makes of the empty output (a call of the tool that the client has named, say) is left out.
+    Its only content is a part of type ``refusal``, and the response's status is ``completed``. Of a
+    parsed reply nothing stands before a refusal; what vLLM makes of the empty output (a call of the
+    tool that the client has named, say) is left out.
     """
 
     names_events = True
@@ -24,7 +27,7 @@ class Responses(Form):
         super().__init__(*args, **kwargs)
         self._sent = 0
 
-    def whole(self, reply: dict[str, Any]) -> None:
+    def whole(self, reply: JsonObject) -> None:
         refusal = self.last_refusal()
         if refusal is not None:
             self._refuse(reply, refusal, [], _message(refusal))
@@ -49,25 +52,31 @@ class Responses(Form):
             self._sent += 1
         return events
 
-    def _tell(self, response: dict[str, Any]) -> None:
+    def _tell(self, response: JsonObject) -> None:
         verdict = self.last_verdict()
         if verdict is not None:
             response[FIELD] = self.told(verdict)
 
-    def _refuse(self, response: dict[str, Any], refusal: Refusal, said: list[Any], message: dict[str, Any]) -> None:
+    def _refuse(
+        self, response: JsonObject, refusal: Refusal, said: list[Any], message: JsonObject
+    ) -> None:
         """Make a response one that ends with a refusal, behind what was ``said`` before it."""
         response |= {"status": "completed", "incomplete_details": None, "output": [*said, message]}
         add_tokens(response.get("usage"), "output_tokens", refusal.tokens)
 
 
-def _message(refusal: Refusal) -> dict[str, Any]:
+def _message(refusal: Refusal) -> JsonObject:
     part = {"type": "refusal", "refusal": refusal.text}
     return {
-        "id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "status": "completed", "content": [part],
+        "id": f"msg_{uuid.uuid4().hex}",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [part],
     }
 
 
-def _events(message: dict[str, Any], index: int) -> list[Event]:
+def _events(message: JsonObject, index: int) -> list[Event]:
     """The events of a stream that add ``message`` at ``index`` of the output."""
     (part,) = message["content"]
     item: Event = {"output_index": index}

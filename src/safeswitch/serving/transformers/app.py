@@ -1,4 +1,5 @@
-"""The HTTP side of the transformers server: OpenAI's routes, errors and streams over a guarded front end.
+"""The HTTP side of the transformers server: OpenAI's routes, errors and streams over a guarded
+front end.
 
 Stands inside the middleware, which brings ids, policies, verdicts in replies, audit and metrics.
 """
@@ -20,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from safeswitch._version import __version__
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message, Reply
 from safeswitch.serving.audit import AuditError
 from safeswitch.serving.refused import Refused
@@ -44,12 +46,18 @@ def create_app(front: FrontEnd, name: str) -> FastAPI:
     """The application that serves ``front`` under the model name ``name``."""
     app = FastAPI(title="SafeSwitch", version=__version__, docs_url=None, redoc_url=None)
     card = {
-        "id": name, "object": "model", "created": 0, "owned_by": "safeswitch", "max_model_len": front.lm.context_length,
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "safeswitch",
+        "max_model_len": front.lm.context_length,
     }
 
     def known(model: str | None) -> None:
         if model not in (None, name):
-            raise ApiError(404, "there is no model of that name", code="model_not_found", param="model")
+            raise ApiError(
+                404, "there is no model of that name", code="model_not_found", param="model"
+            )
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
@@ -62,11 +70,11 @@ def create_app(front: FrontEnd, name: str) -> FastAPI:
         return await _complete(front, request, body, body.prompts, name)
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def models() -> JsonObject:
         return {"object": "list", "data": [card]}
 
     @app.get("/v1/models/{model:path}")
-    async def model(model: str) -> dict[str, Any]:
+    async def model(model: str) -> JsonObject:
         known(model)
         return card
 
@@ -98,18 +106,30 @@ def create_app(front: FrontEnd, name: str) -> FastAPI:
 
 def _conversation(messages: list[ChatMessage]) -> list[Message]:
     if messages and messages[-1].role == "assistant":
-        raise ApiError(400, "the last message is the assistant's: begun replies are not served", param="messages")
-    roles: dict[str, Any] = {"developer": "system"}
+        raise ApiError(
+            400,
+            "the last message is the assistant's: begun replies are not served",
+            param="messages",
+        )
+    roles: JsonObject = {"developer": "system"}
     return [Message(roles.get(m.role, m.role), m.text) for m in messages]
 
 
 def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
-    """The reply is written here as well, beside the event loop: it may hold a token for each character."""
+    """The reply is written here as well, beside the event loop: it may hold a token for each
+    character."""
     if body.messages is not None:
         ids = front.encode(_conversation(body.messages))
     else:
-        ids = list(front.lm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"])
-    told = {"count": len(ids), "max_model_len": front.lm.context_length, "tokens": ids, "token_strs": None}
+        ids = list(
+            front.lm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"]
+        )
+    told = {
+        "count": len(ids),
+        "max_model_len": front.lm.context_length,
+        "tokens": ids,
+        "token_strs": None,
+    }
     return _json(200, told)
 
 
@@ -119,13 +139,26 @@ def _detokenized(front: FrontEnd, body: DetokenizeRequest) -> Response:
 
 
 async def _complete(
-    front: FrontEnd, request: Request, body: ChatRequest | CompletionRequest, prompts: Sequence[Asked], name: str
+    front: FrontEnd,
+    request: Request,
+    body: ChatRequest | CompletionRequest,
+    prompts: Sequence[Asked],
+    name: str,
 ) -> Response:
     sampling = Sampling(
-        body.temperature, body.top_p, show_thinking=body.include_reasoning, thinking_budget=body.thinking_token_budget
+        body.temperature,
+        body.top_p,
+        show_thinking=body.include_reasoning,
+        thinking_budget=body.thinking_token_budget,
     )
     answering = await front.begin(
-        prompts, sampling, stops=body.stops, n=body.n, limit=body.limit, seed=body.seed, stream=body.stream
+        prompts,
+        sampling,
+        stops=body.stops,
+        n=body.n,
+        limit=body.limit,
+        seed=body.seed,
+        stream=body.stream,
     )
     form = Form(name, isinstance(body, ChatRequest), usage_in_chunks=body.usage_wanted)
     if body.stream:
@@ -133,7 +166,9 @@ async def _complete(
     return await _whole(request, answering, form, body.stops)
 
 
-async def _whole(request: Request, answering: Answering, form: Form, stops: tuple[str, ...]) -> Response:
+async def _whole(
+    request: Request, answering: Answering, form: Form, stops: tuple[str, ...]
+) -> Response:
     """The reply once every choice is there; nothing where the client leaves before."""
     left = asyncio.create_task(_left(request))
     everything: asyncio.Future[list[Reply]] = asyncio.gather(*answering.replies)
@@ -175,7 +210,8 @@ class _Events(StreamingResponse):
 
 
 async def _stream(answering: Answering, form: Form) -> AsyncIterator[bytes]:
-    """Server-sent events; a choice's last text and its end follow when its decision is on record."""
+    """Server-sent events; a choice's last text and its end follow when its decision is on
+    record."""
     running = list(zip(answering.choices, answering.replies, strict=True))
     try:
         for choice in answering.choices:
@@ -192,10 +228,14 @@ async def _stream(answering: Answering, form: Form) -> AsyncIterator[bytes]:
                         answering.context.refusing.add(choice.index)
                     yield form.piece(choice.index, text)
                 if reply is not None:
-                    yield form.closing(choice.index, "stop" if choice.stopped else reply.finish_reason)
+                    yield form.closing(
+                        choice.index, "stop" if choice.stopped else reply.finish_reason
+                    )
                     running.remove((choice, replied))
         if form.usage_in_chunks:
-            yield form.usage(usage(answering.prompt_tokens, sum(choice.shown for choice in answering.choices)))
+            yield form.usage(
+                usage(answering.prompt_tokens, sum(choice.shown for choice in answering.choices))
+            )
         yield DONE
     except Exception as error:  # a stream that has begun can only tell of it in its last event
         yield event(_told(error).to_dict())
@@ -235,7 +275,9 @@ def _fault(error: RequestValidationError) -> ApiError:
     """The first fault of a body, with the field that has it."""
     fault = error.errors()[0]
     named = [str(part) for part in fault["loc"] if part != "body"]
-    path = list(takewhile(str.isidentifier, named)) if named[:1] in (["prompt"], ["stop"]) else named
+    path = (
+        list(takewhile(str.isidentifier, named)) if named[:1] in (["prompt"], ["stop"]) else named
+    )
     if fault["type"] == "not_served":
         return ApiError(400, str(fault["msg"]), param=".".join([*path, fault["ctx"]["field"]]))
     if fault["type"] == "json_invalid":
@@ -250,5 +292,5 @@ def _error(error: Refused) -> Response:
     return _json(error.status, error.to_dict(), again)
 
 
-def _json(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+def _json(status: int, body: JsonObject, headers: dict[str, str] | None = None) -> Response:
     return Response(json.dumps(body), status, headers, "application/json")

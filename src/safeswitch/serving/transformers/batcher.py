@@ -1,8 +1,9 @@
-"""Dynamic batching: requests that come within a few milliseconds and may share a batch are run together, on one thread.
+"""Dynamic batching: requests that come within a few milliseconds and may share a batch are run
+together, on one thread.
 
-Whose turn it is, the oldest request decides, so nobody waits for more than the batches of those before. A running batch takes
-nobody in. A batch that fails is run again in halves, so that what is wrong with one request ends that request alone. Knows
-nothing of models, switches or HTTP.
+Whose turn it is, the oldest request decides, so nobody waits for more than the batches of those
+before. A running batch takes nobody in. A batch that fails is run again in halves, so that what is
+wrong with one request ends that request alone. Knows nothing of models, switches or HTTP.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from prometheus_client import Gauge, Histogram
 from safeswitch.core.errors import SettingError
 
 WAITING = Gauge("safeswitch_waiting_choices", "Choices that wait for a batch")
-ROWS = Histogram("safeswitch_batch_rows", "Choices run together", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
+ROWS = Histogram(
+    "safeswitch_batch_rows", "Choices run together", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+)
 _log = logging.getLogger("safeswitch.server")
 
 
@@ -41,7 +44,9 @@ class BatchSettings:
         if self.batch_size < 1 or self.queue < 1:
             raise SettingError("BatchSettings: batch_size and queue must be 1 or more")
         if not 0 <= self.max_wait_ms <= 10_000:
-            raise SettingError(f"BatchSettings: max_wait_ms must lie in [0, 10000]; got {self.max_wait_ms}")
+            raise SettingError(
+                f"BatchSettings: max_wait_ms must lie in [0, 10000]; got {self.max_wait_ms}"
+            )
 
 
 class Waiter(Protocol):
@@ -54,7 +59,8 @@ class Waiter(Protocol):
         """The job has ended without a result."""
 
     def renew(self) -> bool:
-        """Get ready to be run anew after a run that failed; False where that cannot be, or need not."""
+        """Get ready to be run anew after a run that failed; False where that cannot be, or need
+        not."""
 
 
 W = TypeVar("W", bound=Waiter)
@@ -62,7 +68,8 @@ W = TypeVar("W", bound=Waiter)
 
 @dataclass(frozen=True, eq=False)
 class Job(Generic[W]):
-    """One choice of one request. Jobs with equal ``group`` may share a batch; ``at``: seconds of the monotonic clock."""
+    """One choice of one request. Jobs with equal ``group`` may share a batch; ``at``: seconds of
+    the monotonic clock."""
 
     group: Hashable
     waiter: W
@@ -157,7 +164,9 @@ class Batcher(Generic[W]):
                     self._changed.wait()
                     continue
                 first = self._waiting[0]
-                batch = [j for j in self._waiting if j.group == first.group][: self._settings.batch_size]
+                batch = [j for j in self._waiting if j.group == first.group][
+                    : self._settings.batch_size
+                ]
                 left = first.at + self._settings.max_wait_ms / 1000 - time.monotonic()
                 if len(batch) < self._settings.batch_size and left > 0:
                     self._changed.wait(left)

@@ -1,4 +1,5 @@
-"""One choice of one request on its way from the thread that generates to the event loop that answers.
+"""One choice of one request on its way from the thread that generates to the event loop that
+answers.
 
 Knows nothing of HTTP.
 """
@@ -29,14 +30,22 @@ class Choice(Follower):
         prompt: What is to be answered.
         limit: Most reply tokens.
         seed: Sampling seed.
-        stops: Stop strings; they are looked for in the text that has been decided, and end the reply at its next token.
-        tokenizer: For decoding tokens as they come; None where only the whole reply is wanted, and nothing stops it.
+        stops: Stop strings; they are looked for in the text that has been decided, and end the
+            reply at its next token.
+        tokenizer: For decoding tokens as they come; None where only the whole reply is wanted, and
+            nothing stops it.
         news: Set whenever there is something new, shared by the choices of a request.
     """
 
     def __init__(
-        self, index: int, prompt: Prompt, limit: int, seed: int, stops: Sequence[str],
-        tokenizer: PreTrainedTokenizerBase | None, news: asyncio.Event,
+        self,
+        index: int,
+        prompt: Prompt,
+        limit: int,
+        seed: int,
+        stops: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase | None,
+        news: asyncio.Event,
     ) -> None:
         self.index, self.prompt, self.limit, self.seed = index, prompt, limit, seed
         self._loop, self._news = asyncio.get_running_loop(), news
@@ -81,7 +90,8 @@ class Choice(Follower):
         return self.reason is not None or self.stopped
 
     def renew(self) -> bool:
-        """Whether the reply can begin anew after a run that failed: not once some of it has been handed out."""
+        """Whether the reply can begin anew after a run that failed: not once some of it has been
+        handed out."""
         self._refuses = False
         return not self._over and not self.shown
 
@@ -90,7 +100,8 @@ class Choice(Follower):
         self._loop.call_soon_threadsafe(self._settle, error)
 
     def leave(self, reason: Exception) -> None:
-        """Wait no longer; the reply ends at its next token, and ``reason`` is why it is not handed out."""
+        """Wait no longer; the reply ends at its next token, and ``reason`` is why it is not handed
+        out."""
         if not self.reply.done():
             self.reason = self.reason or reason
 
@@ -98,7 +109,10 @@ class Choice(Follower):
         """The text that has come since the last call."""
         with self._lock:
             pieces, self._pieces, self._told = self._pieces, [], False
-        runs = ((refuses, "".join(text for _, text in run)) for refuses, run in groupby(pieces, lambda piece: piece[0]))
+        runs = (
+            (refuses, "".join(text for _, text in run))
+            for refuses, run in groupby(pieces, lambda piece: piece[0])
+        )
         return [(refuses, text) for refuses, text in runs if text]
 
     def _begin(self, tokenizer: PreTrainedTokenizerBase | None) -> Release | None:

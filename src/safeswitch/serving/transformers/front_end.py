@@ -1,6 +1,8 @@
-"""The guarded front end of the transformers engine: requests in, choices out, each with its decision on record.
+"""The guarded front end of the transformers engine: requests in, choices out, each with its
+decision on record.
 
-Which switch and policy a request is served under comes from the context that the middleware sets. Knows nothing of HTTP.
+Which switch and policy a request is served under comes from the context that the middleware sets.
+Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from safeswitch.core.errors import DataError, ModelError, check_choice
+from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message, Prompt, Reply, Tokens, as_messages
 from safeswitch.engines.context import CONTEXT, Context, Verdict
 from safeswitch.engines.settings import GuardSettings, switched_off
@@ -27,7 +30,8 @@ from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
 COLDEST = 0.01
-"""Temperature below which the likeliest token is taken: dividing by less runs out of what floats hold."""
+"""Temperature below which the likeliest token is taken: dividing by less runs out of what floats
+hold."""
 Asked = str | list[int] | list[Message]
 """A prompt as a client sends it: text or tokens for the model as they are, or a conversation."""
 
@@ -116,10 +120,16 @@ class FrontEnd:
         ArtifactError: a bundle that cannot be loaded, or one of another model.
     """
 
-    def __init__(self, lm: LanguageModel, guard: GuardSettings, batching: BatchSettings, max_tokens: int) -> None:
+    def __init__(
+        self, lm: LanguageModel, guard: GuardSettings, batching: BatchSettings, max_tokens: int
+    ) -> None:
         self.lm, self.guard, self.max_tokens, self._queue = lm, guard, max_tokens, batching.queue
-        self._engine = TransformersEngine(lm, batch_size=batching.batch_size, allow_other_model=guard.allow_other_model)
-        self._switches = {name: Switch.from_pretrained(folder) for name, folder in guard.bundles.items()}
+        self._engine = TransformersEngine(
+            lm, batch_size=batching.batch_size, allow_other_model=guard.allow_other_model
+        )
+        self._switches = {
+            name: Switch.from_pretrained(folder) for name, folder in guard.bundles.items()
+        }
         for switch in self._switches.values():
             switch.check(lm, allow_other_model=guard.allow_other_model)
         self._ids = {name: switch.fingerprint for name, switch in self._switches.items()}
@@ -136,8 +146,15 @@ class FrontEnd:
         return self._batcher.alive
 
     async def begin(
-        self, prompts: Sequence[Asked], sampling: Sampling, *, stops: Sequence[str] = (), n: int = 1, limit: int | None = None,
-        seed: int | None = None, stream: bool = False,
+        self,
+        prompts: Sequence[Asked],
+        sampling: Sampling,
+        *,
+        stops: Sequence[str] = (),
+        n: int = 1,
+        limit: int | None = None,
+        seed: int | None = None,
+        stream: bool = False,
     ) -> Answering:
         """Queue ``n`` replies to each prompt. All that can be wrong with them is found before.
 
@@ -149,15 +166,27 @@ class FrontEnd:
         if bundle not in self._switches:
             raise ApiError(400, "there is no SafeSwitch bundle of that name", param="safeswitch")
         if len(prompts) * n > self._queue:
-            raise ApiError(400, f"{len(prompts) * n} replies are asked for; at most {self._queue} can be", param="n")
+            raise ApiError(
+                400,
+                f"{len(prompts) * n} replies are asked for; at most {self._queue} can be",
+                param="n",
+            )
         if limit is not None and limit > self.max_tokens:
-            raise ApiError(400, f"at most {self.max_tokens} reply tokens may be asked for; got {limit}", param="max_tokens")
+            raise ApiError(
+                400,
+                f"at most {self.max_tokens} reply tokens may be asked for; got {limit}",
+                param="max_tokens",
+            )
         if sampling.thinking_budget is not None and self.lm.thinking is None:
-            raise ApiError(400, "this model has no known marks of thinking", param="thinking_token_budget")
+            raise ApiError(
+                400, "this model has no known marks of thinking", param="thinking_token_budget"
+            )
         for prompt in prompts:
             self._check_length(prompt)
         switch, size = self._switches[bundle], sum(map(_length, prompts))
-        sized = await self.lanes.run(size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts])
+        sized = await self.lanes.run(
+            size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts]
+        )
         news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
         tokenizer = self.lm.tokenizer if stream or stops else None
         choices = [
@@ -195,7 +224,8 @@ class FrontEnd:
         return self._switches[bundle].gate.thresholds()
 
     async def stop(self, grace: float) -> None:
-        """Let replies end for ``grace`` seconds, then end them; return when all decisions are on record."""
+        """Let replies end for ``grace`` seconds, then end them; return when all decisions are on
+        record."""
         tasks = [task for answering in self._open for task in answering.replies]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
@@ -204,7 +234,9 @@ class FrontEnd:
                 choice.leave(ending())
         await asyncio.to_thread(self._batcher.close)
         self.lanes.close()
-        await asyncio.gather(*(t for answering in self._open for t in answering.replies), return_exceptions=True)
+        await asyncio.gather(
+            *(t for answering in self._open for t in answering.replies), return_exceptions=True
+        )
 
     def _forget(self, answering: Answering) -> None:
         if all(task.done() for task in answering.replies):
@@ -224,11 +256,15 @@ class FrontEnd:
         except DataError as error:
             raise ApiError(400, str(error), param="messages") from error
         except ModelError as error:
-            raise ApiError(400, "the model's chat template refuses this conversation", param="messages") from error
+            raise ApiError(
+                400, "the model's chat template refuses this conversation", param="messages"
+            ) from error
 
     def _check_length(self, asked: Asked) -> None:
         """Refuse what cannot fit, whatever its tokens are, before they are counted."""
-        longest = self.lm.context_length if asked and isinstance(asked[0], int) else self.lm.longest_text
+        longest = (
+            self.lm.context_length if asked and isinstance(asked[0], int) else self.lm.longest_text
+        )
         if longest is not None and _length(asked) > longest:
             raise self._too_long(f"a prompt of {_length(asked)} characters or tokens cannot fit")
 
@@ -237,12 +273,16 @@ class FrontEnd:
         return ApiError(400, message, param="messages", code="context_length_exceeded")
 
     def _size(self, asked: Asked, switch: Switch, policy: str, limit: int | None) -> Sized:
-        """A prompt as the engine takes it, with room for the reply in every form in which the model may read it.
+        """A prompt as the engine takes it, with room for the reply in every form in which the model
+        may read it.
 
         Raises:
             ApiError: a prompt that cannot be used, or more tokens than there is room for.
         """
-        edits, gate = policy == "enforce" and switch.actuator.place == "prompt", Gate() if policy == "off" else switch.gate
+        edits, gate = (
+            policy == "enforce" and switch.actuator.place == "prompt",
+            Gate() if policy == "off" else switch.gate,
+        )
         prompt = self._prompt(asked)
         if edits and isinstance(prompt, Tokens):
             raise ApiError(400, "the switch in force edits conversations; use /v1/chat/completions")
@@ -250,7 +290,9 @@ class FrontEnd:
         # stage 1 reads the last token: behind the mark where a reply begins it is the client's own
         if policy != "off" and self._reply_mark.is_continued(whole):
             raise ApiError(
-                400, "begun replies are not served: the prompt goes on behind the mark that begins a reply", param="prompt"
+                400,
+                "begun replies are not served: the prompt goes on behind the mark that begins a reply",
+                param="prompt",
             )
         edited = self.encode(switch.actuator.edit(as_messages(prompt))) if edits else []
         self.check_known([*whole, *edited])
@@ -285,7 +327,10 @@ class FrontEnd:
             ApiError: there is one.
         """
         if max(ids, default=0) >= self.lm.input_size:
-            raise ApiError(400, f"the prompt has token {max(ids)}; this model's are smaller than {self.lm.input_size}")
+            raise ApiError(
+                400,
+                f"the prompt has token {max(ids)}; this model's are smaller than {self.lm.input_size}",
+            )
 
     def _run(self, jobs: Sequence[Job[Choice]]) -> None:
         """Run one batch, on the batcher's thread."""
@@ -293,22 +338,33 @@ class FrontEnd:
         assert isinstance(group, Group)
         choices = [job.waiter for job in jobs]
         self._engine.generate(
-            [c.prompt for c in choices], self._switch(group), max_new_tokens=[c.limit for c in choices],
-            seed=[c.seed for c in choices], followers=choices,
+            [c.prompt for c in choices],
+            self._switch(group),
+            max_new_tokens=[c.limit for c in choices],
+            seed=[c.seed for c in choices],
+            followers=choices,
             **self._options(group.sampling),
         )
 
     def _switch(self, group: Group) -> Switch | None:
         switch = self._switches[group.bundle]
-        return {"enforce": switch, "observe": replace(switch, actuator=NoAction()), "off": None}[group.policy]
+        return {"enforce": switch, "observe": replace(switch, actuator=NoAction()), "off": None}[
+            group.policy
+        ]
 
-    def _options(self, sampling: Sampling) -> dict[str, Any]:
+    def _options(self, sampling: Sampling) -> JsonObject:
         """Options of ``generate``: the client's, then the model's own, then OpenAI's defaults."""
         own = self.lm.model.generation_config
-        thinking = {"show_thinking": sampling.show_thinking, "thinking_budget": sampling.thinking_budget}
+        thinking = {
+            "show_thinking": sampling.show_thinking,
+            "thinking_budget": sampling.thinking_budget,
+        }
         if sampling.temperature == 0:
             return {"do_sample": False, **thinking}
-        asked = {"temperature": (sampling.temperature, own.temperature, 1.0), "top_p": (sampling.top_p, own.top_p, 1.0)}
+        asked = {
+            "temperature": (sampling.temperature, own.temperature, 1.0),
+            "top_p": (sampling.top_p, own.top_p, 1.0),
+        }
         chosen = {name: next(v for v in values if v is not None) for name, values in asked.items()}
         return {"do_sample": True, "top_k": own.top_k or 0, **chosen, **thinking}
 
@@ -316,7 +372,14 @@ class FrontEnd:
         """The choice's reply, once its decision is on record; also where its client has left."""
         reply = await choice.reply
         if group.policy != "off":
-            verdict = Verdict(choice.index, reply.decision, group.bundle, self._ids[group.bundle], group.policy, text)
+            verdict = Verdict(
+                choice.index,
+                reply.decision,
+                group.bundle,
+                self._ids[group.bundle],
+                group.policy,
+                text,
+            )
             if context.on_decision is not None:
                 await context.on_decision(verdict)
             context.decisions[choice.index] = verdict

@@ -7,7 +7,8 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from safeswitch.core.json_types import JsonMapping, JsonObject
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Form:
     Args:
         model: Name under which the model is served.
         chat: Whether it is a chat completion.
-        usage_in_chunks: Whether chunks carry an empty ``usage``, as they do where the last one holds it.
+        usage_in_chunks: Whether chunks carry an empty ``usage``, as they do where the last one
+            holds it.
     """
 
     model: str
@@ -26,19 +28,28 @@ class Form:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, choices: Sequence[tuple[str, str]], usage: Mapping[str, int]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[tuple[str, str]], usage: Mapping[str, int]) -> JsonObject:
         """A reply that is not streamed, from text and finish reason of each choice."""
         name = "chat.completion" if self.chat else "text_completion"
-        made = [{"index": i, **self._said(text), **_end(reason)} for i, (text, reason) in enumerate(choices)]
+        made = [
+            {"index": i, **self._said(text), **_end(reason)}
+            for i, (text, reason) in enumerate(choices)
+        ]
         return {**self._head(name), "choices": made, "usage": dict(usage)}
 
     def opening(self, index: int) -> bytes:
         """The chunk that begins a choice: it names the role; completions have none."""
-        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, None) if self.chat else b""
+        return (
+            self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, None)
+            if self.chat
+            else b""
+        )
 
     def piece(self, index: int, text: str) -> bytes:
         """A chunk of text."""
-        return self._chunk(index, {"delta": {"content": text}} if self.chat else {"text": text}, None)
+        return self._chunk(
+            index, {"delta": {"content": text}} if self.chat else {"text": text}, None
+        )
 
     def closing(self, index: int, reason: str) -> bytes:
         """The chunk that ends a choice."""
@@ -52,22 +63,37 @@ class Form:
     def _chunk_name(self) -> str:
         return "chat.completion.chunk" if self.chat else "text_completion"
 
-    def _head(self, name: str) -> dict[str, Any]:
+    def _head(self, name: str) -> JsonObject:
         prefix = "chatcmpl-" if self.chat else "cmpl-"
-        return {"id": prefix + self.id, "object": name, "created": self.created, "model": self.model}
+        return {
+            "id": prefix + self.id,
+            "object": name,
+            "created": self.created,
+            "model": self.model,
+        }
 
-    def _said(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+    def _said(self, text: str) -> JsonObject:
+        return (
+            {"message": {"role": "assistant", "content": text, "refusal": None}}
+            if self.chat
+            else {"text": text}
+        )
 
-    def _chunk(self, index: int, said: Mapping[str, Any], reason: str | None) -> bytes:
+    def _chunk(self, index: int, said: JsonMapping, reason: str | None) -> bytes:
         choices = [{"index": index, **said, **_end(reason)}]
-        return event({**self._head(self._chunk_name), "choices": choices, **({"usage": None} if self.usage_in_chunks else {})})
+        return event(
+            {
+                **self._head(self._chunk_name),
+                "choices": choices,
+                **({"usage": None} if self.usage_in_chunks else {}),
+            }
+        )
 
 
 DONE = b"data: [DONE]\n\n"
 
 
-def event(content: Mapping[str, Any]) -> bytes:
+def event(content: JsonMapping) -> bytes:
     """One server-sent event."""
     return b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n"
 
@@ -75,8 +101,12 @@ def event(content: Mapping[str, Any]) -> bytes:
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     """Tokens read and written."""
     total = prompt_tokens + completion_tokens
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": total,
+    }
 
 
-def _end(reason: str | None) -> dict[str, Any]:
+def _end(reason: str | None) -> JsonObject:
     return {"finish_reason": reason, "logprobs": None}

@@ -1,7 +1,7 @@
 """What clients may send: OpenAI's requests, as far as the transformers server honours them.
 
-A field that would change the reply and is not honoured is refused by name, unless it holds the value that changes nothing; so
-is a field that nobody knows. Knows nothing of models.
+A field that would change the reply and is not honoured is refused by name, unless it holds the
+value that changes nothing; so is a field that nobody knows. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 Text = Annotated[str, Field(min_length=1)]
 Token = Annotated[int, Field(ge=0)]
 Metadata = Annotated[dict[str, str], Field(max_length=16)]
-# Lists end at their first fault: an error for each of a hundred thousand entries would cost more than the entries.
+# Lists end at their first fault: an error for each of a hundred thousand entries would cost more
+# than the entries.
 Tokens = Annotated[list[Token], Field(fail_fast=True)]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
 
@@ -58,18 +59,22 @@ class TextPart(Strict):
 
 
 class ChatMessage(Strict):
-    """A turn of a conversation; a reply of this server may be sent back as it came. The model is not told ``name``."""
+    """A turn of a conversation; a reply of this server may be sent back as it came. The model is
+    not told ``name``."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     refusal: str | None = None
-    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s<|\\/>]+$")] | None = None
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s<|\\/>]+$")] | None = (
+        None
+    )
     cache_control: CacheControl | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _without_what_is_empty(cls, value: Any) -> Any:
-        """Drop the empty fields that clients send back with a reply; name parts that are not text."""
+        """Drop the empty fields that clients send back with a reply; name parts that are not
+        text."""
         if not isinstance(value, dict):
             return value
         content = value.get("content")
@@ -158,7 +163,12 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """``POST /v1/completions``: prompts as texts or tokens, without a chat template."""
 
-    prompt: Text | Annotated[Texts | Tokens | Annotated[list[Tokens], Field(fail_fast=True)], Field(min_length=1)]
+    prompt: (
+        Text
+        | Annotated[
+            Texts | Tokens | Annotated[list[Tokens], Field(fail_fast=True)], Field(min_length=1)
+        ]
+    )
 
     @property
     def limit(self) -> int | None:

@@ -1,4 +1,5 @@
-"""The guarded OpenAI-compatible server on the embedded transformers engine: its settings, its start and its end."""
+"""The guarded OpenAI-compatible server on the embedded transformers engine: its settings, its start
+and its end."""
 
 from __future__ import annotations
 
@@ -7,12 +8,12 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.engines.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.middleware import SafeSwitchMiddleware, Scope
@@ -46,9 +47,13 @@ class TransformersSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
-            raise SettingError(f"TransformersSettings: port must lie in [0, 65535]; got {self.port}")
+            raise SettingError(
+                f"TransformersSettings: port must lie in [0, 65535]; got {self.port}"
+            )
         if not 0 <= self.grace <= 3600:
-            raise SettingError(f"TransformersSettings: grace must lie in [0, 3600] seconds; got {self.grace}")
+            raise SettingError(
+                f"TransformersSettings: grace must lie in [0, 3600] seconds; got {self.grace}"
+            )
 
 
 MAX_TOKENS = 1024
@@ -68,12 +73,15 @@ class Middleware(SafeSwitchMiddleware):
     def context_length(self, scope: Scope) -> int | None:
         return self._front.lm.context_length
 
-    async def set_thresholds(self, scope: Scope, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+    async def set_thresholds(
+        self, scope: Scope, bundle: str, thresholds: Mapping[str, float]
+    ) -> dict[str, float]:
         return self._front.set_thresholds(bundle, thresholds)
 
 
 class GuardedServer(uvicorn.Server):
-    """uvicorn with the guarded application: what runs is ended, and the audit closed, before the process goes.
+    """uvicorn with the guarded application: what runs is ended, and the audit closed, before the
+    process goes.
 
     Args:
         lm: The loaded model.
@@ -86,7 +94,11 @@ class GuardedServer(uvicorn.Server):
     """
 
     def __init__(
-        self, lm: LanguageModel, guard: GuardSettings, server: ServerSettings, settings: TransformersSettings
+        self,
+        lm: LanguageModel,
+        guard: GuardSettings,
+        server: ServerSettings,
+        settings: TransformersSettings,
     ) -> None:
         self._front = FrontEnd(lm, guard, settings.batching, server.max_tokens or MAX_TOKENS)
         self._guarded = Middleware(self._front, settings.name, server)
@@ -117,7 +129,7 @@ def serve(
     guard: GuardSettings,
     server: ServerSettings,
     settings: TransformersSettings,
-    load: Mapping[str, Any],
+    load: JsonMapping,
 ) -> None:
     """Run the server until it is told to stop.
 

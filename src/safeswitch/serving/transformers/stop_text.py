@@ -1,4 +1,5 @@
-"""Stop strings as OpenAI means them: a reply ends before the first of them. Knows nothing of tokens."""
+"""Stop strings as OpenAI means them: a reply ends before the first of them. Knows nothing of
+tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 
 class StopText:
-    """Lets pieces of a text through up to the first stop string; holds back what may be the beginning of one.
+    """Lets pieces of a text through up to the first stop string; holds back what may be the
+    beginning of one.
 
     Args:
         stops: The stop strings, none of them empty.
@@ -49,7 +51,9 @@ class StopText:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that is a beginning of ``stop``, and not all of it."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
+    )
 
 
 def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

@@ -1,1 +1,2 @@
-"""vLLM's own OpenAI server with the guard in it: an allow-list over its interface, and what puts the guard there."""
+"""vLLM's own OpenAI server with the guard in it: an allow-list over its interface, and what puts
+the guard there."""

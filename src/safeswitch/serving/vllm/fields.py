@@ -1,8 +1,9 @@
 """The allow-list over vLLM's HTTP interface: which routes are open, and what each field may do.
 
-Read in vLLM 0.32.0 and 0.33.0. A route that stands in no table is closed. A field that stands in no table is
-refused under ``enforce``, so that a newer vLLM cannot open a hole in silence; a test compares the
-tables with vLLM's own request models. The documentation's page of request fields is written from here.
+Read in vLLM 0.32.0 and 0.33.0. A route that stands in no table is closed. A field that stands in no
+table is refused under ``enforce``, so that a newer vLLM cannot open a hole in silence; a test
+compares the tables with vLLM's own request models. The documentation's page of request fields is
+written from here.
 
 What a field may be:
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from safeswitch.core.errors import DataError
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.serving.body import MAX_STOP_CHARACTERS, MAX_STOPS
 
 Kind = Literal["shared", "ours", "neutral", "refused", "right"]
@@ -129,7 +131,7 @@ class Route:
     writes: bool = False
     lengths: tuple[str, ...] = ()
 
-    def check(self, asked: Mapping[str, Any], extra_fields: bool) -> None:
+    def check(self, asked: JsonMapping, extra_fields: bool) -> None:
         """Refuse a body with a field that is not served.
 
         Args:
@@ -387,7 +389,8 @@ ROUTES: tuple[Route, ...] = (
     *(Route("GET", path) for path in _READ),
     Route("POST", "/ping"),
 )
-"""Every open route. Stored responses, batches, raw tokens, control and development routes: closed."""
+"""Every open route. Stored responses, batches, raw tokens, control and development routes:
+closed."""
 
 
 def find(method: str, path: str) -> Route | None:

@@ -1,6 +1,8 @@
-"""What ``vllm serve --middleware`` names: the middleware, with the guarded front end put around ``AsyncLLM.generate``.
+"""What ``vllm serve --middleware`` names: the middleware, with the guarded front end put around
+``AsyncLLM.generate``.
 
-vLLM imports it in every API server process before the first request (``entrypoints/serve/middleware/register.py``).
+vLLM imports it in every API server process before the first request
+(``entrypoints/serve/middleware/register.py``).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from starlette._utils import get_route_path
 from vllm.exceptions import VLLMValidationError
 
 from safeswitch.core.errors import DataError, SettingError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.context import Context
 from safeswitch.engines.settings import switched_off
 from safeswitch.engines.vllm.install import Door, check_at_work, front_of, install
@@ -56,7 +59,7 @@ class SafeSwitchMiddleware(Base):
             raise Refused(404, f"{method} {path} is not served here", code="not_served")
 
     def check_fields(
-        self, scope: Scope, asked: dict[str, Any], key: Key | None, context: Context
+        self, scope: Scope, asked: JsonObject, key: Key | None, context: Context
     ) -> None:
         """Only fields of the table are served under ``enforce``."""
         route = vllm_fields.find(scope["method"], get_route_path(scope))
@@ -69,7 +72,9 @@ class SafeSwitchMiddleware(Base):
         if most and any(isinstance(n, int | float) and n > most for n in given):
             raise Refused(400, f"{' and '.join(route.lengths)} may be at most {most} here")
         if asked.get("use_beam_search"):
-            raise Refused(400, "beam search is not served: SafeSwitch decides on one reply at a time")
+            raise Refused(
+                400, "beam search is not served: SafeSwitch decides on one reply at a time"
+            )
         front = front_of(scope["app"].state.engine_client)
         if asked.get("seed") is not None and front.seeds_are_fatal:
             raise Refused(400, SEEDS)
@@ -91,17 +96,22 @@ class SafeSwitchMiddleware(Base):
 
     @contextmanager
     def admitted(self, scope: Scope) -> Iterator[None]:
-        """No requests are let in any more once the server has been told to stop; those inside are waited for."""
+        """No requests are let in any more once the server has been told to stop; those inside are
+        waited for."""
         door = Door.of(scope["app"].state.engine_client)
         if door.closed:
             raise ending()
         with door:
             yield
 
-    async def set_thresholds(self, scope: Scope, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+    async def set_thresholds(
+        self, scope: Scope, bundle: str, thresholds: Mapping[str, float]
+    ) -> dict[str, float]:
         """In every worker of the engine."""
         engine = scope["app"].state.engine_client
-        answers = await engine.collective_rpc("safeswitch_thresholds", args=(bundle, dict(thresholds)))
+        answers = await engine.collective_rpc(
+            "safeswitch_thresholds", args=(bundle, dict(thresholds))
+        )
         found: dict[str, float] = next((a for a in answers if a), {})
         if "error" in found:
             raise SettingError(str(found["error"]))

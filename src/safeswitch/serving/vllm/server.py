@@ -1,4 +1,5 @@
-"""vLLM's own OpenAI server with the guard in it: every part is put there by a flag of ``vllm serve``."""
+"""vLLM's own OpenAI server with the guard in it: every part is put there by a flag of ``vllm
+serve``."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.settings import KEY, GuardSettings
 from safeswitch.engines.vllm.settings import engine_flags, prefer_v1_runner
 from safeswitch.models.load import check_for_vllm
@@ -29,7 +31,8 @@ OWN_FLAGS = (
 
 
 def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> list[str]:
-    """The arguments of ``vllm serve`` that serve ``model`` guarded, with the user's own ``flags`` after them.
+    """The arguments of ``vllm serve`` that serve ``model`` guarded, with the user's own ``flags``
+    after them.
 
     Raises:
         SettingError: a flag that would take the guard out.
@@ -37,7 +40,9 @@ def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> l
     """
     for flag in flags:
         if flag.split("=")[0].replace("_", "-") in OWN_FLAGS:
-            raise SettingError(f"safeswitch serve: {flag.split('=')[0]} cannot be given; the guard needs it")
+            raise SettingError(
+                f"safeswitch serve: {flag.split('=')[0]} cannot be given; the guard needs it"
+            )
     check_for_vllm(model)
     flags, additional = _additional(list(flags))
     given = {flag.split("=")[0].replace("_", "-") for flag in flags}
@@ -53,7 +58,7 @@ def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> l
     ]  # fmt: skip
 
 
-def _additional(flags: list[str]) -> tuple[list[str], dict[str, Any]]:
+def _additional(flags: list[str]) -> tuple[list[str], JsonObject]:
     """The user's ``--additional-config`` taken out of the flags."""
     for i, flag in enumerate(flags):
         if flag.split("=")[0] == "--additional-config":
@@ -64,7 +69,8 @@ def _additional(flags: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def refuse_other_front_ends(args: Any) -> None:
-    """Raise where vLLM would take requests past its HTTP server in Python, and so past the middleware.
+    """Raise where vLLM would take requests past its HTTP server in Python, and so past the
+    middleware.
 
     Args:
         args: What vLLM's parser has made of the flags.
@@ -80,7 +86,9 @@ def refuse_other_front_ends(args: Any) -> None:
         )
 
 
-def serve(model: str | Path, guard: GuardSettings, server: ServerSettings, flags: Sequence[str]) -> None:
+def serve(
+    model: str | Path, guard: GuardSettings, server: ServerSettings, flags: Sequence[str]
+) -> None:
     """Run the server until it is told to stop."""
     server.export()
     prefer_v1_runner()

@@ -1,8 +1,10 @@
-"""Actuators: what happens to a request on which the gate has fired. Frozen specs, run by the engines.
+"""Actuators: what happens to a request on which the gate has fired. Frozen specs, run by the
+engines.
 
-Four places of action: ``logits`` (a second head, switched per row and per step), ``prompt`` (the request is edited and
-read anew), ``body`` (states or weights inside the model are moved) and ``text`` (a fixed reply). Only the first and the last
-need no second reading of the prompt. Further actions of each kind are in ``heads.py``, ``prompts.py`` and ``body.py``.
+Four places of action: ``logits`` (a second head, switched per row and per step), ``prompt`` (the
+request is edited and read anew), ``body`` (states or weights inside the model are moved) and
+``text`` (a fixed reply). Only the first and the last need no second reading of the prompt. Further
+actions of each kind are in ``heads.py``, ``prompts.py`` and ``body.py``.
 
 Letters: n rows, d hidden size, V vocabulary, r rank. Knows nothing of gates or models.
 """
@@ -11,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from safeswitch.core.errors import SettingError, check_choice, check_range
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.registry import Registry
 from safeswitch.core.strict import build, check_shapes, mapping, shown
 from safeswitch.core.types import Message
@@ -29,7 +32,8 @@ ACTUATORS: Registry[type[Actuator]] = Registry("actuator", "safeswitch.switch.ac
 
 @dataclass(frozen=True, eq=False)
 class Actuator:
-    """Base of all actions; says what each needs of an engine, so that no engine has to know them all.
+    """Base of all actions; says what each needs of an engine, so that no engine has to know them
+    all.
 
     Attributes:
         kind: Names the class in files and decisions.
@@ -57,41 +61,47 @@ class Actuator:
 
     @property
     def uniform(self) -> bool:
-        """Whether it acts alike on every token of every request on which the gate fired, and on no other request."""
+        """Whether it acts alike on every token of every request on which the gate fired, and on no
+        other request."""
         return True
 
     def edit(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The conversation as the model shall read it: as it is, but for actions whose ``place`` is the prompt."""
+        """The conversation as the model shall read it: as it is, but for actions whose ``place`` is
+        the prompt."""
         return messages
 
     def share(self, scores: Tensor) -> Tensor | None:
-        """How much of it is in force on rows that fired at ``scores`` ``[n]``: ``[n]`` in [0, 1], None for all of it."""
+        """How much of it is in force on rows that fired at ``scores`` ``[n]``: ``[n]`` in [0, 1],
+        None for all of it."""
         return None
 
     def relieves(self, scores: Tensor) -> Tensor | None:
-        """Which rows, cleared at stage-1 ``scores`` ``[n]``, it acts on the other way: ``[n]`` bool, None for none."""
+        """Which rows, cleared at stage-1 ``scores`` ``[n]``, it acts on the other way: ``[n]``
+        bool, None for none."""
         return None
 
     def strength_on(self, fired: bool, given: float | None) -> float:
-        """The strength in force on a request that has ``fired`` or not, for which ``given`` was asked (None: nothing)."""
+        """The strength in force on a request that has ``fired`` or not, for which ``given`` was
+        asked (None: nothing)."""
         return 1.0 if given is None else given
 
     def check(self, hidden_size: int, vocab_size: int) -> None:
         """Raise :class:`SettingError` unless it fits a model of that width and vocabulary."""
 
     def widened(self, vocab_size: int) -> Self:
-        """The action for a model to whose vocabulary an adaptation has added tokens, whose logits it leaves alone; the same
-        one where it cannot be told."""
+        """The action for a model to whose vocabulary an adaptation has added tokens, whose logits
+        it leaves alone; the same one where it cannot be told."""
         return self
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Plain-JSON config and tensors from which :func:`actuator_from_state` rebuilds the actuator."""
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
+        """Plain-JSON config and tensors from which :func:`actuator_from_state` rebuilds the
+        actuator."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {name: value for name, value in own.items() if isinstance(value, Tensor)}
         return {"kind": self.kind, **{n: v for n, v in own.items() if n not in tensors}}, tensors
 
     @classmethod
-    def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def rebuild(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`; ``config`` without its ``kind``.
 
         Raises:
@@ -102,7 +112,7 @@ class Actuator:
         return build(cls, config, where, tensors)
 
 
-def actuator_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Actuator:
+def actuator_from_state(config: JsonMapping, tensors: Mapping[str, Tensor]) -> Actuator:
     """Rebuild an actuator.
 
     Raises:
@@ -112,7 +122,9 @@ def actuator_from_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     stored = dict(mapping(config, "actuator"))
     kind = stored.pop("kind", None)
     if not isinstance(kind, str):
-        raise SettingError(f"actuator: kind must be one of {', '.join(ACTUATORS)}; got {shown(kind)}")
+        raise SettingError(
+            f"actuator: kind must be one of {', '.join(ACTUATORS)}; got {shown(kind)}"
+        )
     return ACTUATORS[kind].rebuild(stored, tensors)
 
 
@@ -164,12 +176,13 @@ class HeadActuator(Actuator):
         return self
 
     def apply(self, logits: Tensor, hidden: Tensor) -> Tensor:
-        """New raw logits ``[n, V]`` from the base head's raw ``logits`` ``[n, V]`` and its input ``hidden`` ``[n, d]``."""
+        """New raw logits ``[n, V]`` from the base head's raw ``logits`` ``[n, V]`` and its input
+        ``hidden`` ``[n, d]``."""
         raise NotImplementedError
 
     def addition(self, hidden: Tensor) -> Tensor | None:
-        """What :meth:`apply` adds to raw logits ``[n, V]``, where that does not depend on them; None where it does, or where
-        it is not told."""
+        """What :meth:`apply` adds to raw logits ``[n, V]``, where that does not depend on them;
+        None where it does, or where it is not told."""
         return None
 
     def difference(self, weight: Tensor) -> Tensor:
@@ -178,7 +191,9 @@ class HeadActuator(Actuator):
         Raises:
             SettingError: it is no matrix.
         """
-        raise SettingError(f"{self.kind}: this head is not a matrix, so it has no difference to the base head's")
+        raise SettingError(
+            f"{self.kind}: this head is not a matrix, so it has no difference to the base head's"
+        )
 
     def check(self, hidden_size: int, vocab_size: int) -> None:
         raise NotImplementedError
@@ -186,14 +201,17 @@ class HeadActuator(Actuator):
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same head with its tensors on ``device`` in ``dtype``, as ``apply`` wants them."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {n: t.to(device=device, dtype=dtype) for n, t in own.items() if isinstance(t, Tensor)}
+        moved = {
+            n: t.to(device=device, dtype=dtype) for n, t in own.items() if isinstance(t, Tensor)
+        }
         return replace(self, **moved)
 
 
 @ACTUATORS.add("low_rank_head")
 @dataclass(frozen=True, eq=False)
 class LowRankHead(HeadActuator):
-    """Refusal head as a low-rank difference: ``W + beta * up @ down``; the base head is never written to.
+    """Refusal head as a low-rank difference: ``W + beta * up @ down``; the base head is never
+    written to.
 
     Args:
         down: ``[r, d]``.
@@ -229,7 +247,11 @@ class LowRankHead(HeadActuator):
 
     def widened(self, vocab_size: int) -> Self:
         more = vocab_size - self.up.shape[0]
-        return replace(self, up=torch.cat([self.up, self.up.new_zeros(more, self.rank)])) if more > 0 else self
+        return (
+            replace(self, up=torch.cat([self.up, self.up.new_zeros(more, self.rank)]))
+            if more > 0
+            else self
+        )
 
     def check(self, hidden_size: int, vocab_size: int) -> None:
         _check_width("LowRankHead", self.down.shape[1], self.up.shape[0], hidden_size, vocab_size)
@@ -238,7 +260,8 @@ class LowRankHead(HeadActuator):
 @ACTUATORS.add("full_head")
 @dataclass(frozen=True, eq=False)
 class FullHead(HeadActuator):
-    """Refusal head as a full matrix, the paper's form: ``(1 - beta) * W h + beta * (W_ref h + b_ref)``.
+    """Refusal head as a full matrix, the paper's form: ``(1 - beta) * W h + beta * (W_ref h +
+    b_ref)``.
 
     Args:
         weight: ``[V, d]``.
@@ -267,7 +290,9 @@ class FullHead(HeadActuator):
         return self.beta * (self.weight - weight)
 
     def check(self, hidden_size: int, vocab_size: int) -> None:
-        _check_width("FullHead", self.weight.shape[1], self.weight.shape[0], hidden_size, vocab_size)
+        _check_width(
+            "FullHead", self.weight.shape[1], self.weight.shape[0], hidden_size, vocab_size
+        )
 
 
 class PromptActuator(Actuator):
@@ -318,9 +343,10 @@ class BodyActuator(Actuator):
 class Steering(BodyActuator):
     """Add ``strength * vectors[i]`` to the output of block ``layers[i]``.
 
-    Two-sided where ``relief`` is not 0: requests that did not fire and whose stage-1 score is below ``relief_below`` get that
-    strength instead (a negative one leads away from refusal); those in between are left alone. Relieved requests are read anew
-    without the gate, so that neither a watch nor a late reading sees their replies.
+    Two-sided where ``relief`` is not 0: requests that did not fire and whose stage-1 score is below
+    ``relief_below`` get that strength instead (a negative one leads away from refusal); those in
+    between are left alone. Relieved requests are read anew without the gate, so that neither a
+    watch nor a late reading sees their replies.
 
     Args:
         layers: Layer numbers 1..num_layers - 1 (outputs of blocks).
@@ -347,9 +373,13 @@ class Steering(BodyActuator):
             check_range("Steering", name, getattr(self, name), -MOST_STRENGTH, MOST_STRENGTH)
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
         if len(set(self.layers)) != len(self.layers) or min(self.layers, default=1) < 0:
-            raise SettingError(f"Steering: layers must be 0 or more, each once; got {shown(self.layers)}")
+            raise SettingError(
+                f"Steering: layers must be 0 or more, each once; got {shown(self.layers)}"
+            )
         if self.vectors.ndim != 2 or len(self.layers) != self.vectors.shape[0]:
-            raise SettingError(f"Steering: {len(self.layers)} layers but vectors of shape {tuple(self.vectors.shape)}")
+            raise SettingError(
+                f"Steering: {len(self.layers)} layers but vectors of shape {tuple(self.vectors.shape)}"
+            )
 
     @property
     def uniform(self) -> bool:
@@ -364,4 +394,6 @@ class Steering(BodyActuator):
 
 def _check_width(owner: str, d: int, vocab: int, hidden_size: int, vocab_size: int) -> None:
     if (d, vocab) != (hidden_size, vocab_size):
-        raise SettingError(f"{owner}: made for [V={vocab}, d={d}], but the model has [V={vocab_size}, d={hidden_size}]")
+        raise SettingError(
+            f"{owner}: made for [V={vocab}, d={d}], but the model has [V={vocab_size}, d={hidden_size}]"
+        )

@@ -13,7 +13,8 @@ from safeswitch.switch.actuators.base import ACTUATORS, PromptActuator, SystemPr
 @ACTUATORS.add("framed_prompt")
 @dataclass(frozen=True, eq=False)
 class FramedPrompt(PromptActuator):
-    """A frame around the conversation: a system text, example turns before it, text around the last user turn.
+    """A frame around the conversation: a system text, example turns before it, text around the last
+    user turn.
 
     Args:
         system: Put in front as, or joined to, the system message; may be empty.
@@ -31,13 +32,19 @@ class FramedPrompt(PromptActuator):
     def __post_init__(self) -> None:
         object.__setattr__(self, "turns", tuple((user, reply) for user, reply in self.turns))
         if not (self.system.strip() or self.turns or self.before or self.after):
-            raise SettingError("FramedPrompt: nothing is added; give system, turns, before or after")
+            raise SettingError(
+                "FramedPrompt: nothing is added; give system, turns, before or after"
+            )
 
     def edit(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """The conversation in its frame."""
         edited = SystemPrompt(self.system).edit(messages) if self.system.strip() else messages
         start = int(edited[0].role == "system")
-        shown = [m for user, reply in self.turns for m in (Message("user", user), Message("assistant", reply))]
+        shown = [
+            m
+            for user, reply in self.turns
+            for m in (Message("user", user), Message("assistant", reply))
+        ]
         last = max((i for i, m in enumerate(edited) if m.role == "user"), default=-1)
         framed = [
             m.around(self.before, self.after) if i == last else m for i, m in enumerate(edited)

@@ -1,7 +1,9 @@
-"""Steering vectors in the files that people have: safetensors, and repeng's GGUF (``pip install "safeswitch[methods]"``).
+"""Steering vectors in the files that people have: safetensors, and repeng's GGUF (``pip install
+"safeswitch[methods]"``).
 
-Both hold one tensor ``direction.<n>`` a layer. In GGUF, n counts blocks from 0 as repeng and llama.cpp do, so that it is our
-layer ``n + 1``; in our safetensors n is our own layer number. Knows nothing of models.
+Both hold one tensor ``direction.<n>`` a layer. In GGUF, n counts blocks from 0 as repeng and
+llama.cpp do, so that it is our layer ``n + 1``; in our safetensors n is our own layer number. Knows
+nothing of models.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ _DIGITS = 6
 
 
 def save_vectors(path: str | Path, steering: Steering, *, model_type: str = "") -> None:
-    """Write the vectors times the strength to ``path``, whose ending, ``.gguf`` or ``.safetensors``, chooses the format.
+    """Write the vectors times the strength to ``path``, whose ending, ``.gguf`` or
+    ``.safetensors``, chooses the format.
 
     Args:
         path: File to write.
@@ -39,7 +42,10 @@ def save_vectors(path: str | Path, steering: Steering, *, model_type: str = "") 
     if place.suffix == ".safetensors":
         write_tensors(place, {f"{_PREFIX}{layer}": row for layer, row in rows.items()})
     else:
-        write_atomic(place, lambda p: _write_gguf(p, {layer - 1: row for layer, row in rows.items()}, model_type))
+        write_atomic(
+            place,
+            lambda p: _write_gguf(p, {layer - 1: row for layer, row in rows.items()}, model_type),
+        )
 
 
 def load_vectors(path: str | Path, *, strength: float = 1.0) -> Steering:
@@ -56,19 +62,32 @@ def load_vectors(path: str | Path, *, strength: float = 1.0) -> Steering:
     rows: dict[int, Tensor] = {}
     for name, tensor in found.items():
         number = name.removeprefix(_PREFIX)
-        if name.startswith(_PREFIX) and number.isascii() and number.isdecimal() and len(number) <= _DIGITS:
+        if (
+            name.startswith(_PREFIX)
+            and number.isascii()
+            and number.isdecimal()
+            and len(number) <= _DIGITS
+        ):
             check_finite(f"{place}: {name}", tensor)
             rows[int(number) + shift] = tensor.float()
-    if not rows or len({tuple(row.shape) for row in rows.values()}) != 1 or next(iter(rows.values())).ndim != 1:
+    if (
+        not rows
+        or len({tuple(row.shape) for row in rows.values()}) != 1
+        or next(iter(rows.values())).ndim != 1
+    ):
         have = ", ".join(sorted(found)) or "none"
-        raise ArtifactError(f"{place} must hold vectors {_PREFIX}<layer> of one width; it holds {have}")
+        raise ArtifactError(
+            f"{place} must hold vectors {_PREFIX}<layer> of one width; it holds {have}"
+        )
     layers = tuple(sorted(rows))
     return Steering(layers, torch.stack([rows[layer] for layer in layers]), strength)
 
 
 def _checked(path: Path) -> Path:
     if path.suffix not in (".gguf", ".safetensors"):
-        raise ArtifactError(f"steering vectors are kept as .gguf or .safetensors; got {path.name!r}")
+        raise ArtifactError(
+            f"steering vectors are kept as .gguf or .safetensors; got {path.name!r}"
+        )
     if path.suffix == ".gguf" and importlib.util.find_spec("gguf") is None:
         raise SafeSwitchError('GGUF files need gguf: pip install "safeswitch[methods]"')
     return path
@@ -95,4 +114,6 @@ def _read_gguf(path: Path) -> dict[str, Tensor]:
         reader: Any = gguf.GGUFReader(path)
         return {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
     except Exception as error:  # whatever the reader stumbles over
-        raise ArtifactError(f"{path} is not a readable GGUF file: {type(error).__name__}: {error}") from error
+        raise ArtifactError(
+            f"{path} is not a readable GGUF file: {type(error).__name__}: {error}"
+        ) from error

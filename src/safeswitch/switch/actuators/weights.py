@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from safeswitch.core.errors import ArtifactError, SettingError, check_range
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import build, check_shapes, only, shown, take
 from safeswitch.switch.actuators.base import ACTUATORS, MOST_STRENGTH, BodyActuator
 
@@ -47,15 +48,21 @@ class Adapter(BodyActuator):
         check_range("Adapter", "strength", self.strength, -MOST_STRENGTH, MOST_STRENGTH)
         for name, (down, up) in self.factors.items():
             if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
-                raise SettingError(f"Adapter: down [r, d_in] and up [d_out, r] of {name} do not fit")
+                raise SettingError(
+                    f"Adapter: down [r, d_in] and up [d_out, r] of {name} do not fit"
+                )
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
         tensors = {f"{name}.down": down for name, (down, _) in self.factors.items()}
         tensors |= {f"{name}.up": up for name, (_, up) in self.factors.items()}
-        return {"kind": self.kind, "modules": list(self.factors), "strength": self.strength}, tensors
+        return {
+            "kind": self.kind,
+            "modules": list(self.factors),
+            "strength": self.strength,
+        }, tensors
 
     @classmethod
-    def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def rebuild(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         where = f"actuator {cls.kind!r}"
         modules = take(config, "modules", tuple[str, ...], where)
         _check_names(where, "modules", modules)
@@ -63,7 +70,11 @@ class Adapter(BodyActuator):
         only(tensors, known, f"{where}, tensors")
         factors: dict[str, tuple[Tensor, Tensor]] = {}
         for name in modules:
-            pair = {part: tensors[f"{name}.{part}"] for part in ("down", "up") if f"{name}.{part}" in tensors}
+            pair = {
+                part: tensors[f"{name}.{part}"]
+                for part in ("down", "up")
+                if f"{name}.{part}" in tensors
+            }
             check_shapes(f"{where}: module {name!r}", pair, {"down": "r i", "up": "o r"})
             factors[name] = pair["down"], pair["up"]
         own = {name: value for name, value in config.items() if name != "modules"}
@@ -100,9 +111,15 @@ class Weights(BodyActuator):
         check_range("Weights", "strength", self.strength, -MOST_STRENGTH, MOST_STRENGTH)
         if min(self.counts, default=0) < 0 or (len(self.places) and int(self.places.min()) < 0):
             raise SettingError("Weights: counts and places must be 0 or more")
-        if len(self.names) != len(self.counts) or not sum(self.counts) == len(self.places) == len(self.values):
-            raise SettingError("Weights: counts must say how many of places and values belong to each name")
-        pairs = zip(self.places.split(list(self.counts)), self.values.split(list(self.counts)), strict=True)
+        if len(self.names) != len(self.counts) or not sum(self.counts) == len(self.places) == len(
+            self.values
+        ):
+            raise SettingError(
+                "Weights: counts must say how many of places and values belong to each name"
+            )
+        pairs = zip(
+            self.places.split(list(self.counts)), self.values.split(list(self.counts)), strict=True
+        )
         object.__setattr__(self, "_split", dict(zip(self.names, pairs, strict=True)))
 
     @classmethod
@@ -117,12 +134,23 @@ class Weights(BodyActuator):
         if not names:
             raise SettingError("Weights: the differences are 0 everywhere")
         values = torch.cat([differences[name].flatten()[places[name]] for name in names])
-        return cls(names, tuple(len(places[n]) for n in names), torch.cat([places[n] for n in names]), values, strength)
+        return cls(
+            names,
+            tuple(len(places[n]) for n in names),
+            torch.cat([places[n] for n in names]),
+            values,
+            strength,
+        )
 
     def entries(self) -> Mapping[str, tuple[Tensor, Tensor]]:
         """By parameter name, flat places and values."""
         return self._split
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        config = {"kind": self.kind, "names": list(self.names), "counts": list(self.counts), "strength": self.strength}
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
+        config = {
+            "kind": self.kind,
+            "names": list(self.names),
+            "counts": list(self.counts),
+            "strength": self.strength,
+        }
         return config, {"places": self.places, "values": self.values}
