@@ -160,6 +160,28 @@ def sampling(kind: str = "DELTA", **options: Any) -> Any:
     )
 
 
+def preempted(engine: Any) -> float:
+    """Requests that engines of this process have put off so far."""
+    from prometheus_client import REGISTRY
+
+    engine._wait(engine.llm.do_log_stats())
+    samples = [
+        s
+        for metric in REGISTRY.collect()
+        for s in metric.samples
+        if s.name == "vllm:num_preemptions_total"
+    ]
+    return sum(s.value for s in samples)
+
+
+def test_the_engine_does_preempt(engine: Any) -> None:
+    # first of all tests here: the next engine takes the counters of this one out of the registry;
+    # long replies that no stop token ends: however slowly requests arrive, they outgrow the cache
+    # together
+    sent(engine, sampling("FINAL_ONLY", max_tokens=8 * NEW, ignore_eos=True), "off")
+    assert preempted(engine) > 0
+
+
 def test_all_at_once_equals_the_transformers_engine(engine: Any) -> None:
     got, want = both(engine)
     assert_same(got, want)
@@ -185,27 +207,6 @@ def test_replies_shorter_than_the_pilot_are_judged_too(engine: Any) -> None:
         assert_same(
             engine.generate(ROWS, max_new_tokens=new), expected("llama", max_new_tokens=new)
         )
-
-
-def preempted(engine: Any) -> float:
-    """Requests that engines of this process have put off so far."""
-    from prometheus_client import REGISTRY
-
-    engine._wait(engine.llm.do_log_stats())
-    samples = [
-        s
-        for metric in REGISTRY.collect()
-        for s in metric.samples
-        if s.name == "vllm:num_preemptions_total"
-    ]
-    return sum(s.value for s in samples)
-
-
-def test_the_engine_does_preempt(engine: Any) -> None:
-    # long replies that no stop token ends: however slowly requests arrive, they outgrow the cache
-    # together
-    sent(engine, sampling("FINAL_ONLY", max_tokens=8 * NEW, ignore_eos=True), "off")
-    assert preempted(engine) > 0
 
 
 def test_unflagged_requests_equal_the_unguarded_engine(engine: Any) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import runpy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +22,6 @@ from tests.engines.vllm_made import needs_vllm
 
 # importing vLLM warns of its own dependencies
 pytestmark = pytest.mark.filterwarnings("ignore")
-ROOT = Path(__file__).parents[2]
 BODIES = [route for route in ROUTES if route.model]
 
 
@@ -158,8 +155,3 @@ def test_a_right_opens_what_needs_one_and_nothing_else() -> None:
     CHAT.check({"priority": 1, "vllm_xargs": {"mine": 1}}, extra_fields=True)
     with pytest.raises(DataError, match="chat_template"):
         CHAT.check({"chat_template": "x"}, extra_fields=True)
-
-
-def test_the_page_is_what_the_tables_say() -> None:
-    made = runpy.run_path(str(ROOT / "dev" / "vllm_fields.py"))["page"]()
-    assert (ROOT / "design" / "vllm-fields.md").read_text(encoding="utf-8") == made

@@ -100,9 +100,7 @@ def projection(
     }
 
 
-def _flatten(
-    states: np.ndarray, how: How, seed: int
-) -> tuple[np.ndarray, list[float] | None]:
+def _flatten(states: np.ndarray, how: How, seed: int) -> tuple[np.ndarray, list[float] | None]:
     """``[n, 2]``, and the share of variance that each axis explains."""
     if how == "umap":
         umap = importlib.import_module("umap")

@@ -76,9 +76,7 @@ def clustered(hits: Sequence[float], groups: Groups) -> Rate:
     return Rate(p, *_wilson(p, effective), n)
 
 
-def _by_group(
-    values: Sequence[float], groups: Groups, what: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _by_group(values: Sequence[float], groups: Groups, what: str) -> tuple[np.ndarray, np.ndarray]:
     """Sum and size of each group; every value is one of its own where there are no groups."""
     if not len(values) or (groups is not None and len(groups) != len(values)):
         count = "" if groups is None else f" and {len(groups)} groups"

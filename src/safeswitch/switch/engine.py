@@ -110,7 +110,11 @@ class Around(ReadingEngine):
 
     def __init__(self, inner: ReadingEngine) -> None:
         self.inner = inner
-        self.lm = inner.lm
+
+    @property
+    def lm(self) -> LanguageModel:  # type: ignore[override]
+        """The inner engine's, which only what reads states asks for."""
+        return self.inner.lm
 
     def generate(
         self,
