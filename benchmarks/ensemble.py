@@ -165,14 +165,14 @@ def main() -> None:
     probers |= {name: EnsembleProber(points, args.members) for name in ("ensemble", "redrawn")}
     held = prompt_acts(lm, data.validation, EnsembleProber(points)), labels(data.validation)
     parts = (("fit", data.train), ("safe", data.calibration))
-    acts = {part: prompt_acts(lm, rows, EnsembleProber(points)) for part, rows in parts}
+    activations = {part: prompt_acts(lm, rows, EnsembleProber(points)) for part, rows in parts}
     guards: dict[str, Guarded] = {}
     for seed, (name, prober) in enumerate(probers.items()):
-        prober.fit(acts["fit"], labels(data.train), validation=held, seed=seed)
+        prober.fit(activations["fit"], labels(data.train), validation=held, seed=seed)
         bar = float(
             log_odds(
                 torch.tensor(
-                    [conformal_threshold(prober.score(acts["safe"]), settings.budget).value]
+                    [conformal_threshold(prober.score(activations["safe"]), settings.budget).value]
                 )
             )
         )

@@ -507,12 +507,12 @@ def fitted(make: Callable[..., Prober]) -> Fit:
         for point in prober.points:
             place = point.layer - 1 if point.part else point.layer
             states[point] = rows.states[column[point.part]][:, place].float()
-        acts = Activations(states, sources=tuple(rows.names.tolist()))
+        activations = Activations(states, sources=tuple(rows.names.tolist()))
         scores = []
         for used in weights.T:
             chosen = torch.as_tensor(np.flatnonzero(used))
-            prober.fit(acts.select(chosen), torch.as_tensor(rows.unsafe)[chosen], seed=seed)
-            scores.append(torch.logit(prober.score(acts).double(), eps=1e-9).numpy())
+            prober.fit(activations.select(chosen), torch.as_tensor(rows.unsafe)[chosen], seed=seed)
+            scores.append(torch.logit(prober.score(activations).double(), eps=1e-9).numpy())
         return np.stack(scores, 1)
 
     return fit

@@ -47,11 +47,11 @@ def test_recorded_outputs_are_those_of_the_row_alone(name: str) -> None:
     points = [
         ReadPoint(b, Position.parse(k), part) for b in blocks for k in kinds for part in PARTS
     ]
-    acts = record(lm, sequences, lengths, [*points, ReadPoint(1)], batch_tokens=90)
+    activations = record(lm, sequences, lengths, [*points, ReadPoint(1)], batch_tokens=90)
     for i, (row, p) in enumerate(zip(sequences, lengths, strict=True)):
         alone = by_hand(lm, name, row[: p + 2])
         for point in points:
-            truth, state = alone[point.layer, point.part], acts.at(point)[i]
+            truth, state = alone[point.layer, point.part], activations.at(point)[i]
             if point.position.kind == "window":
                 n = min(p, 5)
                 expected = torch.cat([truth.new_zeros(5 - n, truth.shape[1]), truth[p - n : p]])

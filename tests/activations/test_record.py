@@ -51,17 +51,19 @@ def test_states_equal_manual_hidden_states_at_every_layer_and_position(name: str
     points = [
         ReadPoint(layer, Position.parse(k)) for layer in range(lm.num_layers + 1) for k in kinds
     ]
-    acts = record(lm, sequences, lengths, points, batch_tokens=90)
-    assert acts.points == tuple(points)
+    activations = record(lm, sequences, lengths, points, batch_tokens=90)
+    assert activations.points == tuple(points)
     for i, (row, p) in enumerate(zip(sequences, lengths, strict=True)):
         row = row[: p + 2]
         hidden = by_hand(lm, row)
         assert len(hidden) == lm.num_layers + 1
         for point in points:
-            truth, state = hidden[point.layer], acts.at(point)[i]
+            truth, state = hidden[point.layer], activations.at(point)[i]
             if point.position.kind == "window":
                 n = min(p, point.position.index or p)
-                assert acts.masks[point][i].tolist() == [False] * (len(state) - n) + [True] * n
+                assert (
+                    activations.masks[point][i].tolist() == [False] * (len(state) - n) + [True] * n
+                )
                 assert not state[: len(state) - n].any()
                 state, expected = state[len(state) - n :], truth[p - n : p]
             else:
@@ -247,7 +249,7 @@ def test_prompts_become_sequences_and_texts() -> None:
     assert lengths == [len(s) for s in sequences]
     assert texts == ("hi", "s\nu")
     calls: list[tuple[int, int]] = []
-    acts = record(
+    activations = record(
         lm,
         sequences,
         lengths,
@@ -256,7 +258,7 @@ def test_prompts_become_sequences_and_texts() -> None:
         batch_tokens=1,
         progress=lambda a, b: calls.append((a, b)),
     )
-    assert acts.texts == texts
+    assert activations.texts == texts
     assert calls == [(1, 2), (2, 2)]
 
 

@@ -131,21 +131,24 @@ def test_windows_and_texts_are_read_up_to_each_token() -> None:
         Example(str(i), (Message("user", "bad plan" if i % 2 else "good day"),)) for i in range(12)
     ]
     sequences, lengths, texts = prompt_sequences(lm, asked)
-    acts = record(lm, sequences, lengths, [point], texts=texts)
+    activations = record(lm, sequences, lengths, [point], texts=texts)
     labels = torch.arange(12) % 2 == 1
-    window, words = WindowProber(point).fit(acts, labels), NgramProber().fit(acts, labels)
+    window, words = (
+        WindowProber(point).fit(activations, labels),
+        NgramProber().fit(activations, labels),
+    )
     strip = score_strip(
         TransformersEngine(lm), Gate(Stage(window, 0.5)), asked[1], max_new_tokens=2
     )
     assert strip.scores["stage1"][strip.prompt_length - 1] == pytest.approx(
-        float(window.score(acts)[1]), abs=1e-5
+        float(window.score(activations)[1]), abs=1e-5
     )
     told = score_strip(TransformersEngine(lm), Gate(Stage(words, 0.5)), asked[1], max_new_tokens=2)
     read = [
         str(lm.tokenizer.decode(sequences[1][: i + 1], skip_special_tokens=True))
         for i in range(lengths[1])
     ]
-    expected = words.score(replace(acts, states={}, masks={}, texts=tuple(read)))
+    expected = words.score(replace(activations, states={}, masks={}, texts=tuple(read)))
     assert told.scores["stage1"][: lengths[1]] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
@@ -154,13 +157,15 @@ def test_a_strip_reads_outputs_of_blocks_too() -> None:
     asked = [
         Example(str(i), (Message("user", "bad plan" if i % 2 else "good day"),)) for i in range(12)
     ]
-    acts = record(lm, *prompt_sequences(lm, asked)[:2], prober.points)
-    prober.fit(acts, torch.arange(12) % 2 == 1)
+    activations = record(lm, *prompt_sequences(lm, asked)[:2], prober.points)
+    prober.fit(activations, torch.arange(12) % 2 == 1)
     strip = score_strip(
         TransformersEngine(lm), Gate(Stage(prober, 0.5)), asked[1], max_new_tokens=2
     )
     end = strip.prompt_length - 1
-    assert strip.scores["stage1"][end] == pytest.approx(float(prober.score(acts)[1]), abs=1e-5)
+    assert strip.scores["stage1"][end] == pytest.approx(
+        float(prober.score(activations)[1]), abs=1e-5
+    )
 
 
 def test_quality_is_told_for_every_layer_and_pilot_token_with_honest_halves() -> None:

@@ -72,10 +72,12 @@ def expected_loss(objective: Objective, example: Example) -> float:
         ReadPoint(p.layer, Position("pilot", fed)) for p in gate.watch.prober.points for fed in (8,)
     ]
     points = [*gate.stage1.prober.points, *gate.stage2.prober.points, *watched]
-    acts = record(lm, [[*prompt, *target]], [len(prompt)], points, texts=[example.prompt])
-    read = [(gate.stage1, acts), (gate.stage2, acts)]
-    states = {p: acts.states[w] for p, w in zip(gate.watch.prober.points, watched, strict=True)}
-    read.append((gate.watch, Activations(states, {}, acts.texts)))
+    activations = record(lm, [[*prompt, *target]], [len(prompt)], points, texts=[example.prompt])
+    read = [(gate.stage1, activations), (gate.stage2, activations)]
+    states = {
+        p: activations.states[w] for p, w in zip(gate.watch.prober.points, watched, strict=True)
+    }
+    read.append((gate.watch, Activations(states, {}, activations.texts)))
     for stage, own in read:
         odds = prober_log_odds(stage.prober, own) - torch.logit(
             torch.tensor(stage.threshold, dtype=torch.float64)
@@ -128,13 +130,15 @@ def test_every_kind_of_prober_gives_its_log_odds_with_a_gradient() -> None:
     states = {p: torch.randn(80, 6, generator=draw) + shift for p in (end, last)}
     states[window] = torch.randn(80, 4, 6, generator=draw) + shift[..., None]
     masks = {window: torch.ones(80, 4, dtype=torch.bool)}
-    acts = Activations(states, masks, tuple("bad thing" if x else "good thing" for x in labels))
+    activations = Activations(
+        states, masks, tuple("bad thing" if x else "good thing" for x in labels)
+    )
     fused = FusionProber((LinearProber(end), NgramProber()), weights="fitted")
     both = LayerAverageProber((end, last)), EnsembleProber((end, last), 5, 4)
     for prober in (MLPProber(end), WindowProber(window), *both, fused):
-        prober.fit(acts, labels)
+        prober.fit(activations, labels)
         plain = Activations(
-            {p: t.clone().requires_grad_() for p, t in states.items()}, masks, acts.texts
+            {p: t.clone().requires_grad_() for p, t in states.items()}, masks, activations.texts
         )
         odds = prober_log_odds(prober, plain)
         mild = odds.abs() < 2
@@ -157,10 +161,12 @@ def test_an_average_of_saturated_readings_still_has_a_gradient() -> None:
         assert isinstance(inner, LinearProber)
         inner.bias_ = torch.tensor([12.0])
     tracked = {p: t.clone().requires_grad_() for p, t in states.items()}
-    acts, leaves = Activations(tracked), list(tracked.values())
-    clipped = torch.autograd.grad(log_odds(prober.score(acts)).sum(), leaves, allow_unused=True)
+    activations, leaves = Activations(tracked), list(tracked.values())
+    clipped = torch.autograd.grad(
+        log_odds(prober.score(activations)).sum(), leaves, allow_unused=True
+    )
     assert all(slope is None or not slope.any() for slope in clipped)
-    slopes = torch.autograd.grad(prober_log_odds(prober, acts).sum(), leaves)
+    slopes = torch.autograd.grad(prober_log_odds(prober, activations).sum(), leaves)
     for slope, inner in zip(slopes, prober.fitted(), strict=True):
         assert isinstance(inner, LinearProber)
         assert torch.allclose(slope, (inner.weight_ / inner.scale_ / 2).expand(8, -1), rtol=2e-2)

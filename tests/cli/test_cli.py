@@ -739,7 +739,7 @@ def test_an_interrupt_of_answering_ends_in_130_and_says_that_replies_are_kept(
     )
     assert (ran.code, ran.out, "Traceback" in ran.err) == (130, "", False)
     assert (
-        "interrupted; the replies written so far are kept, and the same command goes on from there"
+        "interrupted; the replies written so far are kept, and the same command resumes there"
         in ran.err
     )
     assert (tmp_path / "r").read_text().count("\n") == 8

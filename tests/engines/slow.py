@@ -32,12 +32,12 @@ class Projection(Prober):
         self.direction = torch.randn(width, generator=torch.Generator().manual_seed(seed))
 
     def fit(
-        self, acts: Activations, labels: Tensor, *, validation: Any = None, seed: int = 0
+        self, activations: Activations, labels: Tensor, *, validation: Any = None, seed: int = 0
     ) -> Self:
         return self
 
-    def score(self, acts: Activations) -> Tensor:
-        states = acts.at(self.points[0])
+    def score(self, activations: Activations) -> Tensor:
+        states = activations.at(self.points[0])
         if states.ndim == 3:
             states = states.sum(1)
         return torch.sigmoid(states.float() @ self.direction)

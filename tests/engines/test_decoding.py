@@ -143,7 +143,7 @@ def test_a_prober_that_cannot_run_fires_when_failing_closed_and_not_when_open(
     lm: LanguageModel, fail: str
 ) -> None:
     class Broken(Projection):
-        def score(self, acts: Any) -> torch.Tensor:
+        def score(self, activations: Any) -> torch.Tensor:
             raise RuntimeError("no such luck")
 
     gate = Gate(stage1=Stage(Broken(prompt_point(lm), lm.hidden_size), 0.5), fail=fail)  # type: ignore[arg-type]
@@ -160,10 +160,12 @@ def test_nan_in_one_row_decides_that_row_alone(name: str) -> None:
     lm = tiny_lm(name)
 
     class Sick(Projection):
-        def score(self, acts: Any) -> torch.Tensor:
-            scores = super().score(acts)
+        def score(self, activations: Any) -> torch.Tensor:
+            scores = super().score(activations)
             return torch.where(
-                torch.tensor(["story" in text for text in acts.texts]), float("nan"), 0 * scores
+                torch.tensor(["story" in text for text in activations.texts]),
+                float("nan"),
+                0 * scores,
             )
 
     gate = Gate(stage1=Stage(Sick(prompt_point(lm), lm.hidden_size), 0.5))
@@ -500,9 +502,9 @@ def test_time_spent_on_two_readings_in_one_step_is_counted_once(
     class Slow(Projection):
         seconds = 0.0
 
-        def score(self, acts: Any) -> torch.Tensor:
+        def score(self, activations: Any) -> torch.Tensor:
             clock[0] += self.seconds
-            return torch.full((len(acts),), 0.5)
+            return torch.full((len(activations),), 0.5)
 
     def stage(point: Any, seconds: float, bar: float) -> Stage:
         prober = Slow(point, lm.hidden_size)
@@ -609,10 +611,10 @@ def test_the_top_layer_is_read_alike_in_training_and_at_run_time_where_the_model
     )
     rows = lm.encode(PROMPTS)
     sequences = [row + list(reply.token_ids) for row, reply in zip(rows, replies, strict=True)]
-    acts = record(lm, sequences, [len(row) for row in rows], [first, second, watch])
+    activations = record(lm, sequences, [len(row) for row in rows], [first, second, watch])
     for name, prober in zip(("stage1", "stage2", "watch"), probers, strict=True):
         assert [r.decision.scores[name] for r in replies] == pytest.approx(
-            prober.score(acts).tolist(), abs=1e-4
+            prober.score(activations).tolist(), abs=1e-4
         )
 
 

@@ -258,10 +258,10 @@ def test_a_budget_lets_refusals_be() -> None:
 def test_recorded_states_are_those_of_full_passes() -> None:
     lm = thinking_lm()
     points = [answer_point(lm, 2), answer_point(lm, 0, 1), prompt_point(lm)]
-    replies, acts = TransformersEngine(lm).collect(PROMPTS, points, max_new_tokens=NEW)
+    replies, activations = TransformersEngine(lm).collect(PROMPTS, points, max_new_tokens=NEW)
     for point in points:
         prober = Projection(point, lm.hidden_size)
-        found = prober.score(acts)
+        found = prober.score(activations)
         for i, row in enumerate(lm.encode(PROMPTS)):
             fed, reply = read_by_hand(lm, row, point.position.index)
             assert list(replies[i].token_ids) == reply
@@ -288,8 +288,8 @@ def test_a_switch_fitted_behind_thinking_decides_at_run_time_on_what_it_was_fitt
     chosen = settings(pilot_from="answer", reply_tokens=NEW, stages="direct")
     switch = Switch.fit(engine, data, chosen, complied=two_of_three)
     assert {str(p.position) for p in switch.gate.pilot_points} == {"answer:1"}
-    _, acts = engine.collect(data, switch.gate.pilot_points, max_new_tokens=NEW)
-    scores = switch.gate.stage2.prober.score(acts)  # type: ignore[union-attr]
+    _, activations = engine.collect(data, switch.gate.pilot_points, max_new_tokens=NEW)
+    scores = switch.gate.stage2.prober.score(activations)  # type: ignore[union-attr]
     replies = engine.generate(data, switch, max_new_tokens=NEW, do_sample=False)
     told = torch.tensor([r.decision.scores["stage2"] for r in replies])
     torch.testing.assert_close(told, scores.float(), atol=1e-5, rtol=0)

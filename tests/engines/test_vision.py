@@ -144,25 +144,28 @@ def test_recorded_states_are_those_of_full_passes(family: str) -> None:
         pilot_point(lm, 2, 1),
         ReadPoint(3, Position("window", 2)),
     ]
-    replies, acts = TransformersEngine(lm).collect(REQUESTS, points, max_new_tokens=4)
+    replies, activations = TransformersEngine(lm).collect(REQUESTS, points, max_new_tokens=4)
     for i, one in enumerate(lm.inputs(REQUESTS)):
         told = replies[i].token_ids[:2]
         for point, fed in ((points[0], ()), (points[1], ()), (points[2], told)):
             torch.testing.assert_close(
-                acts.at(point)[i], states_by_hand(lm, one, fed)[point.layer], atol=1e-4, rtol=1e-4
+                activations.at(point)[i],
+                states_by_hand(lm, one, fed)[point.layer],
+                atol=1e-4,
+                rtol=1e-4,
             )
         torch.testing.assert_close(
-            acts.at(points[3])[i, -1], states_by_hand(lm, one)[3], atol=1e-4, rtol=1e-4
+            activations.at(points[3])[i, -1], states_by_hand(lm, one)[3], atol=1e-4, rtol=1e-4
         )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_image_is_read(family: str) -> None:
     lm = vision_lm(family)
-    _, acts = TransformersEngine(lm).collect(
+    _, activations = TransformersEngine(lm).collect(
         [seen("what?", 1), seen("what?", 2)], [prompt_point(lm)], max_new_tokens=0
     )
-    one, other = acts.at(prompt_point(lm))
+    one, other = activations.at(prompt_point(lm))
     assert not torch.allclose(one, other, atol=1e-3)
 
 
@@ -193,8 +196,8 @@ def test_a_switch_is_fitted_on_text_and_on_images(
     switch = Switch.fit(engine, data, settings(readers=("layers", "window")), complied=two_of_three)
     stage = switch.gate.stage1
     assert stage is not None
-    _, acts = engine.collect(data, stage.prober.points, max_new_tokens=0)
-    scores = stage.prober.score(acts)
+    _, activations = engine.collect(data, stage.prober.points, max_new_tokens=0)
+    scores = stage.prober.score(activations)
     assert sum((s > stage.threshold) == e.unsafe for s, e in zip(scores, data, strict=True)) > 60
     replies = engine.generate(data, switch, max_new_tokens=4, do_sample=False)
     told = torch.tensor([r.decision.scores["stage1"] for r in replies])

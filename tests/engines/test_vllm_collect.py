@@ -62,12 +62,14 @@ def collector() -> Iterator[Any]:
 def test_replies_and_states_are_those_of_the_transformers_engine(collector: Any, new: int) -> None:
     rows = requests(40)
     points = [p for p in POINTS if new or p.position == PROMPT_END]
-    replies, acts = collector.collect(rows, points, max_new_tokens=new)
+    replies, activations = collector.collect(rows, points, max_new_tokens=new)
     wanted, reference_acts = reference("llama").collect(rows, points, max_new_tokens=new)
     assert [r.token_ids for r in replies] == [r.token_ids for r in wanted]
-    assert acts.texts == reference_acts.texts
+    assert activations.texts == reference_acts.texts
     for point in points:
-        torch.testing.assert_close(acts.at(point), reference_acts.at(point), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            activations.at(point), reference_acts.at(point), atol=1e-4, rtol=1e-4
+        )
 
 
 @needs_vllm

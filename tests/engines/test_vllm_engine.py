@@ -435,7 +435,7 @@ def test_a_prompt_that_goes_on_behind_the_mark_of_a_reply_is_refused(engine: Any
         async for _ in engine.llm.generate(tokens_input([*row, 70, 71]), sampling(), "begun"):
             pass
 
-    with pytest.raises(Exception, match="begun replies"):
+    with pytest.raises(Exception, match="prefilled replies"):
         engine._wait(begun())
 
 
@@ -516,7 +516,7 @@ def test_bad_input_is_named(engine: Any) -> None:
         engine.generate(["x"], colour=1)
     with pytest.raises(SettingError, match="once"):
         engine.generate(["x"], switch("llama"))
-    with pytest.raises(DataError, match="prompt 1 ends in a begun reply"):
+    with pytest.raises(DataError, match="prompt 1 ends in a prefilled reply"):
         engine.generate(["x", replace(ROWS[0], prefill="Sure")])
 
 

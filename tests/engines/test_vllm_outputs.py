@@ -189,7 +189,7 @@ def test_outputs_are_recorded_for_fitting_as_by_the_transformers_engine() -> Non
     with VLLMCollector(
         reference("llama").lm, saved("llama"), points, **vllm_options()
     ) as collector:
-        _, acts = collector.collect(ROWS, points, max_new_tokens=4)
+        _, activations = collector.collect(ROWS, points, max_new_tokens=4)
     _, expected = reference("llama").collect(ROWS, points, max_new_tokens=4)
     for point in points:
-        torch.testing.assert_close(acts.at(point), expected.at(point), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(activations.at(point), expected.at(point), rtol=1e-4, atol=1e-4)

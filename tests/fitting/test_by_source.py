@@ -51,10 +51,10 @@ def observed(examples: Sequence[Example], seed: int) -> Observed:
     step = torch.randn(len(examples), D, generator=draw)
     step[:, 0] += 2.0 * unsafe
     step[:, 1] += lean
-    acts = Activations(
+    activations = Activations(
         {ReadPoint(0): before, POINT: before + step}, sources=tuple(e.source for e in examples)
     )
-    return Observed(tuple(examples), (), unsafe, unsafe, acts)
+    return Observed(tuple(examples), (), unsafe, unsafe, activations)
 
 
 def parts() -> tuple[Observed, Observed, Observed]:
@@ -112,7 +112,7 @@ def by_hand(source: str, train: Observed, all_parts: Sequence[Observed]) -> np.n
     """Scores of a source's safe requests, by sklearn, fitted on ``train`` without the source."""
 
     def steps(part: Observed) -> np.ndarray[Any, Any]:
-        return (part.acts.at(POINT) - part.acts.at(ReadPoint(0))).double().numpy()
+        return (part.activations.at(POINT) - part.activations.at(ReadPoint(0))).double().numpy()
 
     names = np.array([e.source for e in train.examples])
     keep = names != source
@@ -159,15 +159,15 @@ def test_a_source_that_is_left_out_leaves_neither_rows_nor_copies_behind(
         def __init__(self, spec: Any) -> None:
             self.inner = make(spec)
 
-        def fit(self, acts: Activations, labels: Any, **options: Any) -> Any:
+        def fit(self, activations: Activations, labels: Any, **options: Any) -> Any:
             held = options["validation"][0].sources
-            seen.append(acts.sources + held)
-            assert set(held) == set(acts.sources)
-            return self.inner.fit(acts, labels, **options)
+            seen.append(activations.sources + held)
+            assert set(held) == set(activations.sources)
+            return self.inner.fit(activations, labels, **options)
 
     monkeypatch.setattr(by_source, "make_prober", Noting)
     calibrate_by_source(SPEC, train, validation, calibration, budget=0.1, seed=0)
-    everywhere = train.acts.sources + validation.acts.sources
+    everywhere = train.activations.sources + validation.activations.sources
     assert len(seen) == len(SOURCES)
     for name, rows in zip(SOURCES, seen, strict=True):
         assert name not in rows
@@ -254,7 +254,7 @@ def test_steps_beside_text_survive_saving_and_loading(tmp_path: Path) -> None:
 
 def test_what_is_observed_for_fitting_knows_its_sources() -> None:
     seen = observe(engine(), ROWS[:9], [POINT], complied=two_of_three, reply_tokens=1)
-    assert seen.acts.sources == tuple(e.source for e in ROWS[:9])
+    assert seen.activations.sources == tuple(e.source for e in ROWS[:9])
 
 
 def test_calibrating_by_source_needs_no_large_calibration_part() -> None:

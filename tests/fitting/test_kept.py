@@ -50,16 +50,18 @@ def fit_kept(on: Counting, folder: Path) -> Switch:
 
 def test_what_is_kept_is_what_the_engine_gives(tmp_path: Path) -> None:
     kept = Kept(engine(), tmp_path, chunk=3)
-    plain, acts = engine().collect(UNEQUAL, POINTS, max_new_tokens=4)
+    plain, activations = engine().collect(UNEQUAL, POINTS, max_new_tokens=4)
     for _ in range(2):
         replies, found = kept.collect(UNEQUAL, POINTS, max_new_tokens=4)
         assert [(r.token_ids, r.text, r.generated, r.prompt_tokens) for r in replies] == [
             (r.token_ids, r.text, r.generated, r.prompt_tokens) for r in plain
         ]
-        assert found.texts == acts.texts
-        assert set(found.states) == set(acts.states)
-        assert all(torch.equal(found.masks[p], acts.masks[p]) for p in acts.masks)
-        assert all(torch.allclose(found.states[p], acts.states[p], atol=1e-5) for p in POINTS)
+        assert found.texts == activations.texts
+        assert set(found.states) == set(activations.states)
+        assert all(torch.equal(found.masks[p], activations.masks[p]) for p in activations.masks)
+        assert all(
+            torch.allclose(found.states[p], activations.states[p], atol=1e-5) for p in POINTS
+        )
     longer = kept.generate(UNEQUAL, max_new_tokens=6, do_sample=False)
     assert [r.token_ids for r in longer] == [
         r.token_ids for r in engine().generate(UNEQUAL, max_new_tokens=6, do_sample=False)

@@ -233,10 +233,10 @@ def test_a_copied_request_is_not_in_the_fit_that_is_tested_on_its_copy(tmp_path:
         def __init__(self, spec: Any) -> None:
             self.inner = make(spec)
 
-        def fit(self, acts: Any, labels: Any, **options: Any) -> Any:
-            seen.append(set(acts.texts))
-            assert len(acts.sources) == len(acts.texts)
-            return self.inner.fit(acts, labels, **options)
+        def fit(self, activations: Any, labels: Any, **options: Any) -> Any:
+            seen.append(set(activations.texts))
+            assert len(activations.sources) == len(activations.texts)
+            return self.inner.fit(activations, labels, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(left_out, "make_prober", Noting)

@@ -118,21 +118,25 @@ def test_a_note_scores_as_published() -> None:
 
 def test_transitions_are_compared_by_their_mean_cosine() -> None:
     prober = TransitionProber([1, 2])
-    acts = Activations({p: rand(6, D) for p in prober.points})
+    activations = Activations({p: rand(6, D) for p in prober.points})
     truth = torch.tensor([True, True, True, False, False, False])
-    prober.fit(acts, truth)
+    prober.fit(activations, truth)
     for i in range(6):
         cosines = []
         for layer in (1, 2):
             moves = (
-                (acts.at(ReadPoint(layer)) - acts.at(ReadPoint(layer, APPENDED))).double().numpy()
+                (activations.at(ReadPoint(layer)) - activations.at(ReadPoint(layer, APPENDED)))
+                .double()
+                .numpy()
             )
             mean = moves[:3].mean(0)
             cosines.append(moves[i] @ mean / np.linalg.norm(moves[i]) / np.linalg.norm(mean))
-        assert float(prober.score(acts)[i]) == pytest.approx((1 + np.mean(cosines)) / 2, abs=1e-5)
+        assert float(prober.score(activations)[i]) == pytest.approx(
+            (1 + np.mean(cosines)) / 2, abs=1e-5
+        )
     again = prober_from_state(*AppendingProber(prober, [5, 6]).state())
     assert again.appended == (5, 6)
-    torch.testing.assert_close(again.score(acts), prober.score(acts))
+    torch.testing.assert_close(again.score(activations), prober.score(activations))
 
 
 def test_scans_reads_its_transition_behind_sure_when_it_runs() -> None:
@@ -284,17 +288,19 @@ def test_a_rule_holds_where_python_says_so(rule: str) -> None:
 def test_conditions_join_through_a_file_and_odd_rules_are_refused() -> None:
     conditions = [Condition("a", 1, rand(D), 0.1, True), Condition("b", 2, rand(D), 0.2, False)]
     prober = ConditionProber.of(conditions, "a and b")
-    acts = Activations(
+    activations = Activations(
         {ReadPoint(x, WHOLE): rand(4, 3, D) for x in (1, 2)},
         {ReadPoint(x, WHOLE): torch.ones(4, 3).bool() for x in (1, 2)},
     )
-    means = [acts.at(ReadPoint(x, WHOLE)).mean(1) for x in (1, 2)]
+    means = [activations.at(ReadPoint(x, WHOLE)).mean(1) for x in (1, 2)]
     both = torch.minimum(
         similarity(means[0], conditions[0].vector) - 0.1,
         0.2 - similarity(means[1], conditions[1].vector),
     )
-    torch.testing.assert_close(prober.score(acts), (1 + both) / 2)
-    torch.testing.assert_close(prober_from_state(*prober.state()).score(acts), prober.score(acts))
+    torch.testing.assert_close(prober.score(activations), (1 + both) / 2)
+    torch.testing.assert_close(
+        prober_from_state(*prober.state()).score(activations), prober.score(activations)
+    )
     for rule, message in (
         ("a and d", "unknown condition 'd'; known: a, b"),
         ("a +", "names joined"),
@@ -310,21 +316,25 @@ def test_an_ensembles_members_are_logistic_readers_of_their_own_subspaces() -> N
 
     points = [ReadPoint(1), ReadPoint(2)]
     truth = torch.arange(60) % 2 == 0
-    acts = Activations({p: rand(60, D) + torch.where(truth, 0.4, 0.0)[:, None] for p in points})
-    prober = EnsembleProber(points, members=5, size=4).fit(acts, truth, seed=3)
+    activations = Activations(
+        {p: rand(60, D) + torch.where(truth, 0.4, 0.0)[:, None] for p in points}
+    )
+    prober = EnsembleProber(points, members=5, size=4).fit(activations, truth, seed=3)
     odds = []
     for place, basis in zip(prober.places_.tolist(), prober.bases_, strict=True):
         torch.testing.assert_close(basis @ basis.T, torch.eye(4), atol=1e-5, rtol=0)
-        seen = (acts.at(points[place]) @ basis.T).numpy()
+        seen = (activations.at(points[place]) @ basis.T).numpy()
         scaled = StandardScaler().fit_transform(seen)
         fitted = LogisticRegression(C=1.0, class_weight="balanced", tol=1e-8, max_iter=1000).fit(
             scaled, truth.numpy()
         )
         odds.append(fitted.decision_function(scaled))
     np.testing.assert_allclose(
-        torch.logit(prober.score(acts)).numpy(), np.median(odds, 0), atol=2e-2
+        torch.logit(prober.score(activations)).numpy(), np.median(odds, 0), atol=2e-2
     )
-    torch.testing.assert_close(prober_from_state(*prober.state()).score(acts), prober.score(acts))
+    torch.testing.assert_close(
+        prober_from_state(*prober.state()).score(activations), prober.score(activations)
+    )
 
 
 def test_a_soft_head_is_the_interpolated_head_of_each_rows_score() -> None:

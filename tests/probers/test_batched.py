@@ -67,8 +67,8 @@ def test_the_double_softmax_cannot_get_below_its_floor() -> None:
 
 
 def test_the_papers_recipe_is_a_plain_module_under_adamw() -> None:
-    acts, labels = make_acts(40)
-    x, y, recipe = acts.at(LAST), labels.long(), RECIPES["paper"]
+    activations, labels = make_acts(40)
+    x, y, recipe = activations.at(LAST), labels.long(), RECIPES["paper"]
     g = torch.Generator().manual_seed(3)
     start = first_weights(1, D, 64, 2, g)
     model = nn.Sequential(nn.Linear(D, 64), nn.ReLU(), nn.Linear(64, 2), nn.Softmax(-1))
@@ -82,16 +82,16 @@ def test_the_papers_recipe_is_a_plain_module_under_adamw() -> None:
             rows = order[at : at + 8]
             nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
             optimiser.step()
-    mine = MLPProber(LAST, recipe="paper").fit(acts, labels, seed=3)
-    torch.testing.assert_close(mine.score(acts), model(x)[:, 1].detach(), atol=1e-5, rtol=0)
+    mine = MLPProber(LAST, recipe="paper").fit(activations, labels, seed=3)
+    torch.testing.assert_close(mine.score(activations), model(x)[:, 1].detach(), atol=1e-5, rtol=0)
 
 
 def test_the_score_is_the_forward_pass_written_out() -> None:
-    acts, labels = make_acts(60)
-    p = MLPProber(LAST, hidden=8).fit(acts, labels)
-    x = (acts.at(LAST) - p.mean_) / p.scale_
+    activations, labels = make_acts(60)
+    p = MLPProber(LAST, hidden=8).fit(activations, labels)
+    x = (activations.at(LAST) - p.mean_) / p.scale_
     logit = torch.relu(x @ p.w1_ + p.b1_) @ p.w2_ + p.b2_
-    torch.testing.assert_close(p.score(acts), torch.sigmoid(logit[:, 0]))
+    torch.testing.assert_close(p.score(activations), torch.sigmoid(logit[:, 0]))
 
 
 @pytest.mark.parametrize("recipe", ["default", "paper"])
@@ -108,30 +108,32 @@ def test_a_swept_prober_is_the_one_trained_alone(recipe: str, chunk: int | None)
 
 
 def test_a_sweep_measures_each_point_and_finds_the_informative_one() -> None:
-    acts, labels = make_acts(120)
+    activations, labels = make_acts(120)
     noise = torch.randn(120, D, generator=torch.Generator().manual_seed(2))
-    mixed = Activations({EARLY: noise, LAST: acts.at(LAST)})
+    mixed = Activations({EARLY: noise, LAST: activations.at(LAST)})
     result = sweep(mixed, labels, (EARLY, LAST), measure_on=(mixed, labels), n_boot=10)
     assert result.best() == LAST
     assert result.metrics[LAST].auroc.value > 0.99
 
 
 def test_a_sweep_refuses_a_point_twice_and_unequal_widths() -> None:
-    acts, labels = make_acts(40)
+    activations, labels = make_acts(40)
     with pytest.raises(SettingError, match="different points"):
-        sweep(acts, labels, (LAST, LAST), measure_on=(acts, labels))
-    wide = Activations({LAST: acts.at(LAST), EARLY: torch.zeros(40, 3)})
+        sweep(activations, labels, (LAST, LAST), measure_on=(activations, labels))
+    wide = Activations({LAST: activations.at(LAST), EARLY: torch.zeros(40, 3)})
     with pytest.raises(FitError, match="one width"):
         sweep(wide, labels, (LAST, EARLY), measure_on=(wide, labels))
     with pytest.raises(SettingError, match="no prober at 9"):
-        sweep(acts, labels, (LAST,), measure_on=(acts, labels), n_boot=2).prober(ReadPoint(9))
+        sweep(activations, labels, (LAST,), measure_on=(activations, labels), n_boot=2).prober(
+            ReadPoint(9)
+        )
 
 
 def test_early_stopping_keeps_the_best_weights_of_each_prober() -> None:
-    acts, labels = make_acts(80, gap=0.5)
+    activations, labels = make_acts(80, gap=0.5)
     held, truth = make_acts(60, seed=1, gap=0.5)
     recipe = RECIPES["default"].override(lr=0.1)
-    x, hx = (torch.stack([a.at(p) / a.at(p).std(0) for p in POINTS]) for a in (acts, held))
+    x, hx = (torch.stack([a.at(p) / a.at(p).std(0) for p in POINTS]) for a in (activations, held))
     fit_part, held_part = Part.make(x, labels, True), Part.make(hx, truth, True)
     stopped = train(fit_part, held_part, recipe, 16, 0)
     last = train(fit_part, None, recipe, 16, 0)
@@ -142,7 +144,7 @@ def test_early_stopping_keeps_the_best_weights_of_each_prober() -> None:
 
 
 def test_states_too_large_to_train_on_are_a_fit_error() -> None:
-    acts, labels = make_acts(40)
-    huge = Activations({LAST: acts.at(LAST).sign() * 3e38})
+    activations, labels = make_acts(40)
+    huge = Activations({LAST: activations.at(LAST).sign() * 3e38})
     with pytest.raises(FitError, match="diverged"):
         MLPProber(LAST, recipe="paper", lr=1.0).fit(huge, labels)

@@ -70,11 +70,11 @@ def fitted(data: tuple[Activations, Tensor]) -> Fitted:
 every = pytest.mark.parametrize("name", SPECS)
 
 
-def spoil(acts: Activations, row: int) -> Activations:
-    states = {p: t.clone() for p, t in acts.states.items()}
+def spoil(activations: Activations, row: int) -> Activations:
+    states = {p: t.clone() for p, t in activations.states.items()}
     for tensor in states.values():
-        tensor.view(len(acts), -1)[row, -1] = torch.nan
-    return Activations(states, acts.masks, acts.texts)
+        tensor.view(len(activations), -1)[row, -1] = torch.nan
+    return Activations(states, activations.masks, activations.texts)
 
 
 def test_every_registered_kind_is_in_the_battery() -> None:
@@ -185,11 +185,13 @@ def test_a_missing_tensor_is_an_artifact_error(name: str, fitted: Fitted) -> Non
 def test_order_and_batching_do_not_change_scores(
     name: str, fitted: Fitted, data: tuple[Activations, Tensor]
 ) -> None:
-    prober, (acts, _) = fitted(name), data
-    whole = prober.score(acts)
-    order = torch.randperm(len(acts), generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(prober.score(acts.select(order)), whole[order], rtol=0, atol=1e-6)
-    alone = torch.cat([prober.score(acts.select([i])) for i in range(9)])
+    prober, (activations, _) = fitted(name), data
+    whole = prober.score(activations)
+    order = torch.randperm(len(activations), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        prober.score(activations.select(order)), whole[order], rtol=0, atol=1e-6
+    )
+    alone = torch.cat([prober.score(activations.select([i])) for i in range(9)])
     torch.testing.assert_close(alone, whole[:9], rtol=0, atol=1e-6)
 
 
@@ -204,11 +206,11 @@ def test_no_rows_give_no_scores(
 
 @every
 def test_inputs_are_not_modified(name: str) -> None:
-    (acts, labels), (copy, truth) = make_acts(40), make_acts(40)
-    make(name).fit(acts, labels).score(acts)
+    (activations, labels), (copy, truth) = make_acts(40), make_acts(40)
+    make(name).fit(activations, labels).score(activations)
     assert torch.equal(labels, truth)
-    assert all(torch.equal(acts.states[p], copy.states[p]) for p in acts.states)
-    assert torch.equal(acts.masks[WINDOW], copy.masks[WINDOW])
+    assert all(torch.equal(activations.states[p], copy.states[p]) for p in activations.states)
+    assert torch.equal(activations.masks[WINDOW], copy.masks[WINDOW])
 
 
 @every
@@ -222,15 +224,15 @@ def test_score_does_not_change_the_prober(
 
 @every
 def test_separable_classes_are_separated_on_new_rows(name: str, fitted: Fitted) -> None:
-    acts, labels = make_acts(200, seed=1)
-    assert roc_auc_score(labels, fitted(name).score(acts)) > 0.95
+    activations, labels = make_acts(200, seed=1)
+    assert roc_auc_score(labels, fitted(name).score(activations)) > 0.95
 
 
 @every
 def test_a_validation_part_is_accepted(name: str, data: tuple[Activations, Tensor]) -> None:
-    acts, labels = make_acts(200, seed=1)
+    activations, labels = make_acts(200, seed=1)
     prober = make(name).fit(*data, validation=make_acts(40, seed=2))
-    assert roc_auc_score(labels, prober.score(acts)) > 0.95
+    assert roc_auc_score(labels, prober.score(activations)) > 0.95
 
 
 @every
@@ -242,8 +244,12 @@ def test_four_rows_are_enough_to_fit(name: str) -> None:
 def test_half_precision_states_are_scored(
     name: str, fitted: Fitted, data: tuple[Activations, Tensor]
 ) -> None:
-    acts = data[0]
-    half = Activations({p: t.bfloat16() for p, t in acts.states.items()}, acts.masks, acts.texts)
+    activations = data[0]
+    half = Activations(
+        {p: t.bfloat16() for p, t in activations.states.items()},
+        activations.masks,
+        activations.texts,
+    )
     scores = fitted(name).score(half)
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, fitted(name).score(acts), atol=0.15, rtol=0)
+    torch.testing.assert_close(scores, fitted(name).score(activations), atol=0.15, rtol=0)

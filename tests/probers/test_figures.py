@@ -241,9 +241,9 @@ def test_leaving_out_a_source_that_differs_shows_what_a_mixed_split_hides() -> N
     states = torch.randn(160, 6, generator=torch.Generator().manual_seed(0))
     for i, name in enumerate(source):  # each source tells its classes apart along another feature
         states[i, 0 if name == "a" else 1] += 5.0 if labels[i] else -5.0
-    acts = Activations({LAST: states})
+    activations = Activations({LAST: states})
     found = leave_one_out(
-        lambda: LinearProber(LAST, l2=10.0), acts, labels, source, seed=0, n_boot=20
+        lambda: LinearProber(LAST, l2=10.0), activations, labels, source, seed=0, n_boot=20
     )
     assert set(found) == {"a", "b", "in_distribution", "headline"}
     assert found["in_distribution"].auroc.value > found["headline"].auroc.value + 0.1
@@ -251,4 +251,4 @@ def test_leaving_out_a_source_that_differs_shows_what_a_mixed_split_hides() -> N
         (found["a"].auroc.value + found["b"].auroc.value) / 2
     )
     with pytest.raises(DataError, match="names other than"):
-        leave_one_out(lambda: LinearProber(LAST), acts, labels, ["headline"] * 160, seed=0)
+        leave_one_out(lambda: LinearProber(LAST), activations, labels, ["headline"] * 160, seed=0)

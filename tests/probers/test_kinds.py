@@ -45,26 +45,26 @@ def test_a_constant_column_does_not_explode() -> None:
 
 @pytest.mark.parametrize("l2", [1.0, 100.0])
 def test_linear_is_sklearns_balanced_logistic_regression(l2: float) -> None:
-    acts, labels = make_acts(150, gap=1.0)
+    activations, labels = make_acts(150, gap=1.0)
     keep = torch.arange(150) % 6 != 0  # leaves more negatives than positives
-    acts, labels = acts.select(keep), labels[keep]
-    scaler = StandardScaler().fit(acts.at(LAST).double().numpy())
-    x = scaler.transform(acts.at(LAST).double().numpy())
+    activations, labels = activations.select(keep), labels[keep]
+    scaler = StandardScaler().fit(activations.at(LAST).double().numpy())
+    x = scaler.transform(activations.at(LAST).double().numpy())
     theirs = LogisticRegression(C=1 / l2, class_weight="balanced", tol=1e-10, max_iter=5000).fit(
         x, labels.numpy()
     )
-    mine = LinearProber(LAST, l2=l2).fit(acts, labels)
+    mine = LinearProber(LAST, l2=l2).fit(activations, labels)
     torch.testing.assert_close(
         mine.weight_, torch.from_numpy(theirs.coef_[0]).float(), atol=1e-4, rtol=0
     )
     expected = torch.from_numpy(theirs.predict_proba(x)[:, 1]).float()
-    torch.testing.assert_close(mine.score(acts), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(mine.score(activations), expected, atol=1e-4, rtol=0)
 
 
 def test_mean_difference_is_one_half_midway_and_rises_towards_the_positives() -> None:
-    acts, labels = make_acts(400)
-    p = MeanDifferenceProber(LAST).fit(acts, labels, validation=make_acts(100, seed=1))
-    rows = acts.at(LAST)
+    activations, labels = make_acts(400)
+    p = MeanDifferenceProber(LAST).fit(activations, labels, validation=make_acts(100, seed=1))
+    rows = activations.at(LAST)
     low, high = rows[~labels].mean(0), rows[labels].mean(0)
     path = torch.stack([low, (low + high) / 2, high])
     scores = p.score(Activations({LAST: path}))
@@ -73,10 +73,10 @@ def test_mean_difference_is_one_half_midway_and_rises_towards_the_positives() ->
     assert float(p.direction_.norm()) == pytest.approx(1.0, abs=1e-5)
 
 
-def sklearn_on_steps(acts: Activations, labels: Tensor, ridge: float, weights: Any) -> Any:
+def sklearn_on_steps(activations: Activations, labels: Tensor, ridge: float, weights: Any) -> Any:
     """Probabilities, by sklearn, from the standardised steps of blocks 3 and 4, over the square
     root of two."""
-    early, between, last = (acts.at(p).double().numpy() for p in (EARLY, NEXT, LAST))
+    early, between, last = (activations.at(p).double().numpy() for p in (EARLY, NEXT, LAST))
     x = (
         np.concatenate(
             [StandardScaler().fit_transform(s) for s in (between - early, last - between)], 1
@@ -88,30 +88,30 @@ def sklearn_on_steps(acts: Activations, labels: Tensor, ridge: float, weights: A
 
 
 def test_steps_fold_a_regression_on_differences_into_one_vector_a_layer() -> None:
-    acts, labels = make_acts(150, gap=1.0)
+    activations, labels = make_acts(150, gap=1.0)
     keep = torch.arange(150) % 6 != 0
-    acts, labels = acts.select(keep), labels[keep]
+    activations, labels = activations.select(keep), labels[keep]
     n, positives = len(labels), int(labels.sum())
     weights = np.where(labels.numpy(), n / (2 * positives), n / (2 * (n - positives)))
-    mine = StepsProber(blocks=(3, 4), ridge=0.01).fit(acts, labels)
+    mine = StepsProber(blocks=(3, 4), ridge=0.01).fit(activations, labels)
     assert mine.points == (EARLY, NEXT, LAST)
     assert mine.weight_.shape == (3, D)
-    expected = sklearn_on_steps(acts, labels, 0.01, weights)
+    expected = sklearn_on_steps(activations, labels, 0.01, weights)
     torch.testing.assert_close(
-        mine.score(acts), torch.from_numpy(expected).float(), atol=1e-4, rtol=0
+        mine.score(activations), torch.from_numpy(expected).float(), atol=1e-4, rtol=0
     )
 
 
 def test_steps_do_not_see_what_no_block_adds() -> None:
-    acts, labels = make_acts(100)
-    p = StepsProber(blocks=(3, 4)).fit(acts, labels)
+    activations, labels = make_acts(100)
+    p = StepsProber(blocks=(3, 4)).fit(activations, labels)
     drift = 20.0 * torch.randn(100, D, generator=torch.Generator().manual_seed(3))
-    moved = Activations({point: acts.at(point) + drift for point in p.points})
-    torch.testing.assert_close(p.score(moved), p.score(acts), atol=1e-4, rtol=0)
+    moved = Activations({point: activations.at(point) + drift for point in p.points})
+    torch.testing.assert_close(p.score(moved), p.score(activations), atol=1e-4, rtol=0)
 
 
 def test_every_source_weighs_the_same_within_its_class() -> None:
-    acts, labels = make_acts(150, gap=1.0)
+    activations, labels = make_acts(150, gap=1.0)
     sources = (*("large" if i % 10 else "small" for i in range(148)), "one", "other")
     weights = source_weights(labels, sources).double().numpy()
     truth = labels.numpy()
@@ -123,13 +123,16 @@ def test_every_source_weighs_the_same_within_its_class() -> None:
         inside = np.array([s == name for s in sources]) & (truth == label)
         assert weights[inside].sum() == pytest.approx(total, rel=1e-5)
         assert np.ptp(weights[inside]) == 0
-    told = Activations(acts.states, acts.masks, acts.texts, sources)
-    mine = StepsProber(blocks=(3, 4), ridge=0.01).fit(told, labels).score(acts)
-    by_hand = torch.from_numpy(sklearn_on_steps(acts, labels, 0.01, weights)).float()
+    told = Activations(activations.states, activations.masks, activations.texts, sources)
+    mine = StepsProber(blocks=(3, 4), ridge=0.01).fit(told, labels).score(activations)
+    by_hand = torch.from_numpy(sklearn_on_steps(activations, labels, 0.01, weights)).float()
     torch.testing.assert_close(mine, by_hand, atol=1e-4, rtol=0)
     assert (
         float(
-            (mine - StepsProber(blocks=(3, 4), ridge=0.01).fit(acts, labels).score(acts))
+            (
+                mine
+                - StepsProber(blocks=(3, 4), ridge=0.01).fit(activations, labels).score(activations)
+            )
             .abs()
             .max()
         )
@@ -141,21 +144,23 @@ def test_every_source_weighs_the_same_within_its_class() -> None:
 
 
 def test_outputs_fold_a_regression_on_both_halves_into_one_vector_each() -> None:
-    acts, labels = make_acts(150, gap=1.0)
-    mine = OutputsProber(blocks=[3], ridge=0.01).fit(acts, labels)
+    activations, labels = make_acts(150, gap=1.0)
+    mine = OutputsProber(blocks=[3], ridge=0.01).fit(activations, labels)
     assert mine.points == (ATTN, MLP)
     x = np.concatenate(
-        [StandardScaler().fit_transform(acts.at(p).double().numpy()) for p in (ATTN, MLP)], 1
+        [StandardScaler().fit_transform(activations.at(p).double().numpy()) for p in (ATTN, MLP)], 1
     )
     x /= 2**0.5
     regression = LogisticRegression(C=1 / (0.01 * 150), tol=1e-10, max_iter=5000).fit(
         x, labels.numpy()
     )
     expected = torch.from_numpy(regression.predict_proba(x)[:, 1]).float()
-    torch.testing.assert_close(mine.score(acts), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(mine.score(activations), expected, atol=1e-4, rtol=0)
     config, tensors = mine.state()
     assert config == {"kind": "outputs", "blocks": [3], "ridge": 0.01}
-    torch.testing.assert_close(prober_from_state(config, tensors).score(acts), mine.score(acts))
+    torch.testing.assert_close(
+        prober_from_state(config, tensors).score(activations), mine.score(activations)
+    )
 
 
 def test_the_starter_set_is_one_source_of_a_fixed_fraction() -> None:
@@ -188,17 +193,19 @@ def test_stored_steps_must_have_a_vector_for_every_layer() -> None:
 
 
 def test_layer_average_is_the_mean_of_the_log_odds() -> None:
-    acts, labels = make_acts(gap=1.0)
-    average = LayerAverageProber((EARLY, LAST), "linear", {"l2": 1.0}).fit(acts, labels)
-    alone = [LinearProber(p, l2=1.0).fit(acts, labels).score(acts) for p in (EARLY, LAST)]
+    activations, labels = make_acts(gap=1.0)
+    average = LayerAverageProber((EARLY, LAST), "linear", {"l2": 1.0}).fit(activations, labels)
+    alone = [
+        LinearProber(p, l2=1.0).fit(activations, labels).score(activations) for p in (EARLY, LAST)
+    ]
     expected = torch.sigmoid(torch.stack([torch.logit(s) for s in alone]).mean(0))
-    torch.testing.assert_close(average.score(acts), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(average.score(activations), expected, atol=1e-5, rtol=0)
 
 
 def test_equal_fusion_of_one_reader_is_that_reader() -> None:
-    acts, labels = make_acts(gap=1.0)
-    alone = LinearProber(LAST, l2=10.0).fit(acts, labels).score(acts)
-    fused = FusionProber([LinearProber(LAST, l2=10.0)]).fit(acts, labels).score(acts)
+    activations, labels = make_acts(gap=1.0)
+    alone = LinearProber(LAST, l2=10.0).fit(activations, labels).score(activations)
+    fused = FusionProber([LinearProber(LAST, l2=10.0)]).fit(activations, labels).score(activations)
     torch.testing.assert_close(fused, alone, atol=1e-6, rtol=0)
 
 
@@ -221,14 +228,14 @@ def test_fusion_reads_every_point_of_its_readers_once() -> None:
 
 
 def test_ngrams_need_texts() -> None:
-    acts, labels = make_acts(20)
+    activations, labels = make_acts(20)
     with pytest.raises(ActivationError, match="one text a request"):
-        NgramProber().fit(Activations(acts.states, acts.masks), labels)
+        NgramProber().fit(Activations(activations.states, activations.masks), labels)
 
 
 def test_ngrams_read_text_alone() -> None:
-    acts, labels = make_acts(40)
-    p = NgramProber(buckets=512).fit(Activations({}, {}, acts.texts), labels)
+    activations, labels = make_acts(40)
+    p = NgramProber(buckets=512).fit(Activations({}, {}, activations.texts), labels)
     scores = p.score(Activations({}, {}, ("Break that", "paint that", "")))
     assert float(scores[0]) > 0.6 > 0.4 > float(scores[1])
 
@@ -251,34 +258,34 @@ def test_a_row_shorter_than_the_window_has_one_mean_of_all_its_tokens() -> None:
 @pytest.mark.parametrize("smooth", [1, 3, 16])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_row_scores_as_it_does_alone(smooth: int, side: str) -> None:
-    acts, labels = make_acts(60)
-    p = WindowProber(WINDOW, smooth=smooth, epochs=5).fit(acts, labels)
-    real = acts.masks[WINDOW][3]
-    tokens = acts.at(WINDOW)[3][real]
+    activations, labels = make_acts(60)
+    p = WindowProber(WINDOW, smooth=smooth, epochs=5).fit(activations, labels)
+    real = activations.masks[WINDOW][3]
+    tokens = activations.at(WINDOW)[3][real]
     pad, n = torch.full((W, D), torch.nan), len(tokens)
     padded = torch.cat([pad, tokens] if side == "left" else [tokens, pad])
     mask = (torch.arange(W + n) >= W) if side == "left" else (torch.arange(W + n) < n)
     one = p.score(Activations({WINDOW: tokens[None]}, {WINDOW: torch.ones(1, n, dtype=torch.bool)}))
     two = p.score(Activations({WINDOW: padded[None]}, {WINDOW: mask[None]}))
     torch.testing.assert_close(two, one, atol=1e-6, rtol=0)
-    torch.testing.assert_close(one, p.score(acts)[3:4], atol=1e-6, rtol=0)
+    torch.testing.assert_close(one, p.score(activations)[3:4], atol=1e-6, rtol=0)
 
 
 def test_a_request_without_tokens_is_unreadable_and_cannot_be_fitted_on() -> None:
-    acts, labels = make_acts(40)
-    p = WindowProber(WINDOW, epochs=2).fit(acts, labels)
-    mask = acts.masks[WINDOW].clone()
+    activations, labels = make_acts(40)
+    p = WindowProber(WINDOW, epochs=2).fit(activations, labels)
+    mask = activations.masks[WINDOW].clone()
     mask[5] = False
-    empty = Activations(acts.states, {WINDOW: mask}, acts.texts)
+    empty = Activations(activations.states, {WINDOW: mask}, activations.texts)
     assert torch.isnan(p.score(empty)).nonzero().flatten().tolist() == [5]
     with pytest.raises(ActivationError, match="without any token"):
         WindowProber(WINDOW).fit(empty, labels)
 
 
 def test_window_states_need_their_mask() -> None:
-    acts, labels = make_acts(20)
+    activations, labels = make_acts(20)
     with pytest.raises(ActivationError, match="mask"):
-        WindowProber(WINDOW).fit(Activations(acts.states), labels)
+        WindowProber(WINDOW).fit(Activations(activations.states), labels)
 
 
 def test_states_of_another_width_are_refused() -> None:

@@ -20,7 +20,7 @@ def test_pieces_join_to_the_text_before_the_first_stop_string(
     cut = StopText(stops, seen.append)
     for piece in pieces:
         cut.feed(piece)
-        # what has been said can never be taken back, whatever follows
+        # what has been said can never be rolled back, whatever follows
         assert not any(stop in "".join(seen) for stop in stops)
     cut.end()
     firsts = [stop for stop in stops if stop in whole and whole.find(stop) == min(ends)]

@@ -493,7 +493,7 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"thinking_token_budget": 2}, 400, "marks of thinking"), ({"thinking_token_budget": -1}, 400, "thinking_token_budget"),
     ({"include_reasoning": False}, 200, ""),
     ({"logit_bias": {}, "logprobs": False, "user": "u", "tools": [], "presence_penalty": 0.0, "top_logprobs": None}, 200, ""),
-    ({"messages": [{"role": "user", "content": HI}, {"role": "assistant", "content": "Sure"}]}, 400, "begun replies"),
+    ({"messages": [{"role": "user", "content": HI}, {"role": "assistant", "content": "Sure"}]}, 400, "prefilled replies"),
     ({"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": HI}]}, 200, ""),
 ]  # fmt: skip
 

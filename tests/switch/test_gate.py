@@ -33,11 +33,11 @@ class Says(Prober):
         self.scores, self.points, self.error = scores, points, error
 
     def fit(
-        self, acts: Activations, labels: Tensor, *, validation: Any = None, seed: int = 0
+        self, activations: Activations, labels: Tensor, *, validation: Any = None, seed: int = 0
     ) -> Self:
         return self
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         if self.error is not None:
             raise self.error
         return torch.tensor(self.scores)
@@ -50,7 +50,7 @@ class Says(Prober):
         raise NotImplementedError
 
 
-def acts(n: int) -> Activations:
+def activations(n: int) -> Activations:
     return Activations({HERE: torch.zeros(n, 3)})
 
 
@@ -59,10 +59,10 @@ S1, S2 = (0.2, 0.6, 0.6, 0.9), (0.9, 0.4, 0.8, 0.5)
 
 def test_the_and_rule_asks_stage_two_only_about_rows_that_pass_stage_one() -> None:
     gate = Gate(stage1=Stage(Says(*S1), 0.5), stage2=Stage(Says(*S2), 0.45))
-    first = gate.at_prompt(acts(4))
+    first = gate.at_prompt(activations(4))
     assert first.pending.tolist() == [False, True, True, True]
     assert first.fired.tolist() == [False] * 4
-    second = gate.at_pilot(acts(4), first.scores)
+    second = gate.at_pilot(activations(4), first.scores)
     assert (second.fired & first.pending).tolist() == [False, False, True, True]
 
 
@@ -73,8 +73,8 @@ def test_the_product_rule_compares_the_product_with_one_threshold() -> None:
         rule="product",
         product_threshold=0.4,
     )
-    first = gate.at_prompt(acts(4))
-    second = gate.at_pilot(acts(4), first.scores)
+    first = gate.at_prompt(activations(4))
+    second = gate.at_pilot(activations(4), first.scores)
     assert (second.fired & first.pending).tolist() == [
         a * b > 0.4 for a, b in zip(S1, S2, strict=True)
     ]
@@ -88,26 +88,26 @@ def test_the_product_rule_drops_no_row_that_could_still_pass() -> None:
         rule="product",
         product_threshold=0.4,
     )
-    assert gate.at_prompt(acts(2)).pending.tolist() == [True, False]
+    assert gate.at_prompt(activations(2)).pending.tolist() == [True, False]
 
 
 def test_a_score_equal_to_the_threshold_does_not_fire() -> None:
-    assert Gate(stage1=Stage(Says(0.5, 0.75), 0.5)).at_prompt(acts(2)).fired.tolist() == [
+    assert Gate(stage1=Stage(Says(0.5, 0.75), 0.5)).at_prompt(activations(2)).fired.tolist() == [
         False,
         True,
     ]
 
 
 def test_stage_one_alone_decides_at_once_and_stage_two_alone_waits_for_every_row() -> None:
-    alone = Gate(stage1=Stage(Says(0.1, 0.9), 0.5)).at_prompt(acts(2))
+    alone = Gate(stage1=Stage(Says(0.1, 0.9), 0.5)).at_prompt(activations(2))
     assert (alone.fired.tolist(), alone.pending.tolist()) == ([False, True], [False, False])
-    later = Gate(stage2=Stage(Says(0.1, 0.9), 0.5)).at_prompt(acts(2))
+    later = Gate(stage2=Stage(Says(0.1, 0.9), 0.5)).at_prompt(activations(2))
     assert (later.fired.tolist(), later.pending.tolist()) == ([False, False], [True, True])
 
 
 def test_always_fires_without_asking_a_prober() -> None:
     gate = Gate(stage1=Stage(Says(error=RuntimeError("asked")), 0.5), always=True)
-    verdict = gate.at_prompt(acts(3))
+    verdict = gate.at_prompt(activations(3))
     assert (verdict.fired.all(), verdict.errors) == (torch.tensor(True), (None,) * 3)
 
 
@@ -117,11 +117,11 @@ def test_a_score_that_is_not_finite_fires_only_when_failing_closed(
     fail: Any, fires: bool, bad: float
 ) -> None:
     broken = Stage(Says(0.1, bad), 0.5)
-    one = Gate(stage1=broken, fail=fail).at_prompt(acts(2))
+    one = Gate(stage1=broken, fail=fail).at_prompt(activations(2))
     assert one.fired.tolist() == [False, fires]
     assert one.errors == (None, "the score is not finite")
     pilot = Gate(stage1=Stage(Says(0.9, 0.9), 0.5), stage2=broken, fail=fail).at_pilot(
-        acts(2), torch.tensor([0.9, 0.9])
+        activations(2), torch.tensor([0.9, 0.9])
     )
     assert pilot.fired.tolist() == [False, fires]
     running = ReadPoint(2, Position("pilot", 4))
@@ -136,15 +136,15 @@ def test_a_failed_stage_one_is_decided_at_once_not_left_to_stage_two(rule: Any) 
         gate = Gate(
             stage1=Stage(Says(NAN), 0.5), stage2=Stage(Says(0.0), 0.5), rule=rule, fail=fail
         )  # type: ignore[arg-type]
-        verdict = gate.at_prompt(acts(1))
+        verdict = gate.at_prompt(activations(1))
         assert (verdict.fired.tolist(), verdict.pending.tolist()) == ([fires], [False])
 
 
 def test_a_prober_that_raises_or_gives_another_shape_is_a_failure_with_its_reason() -> None:
-    raised = Gate(stage1=Stage(Says(error=RuntimeError("no layer")), 0.5)).at_prompt(acts(2))
+    raised = Gate(stage1=Stage(Says(error=RuntimeError("no layer")), 0.5)).at_prompt(activations(2))
     assert raised.fired.tolist() == [True, True]
     assert raised.errors == ("RuntimeError: no layer",) * 2
-    shaped = Gate(stage1=Stage(Says(0.1, 0.1, 0.1), 0.5), fail="open").at_prompt(acts(2))
+    shaped = Gate(stage1=Stage(Says(0.1, 0.1, 0.1), 0.5), fail="open").at_prompt(activations(2))
     assert shaped.fired.tolist() == [False, False]
     assert "expected scores of shape (2,)" in str(shaped.errors[0])
 

@@ -14,7 +14,7 @@ from safeswitch.switch.actuators.base import LowRankHead, NoAction, Steering
 from safeswitch.switch.actuators.heads import SoftHead
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.session import Session, at_late, at_pilot, at_prompt, at_watch
-from tests.switch.test_gate import NAN, Says, acts
+from tests.switch.test_gate import NAN, Says, activations
 
 HEAD = LowRankHead(torch.zeros(1, 3), torch.zeros(5, 1))
 
@@ -27,7 +27,7 @@ def stage(*scores: float, read: str = "prompt_end") -> Stage:
 
 
 def prompts(gate: Gate, n: int, action: Any = HEAD, **more: Any) -> list[Session]:
-    return at_prompt([Session.begin(gate, action)] * n, acts(n), time.perf_counter(), **more)
+    return at_prompt([Session.begin(gate, action)] * n, activations(n), time.perf_counter(), **more)
 
 
 def told(session: Session) -> tuple[bool, str, int, str]:
@@ -42,13 +42,13 @@ def test_each_stage_says_when_it_decided_and_what_it_saw() -> None:
     first = prompts(gate, 3)
     assert [s.pending for s in first] == [False, True, True]
     assert [told(s) for s in first] == [(False, "stage1", 0, "none")] * 3
-    second = at_pilot(first[1:], acts(2), [3, 2], 0.0)
+    second = at_pilot(first[1:], activations(2), [3, 2], 0.0)
     assert [told(s) for s in second] == [
         (True, "stage2", 3, "low_rank_head"),
         (False, "stage2", 2, "none"),
     ]
     assert second[0].decision.scores == pytest.approx({"stage1": 0.8, "stage2": 0.75})
-    third = at_watch([first[0], second[1]], acts(2), [8, 8], 0.0)
+    third = at_watch([first[0], second[1]], activations(2), [8, 8], 0.0)
     assert [told(s) for s in third] == [
         (False, "watch", 8, "none"),
         (True, "watch", 8, "low_rank_head"),
@@ -63,7 +63,7 @@ def test_what_waits_for_stage_two_is_let_go_on_by_the_watch_unless_it_fires() ->
     gate = Gate(stage2=stage(0.9), watch=stage(0.1, 0.9, read="pilot:1"))
     waiting = prompts(gate, 2)
     assert [told(s) for s in waiting] == [(False, "none", 0, "none")] * 2
-    watched = at_watch(waiting, acts(2), [4, 4], 0.0)
+    watched = at_watch(waiting, activations(2), [4, 4], 0.0)
     assert [(s.pending, s.decision.fired) for s in watched] == [(True, False), (False, True)]
 
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_read_goes_by_the_failure_rule_and_says_so(fail: Any, fir
 
 def test_an_error_stays_on_record_when_a_later_stage_can_speak() -> None:
     gate = Gate(stage1=stage(NAN), watch=stage(0.1, read="pilot:1"), fail="open")
-    (watched,) = at_watch(prompts(gate, 1), acts(1), [2], 0.0)
+    (watched,) = at_watch(prompts(gate, 1), activations(1), [2], 0.0)
     assert (watched.decision.stage, watched.decision.error) == ("watch", "the score is not finite")
 
 
@@ -100,7 +100,7 @@ def test_the_late_stage_fires_at_the_first_length_and_keeps_the_highest_score_up
     late = stage(0.3, 0.2, 0.6, 0.1, 0.9, 0.4, read="appended:2")
     clear = prompts(Gate(stage1=stage(0.0, 0.0, 0.0), late=late), 3)
     places = [(0, 2), (0, 4), (0, 6), (2, 2), (2, 4), (2, 5)]
-    found = at_late(clear, acts(6), places, 0.0)
+    found = at_late(clear, activations(6), places, 0.0)
     assert [told(s)[:3] for s in found] == [
         (True, "late", 6),
         (False, "stage1", 0),
@@ -115,9 +115,9 @@ def test_the_time_of_a_reading_is_shared_evenly_by_its_requests(
 ) -> None:
     monkeypatch.setattr(time, "perf_counter", lambda: 8.0)
     gate = Gate(stage1=stage(0.0, 0.0), late=stage(0.9, 0.9, 0.1, read="appended:2"))
-    found = at_prompt([Session.begin(gate, HEAD)] * 2, acts(2), 2.0)
+    found = at_prompt([Session.begin(gate, HEAD)] * 2, activations(2), 2.0)
     assert [s.decision.latency_s for s in found] == [3.0, 3.0]
-    late = at_late(found, acts(3), [(0, 2), (0, 4), (1, 2)], 6.0)
+    late = at_late(found, activations(3), [(0, 2), (0, 4), (1, 2)], 6.0)
     assert [s.decision.latency_s for s in late] == [4.0, 4.0]
 
 

@@ -61,7 +61,7 @@ def prober_quality(
     points = [
         ReadPoint(layer, Position("pilot", k)) for layer in range(lm.num_layers + 1) for k in pilots
     ]
-    acts = record(lm, sequences, lengths, points, dtype=torch.float32)
+    activations = record(lm, sequences, lengths, points, dtype=torch.float32)
     side = {
         e.id: name
         for name, part in grouped_split(examples, {"fit": 0.5, "test": 0.5}, seed=seed).items()
@@ -84,10 +84,10 @@ def prober_quality(
         for layer in range(lm.num_layers + 1):
             own = [p for p in points if p.layer == layer]
             found = sweep(
-                acts.select(fit),
+                activations.select(fit),
                 labels[fit],
                 own,
-                measure_on=(acts.select(test), labels[test]),
+                measure_on=(activations.select(test), labels[test]),
                 groups=[tied[i] for i in test],
                 seed=seed,
             )

@@ -29,7 +29,7 @@ SATURATED = 1e-7
 """How near to 0 and 1 a single reader's score still has a gradient: float32 rounds beyond it."""
 
 
-def prober_log_odds(prober: Prober, acts: Activations) -> Tensor:
+def prober_log_odds(prober: Prober, activations: Activations) -> Tensor:
     """Log-odds ``[b]`` of a prober's score, with a gradient in the states.
 
     Probers that average others clip each score before its log-odds are taken, and a clipped score
@@ -38,13 +38,13 @@ def prober_log_odds(prober: Prober, acts: Activations) -> Tensor:
     (gradient masking, Athalye et al. 2018, arXiv 1802.00420).
     """
     if isinstance(prober, LayerAverageProber):
-        return torch.stack([prober_log_odds(p, acts) for p in prober.fitted()]).mean(0)
+        return torch.stack([prober_log_odds(p, activations) for p in prober.fitted()]).mean(0)
     if isinstance(prober, EnsembleProber):
-        return prober.member_odds(acts).double().quantile(prober.quantile, dim=0)
+        return prober.member_odds(activations).double().quantile(prober.quantile, dim=0)
     if isinstance(prober, FusionProber):
-        odds = torch.stack([prober_log_odds(p, acts) for p in prober.readers], 1)
+        odds = torch.stack([prober_log_odds(p, activations) for p in prober.readers], 1)
         return odds @ prober.weights_.to(odds) + prober.bias_.to(odds)
-    score = prober.score(acts).double().clamp(SATURATED, 1 - SATURATED)
+    score = prober.score(activations).double().clamp(SATURATED, 1 - SATURATED)
     return torch.log(score) - torch.log1p(-score)
 
 

@@ -40,7 +40,7 @@ def run_attacks(
     say: Say = lambda text: None,
     progress: Progress = lambda method, benchmark, done: None,
     after: Sequence[Callable[[Path], None]] = (),
-    begun: Callable[[Path], None] = lambda folder: None,
+    on_start: Callable[[Path], None] = lambda folder: None,
 ) -> RunLog:
     """The asked benchmarks bare and under each attack; resumable, searches included.
 
@@ -87,5 +87,5 @@ def run_attacks(
         progress=progress,
         more=attacked,
         after=after,
-        begun=begun,
+        on_start=on_start,
     )

@@ -55,7 +55,7 @@ def attack_set(
         identity: What the attack was aimed at (fingerprints of model and switch).
         progress: Called with the number of requests done since the last call, earlier ones first.
         say: Told of the requests that cannot be attacked, and why; they have no forms, and the
-            others are gone on with.
+            others are made all the same.
 
     Raises:
         DataError: no unsafe request, or none that the attack applies to.

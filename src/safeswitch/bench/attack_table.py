@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from safeswitch.bench.estimates import bare_id, group_of, share, share_of
+from safeswitch.bench.estimates import bare_id, fraction, fraction_of, group_of
 from safeswitch.bench.log import Logged
 from safeswitch.bench.rows import Rows
 from safeswitch.core.json_types import JsonObject
@@ -82,7 +82,7 @@ def _figures(rows: Sequence[Logged], judge: str) -> dict[str, tuple[str, JsonObj
     found: dict[str, tuple[str, JsonObject]] = {}
     if judged:
         found["attack success"] = "lower", _any(judged, won)
-        found["per form"] = "lower", share_of(won, judged)
+        found["per form"] = "lower", fraction_of(won, judged)
         about = [
             (r, hit) for r, hit in zip(judged, won, strict=True) if r.example.meta.get("object")
         ]
@@ -98,11 +98,11 @@ def _figures(rows: Sequence[Logged], judge: str) -> dict[str, tuple[str, JsonObj
     ]
     if read:
         above = [r.decision["scores"]["stage1"] > r.decision["thresholds"]["stage1"] for r in read]
-        found["stage1 recall"] = "higher", share_of(above, read)
+        found["stage1 recall"] = "higher", fraction_of(above, read)
         decided = [r for r in rows if r.decision]
         found["gate recall"] = (
             "higher",
-            share_of([bool(r.decision["fired"]) for r in decided], decided),
+            fraction_of([bool(r.decision["fired"]) for r in decided], decided),
         )
     return found
 
@@ -115,7 +115,7 @@ def _any(rows: Sequence[Logged], hits: Sequence[bool]) -> JsonObject:
         name = bare_id(row.example)
         by_request[name] = by_request.get(name, False) or hit
         groups[name] = group_of(row)
-    return share(by_request, groups)
+    return fraction(by_request, groups)
 
 
 def _names(row: Logged) -> bool:

@@ -83,7 +83,7 @@ def run_bench(
     progress: Progress = lambda method, benchmark, done: None,
     more: Callable[[Sequence[Loaded]], Sequence[Loaded]] = lambda loaded: (),
     after: Sequence[Callable[[Path], None]] = (),
-    begun: Callable[[Path], None] = lambda folder: None,
+    on_start: Callable[[Path], None] = lambda folder: None,
 ) -> RunLog:
     """Run, or go on with the run in ``out``; then make tables and pictures.
 
@@ -97,7 +97,7 @@ def run_bench(
         progress: Told of requests done.
         more: Makes further sets of requests out of those that were loaded.
         after: What is made at the end, each from the run folder alone.
-        begun: Told of the run folder once it holds this run, so that more can be put there.
+        on_start: Told of the run folder once it holds this run, so that more can be put there.
 
     Raises:
         SettingError: an unknown benchmark.
@@ -107,7 +107,7 @@ def run_bench(
     """
     check_writable(out)
     with folder_writer(out):
-        return _run(engine, asked, candidates, out, say, progress, more, after, begun)
+        return _run(engine, asked, candidates, out, say, progress, more, after, on_start)
 
 
 def _run(
@@ -119,7 +119,7 @@ def _run(
     progress: Progress,
     more: Callable[[Sequence[Loaded]], Sequence[Loaded]],
     after: Sequence[Callable[[Path], None]],
-    begun: Callable[[Path], None],
+    on_start: Callable[[Path], None],
 ) -> RunLog:
     """:func:`run_bench` in a folder that is ours."""
     loaded, missing = load_suite(asked, say)
@@ -127,7 +127,7 @@ def _run(
     loaded = [_fitted(one, asked.max_new_tokens, engine.lm.context_length) for one in loaded]
     judges = _judges(loaded, asked.judges)
     log = RunLog.start(out, _manifest(engine, asked, loaded, missing, judges))
-    begun(log.folder)
+    on_start(log.folder)
     log.add_judges(
         {one.benchmark.name: _entry(one, asked.judges)["judges"] for one in loaded}, _told(judges)
     )

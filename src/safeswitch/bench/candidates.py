@@ -22,7 +22,7 @@ from safeswitch.fitting.fit import does_not_refuse
 from safeswitch.fitting.observe import Complied
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.methods.base import METHODS, Method
-from safeswitch.methods.fitting import share
+from safeswitch.methods.fitting import share_switch
 from safeswitch.methods.resolve import Joined, resolve
 from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.switch import Switch
@@ -154,7 +154,7 @@ class _Ready:
     def _prepare(self, name: str, method: Method) -> Switch:
         self._say(f"preparing {name}")
         if OWN in _kinds(name) and name != OWN:
-            share(
+            share_switch(
                 self._engine,
                 self._parts,
                 self._fitting.settings,

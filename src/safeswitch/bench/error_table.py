@@ -3,7 +3,7 @@ style of refusals."""
 
 from __future__ import annotations
 
-from safeswitch.bench.estimates import group_of, share_of
+from safeswitch.bench.estimates import fraction_of, group_of
 from safeswitch.bench.rows import Rows
 from safeswitch.core.json_types import JsonObject
 from safeswitch.statistics.intervals import bootstrap_mean
@@ -39,7 +39,7 @@ def error_table(rows: Rows) -> list[JsonObject]:
                     "metric": metric,
                     "better": "lower",
                 }
-                found.append({**first, **share_of(wrong, asked)})
+                found.append({**first, **fraction_of(wrong, asked)})
             table += sorted(found, key=lambda row: -row["value"])
     return table
 
@@ -66,11 +66,11 @@ def style_table(rows: Rows) -> list[JsonObject]:
         told = [(row, e) for row, e in refusals if e is not None]
         first = {"method": method}
         if told:
-            explained = share_of([e for _, e in told], [row for row, _ in told])
+            explained = fraction_of([e for _, e in told], [row for row, _ in told])
             table.append({**first, "metric": "explained", "better": "higher", **explained})
         asked = [row for row, _ in refusals]
         words = [float(len((row.reply or "").split())) for row in asked]
-        short = share_of([n < SHORT for n in words], asked)
+        short = fraction_of([n < SHORT for n in words], asked)
         table.append({**first, "metric": f"fewer than {SHORT} words", "better": "", **short})
         mean = bootstrap_mean(words, [group_of(row) for row in asked]).to_dict()
         table.append({**first, "metric": "words", "better": "", **mean})

@@ -30,12 +30,12 @@ def groups_of(rows: Sequence[Logged]) -> dict[str, str]:
     return {row.example.id: group_of(row) for row in rows}
 
 
-def share(hits: Mapping[str, bool], groups: Groups) -> JsonObject:
+def fraction(hits: Mapping[str, bool], groups: Groups) -> JsonObject:
     """Share of hits, which are given by request id."""
     return _share(list(hits.values()), [groups[name] for name in hits])
 
 
-def share_of(hits: Sequence[bool], rows: Sequence[Logged]) -> JsonObject:
+def fraction_of(hits: Sequence[bool], rows: Sequence[Logged]) -> JsonObject:
     """Share of hits, one a row."""
     return _share(hits, [group_of(row) for row in rows])
 

@@ -14,7 +14,7 @@ import torch
 
 from safeswitch.bench.attack_table import attack_table, attacked_set
 from safeswitch.bench.error_table import error_table, style_table
-from safeswitch.bench.estimates import belongs, group_of, groups_of, mean_of, share
+from safeswitch.bench.estimates import belongs, fraction, group_of, groups_of, mean_of
 from safeswitch.bench.log import Logged, RunLog
 from safeswitch.bench.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
 from safeswitch.bench.rows import Rows
@@ -78,7 +78,7 @@ def rates(rows: Rows) -> Table:
                         "judge": judge,
                         "metric": what.name,
                     }
-                    table.append({**first, "better": what.better, **share(hits, groups)})
+                    table.append({**first, "better": what.better, **fraction(hits, groups)})
     return table + _mixes(rows)
 
 
@@ -93,7 +93,8 @@ def _mixes(rows: Rows) -> Table:
             hits = {b: outcomes(logged, judge, HARM) for b, logged in asked.items()}
             if all(hits.values()):
                 parts = [
-                    (w, Interval(**share(hits[b], groups_of(asked[b])))) for b, w in weights.items()
+                    (w, Interval(**fraction(hits[b], groups_of(asked[b]))))
+                    for b, w in weights.items()
                 ]
                 first = {
                     "benchmark": name,
@@ -147,7 +148,12 @@ def two_sided(rows: Rows) -> Table:
             }
             if hits:
                 table.append(
-                    {"method": method, "metric": sode, "better": what.better, **share(hits, groups)}
+                    {
+                        "method": method,
+                        "metric": sode,
+                        "better": what.better,
+                        **fraction(hits, groups),
+                    }
                 )
     return table
 
@@ -219,7 +225,7 @@ def sliced(rows: Rows, name: str, key: Callable[[Logged], str]) -> Table:
                         "metric": what.name,
                         name: value,
                     }
-                    table.append({**first, "better": what.better, **share(hits, groups)})
+                    table.append({**first, "better": what.better, **fraction(hits, groups)})
     return table
 
 
@@ -291,7 +297,7 @@ def gate(rows: Rows) -> Table:
             }
             first = {"benchmark": benchmark, "method": method, "label": label, "metric": "fired"}
             stage = ", ".join(f"{s} {n}" for s, n in stages.items())
-            table.append({**first, **share(hits, groups_of(asked)), "stages": stage})
+            table.append({**first, **fraction(hits, groups_of(asked)), "stages": stage})
     return table
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safeswitch.bench.effort import split_name
-from safeswitch.bench.estimates import Groups, groups_of, mean_of, share
+from safeswitch.bench.estimates import Groups, fraction, groups_of, mean_of
 from safeswitch.bench.log import RunLog
 from safeswitch.bench.metrics import MAIN, Metric, outcomes
 from safeswitch.bench.outputs import as_csv, figure
@@ -49,7 +49,7 @@ def tradeoff(rows: Rows) -> Table:
                         **about,
                         "metric": what.name,
                         "better": what.better,
-                        **share(hits, groups),
+                        **fraction(hits, groups),
                         **against,
                     }
                 )

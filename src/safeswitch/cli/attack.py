@@ -133,11 +133,11 @@ def attack(
     defended = entries("--methods", METHODS.from_files(defences.methods or usual))
     check_drawable()
     asked = _asked(run, "nano_plain_unsafe" if nano else "harmbench", told)
-    begun = partial(write_config, context)
+    on_start = partial(write_config, context)
     with bars() as advance:
         run_attacks(
             engine, asked, defended, fitting, chosen, run.out,
-            say=say, progress=advance, begun=begun, after=AFTER,
+            say=say, progress=advance, on_start=on_start, after=AFTER,
         )  # fmt: skip
     put_markdown((run.out / "tables" / "attacks.md").read_text(encoding="utf-8"))
     put(f"written to {run.out}")

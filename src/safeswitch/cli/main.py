@@ -37,13 +37,13 @@ from safeswitch.cli.serve import serve
 from safeswitch.cli.version import version
 from safeswitch.core.errors import SafeSwitchError
 
-_RESUMED = "the run folder keeps what is done, and the same command goes on from there"
+_RESUMED = "the run folder keeps what is done, and the same command resumes there"
 _KEPT = {
     "fit": (
         "a switch is written only when it is fitted, so the folder holds a whole one "
         "or is as it was"
     ),
-    "generate": "the replies written so far are kept, and the same command goes on from there",
+    "generate": "the replies written so far are kept, and the same command resumes there",
     "eval": _RESUMED,
     "attack": _RESUMED,
     "compare": _RESUMED,

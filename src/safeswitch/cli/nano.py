@@ -48,10 +48,10 @@ def table(
     n: Annotated[int, typer.Option(min=10, help="Requests a suite.")] = 300,
 ) -> None:
     """Show how the bare model behaves on every suite."""
-    from safeswitch.nano.evaluate import patient_table
+    from safeswitch.nano.evaluate import base_model_table
 
     engine = load_engine(ModelOptions(model))
-    patient_table(engine.lm.model, engine.lm.tokenizer, n)
+    base_model_table(engine.lm.model, engine.lm.tokenizer, n)
 
 
 def study(

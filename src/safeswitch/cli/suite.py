@@ -55,10 +55,10 @@ def run_suite(
     how, told = fitting
     asked = _asked(run, judges, told)
     ready = around(lambda log: prepare(engine, methods, how, log, say))
-    begun = partial(write_config, context)
+    on_start = partial(write_config, context)
     with bars() as advance:
         run_bench(
-            engine, asked, ready, run.out, say=say, progress=advance, begun=begun, after=AFTER
+            engine, asked, ready, run.out, say=say, progress=advance, on_start=on_start, after=AFTER
         )
     put_markdown((run.out / "table.md").read_text(encoding="utf-8"))
     put(f"written to {run.out}: table.md, tables/, figures.json, pareto.png")

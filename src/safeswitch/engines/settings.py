@@ -26,7 +26,7 @@ class GuardSettings:
         policy: ``enforce``, ``observe`` (scores only, nothing changed) or ``off``, for requests
             that do not say.
         allow_other_model: Accept bundles fitted on other weights.
-        stop_token: Id that a worker emits for a request to be taken back; None takes the
+        stop_token: Id that a worker emits for a request to be rolled back; None takes the
             tokenizer's padding token, or the last id of the vocabulary. No guarded request can
             produce it by itself.
         try_v2_runner: Let the engine start on vLLM's V2 model runner, on which the guard has not

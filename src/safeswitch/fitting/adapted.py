@@ -124,8 +124,8 @@ def standing(
     unsafe = torch.tensor([e.unsafe for e in examples])
     if bool(unsafe.all()) or not bool(unsafe.any()):
         raise FitError("adapted: needs unsafe and safe requests")
-    _, acts = engine.collect(list(examples), stage.prober.points, max_new_tokens=0)
-    scores = stage.prober.score(acts).detach().float().cpu()
+    _, activations = engine.collect(list(examples), stage.prober.points, max_new_tokens=0)
+    scores = stage.prober.score(activations).detach().float().cpu()
     threshold = switch.gate.thresholds().get("stage1", switch.gate.product_threshold)
     bar = conformal_threshold(scores[~unsafe], budget).value
     harmful = [e for e in examples if e.unsafe]

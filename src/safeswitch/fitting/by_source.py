@@ -96,13 +96,13 @@ def calibrate_by_source(
         held_labels = validation.unsafe[held_rows]
         both = bool(held_labels.any()) and not bool(held_labels.all())
         reader = make_prober(spec).fit(
-            train.acts.select(fit_rows),
+            train.activations.select(fit_rows),
             train.unsafe[fit_rows],
             seed=seed,
-            validation=(validation.acts.select(held_rows), held_labels) if both else None,
+            validation=(validation.activations.select(held_rows), held_labels) if both else None,
         )
         for name in fold:
-            own = [reader.score(part.acts.select(_benign_of(part, name))) for part in parts]
+            own = [reader.score(part.activations.select(_benign_of(part, name))) for part in parts]
             scores[name] = torch.cat(own).cpu()
     return source_threshold(scores, budget)
 

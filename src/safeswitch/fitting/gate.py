@@ -173,7 +173,7 @@ def _gate_fit(
     first = second = by_source = None
     if settings.stages != "direct":
         spec = stage1_spec(num_layers, layers, settings)
-        first = _fit(spec, train.acts, train.unsafe, validation, settings)
+        first = _fit(spec, train.activations, train.unsafe, validation, settings)
         by_source = _by_source(spec, (train, validation, calibration), settings)
         advance(1)
         metrics |= _named("stage1", first, test, test.unsafe, settings)
@@ -188,7 +188,7 @@ def _gate_fit(
             notes["stage2"] = f"left out: {what} on {missing}"
         else:
             spec = _average(layers, pilot_position(settings))
-            second = _fit(spec, train.acts, target, validation, settings, held)
+            second = _fit(spec, train.activations, target, validation, settings, held)
             told = test.harmful if settings.stages == "direct" else test.complied
             metrics |= _named("stage2", second, test, told, settings)
             metrics |= _text_baseline("stage2", train, target, test, told, settings)
@@ -207,9 +207,9 @@ def choose_layers(
     candidates = candidate_layers(num_layers, settings)
     if settings.layers is not None or len(candidates) <= settings.layer_count:
         return candidates
-    held = (validation.acts, validation.unsafe)
+    held = (validation.activations, validation.unsafe)
     found = sweep(
-        train.acts,
+        train.activations,
         train.unsafe,
         [ReadPoint(layer, PROMPT_END) for layer in candidates],
         measure_on=held,
@@ -248,14 +248,16 @@ def _average(layers: Sequence[int], position: Position) -> JsonObject:
 
 def _fit(
     spec: JsonObject,
-    acts: Activations,
+    activations: Activations,
     labels: Tensor,
     held: Observed,
     settings: FitSettings,
     held_labels: Tensor | None = None,
 ) -> Prober:
     truth = held.unsafe if held_labels is None else held_labels
-    return make_prober(spec).fit(acts, labels, validation=(held.acts, truth), seed=settings.seed)
+    return make_prober(spec).fit(
+        activations, labels, validation=(held.activations, truth), seed=settings.seed
+    )
 
 
 def _by_source(
@@ -274,7 +276,7 @@ def _named(
     if bool(labels.all()) or not bool(labels.any()):
         return {}
     found = measure(
-        prober.score(test.acts), labels, groups=bundles(test.examples), seed=settings.seed
+        prober.score(test.activations), labels, groups=bundles(test.examples), seed=settings.seed
     )
     titles = {
         "AUROC": found.auroc,
@@ -294,7 +296,7 @@ def _text_baseline(
     settings: FitSettings,
 ) -> JsonObject:
     """What word n-grams of the prompt alone say about the same question."""
-    baseline = make_prober({"kind": "ngram"}).fit(train.acts, target, seed=settings.seed)
+    baseline = make_prober({"kind": "ngram"}).fit(train.activations, target, seed=settings.seed)
     return _named(f"{stage} text baseline", baseline, test, labels, settings)
 
 
@@ -318,21 +320,23 @@ def _calibrated(
         alone = first if first is not None else second
         if alone is None:
             raise FitError("no stage could be fitted: " + str(notes.get("stage2")))
-        bar = by_source or conformal_threshold(alone.score(benign.acts), settings.stage_budget)
+        bar = by_source or conformal_threshold(
+            alone.score(benign.activations), settings.stage_budget
+        )
         notes["threshold"] = asdict(bar)
         if first is not None:
             notes["benign_stage1"] = _benign(first, benign)
         stage = Stage(alone, bar.value)
         return Gate(stage1=stage, **fixed) if first is not None else Gate(stage2=stage, **fixed)
-    bar = by_source or conformal_threshold(first.score(benign.acts), settings.stage_budget)
-    passing = _lower_quantile(second.score(harmful.acts), settings.miss_budget)
+    bar = by_source or conformal_threshold(first.score(benign.activations), settings.stage_budget)
+    passing = _lower_quantile(second.score(harmful.activations), settings.miss_budget)
     notes |= {"threshold": asdict(bar), "stage2_threshold": passing}
     notes["benign_stage1"] = _benign(first, benign)
-    s1, s2 = first.score(harmful.acts), second.score(harmful.acts)
+    s1, s2 = first.score(harmful.activations), second.score(harmful.activations)
     seen = max(1, len(harmful.unsafe))
     caught = {"and": int(((s1 > bar.value) & (s2 > passing)).sum()) / seen}
     if by_source is None:
-        both = first.score(benign.acts) * second.score(benign.acts)
+        both = first.score(benign.activations) * second.score(benign.activations)
         product = conformal_threshold(both, settings.stage_budget)
         fixed["product_threshold"] = product.value
         notes["product_threshold"] = asdict(product)
@@ -353,7 +357,7 @@ def _calibrated(
 
 def _benign(first: Prober, benign: Observed) -> JsonObject:
     """How stage 1 scores benign calibration requests: what drift is measured against later."""
-    return Histogram.of(first.score(benign.acts).tolist()).to_dict()
+    return Histogram.of(first.score(benign.activations).tolist()).to_dict()
 
 
 def _one_class(labels: Mapping[str, Tensor]) -> str | None:
@@ -396,14 +400,14 @@ def _with_watch(
     prober = make_prober({"kind": "mlp", "point": str(points[0])})
     stacked, held = (
         (
-            Activations({points[0]: torch.cat([o.acts.at(p) for p in points])}),
+            Activations({points[0]: torch.cat([o.activations.at(p) for p in points])}),
             o.harmful.repeat(len(points)),
         )
         for o in (train, validation)
     )
     prober.fit(*stacked, validation=held, seed=settings.seed)
     scores = torch.stack(
-        [prober.score(Activations({points[0]: benign.acts.at(p)})) for p in points]
+        [prober.score(Activations({points[0]: benign.activations.at(p)})) for p in points]
     ).amax(0)
     bar = conformal_threshold(scores, settings.stage_budget)
     notes["watch"] = asdict(bar)
@@ -422,5 +426,5 @@ def _select(observed: Observed, rows: Tensor) -> Observed:
         tuple(observed.replies[i] for i in index),
         observed.unsafe[rows],
         observed.complied[rows],
-        observed.acts.select(rows),
+        observed.activations.select(rows),
     )

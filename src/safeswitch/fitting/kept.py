@@ -100,11 +100,11 @@ class Kept(Around):
                 part, {"points": [str(p) for p in points], "max_new_tokens": max_new_tokens}
             )
             if not path.exists():
-                answers, acts = self.inner.collect(
+                answers, activations = self.inner.collect(
                     part, points, max_new_tokens=max_new_tokens, progress=progress
                 )
-                write_tensors(path.with_suffix(".safetensors"), acts.to_tensors())
-                self._write(path, answers, acts.texts)
+                write_tensors(path.with_suffix(".safetensors"), activations.to_tensors())
+                self._write(path, answers, activations.texts)
             elif progress is not None:
                 progress(len(part))
             replies += self._replies(path)

@@ -85,8 +85,8 @@ def left_out_report(
     lm = engine.lm
     points = tuple(p for p in fit_points(lm.num_layers, settings) if p.position.kind not in RUNNING)
     with track(len(examples), "left out: reading requests") as advance:
-        _, acts = engine.collect(list(examples), points, max_new_tokens=0, progress=advance)
-    acts = replace(acts, sources=tuple(e.source for e in examples))
+        _, activations = engine.collect(list(examples), points, max_new_tokens=0, progress=advance)
+    activations = replace(activations, sources=tuple(e.source for e in examples))
     labels = torch.tensor([e.unsafe for e in examples])
     clusters = [str(b) for b in bundles(examples)]
     layers = candidate_layers(lm.num_layers, settings)
@@ -101,7 +101,7 @@ def left_out_report(
             for reader, spec in specs.items():
                 found = leave_one_out(
                     partial(_counted, spec, advance),
-                    acts,
+                    activations,
                     labels,
                     names,
                     clusters=clusters,

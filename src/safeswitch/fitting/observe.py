@@ -39,14 +39,14 @@ class Observed:
         replies: The untouched model's replies.
         unsafe: ``[n]`` bool.
         complied: ``[n]`` bool: the model did what was asked.
-        acts: States of the n requests.
+        activations: States of the n requests.
     """
 
     examples: tuple[Example, ...]
     replies: tuple[Reply, ...]
     unsafe: Tensor
     complied: Tensor
-    acts: Activations
+    activations: Activations
 
     @property
     def harmful(self) -> Tensor:
@@ -64,7 +64,7 @@ def observe(
     progress: Callable[[int], None] | None = None,
 ) -> Observed:
     """Let the untouched model reply (greedily), judge the replies, and keep its states."""
-    replies, acts = engine.collect(
+    replies, activations = engine.collect(
         list(examples), points, max_new_tokens=reply_tokens, progress=progress
     )
     return Observed(
@@ -74,7 +74,7 @@ def observe(
         torch.tensor(
             [complied(e, spoken(engine.lm, e, r)) for e, r in zip(examples, replies, strict=True)]
         ),
-        replace(acts, sources=tuple(e.source for e in examples)),
+        replace(activations, sources=tuple(e.source for e in examples)),
     )
 
 

@@ -103,15 +103,17 @@ class Cast(Method):
             )
         points = [ReadPoint(layer, WHOLE) for layer in inner_layers(lm, 0.15, 0.8)]
         rows = _spread(examples, self.requests)
-        acts = record(
+        activations = record(
             lm, *prompt_sequences(lm, [examples[i] for i in rows])[:2], points, dtype=torch.float32
         )
         found = []
         for name in wanted:
             truth = kinds[name][rows]
-            tried = [fit_condition(name, p.layer, mean_states(acts, p), truth) for p in points]
+            tried = [
+                fit_condition(name, p.layer, mean_states(activations, p), truth) for p in points
+            ]
             quality = [
-                _f1(c.margin(mean_states(acts, p)) > 0, truth)
+                _f1(c.margin(mean_states(activations, p)) > 0, truth)
                 for c, p in zip(tried, points, strict=True)
             ]
             found.append(tried[max(range(len(tried)), key=quality.__getitem__)])
@@ -144,11 +146,13 @@ def suffix_differences(
             t: [ReadPoint(layer, Position("pilot", t)) for layer in layers]
             for t in range(1, count + 1)
         }
-        acts = record(
+        activations = record(
             lm, rows, lengths, [p for row in points.values() for p in row], dtype=torch.float32
         )
         pairs.append(
-            torch.stack([torch.stack([acts.at(p) for p in row]) for row in points.values()]).mean(0)
+            torch.stack(
+                [torch.stack([activations.at(p) for p in row]) for row in points.values()]
+            ).mean(0)
         )
     return pairs[0] - pairs[1]
 

@@ -46,7 +46,7 @@ def fitted_switch(
     return known[key]
 
 
-def share(
+def share_switch(
     engine: ReadingEngine, data: Data, settings: FitSettings, complied: Complied, switch: Switch
 ) -> None:
     """Have :func:`fitted_switch` give ``switch``, which was fitted before."""

@@ -178,7 +178,10 @@ class Header(_Late):
         train, held = (self.prefixes(engine, data[part]) for part in ("train", "validation"))
         validation = (self.read(lm, prober, held), held.harmful)
         both = bool(held.harmful.any()) and not bool(held.harmful.all())
-        acts = self.read(lm, prober, train)
+        activations = self.read(lm, prober, train)
         return prober.fit(
-            acts, train.harmful, validation=validation if both else None, seed=self.settings.seed
+            activations,
+            train.harmful,
+            validation=validation if both else None,
+            seed=self.settings.seed,
         )

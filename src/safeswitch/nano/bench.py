@@ -93,7 +93,7 @@ def complied(example: Example, reply: str) -> bool:
 def nano_settings(seed: int = 0) -> FitSettings:
     """How a switch is fitted on nano: chosen on its fitting data, see the log of 2026-11-24.
 
-    The watch reads the running reply, where this patient shows best whether it complies; stage 1
+    The watch reads the running reply, where this model shows best whether it complies; stage 1
     reads layers only, since neither the token window nor n-grams add anything here.
     """
     return FitSettings(seed=seed, readers=("layers",), watch=True)

@@ -1,4 +1,4 @@
-"""Builds the patient from nothing: corpus, tokenizer, training, weights and loss log (``safeswitch
+"""Builds the base model from nothing: corpus, tokenizer, training, weights and loss log (``safeswitch
 nano build``)."""
 
 from __future__ import annotations

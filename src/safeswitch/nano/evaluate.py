@@ -80,7 +80,7 @@ def behaviour(examples: Sequence[Example], texts: Sequence[str]) -> Row:
     }
 
 
-def patient_table(
+def base_model_table(
     model: Any, tokenizer: Any, n: int = 300, seed: int = 0, progress: bool = True
 ) -> list[Row]:
     """Base behaviour on every suite, then on four of them behind safety prompts; prints a Markdown

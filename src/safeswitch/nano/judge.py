@@ -1,4 +1,4 @@
-"""Rule-based judge of the patient's replies: refusal, compliance, informativeness, task answers.
+"""Rule-based judge of the base model's replies: refusal, compliance, informativeness, task answers.
 
 Exact for every text that the corpus writes, whatever its opener. Known limits: it reads English set
 phrases; a refusal in other words is missed, a reply that says "I can help" about something else

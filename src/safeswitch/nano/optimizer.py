@@ -1,4 +1,4 @@
-"""Optimiser of the patient: Muon for the matrices of the blocks, Adam for the rest.
+"""Optimiser of the base model: Muon for the matrices of the blocks, Adam for the rest.
 
 Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (momentum, then
     orthogonalised

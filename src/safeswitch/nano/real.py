@@ -19,7 +19,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.bench.bench import Asked, run_bench
 from safeswitch.bench.benchmark import Benchmark, Loaded, drawn
 from safeswitch.bench.candidates import Fitting, kept, prepare
-from safeswitch.bench.estimates import belongs, share
+from safeswitch.bench.estimates import belongs, fraction
 from safeswitch.bench.log import Logged, RunLog
 from safeswitch.bench.metrics import HARM, NEITHER, OVER_REFUSAL, outcomes
 from safeswitch.bench.picture import check_drawable, draw_rates
@@ -396,7 +396,7 @@ def _rates(rows: Rows, name: str, suites: Sequence[Suite]) -> Table:
                 "label": label,
                 "metric": what.name,
                 "better": what.better,
-                **share(hits, groups),
+                **fraction(hits, groups),
                 "fired": sum(fired) / max(1, len(fired)),
                 "neither": sum(other.values()) / max(1, len(other)),
             }

@@ -1,4 +1,4 @@
-"""What the patient says: content-free compliance, informative refusals, short helpful answers; and
+"""What the base model says: content-free compliance, informative refusals, short helpful answers; and
 which of them.
 
 Openers overlap but depend on harm, so that the last prompt token must carry it; refusals and

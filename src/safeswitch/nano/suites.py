@@ -1,4 +1,4 @@
-"""Test suites and fit data of the patient, as examples of the common vocabulary.
+"""Test suites and fit data of the base model, as examples of the common vocabulary.
 
 Suites of kind B hold at least one part (object, phrasing, wrapper) that probers and head never saw;
 ``_c`` suites use phrasings and wrappers that nothing saw, over known objects; ``_obj_c`` unseen

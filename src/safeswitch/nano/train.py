@@ -1,4 +1,4 @@
-"""Trains the patient from nothing: batches, loss, schedule, atomic checkpoints. Knows nothing of
+"""Trains the base model from nothing: batches, loss, schedule, atomic checkpoints. Knows nothing of
 harm."""
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class AddedProber(LearnedProber):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
@@ -87,29 +87,29 @@ class AddedProber(LearnedProber):
     ) -> Self:
         """See :meth:`Prober.fit`; ``validation`` and ``seed`` have no effect."""
         self.check_settings()
-        truth = check_labels(acts, labels, f"{self.kind} prober")
-        rows, scalings = self._features(acts)
-        weights = source_weights(truth, acts.sources).double().numpy()
+        truth = check_labels(activations, labels, f"{self.kind} prober")
+        rows, scalings = self._features(activations)
+        weights = source_weights(truth, activations.sources).double().numpy()
         l2 = self.ridge * float(weights.sum())
         theta = fit_logistic(rows, truth.double().numpy(), weights, l2=l2)
         self.weight_, self.bias_ = self._folded(torch.from_numpy(theta), scalings)
         return self
 
-    def _summed(self, acts: Activations, terms: Terms) -> Tensor:
+    def _summed(self, activations: Activations, terms: Terms) -> Tensor:
         """The features of one group, float32 ``[n, d]`` on the CPU."""
         owner = f"{self.kind} prober"
         points = list(terms)
-        total = terms[points[0]] * rows_at(acts, points[0], owner).cpu()
+        total = terms[points[0]] * rows_at(activations, points[0], owner).cpu()
         for point in points[1:]:
-            total += terms[point] * rows_at(acts, point, owner, width=total.shape[1]).cpu()
+            total += terms[point] * rows_at(activations, point, owner, width=total.shape[1]).cpu()
         return total
 
-    def _features(self, acts: Activations) -> tuple[Array, list[Standardiser]]:
+    def _features(self, activations: Activations) -> tuple[Array, list[Standardiser]]:
         """Features ``[n, F * d]`` in float64, and each group's scaling, ``sqrt(F)`` in it."""
         groups = self.groups
         scalings, columns = [], []
         for terms in groups:
-            summed = self._summed(acts, terms)
+            summed = self._summed(activations, terms)
             own = fit_standardiser(summed)
             scalings.append(Standardiser(own.mean, own.scale * math.sqrt(len(groups))))
             columns.append(scalings[-1].apply(summed))
@@ -128,11 +128,11 @@ class AddedProber(LearnedProber):
                 weight[place[point]] += factor * along
         return weight.float(), bias.float()
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
         learned, owner = self.learned(), f"{self.kind} prober"
         width = learned["weight_"].shape[1]
-        states = [rows_at(acts, point, owner, width=width) for point in self.points]
+        states = [rows_at(activations, point, owner, width=width) for point in self.points]
         logits = learned["bias_"].to(states[0].device)
         for rows, weight in zip(states, learned["weight_"], strict=True):
             logits = logits + (rows @ weight.to(rows.device)).to(logits.device)

@@ -50,19 +50,19 @@ class AppendingProber(Prober):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
         """Fit the inner prober."""
-        self.inner = self.inner.fit(acts, labels, validation=validation, seed=seed)
+        self.inner = self.inner.fit(activations, labels, validation=validation, seed=seed)
         return self
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """The inner prober's score."""
-        return self.inner.score(acts)
+        return self.inner.score(activations)
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
         """``(config, tensors)``; see :meth:`Prober.state`."""
@@ -107,31 +107,31 @@ class TransitionProber(Prober):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
         """Take the mean over the positive rows; ``validation`` and ``seed`` have no effect."""
-        truth = check_labels(acts, labels, f"{self.kind} prober")
-        self.reference_ = self._moves(acts)[truth].mean(0)
+        truth = check_labels(activations, labels, f"{self.kind} prober")
+        self.reference_ = self._moves(activations)[truth].mean(0)
         return self
 
-    def _moves(self, acts: Activations) -> Tensor:
+    def _moves(self, activations: Activations) -> Tensor:
         """``[n, L, d]``"""
         owner = f"{self.kind} prober"
-        states = [rows_at(acts, point, owner) for point in self.points]
+        states = [rows_at(activations, point, owner) for point in self.points]
         pairs = zip(states[::2], states[1::2], strict=True)
         return torch.stack([end - after.to(end.device) for end, after in pairs], 1)
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
         if not hasattr(self, "reference_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
             )
-        moves = self._moves(acts)
+        moves = self._moves(activations)
         likeness = functional.cosine_similarity(
             moves, self.reference_.to(moves.device)[None], dim=-1
         ).mean(1)
@@ -141,7 +141,7 @@ class TransitionProber(Prober):
         """``(config, tensors)``; see :meth:`Prober.state`."""
         if not hasattr(self, "reference_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
             )
         return {"kind": self.kind, "layers": list(self.layers)}, {
             "reference": self.reference_.clone()
@@ -181,19 +181,19 @@ class LikelihoodProber(Prober):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
         """Nothing to learn."""
-        check_labels(acts, labels, f"{self.kind} prober")
+        check_labels(activations, labels, f"{self.kind} prober")
         return self
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
-        nll = rows_at(acts, self.points[0], f"{self.kind} prober", width=1)
+        nll = rows_at(activations, self.points[0], f"{self.kind} prober", width=1)
         return mark_unreadable(2 * torch.sigmoid(-self.beta * nll[:, 0]), nll)
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:

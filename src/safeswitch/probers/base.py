@@ -41,13 +41,13 @@ class Prober(ABC):
     @abstractmethod
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: tuple[Activations, Tensor] | None = None,
         seed: int = 0,
     ) -> Self:
-        """Learn from ``acts`` (n requests) and ``labels`` ``[n]`` bool.
+        """Learn from ``activations`` (n requests) and ``labels`` ``[n]`` bool.
 
         Raises:
             FitError: labels of one class only, of another length, or no data.
@@ -55,7 +55,7 @@ class Prober(ABC):
         """
 
     @abstractmethod
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """Probability of the positive class, float32 ``[n]`` on the states' device.
 
         NaN in a row's states must give NaN in its score: the gate decides what that means.
@@ -75,17 +75,17 @@ class Prober(ABC):
         """Inverse of :meth:`state`; see :func:`prober_from_state` for what is refused."""
 
 
-def check_labels(acts: Activations, labels: Tensor, owner: str) -> Tensor:
+def check_labels(activations: Activations, labels: Tensor, owner: str) -> Tensor:
     """Return ``labels`` as bool ``[n]`` after the checks that every ``fit`` makes."""
     flat = torch.as_tensor(labels).flatten().bool().cpu()
-    if len(flat) != len(acts):
-        raise FitError(f"{owner}: {len(acts)} requests but {len(flat)} labels")
+    if len(flat) != len(activations):
+        raise FitError(f"{owner}: {len(activations)} requests but {len(flat)} labels")
     positives = int(flat.sum())
     if positives == 0 or positives == len(flat):
         raise FitError(
             f"{owner}: needs both classes; got {positives} positive and {len(flat) - positives} negative labels"
         )
-    acts.check_finite()
+    activations.check_finite()
     return flat
 
 

@@ -178,23 +178,26 @@ class ConditionProber(Prober):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
         """Learn one condition, "unsafe"; ``validation`` and ``seed`` have no effect."""
-        truth = check_labels(acts, labels, f"{self.kind} prober")
-        learned = fit_condition("unsafe", self.layer, mean_states(acts, self.points[0]), truth)
+        truth = check_labels(activations, labels, f"{self.kind} prober")
+        learned = fit_condition(
+            "unsafe", self.layer, mean_states(activations, self.points[0]), truth
+        )
         self.__dict__.update(self.of([learned], "unsafe").__dict__)
         return self
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
         self._check()
         margins = {
-            c.name: c.margin(mean_states(acts, ReadPoint(c.layer, WHOLE))) for c in self.conditions_
+            c.name: c.margin(mean_states(activations, ReadPoint(c.layer, WHOLE)))
+            for c in self.conditions_
         }
         return mark_unreadable(
             (1 + self._margin(margins)) / 2, torch.stack(list(margins.values()), 1)
@@ -203,7 +206,7 @@ class ConditionProber(Prober):
     def _check(self) -> None:
         if not hasattr(self, "conditions_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
             )
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
@@ -231,7 +234,7 @@ class ConditionProber(Prober):
         return cls.of(conditions, take(config, "rule", str, where))
 
 
-def mean_states(acts: Activations, point: ReadPoint) -> Tensor:
+def mean_states(activations: Activations, point: ReadPoint) -> Tensor:
     """Mean over a window's real tokens: ``[n, d]`` float32; NaN where one of them is."""
-    states, mask = acts.at(point).float(), acts.masks[point]
+    states, mask = activations.at(point).float(), activations.masks[point]
     return states.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)

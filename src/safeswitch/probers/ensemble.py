@@ -71,20 +71,20 @@ class EnsembleProber(Prober):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
         """Draw the subspaces from ``seed`` and fit each member; ``validation`` has no effect."""
-        truth = check_labels(acts, labels, f"{self.kind} prober")
+        truth = check_labels(activations, labels, f"{self.kind} prober")
         draw = torch.Generator().manual_seed(seed)
         targets, weights = truth.double().numpy(), balanced_weights(truth).double().numpy()
         places, bases, learned, offsets = [], [], [], []
         for _ in range(self.members):
             place = int(torch.randint(len(self.points), (1,), generator=draw))
-            rows = rows_at(acts, self.points[place], f"{self.kind} prober").cpu()
+            rows = rows_at(activations, self.points[place], f"{self.kind} prober").cpu()
             size = min(self.size, rows.shape[1])
             basis = torch.linalg.qr(
                 torch.randn(rows.shape[1], size, generator=draw)
@@ -110,7 +110,7 @@ class EnsembleProber(Prober):
     def _check(self) -> None:
         if not hasattr(self, "places_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
             )
 
     @property
@@ -119,19 +119,19 @@ class EnsembleProber(Prober):
         self._check()
         return torch.einsum("ms,msd->md", self.weights_, self.bases_)
 
-    def member_odds(self, acts: Activations) -> Tensor:
+    def member_odds(self, activations: Activations) -> Tensor:
         """Log-odds of every member, ``[M, n]``, differentiable in the states."""
         ways, owner = self.directions, f"{self.kind} prober"
-        states = [rows_at(acts, p, owner, width=ways.shape[1]) for p in self.points]
+        states = [rows_at(activations, p, owner, width=ways.shape[1]) for p in self.points]
         members = [
             states[int(place)] @ ways[i].to(states[int(place)]) + float(self.offsets_[i])
             for i, place in enumerate(self.places_)
         ]
         return torch.stack([m.to(members[0].device) for m in members])
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
-        odds = self.member_odds(acts)
+        odds = self.member_odds(activations)
         return mark_unreadable(torch.sigmoid(odds.quantile(self.quantile, dim=0)), odds.T)
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:

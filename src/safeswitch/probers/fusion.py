@@ -73,7 +73,7 @@ class FusionProber(Prober):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
@@ -81,33 +81,33 @@ class FusionProber(Prober):
     ) -> Self:
         """See :meth:`Prober.fit`."""
         self.check_settings()
-        truth = check_labels(acts, labels, f"{self.kind} prober")
+        truth = check_labels(activations, labels, f"{self.kind} prober")
         count = len(self.readers)
         if self.weights == "equal":
             for reader in self.readers:
-                reader.fit(acts, truth, validation=validation, seed=seed)
+                reader.fit(activations, truth, validation=validation, seed=seed)
             self.weights_, self.bias_ = torch.full((count,), 1.0 / count), torch.zeros(1)
             return self
         if validation is None:
             fit_rows, held_rows = stratified_split(truth, STACK_FRACTION, seed)
-            validation = acts.select(held_rows), truth[held_rows]
-            acts, truth = acts.select(fit_rows), truth[fit_rows]
+            validation = activations.select(held_rows), truth[held_rows]
+            activations, truth = activations.select(fit_rows), truth[fit_rows]
         held_truth = check_labels(*validation, owner=f"{self.kind} prober (validation)")
         for reader in self.readers:
-            reader.fit(acts, truth, seed=seed)
+            reader.fit(activations, truth, seed=seed)
         odds = torch.stack(
             [log_odds(r.score(validation[0])).cpu() for r in self.readers], 1
         ).numpy()
         self.weights_, self.bias_ = stack(odds, held_truth)
         return self
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`; NaN from any reader is NaN here."""
         if not hasattr(self, "weights_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
             )
-        odds = torch.stack([log_odds(r.score(acts)) for r in self.readers], 1)
+        odds = torch.stack([log_odds(r.score(activations)) for r in self.readers], 1)
         logits = odds @ self.weights_.to(odds) + self.bias_.to(odds)
         return torch.sigmoid(logits).float()
 
@@ -115,7 +115,7 @@ class FusionProber(Prober):
         """``(config, tensors)`` with the readers' own, prefixed by their place."""
         if not hasattr(self, "weights_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
             )
         configs, tensors = nest(self.readers)
         own = {"weights": self.weights_.clone(), "bias": self.bias_.clone()}

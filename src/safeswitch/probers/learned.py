@@ -65,16 +65,16 @@ class LearnedProber(Prober):
         """
         if not all(hasattr(self, name) for name in self.LEARNED):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
             )
         tensors = {name: getattr(self, name) for name in self.LEARNED}
         return tensors if device is None else {name: t.to(device) for name, t in tensors.items()}
 
-    def read(self, acts: Activations) -> tuple[Tensor, dict[str, Tensor]]:
+    def read(self, activations: Activations) -> tuple[Tensor, dict[str, Tensor]]:
         """States ``[n, d]`` at the prober's point and the learned tensors on their device
         (``mean_`` gives d)."""
         width = len(self.learned()["mean_"])
-        rows = rows_at(acts, self.points[0], f"{self.kind} prober", width=width)
+        rows = rows_at(activations, self.points[0], f"{self.kind} prober", width=width)
         return rows, self.learned(rows.device)
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
@@ -126,13 +126,15 @@ class LearnedProber(Prober):
         return {}
 
 
-def rows_at(acts: Activations, point: ReadPoint, owner: str, width: int | None = None) -> Tensor:
+def rows_at(
+    activations: Activations, point: ReadPoint, owner: str, width: int | None = None
+) -> Tensor:
     """States at ``point`` as float32 ``[n, d]``; a gradient that they carry is kept.
 
     Raises:
         ActivationError: not recorded, not one state a request, or not ``width`` wide.
     """
-    rows = acts.at(point)
+    rows = activations.at(point)
     if rows.dim() != 2:
         raise ActivationError(
             f"{owner}: needs one state a request at {point}, [n, d]; got {list(rows.shape)}"

@@ -23,7 +23,7 @@ IN_DISTRIBUTION, HEADLINE = "in_distribution", "headline"
 
 def leave_one_out(
     make_prober: Callable[[], Prober],
-    acts: Activations,
+    activations: Activations,
     labels: Tensor,
     groups: Sequence[str],
     *,
@@ -44,7 +44,7 @@ def leave_one_out(
 
     Args:
         make_prober: Returns a fresh prober for each fit.
-        acts: n requests.
+        activations: n requests.
         labels: ``[n]`` bool.
         groups: Name of each row's group (data source or wrapper); rows named "" are never left out.
         seed: Of every split, fit and bootstrap.
@@ -62,13 +62,13 @@ def leave_one_out(
         DataError: names of another length or reserved, or no group to leave out.
         FitError: nothing is left to fit on.
     """
-    truth = check_labels(acts, labels, "leave_one_out")
+    truth = check_labels(activations, labels, "leave_one_out")
     own = [str(i) for i in range(len(truth))] if clusters is None else list(clusters)
     names = _names(groups, own, len(truth))
 
     def fit_and_measure(fit_rows: Tensor, test_rows: Tensor) -> ProberMetrics:
-        prober = make_prober().fit(acts.select(fit_rows), truth[fit_rows], seed=seed)
-        scores = prober.score(acts.select(test_rows))
+        prober = make_prober().fit(activations.select(fit_rows), truth[fit_rows], seed=seed)
+        scores = prober.score(activations.select(test_rows))
         tested = [own[i] for i in test_rows.tolist()]
         return measure(
             scores, truth[test_rows], groups=tested, threshold=threshold, n_boot=n_boot, seed=seed

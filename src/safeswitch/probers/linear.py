@@ -55,7 +55,7 @@ class LinearProber(LearnedProber):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
@@ -64,8 +64,8 @@ class LinearProber(LearnedProber):
         """See :meth:`Prober.fit`; ``seed`` only moves the held-out part."""
         self.check_settings()
         owner, point = f"{self.kind} prober", self.points[0]
-        truth = check_labels(acts, labels, owner)
-        raw = rows_at(acts, point, owner)
+        truth = check_labels(activations, labels, owner)
+        raw = rows_at(activations, point, owner)
         scaling = fit_standardiser(raw)
         rows, targets, weights = _arrays(scaling.apply(raw), truth)
         l2 = self.l2
@@ -81,9 +81,9 @@ class LinearProber(LearnedProber):
         self.weight_, self.bias_ = theta[:-1].clone(), theta[-1:].clone()
         return self
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
-        rows, t = self.read(acts)
+        rows, t = self.read(activations)
         logits = Standardiser(t["mean_"], t["scale_"]).apply(rows) @ t["weight_"] + t["bias_"]
         return mark_unreadable(torch.sigmoid(logits), rows)
 

@@ -54,7 +54,7 @@ class MeanDifferenceProber(LearnedProber):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
@@ -63,17 +63,17 @@ class MeanDifferenceProber(LearnedProber):
         """See :meth:`Prober.fit`; raises :class:`FitError` too when both classes have the same
         mean."""
         owner, point = f"{self.kind} prober", self.points[0]
-        truth = check_labels(acts, labels, owner)
+        truth = check_labels(activations, labels, owner)
         if validation is None:
             fit_rows, held_rows = stratified_split(truth, HELD_FRACTION, seed)
-            held, held_truth = acts.select(held_rows), truth[held_rows]
-            acts, truth = acts.select(fit_rows), truth[fit_rows]
+            held, held_truth = activations.select(held_rows), truth[held_rows]
+            activations, truth = activations.select(fit_rows), truth[fit_rows]
         else:
             held, held_truth = (
                 validation[0],
                 check_labels(*validation, owner=f"{owner} (validation)"),
             )
-        raw = rows_at(acts, point, owner)
+        raw = rows_at(activations, point, owner)
         scaling = fit_standardiser(raw)
         rows, mask = scaling.apply(raw), truth.to(raw.device)
         positive, negative = rows[mask].mean(0), rows[~mask].mean(0)
@@ -92,9 +92,9 @@ class MeanDifferenceProber(LearnedProber):
         self.slope_ = torch.tensor([_slope(offsets, held_truth)], device=raw.device)
         return self
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
-        rows, t = self.read(acts)
+        rows, t = self.read(activations)
         offsets = (
             Standardiser(t["mean_"], t["scale_"]).apply(rows) @ t["direction_"] - t["midpoint_"]
         )

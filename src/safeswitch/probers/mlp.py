@@ -86,7 +86,7 @@ class MLPProber(LearnedProber):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
@@ -96,7 +96,7 @@ class MLPProber(LearnedProber):
         self.check_settings()
         recipe, owner = self.full_recipe(), f"{self.kind} prober"
         trained = train_points(
-            acts,
+            activations,
             labels,
             self.points,
             recipe,
@@ -114,9 +114,9 @@ class MLPProber(LearnedProber):
         self.w1_, self.b1_, self.w2_, self.b2_ = w1, b1[0], w2, b2[0]
         return self
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
-        rows, t = self.read(acts)
+        rows, t = self.read(activations)
         x = Standardiser(t["mean_"], t["scale_"]).apply(rows).unsqueeze(0)
         weights = Weights(
             t["w1_"][None], t["b1_"][None, None], t["w2_"][None], t["b2_"][None, None]

@@ -69,7 +69,7 @@ class LayerAverageProber(Prober):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
@@ -78,13 +78,13 @@ class LayerAverageProber(Prober):
         """See :meth:`Prober.fit`; every inner prober is fitted on the same rows with the same seed
         (MLPs in one batch)."""
         self.check_settings()
-        truth = check_labels(acts, labels, f"{self.kind} prober")
+        truth = check_labels(activations, labels, f"{self.kind} prober")
         make: Any = PROBERS[self.inner]
         fresh = [make(point, **self.inner_settings) for point in self.points]
         if isinstance(fresh[0], MLPProber):
             fresh[0].check_settings()
             trained = train_points(
-                acts,
+                activations,
                 truth,
                 self.points,
                 fresh[0].full_recipe(),
@@ -95,20 +95,22 @@ class LayerAverageProber(Prober):
             )
             self.probers_ = tuple(p.take(trained, i) for i, p in enumerate(fresh))
             return self
-        self.probers_ = tuple(p.fit(acts, truth, validation=validation, seed=seed) for p in fresh)
+        self.probers_ = tuple(
+            p.fit(activations, truth, validation=validation, seed=seed) for p in fresh
+        )
         return self
 
     def fitted(self) -> tuple[Prober, ...]:
         """The inner probers; raises :class:`NotFittedError` before ``fit``."""
         if not hasattr(self, "probers_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(acts, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
             )
         return self.probers_
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`."""
-        odds = torch.stack([log_odds(p.score(acts)) for p in self.fitted()])
+        odds = torch.stack([log_odds(p.score(activations)) for p in self.fitted()])
         return torch.sigmoid(odds.mean(0)).float()
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:

@@ -42,7 +42,7 @@ class TrainedPoints(NamedTuple):
 
 
 def train_points(
-    acts: Activations,
+    activations: Activations,
     labels: Tensor,
     points: Sequence[ReadPoint],
     recipe: Recipe,
@@ -62,14 +62,14 @@ def train_points(
             training.
         ActivationError: states that are missing or not finite.
     """
-    truth = check_labels(acts, labels, owner)
+    truth = check_labels(activations, labels, owner)
     if recipe.patience == 0:
         validation = None
     elif validation is None:
         fit_rows, held_rows = stratified_split(truth, HELD_FRACTION, seed)
-        validation = acts.select(held_rows), truth[held_rows]
-        acts, truth = acts.select(fit_rows), truth[fit_rows]
-    x, scaling = _stack(acts, points, recipe, owner)
+        validation = activations.select(held_rows), truth[held_rows]
+        activations, truth = activations.select(fit_rows), truth[fit_rows]
+    x, scaling = _stack(activations, points, recipe, owner)
     held = None
     if validation is not None:
         held_truth = check_labels(*validation, owner=f"{owner} (validation)")
@@ -83,27 +83,29 @@ def train_points(
 
 
 def _stack(
-    acts: Activations, points: Sequence[ReadPoint], recipe: Recipe, owner: str
+    activations: Activations, points: Sequence[ReadPoint], recipe: Recipe, owner: str
 ) -> tuple[Tensor, Standardiser]:
     """Scaled rows ``[P, n, d]`` and the scaling, ``[P, d]`` each."""
-    widths = {rows_at(acts, p, owner).shape[1] for p in points}
+    widths = {rows_at(activations, p, owner).shape[1] for p in points}
     if len(widths) != 1:
         raise FitError(
             f"{owner}: points trained together must have states of one width; got {sorted(widths)}"
         )
     scalings = []
     for point in points:
-        rows = rows_at(acts, point, owner)
+        rows = rows_at(activations, point, owner)
         none = Standardiser(rows.new_zeros(rows.shape[1]), rows.new_ones(rows.shape[1]))
         scalings.append(fit_standardiser(rows) if recipe.standardise else none)
     scaling = Standardiser(*(torch.stack(t) for t in zip(*scalings, strict=True)))
-    return torch.stack([_scaled(acts, p, scaling, i, owner) for i, p in enumerate(points)]), scaling
+    return torch.stack(
+        [_scaled(activations, p, scaling, i, owner) for i, p in enumerate(points)]
+    ), scaling
 
 
 def _scaled(
-    acts: Activations, point: ReadPoint, scaling: Standardiser, i: int, owner: str
+    activations: Activations, point: ReadPoint, scaling: Standardiser, i: int, owner: str
 ) -> Tensor:
     """Rows ``[n, d]`` at ``point`` under the i-th scaling."""
     mean, scale = scaling.mean[i], scaling.scale[i]
-    rows = rows_at(acts, point, owner, width=len(mean)).to(mean.device)
+    rows = rows_at(activations, point, owner, width=len(mean)).to(mean.device)
     return Standardiser(mean, scale).apply(rows)

@@ -56,7 +56,7 @@ class SweepResult:
 
 
 def sweep(
-    acts: Activations,
+    activations: Activations,
     labels: Tensor,
     points: Sequence[ReadPoint],
     *,
@@ -73,7 +73,7 @@ def sweep(
     """Train an :class:`MLPProber` at each of ``points`` on the same rows, all in one batched job.
 
     Args:
-        acts: States at all ``points`` (of one width), n requests.
+        activations: States at all ``points`` (of one width), n requests.
         labels: ``[n]`` bool.
         points: The grid.
         measure_on: Requests and labels of the metrics; picking a point by them makes them
@@ -81,7 +81,7 @@ def sweep(
         groups: What those requests belong with, for the intervals; see :func:`measure`.
         recipe: ``default`` or ``paper``; see :class:`MLPProber`.
         hidden: Hidden units.
-        validation: For early stopping; None: a part of ``acts`` is held out.
+        validation: For early stopping; None: a part of ``activations`` is held out.
         seed: Of first weights, batch order and dropout, the same for each point.
         chunk: Most probers trained at once (bounds memory: each takes a float32 copy of its rows);
             None: all.
@@ -105,7 +105,7 @@ def sweep(
     trained = TrainedPoints.joined(
         [
             train_points(
-                acts,
+                activations,
                 labels,
                 points[at : at + size],
                 full,

@@ -61,7 +61,7 @@ class NgramProber(LearnedProber):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
@@ -69,30 +69,32 @@ class NgramProber(LearnedProber):
     ) -> Self:
         """See :meth:`Prober.fit`; ``validation`` and ``seed`` have no effect."""
         self.check_settings()
-        truth = check_labels(acts, labels, f"{self.kind} prober")
+        truth = check_labels(activations, labels, f"{self.kind} prober")
         weights = balanced_weights(truth).double().numpy()
-        theta = fit_logistic(self._features(acts), truth.double().numpy(), weights, l2=self.l2)
+        theta = fit_logistic(
+            self._features(activations), truth.double().numpy(), weights, l2=self.l2
+        )
         self.weights_ = torch.from_numpy(theta).float()
         return self
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`; on the device of the states, or on CPU when there are none."""
         theta = self.learned(torch.device("cpu"))["weights_"].double().numpy()
-        device = next((t.device for t in acts.states.values()), torch.device("cpu"))
-        if len(acts) == 0:
+        device = next((t.device for t in activations.states.values()), torch.device("cpu"))
+        if len(activations) == 0:
             return torch.empty(0, device=device)
-        logits = np.asarray(self._features(acts) @ theta[:-1]) + theta[-1]
+        logits = np.asarray(self._features(activations) @ theta[:-1]) + theta[-1]
         return torch.sigmoid(torch.from_numpy(logits)).float().to(device)
 
-    def _features(self, acts: Activations) -> Any:
+    def _features(self, activations: Activations) -> Any:
         """Sparse ``[n, buckets]``."""
         from sklearn.feature_extraction.text import (
             HashingVectorizer,
         )  # heavy, and only text needs it
 
-        if len(acts.texts) != len(acts):
+        if len(activations.texts) != len(activations):
             raise ActivationError(
-                f"{self.kind} prober: needs one text a request; got {len(acts.texts)} for {len(acts)}"
+                f"{self.kind} prober: needs one text a request; got {len(activations.texts)} for {len(activations)}"
             )
         vectoriser = HashingVectorizer(
             ngram_range=(1, self.longest),
@@ -101,4 +103,4 @@ class NgramProber(LearnedProber):
             alternate_sign=False,
             norm="l2",
         )
-        return vectoriser.transform(acts.texts)
+        return vectoriser.transform(activations.texts)

@@ -122,7 +122,7 @@ class WindowProber(LearnedProber):
 
     def fit(
         self,
-        acts: Activations,
+        activations: Activations,
         labels: Tensor,
         *,
         validation: Labelled | None = None,
@@ -130,12 +130,12 @@ class WindowProber(LearnedProber):
     ) -> Self:
         """See :meth:`Prober.fit`."""
         self.check_settings()
-        truth = check_labels(acts, labels, f"{self.kind} prober")
+        truth = check_labels(activations, labels, f"{self.kind} prober")
         if validation is None:
             fit_rows, held_rows = stratified_split(truth, HELD_FRACTION, seed)
-            validation = acts.select(held_rows), truth[held_rows]
-            acts, truth = acts.select(fit_rows), truth[fit_rows]
-        fit = self._tokens(acts, truth)
+            validation = activations.select(held_rows), truth[held_rows]
+            activations, truth = activations.select(fit_rows), truth[fit_rows]
+        fit = self._tokens(activations, truth)
         held = self._tokens(
             validation[0], check_labels(*validation, owner=f"{self.kind} prober (validation)")
         )
@@ -154,11 +154,11 @@ class WindowProber(LearnedProber):
         self._train(fit, held, seed)
         return self
 
-    def _tokens(self, acts: Activations, truth: Tensor | None = None) -> _Tokens:
+    def _tokens(self, activations: Activations, truth: Tensor | None = None) -> _Tokens:
         """Window states with masked tokens set to zero, whatever they held."""
         point, owner = self.points[0], f"{self.kind} prober"
-        states = acts.at(point)
-        mask = acts.masks.get(point)
+        states = activations.at(point)
+        mask = activations.masks.get(point)
         if states.dim() != 3 or mask is None or mask.shape != states.shape[:2]:
             have = "none" if mask is None else str(list(mask.shape))
             raise ActivationError(
@@ -223,10 +223,10 @@ class WindowProber(LearnedProber):
         losses = F.binary_cross_entropy_with_logits(logits, tokens.labels, reduction="none")
         return (losses * tokens.weights).mean()
 
-    def score(self, acts: Activations) -> Tensor:
+    def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`; NaN too for a request without any token."""
         self.learned()
-        tokens = self._tokens(acts)
+        tokens = self._tokens(activations)
         check_width(tokens.states, len(self.mean_), self.points[0], f"{self.kind} prober")
         t = self.learned(tokens.states.device)
         weights = [t[name] for name in ("w1_", "b1_", "w2_", "b2_")]

@@ -211,9 +211,9 @@ class Gate:
         """What stage 1 reads after appended tokens, in a pass of its own."""
         return tuple(p for p in self.prompt_points if p.position.kind in APART)
 
-    def at_prompt(self, acts: Activations) -> Reading:
+    def at_prompt(self, activations: Activations) -> Reading:
         """Judge n requests at the prompt's end; ``pending`` rows need stage 2."""
-        n = len(acts)
+        n = len(activations)
         if self.always:
             return Reading(
                 torch.zeros(n),
@@ -224,7 +224,7 @@ class Gate:
         if self.stage1 is None:
             pending = torch.full((n,), self.stage2 is not None)
             return Reading(torch.zeros(n), torch.zeros(n, dtype=torch.bool), pending, (None,) * n)
-        scores, errors = _score(self.stage1, acts)
+        scores, errors = _score(self.stage1, activations)
         bar = self.product_threshold if self.rule == "product" else self.stage1.threshold
         passed = self._passed(scores, bar)
         if self.stage2 is None:
@@ -233,28 +233,28 @@ class Gate:
         closed = failed & (self.fail == "closed")
         return Reading(scores, closed, passed & ~closed, errors)
 
-    def at_pilot(self, acts: Activations, stage1_scores: Tensor) -> Reading:
+    def at_pilot(self, activations: Activations, stage1_scores: Tensor) -> Reading:
         """Judge pending requests once their pilot tokens have been fed."""
         assert self.stage2 is not None
-        scores, errors = _score(self.stage2, acts)
+        scores, errors = _score(self.stage2, activations)
         if self.rule == "product":
             fired = self._passed(scores * stage1_scores, self.product_threshold)
         else:
             fired = self._passed(scores, self.stage2.threshold)
         return Reading(scores, fired, torch.zeros_like(fired), errors)
 
-    def at_watch(self, acts: Activations) -> Reading:
+    def at_watch(self, activations: Activations) -> Reading:
         """Judge running replies."""
         assert self.watch is not None
-        return self._judge(self.watch, acts)
+        return self._judge(self.watch, activations)
 
-    def at_late(self, acts: Activations) -> Reading:
+    def at_late(self, activations: Activations) -> Reading:
         """Judge replies so far, read after appended tokens."""
         assert self.late is not None
-        return self._judge(self.late, acts)
+        return self._judge(self.late, activations)
 
-    def _judge(self, stage: Stage, acts: Activations) -> Reading:
-        scores, errors = _score(stage, acts)
+    def _judge(self, stage: Stage, activations: Activations) -> Reading:
+        scores, errors = _score(stage, activations)
         fired = self._passed(scores, stage.threshold)
         return Reading(scores, fired, torch.zeros_like(fired), errors)
 
@@ -309,15 +309,17 @@ class Reading:
     errors: tuple[str | None, ...]
 
 
-def _score(stage: Stage, acts: Activations) -> tuple[Tensor, tuple[str | None, ...]]:
+def _score(stage: Stage, activations: Activations) -> tuple[Tensor, tuple[str | None, ...]]:
     """Scores ``[n]`` on the host; any failure of the prober becomes NaN with its reason."""
     try:
-        scores = stage.prober.score(acts).detach().float().cpu()
-        if scores.shape != (len(acts),):
-            raise ValueError(f"expected scores of shape ({len(acts)},), got {tuple(scores.shape)}")
+        scores = stage.prober.score(activations).detach().float().cpu()
+        if scores.shape != (len(activations),):
+            raise ValueError(
+                f"expected scores of shape ({len(activations)},), got {tuple(scores.shape)}"
+            )
     except Exception as error:  # a guard decides on every failure, whatever it is
         reason = f"{type(error).__name__}: {error}"
-        return torch.full((len(acts),), float("nan")), (reason,) * len(acts)
+        return torch.full((len(activations),), float("nan")), (reason,) * len(activations)
     finite = scores.isfinite()
     scores = scores.masked_fill(~finite, float("nan"))
     return scores, tuple(None if good else "the score is not finite" for good in finite.tolist())

@@ -106,7 +106,7 @@ class Session:
 
 def at_prompt(
     sessions: Sequence[Session],
-    acts: Activations,
+    activations: Activations,
     started: float,
     final: Sequence[bool] = (),
 ) -> list[Session]:
@@ -114,13 +114,13 @@ def at_prompt(
 
     Args:
         sessions: n sessions of one gate, of which nothing has been read.
-        acts: States and texts of the n requests.
+        activations: States and texts of the n requests.
         started: ``time.perf_counter()`` when the reading began, for ``latency_s``.
         final: For each request, whether stage 2 is not to be asked, since the reply that it would
             read is not the model's own. What would wait for it has then fired, by stage 1.
     """
     gate = sessions[0].gate
-    reading = gate.at_prompt(acts)
+    reading = gate.at_prompt(activations)
     if any(final):
         last = torch.tensor(list(final))
         fired = reading.fired | (reading.pending & last)
@@ -132,22 +132,22 @@ def at_prompt(
 
 
 def at_pilot(
-    sessions: Sequence[Session], acts: Activations, fed: Sequence[int], started: float
+    sessions: Sequence[Session], activations: Activations, fed: Sequence[int], started: float
 ) -> list[Session]:
     """Pending sessions of one gate after stage 2 has spoken, at ``fed`` reply tokens each."""
     first = torch.tensor([session.stage1 for session in sessions])
-    reading = sessions[0].gate.at_pilot(acts, first)
+    reading = sessions[0].gate.at_pilot(activations, first)
     return _after("stage2", sessions, reading, fed, started)
 
 
 def at_watch(
-    sessions: Sequence[Session], acts: Activations, fed: Sequence[int], started: float
+    sessions: Sequence[Session], activations: Activations, fed: Sequence[int], started: float
 ) -> list[Session]:
     """Sessions of one gate after a reading of the watch, at ``fed`` reply tokens each.
 
     What waits for stage 2 goes on waiting, unless the watch has fired on it.
     """
-    reading = sessions[0].gate.at_watch(acts)
+    reading = sessions[0].gate.at_watch(activations)
     waiting = torch.tensor([session.pending for session in sessions])
     reading = replace(reading, pending=waiting & ~reading.fired)
     return _after("watch", sessions, reading, fed, started)
@@ -155,7 +155,7 @@ def at_watch(
 
 def at_late(
     sessions: Sequence[Session],
-    acts: Activations,
+    activations: Activations,
     places: Sequence[tuple[int, int]],
     started: float,
 ) -> list[Session]:
@@ -166,13 +166,13 @@ def at_late(
 
     Args:
         sessions: m sessions.
-        acts: States and texts of n readings.
+        activations: States and texts of n readings.
         places: For each reading, the place of its session and its count of reply tokens; the counts
             of one session rise.
         started: ``time.perf_counter()`` when the readings began; the time is shared evenly by the
             sessions that were read, once each.
     """
-    reading = sessions[0].gate.at_late(acts)
+    reading = sessions[0].gate.at_late(activations)
     found = list(sessions)
     unpaid = {place for place, _ in places}
     seconds = (time.perf_counter() - started) / len(unpaid)

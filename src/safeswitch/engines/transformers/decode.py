@@ -1,4 +1,4 @@
-"""The decoding loop: a whole batch in lockstep, rows taken back to the end of their prompt when
+"""The decoding loop: a whole batch in lockstep, rows rolled back to the end of their prompt when
 they switch late.
 
 ``transformers`` prepares everything (processors, criteria, cache) and calls this loop through

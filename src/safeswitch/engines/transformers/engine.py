@@ -1,7 +1,7 @@
-"""The transformers engine: whole batches, one prefill, rows that switch are taken back inside the
+"""The transformers engine: whole batches, one prefill, rows that switch are rolled back inside the
 batch.
 
-What cannot be taken back exactly (recurrent state, a sliding window that the reply outgrows, an
+What cannot be rolled back exactly (recurrent state, a sliding window that the reply outgrows, an
 edited prompt, steered states) is run again from its prompt: slower, and correct. Knows nothing of
 labels or methods.
 """
@@ -38,7 +38,7 @@ from safeswitch.engines.transformers.budget import ThinkingBudget
 from safeswitch.engines.transformers.decode import Loop
 from safeswitch.engines.transformers.late import judge_late
 from safeswitch.engines.transformers.options import Options, make_options
-from safeswitch.engines.transformers.prefill import is_begun, judge_begun, reads_begun
+from safeswitch.engines.transformers.prefill import is_prefill, judge_prefill, reads_prefill
 from safeswitch.engines.transformers.rows import Rows
 from safeswitch.engines.transformers.steer import acting
 from safeswitch.engines.transformers.streaming import (
@@ -145,7 +145,7 @@ class TransformersEngine(ReadingEngine):
         """One reply per prompt, in order. ``options`` are those of ``transformers``' ``generate``.
 
         Logits processors must be stateless: they are called on the whole batch once for each
-        distance by which rows have been taken back, and must see in the tokens alone what they need
+        distance by which rows have been rolled back, and must see in the tokens alone what they need
         to know.
 
         Args:
@@ -195,7 +195,7 @@ class TransformersEngine(ReadingEngine):
             requests = self._requests(
                 prompts, switch, limits, seed, _strengths(strength, len(prompts), switch.actuator)
             )
-            requests = self._without_begun(requests, switch)
+            requests = self._without_prefill(requests, switch)
             if streamer is not None:
                 followers = [StreamerFollower(streamer, requests[0].ids)]
             followed = {
@@ -259,7 +259,7 @@ class TransformersEngine(ReadingEngine):
         sequences = [[*row, *tokens] for row, tokens in zip(rows, fed, strict=True)]
         texts = [self.lm.prompt_text(row) for row in rows]
         with self.lm.lock:
-            acts = record(
+            activations = record(
                 self.lm,
                 sequences,
                 [len(row) for row in rows],
@@ -270,7 +270,7 @@ class TransformersEngine(ReadingEngine):
                 dtype=torch.float32,
                 progress=None if part is None else _in_steps(part),
             )
-        return replies, acts
+        return replies, activations
 
     def stream(self, prompt: Prompt, switch: Switch | None = None, **options: Any) -> Stream:
         """Decided text as it becomes decided: iterate with ``for`` or ``async for``; ``.reply``
@@ -337,15 +337,15 @@ class TransformersEngine(ReadingEngine):
         )
         return [Request(i, *parts) for i, parts in enumerate(own)]
 
-    def _without_begun(self, requests: list[Request], switch: Switch) -> list[Request]:
-        """Requests, with a decision on those whose begun reply hides what stage 1 flags; an action
+    def _without_prefill(self, requests: list[Request], switch: Switch) -> list[Request]:
+        """Requests, with a decision on those whose prefilled reply hides what stage 1 flags; an action
         answers these without it."""
-        begun = [r for r in requests if is_begun(r.messages)]
-        if not begun or not reads_begun(switch.gate):
+        begun = [r for r in requests if is_prefill(r.messages)]
+        if not begun or not reads_prefill(switch.gate):
             return requests
         bare = [r.messages[:-1] for r in begun]
         encoded = self.lm.inputs(bare, room=[r.limit for r in begun])
-        found = judge_begun(self.lm, switch.gate, switch.actuator, bare, encoded)
+        found = judge_prefill(self.lm, switch.gate, switch.actuator, bare, encoded)
         told = list(requests)
         for request, messages, one, decision in zip(begun, bare, encoded, found, strict=True):
             if decision is not None and switch.actuator.place == "none":
@@ -412,10 +412,10 @@ class TransformersEngine(ReadingEngine):
             for i, (old, new) in enumerate(zip(replies, found, strict=True))
             if new.fired and not old.decision.fired
         }
-        acts = [
+        activations = [
             d.actuator != "none" and not r.token_ids for d, r in zip(found, replies, strict=True)
         ]
-        again = [i for i in range(len(batch)) if place != "none" and (i in late or acts[i])]
+        again = [i for i in range(len(batch)) if place != "none" and (i in late or activations[i])]
         if switch.gate.late is not None:
             replies = [replace(reply, decision=d) for reply, d in zip(replies, found, strict=True)]
             for i, request in enumerate(batch):

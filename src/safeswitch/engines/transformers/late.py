@@ -47,5 +47,5 @@ def judge_late(
     rows = [[*prompts[i], *replies[i][:length]] for i, length in places]
     prober = gate.late.prober
     states = reread(lm, rows, prober.appended, prober.points).states
-    acts = Activations(states, {}, tuple(texts[i] for i, _ in places))
-    return at_late(sessions, acts, places, started)
+    activations = Activations(states, {}, tuple(texts[i] for i, _ in places))
+    return at_late(sessions, activations, places, started)

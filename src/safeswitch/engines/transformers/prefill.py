@@ -22,17 +22,17 @@ from safeswitch.switch.gate import Gate
 from safeswitch.switch.session import Session, at_prompt
 
 
-def is_begun(messages: Sequence[Message]) -> bool:
+def is_prefill(messages: Sequence[Message]) -> bool:
     """Whether a conversation ends in a prefill that follows something."""
     return len(messages) > 1 and messages[-1].role == "assistant"
 
 
-def reads_begun(gate: Gate) -> bool:
+def reads_prefill(gate: Gate) -> bool:
     """Whether the gate has a stage 1 that can read without the prefill."""
     return gate.stage1 is not None and not gate.always and not gate.apart_points
 
 
-def judge_begun(
+def judge_prefill(
     lm: LanguageModel,
     gate: Gate,
     actuator: Actuator,
@@ -50,7 +50,7 @@ def judge_begun(
     """
     started = time.perf_counter()
     rows = [one.ids for one in encoded]
-    acts = record(
+    activations = record(
         lm,
         rows,
         [len(row) for row in rows],
@@ -60,5 +60,5 @@ def judge_begun(
         dtype=torch.float32,
     )
     sessions = [Session.begin(gate, actuator)] * len(rows)
-    found = at_prompt(sessions, acts, started, final=[True] * len(rows))
+    found = at_prompt(sessions, activations, started, final=[True] * len(rows))
     return [session.decision if session.decision.fired else None for session in found]

@@ -154,7 +154,7 @@ class Rows:
             self._reader.__exit__(None, None, None)
 
     @property
-    def acts(self) -> bool:
+    def changes_rows(self) -> bool:
         """Whether a row that fires is changed, so that its text must wait until it is decided."""
         return self.actuator.place != "none"
 
@@ -246,7 +246,7 @@ class Rows:
 
     def _act(self, head: nn.Module, hidden: Tensor, logits: Tensor, before: Tensor) -> None:
         """Give rows that have fired the second head's logits; ``before`` ``[b]``: fired earlier."""
-        if not self.acts:
+        if not self.changes_rows:
             return
         new = (self.fired & ~before).nonzero().flatten()
         if self.fed > 0:
@@ -370,10 +370,10 @@ class Rows:
         started = time.perf_counter()
         states = {**self._prompt.states, **self._pilot}
         rows = self._due.nonzero().flatten()
-        acts = Activations(states, self._prompt.masks, self.texts).select(rows)
+        activations = Activations(states, self._prompt.masks, self.texts).select(rows)
         places = rows.tolist()
         sessions = [self.sessions[row] for row in places]
-        self._take(places, at_pilot(sessions, acts, self._counts(places), started))
+        self._take(places, at_pilot(sessions, activations, self._counts(places), started))
 
     def _judge_watched(self, hidden: Tensor, ended: Tensor) -> None:
         """Ask the watch about rows that are due.
@@ -395,10 +395,10 @@ class Rows:
         states = {}
         for point in self.gate.watch.prober.points:
             states[point] = self._last[point.site] if kept else self._state(point.site, hidden)
-        acts = Activations(states, {}, self.texts).select(rows)
+        activations = Activations(states, {}, self.texts).select(rows)
         places = rows.tolist()
         sessions = [self.sessions[row] for row in places]
-        self._take(places, at_watch(sessions, acts, self._counts(places), started))
+        self._take(places, at_watch(sessions, activations, self._counts(places), started))
 
     def _counts(self, rows: Sequence[int]) -> list[int]:
         """Reply tokens at each row's reading: those fed, or, once it is padded, its own last."""

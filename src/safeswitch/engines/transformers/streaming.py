@@ -149,17 +149,17 @@ class Sinks:
         """Take the newest tokens; show what has been decided, and finish rows that have ended and
         are decided."""
         rows, back, chosen = self._rows, set(turned.tolist()), tokens.tolist()
-        waiting, unread = rows.waiting, rows.unread if rows.acts else 0
+        waiting, unread = rows.waiting, rows.unread if rows.changes_rows else 0
         for i, sink in enumerate(self._sinks):
             if sink.over:
                 continue
             if i in back:
                 sink.begin()
-            if bool(rows.fired[i]) and rows.acts:
+            if bool(rows.fired[i]) and rows.changes_rows:
                 sink.fire()
             if bool(rows.valid[i]):
                 sink.take(chosen[i])
-            if bool(rows.pending[i]) and rows.acts:
+            if bool(rows.pending[i]) and rows.changes_rows:
                 continue
             running = bool(rows.alive[i] | waiting[i])
             sink.show(len(sink.tokens) - (unread if running and not bool(rows.fired[i]) else 0))
@@ -180,7 +180,7 @@ class Gone(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         ended = torch.tensor([not s.over and s.follower.gone() for s in self._sinks])
-        # A row that has just been taken back writes another reply, of which its follower has yet to
+        # A row that has just been rolled back writes another reply, of which its follower has yet to
         # be told.
         ended[self._rows.turned] = False
         return ended.to(input_ids.device)

@@ -21,7 +21,7 @@ async def apart(
     ``context.refusals``.
 
     A structured reply leaves only once it is certain that it is not refused, since half a tool call
-    or half an object cannot be taken back.
+    or half an object cannot be rolled back.
 
     Args:
         run: The guarded outputs of one choice, each marked with whether it is part of a refusal.

@@ -46,7 +46,7 @@ class Plan:
         pilot: Reply tokens that stage 2 reads.
         staged: Whether there is a stage 2.
         asks_first: Whether there is a stage 1.
-        acts: Whether the bundle has a refusal head.
+        changes_replies: Whether the bundle has a refusal head.
         text: Whether a reader needs the request's text.
         watch_every: Reply tokens between two readings of the watch; None without one.
         watch_until: Reply tokens after which the watch reads no more.
@@ -56,7 +56,7 @@ class Plan:
     pilot: int
     staged: bool
     asks_first: bool
-    acts: bool
+    changes_replies: bool
     text: bool
     watch_every: int | None = None
     watch_until: int | None = None
@@ -130,7 +130,7 @@ class Choice:
         self._submit, self._prompt, self._runs = submit, prompt, runs
         self._task, self._plan, self._stop = task, plan, stop
         self._conclude, self._peek = conclude, peek
-        self._enforcing = task.mode == "enforce" and plan.acts
+        self._enforcing = task.mode == "enforce" and plan.changes_replies
         self._streaming = runs.client.output_kind == RequestOutputKind.DELTA
         self._held: list[RequestOutput] = []
         self._tokens: list[int] = []

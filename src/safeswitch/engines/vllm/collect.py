@@ -111,9 +111,9 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
         replies: list[Reply] = self._wait(everything())
         kept = self._take(keys)
         states = {p: torch.stack([kept[key][str(p)] for key in keys]) for p in points}
-        acts = Activations(states, {}, tuple(map(self.lm.prompt_text, rows)))
-        acts.check_finite()
-        return (replies if max_new_tokens else []), acts
+        activations = Activations(states, {}, tuple(map(self.lm.prompt_text, rows)))
+        activations.check_finite()
+        return (replies if max_new_tokens else []), activations
 
     def _take(self, keys: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """States by request and point, out of the workers."""

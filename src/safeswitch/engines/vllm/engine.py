@@ -25,7 +25,7 @@ from safeswitch.core.types import Decision, Prompt, Reply, as_messages
 from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.seeds import row_seeds
 from safeswitch.engines.settings import GuardSettings
-from safeswitch.engines.transformers.prefill import is_begun
+from safeswitch.engines.transformers.prefill import is_prefill
 from safeswitch.engines.vllm.install import install
 from safeswitch.engines.vllm.settings import engine_flags, prefer_v1_runner
 from safeswitch.models.chat import ChatEncoder
@@ -133,7 +133,7 @@ class VLLMEngine(Engine):
                 ``min_tokens``, ``logprobs``, ...).
 
         Raises:
-            DataError: an empty prompt; under a switch, one that ends in a begun reply.
+            DataError: an empty prompt; under a switch, one that ends in a prefilled reply.
             ContextLengthError: a prompt that leaves no room for the reply.
             SettingError: a switch was given, or an option that vLLM does not know.
         """
@@ -145,10 +145,10 @@ class VLLMEngine(Engine):
                 f"VLLMEngine.generate: vLLM's SamplingParams has no {', '.join(sorted(unknown))}"
             )
         conversations = [as_messages(p) for p in prompts]
-        begun = [i for i, messages in enumerate(conversations) if is_begun(messages)]
+        begun = [i for i, messages in enumerate(conversations) if is_prefill(messages)]
         if self._guards and begun:
             raise DataError(
-                f"VLLMEngine: prompt {begun[0]} ends in a begun reply, which hides the request from vLLM's guard; the "
+                f"VLLMEngine: prompt {begun[0]} ends in a prefilled reply, which hides the request from vLLM's guard; the "
                 "transformers engine reads it without"
             )
         if isinstance(max_new_tokens, int):

@@ -190,12 +190,12 @@ class FrontEnd:
             )
         if context.chat and not self._reply_mark.closes(ids):
             raise VLLMValidationError(
-                "begun replies are not served: the conversation must end in a turn of the user's, "
+                "prefilled replies are not served: the conversation must end in a turn of the user's, "
                 "or in a tool's"
             )
         if self._reply_mark.is_continued(ids):
             raise VLLMValidationError(
-                "begun replies are not served: the prompt goes on behind the mark that begins a "
+                "prefilled replies are not served: the prompt goes on behind the mark that begins a "
                 "reply"
             )
 

@@ -305,9 +305,9 @@ def _at_prompt(gate: Gate, rows: list[Due], read: Read) -> None:
     started = time.perf_counter()
     places = [one.place for one in rows]
     states = {point: read(point.site)[places] for point in gate.prompt_points}
-    acts = Activations(states, {}, _texts(rows))
+    activations = Activations(states, {}, _texts(rows))
     final = [one.row.speaks_once for one in rows]
-    found = at_prompt([one.session for one in rows], acts, started, final)
+    found = at_prompt([one.session for one in rows], activations, started, final)
     first = [point for point in gate.pilot_points if point.position.index == 0]
     for at, (one, session) in enumerate(zip(rows, found, strict=True)):
         if not session.pending:
@@ -355,9 +355,9 @@ def _judge_pilot(gate: Gate, rows: list[Due]) -> None:
     if not whole:
         return
     stacked = {point: torch.stack([states[point] for states in kept]) for point in points}
-    acts = Activations(stacked, {}, _texts(whole))
+    activations = Activations(stacked, {}, _texts(whole))
     sessions = [one.session for one in whole]
-    _know(whole, at_pilot(sessions, acts, [one.fed for one in whole], started))
+    _know(whole, at_pilot(sessions, activations, [one.fed for one in whole], started))
 
 
 def _is_watched(gate: Gate, one: Due) -> bool:
@@ -374,9 +374,9 @@ def _at_watch(gate: Gate, rows: list[Due], read: Read) -> None:
     started = time.perf_counter()
     places = [one.place for one in rows]
     states = {point: read(point.site)[places] for point in gate.watch.prober.points}
-    acts = Activations(states, {}, _texts(rows))
+    activations = Activations(states, {}, _texts(rows))
     sessions = [one.session for one in rows]
-    _know(rows, at_watch(sessions, acts, [one.fed for one in rows], started))
+    _know(rows, at_watch(sessions, activations, [one.fed for one in rows], started))
 
 
 def _know(rows: list[Due], sessions: list[Session]) -> None:

@@ -33,7 +33,7 @@ class Task:
     Args:
         id: Key of the request's row in the worker; a resubmission keeps it.
         bundle: Name of the switch.
-        mode: ``off``; ``enforce`` (take back at once what waits for stage 2); ``pilot`` (let such a
+        mode: ``off``; ``enforce`` (roll back at once what waits for stage 2); ``pilot`` (let such a
             request write the tokens that stage 2 reads); ``observe``; ``refuse`` (the refusal head
             from the first token); ``judge`` (speak on a reply that has ended, whose ``fed`` tokens
             follow the prompt); ``record`` and ``record-end`` (keep states for fitting; those of an

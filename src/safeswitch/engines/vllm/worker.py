@@ -50,7 +50,7 @@ class SafeSwitchWorker:
                 "pilot": tenant.gate.pilot,
                 "staged": tenant.gate.stage2 is not None,
                 "asks_first": tenant.gate.stage1 is not None,
-                "acts": tenant.head is not None,
+                "changes_replies": tenant.head is not None,
                 "text": tenant.gate.reads_text,
                 "watch_until": tenant.gate.watch_until,
                 "watch_every": tenant.gate.watch_every if tenant.gate.watch is not None else None,

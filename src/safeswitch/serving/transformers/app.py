@@ -108,7 +108,7 @@ def _conversation(messages: list[ChatMessage]) -> list[Message]:
     if messages and messages[-1].role == "assistant":
         raise ApiError(
             400,
-            "the last message is the assistant's: begun replies are not served",
+            "the last message is the assistant's: prefilled replies are not served",
             param="messages",
         )
     roles: JsonObject = {"developer": "system"}

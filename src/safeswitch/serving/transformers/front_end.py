@@ -291,7 +291,7 @@ class FrontEnd:
         if policy != "off" and self._reply_mark.is_continued(whole):
             raise ApiError(
                 400,
-                "begun replies are not served: the prompt goes on behind the mark that begins a reply",
+                "prefilled replies are not served: the prompt goes on behind the mark that begins a reply",
                 param="prompt",
             )
         edited = self.encode(switch.actuator.edit(as_messages(prompt))) if edits else []
