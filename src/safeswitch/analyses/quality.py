@@ -14,7 +14,7 @@ from safeswitch.activations.record import prompt_sequences, record
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example, Position, ReadPoint
-from safeswitch.data.splits import bundles, grouped_split
+from safeswitch.data.splits import grouped_split, tied_rows
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.probers.sweep import sweep
 
@@ -67,7 +67,7 @@ def prober_quality(
         for name, part in grouped_split(examples, {"fit": 0.5, "test": 0.5}, seed=seed).items()
         for e in part
     }
-    tied = bundles(examples)
+    tied = tied_rows(examples)
     told: list[JsonObject] = []
     unsafe = [e.label == "unsafe" for e in examples]
     among = [c if u else None for c, u in zip(complied, unsafe, strict=True)]

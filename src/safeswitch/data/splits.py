@@ -54,7 +54,7 @@ def grouped_split(
         )
     behind = dict.fromkeys(fractions, 0.0)
     chosen: dict[int, str] = {}
-    lined_up = _line_up(examples, bundles(examples), seed)
+    lined_up = _line_up(examples, tied_rows(examples), seed)
     for bundle in lined_up:
         for name, share in fractions.items():
             behind[name] += share * len(bundle)
@@ -86,8 +86,8 @@ def fit_split(examples: Sequence[Example], seed: int = 0) -> dict[str, list[Exam
     return {name: [e for e, split in told if split == name] for name in DEFAULT_FRACTIONS}
 
 
-def bundles(examples: Sequence[Example]) -> list[int]:
-    """Number of the bundle of each example: the first example that it is tied to, directly or
+def tied_rows(examples: Sequence[Example]) -> list[int]:
+    """Number of each example's tie: the first example that it is tied to, directly or
     through others."""
     parent = list(range(len(examples)))
 

@@ -56,6 +56,7 @@ class Context:
         max_tokens: Longest reply that the operator serves, None for any.
         on_decision: Awaited with each verdict before the last output of its choice is handed out.
         decisions: Verdicts so far by choice.
+        choices: Numbers of the choices of one request, handed out in order.
         unrecorded: A verdict could not be recorded; the reply must not leave.
         tell_refusals: Whether streams are to say in ``refusing`` where refusals begin.
         refusing: Choices whose text is a refusal from the output in hand on.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from safeswitch.core.errors import FitError, SettingError, check_range
 from safeswitch.core.types import APART, Example
-from safeswitch.data.splits import bundles
+from safeswitch.data.splits import tied_rows
 from safeswitch.fitting.observe import Complied, spoken
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.statistics.prober_metrics import measure
@@ -134,7 +134,7 @@ def standing(
     harm = sum(
         complied(e, spoken(engine.lm, e, r)) for e, r in zip(harmful, replies, strict=True)
     ) / len(harmful)
-    auroc = measure(scores, unsafe, groups=bundles(examples)).auroc
+    auroc = measure(scores, unsafe, groups=tied_rows(examples)).auroc
     return Standing(
         {"value": auroc.value, "low": auroc.low, "high": auroc.high},
         _share(scores[~unsafe], threshold),

@@ -16,7 +16,7 @@ from torch import Tensor
 from safeswitch.core.errors import FitError
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Example
-from safeswitch.data.splits import bundles
+from safeswitch.data.splits import tied_rows
 from safeswitch.fitting.observe import Observed
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.calibrate import SourceThreshold, source_threshold
@@ -78,7 +78,7 @@ def calibrate_by_source(
     """The threshold for the prober of ``spec``, from safe requests of sources that it never saw.
 
     For each group of :func:`source_folds` the prober is fitted on ``train`` without the group's
-    sources and without what is tied to their requests (:func:`safeswitch.data.splits.bundles`), and
+    sources and without what is tied to their requests (:func:`safeswitch.data.splits.tied_rows`), and
     scores their safe requests in all three parts.
     :func:`safeswitch.probers.calibrate.source_threshold` makes one threshold of the scores.
 
@@ -87,7 +87,7 @@ def calibrate_by_source(
     """
     parts = (train, validation, calibration)
     examples = [e for part in parts for e in part.examples]
-    tied = bundles(examples)
+    tied = tied_rows(examples)
     cuts = (len(train.examples), len(validation.examples), len(calibration.examples))
     scores: dict[str, Tensor] = {}
     for fold in source_folds(train.examples, [*validation.examples, *calibration.examples]):

@@ -17,7 +17,7 @@ from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
-from safeswitch.data.splits import bundles
+from safeswitch.data.splits import tied_rows
 from safeswitch.fitting.by_source import calibrate_by_source
 from safeswitch.fitting.observe import Observed
 from safeswitch.fitting.settings import FitSettings
@@ -276,7 +276,7 @@ def _named(
     if bool(labels.all()) or not bool(labels.any()):
         return {}
     found = measure(
-        prober.score(test.activations), labels, groups=bundles(test.examples), seed=settings.seed
+        prober.score(test.activations), labels, groups=tied_rows(test.examples), seed=settings.seed
     )
     titles = {
         "AUROC": found.auroc,

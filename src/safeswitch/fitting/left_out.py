@@ -17,7 +17,7 @@ import torch
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import RUNNING, Example
-from safeswitch.data.splits import bundles
+from safeswitch.data.splits import tied_rows
 from safeswitch.fitting.gate import candidate_layers, fit_points, stage1_spec
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.probers.base import Prober
@@ -55,7 +55,7 @@ GROUPINGS: Mapping[str, Grouping] = {"source": by_source, "wrapper": by_wrapper}
 def sources_to_leave_out(examples: Sequence[Example]) -> list[str]:
     """Sources without which both labels are still there, each in two bundles at least (one may have
     to be tested on)."""
-    tied = bundles(examples)
+    tied = tied_rows(examples)
     found = []
     for source in sorted({e.source for e in examples}):
         left = {(e.unsafe, tied[i]) for i, e in enumerate(examples) if e.source != source}
@@ -88,7 +88,7 @@ def left_out_report(
         _, activations = engine.collect(list(examples), points, max_new_tokens=0, progress=advance)
     activations = replace(activations, sources=tuple(e.source for e in examples))
     labels = torch.tensor([e.unsafe for e in examples])
-    clusters = [str(b) for b in bundles(examples)]
+    clusters = [str(b) for b in tied_rows(examples)]
     layers = candidate_layers(lm.num_layers, settings)
     specs = {
         "stage1": stage1_spec(lm.num_layers, layers, settings),

@@ -182,6 +182,9 @@ class SafeSwitchMiddleware:
             form = form_of(get_route_path(scope))(context, self._sees_scores(key))
             reply = Reply(send, form, request_id, self.own_errors, self.settings.error_delay)
             try:
+                # vLLM calls ``AsyncLLM.generate`` in this context; there ``engines/vllm/install.py``
+                # has put the guarded front end, which reads CONTEXT. The transformers server's own
+                # front end does the same.
                 await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
             except Exception as error:
                 _log.exception("request %s", request_id)

@@ -163,8 +163,8 @@ class Switch:
         ):
             raise FingerprintError(
                 f"this switch was fitted on {self.base.model_id} (fingerprint {self.base.fingerprint}), but the model "
-                f"is {lm.model_id} (fingerprint {lm.fingerprint}); fit a switch on that model, or pass "
-                "allow_other_model=True if you know that the weights are equivalent"
+                f"is {lm.model_id} (fingerprint {lm.fingerprint}); fit a switch on that model, or make "
+                "the engine with allow_other_model=True if you know that the weights are equivalent"
             )
         actuator = self.actuator.widened(lm.vocab_size) if allow_other_model else self.actuator
         actuator.check(lm.hidden_size, lm.vocab_size)

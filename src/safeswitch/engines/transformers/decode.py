@@ -97,6 +97,8 @@ class Loop:
                 is_first_iteration=first,
                 **model_kwargs,
             )
+            # the hook of ``rows`` on the LM head runs in here: it judges the newest tokens, rewrites
+            # the logits of rows that have fired, and says in ``rows.turned`` which leave their reply
             outputs = model(**inputs, return_dict=True)
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
             if self.context is not None and model_kwargs.get("position_ids") is not None:

@@ -122,9 +122,27 @@ class TransformersEngine(ReadingEngine):
         self._heads: WeakKeyDictionary[Actuator, HeadActuator] = WeakKeyDictionary()
 
     @classmethod
-    def load(cls, model: str | Path, *, batch_size: int = 32, **kwargs: Any) -> TransformersEngine:
-        """Load a model folder or hub id (see :meth:`LanguageModel.load`) and wrap it."""
-        return cls(LanguageModel.load(model, **kwargs), batch_size=batch_size)
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        batch_size: int = 32,
+        allow_other_model: bool = False,
+        batch_tokens: int = BATCH_TOKENS,
+        **kwargs: Any,
+    ) -> TransformersEngine:
+        """Load a model folder or hub id and wrap it.
+
+        Args:
+            model: See :meth:`LanguageModel.load`, which also takes ``kwargs``.
+            batch_size: As for the class, and so are the other two.
+        """
+        return cls(
+            LanguageModel.load(model, **kwargs),
+            batch_size=batch_size,
+            allow_other_model=allow_other_model,
+            batch_tokens=batch_tokens,
+        )
 
     def generate(
         self,
@@ -412,10 +430,11 @@ class TransformersEngine(ReadingEngine):
             for i, (old, new) in enumerate(zip(replies, found, strict=True))
             if new.fired and not old.decision.fired
         }
-        activations = [
+        # rows that fired and could not be rolled back in the batch: no tokens, run again
+        stopped = [
             d.actuator != "none" and not r.token_ids for d, r in zip(found, replies, strict=True)
         ]
-        again = [i for i in range(len(batch)) if place != "none" and (i in late or activations[i])]
+        again = [i for i in range(len(batch)) if place != "none" and (i in late or stopped[i])]
         if switch.gate.late is not None:
             replies = [replace(reply, decision=d) for reply, d in zip(replies, found, strict=True)]
             for i, request in enumerate(batch):

@@ -43,7 +43,7 @@ def judge_prefill(
 
     Args:
         lm: The model.
-        gate: For which :func:`reads_begun` holds.
+        gate: For which :func:`reads_prefill` holds.
         actuator: What is done to those it flags.
         conversations: n conversations, the prefill left out.
         encoded: Their inputs.

@@ -62,7 +62,8 @@ class Rows:
         fed: Reply tokens fed so far; set by the loop.
         valid: ``[b]`` bool: rows whose newest token is their own, not padding; set by the loop.
         alive: ``[b]`` bool: rows that go on after it; set by the loop.
-        turned: Rows to be rolled back after the newest forward pass.
+        turned: Rows that leave their reply after the newest forward pass: rolled back where
+            ``in_place``, else stopped, for the caller to run again.
 
     Raises:
         ModelError: the gate reads the top layer of a model whose head is given something that

@@ -100,7 +100,7 @@ class Row:
 
     @property
     def speaks_once(self) -> bool:
-        """Whether stage 1 alone decides: stage 2 would read a reply that is not the model's own."""
+        """Whether stage 2 is not asked: it would read a reply that is not the model's own."""
         watched = self.task.mode == "observe" and self.tenant.gate.stage1 is not None
         return self.task.constrained and (watched or self.task.mode == "enforce")
 

@@ -38,6 +38,8 @@ from safeswitch.engines.vllm.recorder import Recorder
 from safeswitch.engines.vllm.settings import stop_token
 from safeswitch.switch.actuators.base import HeadActuator
 
+_LAST = 'FitSettings(readers=("layers",), layers=(-1,))'
+
 
 class GuardedModel(nn.Module):
     """Mixed in before a model class of vLLM."""
@@ -69,13 +71,13 @@ class GuardedModel(nn.Module):
     def _let_out(self, sites: set[Site], vllm_config: Any) -> None:
         if not supports_eagle3(self):
             raise ModelError(
-                f"vLLM's {type(self).__name__} does not let out the states of middle layers, and the bundle reads "
-                f"{', '.join(sorted(map(str, sites)))}; fit it with --readers layers --layers -1, or serve it with --engine "
-                "transformers"
+                f"vLLM's {type(self).__name__} does not let out the states of middle layers, and "
+                f"the bundle reads {', '.join(sorted(map(str, sites)))}; serve it with --engine "
+                f"transformers, or fit one with {_LAST}"
             )
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ModelError(
-                "with pipeline parallelism only layer -1 can be read; fit the bundle with --readers layers --layers -1"
+                f"with pipeline parallelism only layer -1 can be read; fit the bundle with {_LAST}"
             )
         own: Any = self
         taps = plan_taps(sites)

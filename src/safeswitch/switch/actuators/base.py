@@ -4,7 +4,8 @@ engines.
 Four places of action: ``logits`` (a second head, switched per row and per step), ``prompt`` (the
 request is edited and read anew), ``body`` (states or weights inside the model are moved) and
 ``text`` (a fixed reply). Only the first and the last need no second reading of the prompt. Further
-actions of each kind are in ``heads.py``, ``prompts.py`` and ``body.py``.
+actions of each kind are in ``heads.py``, ``prompts.py``, ``vectors.py`` and
+``weights.py``.
 
 Letters: n rows, d hidden size, V vocabulary, r rank. Knows nothing of gates or models.
 """
