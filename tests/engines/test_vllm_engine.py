@@ -878,6 +878,7 @@ def test_an_engine_in_which_the_guard_would_not_work_does_not_start(
             model_class_overrides=given["overrides"],
             model=str(saved("llama")),
             revision=None,
+            trust_remote_code=False,
             hf_text_config=text,
             dtype=None,
             logprobs_mode=given["logprobs"],
