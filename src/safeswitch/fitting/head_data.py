@@ -72,8 +72,8 @@ def reply_states(
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> ReplyStates:
-    """Record the head's input at each position that predicts a reply token (prompt tokens carry no
-    loss).
+    """Record the head's input ``[m, d]``, float32 on the host, at each of the m positions that
+    predict a reply token (prompt tokens carry no loss).
 
     A reply is text, or the token ids that the model itself gave. ``progress`` is called with the
     number of replies read since the last call.

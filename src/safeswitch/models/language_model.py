@@ -386,8 +386,8 @@ class LanguageModel:
     def collate(
         self, visions: Sequence[Vision], rows: Sequence[Sequence[int]]
     ) -> dict[str, Tensor]:
-        """The images of rows that :meth:`pad` makes a batch of, as further arguments of the model,
-        on its device."""
+        """The images of rows that :meth:`pad` makes a batch ``[n, t]`` of, as further arguments of
+        the model, on its device; an argument with one entry a token is ``[n, t]`` too."""
         lengths = [len(row) for row in rows]
         return {
             name: part.to(self.device)

@@ -52,8 +52,8 @@ class Threshold:
 
 
 def conformal_threshold(benign_scores: Tensor, budget: float = 0.01) -> Threshold:
-    """Split-conformal threshold: a benign request exchangeable with these fires with probability at
-    most ``budget``.
+    """Split-conformal threshold from ``benign_scores`` ``[n]``: a benign request exchangeable with
+    these fires with probability at most ``budget``.
 
     The threshold is the ``ceil((n + 1)(1 - budget))``-th smallest of the n benign scores: among n +
     1 exchangeable scores, the new one exceeds it with probability at most ``budget``, ties
@@ -117,7 +117,7 @@ def source_threshold(scores: Mapping[str, Tensor], budget: float) -> SourceThres
     how far they lie apart.
 
     Args:
-        scores: By source, its benign scores by a reader that was not fitted on the source.
+        scores: By source, its benign scores ``[m]`` by a reader that was not fitted on the source.
         budget: In (0, 1).
 
     Raises:
@@ -152,8 +152,8 @@ def _share_above(ordered: Tensor, values: Tensor) -> Tensor:
 
 
 def log_odds(scores: Tensor) -> Tensor:
-    """``log(s / (1 - s))`` in float64, with scores first kept ``CLIP`` away from 0 and 1; NaN stays
-    NaN."""
+    """``log(s / (1 - s))`` of scores ``[...]``, float64 of the same shape, with scores first kept
+    ``CLIP`` away from 0 and 1; NaN stays NaN."""
     kept = scores.double().clamp(CLIP, 1.0 - CLIP)
     return torch.log(kept) - torch.log1p(-kept)
 

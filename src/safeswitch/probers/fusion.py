@@ -79,7 +79,8 @@ class FusionProber(Prober):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """See :meth:`Prober.fit`."""
+        """Fit the R readers, then their weights, on ``labels`` ``[n]`` bool; see
+        :meth:`Prober.fit`."""
         self.check_settings()
         truth = check_labels(activations, labels, f"{self.kind} prober")
         count = len(self.readers)
@@ -102,7 +103,7 @@ class FusionProber(Prober):
         return self
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`; NaN from any reader is NaN here."""
+        """See :meth:`Prober.score`: ``[n]`` float32; NaN from any reader is NaN here."""
         if not hasattr(self, "weights_"):
             raise NotFittedError(
                 f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
@@ -112,7 +113,8 @@ class FusionProber(Prober):
         return torch.sigmoid(logits).float()
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
-        """``(config, tensors)`` with the readers' own, prefixed by their place."""
+        """``(config, tensors)``: ``weights`` ``[R]``, ``bias`` ``[1]``, and the readers' own,
+        prefixed by their place."""
         if not hasattr(self, "weights_"):
             raise NotFittedError(
                 f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
@@ -123,7 +125,8 @@ class FusionProber(Prober):
 
     @classmethod
     def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
-        """Inverse of :meth:`state`."""
+        """Inverse of :meth:`state`, from ``weights`` ``[R]``, ``bias`` ``[1]`` and the readers'
+        own."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "weights", "readers"), where)
         own = {name: tensor for name, tensor in tensors.items() if "." not in name}

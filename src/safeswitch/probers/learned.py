@@ -144,7 +144,8 @@ def rows_at(
 
 
 def check_width(states: Tensor, width: int | None, point: ReadPoint, owner: str) -> None:
-    """Raise :class:`ActivationError` unless the last dimension of ``states`` is ``width``."""
+    """Raise :class:`ActivationError` unless ``states`` ``[..., d]`` are ``width`` wide; None fits
+    all."""
     if width is not None and states.shape[-1] != width:
         raise ActivationError(
             f"{owner}: fitted on states {width} wide at {point}; got {states.shape[-1]}"

@@ -75,8 +75,8 @@ class LayerAverageProber(Prober):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """See :meth:`Prober.fit`; every inner prober is fitted on the same rows with the same seed
-        (MLPs in one batch)."""
+        """See :meth:`Prober.fit`; every inner prober is fitted on the same rows and ``labels``
+        ``[n]`` bool with the same seed (MLPs in one batch)."""
         self.check_settings()
         truth = check_labels(activations, labels, f"{self.kind} prober")
         make: Any = PROBERS[self.inner]
@@ -109,7 +109,7 @@ class LayerAverageProber(Prober):
         return self.probers_
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`."""
+        """See :meth:`Prober.score`: ``[n]`` float32, of the mean of the inner log-odds."""
         odds = torch.stack([log_odds(p.score(activations)) for p in self.fitted()])
         return torch.sigmoid(odds.mean(0)).float()
 

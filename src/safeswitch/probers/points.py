@@ -52,7 +52,7 @@ def train_points(
     seed: int,
     owner: str,
 ) -> TrainedPoints:
-    """Train one MLP for each of ``points``.
+    """Train one MLP for each of ``points`` on states ``[n, d]`` and ``labels`` ``[n]`` bool.
 
     A recipe that stops early and has no ``validation`` holds out ``HELD_FRACTION`` of each class
     for it; a recipe that does not stop early trains on all rows.

@@ -111,7 +111,8 @@ class WindowProber(LearnedProber):
 
     @classmethod
     def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
-        """Inverse of :meth:`state`."""
+        """Inverse of :meth:`state`, from ``mean`` and ``scale`` ``[d]``, ``w1`` ``[d, h]`` and the
+        others, ``smooth`` ``[1]`` among them."""
         prober = super().from_state(config, tensors)
         limit = cls.SETTINGS["smooth"]
         if not limit.accepts(int(prober.smooth_)):
@@ -128,7 +129,8 @@ class WindowProber(LearnedProber):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """See :meth:`Prober.fit`."""
+        """See :meth:`Prober.fit`; windows ``[n, w, d]`` with masks ``[n, w]``, ``labels`` ``[n]``
+        bool."""
         self.check_settings()
         truth = check_labels(activations, labels, f"{self.kind} prober")
         if validation is None:
@@ -224,7 +226,8 @@ class WindowProber(LearnedProber):
         return (losses * tokens.weights).mean()
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`; NaN too for a request without any token."""
+        """See :meth:`Prober.score`: ``[n]`` float32 from a window ``[n, w, d]``; NaN too for a
+        request without any token."""
         self.learned()
         tokens = self._tokens(activations)
         check_width(tokens.states, len(self.mean_), self.points[0], f"{self.kind} prober")

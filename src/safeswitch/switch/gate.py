@@ -234,7 +234,8 @@ class Gate:
         return Reading(scores, closed, passed & ~closed, errors)
 
     def at_pilot(self, activations: Activations, stage1_scores: Tensor) -> Reading:
-        """Judge pending requests once their pilot tokens have been fed."""
+        """Judge n pending requests, which stage 1 gave ``stage1_scores`` ``[n]``, once their pilot
+        tokens have been fed."""
         assert self.stage2 is not None
         scores, errors = _score(self.stage2, activations)
         if self.rule == "product":

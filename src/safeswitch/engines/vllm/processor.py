@@ -95,8 +95,8 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
             entry[0].live = False
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
-        """Judge every row that is due; give the flagged ones their other head, or the stop
-        token."""
+        """The ``logits`` ``[rows, V]``, changed in place: every row that is due is judged, and the
+        flagged ones get their other head, or the stop token."""
         if switched_off():
             return logits
         if ctx is None:
