@@ -146,7 +146,14 @@ def folded(row: JsonObject) -> JsonObject:
 
 
 def figure(value: float, low: float | None, high: float | None, *, percent: bool) -> str:
-    """``12.3 (9.1-16.4)``."""
+    """A value with its interval, where it has one: to a tenth of a per cent, or to three digits.
+
+    Examples:
+        >>> figure(0.123, 0.091, 0.164, percent=True)
+        '12.3 (9.1–16.4)'
+        >>> figure(-0.5, -1.25, 0.25, percent=False)
+        '-0.500 (-1.250 to 0.250)'
+    """
     scale, digits = (100, 1) if percent else (1, 3)
     if low is None or high is None:
         return f"{scale * value:.{digits}f}"

@@ -30,7 +30,12 @@ BROKEN = 0.1
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """Names of the points that no other dominates; both numbers are better lower. Sorted by the
-    first number."""
+    first number.
+
+    Examples:
+        >>> front({"base": (0.5, 0.0), "prompt": (0.25, 0.25), "head": (0.25, 0.5)})
+        ['prompt', 'base']
+    """
 
     def beaten(a: tuple[float, float]) -> bool:
         return any(b[0] <= a[0] and b[1] <= a[1] and b != a for b in points.values())

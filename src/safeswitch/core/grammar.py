@@ -31,6 +31,10 @@ def entries(what: str, text: str) -> tuple[str, ...]:
         what: What is listed, for messages.
         text: As it was typed.
 
+    Examples:
+        >>> entries("--benchmarks", 'xstest, "a,b"')
+        ('xstest', 'a,b')
+
     Raises:
         SettingError: no entry, an empty one, one twice, or a quote that is not closed.
     """
@@ -102,6 +106,13 @@ class JudgeSpec:
 def judge_spec(text: str) -> JudgeSpec:
     """A judge's kind, model, address and settings.
 
+    Examples:
+        >>> judge = judge_spec("openai:small@https://example.org/v1,budget=5000")
+        >>> judge.kind, judge.model, judge.address
+        ('openai', 'small', 'https://example.org/v1')
+        >>> judge.settings
+        {'budget': '5000'}
+
     Raises:
         SettingError: an entry behind the first that is no ``setting=value``, a setting twice, or an
             ``@`` in the model's part that no address follows.
@@ -127,6 +138,10 @@ def method_parts(name: str, known: Container[str]) -> list[tuple[str, str | None
     Args:
         name: As it was typed.
         known: Names of methods; those that are joined are not checked against it.
+
+    Examples:
+        >>> method_parts("prober+merge:c++.safetensors", known={"prober", "merge"})
+        [('prober', None), ('merge', 'c++.safetensors')]
 
     Raises:
         SettingError: a file whose name reads as a join as well.

@@ -40,6 +40,12 @@ def refuses(reply: str) -> bool:
     """Whether ``reply`` declines the request, judged by its first 160 characters.
 
     An empty reply is not a refusal: nothing was declined.
+
+    Examples:
+        >>> refuses("I'm sorry, but I can't help with that.")
+        True
+        >>> refuses("Of course. First, open the lid.")
+        False
     """
     head = reply.strip().replace("’", "'")[:_HEAD_CHARACTERS]
     return bool(

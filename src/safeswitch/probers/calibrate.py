@@ -60,6 +60,11 @@ def conformal_threshold(benign_scores: Tensor, budget: float = 0.01) -> Threshol
     included. The probability is over calibration set and request together (Vovk et al. 2005; AERIC
     2605.23974 sets a threshold by the same kind of budget without the finite-sample correction).
 
+    Examples:
+        >>> found = conformal_threshold(torch.arange(1, 20) / 32, budget=0.1)
+        >>> found.rank, found.value == 18 / 32
+        (18, True)
+
     Raises:
         SettingError: budget outside (0, 1).
         FitError: NaN among the scores, or too few of them for this budget.

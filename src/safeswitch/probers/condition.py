@@ -101,6 +101,12 @@ def parse_rule(rule: str, names: Sequence[str]) -> Callable[[Mapping[str, Tensor
 
     It is positive exactly where the rule, read as Boolean, holds.
 
+    Examples:
+        >>> margin = parse_rule("harm and not fiction", ["harm", "fiction"])
+        >>> told = {"harm": torch.tensor([0.5, 0.25]), "fiction": torch.tensor([-0.125, 0.75])}
+        >>> margin(told).tolist()
+        [0.125, -0.75]
+
     Raises:
         SettingError: anything but names, ``and``, ``or``, ``not`` and brackets; a name that there
             is not.

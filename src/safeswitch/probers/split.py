@@ -91,7 +91,12 @@ def cluster_split(
 
 def balanced_weights(labels: Tensor) -> Tensor:
     """Weight per row, float32 ``[n]`` with mean 1, so that both classes weigh the same (``n / (2
-    n_class)``)."""
+    n_class)``).
+
+    Examples:
+        >>> balanced_weights(torch.tensor([True, False, False, False])).tolist()
+        [2.0, 0.6666666865348816, 0.6666666865348816, 0.6666666865348816]
+    """
     n, positives = len(labels), int(labels.sum())
     if positives in (0, n):
         return torch.ones(n)
