@@ -55,8 +55,9 @@ def analyse(
     log = RunLog.open(folder)
     if log.manifest["model"]["fingerprint"] != engine.lm.fingerprint:
         raise FingerprintError(
-            f"{folder} was made with {log.manifest['model']['id']} (fingerprint {log.manifest['model']['fingerprint']}), but "
-            f"the model is {engine.lm.model_id} (fingerprint {engine.lm.fingerprint})"
+            f"{folder} was made with {log.manifest['model']['id']} (fingerprint "
+            f"{log.manifest['model']['fingerprint']}), but the model is {engine.lm.model_id} "
+            f"(fingerprint {engine.lm.fingerprint})"
         )
     if method not in log.methods:
         raise DataError(f"{folder} has no method {method!r}; its methods: {', '.join(log.methods)}")

@@ -63,7 +63,8 @@ def read_columns(path: Path, languages: Sequence[str] = MULTIJAIL, original: str
         told = {lang: row[lang] for lang in languages if row[lang]}
         if table.setdefault(row[original], told) != told:
             raise DataError(
-                f"{path}, line {number}: translates {row[original]!r:.60} a second time, into other words"
+                f"{path}, line {number}: translates {row[original]!r:.60} a second time, into "
+                "other words"
             )
     if not table:
         raise DataError(f"{path} holds no rows")

@@ -64,7 +64,8 @@ def named_folders(what: str, texts: Sequence[str]) -> dict[str, str]:
         name, folder = _named(what, text)
         if name in found:
             raise SettingError(
-                f"{what}: {found[name]!r} and {folder!r} are both called {name!r}; give each as name=folder"
+                f"{what}: {found[name]!r} and {folder!r} are both called {name!r}; give each as "
+                "name=folder"
             )
         found[name] = folder
     return found
@@ -80,8 +81,9 @@ def _named(what: str, text: str) -> tuple[str, str]:
         return DEFAULT, text
     if Path(text).exists():
         raise SettingError(
-            f"{what}: {text!r} is a folder here, and also reads as the folder {folder!r} under the name {name!r}; "
-            f"write {DEFAULT}={text} or ./{text} for the first, rename it for the second"
+            f"{what}: {text!r} is a folder here, and also reads as the folder {folder!r} under the "
+            f"name {name!r}; write {DEFAULT}={text} or ./{text} for the first, rename it for the "
+            "second"
         )
     return name, folder
 
@@ -124,8 +126,8 @@ def judge_spec(text: str) -> JudgeSpec:
         match = _SETTING.fullmatch(pair)
         if match is None or match[1] in settings:
             raise SettingError(
-                f"judge {text!r}: {pair!r} must be setting=value, each setting once; a name or path with a comma in it "
-                "stands in double quotes"
+                f"judge {text!r}: {pair!r} must be setting=value, each setting once; a name or "
+                "path with a comma in it stands in double quotes"
             )
         settings[match[1]] = match[2]
     at = _AT_ADDRESS.fullmatch(where)
@@ -162,8 +164,9 @@ def _cut(name: str, known: Container[str]) -> tuple[str, str, str]:
         file, action = rest[: match.start()], rest[match.end() :]
         if Path(rest.strip()).exists():
             raise SettingError(
-                f"method {name!r}: is {head.strip()} with the file {rest.strip()!r}, which is there, or with {file.strip()!r} "
-                f"and the action {action.strip()!r}; rename the file"
+                f"method {name!r}: is {head.strip()} with the file {rest.strip()!r}, which is "
+                f"there, or with {file.strip()!r} and the action {action.strip()!r}; rename the "
+                "file"
             )
         return f"{head}:{file}", "+", action
     return name, "", ""

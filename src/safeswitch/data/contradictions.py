@@ -29,7 +29,10 @@ def told(found: Sequence[Sequence[Example]]) -> str:
     """How many there are, and the first."""
     rows = sum(map(len, found))
     named = " and ".join(f"{row.called} as {row.label}" for row in found[0][:2])
-    return f"{rows} rows are {len(found)} requests that are labelled both safe and unsafe; the first: {named}"
+    return (
+        f"{rows} rows are {len(found)} requests that are labelled both safe and unsafe; the first: "
+        f"{named}"
+    )
 
 
 def _key(example: Example) -> tuple[object, ...]:

@@ -77,7 +77,8 @@ def to_example(
             check_unicode(f"field {name!r}", text)
             if "\0" in text:
                 raise DataError(
-                    f"field {name!r}: character {text.index(chr(0)) + 1} is NUL (U+0000), which no text may hold"
+                    f"field {name!r}: character {text.index(chr(0)) + 1} is NUL (U+0000), which no "
+                    "text may hold"
                 )
     found_label = given.get("label", label)
     if found_label is None and labelled:

@@ -65,8 +65,8 @@ def grouped_split(
     empty = [name for name, part in result.items() if not part]
     if empty:
         raise DataError(
-            f"nothing is left for {', '.join(empty)}: {len(examples)} examples in {len(lined_up)} groups "
-            f"cannot be divided into {dict(fractions)}"
+            f"nothing is left for {', '.join(empty)}: {len(examples)} examples in {len(lined_up)} "
+            f"groups cannot be divided into {dict(fractions)}"
         )
     return result
 

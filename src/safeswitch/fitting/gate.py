@@ -44,7 +44,8 @@ def candidate_layers(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
         for layer in settings.layers:
             if not -count <= layer < count:
                 raise SettingError(
-                    f"FitSettings: layer {layer} does not exist; the model has layers 0..{num_layers}"
+                    f"FitSettings: layer {layer} does not exist; the model has layers "
+                    f"0..{num_layers}"
                 )
         return tuple(dict.fromkeys(layer % count for layer in settings.layers))
     lowest = max(1, num_layers // 4)

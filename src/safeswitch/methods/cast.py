@@ -99,7 +99,8 @@ class Cast(Method):
         wanted = [name for name in kinds if name in set(_words(self.rule))]
         if not wanted:
             raise FitError(
-                f"cast: the rule {self.rule!r} names no category of the training part: {', '.join(kinds)}"
+                f"cast: the rule {self.rule!r} names no category of the training part: "
+                f"{', '.join(kinds)}"
             )
         points = [ReadPoint(layer, WHOLE) for layer in inner_layers(lm, 0.15, 0.8)]
         rows = _spread(examples, self.requests)

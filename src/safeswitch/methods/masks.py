@@ -81,7 +81,8 @@ def merged(differences: Mapping[str, Tensors], shares: Mapping[str, float]) -> d
     arXiv 2410.07571)."""
     if not differences or set(differences) != set(shares):
         raise SettingError(
-            f"merged: one share for each of {', '.join(differences) or 'nothing'}; got {', '.join(shares)}"
+            f"merged: one share for each of {', '.join(differences) or 'nothing'}; got "
+            f"{', '.join(shares)}"
         )
     check_alike(*differences.values())
     first = next(iter(differences.values()))

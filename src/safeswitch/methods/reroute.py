@@ -107,7 +107,8 @@ class Reroute(Method):
         ]
         if not wrong:
             raise FitError(
-                "reroute: the untouched model complies with no unsafe training request; there is nothing to reroute"
+                "reroute: the untouched model complies with no unsafe training request; there is "
+                "nothing to reroute"
             )
         examples, refusals = refusal_pairs(
             engine,
@@ -157,7 +158,8 @@ class Reroute(Method):
                     loss = loss.to(found.device) + self.alpha * weight * found
             if not torch.isfinite(loss):
                 raise FitError(
-                    f"reroute: the loss is {loss.item()}; lower the learning rate ({self.learning_rate})"
+                    f"reroute: the loss is {loss.item()}; lower the learning rate "
+                    f"({self.learning_rate})"
                 )
             optimiser.zero_grad()
             loss.backward()

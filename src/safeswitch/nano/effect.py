@@ -336,7 +336,8 @@ def _markdown(
     ]
     lines += [
         "",
-        "## Rates in per cent: mean over the seeds (95 % Wilson interval, variants of a request as a group)",
+        "## Rates in per cent: mean over the seeds (95 % Wilson interval, variants of a request as "
+        "a group)",
         "",
     ]
     lines += ["| suite | measured | " + " | ".join(METHOD_NAMES) + " | informative | neither |"]
@@ -347,15 +348,18 @@ def _markdown(
         lines.append(f"| {suite} | {row['base'].metric} | {cells} | {told} |")
     lines += [
         "",
-        "*informative*: SafeSwitch's refusals of unsafe requests that name the category; *neither*: its replies that",
+        "*informative*: SafeSwitch's refusals of unsafe requests that name the category; "
+        "*neither*: its replies that",
     ]
     lines += ["neither refuse nor comply (for tasks: nor answer)."]
     lines += ["", "## SafeSwitch against each other method", ""]
     lines += [
-        "Exact test that exchanges the methods group by group (McNemar's where groups hold one request), on each"
+        "Exact test that exchanges the methods group by group (McNemar's where groups hold one "
+        "request), on each"
     ]
     lines += [
-        "request's majority over the seeds: requests on which only that method scored / only SafeSwitch did, p. Not"
+        "request's majority over the seeds: requests on which only that method scored / only "
+        "SafeSwitch did, p. Not"
     ]
     lines += ["corrected for the number of comparisons.", ""]
     others = [m for m in METHOD_NAMES if m != "safeswitch"]

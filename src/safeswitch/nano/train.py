@@ -189,6 +189,7 @@ def _resume(path: Path, recipe: Recipe, optimizer: MixedOptimizer) -> list[float
     if found != asdict(recipe):
         other = {k: v for k, v in found.items() if asdict(recipe).get(k) != v}
         raise ArtifactError(
-            f"{path} is of another run, with {other}; give that again, or start anew with --no-resume"
+            f"{path} is of another run, with {other}; give that again, or start anew with "
+            "--no-resume"
         )
     return losses

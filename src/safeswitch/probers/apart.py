@@ -130,7 +130,8 @@ class TransitionProber(Prober):
         """See :meth:`Prober.score`: ``[n]`` float32 from two states ``[n, d]`` a layer."""
         if not hasattr(self, "reference_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
         moves = self._moves(activations)
         likeness = functional.cosine_similarity(
@@ -143,7 +144,8 @@ class TransitionProber(Prober):
         :meth:`Prober.state`."""
         if not hasattr(self, "reference_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
         return {"kind": self.kind, "layers": list(self.layers)}, {
             "reference": self.reference_.clone()

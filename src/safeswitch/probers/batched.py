@@ -182,7 +182,8 @@ def train(fit: Part, held: Part | None, recipe: Recipe, hidden: int, seed: int) 
         stopping and not torch.isfinite(best.loss).all()
     ):
         raise FitError(
-            "training diverged: weights or validation loss are not finite; are the states scaled sensibly?"
+            "training diverged: weights or validation loss are not finite; are the states scaled "
+            "sensibly?"
         )
     return result
 

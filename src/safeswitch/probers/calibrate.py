@@ -75,7 +75,8 @@ def conformal_threshold(benign_scores: Tensor, budget: float = 0.01) -> Threshol
     bad = int(torch.isnan(scores).sum())
     if bad:
         raise FitError(
-            f"conformal_threshold: {bad} of {len(scores)} benign scores are NaN; score them all first"
+            f"conformal_threshold: {bad} of {len(scores)} benign scores are NaN; score them all "
+            "first"
         )
     exact, n = Fraction(repr(float(budget))), len(scores)
     rank = math.ceil((n + 1) * (1 - exact))

@@ -135,7 +135,8 @@ def parse_rule(rule: str, names: Sequence[str]) -> Callable[[Mapping[str, Tensor
                 torch.stack([p(margins) for p in parts]), 0
             )
         raise SettingError(
-            f"rule {rule!r}: only names joined by and, or, not are allowed; got {ast.unparse(node)!r}"
+            f"rule {rule!r}: only names joined by and, or, not are allowed; got "
+            f"{ast.unparse(node)!r}"
         )
 
     return build(tree)
@@ -213,7 +214,8 @@ class ConditionProber(Prober):
     def _check(self) -> None:
         if not hasattr(self, "conditions_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:

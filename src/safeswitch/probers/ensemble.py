@@ -111,7 +111,8 @@ class EnsembleProber(Prober):
     def _check(self) -> None:
         if not hasattr(self, "places_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
 
     @property
@@ -163,7 +164,8 @@ class EnsembleProber(Prober):
         places = tensors["places"]
         if not 0 <= int(places.min()) <= int(places.max()) < len(points):
             raise ArtifactError(
-                f"{where}: tensor 'places' must lie in 0..{len(points) - 1}; got {shown(places.tolist())}"
+                f"{where}: tensor 'places' must lie in 0..{len(points) - 1}; got "
+                f"{shown(places.tolist())}"
             )
         for name in _SHAPES:
             setattr(prober, f"{name}_", tensors[name].clone())

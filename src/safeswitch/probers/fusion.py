@@ -68,7 +68,8 @@ class FusionProber(Prober):
         check_choice("fusion prober", "weights", self.weights, WEIGHTS)
         if not self.readers or len({id(r) for r in self.readers}) != len(self.readers):
             raise SettingError(
-                f"fusion prober: readers must be one or more different probers; got {len(self.readers)}"
+                "fusion prober: readers must be one or more different probers; got "
+                f"{len(self.readers)}"
             )
 
     def fit(
@@ -106,7 +107,8 @@ class FusionProber(Prober):
         """See :meth:`Prober.score`: ``[n]`` float32; NaN from any reader is NaN here."""
         if not hasattr(self, "weights_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
         odds = torch.stack([log_odds(r.score(activations)) for r in self.readers], 1)
         logits = odds @ self.weights_.to(odds) + self.bias_.to(odds)
@@ -117,7 +119,8 @@ class FusionProber(Prober):
         prefixed by their place."""
         if not hasattr(self, "weights_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
         configs, tensors = nest(self.readers)
         own = {"weights": self.weights_.clone(), "bias": self.bias_.clone()}

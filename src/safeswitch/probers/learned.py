@@ -65,7 +65,8 @@ class LearnedProber(Prober):
         """
         if not all(hasattr(self, name) for name in self.LEARNED):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
         tensors = {name: getattr(self, name) for name in self.LEARNED}
         return tensors if device is None else {name: t.to(device) for name, t in tensors.items()}

@@ -33,7 +33,8 @@ def unnest(config: JsonMapping, key: str, tensors: Mapping[str, Tensor]) -> tupl
     configs = config.get(key)
     if not isinstance(configs, list) or not configs:
         raise ArtifactError(
-            f"{config.get('kind')} prober: {key!r} must be a list of prober configs; got {configs!r}"
+            f"{config.get('kind')} prober: {key!r} must be a list of prober configs; got "
+            f"{configs!r}"
         )
     alone = [
         name

@@ -76,7 +76,8 @@ def cluster_split(
         if len(names) < 2:
             word = "positive" if label else "negative"
             raise FitError(
-                f"a split by cluster needs at least 2 clusters of each class; got {len(names)} {word} ones"
+                f"a split by cluster needs at least 2 clusters of each class; got {len(names)} "
+                f"{word} ones"
             )
         wanted, rows = fraction * sum(sum(counts[n]) for n in names), 0
         for i in torch.randperm(len(names), generator=generator).tolist()[:-1]:

@@ -96,7 +96,8 @@ class NgramProber(LearnedProber):
 
         if len(activations.texts) != len(activations):
             raise ActivationError(
-                f"{self.kind} prober: needs one text a request; got {len(activations.texts)} for {len(activations)}"
+                f"{self.kind} prober: needs one text a request; got {len(activations.texts)} for "
+                f"{len(activations)}"
             )
         vectoriser = HashingVectorizer(
             ngram_range=(1, self.longest),

@@ -164,7 +164,8 @@ class WindowProber(LearnedProber):
         if states.dim() != 3 or mask is None or mask.shape != states.shape[:2]:
             have = "none" if mask is None else str(list(mask.shape))
             raise ActivationError(
-                f"{owner}: needs states [n, w, d] and a mask [n, w] at {point}; got {list(states.shape)}, mask {have}"
+                f"{owner}: needs states [n, w, d] and a mask [n, w] at {point}; got "
+                f"{list(states.shape)}, mask {have}"
             )
         mask = mask.bool().to(states.device)
         clean = torch.where(mask.unsqueeze(-1), states.float(), 0.0)
@@ -195,7 +196,8 @@ class WindowProber(LearnedProber):
                 break
         if lowest == torch.inf:
             raise FitError(
-                f"{self.kind} prober: training diverged; are the states at {self.points[0]} scaled sensibly?"
+                f"{self.kind} prober: training diverged; are the states at {self.points[0]} scaled "
+                "sensibly?"
             )
         ones = [torch.ones(1, device=best[0].device), torch.zeros(1, device=best[0].device)]
         self.w1_, self.b1_, self.w2_, self.b2_ = best if self.hidden else best + ones

@@ -81,7 +81,8 @@ def roc(run: Gathered) -> Picture | None:
     return draw(
         "ROC of stage 1",
         f"ROC curve of stage 1, area {area:.3f}.{where}",
-        f"{int(truth.sum())} unsafe and {int((~truth).sum())} safe requests of all benchmarks, attacked sets aside.{where}",
+        f"{int(truth.sum())} unsafe and {int((~truth).sum())} safe requests of all benchmarks, "
+        f"attacked sets aside.{where}",
         paint,
     )
 

@@ -192,7 +192,8 @@ def paired_difference(
     """
     if len(first) != len(second):
         raise DataError(
-            f"paired_difference: {len(first)} values against {len(second)}; both need the same requests"
+            f"paired_difference: {len(first)} values against {len(second)}; both need the same "
+            "requests"
         )
     apart = [float(a) - float(b) for a, b in zip(first, second, strict=True)]
     return bootstrap_mean(apart, groups, n_boot=n_boot, seed=seed)

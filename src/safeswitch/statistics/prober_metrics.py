@@ -88,7 +88,8 @@ def measure(
                         f"positive of {len(y)} labels")  # fmt: skip
     if not ((s >= 0) & (s <= 1)).all():
         raise DataError(
-            f"measure: scores must lie in [0, 1]; {int(np.isnan(s).sum())} are NaN, and others may be outside"
+            f"measure: scores must lie in [0, 1]; {int(np.isnan(s).sum())} are NaN, and others may "
+            "be outside"
         )
     line = float(torch.tensor(threshold, dtype=scores.dtype))  # as ``scores > threshold`` rounds it
     drawn = bootstrap.Resamples.draw(s, y, n_boot, seed, _numbered(groups, len(s)))

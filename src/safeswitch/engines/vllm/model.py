@@ -69,13 +69,14 @@ class GuardedModel(nn.Module):
     def _let_out(self, sites: set[Site], vllm_config: Any) -> None:
         if not supports_eagle3(self):
             raise ModelError(
-                f"vLLM's {type(self).__name__} does not let out the states of middle layers, and the bundle reads "
-                f"{', '.join(sorted(map(str, sites)))}; fit it with --readers layers --layers -1, or serve it with --engine "
-                "transformers"
+                f"vLLM's {type(self).__name__} does not let out the states of middle layers, and "
+                f"the bundle reads {', '.join(sorted(map(str, sites)))}; fit it with --readers "
+                "layers --layers -1, or serve it with --engine transformers"
             )
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ModelError(
-                "with pipeline parallelism only layer -1 can be read; fit the bundle with --readers layers --layers -1"
+                "with pipeline parallelism only layer -1 can be read; fit the bundle with "
+                "--readers layers --layers -1"
             )
         own: Any = self
         taps = plan_taps(sites)

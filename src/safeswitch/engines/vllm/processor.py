@@ -35,7 +35,8 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Refuse a request that came around the guarded front end."""
         if not switched_off() and Task.of(sampling_params.extra_args) is None:
             raise ValueError(
-                "this engine takes requests through SafeSwitch's front end only (safeswitch serve, VLLMEngine)"
+                "this engine takes requests through SafeSwitch's front end only (safeswitch serve, "
+                "VLLMEngine)"
             )
 
     def __init__(self, vllm_config: Any, second: Any = None, is_pin_memory: bool = False) -> None:

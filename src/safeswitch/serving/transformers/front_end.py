@@ -291,7 +291,8 @@ class FrontEnd:
         if policy != "off" and self._reply_mark.is_continued(whole):
             raise ApiError(
                 400,
-                "prefilled replies are not served: the prompt goes on behind the mark that begins a reply",
+                "prefilled replies are not served: the prompt goes on behind the mark that begins "
+                "a reply",
                 param="prompt",
             )
         edited = self.encode(switch.actuator.edit(as_messages(prompt))) if edits else []
@@ -329,7 +330,8 @@ class FrontEnd:
         if max(ids, default=0) >= self.lm.input_size:
             raise ApiError(
                 400,
-                f"the prompt has token {max(ids)}; this model's are smaller than {self.lm.input_size}",
+                f"the prompt has token {max(ids)}; this model's are smaller than "
+                f"{self.lm.input_size}",
             )
 
     def _run(self, jobs: Sequence[Job[Choice]]) -> None:
