@@ -1,9 +1,12 @@
 """What users type in one word, each kind with one parser. Knows nothing of what it stands for.
 
-    list      a,b,"c,d"                        entries behind commas; one that holds a comma stands in double quotes
+    list      a,b,"c,d"                        entries behind commas; one that holds a comma stands
+                                               in double quotes
     folder    folder  or  name=folder          a name is letters, digits, ``.``, ``_`` and ``-``
-    judge     kind:where[,setting=value]...    where is a model, or MODEL@ADDRESS; the whole is a list
-    method    gate[:file][+action[:file]]      ``+`` parts two methods only where a method's name follows it
+    judge     kind:where[,setting=value]...    where is a model, or MODEL@ADDRESS; the whole is a
+                                               list
+    method    gate[:file][+action[:file]]      ``+`` parts two methods only where a method's name
+                                               follows it
 
 What can be read in two ways is an error that names both.
 """

@@ -145,8 +145,8 @@ class TransformersEngine(ReadingEngine):
         """One reply per prompt, in order. ``options`` are those of ``transformers``' ``generate``.
 
         Logits processors must be stateless: they are called on the whole batch once for each
-        distance by which rows have been rolled back, and must see in the tokens alone what they need
-        to know.
+        distance by which rows have been rolled back, and must see in the tokens alone what they
+        need to know.
 
         Args:
             prompts: Texts, message lists or examples.
@@ -338,8 +338,8 @@ class TransformersEngine(ReadingEngine):
         return [Request(i, *parts) for i, parts in enumerate(own)]
 
     def _without_prefill(self, requests: list[Request], switch: Switch) -> list[Request]:
-        """Requests, with a decision on those whose prefilled reply hides what stage 1 flags; an action
-        answers these without it."""
+        """Requests, with a decision on those whose prefilled reply hides what stage 1 flags; an
+        action answers these without it."""
         begun = [r for r in requests if is_prefill(r.messages)]
         if not begun or not reads_prefill(switch.gate):
             return requests

@@ -180,8 +180,8 @@ class Gone(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         ended = torch.tensor([not s.over and s.follower.gone() for s in self._sinks])
-        # A row that has just been rolled back writes another reply, of which its follower has yet to
-        # be told.
+        # A row that has just been rolled back writes another reply, of which its follower has yet
+        # to be told.
         ended[self._rows.turned] = False
         return ended.to(input_ids.device)
 
