@@ -210,7 +210,8 @@ class _Gather:
                 columns = (start + torch.minimum(prompt - 1 + after, size - 1))[:, None]
             self._valid[position] = columns >= start[:, None]
             self._columns[position] = columns.clamp_min(0)
-        return {site: self._keep(site) for site in {point.site for point in self.points}}
+        sites = {point.site for point in self.points}
+        return {site: self._keep(site) for site in sites}
 
     def _at(self, site: Site) -> list[ReadPoint]:
         return [point for point in dict.fromkeys(self.points) if point.site == site]

@@ -92,8 +92,12 @@ class Activations:
         Args:
             parts: One or more, of the same read points.
         """
-        states = {p: _joined([part.states[p] for part in parts]) for p in parts[0].states}
-        masks = {p: _joined([part.masks[p] for part in parts]) for p in parts[0].masks}
+        states: dict[ReadPoint, Tensor] = {}
+        for point in parts[0].states:
+            states[point] = _joined([part.states[point] for part in parts])
+        masks: dict[ReadPoint, Tensor] = {}
+        for point in parts[0].masks:
+            masks[point] = _joined([part.masks[point] for part in parts])
         texts = tuple(text for part in parts for text in part.texts)
         return cls(states, masks, texts, tuple(name for part in parts for name in part.sources))
 

@@ -80,11 +80,11 @@ def parallel(examples: Iterable[Example], original: str = "en") -> Table:
     groups: dict[str, dict[str, str]] = {}
     for example in examples:
         groups.setdefault(example.group, {})[example.meta.get("lang", "")] = example.prompt
-    table = {
-        texts[original]: {lang: text for lang, text in texts.items() if lang not in (original, "")}
-        for group, texts in groups.items()
-        if group and original in texts
-    }
+    table: dict[str, dict[str, str]] = {}
+    for group, texts in groups.items():
+        if group and original in texts:
+            others = {lang: text for lang, text in texts.items() if lang not in (original, "")}
+            table[texts[original]] = others
     if not any(table.values()):
         raise DataError(
             f"no two rows of one group, one with lang={original!r} and one with another"

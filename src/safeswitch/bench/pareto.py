@@ -85,16 +85,14 @@ def draw_pareto(folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = [
-        {
-            m: (sign * other[m]["value"], harm[m]["value"])
-            for m in log.methods
-            if m in harm and m in other
-        }
-        for other, _, sign in drawn
-    ]
     silent = silenced(everything)
-    best = [front({m: point for m, point in found.items() if m not in silent}) for found in points]
+    points: list[dict[str, tuple[float, float]]] = []
+    best: list[list[str]] = []
+    for other, _, sign in drawn:
+        both = [m for m in log.methods if m in harm and m in other]
+        found = {m: (sign * other[m]["value"], harm[m]["value"]) for m in both}
+        points.append(found)
+        best.append(front({m: point for m, point in found.items() if m not in silent}))
     named = marked(log.methods, best)
     looks = {m: (_MARKS[i % len(_MARKS)], COLOURS[i % len(COLOURS)]) for i, m in enumerate(named)}
     figure = Figure(

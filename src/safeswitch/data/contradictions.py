@@ -20,9 +20,12 @@ def contradictions(examples: Sequence[Example]) -> list[tuple[Example, ...]]:
     same: dict[tuple[object, ...], list[Example]] = {}
     for example in examples:
         same.setdefault(_key(example), []).append(example)
-    return [
-        tuple(rows) for rows in same.values() if {"safe", "unsafe"} <= {row.label for row in rows}
-    ]
+    found: list[tuple[Example, ...]] = []
+    for rows in same.values():
+        labels = {row.label for row in rows}
+        if {"safe", "unsafe"} <= labels:
+            found.append(tuple(rows))
+    return found
 
 
 def told(found: Sequence[Sequence[Example]]) -> str:

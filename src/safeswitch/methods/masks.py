@@ -86,10 +86,11 @@ def merged(differences: Mapping[str, Tensors], shares: Mapping[str, float]) -> d
         )
     check_alike(*differences.values())
     first = next(iter(differences.values()))
-    names = list(first)
-    return {
-        n: torch.stack([shares[k] * d[n] for k, d in differences.items()]).sum(0) for n in names
-    }
+    sums: dict[str, Tensor] = {}
+    for name in first:
+        parts = [shares[which] * own[name] for which, own in differences.items()]
+        sums[name] = torch.stack(parts).sum(0)
+    return sums
 
 
 def check_alike(*groups: Tensors) -> None:

@@ -93,9 +93,10 @@ class Reroute(Method):
 
     def _replies(self, engine: ReadingEngine, data: Data) -> tuple[list[Pair], list[Pair]]:
         lm, tokens = engine.lm, self.settings.reply_tokens
-        asked = {
-            u: [e for e in data["train"] if e.unsafe == u][: self.requests] for u in (True, False)
-        }
+        asked: dict[bool, list[Example]] = {}
+        for unsafe in (True, False):
+            rows = [e for e in data["train"] if e.unsafe == unsafe]
+            asked[unsafe] = rows[: self.requests]
         told = {
             u: engine.generate(rows, max_new_tokens=tokens, do_sample=False)
             for u, rows in asked.items()

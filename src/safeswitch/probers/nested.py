@@ -36,11 +36,8 @@ def unnest(config: JsonMapping, key: str, tensors: Mapping[str, Tensor]) -> tupl
             f"{config.get('kind')} prober: {key!r} must be a list of prober configs; got "
             f"{configs!r}"
         )
-    alone = [
-        name
-        for name in tensors
-        if name.partition(".")[0] not in {str(i) for i in range(len(configs))}
-    ]
+    places = {str(i) for i in range(len(configs))}
+    alone = [name for name in tensors if name.partition(".")[0] not in places]
     if alone:
         raise ArtifactError(
             f"{config.get('kind')} prober: tensor {shown(alone[0])} belongs to none of its probers"

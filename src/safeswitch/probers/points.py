@@ -33,12 +33,9 @@ class TrainedPoints(NamedTuple):
     @classmethod
     def joined(cls, parts: Sequence[TrainedPoints]) -> TrainedPoints:
         """All probers of ``parts``, in order."""
-        scaling = Standardiser(
-            *(torch.cat(t) for t in zip(*(p.scaling for p in parts), strict=True))
-        )
-        return cls(
-            scaling, Weights(*(torch.cat(t) for t in zip(*(p.weights for p in parts), strict=True)))
-        )
+        scalings = zip(*[part.scaling for part in parts], strict=True)
+        weights = zip(*[part.weights for part in parts], strict=True)
+        return cls(Standardiser(*map(torch.cat, scalings)), Weights(*map(torch.cat, weights)))
 
 
 def train_points(

@@ -36,8 +36,9 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
-        line = [[100 * what[m]["value"] for m in best] for what in (beside, harm)]
-        axis.plot(*line, color="#888888", linewidth=1)
+        across = [100 * beside[m]["value"] for m in best]
+        up = [100 * harm[m]["value"] for m in best]
+        axis.plot(across, up, color="#888888", linewidth=1)
         for method in sorted(methods, key=lambda m: m in shown):
             x, y = beside[method], harm[method]
             place = 100 * x["value"], 100 * y["value"]
@@ -151,10 +152,10 @@ def attacks(run: Gathered, metric: str) -> list[Picture]:
     """One figure a benchmark that was attacked: attacks below one another, a mark for each
     method."""
     table = [row for row in run.tables.get("attacks", []) if row["metric"] == metric]
-    return [
-        _attacked(run, [r for r in table if r["benchmark"] == b], b)
-        for b in dict.fromkeys(r["benchmark"] for r in table)
-    ]
+    by_benchmark: dict[str, list[JsonMapping]] = {}
+    for row in table:
+        by_benchmark.setdefault(row["benchmark"], []).append(row)
+    return [_attacked(run, rows, benchmark) for benchmark, rows in by_benchmark.items()]
 
 
 def _attacked(run: Gathered, rows: Sequence[JsonMapping], benchmark: str) -> Picture:

@@ -392,7 +392,10 @@ class TransformersEngine(ReadingEngine):
             batch_tokens=self.batch_tokens,
             reach=reach,
         )
-        return [[requests[i] for i in rows] for rows in found]
+        batches: list[list[Request]] = []
+        for rows in found:
+            batches.append([requests[i] for i in rows])
+        return batches
 
     def _run(
         self, batch: list[Request], switch: Switch, options: Options, followed: Followed
@@ -438,7 +441,9 @@ class TransformersEngine(ReadingEngine):
         decisions = [reply.decision for reply in replies]
         if switch.gate.late is None:
             return decisions
-        bodies = [[t for t in r.token_ids if t not in options.end_ids] for r in replies]
+        bodies: list[list[int]] = []
+        for reply in replies:
+            bodies.append([token for token in reply.token_ids if token not in options.end_ids])
         sessions = [Session(switch.gate, switch.actuator, decision) for decision in decisions]
         texts = [self.lm.prompt_text(r.ids) for r in batch]
         found = judge_late(self.lm, sessions, [r.ids for r in batch], bodies, texts)

@@ -111,7 +111,9 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
 
         replies: list[Reply] = self._wait(everything())
         kept = self._take(keys)
-        states = {p: torch.stack([kept[key][str(p)] for key in keys]) for p in points}
+        states: dict[ReadPoint, Tensor] = {}
+        for point in points:
+            states[point] = torch.stack([kept[key][str(point)] for key in keys])
         activations = Activations(states, {}, tuple(map(self.lm.prompt_text, rows)))
         activations.check_finite()
         return (replies if max_new_tokens else []), activations
