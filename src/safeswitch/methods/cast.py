@@ -148,7 +148,7 @@ def suffix_differences(
         ]
         activations = record(lm, rows, lengths, points, dtype=torch.float32)
         states = torch.stack([activations.at(point) for point in points])
-        pairs.append(states.unflatten(0, (count, len(layers))).mean(0))
+        pairs.append(states.reshape(count, len(layers), *states.shape[1:]).mean(0))
     return pairs[0] - pairs[1]
 
 
