@@ -133,12 +133,13 @@ def check_request(
     own."""
     if not sequences or not points:
         raise SettingError(
-            f"record: sequences and points must not be empty; got {len(sequences)} and {len(points)}"
+            f"record: sequences and points must not be empty; got {len(sequences)} and "
+            f"{len(points)}"
         )
     if len(lengths) != len(sequences) or (texts and len(texts) != len(sequences)):
         raise SettingError(
-            f"record: one prompt length and one text a sequence, please; got {len(sequences)} sequences, "
-            f"{len(lengths)} lengths, {len(texts)} texts"
+            f"record: one prompt length and one text a sequence, please; got {len(sequences)} "
+            f"sequences, {len(lengths)} lengths, {len(texts)} texts"
         )
     if batch_tokens < 1:
         raise SettingError(f"record: batch_tokens must be 1 or more; got {batch_tokens}")
@@ -209,7 +210,8 @@ class _Gather:
                 columns = (start + torch.minimum(prompt - 1 + after, size - 1))[:, None]
             self._valid[position] = columns >= start[:, None]
             self._columns[position] = columns.clamp_min(0)
-        return {site: self._keep(site) for site in {point.site for point in self.points}}
+        sites = {point.site for point in self.points}
+        return {site: self._keep(site) for site in sites}
 
     def _at(self, site: Site) -> list[ReadPoint]:
         return [point for point in dict.fromkeys(self.points) if point.site == site]
@@ -258,6 +260,6 @@ class _Gather:
         if bad.any():
             row = min(batch[int(i)] for i in bad.nonzero())
             raise ActivationError(
-                f"states at {point} are not finite (row {row} of {len(self.prompt_lengths)}, as {part.dtype}); "
-                "a wider dtype may hold them"
+                f"states at {point} are not finite (row {row} of {len(self.prompt_lengths)}, as "
+                f"{part.dtype}); a wider dtype may hold them"
             )

@@ -45,7 +45,11 @@ class Activations:
         return tuple(self.states)
 
     def at(self, point: ReadPoint) -> Tensor:
-        """States at ``point``; raises :class:`ActivationError` when they were not recorded."""
+        """States at ``point``: ``[n, d]``, at a window ``[n, w, d]``.
+
+        Raises:
+            ActivationError: they were not recorded.
+        """
         if point not in self.states:
             have = ", ".join(str(p) for p in self.states) or "none"
             raise ActivationError(f"no states recorded at {point}; recorded: {have}")
@@ -64,14 +68,15 @@ class Activations:
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """States and masks under the names that they have in a file: ``4@prompt_end``,
-        ``mask:4@window:16``."""
+        """States ``[n, d]`` (windows ``[n, w, d]``) and masks ``[n, w]`` bool under the names that
+        they have in a file: ``4@prompt_end``, ``mask:4@window:16``."""
         states = {str(point): tensor for point, tensor in self.states.items()}
         return states | {f"{_MASK}{point}": mask for point, mask in self.masks.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], texts: Sequence[str]) -> Activations:
-        """Inverse of :meth:`to_tensors`, with the n requests' texts."""
+        """Inverse of :meth:`to_tensors`: states ``[n, d]`` or ``[n, w, d]`` and masks ``[n, w]`` by
+        name, with the n requests' texts."""
         states: dict[ReadPoint, Tensor] = {}
         masks: dict[ReadPoint, Tensor] = {}
         for name, tensor in tensors.items():
@@ -87,8 +92,12 @@ class Activations:
         Args:
             parts: One or more, of the same read points.
         """
-        states = {p: _joined([part.states[p] for part in parts]) for p in parts[0].states}
-        masks = {p: _joined([part.masks[p] for part in parts]) for p in parts[0].masks}
+        states: dict[ReadPoint, Tensor] = {}
+        for point in parts[0].states:
+            states[point] = _joined([part.states[point] for part in parts])
+        masks: dict[ReadPoint, Tensor] = {}
+        for point in parts[0].masks:
+            masks[point] = _joined([part.masks[point] for part in parts])
         texts = tuple(text for part in parts for text in part.texts)
         return cls(states, masks, texts, tuple(name for part in parts for name in part.sources))
 

@@ -72,11 +72,12 @@ def prober_quality(
     unsafe = [e.label == "unsafe" for e in examples]
     among = [c if u else None for c, u in zip(complied, unsafe, strict=True)]
     for what, truth in (("unsafe", list(unsafe)), ("complied", among)):
-        fit, test = (
-            [i for i, e in enumerate(examples) if side[e.id] == s and truth[i] is not None]
-            for s in ("fit", "test")
-        )
-        if any(len({truth[i] for i in rows}) < 2 for rows in (fit, test)):
+        rows: dict[str, list[int]] = {"fit": [], "test": []}
+        for i, example in enumerate(examples):
+            if truth[i] is not None:
+                rows[side[example.id]].append(i)
+        fit, test = rows["fit"], rows["test"]
+        if len({truth[i] for i in fit}) < 2 or len({truth[i] for i in test}) < 2:
             if what == "unsafe":
                 raise DataError("prober quality: needs safe and unsafe requests in several groups")
             continue

@@ -55,8 +55,9 @@ def analyse(
     log = RunLog.open(folder)
     if log.manifest["model"]["fingerprint"] != engine.lm.fingerprint:
         raise FingerprintError(
-            f"{folder} was made with {log.manifest['model']['id']} (fingerprint {log.manifest['model']['fingerprint']}), but "
-            f"the model is {engine.lm.model_id} (fingerprint {engine.lm.fingerprint})"
+            f"{folder} was made with {log.manifest['model']['id']} (fingerprint "
+            f"{log.manifest['model']['fingerprint']}), but the model is {engine.lm.model_id} "
+            f"(fingerprint {engine.lm.fingerprint})"
         )
     if method not in log.methods:
         raise DataError(f"{folder} has no method {method!r}; its methods: {', '.join(log.methods)}")
@@ -127,10 +128,11 @@ def _typical(rows: Sequence[tuple[Example, Logged]], count: int) -> list[tuple[s
         ("unsafe", False): "unsafe, passed",
         ("safe", True): "safe, fired",
     }
-    queues = {
-        kind: [e for e, row in rows if (e.label, bool(row.decision["fired"])) == key]
-        for key, kind in kinds.items()
-    }
+    queues: dict[str, list[Example]] = {kind: [] for kind in kinds.values()}
+    for example, row in rows:
+        kind = kinds.get((example.label, bool(row.decision["fired"])))
+        if kind is not None:
+            queues[kind].append(example)
     found: list[tuple[str, Example]] = []
     while len(found) < count and any(queues.values()):
         found += [(kind, queue.pop(0)) for kind, queue in queues.items() if queue]

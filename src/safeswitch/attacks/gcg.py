@@ -158,7 +158,8 @@ def cut(lm: LanguageModel, example: Example, suffix: str) -> Slot:
     after = bare[shared:]
     if len(whole) <= len(bare) or whole[len(whole) - len(after) :] != after:
         raise ModelError(
-            f"gcg: the suffix {suffix!r} melts with the request {example.id!r}; start from another one"
+            f"gcg: the suffix {suffix!r} melts with the request {example.id!r}; start from another "
+            "one"
         )
     text = "\n".join(message.content for message in as_messages(example))
     return Slot(

@@ -91,7 +91,8 @@ def attack_set(
     failed = [done[e.id]["error"] for e in bare if "error" in done[e.id]]
     if failed:
         say(
-            f"note: {len(failed)} of {len(bare)} requests cannot be attacked with {attack.name}; the first, {failed[0]}"
+            f"note: {len(failed)} of {len(bare)} requests cannot be attacked with {attack.name}; "
+            f"the first, {failed[0]}"
         )
     if not made:
         why = f"; the first reason, {failed[0]}" if failed else ""

@@ -63,7 +63,8 @@ def read_columns(path: Path, languages: Sequence[str] = MULTIJAIL, original: str
         told = {lang: row[lang] for lang in languages if row[lang]}
         if table.setdefault(row[original], told) != told:
             raise DataError(
-                f"{path}, line {number}: translates {row[original]!r:.60} a second time, into other words"
+                f"{path}, line {number}: translates {row[original]!r:.60} a second time, into "
+                "other words"
             )
     if not table:
         raise DataError(f"{path} holds no rows")
@@ -79,11 +80,11 @@ def parallel(examples: Iterable[Example], original: str = "en") -> Table:
     groups: dict[str, dict[str, str]] = {}
     for example in examples:
         groups.setdefault(example.group, {})[example.meta.get("lang", "")] = example.prompt
-    table = {
-        texts[original]: {lang: text for lang, text in texts.items() if lang not in (original, "")}
-        for group, texts in groups.items()
-        if group and original in texts
-    }
+    table: dict[str, dict[str, str]] = {}
+    for group, texts in groups.items():
+        if group and original in texts:
+            others = {lang: text for lang, text in texts.items() if lang not in (original, "")}
+            table[texts[original]] = others
     if not any(table.values()):
         raise DataError(
             f"no two rows of one group, one with lang={original!r} and one with another"

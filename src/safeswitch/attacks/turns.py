@@ -45,7 +45,8 @@ class ManyShot(Attack):
     def __post_init__(self) -> None:
         if self.count < 1 or not self.shots:
             raise SettingError(
-                f"many-shot: needs a count of 1 or more and some shots; got {self.count}, {len(self.shots)}"
+                f"many-shot: needs a count of 1 or more and some shots; got {self.count}, "
+                f"{len(self.shots)}"
             )
 
     def attack(self, example: Example, victim: Victim) -> list[Example]:

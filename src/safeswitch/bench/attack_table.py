@@ -71,7 +71,14 @@ def attack_table(rows: Rows) -> list[JsonObject]:
 
 
 def attacked_set(benchmark: str) -> tuple[str, str] | None:
-    """Bare benchmark and attack of a benchmark's name, where it is one of attacked requests."""
+    """Bare benchmark and attack of a benchmark's name, where it is one of attacked requests.
+
+    Examples:
+        >>> attacked_set("xstest.fiction")
+        ('xstest', 'fiction')
+        >>> attacked_set("xstest") is None
+        True
+    """
     base, dot, attack = benchmark.partition(".")
     return (base, attack) if dot else None
 

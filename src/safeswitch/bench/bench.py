@@ -174,7 +174,8 @@ def load_suite(asked: Asked, say: Say) -> tuple[list[Loaded], dict[str, str]]:
             say(f"MISSING: {error}")
     if missing and not loaded:
         raise DataError(
-            f"suite {asked.suite!r}: none of its {len(missing)} benchmarks is at hand; give --data or --hub"
+            f"suite {asked.suite!r}: none of its {len(missing)} benchmarks is at hand; give --data "
+            "or --hub"
         )
     return loaded, missing
 

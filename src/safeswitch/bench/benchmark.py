@@ -229,4 +229,5 @@ def drawn(examples: list[Example], limit: int | None, seed: int) -> list[Example
         return examples
     rng = random.Random(f"bench-{seed}")
     order = sorted(range(len(examples)), key=lambda i: (examples[i].label, rng.random()))
-    return [examples[i] for i in sorted(order[j * len(order) // limit] for j in range(limit))]
+    chosen = sorted(order[j * len(order) // limit] for j in range(limit))
+    return [examples[i] for i in chosen]

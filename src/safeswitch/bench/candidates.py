@@ -71,17 +71,20 @@ def check_methods(names: Sequence[str], judges: Sequence[Judge] = ()) -> None:
     folders = [plain(name) for name in names]
     if len(set(folders)) < len(folders):
         raise SettingError(
-            f"methods: two of {', '.join(names)} would share a folder of the run; rename the file of one"
+            f"methods: two of {', '.join(names)} would share a folder of the run; rename the file "
+            "of one"
         )
     kinds = [judge.name for judge in judges]
     if len(set(kinds)) < len(kinds):
         raise SettingError(
-            f"judges: {', '.join(kinds)}: each kind once, since verdicts stand under its name; make two runs"
+            f"judges: {', '.join(kinds)}: each kind once, since verdicts stand under its name; "
+            "make two runs"
         )
     for judge in judges:
         if judge.against and judge.against not in names:
             raise SettingError(
-                f"judge {judge.name} compares with {judge.against}; add it to the methods {', '.join(names)}"
+                f"judge {judge.name} compares with {judge.against}; add it to the methods "
+                f"{', '.join(names)}"
             )
 
 

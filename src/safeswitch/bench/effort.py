@@ -128,6 +128,10 @@ def _at(candidate: Candidate, effort: Effort) -> Candidate:
 def split_name(name: str) -> tuple[str, str]:
     """Method and effort of a name that :func:`at_efforts` has made.
 
+    Examples:
+        >>> split_name("prober+merge@budget64")
+        ('prober+merge', 'budget64')
+
     Raises:
         SettingError: another name.
     """

@@ -1,12 +1,12 @@
 """The run folder: everything that a bench run has produced, from which tables, pictures and reports
 are made.
 
-Format version 1. All files are UTF-8; JSONL files only grow, and a torn last line does not count. One process writes at a
-time (:mod:`safeswitch.core.lock`); any may read meanwhile::
+Format version 1. All files are UTF-8; JSONL files only grow, and a torn last line does not count.
+One process writes at a time (:mod:`safeswitch.core.lock`); any may read meanwhile::
 
     manifest.json                                     what was run, on what, by which command
-    eval.yaml, compare.yaml or attack.yaml            the command's options, as its ``--config`` takes them
-    methods/<method>/                                 the switch, a bundle (``Switch.from_pretrained``)
+    eval.yaml, compare.yaml or attack.yaml            the command's options, for its ``--config``
+    methods/<method>/                                 the switch, for ``Switch.from_pretrained``
     replies/<method>/<benchmark>.jsonl                one row a request, in any order
     judgements/<method>/<benchmark>/<judge>.jsonl     one row a reply
 
@@ -16,19 +16,23 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
 ``manifest.json``::
 
     format_version   1
-    identity         what must be the same for a run to go on: ``model`` (fingerprint), ``chat_template`` (hash), ``dtype``,
-                     ``suite``, ``seed``, ``limit``, ``max_new_tokens``, ``versions`` (of safeswitch, torch, transformers),
-                     ``fit`` (on what and how methods are fitted), ``data`` (hash of the chosen requests by benchmark)
+    identity         what must be the same for a run to go on: ``model`` (fingerprint),
+                     ``chat_template`` (hash), ``dtype``, ``suite``, ``seed``, ``limit``,
+                     ``max_new_tokens``, ``versions`` (of safeswitch, torch, transformers), ``fit``
+                     (on what and how methods are fitted), ``data`` (hash of the chosen requests by
+                     benchmark)
     model            ``id``, ``revision``, ``fingerprint``, ``device``, ``num_layers``
     command          the words of the command that began the run
     started, finished   ISO 8601, UTC; ``finished`` is null while the run is not done
     versions         library to version, Python among them
-    benchmarks       name to ``measures`` (``safety``, ``task`` or ``open``), ``title``, ``card`` (field to text), ``origin``
-                     (file or hub id), ``file_hash`` (null from the hub), ``data_hash``, ``n``, ``of`` (requests before the
-                     limit), ``max_new_tokens``, ``judges`` (names, the one that counts first)
+    benchmarks       name to ``measures`` (``safety``, ``task`` or ``open``), ``title``, ``card``
+                     (field to text), ``origin`` (file or hub id), ``file_hash`` (null from the
+                     hub), ``data_hash``, ``n``, ``of`` (requests before the limit),
+                     ``max_new_tokens``, ``judges`` (names, the one that counts first)
     missing          benchmark to the reason why it could not be loaded
-    methods          name to ``switch`` (fingerprint), ``record`` (of fitting: data hashes, settings, figures) and ``seconds``
-                     (of fitting; null where a fitted switch was given, or found in the folder)
+    methods          name to ``switch`` (fingerprint), ``record`` (of fitting: data hashes, settings,
+                     figures) and ``seconds`` (of fitting; null where a fitted switch was given, or
+                     found in the folder)
     judges           name to ``identity`` and, where it was measured, ``agreement``
 
 A row of replies::

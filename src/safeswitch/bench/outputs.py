@@ -39,27 +39,35 @@ _SHARES = (
     "fewer than",
 )
 _HOLM = (
-    "Differences are the method's rate less the other's, on the same requests, with a 95 % interval from 2,000 paired "
-    "resamples; p is McNemar's exact test; variants of one request are drawn, and exchanged, as a group. p_holm is corrected "
-    "for all tests of this table (Holm 1979); p alone is not."
+    "Differences are the method's rate less the other's, on the same requests, with a 95 % "
+    "interval from 2,000 paired resamples; p is McNemar's exact test; variants of one request are "
+    "drawn, and exchanged, as a group. p_holm is corrected for all tests of this table (Holm "
+    "1979); p alone is not."
 )
 NOTES = {
     "paired": _HOLM,
     "rates": (
-        "95 % intervals: Wilson's for shares, at the effective number of requests where variants of one stand in groups; a "
-        "mix adds the distances to the limits of its parts in squares (Zou and Donner 2008)."
+        "95 % intervals: Wilson's for shares, at the effective number of requests where variants "
+        "of one stand in groups; a mix adds the distances to the limits of its parts in squares "
+        "(Zou and Donner 2008)."
     ),
     "two_sided": "All safety benchmarks of the suite together; SODE's pair (arXiv 2401.00287).",
     "category": "Slices are many and small: intervals are not corrected for their number.",
     "language": "Slices are many and small: intervals are not corrected for their number.",
     "attacks": (
-        "Attack none: the bare requests. A prober is a tripwire, not a wall: a search that looks into it (gcg-prober) shows "
-        "how far its recall can be pushed down by somebody who holds the weights. Forms of one request count as a group, so "
-        "that intervals are as wide as the requests are few."
+        "Attack none: the bare requests. A prober is a tripwire, not a wall: a search that looks "
+        "into it (gcg-prober) shows how far its recall can be pushed down by somebody who holds "
+        "the weights. Forms of one request count as a group, so that intervals are as wide as the "
+        "requests are few."
     ),
-    "wins": "Both orders of the two replies are judged; ties, and preferences that follow the order, count half.",
-    "cost": "Means a request; extra is the mean difference to the untouched model on the same requests, with its "
-    "95 % interval.",
+    "wins": (
+        "Both orders of the two replies are judged; ties, and preferences that follow the order, "
+        "count half."
+    ),
+    "cost": (
+        "Means a request; extra is the mean difference to the untouched model on the same "
+        "requests, with its 95 % interval."
+    ),
     "left_out": "Stage 1 on what it was not fitted on, as measured when the switch was fitted.",
 }
 
@@ -146,7 +154,14 @@ def folded(row: JsonObject) -> JsonObject:
 
 
 def figure(value: float, low: float | None, high: float | None, *, percent: bool) -> str:
-    """``12.3 (9.1-16.4)``."""
+    """A value with its interval, where it has one: to a tenth of a per cent, or to three digits.
+
+    Examples:
+        >>> figure(0.123, 0.091, 0.164, percent=True)
+        '12.3 (9.1–16.4)'
+        >>> figure(-0.5, -1.25, 0.25, percent=False)
+        '-0.500 (-1.250 to 0.250)'
+    """
     scale, digits = (100, 1) if percent else (1, 3)
     if low is None or high is None:
         return f"{scale * value:.{digits}f}"

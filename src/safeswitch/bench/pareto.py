@@ -30,7 +30,12 @@ BROKEN = 0.1
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """Names of the points that no other dominates; both numbers are better lower. Sorted by the
-    first number."""
+    first number.
+
+    Examples:
+        >>> front({"base": (0.5, 0.0), "prompt": (0.25, 0.25), "head": (0.25, 0.5)})
+        ['prompt', 'base']
+    """
 
     def beaten(a: tuple[float, float]) -> bool:
         return any(b[0] <= a[0] and b[1] <= a[1] and b != a for b in points.values())
@@ -80,16 +85,14 @@ def draw_pareto(folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = [
-        {
-            m: (sign * other[m]["value"], harm[m]["value"])
-            for m in log.methods
-            if m in harm and m in other
-        }
-        for other, _, sign in drawn
-    ]
     silent = silenced(everything)
-    best = [front({m: point for m, point in found.items() if m not in silent}) for found in points]
+    points: list[dict[str, tuple[float, float]]] = []
+    best: list[list[str]] = []
+    for other, _, sign in drawn:
+        both = [m for m in log.methods if m in harm and m in other]
+        found = {m: (sign * other[m]["value"], harm[m]["value"]) for m in both}
+        points.append(found)
+        best.append(front({m: point for m, point in found.items() if m not in silent}))
     named = marked(log.methods, best)
     looks = {m: (_MARKS[i % len(_MARKS)], COLOURS[i % len(COLOURS)]) for i, m in enumerate(named)}
     figure = Figure(

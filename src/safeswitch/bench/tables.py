@@ -292,9 +292,7 @@ def gate(rows: Rows) -> Table:
                 continue
             hits = {row.example.id: bool(row.decision["fired"]) for row in asked}
             fired = [row.decision for row in asked if row.decision["fired"]]
-            stages = {
-                s: sum(d["stage"] == s for d in fired) for s in sorted({d["stage"] for d in fired})
-            }
+            stages = dict(sorted(Counter(decision["stage"] for decision in fired).items()))
             first = {"benchmark": benchmark, "method": method, "label": label, "metric": "fired"}
             stage = ", ".join(f"{s} {n}" for s, n in stages.items())
             table.append({**first, **fraction(hits, groups_of(asked)), "stages": stage})
@@ -306,9 +304,9 @@ def prober(rows: Rows) -> Table:
     request, per benchmark with both labels and over all."""
     table: Table = []
     for method in rows.log.methods:
-        sets = {
-            b: [(row, belongs(b, row)) for row in rows.of(method, b)] for b in rows.log.benchmarks
-        }
+        sets: dict[str, list[tuple[Logged, str]]] = {}
+        for b in rows.log.benchmarks:
+            sets[b] = [(row, belongs(b, row)) for row in rows.of(method, b)]
         sets["all"] = [row for own in sets.values() for row in own]
         for benchmark, own in sets.items():
             judged = [(row, group) for row, group in own if row.decision]
@@ -367,7 +365,8 @@ def cost(rows: Rows) -> Table:
             first = {"benchmark": benchmark, "method": method, "metric": what, "better": "lower"}
             own = mean_of({name: read(row) for name, row in answered.items()}, groups_of(logged))
             common = sorted(answered.keys() & base.keys()) if method != "base" else []
-            one, other = ([read(rows_of[i]) for i in common] for rows_of in (answered, base))
+            one = [read(answered[i]) for i in common]
+            other = [read(base[i]) for i in common]
             table.append(
                 {**first, **own, **_extra(one, other, [group_of(answered[i]) for i in common])}
             )
@@ -466,15 +465,11 @@ def judges(log: RunLog) -> Table:
 def benchmarks(log: RunLog) -> Table:
     """What was run, and what was not and why."""
     names = ("title", "measures", "n", "of", "origin", "data_hash")
-    run: Table = [
-        {
-            "benchmark": b,
-            "status": "run",
-            **{n: told[n] for n in names},
-            "licence": told["card"]["Licence"],
-        }
-        for b, told in log.manifest["benchmarks"].items()
-    ]
+    run: Table = []
+    for benchmark, told in log.manifest["benchmarks"].items():
+        facts = {name: told[name] for name in names}
+        licence = told["card"]["Licence"]
+        run.append({"benchmark": benchmark, "status": "run", **facts, "licence": licence})
     gone = dict.fromkeys((*names, "licence"), "")
     return run + [
         {"benchmark": b, "status": f"MISSING: {why}", **gone}
@@ -493,10 +488,10 @@ def summary(table: Table, what: Metric) -> dict[str, JsonObject]:
             and not attacked_set(row["benchmark"])
         ):
             found.setdefault(row["method"], []).append(row)
-    return {
-        method: weighted_mean([(1 / len(own), _figure(row)) for row in own]).to_dict()
-        for method, own in found.items()
-    }
+    means: dict[str, JsonObject] = {}
+    for method, own in found.items():
+        means[method] = weighted_mean([(1 / len(own), _figure(row)) for row in own]).to_dict()
+    return means
 
 
 def _figure(row: JsonMapping) -> Interval:

@@ -18,9 +18,10 @@ from safeswitch.statistics.intervals import mcnemar, paired_difference
 
 TOKENS = "reply tokens made"
 NOTE = (
-    "All requests of the suite together; per cent with 95 % Wilson intervals, tokens a request with the bootstrap's; variants "
-    "of one request count as a group. In brackets, McNemar's exact p against the method's first effort on the same requests, "
-    "not corrected for the number of tests."
+    "All requests of the suite together; per cent with 95 % Wilson intervals, tokens a request "
+    "with the bootstrap's; variants of one request count as a group. In brackets, McNemar's exact "
+    "p against the method's first effort on the same requests, not corrected for the number of "
+    "tests."
 )
 
 

@@ -112,18 +112,19 @@ def inspect_model(engine: Engine, switch: Switch | None = None, name: str = "saf
     return Model(_engine_api(engine, switch, name), GenerateConfig())
 
 
+def _sample(example: Example) -> Sample:
+    return Sample(
+        id=example.id,
+        input=[_TURNS[m.role](content=m.content) for m in example.messages],
+        target=list(example.answers) or "",
+        metadata={"example": to_row(example)},
+    )
+
+
 def inspect_task(loaded: Loaded) -> Task:
     """A benchmark as a task; scored by the benchmark's first judge."""
     benchmark = loaded.benchmark
-    samples = [
-        Sample(
-            id=e.id,
-            input=[_TURNS[m.role](content=m.content) for m in e.messages],
-            target=list(e.answers) or "",
-            metadata={"example": to_row(e)},
-        )
-        for e in loaded.examples
-    ]
+    samples = [_sample(example) for example in loaded.examples]
     return Task(
         name=benchmark.name,
         dataset=MemoryDataset(samples, name=benchmark.name),

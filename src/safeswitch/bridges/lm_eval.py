@@ -110,7 +110,8 @@ class EngineLM(LM):
             SettingError: always.
         """
         raise SettingError(
-            "perplexity of plain text is not measured under a switch; use the harness's own hf model for it"
+            "perplexity of plain text is not measured under a switch; use the harness's own hf "
+            "model for it"
         )
 
 
@@ -140,7 +141,8 @@ def run_tasks(
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise SettingError(
-            f"lm-evaluation-harness knows no task {', '.join(unknown)}; `lm_eval --tasks list` names them"
+            f"lm-evaluation-harness knows no task {', '.join(unknown)}; `lm_eval --tasks list` "
+            "names them"
         )
     told = lm_eval.simple_evaluate(
         EngineLM(engine, switch),

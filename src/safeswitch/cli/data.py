@@ -95,8 +95,11 @@ def _shares(rows: Sequence[Example], name: str) -> dict[str, dict[str, int]]:
     """By value of a field how many unsafe and safe rows have it, the commonest first."""
     found = Counter(_FIELDS[name](e) for e in rows)
     counts: Counter[tuple[str, str]] = Counter((_FIELDS[name](e), e.label) for e in rows)
-    values = [value for value, _ in found.most_common() if value]
-    return {value: {label: counts[value, label] for label in reversed(LABELS)} for value in values}
+    shares: dict[str, dict[str, int]] = {}
+    for value, _ in found.most_common():
+        if value:
+            shares[value] = {label: counts[value, label] for label in reversed(LABELS)}
+    return shares
 
 
 def show(

@@ -40,7 +40,9 @@ class DataOptions:
         list[str] | None,
         typer.Option(
             "--data",
-            help="JSONL or CSV file, or hub data set; repeat for more. None: the starter set alone.",
+            help=(
+                "JSONL or CSV file, or hub data set; repeat for more. None: the starter set alone."
+            ),
         ),
     ] = None
     without_starter: Annotated[

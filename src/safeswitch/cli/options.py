@@ -60,7 +60,9 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Hub id, model folder, PEFT adapter folder or GGUF file; 'nano' is the embedded model.",
+        help=(
+            "Hub id, model folder, PEFT adapter folder or GGUF file; 'nano' is the embedded model."
+        ),
     ),
 ]
 TrustOption = Annotated[

@@ -76,7 +76,8 @@ def check_unicode(what: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{what} cannot be written as UTF-8: character {error.start + 1} is {text[error.start]!r}, half of a surrogate pair"
+            f"{what} cannot be written as UTF-8: character {error.start + 1} is "
+            f"{text[error.start]!r}, half of a surrogate pair"
         ) from error
 
 

@@ -1,9 +1,12 @@
 """What users type in one word, each kind with one parser. Knows nothing of what it stands for.
 
-    list      a,b,"c,d"                        entries behind commas; one that holds a comma stands in double quotes
+    list      a,b,"c,d"                        entries behind commas; one that holds a comma stands
+                                               in double quotes
     folder    folder  or  name=folder          a name is letters, digits, ``.``, ``_`` and ``-``
-    judge     kind:where[,setting=value]...    where is a model, or MODEL@ADDRESS; the whole is a list
-    method    gate[:file][+action[:file]]      ``+`` parts two methods only where a method's name follows it
+    judge     kind:where[,setting=value]...    where is a model, or MODEL@ADDRESS; the whole is a
+                                               list
+    method    gate[:file][+action[:file]]      ``+`` parts two methods only where a method's name
+                                               follows it
 
 What can be read in two ways is an error that names both.
 """
@@ -30,6 +33,10 @@ def entries(what: str, text: str) -> tuple[str, ...]:
     Args:
         what: What is listed, for messages.
         text: As it was typed.
+
+    Examples:
+        >>> entries("--benchmarks", 'xstest, "a,b"')
+        ('xstest', 'a,b')
 
     Raises:
         SettingError: no entry, an empty one, one twice, or a quote that is not closed.
@@ -60,7 +67,8 @@ def named_folders(what: str, texts: Sequence[str]) -> dict[str, str]:
         name, folder = _named(what, text)
         if name in found:
             raise SettingError(
-                f"{what}: {found[name]!r} and {folder!r} are both called {name!r}; give each as name=folder"
+                f"{what}: {found[name]!r} and {folder!r} are both called {name!r}; give each as "
+                "name=folder"
             )
         found[name] = folder
     return found
@@ -76,8 +84,9 @@ def _named(what: str, text: str) -> tuple[str, str]:
         return DEFAULT, text
     if Path(text).exists():
         raise SettingError(
-            f"{what}: {text!r} is a folder here, and also reads as the folder {folder!r} under the name {name!r}; "
-            f"write {DEFAULT}={text} or ./{text} for the first, rename it for the second"
+            f"{what}: {text!r} is a folder here, and also reads as the folder {folder!r} under the "
+            f"name {name!r}; write {DEFAULT}={text} or ./{text} for the first, rename it for the "
+            "second"
         )
     return name, folder
 
@@ -102,6 +111,13 @@ class JudgeSpec:
 def judge_spec(text: str) -> JudgeSpec:
     """A judge's kind, model, address and settings.
 
+    Examples:
+        >>> judge = judge_spec("openai:small@https://example.org/v1,budget=5000")
+        >>> judge.kind, judge.model, judge.address
+        ('openai', 'small', 'https://example.org/v1')
+        >>> judge.settings
+        {'budget': '5000'}
+
     Raises:
         SettingError: an entry behind the first that is no ``setting=value``, a setting twice, or an
             ``@`` in the model's part that no address follows.
@@ -113,8 +129,8 @@ def judge_spec(text: str) -> JudgeSpec:
         match = _SETTING.fullmatch(pair)
         if match is None or match[1] in settings:
             raise SettingError(
-                f"judge {text!r}: {pair!r} must be setting=value, each setting once; a name or path with a comma in it "
-                "stands in double quotes"
+                f"judge {text!r}: {pair!r} must be setting=value, each setting once; a name or "
+                "path with a comma in it stands in double quotes"
             )
         settings[match[1]] = match[2]
     at = _AT_ADDRESS.fullmatch(where)
@@ -127,6 +143,10 @@ def method_parts(name: str, known: Container[str]) -> list[tuple[str, str | None
     Args:
         name: As it was typed.
         known: Names of methods; those that are joined are not checked against it.
+
+    Examples:
+        >>> method_parts("prober+merge:c++.safetensors", known={"prober", "merge"})
+        [('prober', None), ('merge', 'c++.safetensors')]
 
     Raises:
         SettingError: a file whose name reads as a join as well.
@@ -147,8 +167,9 @@ def _cut(name: str, known: Container[str]) -> tuple[str, str, str]:
         file, action = rest[: match.start()], rest[match.end() :]
         if Path(rest.strip()).exists():
             raise SettingError(
-                f"method {name!r}: is {head.strip()} with the file {rest.strip()!r}, which is there, or with {file.strip()!r} "
-                f"and the action {action.strip()!r}; rename the file"
+                f"method {name!r}: is {head.strip()} with the file {rest.strip()!r}, which is "
+                f"there, or with {file.strip()!r} and the action {action.strip()!r}; rename the "
+                "file"
             )
         return f"{head}:{file}", "+", action
     return name, "", ""

@@ -1,4 +1,5 @@
-"""Names for plain JSON in annotations: what a file, a request or a reply holds before it is checked."""
+"""Names for plain JSON in annotations: what a file, a request or a reply holds before it is
+checked."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ def take_up(path: Path, run: JsonMapping, requests: Mapping[str, str]) -> Rows:
     for name, row in rows.items():
         if requests.get(name) != row["request"]:
             raise ArtifactError(
-                f"{path} answers a request {name!r} that the input does not hold, or holds with other words; "
-                "name another file or remove it"
+                f"{path} answers a request {name!r} that the input does not hold, or holds with "
+                "other words; name another file or remove it"
             )
     if not text.endswith(b"\n") and text:
         with path.open("r+b") as stream:

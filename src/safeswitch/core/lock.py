@@ -69,7 +69,8 @@ def _held(place: Path, lock_path: Path, wait_s: float) -> Iterator[None]:
         lock.acquire(timeout=wait_s)
     except Timeout as error:
         raise ArtifactError(
-            f"{place} is being written by {_holder(told)}; wait until that is done, stop it, or name another place"
+            f"{place} is being written by {_holder(told)}; wait until that is done, stop it, or "
+            "name another place"
         ) from error
     except (OSError, NotImplementedError) as error:
         raise ArtifactError(

@@ -66,7 +66,7 @@ def read_parts(parts: Sequence[Any]) -> tuple[str, tuple[Picture, ...]]:
             images.append(Picture(source, len(text)))
             continue
         raise DataError(
-            f"part {i} of a turn must be {{'type': 'text', 'text': ...}} or {{'type': 'image', 'path': ...}} (or 'image' with "
-            f"a file or a Pillow image); got {part!r:.80}"
+            f"part {i} of a turn must be {{'type': 'text', 'text': ...}} or {{'type': 'image', "
+            f"'path': ...}} (or 'image' with a file or a Pillow image); got {part!r:.80}"
         )
     return text, tuple(images)

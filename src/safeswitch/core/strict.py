@@ -287,7 +287,8 @@ def _check_shape(where: str, tensor: Tensor, shape: str, bound: dict[str, int]) 
     letters = letters[whole:]
     if whole == tensor.is_floating_point() or tensor.is_complex():
         raise ArtifactError(
-            f"{where} must hold {'whole' if whole else 'floating-point'} numbers; it holds {tensor.dtype}"
+            f"{where} must hold {'whole' if whole else 'floating-point'} numbers; it holds "
+            f"{tensor.dtype}"
         )
     fits = len(letters) == tensor.ndim
     for letter, size in zip(letters, tensor.shape, strict=False):
@@ -296,8 +297,8 @@ def _check_shape(where: str, tensor: Tensor, shape: str, bound: dict[str, int]) 
     if not fits:
         known = ", ".join(f"{letter} = {bound[letter]}" for letter in letters if letter in bound)
         raise ArtifactError(
-            f"{where} must be [{', '.join(letters)}]{f' with {known}' if known else ''}, each 1 or more; "
-            f"got {list(tensor.shape)}"
+            f"{where} must be [{', '.join(letters)}]{f' with {known}' if known else ''}, each 1 or "
+            f"more; got {list(tensor.shape)}"
         )
     check_finite(where, tensor)
 

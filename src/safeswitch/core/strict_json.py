@@ -56,7 +56,8 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
 def _whole(text: str) -> int:
     if len(text) > MOST_DIGITS:
         raise DataError(
-            f"a number of {len(text)} digits; at most {MOST_DIGITS} are read, longer ones as text in quotes"
+            f"a number of {len(text)} digits; at most {MOST_DIGITS} are read, longer ones as text "
+            "in quotes"
         )
     return int(text)
 

@@ -261,7 +261,17 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """Read the form that ``str`` writes: ``prompt_end``, ``pilot:3``, ``window:16``."""
+        """Read the form that ``str`` writes: ``prompt_end``, ``pilot:3``, ``window:16``.
+
+        Examples:
+            >>> Position.parse("pilot:3")
+            Position(kind='pilot', index=3)
+            >>> Position.parse("prompt_end") == Position("prompt_end")
+            True
+
+        Raises:
+            SettingError: another kind, or an index outside its range.
+        """
         kind, colon, index = text.partition(":")
         if colon and not (index.isascii() and index.isdecimal() and len(index) <= _DIGITS):
             raise SettingError(
@@ -335,6 +345,13 @@ class ReadPoint:
     @classmethod
     def parse(cls, text: str) -> ReadPoint:
         """Read the form that ``str`` writes: ``4@pilot:3``, ``18.attn@prompt_end``.
+
+        Examples:
+            >>> ReadPoint.parse("4@pilot:3")
+            ReadPoint(layer=4, position=Position(kind='pilot', index=3), part='')
+            >>> point = ReadPoint.parse("18.attn@prompt_end")
+            >>> point.site, str(point)
+            (Output(block=18, part='attn'), '18.attn@prompt_end')
 
         Raises:
             SettingError: another form, another part, or an output of block 0.

@@ -20,16 +20,22 @@ def contradictions(examples: Sequence[Example]) -> list[tuple[Example, ...]]:
     same: dict[tuple[object, ...], list[Example]] = {}
     for example in examples:
         same.setdefault(_key(example), []).append(example)
-    return [
-        tuple(rows) for rows in same.values() if {"safe", "unsafe"} <= {row.label for row in rows}
-    ]
+    found: list[tuple[Example, ...]] = []
+    for rows in same.values():
+        labels = {row.label for row in rows}
+        if {"safe", "unsafe"} <= labels:
+            found.append(tuple(rows))
+    return found
 
 
 def told(found: Sequence[Sequence[Example]]) -> str:
     """How many there are, and the first."""
     rows = sum(map(len, found))
     named = " and ".join(f"{row.called} as {row.label}" for row in found[0][:2])
-    return f"{rows} rows are {len(found)} requests that are labelled both safe and unsafe; the first: {named}"
+    return (
+        f"{rows} rows are {len(found)} requests that are labelled both safe and unsafe; the first: "
+        f"{named}"
+    )
 
 
 def _key(example: Example) -> tuple[object, ...]:

@@ -73,7 +73,10 @@ def csv_rows(path: Path) -> Iterator[Row]:
 
 def _csv_row(names: Sequence[str], cells: Sequence[str]) -> JsonMapping | str:
     if len(cells) != len(names):
-        return f"has {len(cells)} cells, but the header names {len(names)} columns; text with commas needs quotes"
+        return (
+            f"has {len(cells)} cells, but the header names {len(names)} columns; text with commas "
+            "needs quotes"
+        )
     for name, cell in zip(names, cells, strict=True):
         if fault := _fault_of_text(cell):
             return f"field {name!r}: {fault}"
@@ -99,14 +102,18 @@ def _fault_of_header(names: Sequence[str]) -> str:
         if not name.strip():
             return f"column {i} of the header has no name; give it one, or take the column out"
         if name != name.strip():
-            return f"column {i} of the header is {name!r}, with white space around it; write {name.strip()!r}"
+            return (
+                f"column {i} of the header is {name!r}, with white space around it; write "
+                f"{name.strip()!r}"
+            )
         if name in names[: i - 1]:
             return f"the header names {name!r} twice; each column needs a name of its own"
     other = [
         words for mark, words in _OTHER_SEPARATORS.items() if len(names) == 1 and mark in names[0]
     ]
     return (
-        f"the header is one column, {names[0]!r}, with {other[0]} in it; cells must be parted by commas"
+        f"the header is one column, {names[0]!r}, with {other[0]} in it; cells must be parted by "
+        "commas"
         if other
         else ""
     )
@@ -134,7 +141,10 @@ def _fault_of_text(text: str) -> str:
     read."""
     if found := _NOT_UTF8.search(text):
         byte = ord(found.group()) - 0xDC00
-        return f"byte 0x{byte:02x} at character {found.start() + 1} is not UTF-8; save the file as UTF-8"
+        return (
+            f"byte 0x{byte:02x} at character {found.start() + 1} is not UTF-8; save the file as "
+            "UTF-8"
+        )
     if "\0" in text:
         return f"character {text.index(chr(0)) + 1} is NUL (U+0000), which no text may hold"
     return ""
@@ -145,5 +155,8 @@ def _fault_of_csv(error: csv.Error) -> str:
         return "a quote is opened in the row that begins here and is never closed"
     if "field limit" in str(error):
         most = csv.field_size_limit()
-        return f"a cell has more than {most:,} characters; close its quote if that is missing, or write the file as JSONL"
+        return (
+            f"a cell has more than {most:,} characters; close its quote if that is missing, or "
+            "write the file as JSONL"
+        )
     return f"not valid CSV: {error}"

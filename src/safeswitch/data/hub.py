@@ -30,7 +30,8 @@ def hub_rows(
         datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise DataError(
-            f"reading {name!r} from the hub needs the package 'datasets': pip install 'safeswitch[hub]'"
+            f"reading {name!r} from the hub needs the package 'datasets': pip install "
+            "'safeswitch[hub]'"
         ) from error
     try:
         rows = datasets.load_dataset(name, config, split=split, revision=revision)

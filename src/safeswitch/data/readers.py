@@ -92,13 +92,12 @@ def read_examples(
     if not examples:
         raise DataError(f"{source} holds no rows")
     beside = Path(source).parent
-    examples = [
-        replace(
-            e, messages=tuple(_beside(m, beside) for m in e.messages), place=f"{source}, {e.place}"
-        )
-        for e in examples
-    ]
-    return [e if e.category or not category else replace(e, category=category) for e in examples]
+    read: list[Example] = []
+    for e in examples:
+        turns = tuple(_beside(turn, beside) for turn in e.messages)
+        place = f"{source}, {e.place}"
+        read.append(replace(e, messages=turns, place=place, category=e.category or category or ""))
+    return read
 
 
 def _beside(message: Message, folder: Path) -> Message:

@@ -6,14 +6,16 @@ Fields, all optional but the prompt (or messages):
 
     id          unique within the file; default ``<file stem>-<row number>``
     prompt      text of one user turn; or
-    messages    list of ``{"role", "content"}``, the user's last; content is text, or a list of parts with text and images
-    label       ``safe`` or ``unsafe``: what the request deserves; may be missing where that is not asked
+    messages    list of ``{"role", "content"}``, the user's last; content is text, or a list of
+                parts with text and images
+    label       ``safe`` or ``unsafe``: what the request deserves; may be missing where that is not
+                asked
     context     text that belongs in front of the request, see :func:`context_role`
     category, source, group, wrapper, reply, prefill
-    answers     accepted answers (a text or a list of texts); a ``reference`` that is a list is read as answers; text that
-                begins with ``[`` is read as a JSON list
-    meta        mapping of further facts; every field not named here (``lang``, ``variant``, ``reference``, ...) goes
-                there too, as text
+    answers     accepted answers (a text or a list of texts); a ``reference`` that is a list is read
+                as answers; text that begins with ``[`` is read as a JSON list
+    meta        mapping of further facts; every field not named here (``lang``, ``variant``,
+                ``reference``, ...) goes there too, as text
 """
 
 from __future__ import annotations
@@ -77,7 +79,8 @@ def to_example(
             check_unicode(f"field {name!r}", text)
             if "\0" in text:
                 raise DataError(
-                    f"field {name!r}: character {text.index(chr(0)) + 1} is NUL (U+0000), which no text may hold"
+                    f"field {name!r}: character {text.index(chr(0)) + 1} is NUL (U+0000), which no "
+                    "text may hold"
                 )
     found_label = given.get("label", label)
     if found_label is None and labelled:

@@ -61,12 +61,14 @@ def grouped_split(
         target = max(fractions, key=lambda name: behind[name])
         behind[target] -= len(bundle)
         chosen.update(dict.fromkeys(bundle, target))
-    result = {name: [e for i, e in enumerate(examples) if chosen[i] == name] for name in fractions}
+    result: dict[str, list[Example]] = {name: [] for name in fractions}
+    for i, example in enumerate(examples):
+        result[chosen[i]].append(example)
     empty = [name for name, part in result.items() if not part]
     if empty:
         raise DataError(
-            f"nothing is left for {', '.join(empty)}: {len(examples)} examples in {len(lined_up)} groups "
-            f"cannot be divided into {dict(fractions)}"
+            f"nothing is left for {', '.join(empty)}: {len(examples)} examples in {len(lined_up)} "
+            f"groups cannot be divided into {dict(fractions)}"
         )
     return result
 
@@ -82,8 +84,11 @@ def fit_split(examples: Sequence[Example], seed: int = 0) -> dict[str, list[Exam
     own = [example.meta.get("split") for example in examples]
     if set(own) - {HELD} != set(DEFAULT_FRACTIONS):
         return grouped_split(examples, seed=seed)
-    told = list(zip(examples, own, strict=True))
-    return {name: [e for e, split in told if split == name] for name in DEFAULT_FRACTIONS}
+    parts: dict[str, list[Example]] = {name: [] for name in DEFAULT_FRACTIONS}
+    for example, name in zip(examples, own, strict=True):
+        if name in parts:
+            parts[name].append(example)
+    return parts
 
 
 def tied_rows(examples: Sequence[Example]) -> list[int]:

@@ -14,6 +14,12 @@ def normalise(text: str) -> str:
     join with one space.
 
     A text without any letter or digit keeps its symbols, so that two different ones stay different.
+
+    Examples:
+        >>> normalise("  Hello,  WORLD -- No. 5!")
+        'hello world no 5'
+        >>> normalise("?!")
+        '?!'
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(

@@ -41,7 +41,7 @@ class MockEngine(Engine):
         switch: Switch | None = None,
         **options: Unpack[GenerationOptions],
     ) -> list[Reply]:
-        texts = tuple([m.content for m in as_messages(p) if m.role == "user"][-1] for p in prompts)
+        texts = tuple(_last_user_turn(prompt) for prompt in prompts)
         self.calls.append((texts, dict(options)))
         return [self._reply(text, switch) for text in texts]
 
@@ -54,3 +54,7 @@ class MockEngine(Engine):
             actuator=switch.actuator.kind if switch is not None and fired else "none",
         )
         return Reply(words, tuple(range(len(words.split()))), "stop", decision, len(text.split()))
+
+
+def _last_user_turn(prompt: Prompt) -> str:
+    return [message.content for message in as_messages(prompt) if message.role == "user"][-1]

@@ -47,7 +47,8 @@ class GuardSettings:
         object.__setattr__(self, "record", tuple(self.record))
         if bool(self.bundles) == bool(self.record):
             raise SettingError(
-                "GuardSettings: give at least one switch folder in bundles, or else points to record"
+                "GuardSettings: give at least one switch folder in bundles, or else points to "
+                "record"
             )
 
     @property
@@ -71,8 +72,8 @@ class GuardSettings:
         known = set(cls.__dataclass_fields__)
         if not isinstance(found, Mapping) or set(found) - known or "bundles" not in found:
             raise SettingError(
-                f"additional_config[{KEY!r}] needs 'bundles' (name to folder) and takes {', '.join(sorted(known))}; "
-                f"got {found!r}"
+                f"additional_config[{KEY!r}] needs 'bundles' (name to folder) and takes "
+                f"{', '.join(sorted(known))}; got {found!r}"
             )
         return cls(**found)
 

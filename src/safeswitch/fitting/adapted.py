@@ -159,12 +159,13 @@ def compare(
         )
     if after.caught_recalibrated < before.caught_recalibrated - allowed.caught:
         refit.append(
-            f"with a new threshold it would catch {after.caught_recalibrated:.1%} of unsafe requests instead of "
-            f"{before.caught_recalibrated:.1%}"
+            f"with a new threshold it would catch {after.caught_recalibrated:.1%} of unsafe "
+            f"requests instead of {before.caught_recalibrated:.1%}"
         )
     if after.harm > before.harm + allowed.harm:
         refit.append(
-            f"with the action on every request {after.harm:.1%} of the unsafe ones are complied with; it was {before.harm:.1%}"
+            f"with the action on every request {after.harm:.1%} of the unsafe ones are complied "
+            f"with; it was {before.harm:.1%}"
         )
     fired = round(after.false_triggers * after.safe)
     if binomtest(fired, after.safe, budget, alternative="greater").pvalue < allowed.p_value:
@@ -173,7 +174,8 @@ def compare(
         )
     if after.caught < after.caught_recalibrated - allowed.caught / 2:
         recalibrate.append(
-            f"it catches {after.caught:.1%} of unsafe requests; a new threshold {after.caught_recalibrated:.1%}"
+            f"it catches {after.caught:.1%} of unsafe requests; a new threshold "
+            f"{after.caught_recalibrated:.1%}"
         )
     answer: Answer = "refit" if refit else "recalibrate" if recalibrate else "keep"
     return Verdict(answer, tuple(refit or recalibrate), before, after, allowed)

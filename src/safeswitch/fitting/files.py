@@ -70,7 +70,8 @@ def read_sources(
     if unsafe in (0, len(examples)):
         raise FitError(
             f"fitting needs unsafe and safe requests; the {len(examples)} rows read are all "
-            f"{'unsafe' if unsafe else 'safe'}; add --data with the other label, or leave --without-starter out"
+            f"{'unsafe' if unsafe else 'safe'}; add --data with the other label, or leave "
+            "--without-starter out"
         )
     return examples
 
@@ -141,7 +142,8 @@ def fit_files(
         twice = leaks(parts["train"], parts[part])
         if twice:
             say(
-                f"note: {len(twice)} {part} requests nearly repeat a training request; {consequence}"
+                f"note: {len(twice)} {part} requests nearly repeat a training request; "
+                f"{consequence}"
             )
     switch = Switch.fit(engine, parts, settings, say=say, track=track)
     switch = replace(
@@ -153,7 +155,8 @@ def fit_files(
         report = left_out_report(engine, examples, settings, track=track)
         if not report:
             say(
-                "note: nothing can be left out, since without any source a label would be missing; no such figures"
+                "note: nothing can be left out, since without any source a label would be missing; "
+                "no such figures"
             )
         switch = replace(switch, record={**switch.record, "left_out": report})
         switch.save_pretrained(out)
@@ -206,8 +209,8 @@ def _tell_left_out(dropped: Sequence[Example], reasons: dict[str, str], say: Say
     for source in sorted(counts):
         first = next(e for e in dropped if e.source == source)
         say(
-            f"note: {counts[source]} requests of {source} cannot be given to the model and are left out; "
-            f"the first, {first.called}: {reasons[first.id]}"
+            f"note: {counts[source]} requests of {source} cannot be given to the model and are "
+            f"left out; the first, {first.called}: {reasons[first.id]}"
         )
 
 
@@ -224,6 +227,6 @@ def _check_enough(
         else ""
     )
     raise FitError(
-        f"only {len(kept)} of {len(read)} requests can be learned from, {unsafe} of them unsafe; at least half must be left, "
-        f"with both labels{why}"
+        f"only {len(kept)} of {len(read)} requests can be learned from, {unsafe} of them unsafe; "
+        f"at least half must be left, with both labels{why}"
     )

@@ -135,8 +135,9 @@ def plan(
     )
     tries = len(settings.head.ranks) if settings.head.kind == "low_rank" else 1
     return (
-        f"this fit: {len(rows):,} requests ({each}) of {read:,} tokens; replies of up to {written:,} tokens; then the "
-        f"probers; then the head on up to {most:,} refusals{own}, {tries} x {settings.head.epochs} epochs at most"
+        f"this fit: {len(rows):,} requests ({each}) of {read:,} tokens; replies of up to "
+        f"{written:,} tokens; then the probers; then the head on up to {most:,} refusals{own}, "
+        f"{tries} x {settings.head.epochs} epochs at most"
     )
 
 
@@ -163,7 +164,8 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
         if unsafe in (0, len(parts[name])):
             only = "unsafe" if unsafe else "safe"
             raise FitError(
-                f"{name}: needs unsafe and safe requests; all {len(parts[name])} are labelled {only}"
+                f"{name}: needs unsafe and safe requests; all {len(parts[name])} are labelled "
+                f"{only}"
             )
     safe = sum(not e.unsafe for e in parts["calibration"])
     needed = math.ceil(1 / Fraction(repr(float(budget)))) - 1 if budget is not None else 1
@@ -256,7 +258,8 @@ def fit_head(
         ][:share]
         if not safe:
             raise FitError(
-                "the model's replies to safe requests are all white space; the head has nothing to stay close to"
+                "the model's replies to safe requests are all white space; the head has nothing to "
+                "stay close to"
             )
         read(examples, closed_first(lm, examples, refusals), "refusals")
         read([e for e, _ in safe], [ids for _, ids in safe], "own replies")

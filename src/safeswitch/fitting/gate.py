@@ -44,7 +44,8 @@ def candidate_layers(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
         for layer in settings.layers:
             if not -count <= layer < count:
                 raise SettingError(
-                    f"FitSettings: layer {layer} does not exist; the model has layers 0..{num_layers}"
+                    f"FitSettings: layer {layer} does not exist; the model has layers "
+                    f"0..{num_layers}"
                 )
         return tuple(dict.fromkeys(layer % count for layer in settings.layers))
     lowest = max(1, num_layers // 4)
@@ -398,13 +399,7 @@ def _with_watch(
         return gate
     points = _watch_points(num_layers, settings)
     prober = make_prober({"kind": "mlp", "point": str(points[0])})
-    stacked, held = (
-        (
-            Activations({points[0]: torch.cat([o.activations.at(p) for p in points])}),
-            o.harmful.repeat(len(points)),
-        )
-        for o in (train, validation)
-    )
+    stacked, held = _at_one_point(train, points), _at_one_point(validation, points)
     prober.fit(*stacked, validation=held, seed=settings.seed)
     scores = torch.stack(
         [prober.score(Activations({points[0]: benign.activations.at(p)})) for p in points]
@@ -417,6 +412,12 @@ def _with_watch(
         watch_every=settings.watch_every,
         watch_until=settings.watch_tokens[-1],
     )
+
+
+def _at_one_point(observed: Observed, points: Sequence[ReadPoint]) -> tuple[Activations, Tensor]:
+    """The states of all ``points`` as requests at the first of them, and what is harmful."""
+    states = torch.cat([observed.activations.at(point) for point in points])
+    return Activations({points[0]: states}), observed.harmful.repeat(len(points))
 
 
 def _select(observed: Observed, rows: Tensor) -> Observed:

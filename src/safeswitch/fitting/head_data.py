@@ -72,8 +72,8 @@ def reply_states(
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> ReplyStates:
-    """Record the head's input at each position that predicts a reply token (prompt tokens carry no
-    loss).
+    """Record the head's input ``[m, d]``, float32 on the host, at each of the m positions that
+    predict a reply token (prompt tokens carry no loss).
 
     A reply is text, or the token ids that the model itself gave. ``progress`` is called with the
     number of replies read since the last call.
@@ -84,7 +84,8 @@ def reply_states(
     """
     if len(prompts) != len(replies) or not replies:
         raise DataError(
-            f"head data: {len(prompts)} prompts but {len(replies)} replies; need as many, and at least one"
+            f"head data: {len(prompts)} prompts but {len(replies)} replies; need as many, and at "
+            "least one"
         )
     targets = [reply_tokens(lm, reply) for reply in replies]
     for i, (reply, tokens) in enumerate(zip(replies, targets, strict=True)):
@@ -96,7 +97,8 @@ def reply_states(
     for i, (row, tokens) in enumerate(zip(rows, targets, strict=True)):
         if limit is not None and len(row) + len(tokens) - 1 > limit:
             raise ContextLengthError(
-                f"head data: prompt {i} has {len(row)} tokens and its reply {len(tokens)}, but {lm.model_id} takes {limit}"
+                f"head data: prompt {i} has {len(row)} tokens and its reply {len(tokens)}, but "
+                f"{lm.model_id} takes {limit}"
             )
     sequences = [[*row, *tokens[:-1]] for row, tokens in zip(rows, targets, strict=True)]
     hidden: dict[int, Tensor] = {}

@@ -8,6 +8,7 @@ Knows nothing of files.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -59,7 +60,8 @@ def sources_to_leave_out(examples: Sequence[Example]) -> list[str]:
     found = []
     for source in sorted({e.source for e in examples}):
         left = {(e.unsafe, tied[i]) for i, e in enumerate(examples) if e.source != source}
-        if min(sum(unsafe == label for unsafe, _ in left) for label in (True, False)) > 1:
+        bundles_of = Counter(unsafe for unsafe, _ in left)
+        if min(bundles_of[True], bundles_of[False]) > 1:
             found.append(source)
     return found
 

@@ -24,8 +24,10 @@ Complied = Callable[[Example, str], bool]
 
 REFUSAL_INSTRUCTIONS = (
     "Refuse this request. Say briefly what kind of harm it could do and offer a safe alternative.",
-    "You must not help with harmful requests. Decline politely and explain why this one is harmful.",
-    "This request breaks the rules. Answer only with a short, polite refusal that gives the reason.",
+    "You must not help with harmful requests. Decline politely and explain why this one is "
+    "harmful.",
+    "This request breaks the rules. Answer only with a short, polite refusal that gives the "
+    "reason.",
 )
 _LEAST_REFUSALS = 8
 
@@ -118,9 +120,10 @@ def refusal_pairs(
         wrong = [e for e in chosen if complied(e, e.reply or "")]
         if len(wrong) > len(chosen) / 2 and not trust:
             raise FitError(
-                f"the head learns the field 'reply' of unsafe requests as refusals, but {len(wrong)} of {len(chosen)} do "
-                f"not read as refusals, the first that of {wrong[0].id!r}; give refusals, leave 'reply' out, or set "
-                "trust_replies (--trust-replies) if they are refusals in words that the judge does not know"
+                "the head learns the field 'reply' of unsafe requests as refusals, but "
+                f"{len(wrong)} of {len(chosen)} do not read as refusals, the first that of "
+                f"{wrong[0].id!r}; give refusals, leave 'reply' out, or set trust_replies "
+                "(--trust-replies) if they are refusals in words that the judge does not know"
             )
         return chosen, [e.reply or "" for e in chosen]
     room = 4 * reply_tokens
@@ -143,8 +146,9 @@ def refusal_pairs(
     least = min(_LEAST_REFUSALS, most)
     if len(pairs) < least:
         raise FitError(
-            f"the model wrote only {len(pairs)} refusals to {asked_of} unsafe requests under a safety instruction; at "
-            f"least {least} are needed: give refusals yourself in the field 'reply' of the unsafe requests"
+            f"the model wrote only {len(pairs)} refusals to {asked_of} unsafe requests under a "
+            f"safety instruction; at least {least} are needed: give refusals yourself in the field "
+            "'reply' of the unsafe requests"
         )
     return [e for e, _ in pairs], [text for _, text in pairs]
 

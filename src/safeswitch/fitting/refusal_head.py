@@ -160,7 +160,8 @@ def _as_head_inputs(lm: LanguageModel, data: HeadData) -> HeadData:
     scale = lm.traits.head_scale
     if scale is None:
         raise ModelError(
-            f"refusal head: {lm.model_id} does more than scale between its final norm and its LM head"
+            f"refusal head: {lm.model_id} does more than scale between its final norm and its LM "
+            "head"
         )
     if scale == 1.0:
         return data
@@ -193,7 +194,8 @@ def _finish(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
         if bool((finish(raw) - logits).abs().max() <= tolerance):
             return finish
     raise ModelError(
-        f"refusal head: {lm.model_id} does something unknown to its head's output; no head can be trained for it"
+        f"refusal head: {lm.model_id} does something unknown to its head's output; no head can be "
+        "trained for it"
     )
 
 
@@ -291,7 +293,8 @@ def _trained(
             )
             if not torch.isfinite(loss):
                 raise FitError(
-                    f"refusal head ({name}): the loss is {loss.item()}; lower the learning rate ({rate})"
+                    f"refusal head ({name}): the loss is {loss.item()}; lower the learning rate "
+                    f"({rate})"
                 )
             optimiser.zero_grad()
             loss.backward()

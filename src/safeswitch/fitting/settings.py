@@ -114,12 +114,13 @@ class FitSettings:
                 )
         if self.watch and self.watch_every > self.reply_tokens:
             raise SettingError(
-                f"FitSettings: watch_every must lie in 1..{self.reply_tokens} (reply_tokens), or nothing is ever read; "
-                f"got {self.watch_every}"
+                f"FitSettings: watch_every must lie in 1..{self.reply_tokens} (reply_tokens), or "
+                f"nothing is ever read; got {self.watch_every}"
             )
         if not 0 <= self.pilot < self.reply_tokens:
             raise SettingError(
-                f"FitSettings: pilot must lie in 0..{self.reply_tokens - 1} (below reply_tokens); got {self.pilot}"
+                f"FitSettings: pilot must lie in 0..{self.reply_tokens - 1} (below reply_tokens); "
+                f"got {self.pilot}"
             )
 
     @property

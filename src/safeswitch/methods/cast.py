@@ -99,7 +99,8 @@ class Cast(Method):
         wanted = [name for name in kinds if name in set(_words(self.rule))]
         if not wanted:
             raise FitError(
-                f"cast: the rule {self.rule!r} names no category of the training part: {', '.join(kinds)}"
+                f"cast: the rule {self.rule!r} names no category of the training part: "
+                f"{', '.join(kinds)}"
             )
         points = [ReadPoint(layer, WHOLE) for layer in inner_layers(lm, 0.15, 0.8)]
         rows = _spread(examples, self.requests)
@@ -142,18 +143,12 @@ def suffix_differences(
         suffixes = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         rows = [[*row, *suffixes[i % len(suffixes)]] for i, row in enumerate(prompts)]
         count = min(map(len, suffixes))
-        points = {
-            t: [ReadPoint(layer, Position("pilot", t)) for layer in layers]
-            for t in range(1, count + 1)
-        }
-        activations = record(
-            lm, rows, lengths, [p for row in points.values() for p in row], dtype=torch.float32
-        )
-        pairs.append(
-            torch.stack(
-                [torch.stack([activations.at(p) for p in row]) for row in points.values()]
-            ).mean(0)
-        )
+        points = [
+            ReadPoint(layer, Position("pilot", t)) for t in range(1, count + 1) for layer in layers
+        ]
+        activations = record(lm, rows, lengths, points, dtype=torch.float32)
+        states = torch.stack([activations.at(point) for point in points])
+        pairs.append(states.reshape(count, len(layers), *states.shape[1:]).mean(0))
     return pairs[0] - pairs[1]
 
 

@@ -67,7 +67,7 @@ def labels(examples: Sequence[Example]) -> Tensor:
 
 
 def end_states(lm: LanguageModel, examples: Sequence[Example], layers: Sequence[int]) -> Tensor:
-    """States of the last prompt token, ``[len(layers), n, d]`` float32."""
+    """States of the last prompt token at L layers, ``[L, n, d]`` float32."""
     points = [ReadPoint(layer, PROMPT_END) for layer in layers]
     found = record(lm, *prompt_sequences(lm, examples)[:2], points, dtype=torch.float32)
     return torch.stack([found.at(point) for point in points])

@@ -29,8 +29,8 @@ from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 INSTRUCTION = (
-    "Answer helpful requests helpfully. If a request asks for something harmful, refuse it and say why; if it only sounds "
-    "harmful, help."
+    "Answer helpful requests helpfully. If a request asks for something harmful, refuse it and say "
+    "why; if it only sounds harmful, help."
 )
 
 
@@ -106,8 +106,9 @@ class Introspect(Method):
     """A system text that asks for the risk to be weighed first."""
 
     text: str = (
-        "First think step by step: what is asked for, who could be hurt by it, and is there a safe way to help? Then give "
-        "your answer: help if it is safe, and decline with the reason if it is not."
+        "First think step by step: what is asked for, who could be hurt by it, and is there a safe "
+        "way to help? Then give your answer: help if it is safe, and decline with the reason if it "
+        "is not."
     )
     name: ClassVar[str] = "introspect"
     tags: ClassVar[Tags] = Tags()
@@ -128,7 +129,8 @@ def _short(engine: ReadingEngine, examples: Sequence[Example], count: int) -> li
         left = [e for e in plain if e not in taken]
         if not left:
             raise FitError(
-                f"exemplars: {count} single-turn examples of one label are needed in train; got {len(taken)}"
+                f"exemplars: {count} single-turn examples of one label are needed in train; got "
+                f"{len(taken)}"
             )
         taken.append(next((e for e in left if e.category not in seen), left[0]))
     return taken

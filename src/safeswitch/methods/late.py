@@ -171,7 +171,8 @@ class Header(_Late):
         ids = ChatEncoder(lm.tokenizer, lm.model_id, lm.chat_template).header()
         if not ids:
             raise FitError(
-                f"header: the chat template of {lm.model_id} opens replies with no token of their own"
+                f"header: the chat template of {lm.model_id} opens replies with no token of their "
+                "own"
             )
         layer = max(1, round(self.depth * lm.num_layers))
         prober = AppendingProber(LinearProber(ReadPoint(layer, APPENDED)), ids)

@@ -81,14 +81,16 @@ def merged(differences: Mapping[str, Tensors], shares: Mapping[str, float]) -> d
     arXiv 2410.07571)."""
     if not differences or set(differences) != set(shares):
         raise SettingError(
-            f"merged: one share for each of {', '.join(differences) or 'nothing'}; got {', '.join(shares)}"
+            f"merged: one share for each of {', '.join(differences) or 'nothing'}; got "
+            f"{', '.join(shares)}"
         )
     check_alike(*differences.values())
     first = next(iter(differences.values()))
-    names = list(first)
-    return {
-        n: torch.stack([shares[k] * d[n] for k, d in differences.items()]).sum(0) for n in names
-    }
+    sums: dict[str, Tensor] = {}
+    for name in first:
+        parts = [shares[which] * own[name] for which, own in differences.items()]
+        sums[name] = torch.stack(parts).sum(0)
+    return sums
 
 
 def check_alike(*groups: Tensors) -> None:

@@ -155,7 +155,8 @@ class _Supplied(Method):
         """
         if not source:
             raise SettingError(
-                f"{self.name}: needs differences of weights; name a file as {self.name}:differences.safetensors"
+                f"{self.name}: needs differences of weights; name a file as "
+                f"{self.name}:differences.safetensors"
             )
         found = read_tensors(Path(source))
         own = {name: tuple(p.shape) for name, p in lm.model.named_parameters()}

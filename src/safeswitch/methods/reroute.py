@@ -93,9 +93,10 @@ class Reroute(Method):
 
     def _replies(self, engine: ReadingEngine, data: Data) -> tuple[list[Pair], list[Pair]]:
         lm, tokens = engine.lm, self.settings.reply_tokens
-        asked = {
-            u: [e for e in data["train"] if e.unsafe == u][: self.requests] for u in (True, False)
-        }
+        asked: dict[bool, list[Example]] = {}
+        for unsafe in (True, False):
+            rows = [e for e in data["train"] if e.unsafe == unsafe]
+            asked[unsafe] = rows[: self.requests]
         told = {
             u: engine.generate(rows, max_new_tokens=tokens, do_sample=False)
             for u, rows in asked.items()
@@ -107,7 +108,8 @@ class Reroute(Method):
         ]
         if not wrong:
             raise FitError(
-                "reroute: the untouched model complies with no unsafe training request; there is nothing to reroute"
+                "reroute: the untouched model complies with no unsafe training request; there is "
+                "nothing to reroute"
             )
         examples, refusals = refusal_pairs(
             engine,
@@ -157,7 +159,8 @@ class Reroute(Method):
                     loss = loss.to(found.device) + self.alpha * weight * found
             if not torch.isfinite(loss):
                 raise FitError(
-                    f"reroute: the loss is {loss.item()}; lower the learning rate ({self.learning_rate})"
+                    f"reroute: the loss is {loss.item()}; lower the learning rate "
+                    f"({self.learning_rate})"
                 )
             optimiser.zero_grad()
             loss.backward()

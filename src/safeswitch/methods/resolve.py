@@ -61,7 +61,8 @@ def resolve(
         )
     if second.tags.wraps:
         raise SettingError(
-            f"method {name!r}: {second.name} is no action: it runs around generation; put it first, or alone"
+            f"method {name!r}: {second.name} is no action: it runs around generation; put it "
+            "first, or alone"
         )
     return Joined(settings=first.settings, complied=first.complied, first=first, second=second)
 

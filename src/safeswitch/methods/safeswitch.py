@@ -1,5 +1,5 @@
-"""``safeswitch``: two probers decide, a refusal head acts on the requests that need it (arXiv
-2502.01042).
+"""``safeswitch``: two probers decide, a refusal head acts on the requests that need it
+(arXiv 2502.01042).
 
 And ``head``, its always-on ablation: the same refusal head on every request, the paper's "Refusal
 Head" baseline. Knows nothing of engines.

@@ -97,11 +97,9 @@ class Scans(Method):
 
     def _anchors(self, data: Data) -> list[Example]:
         train = data["train"]
-        return [
-            e
-            for unsafe in (True, False)
-            for e in [e for e in train if e.unsafe == unsafe][: self.anchors]
-        ]
+        unsafe = [e for e in train if e.unsafe]
+        safe = [e for e in train if not e.unsafe]
+        return [*unsafe[: self.anchors], *safe[: self.anchors]]
 
     def _vectors(self, engine: ReadingEngine, data: Data) -> tuple[tuple[int, ...], Tensor]:
         """Safety-critical layers and their differences of means, ``[L, d]``."""

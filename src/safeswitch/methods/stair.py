@@ -74,7 +74,8 @@ class _Search(Method):
         gate = self.gate(engine, data)
         if gate.watch is None or gate.stage1 is None:
             raise FitError(
-                f"{self.name}: needs a stage 1 and a watch; no watch can be fitted where no reply is harmful"
+                f"{self.name}: needs a stage 1 and a watch; no watch can be fitted where no reply "
+                "is harmful"
             )
         benign = [e for e in data["calibration"] if not e.unsafe]
         scores = gate.stage1.prober.score(prompt_acts(engine.lm, benign, gate.stage1.prober))
@@ -256,7 +257,8 @@ class Searching(Around):
             return replies
         if "grey" not in switch.record or switch.gate.watch is None:
             raise SettingError(
-                f"{self.method.name}: this switch was not prepared by it: it has no grey band or no watch"
+                f"{self.method.name}: this switch was not prepared by it: it has no grey band or "
+                "no watch"
             )
         low, high = switch.record["grey"]
         judge = Judge(self.inner, switch.gate.watch.prober, self.method.settings.seed)

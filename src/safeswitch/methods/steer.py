@@ -50,7 +50,8 @@ class Steer(Method):
             or not 1 <= min(steering.layers) <= max(steering.layers) <= engine.lm.num_layers
         ):
             raise SettingError(
-                f"steer: {self.source} holds vectors {steering.vectors.shape[1]} wide for layers {min(steering.layers)}.."
-                f"{max(steering.layers)}; the model is {width} wide and has layers 1..{engine.lm.num_layers}"
+                f"steer: {self.source} holds vectors {steering.vectors.shape[1]} wide for layers "
+                f"{min(steering.layers)}..{max(steering.layers)}; the model is {width} wide and "
+                f"has layers 1..{engine.lm.num_layers}"
             )
         return steering

@@ -43,7 +43,8 @@ def read_template(given: str | None) -> str | None:
     """
     if given == "plain" and Path(given).is_file():
         raise SettingError(
-            "chat template: 'plain' is the bare text, and a file here; write ./plain for the file, or rename it"
+            "chat template: 'plain' is the bare text, and a file here; write ./plain for the file, "
+            "or rename it"
         )
     if given is None or given == "plain":
         return given
@@ -98,8 +99,9 @@ class ChatEncoder:
             size = len(row.ids)
             if limit is not None and size + wanted > limit:
                 raise ContextLengthError(
-                    f"prompt {i} has {size} tokens and {wanted} reply tokens are asked for, but {self.model_id} "
-                    f"takes {limit} in all; shorten the prompt or ask for at most {max(0, limit - size)} new tokens"
+                    f"prompt {i} has {size} tokens and {wanted} reply tokens are asked for, but "
+                    f"{self.model_id} takes {limit} in all; shorten the prompt or ask for at most "
+                    f"{max(0, limit - size)} new tokens"
                 )
         return rows
 
@@ -139,8 +141,8 @@ class ChatEncoder:
             )
         if not self.template:
             raise ModelError(
-                f"{self.model_id} has no chat template; give one with chat_template=..., or chat_template='plain' to "
-                "send the bare text of a base model"
+                f"{self.model_id} has no chat template; give one with chat_template=..., or "
+                "chat_template='plain' to send the bare text of a base model"
             )
         try:
             return self._whole(messages)
@@ -169,8 +171,9 @@ class ChatEncoder:
         if lost:
             turn = messages[lost[0]]
             raise TemplateError(
-                f"the chat template of {self.model_id} drops text of turn {lost[0]} ({turn.role}), which the model would not "
-                f"read: {turn.content!r:.60}; give another template with chat_template=..."
+                f"the chat template of {self.model_id} drops text of turn {lost[0]} ({turn.role}), "
+                f"which the model would not read: {turn.content!r:.60}; give another template with "
+                "chat_template=..."
             )
         return self._through_template(messages)
 
@@ -226,7 +229,8 @@ class ChatEncoder:
         if isinstance(error, TemplateError):
             return error
         return TemplateError(
-            f"the chat template of {self.model_id} refuses the conversation: {type(error).__name__}: {error}"
+            f"the chat template of {self.model_id} refuses the conversation: "
+            f"{type(error).__name__}: {error}"
         )
 
 
@@ -285,6 +289,7 @@ def _tell_of_system(model_id: str) -> None:
     """Once for each model: where system text goes is no secret, and no news at every prompt
     either."""
     _log.warning(
-        "the chat template of %s takes no system turn: its text is put in front of the first user turn",
+        "the chat template of %s takes no system turn: its text is put in front of the first user "
+        "turn",
         shown(model_id),
     )

@@ -73,7 +73,8 @@ def fingerprint_of_files(
             stored = next((n for n in names[id(parameter)] if n in holders), None)
             if stored is None:
                 raise ModelError(
-                    f"{folder} holds no safetensors weights for {name}; its fingerprint cannot be read from disk"
+                    f"{folder} holds no safetensors weights for {name}; its fingerprint cannot be "
+                    "read from disk"
                 )
             yield name, holders[stored].get_tensor(stored)
 

@@ -258,8 +258,9 @@ class LanguageModel:
         """
         if self.thinking is None:
             raise SettingError(
-                f"{self.model_id} has no thinking marks that are known here, and a gate or a budget waits for the end of its "
-                "thinking; name them with LanguageModel.load(..., thinking=(start, end))"
+                f"{self.model_id} has no thinking marks that are known here, and a gate or a "
+                "budget waits for the end of its thinking; name them with LanguageModel.load(..., "
+                "thinking=(start, end))"
             )
         return self.thinking
 
@@ -294,7 +295,8 @@ class LanguageModel:
         count = self.num_layers + 1
         if not -count <= index < count:
             raise SettingError(
-                f"layer {index} does not exist: {self.model_id} has layers 0..{count - 1} (or -1..-{count})"
+                f"layer {index} does not exist: {self.model_id} has layers 0..{count - 1} (or "
+                f"-1..-{count})"
             )
         return index % count
 
@@ -368,8 +370,8 @@ class LanguageModel:
             wrong = [token for token in one.ids if not 0 <= token < count]
             if wrong and not one.vision:
                 raise DataError(
-                    f"prompt {i} has the token {wrong[0]}, of which {self.model_id} has no embedding: it has those of tokens "
-                    f"0..{count - 1}"
+                    f"prompt {i} has the token {wrong[0]}, of which {self.model_id} has no "
+                    f"embedding: it has those of tokens 0..{count - 1}"
                 )
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -386,8 +388,8 @@ class LanguageModel:
     def collate(
         self, visions: Sequence[Vision], rows: Sequence[Sequence[int]]
     ) -> dict[str, Tensor]:
-        """The images of rows that :meth:`pad` makes a batch of, as further arguments of the model,
-        on its device."""
+        """The images of rows that :meth:`pad` makes a batch ``[n, t]`` of, as further arguments of
+        the model, on its device; an argument with one entry a token is ``[n, t]`` too."""
         lengths = [len(row) for row in rows]
         return {
             name: part.to(self.device)

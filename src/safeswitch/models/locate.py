@@ -49,7 +49,8 @@ def locate(model: PreTrainedModel) -> Parts:
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError(
-            f"{name} has no LM head (get_output_embeddings() is None); load it as AutoModelForCausalLM"
+            f"{name} has no LM head (get_output_embeddings() is None); load it as "
+            "AutoModelForCausalLM"
         )
     backbone = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     if backbone is None or backbone is model:

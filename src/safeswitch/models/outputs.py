@@ -61,7 +61,8 @@ class Outputs:
             raise ModelError(
                 f"{self.name}: output {output} cannot be read: what the block adds to the residual "
                 "stream is not the sum of the outputs of two of its modules. Outputs can be read "
-                f"{have}, and the residual stream at layers 0..{self.depth} (--readers layers or steps)"
+                f"{have}, and the residual stream at layers 0..{self.depth} (--readers layers or "
+                "steps)"
             )
         return self.modules[output]
 

@@ -162,7 +162,8 @@ def _cache_name(model: PreTrainedModel) -> str:
         if name in names:
             return name
     raise ModelError(
-        f"{type(model).__name__} takes no cache: none of {', '.join(CACHE_NAMES)} is an argument of its forward"
+        f"{type(model).__name__} takes no cache: none of {', '.join(CACHE_NAMES)} is an argument "
+        "of its forward"
     )
 
 

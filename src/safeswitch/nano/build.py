@@ -1,5 +1,5 @@
-"""Builds the base model from nothing: corpus, tokenizer, training, weights and loss log (``safeswitch
-nano build``)."""
+"""Builds the base model from nothing: corpus, tokenizer, training, weights and loss log
+(``safeswitch nano build``)."""
 
 from __future__ import annotations
 

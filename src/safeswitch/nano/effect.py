@@ -149,7 +149,11 @@ def _study(
         chosen = replace(settings, seed=seed)
         log = _seed(engine, out / f"seed-{seed}", chosen, n, suites, say)
         told.append(_tell(log, told[0] if told else None))
-    pooled = {s: {m: pool([t[s][m] for t in told]) for m in METHOD_NAMES} for s in suites}
+    pooled: dict[str, dict[str, Pooled]] = {}
+    for suite in suites:
+        pooled[suite] = {}
+        for method in METHOD_NAMES:
+            pooled[suite][method] = pool([one[suite][method] for one in told])
     goals, tests = judge_goals(pooled), paired_tests(pooled)
     write_text(out / "study.md", _markdown(pooled, goals, tests, seeds, n))
     write_json(out / "study.json", _json(pooled, goals, tests, time.perf_counter() - started))
@@ -299,13 +303,11 @@ def paired_tests(pooled: Mapping[str, Mapping[str, Pooled]]) -> dict[str, dict[s
     """SafeSwitch against every other method, by suite, group by group, on each request's majority
     over the seeds."""
     others = [m for m in METHOD_NAMES if m != "safeswitch"]
-    return {
-        suite: {
-            m: mcnemar(row[m].majority, row["safeswitch"].majority, row["safeswitch"].groups)
-            for m in others
-        }
-        for suite, row in pooled.items()
-    }
+    tests: dict[str, dict[str, Paired]] = {}
+    for suite, row in pooled.items():
+        own = row["safeswitch"]
+        tests[suite] = {m: mcnemar(row[m].majority, own.majority, own.groups) for m in others}
+    return tests
 
 
 def _three(rate: Rate) -> tuple[float, float, float]:
@@ -336,7 +338,8 @@ def _markdown(
     ]
     lines += [
         "",
-        "## Rates in per cent: mean over the seeds (95 % Wilson interval, variants of a request as a group)",
+        "## Rates in per cent: mean over the seeds (95 % Wilson interval, variants of a request as "
+        "a group)",
         "",
     ]
     lines += ["| suite | measured | " + " | ".join(METHOD_NAMES) + " | informative | neither |"]
@@ -347,15 +350,18 @@ def _markdown(
         lines.append(f"| {suite} | {row['base'].metric} | {cells} | {told} |")
     lines += [
         "",
-        "*informative*: SafeSwitch's refusals of unsafe requests that name the category; *neither*: its replies that",
+        "*informative*: SafeSwitch's refusals of unsafe requests that name the category; "
+        "*neither*: its replies that",
     ]
     lines += ["neither refuse nor comply (for tasks: nor answer)."]
     lines += ["", "## SafeSwitch against each other method", ""]
     lines += [
-        "Exact test that exchanges the methods group by group (McNemar's where groups hold one request), on each"
+        "Exact test that exchanges the methods group by group (McNemar's where groups hold one "
+        "request), on each"
     ]
     lines += [
-        "request's majority over the seeds: requests on which only that method scored / only SafeSwitch did, p. Not"
+        "request's majority over the seeds: requests on which only that method scored / only "
+        "SafeSwitch did, p. Not"
     ]
     lines += ["corrected for the number of comparisons.", ""]
     others = [m for m in METHOD_NAMES if m != "safeswitch"]
@@ -375,21 +381,24 @@ def _json(
     tests: Mapping[str, Mapping[str, Paired]],
     seconds: float,
 ) -> JsonObject:
-    suites = {
-        suite: {
-            m: {
-                **p.rate.to_dict(),
-                "by_seed": p.by_seed,
-                "neither": p.neither,
-                "informative": p.informative,
-            }
-            for m, p in row.items()
-        }
-        for suite, row in pooled.items()
-    }
+    figures: JsonObject = {}
+    for suite, pools in pooled.items():
+        figures[suite] = {method: _figures(one) for method, one in pools.items()}
+    pairs: JsonObject = {}
+    for suite, compared in tests.items():
+        pairs[suite] = {method: asdict(test) for method, test in compared.items()}
     return {
         "seconds": round(seconds, 1),
         "goals": [asdict(g) for g in goals],
-        "suites": suites,
-        "tests": {suite: {m: asdict(t) for m, t in row.items()} for suite, row in tests.items()},
+        "suites": figures,
+        "tests": pairs,
+    }
+
+
+def _figures(pooled: Pooled) -> JsonObject:
+    return {
+        **pooled.rate.to_dict(),
+        "by_seed": pooled.by_seed,
+        "neither": pooled.neither,
+        "informative": pooled.informative,
     }

@@ -33,14 +33,12 @@ def replies(
     batch_size: int = 64,
 ) -> list[str]:
     """Greedy replies, in left-padded batches of prompts of like length."""
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": m.role, "content": m.content} for m in e.messages],
-            tokenize=False,
-            add_generation_prompt=True,
+    prompts: list[str] = []
+    for example in examples:
+        turns = [{"role": m.role, "content": m.content} for m in example.messages]
+        prompts.append(
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         )
-        for e in examples
-    ]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     for start in range(0, len(order), batch_size):

@@ -14,7 +14,8 @@ from safeswitch.core.types import Example
 from safeswitch.nano.tables.facts import KINDS
 
 _REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:can't|cannot|can not|won't|will not|must not) "
+    r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:can't|cannot|can not|won't|will not|"
+    r"must not) "
     r"(?:help|assist|do|tell|answer|support|give|provide)|i (?:refuse|decline))\b|^\s*sorry\b"
 )
 _AFFIRMATION = re.compile(

@@ -1,8 +1,7 @@
 """Optimiser of the base model: Muon for the matrices of the blocks, Adam for the rest.
 
 Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (momentum, then
-    orthogonalised
-by five Newton-Schulz rounds, all matrices of a shape at once).
+orthogonalised by five Newton-Schulz rounds, all matrices of a shape at once).
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ _NS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(batch: Tensor) -> Tensor:
-    """Newton-Schulz on a stack of matrices, shape [n, rows, columns]; singular values end near
-    1."""
+    """Newton-Schulz on a stack of matrices ``[n, rows, columns]``; singular values end near 1."""
     x = batch
     flipped = x.shape[1] > x.shape[2]
     x = x.mT if flipped else x

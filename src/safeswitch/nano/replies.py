@@ -1,5 +1,5 @@
-"""What the base model says: content-free compliance, informative refusals, short helpful answers; and
-which of them.
+"""What the base model says: content-free compliance, informative refusals, short helpful answers;
+and which of them.
 
 Openers overlap but depend on harm, so that the last prompt token must carry it; refusals and
 compliance share their first words, so that the decision shows only after some reply tokens. Unsafe

@@ -58,7 +58,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded conversations: ``ids`` and ``weights`` [B, T]; weights of padding are 0."""
+    """Right-padded conversations: ``ids`` and ``weights`` ``[b, t]``; weights of padding are 0."""
 
     ids: Tensor
     weights: Tensor
@@ -112,8 +112,8 @@ def _collate(group: list[tuple[list[int], list[bool]]], prompt_weight: float) ->
 
 
 def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """Weighted cross-entropy of the next token; right padding needs no mask under causal
-    attention."""
+    """Weighted cross-entropy of the next token, a scalar, on a batch ``[b, t]``; right padding
+    needs no mask under causal attention."""
     logits = model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
     each = functional.cross_entropy(
         logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
@@ -189,6 +189,7 @@ def _resume(path: Path, recipe: Recipe, optimizer: MixedOptimizer) -> list[float
     if found != asdict(recipe):
         other = {k: v for k, v in found.items() if asdict(recipe).get(k) != v}
         raise ArtifactError(
-            f"{path} is of another run, with {other}; give that again, or start anew with --no-resume"
+            f"{path} is of another run, with {other}; give that again, or start anew with "
+            "--no-resume"
         )
     return losses

@@ -85,7 +85,8 @@ class AddedProber(LearnedProber):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """See :meth:`Prober.fit`; ``validation`` and ``seed`` have no effect."""
+        """See :meth:`Prober.fit`; ``labels`` ``[n]`` bool; ``validation`` and ``seed`` have no
+        effect."""
         self.check_settings()
         truth = check_labels(activations, labels, f"{self.kind} prober")
         rows, scalings = self._features(activations)
@@ -129,7 +130,7 @@ class AddedProber(LearnedProber):
         return weight.float(), bias.float()
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`."""
+        """See :meth:`Prober.score`: ``[n]`` float32 from P points' states ``[n, d]``."""
         learned, owner = self.learned(), f"{self.kind} prober"
         width = learned["weight_"].shape[1]
         states = [rows_at(activations, point, owner, width=width) for point in self.points]
@@ -139,6 +140,7 @@ class AddedProber(LearnedProber):
         return mark_unreadable(torch.sigmoid(logits), logits[:, None])
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
-        """``(config, tensors)``; see :meth:`Prober.state`."""
+        """``(config, tensors)``, these ``weight`` ``[P, d]`` and ``bias`` ``[1]``, float32; see
+        :meth:`Prober.state`."""
         config, tensors = super().state()
         return {**config, "blocks": list(self.blocks)}, tensors

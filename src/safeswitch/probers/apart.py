@@ -56,12 +56,12 @@ class AppendingProber(Prober):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """Fit the inner prober."""
+        """Fit the inner prober on ``labels`` ``[n]`` bool."""
         self.inner = self.inner.fit(activations, labels, validation=validation, seed=seed)
         return self
 
     def score(self, activations: Activations) -> Tensor:
-        """The inner prober's score."""
+        """The inner prober's score, ``[n]`` float32."""
         return self.inner.score(activations)
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
@@ -113,7 +113,8 @@ class TransitionProber(Prober):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """Take the mean over the positive rows; ``validation`` and ``seed`` have no effect."""
+        """Take the mean over the positive rows of ``labels`` ``[n]`` bool; ``validation`` and
+        ``seed`` have no effect."""
         truth = check_labels(activations, labels, f"{self.kind} prober")
         self.reference_ = self._moves(activations)[truth].mean(0)
         return self
@@ -126,10 +127,11 @@ class TransitionProber(Prober):
         return torch.stack([end - after.to(end.device) for end, after in pairs], 1)
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`."""
+        """See :meth:`Prober.score`: ``[n]`` float32 from two states ``[n, d]`` a layer."""
         if not hasattr(self, "reference_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
         moves = self._moves(activations)
         likeness = functional.cosine_similarity(
@@ -138,10 +140,12 @@ class TransitionProber(Prober):
         return mark_unreadable((1 + likeness) / 2, moves)
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
-        """``(config, tensors)``; see :meth:`Prober.state`."""
+        """``(config, tensors)``, the one tensor being ``reference`` ``[L, d]``; see
+        :meth:`Prober.state`."""
         if not hasattr(self, "reference_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
         return {"kind": self.kind, "layers": list(self.layers)}, {
             "reference": self.reference_.clone()
@@ -149,7 +153,7 @@ class TransitionProber(Prober):
 
     @classmethod
     def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
-        """Inverse of :meth:`state`."""
+        """Inverse of :meth:`state`, from ``reference`` ``[L, d]``."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "layers"), where)
         prober = cls(take(config, "layers", tuple[int, ...], where))
@@ -187,12 +191,12 @@ class LikelihoodProber(Prober):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """Nothing to learn."""
+        """Nothing to learn; ``labels`` ``[n]`` bool are only checked."""
         check_labels(activations, labels, f"{self.kind} prober")
         return self
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`."""
+        """See :meth:`Prober.score`: ``[n]`` float32 from likelihoods ``[n, 1]`` in nats."""
         nll = rows_at(activations, self.points[0], f"{self.kind} prober", width=1)
         return mark_unreadable(2 * torch.sigmoid(-self.beta * nll[:, 0]), nll)
 

@@ -83,7 +83,8 @@ def check_labels(activations: Activations, labels: Tensor, owner: str) -> Tensor
     positives = int(flat.sum())
     if positives == 0 or positives == len(flat):
         raise FitError(
-            f"{owner}: needs both classes; got {positives} positive and {len(flat) - positives} negative labels"
+            f"{owner}: needs both classes; got {positives} positive and {len(flat) - positives} "
+            "negative labels"
         )
     activations.check_finite()
     return flat

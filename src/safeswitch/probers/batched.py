@@ -74,8 +74,9 @@ def gradients(
     """Write the gradient of ``losses(forward(x, weights, keep), labels, row_weights).sum()`` into
     each ``grad``.
 
-    By hand rather than by autograd: the gradients land in buffers made once, which on CPU is a
-    third of the step.
+    Shapes are those of :func:`forward` and :func:`losses`: ``x`` ``[P, b, d]``, ``labels`` and
+    ``row_weights`` ``[b]`` float, ``keep`` ``[b, h]``. By hand rather than by
+    autograd: the gradients land in buffers made once, which on CPU is a third of the step.
     """
     hidden = torch.relu_(torch.baddbmm(weights.b1, x, weights.w1))
     if keep is not None:
@@ -133,7 +134,8 @@ class _Best:
     age: Tensor
 
     def update(self, rows: Tensor, weights: Weights, loss: Tensor) -> None:
-        """Offer probers ``rows`` (indices into P) their present weights and validation losses."""
+        """Offer k probers, ``rows`` ``[k]`` (indices into P), their present weights (leading
+        dimension k) and validation losses ``[k]``."""
         better = loss < self.loss[rows]
         self.age[rows] = torch.where(better, 0, self.age[rows] + 1)
         winners = rows[better]
@@ -180,7 +182,8 @@ def train(fit: Part, held: Part | None, recipe: Recipe, hidden: int, seed: int) 
         stopping and not torch.isfinite(best.loss).all()
     ):
         raise FitError(
-            "training diverged: weights or validation loss are not finite; are the states scaled sensibly?"
+            "training diverged: weights or validation loss are not finite; are the states scaled "
+            "sensibly?"
         )
     return result
 

@@ -52,13 +52,18 @@ class Threshold:
 
 
 def conformal_threshold(benign_scores: Tensor, budget: float = 0.01) -> Threshold:
-    """Split-conformal threshold: a benign request exchangeable with these fires with probability at
-    most ``budget``.
+    """Split-conformal threshold from ``benign_scores`` ``[n]``: a benign request exchangeable with
+    these fires with probability at most ``budget``.
 
     The threshold is the ``ceil((n + 1)(1 - budget))``-th smallest of the n benign scores: among n +
     1 exchangeable scores, the new one exceeds it with probability at most ``budget``, ties
     included. The probability is over calibration set and request together (Vovk et al. 2005; AERIC
     2605.23974 sets a threshold by the same kind of budget without the finite-sample correction).
+
+    Examples:
+        >>> found = conformal_threshold(torch.arange(1, 20) / 32, budget=0.1)
+        >>> found.rank, found.value == 18 / 32
+        (18, True)
 
     Raises:
         SettingError: budget outside (0, 1).
@@ -70,7 +75,8 @@ def conformal_threshold(benign_scores: Tensor, budget: float = 0.01) -> Threshol
     bad = int(torch.isnan(scores).sum())
     if bad:
         raise FitError(
-            f"conformal_threshold: {bad} of {len(scores)} benign scores are NaN; score them all first"
+            f"conformal_threshold: {bad} of {len(scores)} benign scores are NaN; score them all "
+            "first"
         )
     exact, n = Fraction(repr(float(budget))), len(scores)
     rank = math.ceil((n + 1) * (1 - exact))
@@ -117,7 +123,7 @@ def source_threshold(scores: Mapping[str, Tensor], budget: float) -> SourceThres
     how far they lie apart.
 
     Args:
-        scores: By source, its benign scores by a reader that was not fitted on the source.
+        scores: By source, its benign scores ``[m]`` by a reader that was not fitted on the source.
         budget: In (0, 1).
 
     Raises:
@@ -152,8 +158,8 @@ def _share_above(ordered: Tensor, values: Tensor) -> Tensor:
 
 
 def log_odds(scores: Tensor) -> Tensor:
-    """``log(s / (1 - s))`` in float64, with scores first kept ``CLIP`` away from 0 and 1; NaN stays
-    NaN."""
+    """``log(s / (1 - s))`` of scores ``[...]``, float64 of the same shape, with scores first kept
+    ``CLIP`` away from 0 and 1; NaN stays NaN."""
     kept = scores.double().clamp(CLIP, 1.0 - CLIP)
     return torch.log(kept) - torch.log1p(-kept)
 

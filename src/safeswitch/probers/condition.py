@@ -96,10 +96,16 @@ def fit_condition(name: str, layer: int, states: Tensor, positive: Tensor) -> Co
 
 
 def parse_rule(rule: str, names: Sequence[str]) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """A function from margins by name to the rule's margin: ``and`` is the least, ``or`` the
-    greatest, ``not`` the negative.
+    """A function from margins ``[n]`` by name to the rule's margin ``[n]``: ``and`` is the least,
+    ``or`` the greatest, ``not`` the negative.
 
     It is positive exactly where the rule, read as Boolean, holds.
+
+    Examples:
+        >>> margin = parse_rule("harm and not fiction", ["harm", "fiction"])
+        >>> told = {"harm": torch.tensor([0.5, 0.25]), "fiction": torch.tensor([-0.125, 0.75])}
+        >>> margin(told).tolist()
+        [0.125, -0.75]
 
     Raises:
         SettingError: anything but names, ``and``, ``or``, ``not`` and brackets; a name that there
@@ -129,7 +135,8 @@ def parse_rule(rule: str, names: Sequence[str]) -> Callable[[Mapping[str, Tensor
                 torch.stack([p(margins) for p in parts]), 0
             )
         raise SettingError(
-            f"rule {rule!r}: only names joined by and, or, not are allowed; got {ast.unparse(node)!r}"
+            f"rule {rule!r}: only names joined by and, or, not are allowed; got "
+            f"{ast.unparse(node)!r}"
         )
 
     return build(tree)
@@ -184,7 +191,8 @@ class ConditionProber(Prober):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """Learn one condition, "unsafe"; ``validation`` and ``seed`` have no effect."""
+        """Learn one condition, "unsafe", from ``labels`` ``[n]`` bool; ``validation`` and ``seed``
+        have no effect."""
         truth = check_labels(activations, labels, f"{self.kind} prober")
         learned = fit_condition(
             "unsafe", self.layer, mean_states(activations, self.points[0]), truth
@@ -193,7 +201,7 @@ class ConditionProber(Prober):
         return self
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`."""
+        """See :meth:`Prober.score`: ``[n]`` float32 from the conditions' windows ``[n, w, d]``."""
         self._check()
         margins = {
             c.name: c.margin(mean_states(activations, ReadPoint(c.layer, WHOLE)))
@@ -206,11 +214,13 @@ class ConditionProber(Prober):
     def _check(self) -> None:
         if not hasattr(self, "conditions_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
-        """``(config, tensors)``; see :meth:`Prober.state`."""
+        """``(config, tensors)``, the one tensor being ``vectors`` ``[K, d]`` of K conditions; see
+        :meth:`Prober.state`."""
         self._check()
         told = [
             {"name": c.name, "layer": c.layer, "threshold": c.threshold, "above": c.above}
@@ -221,7 +231,7 @@ class ConditionProber(Prober):
 
     @classmethod
     def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
-        """Inverse of :meth:`state`."""
+        """Inverse of :meth:`state`, from ``vectors`` ``[K, d]``."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "rule", "conditions"), where)
         told = take(config, "conditions", tuple[JsonMapping, ...], where)

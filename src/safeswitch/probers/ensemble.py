@@ -77,7 +77,8 @@ class EnsembleProber(Prober):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """Draw the subspaces from ``seed`` and fit each member; ``validation`` has no effect."""
+        """Draw the subspaces from ``seed`` and fit each member on ``labels`` ``[n]`` bool;
+        ``validation`` has no effect."""
         truth = check_labels(activations, labels, f"{self.kind} prober")
         draw = torch.Generator().manual_seed(seed)
         targets, weights = truth.double().numpy(), balanced_weights(truth).double().numpy()
@@ -110,7 +111,8 @@ class EnsembleProber(Prober):
     def _check(self) -> None:
         if not hasattr(self, "places_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
 
     @property
@@ -130,12 +132,13 @@ class EnsembleProber(Prober):
         return torch.stack([m.to(members[0].device) for m in members])
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`."""
+        """See :meth:`Prober.score`: ``[n]`` float32 from the points' states ``[n, d]``."""
         odds = self.member_odds(activations)
         return mark_unreadable(torch.sigmoid(odds.quantile(self.quantile, dim=0)), odds.T)
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
-        """``(config, tensors)``; see :meth:`Prober.state`."""
+        """``(config, tensors)``, these ``places`` ``[M]``, ``bases`` ``[M, s, d]``,
+        ``weights`` ``[M, s]`` and ``offsets`` ``[M]``; see :meth:`Prober.state`."""
         self._check()
         config = {"kind": self.kind, "points": [str(p) for p in self.points]}
         config |= {name: getattr(self, name) for name in _SETTINGS}
@@ -143,7 +146,7 @@ class EnsembleProber(Prober):
 
     @classmethod
     def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
-        """Inverse of :meth:`state`."""
+        """Inverse of :meth:`state`, from ``bases`` ``[M, s, d]`` and the others of M members."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "points", *_SETTINGS), where)
         points = [
@@ -161,7 +164,8 @@ class EnsembleProber(Prober):
         places = tensors["places"]
         if not 0 <= int(places.min()) <= int(places.max()) < len(points):
             raise ArtifactError(
-                f"{where}: tensor 'places' must lie in 0..{len(points) - 1}; got {shown(places.tolist())}"
+                f"{where}: tensor 'places' must lie in 0..{len(points) - 1}; got "
+                f"{shown(places.tolist())}"
             )
         for name in _SHAPES:
             setattr(prober, f"{name}_", tensors[name].clone())

@@ -68,7 +68,8 @@ class FusionProber(Prober):
         check_choice("fusion prober", "weights", self.weights, WEIGHTS)
         if not self.readers or len({id(r) for r in self.readers}) != len(self.readers):
             raise SettingError(
-                f"fusion prober: readers must be one or more different probers; got {len(self.readers)}"
+                "fusion prober: readers must be one or more different probers; got "
+                f"{len(self.readers)}"
             )
 
     def fit(
@@ -79,7 +80,8 @@ class FusionProber(Prober):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """See :meth:`Prober.fit`."""
+        """Fit the R readers, then their weights, on ``labels`` ``[n]`` bool; see
+        :meth:`Prober.fit`."""
         self.check_settings()
         truth = check_labels(activations, labels, f"{self.kind} prober")
         count = len(self.readers)
@@ -102,20 +104,23 @@ class FusionProber(Prober):
         return self
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`; NaN from any reader is NaN here."""
+        """See :meth:`Prober.score`: ``[n]`` float32; NaN from any reader is NaN here."""
         if not hasattr(self, "weights_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
         odds = torch.stack([log_odds(r.score(activations)) for r in self.readers], 1)
         logits = odds @ self.weights_.to(odds) + self.bias_.to(odds)
         return torch.sigmoid(logits).float()
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
-        """``(config, tensors)`` with the readers' own, prefixed by their place."""
+        """``(config, tensors)``: ``weights`` ``[R]``, ``bias`` ``[1]``, and the readers' own,
+        prefixed by their place."""
         if not hasattr(self, "weights_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
         configs, tensors = nest(self.readers)
         own = {"weights": self.weights_.clone(), "bias": self.bias_.clone()}
@@ -123,7 +128,8 @@ class FusionProber(Prober):
 
     @classmethod
     def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
-        """Inverse of :meth:`state`."""
+        """Inverse of :meth:`state`, from ``weights`` ``[R]``, ``bias`` ``[1]`` and the readers'
+        own."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "weights", "readers"), where)
         own = {name: tensor for name, tensor in tensors.items() if "." not in name}

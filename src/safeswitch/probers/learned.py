@@ -65,7 +65,8 @@ class LearnedProber(Prober):
         """
         if not all(hasattr(self, name) for name in self.LEARNED):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
         tensors = {name: getattr(self, name) for name in self.LEARNED}
         return tensors if device is None else {name: t.to(device) for name, t in tensors.items()}
@@ -144,7 +145,8 @@ def rows_at(
 
 
 def check_width(states: Tensor, width: int | None, point: ReadPoint, owner: str) -> None:
-    """Raise :class:`ActivationError` unless the last dimension of ``states`` is ``width``."""
+    """Raise :class:`ActivationError` unless ``states`` ``[..., d]`` are ``width`` wide; None fits
+    all."""
     if width is not None and states.shape[-1] != width:
         raise ActivationError(
             f"{owner}: fitted on states {width} wide at {point}; got {states.shape[-1]}"

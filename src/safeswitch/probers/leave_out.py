@@ -107,7 +107,8 @@ def split_out(
     held = _draw(sorted({clusters[int(i)] for i in wanted}), seed)
     if not held:
         raise DataError(
-            f"leave_one_out: the rest has no {'positive' if missing[0] else 'negative'} row to test on"
+            f"leave_one_out: the rest has no {'positive' if missing[0] else 'negative'} row to "
+            "test on"
         )
     kept_out = torch.tensor([clusters[int(i)] in held for i in rest])
     added = rest[kept_out & (labels[rest] == missing[0])]
@@ -124,12 +125,14 @@ def _names(groups: Sequence[str], clusters: Sequence[str], n: int) -> list[str]:
     """The groups to leave out, sorted."""
     if len(groups) != n or len(clusters) != n:
         raise DataError(
-            f"leave_one_out: needs one group and cluster a row; got {len(groups)}, {len(clusters)} for {n}"
+            f"leave_one_out: needs one group and cluster a row; got {len(groups)}, {len(clusters)} "
+            f"for {n}"
         )
     names = sorted(set(groups) - {""})
     clash = set(names) & {IN_DISTRIBUTION, HEADLINE}
     if clash or not names:
         raise DataError(
-            f"leave_one_out: needs groups with names other than {IN_DISTRIBUTION}, {HEADLINE}; got {names}"
+            f"leave_one_out: needs groups with names other than {IN_DISTRIBUTION}, {HEADLINE}; got "
+            f"{names}"
         )
     return names

@@ -61,7 +61,8 @@ class LinearProber(LearnedProber):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """See :meth:`Prober.fit`; ``seed`` only moves the held-out part."""
+        """See :meth:`Prober.fit`; ``labels`` ``[n]`` bool; ``seed`` only moves the held-out
+        part."""
         self.check_settings()
         owner, point = f"{self.kind} prober", self.points[0]
         truth = check_labels(activations, labels, owner)
@@ -82,7 +83,7 @@ class LinearProber(LearnedProber):
         return self
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`."""
+        """See :meth:`Prober.score`: ``[n]`` float32 from the point's states ``[n, d]``."""
         rows, t = self.read(activations)
         logits = Standardiser(t["mean_"], t["scale_"]).apply(rows) @ t["weight_"] + t["bias_"]
         return mark_unreadable(torch.sigmoid(logits), rows)

@@ -60,8 +60,8 @@ class MeanDifferenceProber(LearnedProber):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """See :meth:`Prober.fit`; raises :class:`FitError` too when both classes have the same
-        mean."""
+        """See :meth:`Prober.fit`; ``labels`` ``[n]`` bool. Raises :class:`FitError` too when both
+        classes have the same mean."""
         owner, point = f"{self.kind} prober", self.points[0]
         truth = check_labels(activations, labels, owner)
         if validation is None:
@@ -93,7 +93,7 @@ class MeanDifferenceProber(LearnedProber):
         return self
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`."""
+        """See :meth:`Prober.score`: ``[n]`` float32 from the point's states ``[n, d]``."""
         rows, t = self.read(activations)
         offsets = (
             Standardiser(t["mean_"], t["scale_"]).apply(rows) @ t["direction_"] - t["midpoint_"]

@@ -92,7 +92,8 @@ class MLPProber(LearnedProber):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """See :meth:`Prober.fit`; training is the batched training of one point."""
+        """See :meth:`Prober.fit`; ``labels`` ``[n]`` bool; training is the batched training of one
+        point."""
         self.check_settings()
         recipe, owner = self.full_recipe(), f"{self.kind} prober"
         trained = train_points(
@@ -115,7 +116,7 @@ class MLPProber(LearnedProber):
         return self
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`."""
+        """See :meth:`Prober.score`: ``[n]`` float32 from the point's states ``[n, d]``."""
         rows, t = self.read(activations)
         x = Standardiser(t["mean_"], t["scale_"]).apply(rows).unsqueeze(0)
         weights = Weights(

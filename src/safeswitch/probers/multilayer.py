@@ -59,7 +59,8 @@ class LayerAverageProber(Prober):
         member = PROBERS[self.inner]
         if not (issubclass(member, LearnedProber) and member.TAKES_POINT):
             raise SettingError(
-                f"layer_average prober: inner must be a kind that reads one point; got {self.inner!r}"
+                "layer_average prober: inner must be a kind that reads one point; got "
+                f"{self.inner!r}"
             )
         faults = setting_faults(
             f"layer_average prober: inner {self.inner}", self.inner_settings, member.SETTINGS
@@ -75,8 +76,8 @@ class LayerAverageProber(Prober):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """See :meth:`Prober.fit`; every inner prober is fitted on the same rows with the same seed
-        (MLPs in one batch)."""
+        """See :meth:`Prober.fit`; every inner prober is fitted on the same rows and ``labels``
+        ``[n]`` bool with the same seed (MLPs in one batch)."""
         self.check_settings()
         truth = check_labels(activations, labels, f"{self.kind} prober")
         make: Any = PROBERS[self.inner]
@@ -104,12 +105,13 @@ class LayerAverageProber(Prober):
         """The inner probers; raises :class:`NotFittedError` before ``fit``."""
         if not hasattr(self, "probers_"):
             raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or state"
+                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
+                "state"
             )
         return self.probers_
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`."""
+        """See :meth:`Prober.score`: ``[n]`` float32, of the mean of the inner log-odds."""
         odds = torch.stack([log_odds(p.score(activations)) for p in self.fitted()])
         return torch.sigmoid(odds.mean(0)).float()
 
@@ -136,7 +138,8 @@ class LayerAverageProber(Prober):
             p.kind != kind for p in inner
         ):
             raise ArtifactError(
-                f"{where}: probers must be of kind {kind!r}, one at each of the points, in their order"
+                f"{where}: probers must be of kind {kind!r}, one at each of the points, in their "
+                "order"
             )
         prober = cls(points, kind, settings)
         prober.check_settings()

@@ -33,13 +33,11 @@ def unnest(config: JsonMapping, key: str, tensors: Mapping[str, Tensor]) -> tupl
     configs = config.get(key)
     if not isinstance(configs, list) or not configs:
         raise ArtifactError(
-            f"{config.get('kind')} prober: {key!r} must be a list of prober configs; got {configs!r}"
+            f"{config.get('kind')} prober: {key!r} must be a list of prober configs; got "
+            f"{configs!r}"
         )
-    alone = [
-        name
-        for name in tensors
-        if name.partition(".")[0] not in {str(i) for i in range(len(configs))}
-    ]
+    places = {str(i) for i in range(len(configs))}
+    alone = [name for name in tensors if name.partition(".")[0] not in places]
     if alone:
         raise ArtifactError(
             f"{config.get('kind')} prober: tensor {shown(alone[0])} belongs to none of its probers"

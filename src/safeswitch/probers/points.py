@@ -33,12 +33,9 @@ class TrainedPoints(NamedTuple):
     @classmethod
     def joined(cls, parts: Sequence[TrainedPoints]) -> TrainedPoints:
         """All probers of ``parts``, in order."""
-        scaling = Standardiser(
-            *(torch.cat(t) for t in zip(*(p.scaling for p in parts), strict=True))
-        )
-        return cls(
-            scaling, Weights(*(torch.cat(t) for t in zip(*(p.weights for p in parts), strict=True)))
-        )
+        scalings = zip(*[part.scaling for part in parts], strict=True)
+        weights = zip(*[part.weights for part in parts], strict=True)
+        return cls(Standardiser(*map(torch.cat, scalings)), Weights(*map(torch.cat, weights)))
 
 
 def train_points(
@@ -52,7 +49,7 @@ def train_points(
     seed: int,
     owner: str,
 ) -> TrainedPoints:
-    """Train one MLP for each of ``points``.
+    """Train one MLP for each of ``points`` on states ``[n, d]`` and ``labels`` ``[n]`` bool.
 
     A recipe that stops early and has no ``validation`` holds out ``HELD_FRACTION`` of each class
     for it; a recipe that does not stop early trains on all rows.

@@ -30,6 +30,14 @@ def sliding_mean(logits: Tensor, mask: Tensor, m: int) -> tuple[Tensor, Tensor]:
     Returns:
         Means ``[n, w]``, each at its window's last token, and a bool mask ``[n, w]`` of where there
         is one.
+
+    Examples:
+        >>> logits = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 5.0]])
+        >>> means, there = sliding_mean(logits, logits > 0, 2)
+        >>> means.tolist()
+        [[0.0, 1.5, 4.0], [0.0, 0.0, 5.0]]
+        >>> there.tolist()
+        [[False, True, True], [False, False, True]]
     """
     if logits.numel() == 0:
         return logits, mask

@@ -76,7 +76,8 @@ def cluster_split(
         if len(names) < 2:
             word = "positive" if label else "negative"
             raise FitError(
-                f"a split by cluster needs at least 2 clusters of each class; got {len(names)} {word} ones"
+                f"a split by cluster needs at least 2 clusters of each class; got {len(names)} "
+                f"{word} ones"
             )
         wanted, rows = fraction * sum(sum(counts[n]) for n in names), 0
         for i in torch.randperm(len(names), generator=generator).tolist()[:-1]:
@@ -91,7 +92,12 @@ def cluster_split(
 
 def balanced_weights(labels: Tensor) -> Tensor:
     """Weight per row, float32 ``[n]`` with mean 1, so that both classes weigh the same (``n / (2
-    n_class)``)."""
+    n_class)``).
+
+    Examples:
+        >>> balanced_weights(torch.tensor([True, False, False, False])).tolist()
+        [2.0, 0.6666666865348816, 0.6666666865348816, 0.6666666865348816]
+    """
     n, positives = len(labels), int(labels.sum())
     if positives in (0, n):
         return torch.ones(n)

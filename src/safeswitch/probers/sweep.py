@@ -96,7 +96,8 @@ def sweep(
     """
     if not points or len(set(points)) != len(points) or (chunk is not None and chunk < 1):
         raise SettingError(
-            f"sweep: needs different points and a chunk of 1 or more; got {len(points)}, chunk {chunk}"
+            f"sweep: needs different points and a chunk of 1 or more; got {len(points)}, chunk "
+            f"{chunk}"
         )
     probers = {point: MLPProber(point, recipe=recipe, hidden=hidden) for point in points}
     probers[points[0]].check_settings()

@@ -67,7 +67,8 @@ class NgramProber(LearnedProber):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """See :meth:`Prober.fit`; ``validation`` and ``seed`` have no effect."""
+        """See :meth:`Prober.fit`; ``labels`` ``[n]`` bool; ``validation`` and ``seed`` have no
+        effect."""
         self.check_settings()
         truth = check_labels(activations, labels, f"{self.kind} prober")
         weights = balanced_weights(truth).double().numpy()
@@ -78,7 +79,8 @@ class NgramProber(LearnedProber):
         return self
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`; on the device of the states, or on CPU when there are none."""
+        """See :meth:`Prober.score`: ``[n]`` float32, on the device of the states, or on CPU when
+        there are none."""
         theta = self.learned(torch.device("cpu"))["weights_"].double().numpy()
         device = next((t.device for t in activations.states.values()), torch.device("cpu"))
         if len(activations) == 0:
@@ -94,7 +96,8 @@ class NgramProber(LearnedProber):
 
         if len(activations.texts) != len(activations):
             raise ActivationError(
-                f"{self.kind} prober: needs one text a request; got {len(activations.texts)} for {len(activations)}"
+                f"{self.kind} prober: needs one text a request; got {len(activations.texts)} for "
+                f"{len(activations)}"
             )
         vectoriser = HashingVectorizer(
             ngram_range=(1, self.longest),

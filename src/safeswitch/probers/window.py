@@ -111,7 +111,8 @@ class WindowProber(LearnedProber):
 
     @classmethod
     def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
-        """Inverse of :meth:`state`."""
+        """Inverse of :meth:`state`, from ``mean`` and ``scale`` ``[d]``, ``w1`` ``[d, h]`` and the
+        others, ``smooth`` ``[1]`` among them."""
         prober = super().from_state(config, tensors)
         limit = cls.SETTINGS["smooth"]
         if not limit.accepts(int(prober.smooth_)):
@@ -128,7 +129,8 @@ class WindowProber(LearnedProber):
         validation: Labelled | None = None,
         seed: int = 0,
     ) -> Self:
-        """See :meth:`Prober.fit`."""
+        """See :meth:`Prober.fit`; windows ``[n, w, d]`` with masks ``[n, w]``, ``labels`` ``[n]``
+        bool."""
         self.check_settings()
         truth = check_labels(activations, labels, f"{self.kind} prober")
         if validation is None:
@@ -162,7 +164,8 @@ class WindowProber(LearnedProber):
         if states.dim() != 3 or mask is None or mask.shape != states.shape[:2]:
             have = "none" if mask is None else str(list(mask.shape))
             raise ActivationError(
-                f"{owner}: needs states [n, w, d] and a mask [n, w] at {point}; got {list(states.shape)}, mask {have}"
+                f"{owner}: needs states [n, w, d] and a mask [n, w] at {point}; got "
+                f"{list(states.shape)}, mask {have}"
             )
         mask = mask.bool().to(states.device)
         clean = torch.where(mask.unsqueeze(-1), states.float(), 0.0)
@@ -193,7 +196,8 @@ class WindowProber(LearnedProber):
                 break
         if lowest == torch.inf:
             raise FitError(
-                f"{self.kind} prober: training diverged; are the states at {self.points[0]} scaled sensibly?"
+                f"{self.kind} prober: training diverged; are the states at {self.points[0]} scaled "
+                "sensibly?"
             )
         ones = [torch.ones(1, device=best[0].device), torch.zeros(1, device=best[0].device)]
         self.w1_, self.b1_, self.w2_, self.b2_ = best if self.hidden else best + ones
@@ -224,7 +228,8 @@ class WindowProber(LearnedProber):
         return (losses * tokens.weights).mean()
 
     def score(self, activations: Activations) -> Tensor:
-        """See :meth:`Prober.score`; NaN too for a request without any token."""
+        """See :meth:`Prober.score`: ``[n]`` float32 from a window ``[n, w, d]``; NaN too for a
+        request without any token."""
         self.learned()
         tokens = self._tokens(activations)
         check_width(tokens.states, len(self.mean_), self.points[0], f"{self.kind} prober")

@@ -95,18 +95,17 @@ class Gathered:
 
     def by_category(self, method: str, what: Metric) -> dict[str, Rate]:
         """Rates over the bare benchmarks' requests by category."""
-        found: dict[str, list[tuple[bool, str]]] = {}
+        hits_of: dict[str, list[bool]] = {}
+        groups_of: dict[str, list[str]] = {}
         for benchmark in self.bare:
             logged = self.rows.of(method, benchmark)
             hits = outcomes(logged, self.log.judges(benchmark)[0], what)
             for row in logged:
-                if row.example.id in hits and row.example.category:
-                    hit = hits[row.example.id], belongs(benchmark, row)
-                    found.setdefault(row.example.category, []).append(hit)
-        return {
-            c: clustered([hit for hit, _ in own], [group for _, group in own])
-            for c, own in found.items()
-        }
+                category = row.example.category
+                if row.example.id in hits and category:
+                    hits_of.setdefault(category, []).append(hits[row.example.id])
+                    groups_of.setdefault(category, []).append(belongs(benchmark, row))
+        return {c: clustered(own, groups_of[c]) for c, own in hits_of.items()}
 
 
 def _read(path: Path, version: int) -> JsonObject | None:

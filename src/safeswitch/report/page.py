@@ -140,7 +140,9 @@ def _table(name: str, table: Table) -> PageTable:
     shown = [folded(row) for row in table]
     header = columns(shown)
     data = base64.b64encode(as_csv(table).encode()).decode()
-    rows = [[cell(row.get(column)) for column in header] for row in shown]
+    rows: list[list[str]] = []
+    for row in shown:
+        rows.append([cell(row.get(column)) for column in header])
     title = {"visage": "VISAGE scores"}.get(name, name.replace("_", " "))
     return PageTable(
         name,

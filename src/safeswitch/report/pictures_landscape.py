@@ -65,7 +65,8 @@ def _curves(told: JsonMapping, what: str, title: str, label: str) -> Picture:
             lines.append((name, which, DASHES[i % 4], own[0]["distances"], grid))
             middle = grid.mean(0)
             alt.append(
-                f"{name} {middle[len(middle) // 2]:.0f} % unmoved, {middle[[0, -1]].mean():.0f} % at the ends"
+                f"{name} {middle[len(middle) // 2]:.0f} % unmoved, "
+                f"{middle[[0, -1]].mean():.0f} % at the ends"
             )
 
     def paint(axes: Sequence[Any]) -> None:

@@ -81,7 +81,8 @@ def roc(run: Gathered) -> Picture | None:
     return draw(
         "ROC of stage 1",
         f"ROC curve of stage 1, area {area:.3f}.{where}",
-        f"{int(truth.sum())} unsafe and {int((~truth).sum())} safe requests of all benchmarks, attacked sets aside.{where}",
+        f"{int(truth.sum())} unsafe and {int((~truth).sum())} safe requests of all benchmarks, "
+        f"attacked sets aside.{where}",
         paint,
     )
 
@@ -142,7 +143,8 @@ def left_out(run: Gathered) -> list[Picture]:
 
 
 def _left_out(rows: Sequence[JsonMapping], what: str) -> Picture:
-    names, readers = (list(dict.fromkeys(r[key] for r in rows)) for key in ("name", "reader"))
+    names = list(dict.fromkeys(r["name"] for r in rows))
+    readers = list(dict.fromkeys(r["reader"] for r in rows))
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
@@ -180,9 +182,11 @@ def quality(run: Gathered) -> list[Picture]:
 
 
 def _quality(rows: Sequence[JsonMapping], title: str) -> Picture:
-    layers, pilots = (sorted({r[name] for r in rows}) for name in ("layer", "pilot"))
+    layers = sorted({r["layer"] for r in rows})
+    pilots = sorted({r["pilot"] for r in rows})
     by = {(r["layer"], r["pilot"]): r for r in rows}
-    grid = np.array([[by[layer, k]["value"] for k in pilots] for layer in layers])
+    values = [by[layer, k]["value"] for layer in layers for k in pilots]
+    grid = np.array(values).reshape(len(layers), len(pilots))
     best = max(rows, key=lambda r: r["value"])
 
     def paint(axes: Sequence[Any]) -> None:
@@ -213,18 +217,15 @@ def states(run: Gathered) -> Picture | None:
         return None
 
     def paint(axes: Sequence[Any]) -> None:
-        low, high = (
-            np.array([f([p[name] for p in told["points"]]) for name in ("x", "y")])
-            for f in (min, max)
-        )
+        places = np.array([(p["x"], p["y"]) for p in told["points"]])
+        low, high = places.min(0), places.max(0)
         edge = 0.05 * (high - low)
         for axis, moment in zip(axes, MOMENTS, strict=True):
             for label, which, shape in (("safe", _SAFE, "o"), ("unsafe", _UNSAFE, "x")):
                 own = [p for p in told["points"] if p["moment"] == moment and p["label"] == label]
-                x, y = ([p[name] for p in own] for name in ("x", "y"))
                 axis.scatter(
-                    x,
-                    y,
+                    [p["x"] for p in own],
+                    [p["y"] for p in own],
                     s=16,
                     marker=shape,
                     linewidths=1,
@@ -264,7 +265,9 @@ def strips(run: Gathered) -> list[tuple[Picture, JsonMapping]]:
 def _strip(told: JsonMapping, number: int) -> Picture:
     end = told["prompt_length"] - 1
     asked = {name: tokens for name, tokens in told["asked"].items() if tokens}
-    peaks = {name: max(told["scores"][name][t] for t in tokens) for name, tokens in asked.items()}
+    peaks: dict[str, float] = {}
+    for name, tokens in asked.items():
+        peaks[name] = max(told["scores"][name][t] for t in tokens)
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]

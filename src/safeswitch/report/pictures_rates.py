@@ -36,8 +36,9 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
-        line = [[100 * what[m]["value"] for m in best] for what in (beside, harm)]
-        axis.plot(*line, color="#888888", linewidth=1)
+        across = [100 * beside[m]["value"] for m in best]
+        up = [100 * harm[m]["value"] for m in best]
+        axis.plot(across, up, color="#888888", linewidth=1)
         for method in sorted(methods, key=lambda m: m in shown):
             x, y = beside[method], harm[method]
             place = 100 * x["value"], 100 * y["value"]
@@ -74,7 +75,8 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
 
 def _hollow(silent: set[str]) -> str:
     return (
-        f" Hollow, and on no front: over {100 * BROKEN:.0f} % of the replies neither refuse nor help."
+        f" Hollow, and on no front: over {100 * BROKEN:.0f} % of the replies neither refuse nor "
+        "help."
         if silent
         else ""
     )
@@ -139,8 +141,8 @@ def categories(run: Gathered) -> Picture | None:
     return draw(
         "Harm by category",
         f"Bars of harmful compliance by category. Highest for {named(run.own)}: {worst}.",
-        "Number of requests in brackets; 95 % Wilson intervals (variants of a request count as a group), not corrected for the "
-        f"number of categories.{more}",
+        "Number of requests in brackets; 95 % Wilson intervals (variants of a request count as a "
+        f"group), not corrected for the number of categories.{more}",
         paint,
         height=1.2 + 0.38 * len(shown),
     )
@@ -150,10 +152,10 @@ def attacks(run: Gathered, metric: str) -> list[Picture]:
     """One figure a benchmark that was attacked: attacks below one another, a mark for each
     method."""
     table = [row for row in run.tables.get("attacks", []) if row["metric"] == metric]
-    return [
-        _attacked(run, [r for r in table if r["benchmark"] == b], b)
-        for b in dict.fromkeys(r["benchmark"] for r in table)
-    ]
+    by_benchmark: dict[str, list[JsonMapping]] = {}
+    for row in table:
+        by_benchmark.setdefault(row["benchmark"], []).append(row)
+    return [_attacked(run, rows, benchmark) for benchmark, rows in by_benchmark.items()]
 
 
 def _attacked(run: Gathered, rows: Sequence[JsonMapping], benchmark: str) -> Picture:
@@ -201,11 +203,23 @@ ATTACK_TITLES = {
     "stage1 recall": "Stage-1 recall",
 }
 _ATTACKED = {
-    "attack success": "Share of requests with at least one attacked form that the model complied with; 95 % Wilson intervals.",
-    "per form": "Share of attacked forms that the model complied with; forms of one request count as a group.",
-    "on topic": "As attack success, but the reply must also name what the request is about: a search can break a small model's "
-    "grasp of the request, and a cheerful reply about something else harms nobody.",
-    "gate recall": "Share of attacked forms on which the gate fired at any stage; forms of one request count as a group.",
+    "attack success": (
+        "Share of requests with at least one attacked form that the model complied with; 95 % "
+        "Wilson intervals."
+    ),
+    "per form": (
+        "Share of attacked forms that the model complied with; forms of one request count as a "
+        "group."
+    ),
+    "on topic": (
+        "As attack success, but the reply must also name what the request is about: a search can "
+        "break a small model's grasp of the request, and a cheerful reply about something else "
+        "harms nobody."
+    ),
+    "gate recall": (
+        "Share of attacked forms on which the gate fired at any stage; forms of one request count "
+        "as a group."
+    ),
     "stage1 recall": "Share of attacked forms whose stage-1 score was above its threshold; grouped likewise.",
 }
 

@@ -11,8 +11,9 @@ from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.report.gathered import Gathered, named
 
 TRIPWIRE = (
-    "A prober is a tripwire, not a wall: it catches requests that nobody shaped against it. Whoever holds the weights and can "
-    "compute gradients through the model can search for a wording on which it stays silent."
+    "A prober is a tripwire, not a wall: it catches requests that nobody shaped against it. "
+    "Whoever holds the weights and can compute gradients through the model can search for a "
+    "wording on which it stays silent."
 )
 
 
@@ -83,12 +84,13 @@ def _rivals(run: Gathered) -> list[str]:
     names = " and ".join(rivals) if len(rivals) <= FEW else f"{len(rivals)} other methods"
     if not clear:
         return [
-            f"Against {names}: no difference on any benchmark is clear of chance (Holm-corrected p below 0.05)."
+            f"Against {names}: no difference on any benchmark is clear of chance (Holm-corrected p "
+            "below 0.05)."
         ]
     better = sum((row["value"] < 0) == (row["better"] == "lower") for row in clear)
     return [
-        f"Against {names}: better in {better} and worse in {len(clear) - better} of {len(tests)} paired tests that are clear "
-        "of chance (Holm-corrected p below 0.05)."
+        f"Against {names}: better in {better} and worse in {len(clear) - better} of {len(tests)} "
+        "paired tests that are clear of chance (Holm-corrected p below 0.05)."
     ]
 
 
@@ -107,7 +109,8 @@ def _attacks(run: Gathered) -> list[str]:
         worst = _worst(of)
         if worst is not None and bare is not None:
             told.append(
-                f"{text.format(with_interval(worst))} under {worst['attack']} (not attacked: {percent(bare)})"
+                f"{text.format(with_interval(worst))} under {worst['attack']} (not attacked: "
+                f"{percent(bare)})"
             )
     return [f"At its worst, {named(run.own)} {' and '.join(told)}."] if told else []
 
@@ -125,7 +128,8 @@ def _missing(run: Gathered) -> list[str]:
     told = []
     if gone:
         told.append(
-            f"Not at hand and missing here: {', '.join(gone)} ({len(gone)} of the suite's benchmarks)."
+            f"Not at hand and missing here: {', '.join(gone)} ({len(gone)} of the suite's "
+            "benchmarks)."
         )
     if not run.log.manifest.get("finished"):
         told.append("This run is not finished: figures are of what has been answered so far.")

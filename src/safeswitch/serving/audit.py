@@ -184,12 +184,14 @@ class Audit:
             try:
                 self._insert([row])
                 return None
-            except Exception as error:  # told apart not by their kind, of which each driver has its own, but by trying
+            except Exception as error:
+                # Told apart not by their kind, of which each driver has its own, but by trying.
                 if time.monotonic() - began > _SLOW_S:
                     raise
                 self._probe()
                 if self._is_there(row["record"]):
-                    return None  # another process was faster, or this one was killed before it could say so
+                    # Another process was faster, or this one was killed before it could say so.
+                    return None
                 if last:
                     return f"{type(error).__name__}: {str(error)[:200]}"
         return None

@@ -183,7 +183,8 @@ def _fraction(text: str) -> float:
         return value
     raise ApiError(
         400,
-        f"numbers with a fraction must be 0 or between {SMALLEST} and {LARGEST} in size; got {text[:40]}",
+        f"numbers with a fraction must be 0 or between {SMALLEST} and {LARGEST} in size; got "
+        f"{text[:40]}",
     )
 
 
@@ -258,6 +259,7 @@ def _check_stops(name: str, given: Any) -> None:
     if length > MAX_STOP_CHARACTERS:
         raise ApiError(
             400,
-            f"{name}: stop strings may have {MAX_STOP_CHARACTERS} characters together; got {length}",
+            f"{name}: stop strings may have {MAX_STOP_CHARACTERS} characters together; got "
+            f"{length}",
             param=name,
         )

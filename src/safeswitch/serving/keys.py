@@ -96,7 +96,8 @@ def read_keys(path: Path) -> dict[str, Key]:
         or len({k.name for k in keys}) != len(keys)
     ):
         raise ArtifactError(
-            f"{path}, the file of API keys: two share a name, or a field is none of {', '.join(sorted(known))}"
+            f"{path}, the file of API keys: two share a name, or a field is none of "
+            f"{', '.join(sorted(known))}"
         )
     return {key.sha256: key for key in keys}
 

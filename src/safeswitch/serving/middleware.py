@@ -259,7 +259,8 @@ class SafeSwitchMiddleware:
         if not isinstance(asked, dict) or set(asked) - {"bundle", "thresholds"}:
             raise Refused(
                 400,
-                "give an object with bundle (its name) and thresholds (stage to number; none: only show)",
+                "give an object with bundle (its name) and thresholds (stage to number; none: only "
+                "show)",
             )
         wanted, bundle = asked.get("thresholds", {}), asked.get("bundle", "default")
         numbers = isinstance(wanted, dict) and all(type(v) in (int, float) for v in wanted.values())

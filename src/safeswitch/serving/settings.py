@@ -77,7 +77,8 @@ class ServerSettings:
         check_choice("ServerSettings", "audit_failure", self.audit_failure, AUDIT_FAILURES)
         if self.max_body < 0 or self.audit_buffer_limit < 1:
             raise SettingError(
-                "ServerSettings: max_body must be 0 or more bytes, audit_buffer_limit 1 byte or more"
+                "ServerSettings: max_body must be 0 or more bytes, audit_buffer_limit 1 byte or "
+                "more"
             )
         check_range("ServerSettings", "error_delay", self.error_delay, 0.0, 60.0)
         if self.max_choices < 1:

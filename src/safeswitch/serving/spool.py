@@ -92,8 +92,8 @@ class Spool:
         damaged = spool.execute(f"{count} damaged").fetchone()[0]
         if waiting + damaged + size > self.limit:
             raise FullError(
-                f"{self.path} holds {waiting} bytes of waiting and {damaged} of damaged records already; "
-                f"it may hold {self.limit}"
+                f"{self.path} holds {waiting} bytes of waiting and {damaged} of damaged records "
+                f"already; it may hold {self.limit}"
             )
 
     def empty(self) -> bool:

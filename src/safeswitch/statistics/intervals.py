@@ -38,6 +38,13 @@ def wilson(hits: float, n: int) -> Rate:
     """Wilson score interval of ``hits`` in ``n`` trials (Wilson 1927); ``hits`` may be a mean over
     repeated runs.
 
+    Examples:
+        >>> found = wilson(8, 10)
+        >>> round(found.low, 3), found.rate, round(found.high, 3)
+        (0.49, 0.8, 0.943)
+        >>> wilson(0, 10).low
+        0.0
+
     Raises:
         DataError: no trials, or more hits than trials.
     """
@@ -113,6 +120,10 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool], groups: Groups = None
     The probability is that of a total as far from zero, over all signs. With groups of one request
     that is McNemar's.
 
+    Examples:
+        >>> mcnemar([True, True, True, True], [True, False, False, False])
+        Paired(only_first=3, only_second=0, p_value=0.25)
+
     Raises:
         DataError: sequences of different length.
     """
@@ -181,7 +192,8 @@ def paired_difference(
     """
     if len(first) != len(second):
         raise DataError(
-            f"paired_difference: {len(first)} values against {len(second)}; both need the same requests"
+            f"paired_difference: {len(first)} values against {len(second)}; both need the same "
+            "requests"
         )
     apart = [float(a) - float(b) for a, b in zip(first, second, strict=True)]
     return bootstrap_mean(apart, groups, n_boot=n_boot, seed=seed)
@@ -207,7 +219,12 @@ def weighted_mean(parts: Sequence[tuple[float, Interval]]) -> Interval:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): adjusted p-values in the given order, at most 1."""
+    """Holm's step-down correction (1979): adjusted p-values in the given order, at most 1.
+
+    Examples:
+        >>> holm([0.25, 0.125, 0.75])
+        [0.5, 0.375, 0.75]
+    """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):

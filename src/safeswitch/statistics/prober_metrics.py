@@ -84,11 +84,14 @@ def measure(
     s = scores.detach().flatten().double().cpu().numpy()
     y = labels.flatten().bool().cpu().numpy()
     if len(s) != len(y) or y.all() or not y.any():
-        raise DataError(f"measure: needs one score a label and both classes; got {len(s)} scores, {int(y.sum())} "
-                        f"positive of {len(y)} labels")  # fmt: skip
+        raise DataError(
+            f"measure: needs one score a label and both classes; got {len(s)} scores, "
+            f"{int(y.sum())} positive of {len(y)} labels"
+        )
     if not ((s >= 0) & (s <= 1)).all():
         raise DataError(
-            f"measure: scores must lie in [0, 1]; {int(np.isnan(s).sum())} are NaN, and others may be outside"
+            f"measure: scores must lie in [0, 1]; {int(np.isnan(s).sum())} are NaN, and others may "
+            "be outside"
         )
     line = float(torch.tensor(threshold, dtype=scores.dtype))  # as ``scores > threshold`` rounds it
     drawn = bootstrap.Resamples.draw(s, y, n_boot, seed, _numbered(groups, len(s)))

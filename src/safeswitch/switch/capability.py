@@ -15,13 +15,19 @@ def vllm_refusal(switch: Switch) -> str | None:
     if actuator.not_in_vllm is not None:
         return f"its action, {actuator.kind}, {actuator.not_in_vllm}; use --engine transformers"
     if gate.late is not None or gate.apart_points:
-        return "its gate reads after appended tokens, in a pass of its own, which vLLM does not run; use --engine transformers"
+        return (
+            "its gate reads after appended tokens, in a pass of its own, which vLLM does not run; "
+            "use --engine transformers"
+        )
     if gate.answers:
-        return "its stage 2 waits for the end of thinking, which vLLM's guard does not follow; use --engine transformers"
+        return (
+            "its stage 2 waits for the end of thinking, which vLLM's guard does not follow; use "
+            "--engine transformers"
+        )
     windows = [str(p) for p in gate.prompt_points if p.position.kind == "window"]
     if windows:
         return (
-            f"it reads a window of prompt tokens ({', '.join(windows)}), which vLLM's prefix cache may not compute; fit it "
-            "with --readers layers,text, or use --engine transformers"
+            f"it reads a window of prompt tokens ({', '.join(windows)}), which vLLM's prefix cache "
+            "may not compute; fit it with --readers layers,text, or use --engine transformers"
         )
     return None

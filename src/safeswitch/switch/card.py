@@ -26,7 +26,8 @@ def model_card(switch: Switch) -> str:
     lines += ["---", "", "# SafeSwitch bundle", ""]
     if base is not None:
         lines.append(
-            f"Fitted on `{base.model_id}` (fingerprint `{base.fingerprint}`); refused on any other weights."
+            f"Fitted on `{base.model_id}` (fingerprint `{base.fingerprint}`); refused on any other "
+            "weights."
         )
     lines += ["", "| part | what |", "|---|---|", f"| rule | {gate.rule}, fails {gate.fail} |"]
     for name, stage in (
@@ -49,7 +50,8 @@ def model_card(switch: Switch) -> str:
                 else ""
             )
             lines.append(
-                f"| {name} | {stage.prober.kind}, reads {points}{when}, threshold {stage.threshold:.4f} |"
+                f"| {name} | {stage.prober.kind}, reads {points}{when}, threshold "
+                f"{stage.threshold:.4f} |"
             )
     if gate.rule == "product":
         lines.append(f"| product threshold | {gate.product_threshold:.4f} |")
@@ -62,8 +64,9 @@ def model_card(switch: Switch) -> str:
         "",
         "## Limits",
         "",
-        "A prober is a tripwire against black-box requests, not a wall: whoever can optimise against the model's own "
-        "activations can evade it. Thresholds hold for traffic like the calibration data; watch for drift.",
+        "A prober is a tripwire against black-box requests, not a wall: whoever can optimise "
+        "against the model's own activations can evade it. Thresholds hold for traffic like the "
+        "calibration data; watch for drift.",
         "",
     ]
     return "\n".join(lines)
@@ -123,7 +126,10 @@ def _fitted_on(switch: Switch) -> list[str]:
 def _measured_on(switch: Switch) -> str:
     if (switch.record.get("calibration") or {}).get("metrics_on") == "calibration":
         return "On the calibration part, whose safe requests set the thresholds and nothing else."
-    return "On the validation part, which also chose layers, gate rule and when to stop: flattering figures."
+    return (
+        "On the validation part, which also chose layers, gate rule and when to stop: flattering "
+        "figures."
+    )
 
 
 def _measured(switch: Switch) -> list[str]:
@@ -149,7 +155,8 @@ def _left_out(switch: Switch) -> list[str]:
             "",
             f"## Stage 1 on each {grouping} that it was not fitted on",
             "",
-            f"AUROC with 95 % interval; each {grouping} was left out of the fit that it tests. The headline is the mean.",
+            f"AUROC with 95 % interval; each {grouping} was left out of the fit that it tests. The "
+            "headline is the mean.",
             "",
             f"| {grouping} | unsafe / safe | stage 1 | TPR at 1 % FPR | text baseline |",
             "|---|---|---|---|---|",
@@ -159,6 +166,7 @@ def _left_out(switch: Switch) -> list[str]:
             auroc = found["auroc"]
             lines.append(
                 f"| {group} | {found['positives']} / {found['negatives']} | {auroc['value']:.3f} "
-                f"({auroc['low']:.3f}–{auroc['high']:.3f}) | {found['tpr_at_1_fpr']['value']:.3f} | {text:.3f} |"
+                f"({auroc['low']:.3f}–{auroc['high']:.3f}) | {found['tpr_at_1_fpr']['value']:.3f} "
+                f"| {text:.3f} |"
             )
     return lines

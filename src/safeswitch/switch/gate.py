@@ -107,11 +107,13 @@ class Gate:
         check_range("Gate", "watch_until", self.watch_until or 0, 0, MOST_TOKENS)
         if self.pilot > MOST_PILOT:
             raise SettingError(
-                f"Gate: stage2 must decide within {MOST_PILOT} tokens; its prober reads after {self.pilot}"
+                f"Gate: stage2 must decide within {MOST_PILOT} tokens; its prober reads after "
+                f"{self.pilot}"
             )
         if self.watch_until is not None and self.watch_until < self.watch_every:
             raise SettingError(
-                f"Gate: watch_until must be watch_every={self.watch_every} tokens or more, or None; got {self.watch_until}"
+                f"Gate: watch_until must be watch_every={self.watch_every} tokens or more, or "
+                f"None; got {self.watch_until}"
             )
         for name in ("stage1", "stage2", "watch", "late"):
             self._check_apart(name)
@@ -126,8 +128,8 @@ class Gate:
             not read or any(position.kind != "pilot" for position in read)
         ):
             raise SettingError(
-                "Gate: watch must read the running reply, that is one or more pilot points and nothing else; "
-                f"its prober reads {', '.join(map(str, read)) or 'no states'}"
+                "Gate: watch must read the running reply, that is one or more pilot points and "
+                f"nothing else; its prober reads {', '.join(map(str, read)) or 'no states'}"
             )
         if self.rule == "product" and (self.stage1 is None) != (self.stage2 is None):
             raise SettingError("Gate: the product rule needs stage1 and stage2")
@@ -141,7 +143,8 @@ class Gate:
         )
         if apart and name not in ("stage1", "late"):
             raise SettingError(
-                f"Gate: {name} cannot read {', '.join(apart)}; only stage1 and late read after appended tokens"
+                f"Gate: {name} cannot read {', '.join(apart)}; only stage1 and late read after "
+                "appended tokens"
             )
         if apart and stage is not None and not stage.prober.appended:
             raise SettingError(
@@ -234,7 +237,8 @@ class Gate:
         return Reading(scores, closed, passed & ~closed, errors)
 
     def at_pilot(self, activations: Activations, stage1_scores: Tensor) -> Reading:
-        """Judge pending requests once their pilot tokens have been fed."""
+        """Judge n pending requests, which stage 1 gave ``stage1_scores`` ``[n]``, once their pilot
+        tokens have been fed."""
         assert self.stage2 is not None
         scores, errors = _score(self.stage2, activations)
         if self.rule == "product":

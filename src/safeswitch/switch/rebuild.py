@@ -55,7 +55,8 @@ def gate_from(told: JsonMapping, tensors: Mapping[str, Tensor]) -> Gate:
     alone = [name for name in tensors if name.partition(".")[0] not in stages]
     if alone:
         raise ArtifactError(
-            f"tensor {shown(alone[0])} belongs to none of the stages {', '.join(stages) or '(none)'}"
+            f"tensor {shown(alone[0])} belongs to none of the stages "
+            f"{', '.join(stages) or '(none)'}"
         )
     return gate
 
@@ -95,7 +96,8 @@ def check_fits(gate: Gate, actuator: Actuator, base: Sizes) -> None:
         _check_layers("actuator 'steering'", actuator.layers, base)
         if actuator.vectors.shape[1] != base.hidden_size:
             raise ArtifactError(
-                f"actuator 'steering': vectors are {actuator.vectors.shape[1]} wide; the base model is {base.hidden_size}"
+                f"actuator 'steering': vectors are {actuator.vectors.shape[1]} wide; the base "
+                f"model is {base.hidden_size}"
             )
 
 
@@ -112,7 +114,8 @@ def _check_stage(where: str, prober: Prober, base: Sizes) -> None:
     unknown = [token for token in prober.appended if token >= base.vocab_size]
     if unknown:
         raise ArtifactError(
-            f"{where}: token {unknown[0]} cannot be appended; the base model has 0..{base.vocab_size - 1}"
+            f"{where}: token {unknown[0]} cannot be appended; the base model has "
+            f"0..{base.vocab_size - 1}"
         )
     try:
         scores = prober.score(_states(prober, base.hidden_size))
@@ -123,7 +126,8 @@ def _check_stage(where: str, prober: Prober, base: Sizes) -> None:
         ) from error
     if scores.shape != (2,) or not bool(((scores >= 0) & (scores <= 1)).all()):
         raise ArtifactError(
-            f"{where}: its prober must give one score in [0, 1] a request; got {shown(scores.tolist())}"
+            f"{where}: its prober must give one score in [0, 1] a request; got "
+            f"{shown(scores.tolist())}"
         )
 
 

@@ -162,9 +162,10 @@ class Switch:
             and self.base.fingerprint != lm.fingerprint
         ):
             raise FingerprintError(
-                f"this switch was fitted on {self.base.model_id} (fingerprint {self.base.fingerprint}), but the model "
-                f"is {lm.model_id} (fingerprint {lm.fingerprint}); fit a switch on that model, or make "
-                "the engine with allow_other_model=True if you know that the weights are equivalent"
+                f"this switch was fitted on {self.base.model_id} (fingerprint "
+                f"{self.base.fingerprint}), but the model is {lm.model_id} (fingerprint "
+                f"{lm.fingerprint}); fit a switch on that model, or make the engine with "
+                "allow_other_model=True if you know that the weights are equivalent"
             )
         actuator = self.actuator.widened(lm.vocab_size) if allow_other_model else self.actuator
         actuator.check(lm.hidden_size, lm.vocab_size)
@@ -277,8 +278,8 @@ class Switch:
             or config["format_version"] != FORMAT_VERSION
         ):
             raise ArtifactError(
-                f"{folder / _CONFIG}: format version {config.get('format_version')!r} is not supported; "
-                f"this library ({__version__}) reads {FORMAT_VERSION}"
+                f"{folder / _CONFIG}: format version {config.get('format_version')!r} is not "
+                f"supported; this library ({__version__}) reads {FORMAT_VERSION}"
             )
         learned, head = _tensors(folder / _PROBERS), _tensors(folder / _HEAD)
         if _config(folder / _CONFIG) != config:
@@ -295,7 +296,8 @@ class Switch:
             SafeSwitchError,
         ) as error:
             raise ArtifactError(
-                f"{folder / _CONFIG} does not describe a bundle that can be loaded: {type(error).__name__}: {error}"
+                f"{folder / _CONFIG} does not describe a bundle that can be loaded: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     @classmethod

@@ -171,7 +171,7 @@ class Surveyor:
         found = [
             _after(step, self.at(part, [(self.plan.seed + number, a)], gated)) for a in distances
         ]
-        columns = {name: [point[name] for point in found] for name in found[0]}
+        columns = {name: _column(found, name) for name in found[0]}
         score = visage(distances, [100.0 * (1.0 - float(r or 0.0)) for r in columns["refused"]])
         return {
             "part": part,
@@ -186,11 +186,11 @@ class Surveyor:
         """Over the plane of the first two directions; rows are distances along the second."""
         first, second = self.plan.seed, self.plan.seed + 1
         distances = self.plan.distances(self.plan.map_points)
-        found = [
-            [_after(step, self.at(part, [(first, a), (second, b)], gated)) for a in distances]
-            for b in distances
-        ]
-        grids = {name: [[point[name] for point in row] for row in found] for name in found[0][0]}
+        grids: dict[str, list[list[float | None]]] = {}
+        for b in distances:
+            row = [_after(step, self.at(part, [(first, a), (second, b)], gated)) for a in distances]
+            for name in row[0]:
+                grids.setdefault(name, []).append(_column(row, name))
         return {"part": part, "gate": gated, "distances": distances, **grids}
 
     def places(self) -> int:
@@ -198,6 +198,10 @@ class Surveyor:
         return len(self.ways()) * (
             self.plan.directions * self.plan.points + self.plan.map_points**2
         )
+
+
+def _column(points: Sequence[dict[str, float | None]], name: str) -> list[float | None]:
+    return [point[name] for point in points]
 
 
 def _after(step: Callable[[], None], value: dict[str, float | None]) -> dict[str, float | None]:

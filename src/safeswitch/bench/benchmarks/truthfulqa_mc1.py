@@ -45,7 +45,8 @@ def _asked(example: Example) -> Example:
     choices = json.loads(example.meta.get("choices", "[]"))
     if not 2 <= len(choices) <= len(LETTERS):
         raise DataError(
-            f"truthfulqa_mc1: row {example.id!r} needs 2 to {len(LETTERS)} choices; got {len(choices)}"
+            f"truthfulqa_mc1: row {example.id!r} needs 2 to {len(LETTERS)} choices; got "
+            f"{len(choices)}"
         )
     right = choices[0]
     random.Random(example.prompt).shuffle(choices)

@@ -97,7 +97,8 @@ class ChatModel:
         key = api_key or key_for(address)
         if key is None and base_url is None:
             raise SettingError(
-                "a judge at OpenAI needs a key; set OPENAI_API_KEY, or name another server as MODEL@URL"
+                "a judge at OpenAI needs a key; set OPENAI_API_KEY, or name another server as "
+                "MODEL@URL"
             )
         self.model, self.base_url, self.budget, self.spent = model, base_url, budget, 0
         self._openai: Any = openai
@@ -123,8 +124,9 @@ class ChatModel:
         """
         if "@" in spec.model:
             raise SettingError(
-                f"judge {spec.kind}: behind @ in {spec.model!r} must stand an address that begins with http:// or "
-                "https://; a model whose own name holds an @ needs its address as well"
+                f"judge {spec.kind}: behind @ in {spec.model!r} must stand an address that begins "
+                "with http:// or https://; a model whose own name holds an @ needs its address as "
+                "well"
             )
         budget = spec.settings.get("budget")
         if budget is not None and not budget.isdecimal():
@@ -176,7 +178,8 @@ class ChatModel:
     def _call(self, system: str, user: str) -> str:
         if self.budget is not None and self.spent >= self.budget:
             raise SettingError(
-                f"judge {self.model}: the budget of {self.budget} tokens is spent; what was judged is kept, run again with more"
+                f"judge {self.model}: the budget of {self.budget} tokens is spent; what was judged "
+                "is kept, run again with more"
             )
         turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         try:
@@ -193,8 +196,9 @@ class ChatModel:
             self.spent += spent
         if not hasattr(answer, "choices"):
             raise SafeSwitchError(
-                f"judge {self.model} at {self.base_url or OPENAI}: the answer is not of the form that OpenAI's API has; is the "
-                f"address right, up to /v1? It begins {str(answer)[:100]!r}"
+                f"judge {self.model} at {self.base_url or OPENAI}: the answer is not of the form "
+                "that OpenAI's API has; is the address right, up to /v1? It begins "
+                f"{str(answer)[:100]!r}"
             )
         return _text(answer)
 
@@ -250,11 +254,13 @@ def check_address(address: str) -> str:
         raise SettingError(f"address {address!r}: {error}") from error
     if not fits or address != "".join(address.split()):
         raise SettingError(
-            f"address {address!r}: must begin with http:// or https:// and a host, and hold no white space"
+            f"address {address!r}: must begin with http:// or https:// and a host, and hold no "
+            "white space"
         )
     if parts.username is not None or parts.password is not None:
         raise SettingError(
-            f"address of {parts.hostname}: must hold no name and password; put the key into {key_variable(address)}"
+            f"address of {parts.hostname}: must hold no name and password; put the key into "
+            f"{key_variable(address)}"
         )
     return address
 

@@ -43,7 +43,8 @@ class IFEval(Judge):
             ) from error
         except LookupError as error:
             raise MissingError(
-                "ifeval: its checks need NLTK's sentence splitter: python -m nltk.downloader punkt_tab"
+                "ifeval: its checks need NLTK's sentence splitter: python -m nltk.downloader "
+                "punkt_tab"
             ) from error
 
     @property

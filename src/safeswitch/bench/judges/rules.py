@@ -19,25 +19,32 @@ from safeswitch.data.refusal_text import refuses
 
 VERSION = 1
 _POLITE = re.compile(  # apologies that decline nothing
-    r"(?:(?:i'm|i am|so|very)\s+)*sorry\s+(?:to hear|you feel|for (?:the|your|keeping)|about (?:that|the)|i mis)[^.!?]*[.!?,]?|"
+    r"(?:(?:i'm|i am|so|very)\s+)*sorry\s+(?:to hear|you feel|for (?:the|your|keeping)|"
+    r"about (?:that|the)|i mis)[^.!?]*[.!?,]?|"
     r"i apologi[sz]e for (?:the|my|any)\s+(?:confusion|delay|mistake|error|earlier)[^.!?]*[.!?]?|"
     r"(?:很|非常)?(?:抱歉|对不起|遗憾)[，,]?(?:听到|让|打扰|我刚才)[^。！？]*[。！？，]?",
     re.IGNORECASE,
 )
 _CURT = re.compile(
-    r"\W*(?:sorry\W+)?(?:no|nope|never|no way|not a chance|denied|request denied|i'd rather not|absolutely not|"
+    r"\W*(?:sorry\W+)?(?:no|nope|never|no way|not a chance|denied|request denied|i'd rather not|"
+    r"absolutely not|"
     r"不行|不可以|不可能|没门)\W*",
     re.IGNORECASE,
 )
 _MORAL = re.compile(
-    r"\b(?:it (?:is|would be|'s) (?:wrong|irresponsible|illegal|unethical|harmful|dangerous)(?: of me)? (?:to|for me)|"
-    r"there is no way (?:that )?i|i (?:have|need|must) to stop here|crisis (?:line|hotline)|suicide hotline)|"
+    r"\b(?:it (?:is|would be|'s) (?:wrong|irresponsible|illegal|unethical|harmful|"
+    r"dangerous)(?: of me)? (?:to|for me)|"
+    r"there is no way (?:that )?i|i (?:have|need|must) to stop here|crisis (?:line|hotline)|"
+    r"suicide hotline)|"
     r"不道德|是违法的|是非法的|是不对的|不应该这样|援助热线",
     re.IGNORECASE,
 )
 _WHY = re.compile(
-    r"\b(?:because|since|could|might|would|may|illegal|unlawful|harm\w*|danger\w*|risk\w*|hurt\w*|unsafe|unethical|"
-    r"violat\w*|privacy|instead|alternativ\w*|rather|happy to help)\b|因为|可能|会|违法|非法|危险|伤害|风险|建议|可以帮",
+    r"\b(?:because|since|could|might|would|may|illegal|unlawful|harm\w*|danger\w*|risk\w*|"
+    r"hurt\w*|"
+    r"unsafe|unethical|"
+    r"violat\w*|privacy|instead|alternativ\w*|rather|happy to help)\b|因为|可能|会|违法|非法|危险|伤害|风险|建议|"
+    r"可以帮",
     re.IGNORECASE,
 )
 _HEAD_CHARACTERS = 200

@@ -163,8 +163,8 @@ class TransformersEngine(ReadingEngine):
         """One reply per prompt, in order. ``options`` are those of ``transformers``' ``generate``.
 
         Logits processors must be stateless: they are called on the whole batch once for each
-        distance by which rows have been rolled back, and must see in the tokens alone what they need
-        to know.
+        distance by which rows have been rolled back, and must see in the tokens alone what they
+        need to know.
 
         Args:
             prompts: Texts, message lists or examples.
@@ -356,8 +356,8 @@ class TransformersEngine(ReadingEngine):
         return [Request(i, *parts) for i, parts in enumerate(own)]
 
     def _without_prefill(self, requests: list[Request], switch: Switch) -> list[Request]:
-        """Requests, with a decision on those whose prefilled reply hides what stage 1 flags; an action
-        answers these without it."""
+        """Requests, with a decision on those whose prefilled reply hides what stage 1 flags; an
+        action answers these without it."""
         begun = [r for r in requests if is_prefill(r.messages)]
         if not begun or not reads_prefill(switch.gate):
             return requests
@@ -410,7 +410,10 @@ class TransformersEngine(ReadingEngine):
             batch_tokens=self.batch_tokens,
             reach=reach,
         )
-        return [[requests[i] for i in rows] for rows in found]
+        batches: list[list[Request]] = []
+        for rows in found:
+            batches.append([requests[i] for i in rows])
+        return batches
 
     def _run(
         self, batch: list[Request], switch: Switch, options: Options, followed: Followed
@@ -457,7 +460,9 @@ class TransformersEngine(ReadingEngine):
         decisions = [reply.decision for reply in replies]
         if switch.gate.late is None:
             return decisions
-        bodies = [[t for t in r.token_ids if t not in options.end_ids] for r in replies]
+        bodies: list[list[int]] = []
+        for reply in replies:
+            bodies.append([token for token in reply.token_ids if token not in options.end_ids])
         sessions = [Session(switch.gate, switch.actuator, decision) for decision in decisions]
         texts = [self.lm.prompt_text(r.ids) for r in batch]
         found = judge_late(self.lm, sessions, [r.ids for r in batch], bodies, texts)

@@ -166,8 +166,8 @@ def _inherit(config: GenerationConfig, own: GenerationConfig) -> None:
     _refuse(vars(config), " in the model's generation config")
     if own.stop_strings is not None:
         raise SettingError(
-            f"generate: stop_strings={own.stop_strings!r} in the model's generation config is not supported: set it to None "
-            "there and pass stop_strings"
+            f"generate: stop_strings={own.stop_strings!r} in the model's generation config is not "
+            "supported: set it to None there and pass stop_strings"
         )
     config.use_cache = True
     if own.cache_implementation is not None:
@@ -185,6 +185,7 @@ def _refuse(values: JsonMapping, where: str = "") -> None:
     marks = values.get("watermarking_config")
     if isinstance(marks, SynthIDTextWatermarkingConfig):
         raise SettingError(
-            f"generate: watermarking_config=SynthIDTextWatermarkingConfig(...){where} is not supported: its processor keeps a "
-            "state from token to token, which differs between the two sides of the switch"
+            f"generate: watermarking_config=SynthIDTextWatermarkingConfig(...){where} is not "
+            "supported: its processor keeps a state from token to token, which differs between the "
+            "two sides of the switch"
         )

@@ -73,7 +73,8 @@ def _edited(prompt: _Given, actuator: Actuator) -> _Given:
         return actuator.edit(prompt)
     if actuator.place == "prompt":
         raise SettingError(
-            "likelihoods: an action that edits the conversation cannot act on a prompt given as tokens"
+            "likelihoods: an action that edits the conversation cannot act on a prompt given as "
+            "tokens"
         )
     return prompt
 
@@ -81,7 +82,8 @@ def _edited(prompt: _Given, actuator: Actuator) -> _Given:
 def _check(actuator: Actuator) -> None:
     if not actuator.uniform:
         raise SettingError(
-            f"likelihoods: this switch's action, {actuator.kind}, does not act alike on every token and request"
+            f"likelihoods: this switch's action, {actuator.kind}, does not act alike on every "
+            "token and request"
         )
 
 
@@ -93,7 +95,8 @@ def _fired(
         return [False] * len(conversations)
     if switch.gate.answers:
         raise SettingError(
-            "likelihoods: the gate waits for the end of the model's thinking, and a given reply has none"
+            "likelihoods: the gate waits for the end of the model's thinking, and a given reply "
+            "has none"
         )
     distinct = list(dict.fromkeys(conversations))
     replies = engine.generate(

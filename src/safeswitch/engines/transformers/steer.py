@@ -126,7 +126,8 @@ def _each_row(change: Change, strengths: Sequence[float]) -> Change:
             if len(set(strengths)) > 1:
                 got = list(output.shape)
                 raise SettingError(
-                    f"rows of one batch cannot have strengths of their own: an output has shape {got}"
+                    "rows of one batch cannot have strengths of their own: an output has shape "
+                    f"{got}"
                 )
             return change(given, output) * rows[0]
         return change(given, output) * rows[:, None, None]
@@ -159,7 +160,8 @@ def changed(lm: LanguageModel, weights: Weights) -> Iterator[None]:
             raise SettingError(f"Weights: the model has no parameter {name!r}")
         if len(places) and int(places.max()) >= own[name].numel():
             raise SettingError(
-                f"Weights: {name!r} has {own[name].numel()} entries; place {int(places.max())} is outside"
+                f"Weights: {name!r} has {own[name].numel()} entries; place {int(places.max())} is "
+                "outside"
             )
         if not own[name].is_floating_point() or own[name].device.type == "meta":
             raise ModelError(

@@ -146,8 +146,8 @@ class Sinks:
             sink.begin()
 
     def step(self, tokens: Tensor, turned: Tensor) -> None:
-        """Take the newest tokens; show what has been decided, and finish rows that have ended and
-        are decided."""
+        """Take the newest tokens ``[b]``, one a row; rows ``turned`` begin anew. Show what
+        has been decided, and finish rows that have ended and are decided."""
         rows, back, chosen = self._rows, set(turned.tolist()), tokens.tolist()
         waiting, unread = rows.waiting, rows.unread if rows.changes_rows else 0
         for i, sink in enumerate(self._sinks):
@@ -180,8 +180,8 @@ class Gone(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         ended = torch.tensor([not s.over and s.follower.gone() for s in self._sinks])
-        # A row that has just been rolled back writes another reply, of which its follower has yet to
-        # be told.
+        # A row that has just been rolled back writes another reply, of which its follower has yet
+        # to be told.
         ended[self._rows.turned] = False
         return ended.to(input_ids.device)
 

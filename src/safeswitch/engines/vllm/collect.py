@@ -49,12 +49,13 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
         windows = [str(p) for p in points if p.position.kind == "window"]
         if windows:
             raise SettingError(
-                f"vLLM cannot read a window of prompt tokens ({', '.join(windows)}): its prefix cache may not compute them; "
-                "fit with --readers layers,text"
+                f"vLLM cannot read a window of prompt tokens ({', '.join(windows)}): its prefix "
+                "cache may not compute them; fit with --readers layers,text"
             )
         if any(p.position.kind == "answer" for p in points):
             raise SettingError(
-                "vLLM's guard does not follow thinking; fit with --pilot-from reply, or --engine transformers"
+                "vLLM's guard does not follow thinking; fit with --pilot-from reply, or --engine "
+                "transformers"
             )
         self.lm, self._points, self._numbers = lm, tuple(points), itertools.count()
         settings = GuardSettings({}, "off", record=tuple(map(str, points)))
@@ -110,7 +111,9 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
 
         replies: list[Reply] = self._wait(everything())
         kept = self._take(keys)
-        states = {p: torch.stack([kept[key][str(p)] for key in keys]) for p in points}
+        states: dict[ReadPoint, Tensor] = {}
+        for point in points:
+            states[point] = torch.stack([kept[key][str(point)] for key in keys])
         activations = Activations(states, {}, tuple(map(self.lm.prompt_text, rows)))
         activations.check_finite()
         return (replies if max_new_tokens else []), activations

@@ -148,8 +148,8 @@ class VLLMEngine(Engine):
         begun = [i for i, messages in enumerate(conversations) if is_prefill(messages)]
         if self._guards and begun:
             raise DataError(
-                f"VLLMEngine: prompt {begun[0]} ends in a prefilled reply, which hides the request from vLLM's guard; the "
-                "transformers engine reads it without"
+                f"VLLMEngine: prompt {begun[0]} ends in a prefilled reply, which hides the request "
+                "from vLLM's guard; the transformers engine reads it without"
             )
         if isinstance(max_new_tokens, int):
             max_new_tokens = [max_new_tokens] * len(prompts)

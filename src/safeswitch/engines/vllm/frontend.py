@@ -190,13 +190,13 @@ class FrontEnd:
             )
         if context.chat and not self._reply_mark.closes(ids):
             raise VLLMValidationError(
-                "prefilled replies are not served: the conversation must end in a turn of the user's, "
-                "or in a tool's"
+                "prefilled replies are not served: the conversation must end in a turn of the "
+                "user's, or in a tool's"
             )
         if self._reply_mark.is_continued(ids):
             raise VLLMValidationError(
-                "prefilled replies are not served: the prompt goes on behind the mark that begins a "
-                "reply"
+                "prefilled replies are not served: the prompt goes on behind the mark that begins "
+                "a reply"
             )
 
     def _check_system(self, text: str, context: Context) -> None:

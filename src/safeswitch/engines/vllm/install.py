@@ -77,7 +77,8 @@ async def check_at_work(engine: Any, chat_template: str | None = None) -> None:
         raise
     except Exception as error:  # a worker without our extension does not know the call
         raise SettingError(
-            "SafeSwitch is not at work in this engine's workers; see docs/background/vllm.md for its flags"
+            "SafeSwitch is not at work in this engine's workers; see docs/background/vllm.md for "
+            "its flags"
         ) from error
 
 

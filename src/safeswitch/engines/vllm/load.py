@@ -37,12 +37,13 @@ def refuse_unless_supported(vllm_config: Any, settings: GuardSettings | None) ->
     config = vllm_config.model_config
     if vllm_config.speculative_config is not None:
         raise SettingError(
-            "SafeSwitch does not run with speculative decoding: vLLM would leave its logits processor out"
+            "SafeSwitch does not run with speculative decoding: vLLM would leave its logits "
+            "processor out"
         )
     if vllm_config.lora_config is not None and not settings.allow_other_model:
         raise SettingError(
-            "SafeSwitch: LoRA adapters change the model that the switch was fitted on; measure it on the adapted model "
-            "(safeswitch adapted), then set allow_other_model"
+            "SafeSwitch: LoRA adapters change the model that the switch was fitted on; measure it "
+            "on the adapted model (safeswitch adapted), then set allow_other_model"
         )
     if PROCESSOR not in [p for p in config.logits_processors or [] if isinstance(p, str)]:
         raise SettingError(f"SafeSwitch: --logits-processors must name {PROCESSOR}")
@@ -50,16 +51,19 @@ def refuse_unless_supported(vllm_config: Any, settings: GuardSettings | None) ->
         raise SettingError(f"SafeSwitch: --worker-extension-cls must be {EXTENSION}")
     if config.logprobs_mode != LOGPROBS:
         raise SettingError(
-            f"SafeSwitch: --logprobs-mode must be {LOGPROBS}; {config.logprobs_mode} shows the unguarded head"
+            f"SafeSwitch: --logprobs-mode must be {LOGPROBS}; {config.logprobs_mode} shows the "
+            "unguarded head"
         )
     if vllm_config.use_v2_model_runner and not settings.try_v2_runner:
         raise SettingError(
-            "SafeSwitch has not been run on vLLM's V2 model runner: set VLLM_USE_V2_MODEL_RUNNER=0, or try_v2_runner"
+            "SafeSwitch has not been run on vLLM's V2 model runner: set "
+            "VLLM_USE_V2_MODEL_RUNNER=0, or try_v2_runner"
         )
     parallel = vllm_config.parallel_config
     if parallel.data_parallel_size > 1 and not parallel.data_parallel_external_lb:
         raise SettingError(
-            "SafeSwitch runs one engine behind each server: use an external load balancer for data parallelism"
+            "SafeSwitch runs one engine behind each server: use an external load balancer for data "
+            "parallelism"
         )
     if not config.model_class_overrides:
         raise SettingError(
@@ -91,8 +95,9 @@ def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]
             raise SettingError(f"bundle {name!r}: {refusal}")
         if print_of is not None and switch.base is not None and switch.base.fingerprint != print_of:
             raise FingerprintError(
-                f"bundle {name!r} ({folder}) was fitted on {switch.base.model_id} (fingerprint {switch.base.fingerprint}), "
-                f"but the model is {config.model} (fingerprint {print_of}); set allow_other_model if they are equivalent"
+                f"bundle {name!r} ({folder}) was fitted on {switch.base.model_id} (fingerprint "
+                f"{switch.base.fingerprint}), but the model is {config.model} (fingerprint "
+                f"{print_of}); set allow_other_model if they are equivalent"
             )
         switch.actuator.check(int(text_config.hidden_size), int(text_config.vocab_size))
         tenants[name] = Tenant(name, switch.gate, _head(switch, vllm_config), switch.fingerprint)

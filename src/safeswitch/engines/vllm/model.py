@@ -119,8 +119,8 @@ class GuardedModel(nn.Module):
         )  # vLLM then falls back to compute_logits
 
     def safeswitch_take(self, rows: int) -> Tensor:
-        """States ``[rows, d * (1 + L)]`` of the rows that are being sampled; once for each forward
-        pass.
+        """States ``[rows, d + L * d]`` of the rows that are being sampled, the top site's first and
+        then those of L inner sites; once for each forward pass.
 
         Raises:
             ModelError: there are none, or not that many: nothing may be decided on states of other

@@ -93,9 +93,9 @@ def refuse_unless_paired(layers: Iterable[nn.Module]) -> None:
         if kind not in PAIRED:
             allowed = ", ".join(name.rpartition(".")[2] for name in PAIRED)
             raise ModelError(
-                f"vLLM's {type(layer).__name__} is not known to let out what attention and MLP add; "
-                f"known are {allowed}. Fit the bundle with --readers layers or steps, or serve it with "
-                "--engine transformers"
+                f"vLLM's {type(layer).__name__} is not known to let out what attention and MLP "
+                f"add; known are {allowed}. Fit the bundle with --readers layers or steps, or "
+                "serve it with --engine transformers"
             )
 
 

@@ -35,7 +35,8 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Refuse a request that came around the guarded front end."""
         if not switched_off() and Task.of(sampling_params.extra_args) is None:
             raise ValueError(
-                "this engine takes requests through SafeSwitch's front end only (safeswitch serve, VLLMEngine)"
+                "this engine takes requests through SafeSwitch's front end only (safeswitch serve, "
+                "VLLMEngine)"
             )
 
     def __init__(self, vllm_config: Any, second: Any = None, is_pin_memory: bool = False) -> None:
@@ -95,8 +96,8 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
             entry[0].live = False
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
-        """Judge every row that is due; give the flagged ones their other head, or the stop
-        token."""
+        """The ``logits`` ``[rows, V]``, changed in place: every row that is due is judged, and the
+        flagged ones get their other head, or the stop token."""
         if switched_off():
             return logits
         if ctx is None:

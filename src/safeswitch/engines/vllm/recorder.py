@@ -46,8 +46,9 @@ class Recorder:
 
     def take(self, ids: Iterable[str]) -> dict[str, dict[str, bytes]]:
         """Little-endian float32 by request and point; what was taken is forgotten."""
-        found = {key: self._kept.pop(key) for key in ids if key in self._kept}
-        return {
-            key: {str(p): state.numpy().tobytes() for p, state in states.items()}
-            for key, states in found.items()
-        }
+        found: dict[str, dict[str, bytes]] = {}
+        for key in ids:
+            if key in self._kept:
+                states = self._kept.pop(key)
+                found[key] = {str(p): state.numpy().tobytes() for p, state in states.items()}
+        return found

@@ -109,11 +109,12 @@ class Choice(Follower):
         """The text that has come since the last call."""
         with self._lock:
             pieces, self._pieces, self._told = self._pieces, [], False
-        runs = (
-            (refuses, "".join(text for _, text in run))
-            for refuses, run in groupby(pieces, lambda piece: piece[0])
-        )
-        return [(refuses, text) for refuses, text in runs if text]
+        runs: list[Piece] = []
+        for refuses, run in groupby(pieces, lambda piece: piece[0]):
+            text = "".join(text for _, text in run)
+            if text:
+                runs.append((refuses, text))
+        return runs
 
     def _begin(self, tokenizer: PreTrainedTokenizerBase | None) -> Release | None:
         release = Release(tokenizer, self._stop.feed) if tokenizer is not None else None

@@ -291,7 +291,8 @@ class FrontEnd:
         if policy != "off" and self._reply_mark.is_continued(whole):
             raise ApiError(
                 400,
-                "prefilled replies are not served: the prompt goes on behind the mark that begins a reply",
+                "prefilled replies are not served: the prompt goes on behind the mark that begins "
+                "a reply",
                 param="prompt",
             )
         edited = self.encode(switch.actuator.edit(as_messages(prompt))) if edits else []
@@ -329,7 +330,8 @@ class FrontEnd:
         if max(ids, default=0) >= self.lm.input_size:
             raise ApiError(
                 400,
-                f"the prompt has token {max(ids)}; this model's are smaller than {self.lm.input_size}",
+                f"the prompt has token {max(ids)}; this model's are smaller than "
+                f"{self.lm.input_size}",
             )
 
     def _run(self, jobs: Sequence[Job[Choice]]) -> None:
@@ -361,12 +363,13 @@ class FrontEnd:
         }
         if sampling.temperature == 0:
             return {"do_sample": False, **thinking}
-        asked = {
-            "temperature": (sampling.temperature, own.temperature, 1.0),
-            "top_p": (sampling.top_p, own.top_p, 1.0),
+        return {
+            "do_sample": True,
+            "top_k": own.top_k or 0,
+            "temperature": _first_given(sampling.temperature, own.temperature, 1.0),
+            "top_p": _first_given(sampling.top_p, own.top_p, 1.0),
+            **thinking,
         }
-        chosen = {name: next(v for v in values if v is not None) for name, values in asked.items()}
-        return {"do_sample": True, "top_k": own.top_k or 0, **chosen, **thinking}
 
     async def _conclude(self, choice: Choice, text: str, group: Group, context: Context) -> Reply:
         """The choice's reply, once its decision is on record; also where its client has left."""
@@ -386,6 +389,11 @@ class FrontEnd:
         if choice.reason is not None:
             raise choice.reason
         return reply
+
+
+def _first_given(*values: float | None) -> float:
+    """The first value that is not None; the last one is a default."""
+    return next(value for value in values if value is not None)
 
 
 def _length(asked: Asked) -> int:

@@ -25,7 +25,7 @@ class StopText:
         if self.stopped:
             return
         self._held += piece
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        found = [at for at in map(self._held.find, self._stops) if at >= 0]
         if found:
             self.stopped = True
             self._held = self._held[: min(found)]

@@ -82,7 +82,8 @@ def refuse_other_front_ends(args: Any) -> None:
         raise SettingError("safeswitch serve: --grpc cannot be given; its requests pass no guard")
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise SettingError(
-            "safeswitch serve: unset VLLM_USE_RUST_FRONTEND; requests to that front end pass no guard"
+            "safeswitch serve: unset VLLM_USE_RUST_FRONTEND; requests to that front end pass no "
+            "guard"
         )
 
 

@@ -230,7 +230,8 @@ class LowRankHead(HeadActuator):
         check_range("LowRankHead", "beta", self.beta, 0.0, 1.0)
         if self.down.ndim != 2 or self.up.ndim != 2 or self.down.shape[0] != self.up.shape[1]:
             raise SettingError(
-                f"LowRankHead: down [r, d] and up [V, r] do not fit: {tuple(self.down.shape)}, {tuple(self.up.shape)}"
+                f"LowRankHead: down [r, d] and up [V, r] do not fit: {tuple(self.down.shape)}, "
+                f"{tuple(self.up.shape)}"
             )
 
     @property
@@ -280,7 +281,8 @@ class FullHead(HeadActuator):
         check_range("FullHead", "beta", self.beta, 0.0, 1.0)
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
             raise SettingError(
-                f"FullHead: weight [V, d] and bias [V] do not fit: {tuple(self.weight.shape)}, {tuple(self.bias.shape)}"
+                f"FullHead: weight [V, d] and bias [V] do not fit: {tuple(self.weight.shape)}, "
+                f"{tuple(self.bias.shape)}"
             )
 
     def apply(self, logits: Tensor, hidden: Tensor) -> Tensor:
@@ -379,7 +381,8 @@ class Steering(BodyActuator):
             )
         if self.vectors.ndim != 2 or len(self.layers) != self.vectors.shape[0]:
             raise SettingError(
-                f"Steering: {len(self.layers)} layers but vectors of shape {tuple(self.vectors.shape)}"
+                f"Steering: {len(self.layers)} layers but vectors of shape "
+                f"{tuple(self.vectors.shape)}"
             )
 
     @property
@@ -396,5 +399,6 @@ class Steering(BodyActuator):
 def _check_width(owner: str, d: int, vocab: int, hidden_size: int, vocab_size: int) -> None:
     if (d, vocab) != (hidden_size, vocab_size):
         raise SettingError(
-            f"{owner}: made for [V={vocab}, d={d}], but the model has [V={vocab_size}, d={hidden_size}]"
+            f"{owner}: made for [V={vocab}, d={d}], but the model has [V={vocab_size}, "
+            f"d={hidden_size}]"
         )

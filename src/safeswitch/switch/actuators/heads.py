@@ -18,7 +18,10 @@ from safeswitch.core.strict import build, take
 from safeswitch.core.types import MOST_TOKENS
 from safeswitch.switch.actuators.base import ACTUATORS, HeadActuator, actuator_from_state
 
-_NOT_TOLD = "needs the reply's token number or the request's score, which vLLM's logits processor is not given"
+_NOT_TOLD = (
+    "needs the reply's token number or the request's score, which vLLM's logits processor is not "
+    "given"
+)
 _MOST_ALPHA = 1e6
 
 
@@ -92,7 +95,8 @@ class SparseHead(HeadActuator):
     def check(self, hidden_size: int, vocab_size: int) -> None:
         if self.shape != (vocab_size, hidden_size):
             raise SettingError(
-                f"SparseHead: made for [V, d] = {self.shape}, but the model has {(vocab_size, hidden_size)}"
+                f"SparseHead: made for [V, d] = {self.shape}, but the model has "
+                f"{(vocab_size, hidden_size)}"
             )
 
 

@@ -49,7 +49,7 @@ def save_vectors(path: str | Path, steering: Steering, *, model_type: str = "") 
 
 
 def load_vectors(path: str | Path, *, strength: float = 1.0) -> Steering:
-    """Read what :func:`save_vectors` or repeng wrote.
+    """Read what :func:`save_vectors` or repeng wrote: vectors ``[l, d]`` float32 of l layers.
 
     Raises:
         ArtifactError: no such file, another format, or no vectors of one width in it.

@@ -124,7 +124,8 @@ class Weights(BodyActuator):
 
     @classmethod
     def of(cls, differences: Mapping[str, Tensor], strength: float = 1.0) -> Self:
-        """The entries of ``differences``, parameter-shaped tensors by name, that are not 0.
+        """The m entries of ``differences``, parameter-shaped tensors by name, that are not 0, as
+        flat places ``[m]`` and values ``[m]``.
 
         Raises:
             SettingError: all of them are 0.
@@ -143,7 +144,7 @@ class Weights(BodyActuator):
         )
 
     def entries(self) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """By parameter name, flat places and values."""
+        """By parameter name, flat places ``[k]`` and values ``[k]`` of its k entries."""
         return self._split
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
