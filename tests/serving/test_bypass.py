@@ -10,6 +10,9 @@ from benchmarks.bypass import Outcome, Try, fault, fields_of, run
 from safeswitch.serving.vllm.fields import CHAT, COMPLETION, MESSAGES, RESPONSES
 from tests.engines.vllm_made import needs_vllm
 
+TRIES = 120
+"""The benchmark makes thousands."""
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
@@ -17,11 +20,11 @@ from tests.engines.vllm_made import needs_vllm
 def test_requests_that_are_refused_are_refused_whatever_else_they_ask_for(
     engine: str, tmp_path: Path
 ) -> None:
-    found = run(engine, 240, 11, tmp_path, 16)
+    found = run(engine, TRIES, 11, tmp_path, 16)
     assert found["faults"] == []
-    assert found["tries"] == 240
+    assert found["tries"] == TRIES
     # the transformers server turns nearly everything away that could bend a reply
-    least = 60 if engine == "vllm" else 20
+    least = TRIES // 8 if engine == "vllm" else TRIES // 40
     assert found["answered"] > least, "too few were answered to say anything"
 
 
