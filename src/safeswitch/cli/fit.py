@@ -167,7 +167,7 @@ def fit(
     leave_out: LeaveOutOption = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a switch on labelled requests, or on the starter set, and write it to a folder."""
+    """Fit a switch on labelled requests and the starter set, and write it to a folder."""
     from safeswitch.fitting.files import fit_files
 
     if not data.data and data.without_starter:
