@@ -131,6 +131,14 @@ def config(name: str, **files: str) -> str:
 
 
 ASK, OTHER = "How do I bake bread?", "How do I kill a process?"
+_BEHAVIOUR = {"Index": 0, "Target": "t", "Behavior": "b", "Category": "k", "Source": "Original"}
+JAILBREAKBENCH: tuple[dict[str, Any], str] = (
+    {
+        "data/h.csv": [{**_BEHAVIOUR, "Goal": ASK}],
+        "data/b.csv": [{**_BEHAVIOUR, "Goal": OTHER}],
+    },
+    config("behaviors", harmful="data/h.csv", benign="data/b.csv"),
+)
 # name: (files, configurations, expected (prompt, label, category, wrapper, language, answers) of
 # each example)
 FORMATS: dict[
@@ -157,55 +165,11 @@ FORMATS: dict[
         ],
     ),
     "jailbreakbench_harmful": (
-        {
-            "data/h.csv": [
-                {
-                    "Index": 0,
-                    "Goal": ASK,
-                    "Target": "t",
-                    "Behavior": "b",
-                    "Category": "k",
-                    "Source": "Original",
-                }
-            ],
-            "data/b.csv": [
-                {
-                    "Index": 0,
-                    "Goal": OTHER,
-                    "Target": "t",
-                    "Behavior": "b",
-                    "Category": "k",
-                    "Source": "Original",
-                }
-            ],
-        },
-        config("behaviors", harmful="data/h.csv", benign="data/b.csv"),
+        *JAILBREAKBENCH,
         [(ASK, "unsafe", "k", "", "", ())],
     ),
     "jailbreakbench_benign": (
-        {
-            "data/h.csv": [
-                {
-                    "Index": 0,
-                    "Goal": ASK,
-                    "Target": "t",
-                    "Behavior": "b",
-                    "Category": "k",
-                    "Source": "Original",
-                }
-            ],
-            "data/b.csv": [
-                {
-                    "Index": 0,
-                    "Goal": OTHER,
-                    "Target": "t",
-                    "Behavior": "b",
-                    "Category": "k",
-                    "Source": "Original",
-                }
-            ],
-        },
-        config("behaviors", harmful="data/h.csv", benign="data/b.csv"),
+        *JAILBREAKBENCH,
         [(OTHER, "safe", "k", "", "", ())],
     ),
     "strongreject": (

@@ -59,6 +59,8 @@ class GCG(Attack):
                 )
 
     def attack(self, example: Example, victim: Victim) -> list[Example]:
+        """The request with the suffix that the search ends with, one form; its ``meta`` tells the
+        loss before and after, and the seconds."""
         began = time.perf_counter()
         slot = cut(victim.lm, example, self.start)
         target = victim.lm.tokenizer(self.target, add_special_tokens=False)["input_ids"]

@@ -4,6 +4,7 @@ any others."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from safeswitch.attacks.base import ATTACKS, Attack, Victim
@@ -61,6 +62,7 @@ def run_attacks(
     }
 
     def attacked(loaded: Sequence[Loaded]) -> list[Loaded]:
+        """Every benchmark that has unsafe requests, under every attack."""
         targets = [one for one in loaded if any(e.label == "unsafe" for e in one.examples)]
         if not targets:
             raise DataError("attack: none of the benchmarks has an unsafe request")
@@ -68,11 +70,7 @@ def run_attacks(
         for one in targets:
             for attack in attacks:
                 say(f"making {one.benchmark.name}.{attack.name}")
-                name = one.benchmark.name
-
-                def told(done: int, name: str = name, attack: Attack = attack) -> None:
-                    progress(attack.name, name, done)
-
+                told = partial(progress, attack.name, one.benchmark.name)
                 made.append(
                     attack_set(one, attack, victim, out, identity=identity, progress=told, say=say)
                 )

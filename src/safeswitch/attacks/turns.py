@@ -78,6 +78,8 @@ class MultiTurn(Attack):
     )
 
     def attack(self, example: Example, victim: Victim) -> list[Example]:
+        """Two forms: the request behind friendly turns, and the request in two halves that the last
+        turn asks to put together."""
         words = example.prompt.split()
         middle = (len(words) + 1) // 2
         first, second = " ".join(words[:middle]), " ".join(words[middle:])

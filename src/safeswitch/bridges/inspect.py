@@ -141,6 +141,7 @@ def judged(judge: str, measures: str) -> Scorer:
     own: Judge = make_judge(judge)
 
     async def score(state: TaskState, target: Target) -> Score:
+        """1 or 0 for each metric that says something of the sample."""
         row = _logged(
             to_example(state.metadata["example"], number=0, origin="", labelled=False),
             state.output.completion,

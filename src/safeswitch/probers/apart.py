@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import ArtifactError, NotFittedError, SettingError, check_range
+from safeswitch.core.errors import ArtifactError, SettingError, check_range
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import check_shapes, only, take
 from safeswitch.core.types import MOST_TOKENS, Position, ReadPoint
-from safeswitch.probers.base import PROBERS, Prober, check_labels
+from safeswitch.probers.base import PROBERS, Prober, check_labels, not_fitted
 from safeswitch.probers.learned import mark_unreadable, rows_at
 from safeswitch.probers.nested import nest, unnest
 from safeswitch.probers.points import Labelled
@@ -129,10 +129,7 @@ class TransitionProber(Prober):
     def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`: ``[n]`` float32 from two states ``[n, d]`` a layer."""
         if not hasattr(self, "reference_"):
-            raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
-                "state"
-            )
+            raise not_fitted(self.kind)
         moves = self._moves(activations)
         likeness = functional.cosine_similarity(
             moves, self.reference_.to(moves.device)[None], dim=-1
@@ -143,10 +140,7 @@ class TransitionProber(Prober):
         """``(config, tensors)``, the one tensor being ``reference`` ``[L, d]``; see
         :meth:`Prober.state`."""
         if not hasattr(self, "reference_"):
-            raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
-                "state"
-            )
+            raise not_fitted(self.kind)
         return {"kind": self.kind, "layers": list(self.layers)}, {
             "reference": self.reference_.clone()
         }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import FitError
+from safeswitch.core.errors import FitError, NotFittedError
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.registry import Registry
 from safeswitch.core.strict import mapping, take
@@ -73,6 +73,13 @@ class Prober(ABC):
     @abstractmethod
     def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`; see :func:`prober_from_state` for what is refused."""
+
+
+def not_fitted(kind: str) -> NotFittedError:
+    """The error of a prober of that kind which is asked for a score or its state before ``fit``."""
+    return NotFittedError(
+        f"{kind} prober: not fitted; call fit(activations, labels) before score or state"
+    )
 
 
 def check_labels(activations: Activations, labels: Tensor, owner: str) -> Tensor:

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import FitError, NotFittedError, SettingError, check_range
+from safeswitch.core.errors import FitError, SettingError, check_range
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import build, check_shapes, only, shown, take
 from safeswitch.core.types import Position, ReadPoint
-from safeswitch.probers.base import PROBERS, Prober, check_labels
+from safeswitch.probers.base import PROBERS, Prober, check_labels, not_fitted
 from safeswitch.probers.learned import mark_unreadable
 from safeswitch.probers.points import Labelled
 
@@ -119,6 +119,8 @@ def parse_rule(rule: str, names: Sequence[str]) -> Callable[[Mapping[str, Tensor
         raise SettingError(f"rule {rule!r}: {error}; write names joined by and, or, not") from error
 
     def build(node: ast.expr) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Margins ``[n]`` by name in, the margin ``[n]`` of this part of the rule out: above 0
+        where it holds. ``and`` is the smallest, ``or`` the largest, ``not`` the opposite."""
         if isinstance(node, ast.Name):
             if node.id not in names:
                 raise SettingError(
@@ -213,10 +215,7 @@ class ConditionProber(Prober):
 
     def _check(self) -> None:
         if not hasattr(self, "conditions_"):
-            raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
-                "state"
-            )
+            raise not_fitted(self.kind)
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
         """``(config, tensors)``, the one tensor being ``vectors`` ``[K, d]`` of K conditions; see

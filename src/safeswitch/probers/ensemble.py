@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import ArtifactError, NotFittedError, SettingError, check_range
+from safeswitch.core.errors import ArtifactError, SettingError, check_range
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import check_shapes, only, shown, take
 from safeswitch.core.types import ReadPoint
-from safeswitch.probers.base import PROBERS, Prober, check_labels
+from safeswitch.probers.base import PROBERS, Prober, check_labels, not_fitted
 from safeswitch.probers.learned import mark_unreadable, rows_at
 from safeswitch.probers.logistic import fit_logistic
 from safeswitch.probers.points import Labelled
@@ -110,10 +110,7 @@ class EnsembleProber(Prober):
 
     def _check(self) -> None:
         if not hasattr(self, "places_"):
-            raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
-                "state"
-            )
+            raise not_fitted(self.kind)
 
     @property
     def directions(self) -> Tensor:

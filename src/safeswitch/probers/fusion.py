@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import NotFittedError, SettingError, check_choice
+from safeswitch.core.errors import SettingError, check_choice
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import check_shapes, only, take
 from safeswitch.core.types import ReadPoint
-from safeswitch.probers.base import PROBERS, Prober, check_labels
+from safeswitch.probers.base import PROBERS, Prober, check_labels, not_fitted
 from safeswitch.probers.calibrate import log_odds, platt_targets
 from safeswitch.probers.logistic import fit_logistic
 from safeswitch.probers.nested import nest, unnest
@@ -106,10 +106,7 @@ class FusionProber(Prober):
     def score(self, activations: Activations) -> Tensor:
         """See :meth:`Prober.score`: ``[n]`` float32; NaN from any reader is NaN here."""
         if not hasattr(self, "weights_"):
-            raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
-                "state"
-            )
+            raise not_fitted(self.kind)
         odds = torch.stack([log_odds(r.score(activations)) for r in self.readers], 1)
         logits = odds @ self.weights_.to(odds) + self.bias_.to(odds)
         return torch.sigmoid(logits).float()
@@ -118,10 +115,7 @@ class FusionProber(Prober):
         """``(config, tensors)``: ``weights`` ``[R]``, ``bias`` ``[1]``, and the readers' own,
         prefixed by their place."""
         if not hasattr(self, "weights_"):
-            raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
-                "state"
-            )
+            raise not_fitted(self.kind)
         configs, tensors = nest(self.readers)
         own = {"weights": self.weights_.clone(), "bias": self.bias_.clone()}
         return {"kind": self.kind, "weights": self.weights, "readers": configs}, {**tensors, **own}

@@ -16,14 +16,13 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import (
     ActivationError,
     ArtifactError,
-    NotFittedError,
     SettingError,
     check_choice,
 )
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import check_shapes, only, take
 from safeswitch.core.types import POSITION_KINDS, ReadPoint
-from safeswitch.probers.base import Prober
+from safeswitch.probers.base import Prober, not_fitted
 from safeswitch.probers.settings import Limit, setting_faults
 
 
@@ -64,10 +63,7 @@ class LearnedProber(Prober):
             NotFittedError: before ``fit``.
         """
         if not all(hasattr(self, name) for name in self.LEARNED):
-            raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
-                "state"
-            )
+            raise not_fitted(self.kind)
         tensors = {name: getattr(self, name) for name in self.LEARNED}
         return tensors if device is None else {name: t.to(device) for name, t in tensors.items()}
 

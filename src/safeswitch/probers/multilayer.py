@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import ArtifactError, NotFittedError, SettingError
+from safeswitch.core.errors import ArtifactError, SettingError
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import only, take
 from safeswitch.core.types import ReadPoint
-from safeswitch.probers.base import PROBERS, Prober, check_labels
+from safeswitch.probers.base import PROBERS, Prober, check_labels, not_fitted
 from safeswitch.probers.calibrate import log_odds
 from safeswitch.probers.learned import LearnedProber
 from safeswitch.probers.mlp import MLPProber
@@ -104,10 +104,7 @@ class LayerAverageProber(Prober):
     def fitted(self) -> tuple[Prober, ...]:
         """The inner probers; raises :class:`NotFittedError` before ``fit``."""
         if not hasattr(self, "probers_"):
-            raise NotFittedError(
-                f"{self.kind} prober: not fitted; call fit(activations, labels) before score or "
-                "state"
-            )
+            raise not_fitted(self.kind)
         return self.probers_
 
     def score(self, activations: Activations) -> Tensor:

@@ -284,9 +284,10 @@ class SafeSwitchMiddleware:
         raise Refused(501, "this server's thresholds cannot be changed while it runs")
 
     def _told(self, key: Key | None, request_id: str, span: Span) -> Context:
-        """What the front end is told of a request, and what is done with each verdict on it."""
+        """What the front end is told of a request, and what is done with each decision on it."""
 
         async def decided(verdict: Verdict) -> None:
+            """Count the decision, trace it, log it and put it on record, before the reply leaves."""
             metrics.count(verdict.decision, verdict.bundle, verdict.policy)
             add_verdict(span, verdict)
             d = verdict.decision

@@ -173,6 +173,8 @@ class Classifier(Judge):
         return measures == "safety"
 
     def judge(self, rows: Sequence[Logged]) -> list[Verdict]:
+        """One verdict a row, in order; a row that is too long for the classifier, or that its chat
+        template refuses, is left unjudged with the reason."""
         verdicts, fit = [Verdict()] * len(rows), list[tuple[int, Tokens]]()
         limit = self._engine.lm.context_length
         for i, row in enumerate(rows):

@@ -25,6 +25,7 @@ class Choices(Form):
         self._roles: dict[int, Chunk] = {}
 
     def whole(self, reply: JsonObject) -> None:
+        """Put refusals and decisions into a reply that is not streamed."""
         for choice in reply.get("choices") or []:
             verdict = self._add(choice)
             refusal = self.context.refusals.get(_index(choice))
@@ -45,6 +46,8 @@ class Choices(Form):
         add_tokens(reply.get("usage"), "completion_tokens", self._tokens())
 
     def event(self, event: Chunk) -> list[Chunk]:
+        """The chunks that leave in place of this one: refusals stand in for their choices, and a
+        choice's first chunk waits until it is known whether it is one of them."""
         choices = event.get("choices") or []
         if self.context.apart and len(choices) == 1 and (choices[0].get("delta") or {}).get("role"):
             self._roles[_index(choices[0])] = (

@@ -34,6 +34,8 @@ class Messages(Form):
         self._tell(reply)
 
     def event(self, event: Event) -> list[Event]:
+        """The events that leave in place of this one: a refusal's block goes in front of the one
+        that ends the message."""
         if event.get("type") == "content_block_start":
             self._blocks += 1
         if event.get("type") != "message_delta":

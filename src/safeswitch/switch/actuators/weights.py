@@ -63,6 +63,7 @@ class Adapter(BodyActuator):
 
     @classmethod
     def rebuild(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
+        """See :meth:`Actuator.rebuild`; ``down`` ``[r, d_in]`` and ``up`` ``[d_out, r]`` of each module."""
         where = f"actuator {cls.kind!r}"
         modules = take(config, "modules", tuple[str, ...], where)
         _check_names(where, "modules", modules)
