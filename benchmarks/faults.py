@@ -281,23 +281,30 @@ def fuzz(folder: Path, engine: str, facts: list[Told], bodies: int) -> None:
             + ", ".join(f"{number} answered {status}" for status, number in sorted(ends.items())),
             flush=True,
         )
-        each = max(1, bodies // 3 // 5)
-        command = [
-            str(SCHEMATHESIS), "run", f"{running.url}/openapi.json",
-            "--checks", "not_a_server_error", "--phases", "fuzzing",
-            "-n", str(each),
-            "--include-path-regex", "^/(v1/(chat/)?completions|tokenize|detokenize)",
-            "--mode", "all", "--request-timeout", "60", "--continue-on-failure", "--generation-database", "none", "--no-color",
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-        print(
-            "\n".join(line for line in done.stdout.splitlines() if line.strip())[-3000:], flush=True
-        )
+        failed = schemathesis(running.url, folder, max(1, bodies // 3 // 5))
         rows = asyncio.run(load(running.url, facts, 20, 1.0))
         assert {end for _, end in rows} == {"replied"}
         report("fuzz, afterwards", rows, recorded(url))
         assert not [status for status in ends if status >= 500], ends
-        assert done.returncode == 0, "schemathesis found a server error"
+        assert not failed, "schemathesis found a server error"
+
+
+def schemathesis(url: str, folder: Path, each: int) -> bool:
+    """Whether it found a server error with ``each`` bodies a route. It reads the server's own page
+    of its interface, which the guard keeps closed on vLLM's server."""
+    if httpx.get(f"{url}/openapi.json").status_code == 404:
+        print("fuzz, schemathesis: not run, /openapi.json is closed on this server", flush=True)
+        return False
+    command = [
+        str(SCHEMATHESIS), "run", f"{url}/openapi.json",
+        "--checks", "not_a_server_error", "--phases", "fuzzing",
+        "-n", str(each),
+        "--include-path-regex", "^/(v1/(chat/)?completions|tokenize|detokenize)",
+        "--mode", "all", "--request-timeout", "60", "--continue-on-failure", "--generation-database", "none", "--no-color",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    print("\n".join(line for line in done.stdout.splitlines() if line.strip())[-3000:], flush=True)
+    return done.returncode != 0
 
 
 async def fuzzed(running: Running, facts: list[Told], bodies: int) -> Counter[int]:
