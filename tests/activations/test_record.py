@@ -223,8 +223,8 @@ def test_wrong_calls_are_refused() -> None:
     sequences, lengths = rows()
     point = [ReadPoint(1)]
     for args, text in (
-        (([], [], point), "must not be empty"),
-        ((sequences, lengths, []), "must not be empty"),
+        (([], [], point), "one sequence or more"),
+        ((sequences, lengths, []), "one read point or more"),
         ((sequences, lengths[:2], point), "2 lengths"),
         ((sequences, [99, *lengths[1:]], point), r"must lie in 1\.\.7"),
         ((sequences, [0, *lengths[1:]], point), "must lie in"),

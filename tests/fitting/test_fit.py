@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ActivationError, DataError, FitError, SettingError
 from safeswitch.core.types import Decision, Example, Message, Reply
 from safeswitch.data import starter
@@ -168,6 +169,8 @@ class Untouchable(TransformersEngine):
     def generate(self, *args: Any, **options: Any) -> Any:
         raise AssertionError("the model was asked")
 
+    collect = generate
+
 
 def only(part: str, unsafe: bool) -> dict[str, list[Example]]:
     return {**PARTS, part: [e for e in PARTS[part] if e.unsafe == unsafe]}
@@ -295,6 +298,13 @@ class Scripted(TransformersEngine):
         replies = super().generate(prompts, *args, **options)
         self.asked = [*getattr(self, "asked", []), *prompts]
         return [self._worded(p, r) for p, r in zip(prompts, replies, strict=True)]
+
+    def collect(
+        self, prompts: Sequence[Any], *args: Any, **options: Any
+    ) -> tuple[list[Reply], Activations]:
+        replies, activations = super().collect(prompts, *args, **options)
+        worded = [self._worded(p, r) for p, r in zip(prompts, replies, strict=True)]
+        return worded, activations
 
     def _worded(self, prompt: Any, reply: Reply) -> Reply:
         if isinstance(prompt, Example):

@@ -389,6 +389,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_asked(
         def generate(self, *args: Any, **options: Any) -> Any:
             raise AssertionError("the model was asked")
 
+        collect = generate
+
     with pytest.raises(ArtifactError, match="out is a file, not a folder"):
         fit_files(Untouchable(engine().lm), [mixed], tmp_path / "out", SETTINGS)
 

@@ -2,8 +2,7 @@
 logits.
 
 Shapes: n requests, b rows of a batch, t tokens, d hidden size, w window tokens. Only the asked rows
-    ever leave the
-layer that computed them. Knows nothing of labels or files.
+ever leave the layer that computed them. Knows nothing of labels or files.
 """
 
 from __future__ import annotations
@@ -99,26 +98,24 @@ def record(
         list(row[: _needed(length, start, points)])
         for row, length, start in zip(sequences, prompt_lengths, starts, strict=True)
     ]
-    gather = _Gather(points, prompt_lengths, starts, torch.device(device), dtype)
+    plan = _Plan(points, prompt_lengths, starts)
+    gathered = Gathered(prompt_lengths, torch.device(device), dtype)
     done = 0
     with lm.lock, Reader(lm, [point.site for point in points]) as reader:
         lengths = [len(row) for row in rows]
         for batch in length_batches(
             lengths, lm.traits, pass_tokens=lm.pass_tokens, batch_tokens=batch_tokens
         ):
-            reader.keep = gather.plan(batch, [len(rows[i]) for i in batch])
+            reader.keep = plan.columns(batch, [len(rows[i]) for i in batch])
             part = [rows[i] for i in batch]
             lm.run_backbone(
                 *lm.pad(part), lm.collate([visions[i] for i in batch] if visions else [], part)
             )
-            gather.take(batch, reader.states)
+            plan.hand_over(batch, reader.states, gathered)
             done += len(batch)
             if progress is not None:
                 progress(done, len(rows))
-    states = {point: gather.states[point] for point in points}
-    return Activations(
-        states, {p: gather.masks[p] for p in states if p in gather.masks}, tuple(texts)
-    )
+    return gathered.activations(points, texts)
 
 
 def check_request(
@@ -131,11 +128,8 @@ def check_request(
 ) -> None:
     """Refuse what :func:`record` cannot do, before anything is run; arguments and errors are its
     own."""
-    if not sequences or not points:
-        raise SettingError(
-            f"record: sequences and points must not be empty; got {len(sequences)} and "
-            f"{len(points)}"
-        )
+    if not sequences:
+        raise SettingError("record: there must be one sequence or more; got none")
     if len(lengths) != len(sequences) or (texts and len(texts) != len(sequences)):
         raise SettingError(
             f"record: one prompt length and one text a sequence, please; got {len(sequences)} "
@@ -143,14 +137,7 @@ def check_request(
         )
     if batch_tokens < 1:
         raise SettingError(f"record: batch_tokens must be 1 or more; got {batch_tokens}")
-    for point in points:
-        if not isinstance(point.site, Output) and point.layer != lm.layer(point.layer):
-            raise SettingError(
-                f"record: read point {point} needs a resolved layer in 0..{lm.num_layers}"
-            )
-    apart = [str(p) for p in points if p.position.kind in APART]
-    if apart:
-        raise SettingError(f"record: {', '.join(apart)} is read after appended tokens; use reread")
+    check_points(lm, points)
     pilots = any(p.position.kind in RUNNING and p.position.index for p in points)
     limit = lm.context_length
     for i, (row, length) in enumerate(zip(sequences, lengths, strict=True)):
@@ -168,6 +155,93 @@ def check_request(
             )
 
 
+def check_points(lm: LanguageModel, points: Sequence[ReadPoint]) -> None:
+    """Refuse points that no pass over prompts and replies can read.
+
+    Raises:
+        SettingError: no points, a layer that is not resolved or does not exist, or a point that is
+            read after appended tokens.
+    """
+    if not points:
+        raise SettingError("record: there must be one read point or more; got none")
+    for point in points:
+        if not isinstance(point.site, Output) and point.layer != lm.layer(point.layer):
+            raise SettingError(
+                f"record: read point {point} needs a resolved layer in 0..{lm.num_layers}"
+            )
+    apart = [str(p) for p in points if p.position.kind in APART]
+    if apart:
+        raise SettingError(f"record: {', '.join(apart)} is read after appended tokens; use reread")
+
+
+@dataclass
+class Gathered:
+    """States of n requests by point, filled batch by batch.
+
+    Args:
+        lengths: Prompt tokens of each request.
+        device: Where they are gathered.
+        dtype: Of the states; None keeps the model's.
+
+    Attributes:
+        states: By point, ``[n, d]``, of windows ``[n, w, d]``.
+        masks: By window point, ``[n, w]`` bool.
+    """
+
+    lengths: Sequence[int]
+    device: torch.device
+    dtype: torch.dtype | None
+    states: dict[ReadPoint, Tensor] = field(default_factory=dict)
+    masks: dict[ReadPoint, Tensor] = field(default_factory=dict)
+
+    def place(self, point: ReadPoint, batch: Sequence[int], part: Tensor, valid: Tensor) -> None:
+        """Take the states ``part [b, w, d]`` of the requests ``batch``.
+
+        Args:
+            valid: ``[b, w]`` bool: where ``part`` holds a token's state, not padding.
+
+        Raises:
+            ActivationError: states that are not finite.
+        """
+        rows = torch.tensor(batch, device=self.device)
+        valid = valid.to(self.device)
+        part = part.to(self.device, self.dtype).masked_fill(~valid[:, :, None], 0)
+        self._check_finite(point, part, batch)
+        if point not in self.states:
+            self._allocate(point, part)
+        if point in self.masks:
+            width = part.shape[1]
+            self.masks[point][rows, -width:] = valid
+            self.states[point][rows, -width:] = part
+        else:
+            self.states[point][rows] = part[:, 0]
+
+    def activations(self, points: Sequence[ReadPoint], texts: Sequence[str]) -> Activations:
+        """All of it, in the order of ``points``."""
+        states = {point: self.states[point] for point in points}
+        return Activations(
+            states, {p: self.masks[p] for p in states if p in self.masks}, tuple(texts)
+        )
+
+    def _allocate(self, point: ReadPoint, part: Tensor) -> None:
+        n, shape = len(self.lengths), part.shape[1:]
+        if point.position.kind == "window":
+            shape = torch.Size([point.position.index or max(self.lengths), *shape[1:]])
+            self.masks[point] = torch.zeros((n, shape[0]), dtype=torch.bool, device=self.device)
+        else:
+            shape = shape[1:]
+        self.states[point] = torch.zeros((n, *shape), dtype=part.dtype, device=self.device)
+
+    def _check_finite(self, point: ReadPoint, part: Tensor, batch: Sequence[int]) -> None:
+        bad = ~torch.isfinite(part).flatten(1).all(1)
+        if bad.any():
+            row = min(batch[int(i)] for i in bad.nonzero())
+            raise ActivationError(
+                f"states at {point} are not finite (row {row} of {len(self.lengths)}, as "
+                f"{part.dtype}); a wider dtype may hold them"
+            )
+
+
 def _after(position: Position, start: int) -> int:
     """Reply tokens that must have been fed at ``position``, where the answer begins after ``start``
     of them."""
@@ -180,20 +254,22 @@ def _needed(prompt_length: int, start: int, points: Sequence[ReadPoint]) -> int:
 
 
 @dataclass
-class _Gather:
-    """Which columns of a batch are read at which point, and the tensors they are written to."""
+class _Plan:
+    """Which columns of a batch are read at which point.
+
+    Args:
+        points: What is read.
+        prompt_lengths: Prompt tokens of each sequence.
+        answers: Reply tokens in front of each sequence's answer.
+    """
 
     points: Sequence[ReadPoint]
     prompt_lengths: Sequence[int]
     answers: Sequence[int]
-    device: torch.device
-    dtype: torch.dtype | None
-    states: dict[ReadPoint, Tensor] = field(default_factory=dict)
-    masks: dict[ReadPoint, Tensor] = field(default_factory=dict)
     _columns: dict[Position, Tensor] = field(default_factory=dict)
     _valid: dict[Position, Tensor] = field(default_factory=dict)
 
-    def plan(self, batch: Sequence[int], lengths: Sequence[int]) -> dict[Site, Keep]:
+    def columns(self, batch: Sequence[int], lengths: Sequence[int]) -> dict[Site, Keep]:
         """Work out the columns ``[b, w]`` of every position in the left-padded batch; what to keep
         of each site."""
         width = max(lengths)
@@ -225,41 +301,13 @@ class _Gather:
 
         return keep
 
-    def take(self, batch: Sequence[int], states: dict[Site, Tensor]) -> None:
-        """Sort what was kept, ``[b, all columns, d]`` by site, into the rows ``batch`` of the
-        results."""
-        rows = torch.tensor(batch, device=self.device)
+    def hand_over(
+        self, batch: Sequence[int], states: dict[Site, Tensor], gathered: Gathered
+    ) -> None:
+        """Sort what was kept, ``[b, all columns, d]`` by site, into the results."""
         for site, kept in states.items():
             points = self._at(site)
             widths = [self._columns[p.position].shape[1] for p in points]
-            parts = torch.split(kept.to(self.device, self.dtype), widths, dim=1)
+            parts = torch.split(kept, widths, dim=1)
             for point, part in zip(points, parts, strict=True):
-                valid = self._valid[point.position].to(self.device)
-                part = part.masked_fill(~valid[:, :, None], 0)
-                self._check_finite(point, part, batch)
-                if point not in self.states:
-                    self._allocate(point, part)
-                if point in self.masks:
-                    width = part.shape[1]
-                    self.masks[point][rows, -width:] = valid
-                    self.states[point][rows, -width:] = part
-                else:
-                    self.states[point][rows] = part[:, 0]
-
-    def _allocate(self, point: ReadPoint, part: Tensor) -> None:
-        n, shape = len(self.prompt_lengths), part.shape[1:]
-        if point.position.kind == "window":
-            shape = torch.Size([point.position.index or max(self.prompt_lengths), *shape[1:]])
-            self.masks[point] = torch.zeros((n, shape[0]), dtype=torch.bool, device=self.device)
-        else:
-            shape = shape[1:]
-        self.states[point] = torch.zeros((n, *shape), dtype=part.dtype, device=self.device)
-
-    def _check_finite(self, point: ReadPoint, part: Tensor, batch: Sequence[int]) -> None:
-        bad = ~torch.isfinite(part).flatten(1).all(1)
-        if bad.any():
-            row = min(batch[int(i)] for i in bad.nonzero())
-            raise ActivationError(
-                f"states at {point} are not finite (row {row} of {len(self.prompt_lengths)}, as "
-                f"{part.dtype}); a wider dtype may hold them"
-            )
+                gathered.place(point, batch, part, self._valid[point.position])

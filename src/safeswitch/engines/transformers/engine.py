@@ -18,7 +18,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from safeswitch.activations.record import record
+from safeswitch.activations.record import Gathered, check_points, record
 from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, DataError, SettingError
@@ -39,6 +39,7 @@ from safeswitch.engines.transformers.decode import Loop
 from safeswitch.engines.transformers.late import judge_late
 from safeswitch.engines.transformers.options import Options, make_options
 from safeswitch.engines.transformers.prefill import is_prefill, judge_prefill, reads_prefill
+from safeswitch.engines.transformers.recorder import Recorder
 from safeswitch.engines.transformers.rows import Rows
 from safeswitch.engines.transformers.steer import acting
 from safeswitch.engines.transformers.streaming import (
@@ -241,54 +242,94 @@ class TransformersEngine(ReadingEngine):
         max_new_tokens: int,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[list[Reply], Activations]:
-        """The untouched model's greedy replies, and states at ``points`` (float32, on the host), in
-        one teacher-forced pass.
+        """The untouched model's greedy replies, and states at ``points`` (float32, on the host),
+        read in the pass that replies.
+
+        ``answer`` points are read in a second, teacher-forced pass: where the answer begins is
+        known only when the reply is.
 
         Args:
             prompts: Texts, message lists or examples.
             points: What to read; a reply that ends before a pilot point gives the state of its last
                 token.
             max_new_tokens: Longest reply; 0 gives no replies and reads prompts alone.
-            progress: Called with the number of prompts done since the last call; a reply is half of
-                the work, its reading the other half.
+            progress: Called with the number of prompts done since the last call.
 
         Raises:
             ActivationError: states that are not finite.
-            SettingError: ``answer`` points, and a model without known thinking marks.
+            SettingError: no prompts, no points, points that do not exist, or ``answer`` points and
+                a model without known thinking marks.
         """
-        replies: list[Reply] = []
+        if not prompts:
+            raise SettingError("collect: there must be one prompt or more; got none")
+        if max_new_tokens and not any(p.position.kind == "answer" for p in points):
+            return self._record_replying(prompts, points, max_new_tokens, progress)
         part = None if progress is None else _shared(progress, 2 if max_new_tokens else 1)
+        replies: list[Reply] = []
         if max_new_tokens:
             replies = self.generate(
                 prompts, max_new_tokens=max_new_tokens, do_sample=False, progress=part
             )
+        return replies, self._record_replied(prompts, points, replies, part)
+
+    def _record_replying(
+        self,
+        prompts: Sequence[Prompt],
+        points: Sequence[ReadPoint],
+        max_new_tokens: int,
+        progress: Callable[[int], None] | None,
+    ) -> tuple[list[Reply], Activations]:
+        """Replies, and what is read while they are written."""
+        check_points(self.lm, points)
+        limits = [max_new_tokens] * len(prompts)
+        own, pad = self.lm.model.generation_config, self.lm.pad_token_id
+        options = make_options(own, limits, (), {"do_sample": False}, pad)
+        replies: dict[int, Reply] = {}
+        with self.lm.lock, torch.no_grad():
+            plain = Switch(Gate(), NoAction())
+            requests = self._requests(prompts, plain, limits, None, [None] * len(prompts))
+            texts = [self.lm.prompt_text(r.ids) for r in requests]
+            gathered = Gathered([len(r.ids) for r in requests], torch.device("cpu"), torch.float32)
+            for batch in self._batches(requests, max_new_tokens):
+                numbers = [r.index for r in batch]
+                lengths = [len(r.ids) for r in batch]
+                recorder = Recorder(self.lm, lengths, [texts[i] for i in numbers], points)
+                found = self._decode(batch, recorder, options, {})
+                recorder.hand_over(numbers, gathered)
+                replies.update(zip(numbers, found, strict=True))
+                if progress is not None:
+                    progress(len(batch))
+        return [replies[i] for i in range(len(prompts))], gathered.activations(points, texts)
+
+    def _record_replied(
+        self,
+        prompts: Sequence[Prompt],
+        points: Sequence[ReadPoint],
+        replies: Sequence[Reply],
+        progress: Callable[[int], None] | None,
+    ) -> Activations:
+        """What is read of prompts and, where there are any, of replies that are whole."""
         encoded = self.lm.inputs(list(prompts))
         rows = [one.ids for one in encoded]
         deepest = max((p.position.index for p in points if p.position.kind in RUNNING), default=0)
         answers = [0] * len(rows)
-        if replies and any(p.position.kind == "answer" for p in points):
+        fed: list[Sequence[int]] = [()] * len(rows)
+        if replies:
             told = zip(prompts, rows, replies, strict=True)
             answers = [self.lm.answer_start(as_messages(p), ids, r.token_ids) for p, ids, r in told]
-        fed = (
-            [r.token_ids[: a + deepest] for r, a in zip(replies, answers, strict=True)]
-            if replies
-            else [()] * len(rows)
-        )
-        sequences = [[*row, *tokens] for row, tokens in zip(rows, fed, strict=True)]
-        texts = [self.lm.prompt_text(row) for row in rows]
+            fed = [r.token_ids[: a + deepest] for r, a in zip(replies, answers, strict=True)]
         with self.lm.lock:
-            activations = record(
+            return record(
                 self.lm,
-                sequences,
+                [[*row, *tokens] for row, tokens in zip(rows, fed, strict=True)],
                 [len(row) for row in rows],
                 points,
-                texts=texts,
+                texts=[self.lm.prompt_text(row) for row in rows],
                 answers=answers,
                 visions=[one.vision for one in encoded],
                 dtype=torch.float32,
-                progress=None if part is None else _in_steps(part),
+                progress=None if progress is None else _in_steps(progress),
             )
-        return replies, activations
 
     def stream(self, prompt: Prompt, switch: Switch | None = None, **options: Any) -> Stream:
         """Decided text as it becomes decided: iterate with ``for`` or ``async for``; ``.reply``
