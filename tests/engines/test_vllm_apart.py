@@ -121,7 +121,7 @@ def test_other_replies_and_unguarded_ones_do_not_wait() -> None:
 def test_a_plan_knows_from_which_token_on_nothing_is_refused(
     every: int | None, until: int | None, settled: int | None
 ) -> None:
-    from safeswitch.engines.vllm.choice import Plan
+    from safeswitch.engines.vllm.choice import BundlePlan
 
-    plan = Plan("x", 3, True, True, True, False, every, until)
+    plan = BundlePlan("x", 3, True, True, True, False, every, until)
     assert next((n for n in range(1, 50) if plan.settled(n)), None) == settled

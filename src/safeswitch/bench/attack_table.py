@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from safeswitch.bench.estimates import bare_id, fraction, fraction_of, group_of
-from safeswitch.bench.log import Logged
-from safeswitch.bench.rows import Rows
+from safeswitch.bench.log import Logged, LoggedRows
 from safeswitch.core.json_types import JsonObject
 
 BARE = "none"
 
 
-def attack_table(rows: Rows) -> list[JsonObject]:
+def attack_table(rows: LoggedRows) -> list[JsonObject]:
     """One row a figure, for each benchmark that was attacked, each attack (``none``: the bare
     requests) and method.
 

@@ -4,7 +4,7 @@ style of refusals."""
 from __future__ import annotations
 
 from safeswitch.bench.estimates import fraction_of, group_of
-from safeswitch.bench.rows import Rows
+from safeswitch.bench.log import LoggedRows
 from safeswitch.core.json_types import JsonObject
 from safeswitch.statistics.intervals import bootstrap_mean
 
@@ -13,7 +13,7 @@ SHORT = 20
 styles)."""
 
 
-def error_table(rows: Rows) -> list[JsonObject]:
+def error_table(rows: LoggedRows) -> list[JsonObject]:
     """The gate's errors by category, for every method that decides: unsafe requests on which it did
     not fire (``missed``), safe ones on which it did (``false trigger``); all benchmarks together,
     the most frequent error first."""
@@ -44,7 +44,7 @@ def error_table(rows: Rows) -> list[JsonObject]:
     return table
 
 
-def style_table(rows: Rows) -> list[JsonObject]:
+def style_table(rows: LoggedRows) -> list[JsonObject]:
     """Refusals of unsafe requests by method: share that explains itself, share that is short, and
     mean length in words."""
     table: list[JsonObject] = []

@@ -62,7 +62,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -233,6 +233,31 @@ class RunLog:
             said[file.stem] = read_rows(file)
         rows = [_logged(row, path) for row in raw.values()]
         return sorted((_with_judgements(row, said) for row in rows), key=lambda row: row.example.id)
+
+
+class LoggedRows:
+    """All rows of a run, read once.
+
+    Args:
+        log: The run.
+    """
+
+    def __init__(self, log: RunLog) -> None:
+        self.log = log
+        self._rows: dict[tuple[str, str], list[Logged]] = {}
+        for method in log.methods:
+            for benchmark in log.benchmarks:
+                self._rows[method, benchmark] = log.rows(method, benchmark)
+
+    def of(self, method: str, benchmark: str) -> list[Logged]:
+        """Rows of one method on one benchmark, sorted by id."""
+        return self._rows[method, benchmark]
+
+    def each(self) -> Iterator[tuple[str, str, list[Logged]]]:
+        """Benchmark, method and rows, the benchmarks in the suite's order."""
+        for benchmark in self.log.benchmarks:
+            for method in self.log.methods:
+                yield benchmark, method, self._rows[method, benchmark]
 
 
 def plain(method: str) -> str:

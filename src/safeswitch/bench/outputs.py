@@ -11,8 +11,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from safeswitch.bench.log import RunLog
-from safeswitch.bench.rows import Rows
+from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.table import rates_table
 from safeswitch.bench.tables import Table, judges, main_rates, make_tables, not_judged, not_taken
 from safeswitch.core.artifact import write_json, write_text
@@ -79,7 +78,7 @@ def write_tables(folder: Path) -> None:
         ArtifactError: no run there, or the folder cannot be written.
     """
     log = RunLog.open(folder)
-    rows = Rows(log)
+    rows = LoggedRows(log)
     tables = make_tables(rows)
     main = main_rates(rows)
     write_text(
@@ -92,7 +91,7 @@ def write_tables(folder: Path) -> None:
     write_json(folder / "figures.json", {"notes": NOTES, "tables": tables})
 
 
-def remarks(rows: Rows) -> list[str]:
+def remarks(rows: LoggedRows) -> list[str]:
     """What stands below the first table: how far the judges can be trusted, what could not be
     run."""
     log = rows.log

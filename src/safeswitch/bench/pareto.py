@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safeswitch.bench.log import RunLog
+from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.metrics import ACCURACY, HARM, NEITHER, OVER_REFUSAL
 from safeswitch.bench.picture import COLOURS, check_drawable
-from safeswitch.bench.rows import Rows
 from safeswitch.bench.table import FEW
 from safeswitch.bench.tables import main_rates, rates, summary
 from safeswitch.core.artifact import write_atomic
@@ -45,7 +44,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     )
 
 
-def silenced(rows: Rows) -> set[str]:
+def silenced(rows: LoggedRows) -> set[str]:
     """Methods that break replies: the mean share that neither refuses nor helps is above
     :data:`BROKEN`."""
     main = {b: rows.log.judges(b)[0] for b in rows.log.benchmarks}
@@ -74,7 +73,7 @@ def draw_pareto(folder: Path) -> None:
         ArtifactError: the file cannot be written.
     """
     log = RunLog.open(folder)
-    everything = Rows(log)
+    everything = LoggedRows(log)
     table = main_rates(everything)
     harm, refusal, accuracy = (summary(table, what) for what in (HARM, OVER_REFUSAL, ACCURACY))
     panels = [(refusal, "over-refusal (%)", 1), (accuracy, "task accuracy (%)", -1)]

@@ -15,9 +15,8 @@ import torch
 from safeswitch.bench.attack_table import attack_table, attacked_set
 from safeswitch.bench.error_table import error_table, style_table
 from safeswitch.bench.estimates import belongs, fraction, group_of, groups_of, mean_of
-from safeswitch.bench.log import Logged, RunLog
+from safeswitch.bench.log import Logged, LoggedRows, RunLog
 from safeswitch.bench.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
-from safeswitch.bench.rows import Rows
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.statistics.intervals import (
     Interval,
@@ -36,7 +35,7 @@ MIXES: Mapping[str, Mapping[str, float]] = {
 """Weighted figures: SafeSwitch's TrustLLM column (arXiv 2502.01042)."""
 
 
-def make_tables(rows: Rows) -> dict[str, Table]:
+def make_tables(rows: LoggedRows) -> dict[str, Table]:
     """All tables by name, in the order in which a reader wants them; empty ones are left out."""
     log = rows.log
     made = {
@@ -64,7 +63,7 @@ def make_tables(rows: Rows) -> dict[str, Table]:
     return {name: table for name, table in made.items() if table}
 
 
-def rates(rows: Rows) -> Table:
+def rates(rows: LoggedRows) -> Table:
     """Every metric of every judge, method and benchmark, and the weighted mixes."""
     table: Table = []
     for benchmark, method, logged in rows.each():
@@ -82,7 +81,7 @@ def rates(rows: Rows) -> Table:
     return table + _mixes(rows)
 
 
-def _mixes(rows: Rows) -> Table:
+def _mixes(rows: LoggedRows) -> Table:
     table: Table = []
     for name, weights in MIXES.items():
         if not set(weights) <= set(rows.log.benchmarks):
@@ -107,7 +106,7 @@ def _mixes(rows: Rows) -> Table:
     return table
 
 
-def main_rates(rows: Rows) -> Table:
+def main_rates(rows: LoggedRows) -> Table:
     """Harm, over-refusal and accuracy by the judge that counts, sorted by benchmark and metric; of
     tasks, accuracy alone."""
     log = rows.log
@@ -130,7 +129,7 @@ def main_rates(rows: Rows) -> Table:
     )
 
 
-def two_sided(rows: Rows) -> Table:
+def two_sided(rows: LoggedRows) -> Table:
     """SODE's pair over all safety benchmarks together: unsafe responses on unsafe requests,
     refusals of safe ones."""
     table: Table = []
@@ -163,7 +162,7 @@ def reference(log: RunLog) -> str:
     return "safeswitch" if "safeswitch" in log.methods else log.methods[-1]
 
 
-def paired(rows: Rows) -> Table:
+def paired(rows: LoggedRows) -> Table:
     """The reference against every other method on the same requests: difference, McNemar's p, and
     Holm's over the table."""
     table: Table = []
@@ -207,7 +206,7 @@ def _test(first: Sequence[bool], second: Sequence[bool], groups: Sequence[str]) 
     }
 
 
-def sliced(rows: Rows, name: str, key: Callable[[Logged], str]) -> Table:
+def sliced(rows: LoggedRows, name: str, key: Callable[[Logged], str]) -> Table:
     """Main metrics by what ``key`` says of a request, where it says two different things or
     more."""
     table: Table = []
@@ -229,7 +228,7 @@ def sliced(rows: Rows, name: str, key: Callable[[Logged], str]) -> Table:
     return table
 
 
-def scores(rows: Rows) -> Table:
+def scores(rows: LoggedRows) -> Table:
     """Mean degree of harm of the replies to unsafe requests, for judges that give one
     (StrongREJECT's rubric)."""
     table: Table = []
@@ -253,7 +252,7 @@ def scores(rows: Rows) -> Table:
     return table
 
 
-def wins(rows: Rows) -> Table:
+def wins(rows: LoggedRows) -> Table:
     """Share of open requests on which a judge prefers the reply to that of the method it compares
     with, ties half."""
     table: Table = []
@@ -282,7 +281,7 @@ def wins(rows: Rows) -> Table:
     return table
 
 
-def gate(rows: Rows) -> Table:
+def gate(rows: LoggedRows) -> Table:
     """How often the gate fired, by benchmark and label, and at which stage."""
     table: Table = []
     for benchmark, method, logged in rows.each():
@@ -299,7 +298,7 @@ def gate(rows: Rows) -> Table:
     return table
 
 
-def prober(rows: Rows) -> Table:
+def prober(rows: LoggedRows) -> Table:
     """AUROC, TPR at 1 % FPR, calibration error and Brier score of each stage that scored every
     request, per benchmark with both labels and over all."""
     table: Table = []
@@ -348,7 +347,7 @@ def _prober(values: torch.Tensor, labels: Sequence[bool], groups: Sequence[str])
     ]
 
 
-def cost(rows: Rows) -> Table:
+def cost(rows: LoggedRows) -> Table:
     """Seconds and tokens a request, each with its difference to the untouched model where that ran,
     and peak memory."""
     table: Table = []
@@ -401,7 +400,7 @@ def _extra(
     return {"extra": found.value, "extra_low": found.low, "extra_high": found.high}
 
 
-def not_taken(rows: Rows) -> Table:
+def not_taken(rows: LoggedRows) -> Table:
     """Requests that the model could not take, which no rate counts, and the first reason."""
     table: Table = []
     for benchmark, method, logged in rows.each():
@@ -412,7 +411,7 @@ def not_taken(rows: Rows) -> Table:
     return table
 
 
-def not_judged(rows: Rows) -> Table:
+def not_judged(rows: LoggedRows) -> Table:
     """Replies of which a judge has given no verdict, by reason; no rate of that judge counts
     them."""
     table: Table = []

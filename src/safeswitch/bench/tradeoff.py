@@ -7,10 +7,9 @@ from pathlib import Path
 
 from safeswitch.bench.effort import split_name
 from safeswitch.bench.estimates import Groups, fraction, groups_of, mean_of
-from safeswitch.bench.log import RunLog
+from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.metrics import MAIN, Metric, outcomes
 from safeswitch.bench.outputs import as_csv, figure
-from safeswitch.bench.rows import Rows
 from safeswitch.bench.tables import Table
 from safeswitch.core.artifact import write_text
 from safeswitch.core.json_types import JsonObject
@@ -25,7 +24,7 @@ NOTE = (
 )
 
 
-def tradeoff(rows: Rows) -> Table:
+def tradeoff(rows: LoggedRows) -> Table:
     """Harm, over-refusal, accuracy and tokens of every method at every effort.
 
     Raises:
@@ -68,7 +67,7 @@ def tradeoff(rows: Rows) -> Table:
     return table
 
 
-def _hits(rows: Rows, name: str, what: Metric) -> dict[str, bool]:
+def _hits(rows: LoggedRows, name: str, what: Metric) -> dict[str, bool]:
     log = rows.log
     found: dict[str, bool] = {}
     tasks = {b for b, told in log.manifest["benchmarks"].items() if told["measures"] == "task"}
@@ -79,7 +78,7 @@ def _hits(rows: Rows, name: str, what: Metric) -> dict[str, bool]:
     return found
 
 
-def _tokens(rows: Rows, name: str) -> dict[str, float]:
+def _tokens(rows: LoggedRows, name: str) -> dict[str, float]:
     return {
         f"{b}/{row.example.id}": row.made_tokens
         for b in rows.log.benchmarks
@@ -108,7 +107,7 @@ def write_tradeoff(folder: Path) -> None:
         ArtifactError: no run there, or the folder cannot be written.
         SettingError: a run whose methods have no efforts.
     """
-    table = tradeoff(Rows(RunLog.open(folder)))
+    table = tradeoff(LoggedRows(RunLog.open(folder)))
     write_text(folder / "tradeoff.csv", as_csv(table))
     write_text(folder / "tradeoff.md", _markdown(table))
 

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from safeswitch.bench.bench import Asked, run_bench
 from safeswitch.bench.candidates import prepare
-from safeswitch.bench.log import MANIFEST, RunLog
+from safeswitch.bench.log import MANIFEST, LoggedRows, RunLog
 from safeswitch.bench.picture import check_drawable, draw_rates
-from safeswitch.bench.rows import Rows
 from safeswitch.bench.runner import Candidate
 from safeswitch.bench.table import rates_table
 from safeswitch.bench.tables import Table, gate, main_rates, rates
@@ -153,7 +152,7 @@ def _demo(
         log = run_bench(engine, asked, candidates, out / "run", say=say, after=())
     clock.stages["evaluate"] -= clock.stages["fit"]
     Switch.from_pretrained(log.switch_folder("safeswitch")).save_pretrained(out / "switch")
-    rows = Rows(log)
+    rows = LoggedRows(log)
     table = main_rates(rows)
     write_text(out / "table.md", rates_table(table, METHODS, TITLES))
     with clock.stage("draw"):
@@ -162,7 +161,7 @@ def _demo(
     return table
 
 
-def to_json(rows: Rows, total: float, clock: Clock) -> JsonObject:
+def to_json(rows: LoggedRows, total: float, clock: Clock) -> JsonObject:
     """Figures as plain JSON: seconds by stage, rates with intervals by suite and method."""
     other = {
         (r["benchmark"], r["method"]): r["value"]

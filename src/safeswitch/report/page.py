@@ -23,7 +23,7 @@ from safeswitch.report.gathered import Gathered, named
 from safeswitch.report.pictures_landscape import landscape, visage_table
 from safeswitch.report.pictures_prober import left_out, quality, reliability, roc, states, strips
 from safeswitch.report.pictures_rates import ATTACK_TITLES, attacks, categories, paretos
-from safeswitch.report.svg import Picture
+from safeswitch.report.svg import Plot
 from safeswitch.report.verdict import TRIPWIRE, sentences, tiles
 
 FILE = "report.html"
@@ -46,11 +46,11 @@ class Section:
     anchor: str
     title: str
     text: str
-    pictures: Sequence[Picture | None]
+    pictures: Sequence[Plot | None]
     absent: str
 
     @property
-    def shown(self) -> list[Picture]:
+    def shown(self) -> list[Plot]:
         """Pictures that there are."""
         return [p for p in self.pictures if p is not None]
 

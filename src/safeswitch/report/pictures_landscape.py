@@ -9,13 +9,13 @@ import numpy as np
 
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.report.gathered import Gathered
-from safeswitch.report.svg import DASHES, Picture, colour, draw, per_cent
+from safeswitch.report.svg import DASHES, Plot, colour, draw, per_cent
 
 _WAYS = {("model", False): ("model, no gate", 0), ("model", True): ("model, gate", 3), ("head", True): ("refusal head", 1),
          ("probers", True): ("probers", 5)}  # fmt: skip
 
 
-def landscape(run: Gathered) -> list[Picture]:
+def landscape(run: Gathered) -> list[Plot]:
     """Curves of refusals and over-refusals, and maps; none where the landscape was not surveyed."""
     told = run.landscape
     if told is None:
@@ -55,7 +55,7 @@ def visage_table(run: Gathered) -> list[JsonObject]:
     return table
 
 
-def _curves(told: JsonMapping, what: str, title: str, label: str) -> Picture:
+def _curves(told: JsonMapping, what: str, title: str, label: str) -> Plot:
     alt: list[str] = []
     lines = []
     for i, (way, (name, which)) in enumerate(_WAYS.items()):
@@ -98,7 +98,7 @@ def _curves(told: JsonMapping, what: str, title: str, label: str) -> Picture:
     )  # fmt: skip
 
 
-def _map(told: JsonMapping, one: JsonMapping) -> Picture:
+def _map(told: JsonMapping, one: JsonMapping) -> Plot:
     grid, distances = 100 * np.array(one["refused"]), one["distances"]
     name = _WAYS[one["part"], one["gate"]][0]
 

@@ -14,7 +14,7 @@ from safeswitch.bench.estimates import group_of
 from safeswitch.bench.log import Logged
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.report.gathered import Gathered
-from safeswitch.report.svg import DASHES, INK, Picture, colour, draw, mark, short, spread
+from safeswitch.report.svg import DASHES, INK, Plot, colour, draw, mark, short, spread
 from safeswitch.statistics.intervals import clustered
 
 _BINS = 10
@@ -33,7 +33,7 @@ def _scored(run: Gathered, stage: str) -> tuple[list[Logged], Any, Any]:
     return rows, np.array([r.decision["scores"][stage] for r in rows]), truth
 
 
-def roc(run: Gathered) -> Picture | None:
+def roc(run: Gathered) -> Plot | None:
     """ROC curve of stage 1 with the point at which it works."""
     rows, scores, truth = _scored(run, "stage1")
     if not rows:
@@ -87,7 +87,7 @@ def roc(run: Gathered) -> Picture | None:
     )
 
 
-def reliability(run: Gathered) -> Picture | None:
+def reliability(run: Gathered) -> Plot | None:
     """Share of unsafe requests by score of stage 1."""
     rows, scores, truth = _scored(run, "stage1")
     if not rows:
@@ -130,7 +130,7 @@ def reliability(run: Gathered) -> Picture | None:
     )  # fmt: skip
 
 
-def left_out(run: Gathered) -> list[Picture]:
+def left_out(run: Gathered) -> list[Plot]:
     """AUROC of stage 1 on each source and wrapper that was left out of its fitting, the text
     classifier beside it."""
     table = [
@@ -142,7 +142,7 @@ def left_out(run: Gathered) -> list[Picture]:
     return [_left_out([r for r in table if r["left out"] == kind], kind) for kind in kinds]
 
 
-def _left_out(rows: Sequence[JsonMapping], what: str) -> Picture:
+def _left_out(rows: Sequence[JsonMapping], what: str) -> Plot:
     names = list(dict.fromkeys(r["name"] for r in rows))
     readers = list(dict.fromkeys(r["reader"] for r in rows))
 
@@ -173,7 +173,7 @@ def _left_out(rows: Sequence[JsonMapping], what: str) -> Picture:
     )  # fmt: skip
 
 
-def quality(run: Gathered) -> list[Picture]:
+def quality(run: Gathered) -> list[Plot]:
     """AUROC by layer and pilot token, one map for each thing that is told apart."""
     table = list(run.analyses["quality"]) if run.analyses else []
     titles = {"unsafe": "Telling unsafe requests apart", "complied": "Telling compliance apart"}
@@ -181,7 +181,7 @@ def quality(run: Gathered) -> list[Picture]:
             if any(r["told"] == what for r in table)]  # fmt: skip
 
 
-def _quality(rows: Sequence[JsonMapping], title: str) -> Picture:
+def _quality(rows: Sequence[JsonMapping], title: str) -> Plot:
     layers = sorted({r["layer"] for r in rows})
     pilots = sorted({r["pilot"] for r in rows})
     by = {(r["layer"], r["pilot"]): r for r in rows}
@@ -210,7 +210,7 @@ def _quality(rows: Sequence[JsonMapping], title: str) -> Picture:
     )  # fmt: skip
 
 
-def states(run: Gathered) -> Picture | None:
+def states(run: Gathered) -> Plot | None:
     """Requests in two dimensions, before the reply and within it."""
     told = run.analyses["projection"] if run.analyses else None
     if not told:
@@ -254,7 +254,7 @@ def states(run: Gathered) -> Picture | None:
     )  # fmt: skip
 
 
-def strips(run: Gathered) -> list[tuple[Picture, JsonMapping]]:
+def strips(run: Gathered) -> list[tuple[Plot, JsonMapping]]:
     """How the stages' scores move over each example conversation, with what was drawn."""
     return [
         (_strip(told, i), told)
@@ -262,7 +262,7 @@ def strips(run: Gathered) -> list[tuple[Picture, JsonMapping]]:
     ]
 
 
-def _strip(told: JsonMapping, number: int) -> Picture:
+def _strip(told: JsonMapping, number: int) -> Plot:
     end = told["prompt_length"] - 1
     asked = {name: tokens for name, tokens in told["asked"].items() if tokens}
     peaks: dict[str, float] = {}

@@ -11,13 +11,13 @@ from safeswitch.bench.metrics import ACCURACY, HARM, OVER_REFUSAL, Metric
 from safeswitch.bench.pareto import BROKEN, front, marked, silenced
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.report.gathered import Gathered, named
-from safeswitch.report.svg import INK, Picture, colour, draw, mark, per_cent, short, spread
+from safeswitch.report.svg import INK, Plot, colour, draw, mark, per_cent, short, spread
 
 _MOST_CATEGORIES = 16
 _OTHERS = "#999999"
 
 
-def pareto(run: Gathered, other: Metric) -> Picture | None:
+def pareto(run: Gathered, other: Metric) -> Plot | None:
     """Harm against ``other``, one point a method."""
     harm, beside = run.means(HARM), run.means(other)
     methods = [m for m in run.log.methods if m in harm and m in beside]
@@ -90,12 +90,12 @@ def _grey(methods: Sequence[str], shown: Sequence[str]) -> str:
     )
 
 
-def paretos(run: Gathered) -> list[Picture]:
+def paretos(run: Gathered) -> list[Plot]:
     """Harm against over-refusal and against accuracy."""
     return [p for p in (pareto(run, OVER_REFUSAL), pareto(run, ACCURACY)) if p is not None]
 
 
-def categories(run: Gathered) -> Picture | None:
+def categories(run: Gathered) -> Plot | None:
     """Harmful compliance by category, the method that the report is about beside the untouched
     model."""
     methods = list(dict.fromkeys(m for m in ("base", run.own) if m in run.log.methods))
@@ -148,7 +148,7 @@ def categories(run: Gathered) -> Picture | None:
     )
 
 
-def attacks(run: Gathered, metric: str) -> list[Picture]:
+def attacks(run: Gathered, metric: str) -> list[Plot]:
     """One figure a benchmark that was attacked: attacks below one another, a mark for each
     method."""
     table = [row for row in run.tables.get("attacks", []) if row["metric"] == metric]
@@ -158,7 +158,7 @@ def attacks(run: Gathered, metric: str) -> list[Picture]:
     return [_attacked(run, rows, benchmark) for benchmark, rows in by_benchmark.items()]
 
 
-def _attacked(run: Gathered, rows: Sequence[JsonMapping], benchmark: str) -> Picture:
+def _attacked(run: Gathered, rows: Sequence[JsonMapping], benchmark: str) -> Plot:
     metric, better = rows[0]["metric"], rows[0]["better"]
     names = list(dict.fromkeys(row["attack"] for row in rows))
     methods = [m for m in run.log.methods if any(row["method"] == m for row in rows)]

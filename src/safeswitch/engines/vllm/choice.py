@@ -38,7 +38,7 @@ Submit = Callable[[Any, SamplingParams], Outputs]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BundlePlan:
     """What the front end must know of one bundle to hold a reply back.
 
     Args:
@@ -101,7 +101,7 @@ class Runs:
     bent_by: tuple[str, ...]
 
 
-class Choice:
+class GuardedChoice:
     """See the module text.
 
     Args:
@@ -122,7 +122,7 @@ class Choice:
         prompt: Any,
         runs: Runs,
         task: Task,
-        plan: Plan,
+        plan: BundlePlan,
         stop: int,
         conclude: Callable[[int | None], Awaitable[Decision | None]],
         peek: Callable[[str, int], Awaitable[Any]] | None,
@@ -291,7 +291,7 @@ class Choice:
         """
         if decision is None and self._tokens:
             raise SettingError(
-                "SafeSwitch: the engine has no verdict on this request; its reply is withheld"
+                "SafeSwitch: the engine has no decision on this request; its reply is withheld"
             )
         late = decision is not None and decision.fired and decision.token_index > 0
         if self._enforcing and not self._fired and late:

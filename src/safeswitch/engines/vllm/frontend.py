@@ -26,12 +26,12 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Decision
-from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
+from safeswitch.engines.context import CONTEXT, POLICIES, ChoiceDecision, Context
 from safeswitch.engines.settings import KEY, GuardSettings
 from safeswitch.engines.vllm.apart import apart
 from safeswitch.engines.vllm.calls import Coalesced, alive
-from safeswitch.engines.vllm.choice import Choice, Outputs, Plan, Runs, Submit
-from safeswitch.engines.vllm.sampling import SEEDS, Sampling
+from safeswitch.engines.vllm.choice import BundlePlan, GuardedChoice, Outputs, Runs, Submit
+from safeswitch.engines.vllm.sampling import SEEDS, SamplingRules
 from safeswitch.engines.vllm.settings import Task, stop_token
 from safeswitch.models.generation_prompt import GenerationPrompt
 from safeswitch.models.prompt_text import PromptText, is_lost
@@ -55,9 +55,9 @@ class FrontEnd:
             raise SettingError("FrontEnd: the engine's additional_config has no 'safeswitch' entry")
         self.settings, self._engine, self._generate = settings, engine, generate
         self.stop = stop_token(settings, config.model_config.hf_text_config)
-        self.plans: dict[str, Plan] = {}
+        self.plans: dict[str, BundlePlan] = {}
         self.concluding: set[asyncio.Task[Decision | None]] = set()
-        self._sampling = Sampling(config.model_config.get_diff_sampling_param())
+        self._sampling = SamplingRules(config.model_config.get_diff_sampling_param())
         self._peek = Coalesced(engine, "safeswitch_peek")
         self._take = Coalesced(engine, "safeswitch_take")
         tokenizer = engine.get_tokenizer()
@@ -82,7 +82,7 @@ class FrontEnd:
             raise SettingError(
                 "SafeSwitch is not at work in this engine's workers; no request is let through"
             )
-        self.plans = {name: Plan(**b) for name, b in found.items()}
+        self.plans = {name: BundlePlan(**b) for name, b in found.items()}
 
     async def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
@@ -137,7 +137,7 @@ class FrontEnd:
         prompt: Any,
         params: SamplingParams,
         task: Task,
-        plan: Plan,
+        plan: BundlePlan,
         context: Context,
         submit: Submit,
         conclude: Callable[[int | None], Coroutine[Any, Any, Decision | None]],
@@ -155,7 +155,7 @@ class FrontEnd:
 
         peek = self._peek if context.tell_refusals else None
         task = replace(task, constrained=bool(bent_by))
-        return Choice(submit, prompt, runs, task, plan, self.stop, concluded, peek).outputs()
+        return GuardedChoice(submit, prompt, runs, task, plan, self.stop, concluded, peek).outputs()
 
     def _submit(
         self, request_id: str, kwargs: JsonObject, prompt: Any, params: SamplingParams
@@ -210,7 +210,7 @@ class FrontEnd:
                 "this model's chat template drops the system turn; put its text into the user's"
             )
 
-    def _check_sampling(self, params: SamplingParams, policy: str, plan: Plan) -> None:
+    def _check_sampling(self, params: SamplingParams, policy: str, plan: BundlePlan) -> None:
         """Refuse sampling parameters that the guard cannot answer for.
 
         Raises:
@@ -229,7 +229,9 @@ class FrontEnd:
         if allowed is not None and not set(allowed) - {self.stop}:
             raise VLLMValidationError(f"allowed_token_ids must name a token other than {self.stop}")
 
-    def _limit(self, prompt: Any, params: SamplingParams, plan: Plan, context: Context) -> None:
+    def _limit(
+        self, prompt: Any, params: SamplingParams, plan: BundlePlan, context: Context
+    ) -> None:
         """Hold a reply to the operator's limit, and to the room that its reading leaves.
 
         Raises:
@@ -273,10 +275,10 @@ class FrontEnd:
             found = {**found, "actuator": "none"}
         decision = Decision(**found)
         bundle_id = self.plans[task.bundle].id
-        verdict = Verdict(choice, decision, task.bundle, bundle_id, task.mode, text)
-        context.decisions[choice] = verdict
+        decided = ChoiceDecision(choice, decision, task.bundle, bundle_id, task.mode, text)
+        context.decisions[choice] = decided
         if context.on_decision is not None:
-            await context.on_decision(verdict)
+            await context.on_decision(decided)
         return decision
 
 

@@ -295,7 +295,9 @@ def _check_known(one: Due) -> None:
     gate, decision = one.row.tenant.gate, one.session.decision
     asks = gate.always or gate.stage1 is not None or gate.stage2 is not None
     if asks and not one.session.pending and decision.stage == "none" and not decision.scores:
-        one.row.know(one.fed, Known(one.session.lost("the verdict on its prompt is lost", one.fed)))
+        one.row.know(
+            one.fed, Known(one.session.lost("the decision on its prompt is lost", one.fed))
+        )
 
 
 def _at_prompt(gate: Gate, rows: list[Due], read: Read) -> None:

@@ -60,7 +60,7 @@ SEEDS = (
 """Where ``FrontEnd.seeds_are_fatal``."""
 
 
-class Sampling:
+class SamplingRules:
     """The allow-list at work on one engine.
 
     Args:
