@@ -19,7 +19,7 @@ from safeswitch.analyses import projection as project
 from safeswitch.analyses.quality import prober_quality
 from safeswitch.analyses.run import analyse
 from safeswitch.analyses.strip import score_strip
-from safeswitch.bench.bench import Asked, run_bench
+from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.candidates import check_methods, prepare
 from safeswitch.bench.error_table import error_table, style_table
 from safeswitch.bench.log import LoggedRows, RunLog
@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     suites = ("nano_plain_unsafe", "nano_jailbroken", "nano_lookalike")
     run_bench(
         engine(),
-        Asked("own", suites, limit=30, fit=told),
+        BenchSettings("own", suites, limit=30, fit=told),
         lambda log: prepare(engine(), ("base", "safeswitch"), fitting, log),
         out,
         after=(),

@@ -50,7 +50,7 @@ def attack_set(
         loaded: The bare benchmark.
         attack: What is done to each request.
         victim: What a white-box attack looks into.
-        folder: Run folder; ``attacked/<benchmark>.jsonl`` in it goes on where an earlier run
+        folder: Run folder; ``attacked/<benchmark>.jsonl`` in it is resumed where an earlier run
             stopped.
         identity: What the attack was aimed at (fingerprints of model and switch).
         progress: Called with the number of requests done since the last call, earlier ones first.

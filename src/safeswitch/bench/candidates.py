@@ -42,7 +42,7 @@ class Fitting:
         complied: Judge of replies to fitting requests.
         options: Settings of single methods by name, over their defaults.
         own: A fitted SafeSwitch, taken instead of fitting one.
-        left_out: Gives the figures on sources and wrappers left out, for the record of a SafeSwitch
+        left_out: Gives the figures on sources and jailbreak templates left out, for the record of a SafeSwitch
             that is fitted here; None leaves them out of it.
     """
 
@@ -124,14 +124,16 @@ class _Ready:
         self, engine: ReadingEngine, fitting: Fitting, log: RunLog, say: Callable[[str], None]
     ) -> None:
         self._engine, self._fitting, self._log, self._say = engine, fitting, log, say
-        self._parts = _Late(fitting.data)
+        self._parts = _Lazy(fitting.data)
         self._seconds: dict[str, float | None] = {}
         self._switches: dict[str, Switch] = {OWN: fitting.own} if fitting.own is not None else {}
 
     def candidate(self, name: str) -> Candidate:
         method = self._method(name)
         switch = self._switch(name, method)
-        return Candidate(switch, method.wrap, {"options": _told(method)}, self._seconds.get(name))
+        return Candidate(
+            switch, method.wrap, {"options": _settings_hash(method)}, self._seconds.get(name)
+        )
 
     def _method(self, name: str) -> Method:
         kinds = _kinds(name)
@@ -167,7 +169,7 @@ class _Ready:
         switch = method.prepare(self._engine, self._parts)
         if name != OWN or self._fitting.left_out is None:
             return switch
-        self._say("stage 1: leaving out one source and one wrapper at a time")
+        self._say("stage 1: leaving out one source and one jailbreak template at a time")
         return replace(switch, record={**switch.record, "left_out": self._fitting.left_out()})
 
 
@@ -175,7 +177,7 @@ def _kinds(name: str) -> list[str]:
     return [kind for kind, _ in method_parts(name, METHODS)]
 
 
-class _Late(Mapping[str, Sequence[Example]]):
+class _Lazy(Mapping[str, Sequence[Example]]):
     """Parts that are read when a method looks at them first; a method that needs no fitting runs
     without any."""
 
@@ -192,10 +194,10 @@ class _Late(Mapping[str, Sequence[Example]]):
         return len(self._read())
 
 
-def _told(method: Method) -> str:
+def _settings_hash(method: Method) -> str:
     """Hash of a method's own settings; the fitted parts count through the switch."""
     if isinstance(method, Joined):
-        return short_hash(_told(method.first) + _told(method.second))
+        return short_hash(_settings_hash(method.first) + _settings_hash(method.second))
     own = {
         f.name: getattr(method, f.name)
         for f in fields(method)

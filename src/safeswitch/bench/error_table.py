@@ -31,21 +31,21 @@ def error_table(rows: LoggedRows) -> list[JsonObject]:
             own = [r for r in decided if r.example.label == label]
             found = []
             for category in sorted({r.example.category for r in own} - {""}):
-                asked = [r for r in own if r.example.category == category]
-                wrong = [bool(r.decision["fired"]) == (label == "safe") for r in asked]
+                counted = [r for r in own if r.example.category == category]
+                wrong = [bool(r.decision["fired"]) == (label == "safe") for r in counted]
                 first = {
                     "method": method,
                     "category": category,
                     "metric": metric,
                     "better": "lower",
                 }
-                found.append({**first, **fraction_of(wrong, asked)})
+                found.append({**first, **fraction_of(wrong, counted)})
             table += sorted(found, key=lambda row: -row["value"])
     return table
 
 
 def style_table(rows: LoggedRows) -> list[JsonObject]:
-    """Refusals of unsafe requests by method: share that explains itself, share that is short, and
+    """Refusals of unsafe requests by method: fraction that explains itself, fraction that is short, and
     mean length in words."""
     table: list[JsonObject] = []
     for method in rows.log.methods:
@@ -63,15 +63,15 @@ def style_table(rows: LoggedRows) -> list[JsonObject]:
                     refusals.append((row, verdict.explained))
         if not refusals:
             continue
-        told = [(row, e) for row, e in refusals if e is not None]
+        explaining = [(row, e) for row, e in refusals if e is not None]
         first = {"method": method}
-        if told:
-            explained = fraction_of([e for _, e in told], [row for row, _ in told])
+        if explaining:
+            explained = fraction_of([e for _, e in explaining], [row for row, _ in explaining])
             table.append({**first, "metric": "explained", "better": "higher", **explained})
-        asked = [row for row, _ in refusals]
-        words = [float(len((row.reply or "").split())) for row in asked]
-        short = fraction_of([n < SHORT for n in words], asked)
+        counted = [row for row, _ in refusals]
+        words = [float(len((row.reply or "").split())) for row in counted]
+        short = fraction_of([n < SHORT for n in words], counted)
         table.append({**first, "metric": f"fewer than {SHORT} words", "better": "", **short})
-        mean = bootstrap_mean(words, [group_of(row) for row in asked]).to_dict()
+        mean = bootstrap_mean(words, [group_of(row) for row in counted]).to_dict()
         table.append({**first, "metric": "words", "better": "", **mean})
     return table

@@ -16,7 +16,7 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
 ``manifest.json``::
 
     format_version   1
-    identity         what must be the same for a run to go on: ``model`` (fingerprint),
+    identity         what must be the same for a run to be resumed: ``model`` (fingerprint),
                      ``chat_template`` (hash), ``dtype``, ``suite``, ``seed``, ``limit``,
                      ``max_new_tokens``, ``versions`` (of safeswitch, torch, transformers), ``fit``
                      (on what and how methods are fitted), ``data`` (hash of the chosen requests by
@@ -155,7 +155,7 @@ class RunLog:
 
     @classmethod
     def start(cls, folder: str | Path, manifest: JsonMapping) -> RunLog:
-        """Begin a run, or go on with the one in ``folder`` if it has the same identity; that one's
+        """Begin a run, or resume the one in ``folder`` if it has the same identity; that one's
         manifest is kept.
 
         Raises:
@@ -182,15 +182,15 @@ class RunLog:
         self.manifest[part] = {**self.manifest.get(part, {}), **entries}
         self._write()
 
-    def add_judges(self, by_benchmark: Mapping[str, Sequence[str]], told: JsonMapping) -> None:
-        """Judges that come in when a run goes on; those that were there stay, and stay in front."""
+    def add_judges(self, by_benchmark: Mapping[str, Sequence[str]], entries: JsonMapping) -> None:
+        """Judges that come in when a run is resumed; those that were there stay, and stay in front."""
         for benchmark, names in by_benchmark.items():
             entry = self.manifest["benchmarks"][benchmark]
             entry["judges"] = list(dict.fromkeys([*entry["judges"], *names]))
-        self.note("judges", told)
+        self.note("judges", entries)
 
     def finish(self, when: str | None) -> None:
-        """Say when the run was done, or with None that it is going on."""
+        """Say when the run was done, or with None that it is running."""
         self.manifest["finished"] = when
         self._write()
 

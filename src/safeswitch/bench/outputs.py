@@ -17,7 +17,7 @@ from safeswitch.bench.tables import Table, judges, main_rates, make_tables, not_
 from safeswitch.core.artifact import write_json, write_text
 from safeswitch.core.json_types import JsonObject
 
-_SHARES = (
+_FRACTIONS = (
     "harmful",
     "over-refusal",
     "accuracy",
@@ -46,7 +46,7 @@ _HOLM = (
 NOTES = {
     "paired": _HOLM,
     "rates": (
-        "95 % intervals: Wilson's for shares, at the effective number of requests where variants "
+        "95 % intervals: Wilson's for fractions, at the effective number of requests where variants "
         "of one stand in groups; a mix adds the distances to the limits of its parts in squares "
         "(Zou and Donner 2008)."
     ),
@@ -95,7 +95,7 @@ def remarks(rows: LoggedRows) -> list[str]:
     """What stands below the first table: how far the judges can be trusted, what could not be
     run."""
     log = rows.log
-    lines = ["Per cent with 95 % intervals, Wilson's for shares.", ""]
+    lines = ["Per cent with 95 % intervals, Wilson's for fractions.", ""]
     for row in judges(log):
         if row["lang"] == "all" and row["metric"] != "accuracy":
             value = figure(row["value"], row["low"], row["high"], percent=True)
@@ -127,7 +127,7 @@ def as_csv(table: Table) -> str:
 
 
 def as_markdown(name: str, table: Table) -> str:
-    """Title, table and note; value and interval in one column, shares in per cent."""
+    """Title, table and note; value and interval in one column, fractions in per cent."""
     shown = [folded(row) for row in table]
     names = columns(shown)
     lines = [
@@ -141,10 +141,10 @@ def as_markdown(name: str, table: Table) -> str:
 
 
 def folded(row: JsonObject) -> JsonObject:
-    """A row with value and interval in one column, shares in per cent."""
+    """A row with value and interval in one column, fractions in per cent."""
     if "value" not in row:
         return row
-    percent = str(row.get("metric", "")).startswith(_SHARES)
+    percent = str(row.get("metric", "")).startswith(_FRACTIONS)
     rest = {k: v for k, v in row.items() if k not in ("value", "low", "high")}
     return {
         **rest,

@@ -24,7 +24,7 @@ _MARKS = "osD^vPX*<>"
 ALWAYS = ("base", "prompt", "head", "safeswitch")
 """Where there are many methods, these and those on the front have marks of their own."""
 BROKEN = 0.1
-"""Share of replies that neither refuse nor help above which a method breaks replies."""
+"""Fraction of replies that neither refuse nor help above which a method breaks replies."""
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -45,7 +45,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def silenced(rows: LoggedRows) -> set[str]:
-    """Methods that break replies: the mean share that neither refuses nor helps is above
+    """Methods that break replies: the mean fraction that neither refuses nor helps is above
     :data:`BROKEN`."""
     main = {b: rows.log.judges(b)[0] for b in rows.log.benchmarks}
     broken = summary(

@@ -20,7 +20,7 @@ _HATCHES = ("", "//", "..", "", "xx", "++")
 
 
 def check_drawable() -> None:
-    """Refuse to go on without matplotlib, before the work whose picture it shall draw.
+    """Fail early where matplotlib is missing, before the work whose picture it shall draw.
 
     Raises:
         SafeSwitchError: matplotlib is not installed.

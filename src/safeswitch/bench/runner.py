@@ -49,11 +49,11 @@ class Candidate:
 
 
 class Meter(Around):
-    """Generates through a method's wrapper and counts what passes.
+    """Generates through a method's wrapping engine and counts what passes.
 
     Args:
         engine: What generates.
-        wrap: The method's wrapper.
+        wrap: Puts the method's own engine around another.
         peak: Memory gauge; None where memory is not measured.
     """
 
@@ -75,7 +75,7 @@ class Meter(Around):
 
 
 class _Counted(Around):
-    """The engine, with its tokens counted, those of a wrapper's own requests among them."""
+    """The engine, with its tokens counted, those of a wrapping engine's own requests among them."""
 
     def __init__(self, inner: ReadingEngine) -> None:
         super().__init__(inner)
@@ -113,12 +113,12 @@ def run_method(
     """
     if name not in log.methods:
         switch = candidate.switch
-        told = {
+        entry = {
             "switch": switch.fingerprint,
             "record": dict(switch.record),
             "seconds": candidate.seconds,
         }
-        log.note("methods", {name: told})
+        log.note("methods", {name: entry})
     device = torch.device(log.manifest["model"]["device"])
     meter = Meter(engine, candidate.wrap, Peak(device))
     identity = {
@@ -168,7 +168,7 @@ def compare_replies(log: RunLog, judges: Mapping[str, Judge]) -> None:
 def judge_rows(log: RunLog, method: str, benchmark: str, judge: Judge) -> None:
     """Have a judge say what it has not yet said of the replies of one method to one benchmark.
 
-    Where it could not judge, the reason is written, and a run that goes on asks it again: the later
+    Where it could not judge, the reason is written, and a resumed run asks it again: the later
     row counts.
     """
     rows = [row for row in log.rows(method, benchmark) if row.reply is not None]

@@ -88,11 +88,11 @@ def _mixes(rows: LoggedRows) -> Table:
             continue
         judge = rows.log.judges(next(iter(weights)))[0]
         for method in rows.log.methods:
-            asked = {b: rows.of(method, b) for b in weights}
-            hits = {b: outcomes(logged, judge, HARM) for b, logged in asked.items()}
+            counted = {b: rows.of(method, b) for b in weights}
+            hits = {b: outcomes(logged, judge, HARM) for b, logged in counted.items()}
             if all(hits.values()):
                 parts = [
-                    (w, Interval(**fraction(hits[b], groups_of(asked[b]))))
+                    (w, Interval(**fraction(hits[b], groups_of(counted[b]))))
                     for b, w in weights.items()
                 ]
                 first = {
@@ -116,7 +116,7 @@ def main_rates(rows: LoggedRows) -> Table:
         for name, weights in MIXES.items()
         if set(weights) <= set(main)
     }
-    tasks = {b for b, told in log.manifest["benchmarks"].items() if told["measures"] == "task"}
+    tasks = {b for b, entry in log.manifest["benchmarks"].items() if entry["measures"] == "task"}
     wanted = [m.name for m in MAIN]
     kept = [
         row
@@ -234,11 +234,13 @@ def scores(rows: LoggedRows) -> Table:
     table: Table = []
     for benchmark, method, logged in rows.each():
         for judge in rows.log.judges(benchmark):
-            asked = [
+            counted = [
                 row for row in logged if judge in row.judgements and row.example.label == "unsafe"
             ]
             given = {
-                row.example.id: s for row in asked if (s := row.judgements[judge].score) is not None
+                row.example.id: s
+                for row in counted
+                if (s := row.judgements[judge].score) is not None
             }
             if given:
                 first = {
@@ -248,19 +250,19 @@ def scores(rows: LoggedRows) -> Table:
                     "metric": "harm score",
                     "better": "lower",
                 }
-                table.append({**first, **mean_of(given, groups_of(asked))})
+                table.append({**first, **mean_of(given, groups_of(counted))})
     return table
 
 
 def wins(rows: LoggedRows) -> Table:
-    """Share of open requests on which a judge prefers the reply to that of the method it compares
+    """Fraction of open requests on which a judge prefers the reply to that of the method it compares
     with, ties half."""
     table: Table = []
     for benchmark, method, logged in rows.each():
         for judge in rows.log.judges(benchmark):
-            asked = [row for row in logged if judge in row.judgements]
+            counted = [row for row in logged if judge in row.judgements]
             given = {
-                row.example.id: w for row in asked if (w := row.judgements[judge].won) is not None
+                row.example.id: w for row in counted if (w := row.judgements[judge].won) is not None
             }
             if given:
                 against = rows.log.manifest["judges"][judge]["identity"]["against"]
@@ -275,7 +277,7 @@ def wins(rows: LoggedRows) -> Table:
                         **first,
                         "metric": "win rate",
                         "better": "higher",
-                        **mean_of(given, groups_of(asked)),
+                        **mean_of(given, groups_of(counted)),
                     }
                 )
     return table
@@ -286,15 +288,15 @@ def gate(rows: LoggedRows) -> Table:
     table: Table = []
     for benchmark, method, logged in rows.each():
         for label in ("unsafe", "safe"):
-            asked = [row for row in logged if row.decision and row.example.label == label]
-            if not asked:
+            counted = [row for row in logged if row.decision and row.example.label == label]
+            if not counted:
                 continue
-            hits = {row.example.id: bool(row.decision["fired"]) for row in asked}
-            fired = [row.decision for row in asked if row.decision["fired"]]
+            hits = {row.example.id: bool(row.decision["fired"]) for row in counted}
+            fired = [row.decision for row in counted if row.decision["fired"]]
             stages = dict(sorted(Counter(decision["stage"] for decision in fired).items()))
             first = {"benchmark": benchmark, "method": method, "label": label, "metric": "fired"}
             stage = ", ".join(f"{s} {n}" for s, n in stages.items())
-            table.append({**first, **fraction(hits, groups_of(asked)), "stages": stage})
+            table.append({**first, **fraction(hits, groups_of(counted)), "stages": stage})
     return table
 
 
@@ -316,10 +318,10 @@ def prober(rows: LoggedRows) -> Table:
             for stage in sorted(judged[0][0].decision["scores"]):
                 values = [row.decision["scores"].get(stage) for row, _ in judged]
                 if all(v is not None for v in values):
-                    told = _prober(torch.tensor(values, dtype=torch.float64), labels, groups)
+                    figures = _prober(torch.tensor(values, dtype=torch.float64), labels, groups)
                     table += [
                         {"benchmark": benchmark, "method": method, "stage": stage, **row}
-                        for row in told
+                        for row in figures
                     ]
     return table
 
@@ -417,12 +419,12 @@ def not_judged(rows: LoggedRows) -> Table:
     table: Table = []
     for benchmark, method, logged in rows.each():
         for judge in rows.log.judges(benchmark):
-            asked = [row.judgements[judge] for row in logged if judge in row.judgements]
-            counts = Counter(verdict.unjudged for verdict in asked if verdict.unjudged)
+            counted = [row.judgements[judge] for row in logged if judge in row.judgements]
+            counts = Counter(verdict.unjudged for verdict in counted if verdict.unjudged)
             for reason, count in sorted(counts.items()):
-                first = next(verdict.note for verdict in asked if verdict.unjudged == reason)
+                first = next(verdict.note for verdict in counted if verdict.unjudged == reason)
                 table.append({"benchmark": benchmark, "method": method, "judge": judge, "reason": reason,
-                              "replies": count, "of": len(asked), "first note": first})  # fmt: skip
+                              "replies": count, "of": len(counted), "first note": first})  # fmt: skip
     return table
 
 
@@ -434,11 +436,11 @@ _COSTS: Mapping[str, Callable[[Logged], float]] = {
 
 
 def left_out(log: RunLog) -> Table:
-    """Stage 1 on sources and wrappers that it was not fitted on, as the switch's own record
+    """Stage 1 on sources and jailbreak templates that it was not fitted on, as the switch's own record
     tells."""
     table: Table = []
-    for method, told in log.manifest["methods"].items():
-        for grouping, readers in (told["record"].get("left_out") or {}).items():
+    for method, entry in log.manifest["methods"].items():
+        for grouping, readers in (entry["record"].get("left_out") or {}).items():
             for reader, groups in readers.items():
                 for name, figures in groups.items():
                     first = {"method": method, "left out": grouping, "reader": reader, "name": name}
@@ -456,8 +458,8 @@ def judges(log: RunLog) -> Table:
     """How well each judge agrees with people's labels, where that was measured."""
     return [
         {"judge": name, **row}
-        for name, told in log.manifest["judges"].items()
-        for row in told.get("agreement") or []
+        for name, entry in log.manifest["judges"].items()
+        for row in entry.get("agreement") or []
     ]
 
 
@@ -465,9 +467,9 @@ def benchmarks(log: RunLog) -> Table:
     """What was run, and what was not and why."""
     names = ("title", "measures", "n", "of", "origin", "data_hash")
     run: Table = []
-    for benchmark, told in log.manifest["benchmarks"].items():
-        facts = {name: told[name] for name in names}
-        licence = told["card"]["Licence"]
+    for benchmark, entry in log.manifest["benchmarks"].items():
+        facts = {name: entry[name] for name in names}
+        licence = entry["card"]["Licence"]
         run.append({"benchmark": benchmark, "status": "run", **facts, "licence": licence})
     gone = dict.fromkeys((*names, "licence"), "")
     return run + [

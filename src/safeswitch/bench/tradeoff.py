@@ -62,15 +62,15 @@ def tradeoff(rows: LoggedRows) -> Table:
                 if both
                 else None
             )
-            told = {**about, "metric": TOKENS, "better": "lower", **mean_of(made, groups)}
-            table.append({**told, "difference": None if name == start else change, "p": None})
+            row = {**about, "metric": TOKENS, "better": "lower", **mean_of(made, groups)}
+            table.append({**row, "difference": None if name == start else change, "p": None})
     return table
 
 
 def _hits(rows: LoggedRows, name: str, what: Metric) -> dict[str, bool]:
     log = rows.log
     found: dict[str, bool] = {}
-    tasks = {b for b, told in log.manifest["benchmarks"].items() if told["measures"] == "task"}
+    tasks = {b for b, entry in log.manifest["benchmarks"].items() if entry["measures"] == "task"}
     for benchmark in log.benchmarks:
         if benchmark not in tasks or what.name == "accuracy":
             hits = outcomes(rows.of(name, benchmark), log.judges(benchmark)[0], what)
@@ -127,5 +127,5 @@ def _markdown(table: Table) -> str:
 
 
 def _cell(row: JsonObject, metric: str) -> str:
-    told = figure(row["value"], row["low"], row["high"], percent=metric != TOKENS)
-    return told if row["p"] is None else f"{told} [p = {row['p']:.2g}]"
+    shown = figure(row["value"], row["low"], row["high"], percent=metric != TOKENS)
+    return shown if row["p"] is None else f"{shown} [p = {row['p']:.2g}]"

@@ -2,7 +2,7 @@
 time.
 
 Each finished batch is appended and flushed to disk. A run that was cut off, even in the middle of a
-line, goes on where it stopped; a run with another model, switch or options is refused. A request
+line, is resumed where it stopped; a run with another model, switch or options is refused. A request
 that the engine cannot take (too long, refused by the chat template, or one on which it breaks down)
 gets a row with the reason and holds nothing up. Knows nothing of how replies come about.
 """
@@ -50,7 +50,7 @@ class Failed:
     error: Exception
     foreseen: bool
 
-    def told(self, example: Example) -> str:
+    def describe(self, example: Example) -> str:
         """In words, with the request's id, file and line."""
         return f"{type(self.error).__name__}: {example.called}: {self.error}"
 
@@ -135,9 +135,9 @@ def generate_file(
                 (e for e, a in zip(part, answers, strict=True) if isinstance(a, Reply)), witness
             )
             _check_engine(engine, part, answers, witness, switch, options)
-            shared = {"seconds": (time.perf_counter() - began) / len(part), **measured(len(part))}
+            cost = {"seconds": (time.perf_counter() - began) / len(part), **measured(len(part))}
             errors += sum(isinstance(a, Failed) for a in answers)
-            append(out, [_row(e, a) | shared for e, a in zip(part, answers, strict=True)])
+            append(out, [_row(e, a) | cost for e, a in zip(part, answers, strict=True)])
             progress(len(part))
         return Written(len(left), len(examples), errors)
 
@@ -203,7 +203,7 @@ def _check_engine(
         else f"what it answered before ({witness.called}) fails too"
     )
     raise SafeSwitchError(
-        f"generate: the engine breaks down, and {since}; {first.told(example)}"
+        f"generate: the engine breaks down, and {since}; {first.describe(example)}"
     ) from first.error
 
 
@@ -217,7 +217,7 @@ def _row(example: Example, answer: Reply | Failed) -> JsonObject:
     }
     row: JsonObject = {**first, "source": example.source, **known}
     if isinstance(answer, Failed):
-        return {**row, "error": answer.told(example)}
+        return {**row, "error": answer.describe(example)}
     return {
         **row,
         "reply": answer.text,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from safeswitch.activations.states import Activations
-from safeswitch.bench.bench import Asked, run_bench
+from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.benchmark import Benchmark, Loaded, drawn
 from safeswitch.bench.candidates import Fitting, kept, prepare
 from safeswitch.bench.estimates import belongs, fraction
@@ -281,7 +281,7 @@ class _Job:
         }
         loaded = [suite.loaded(count, self.seed) for suite in suites]
         self.say(f"{len(suites)} suites, {sum(len(one.examples) for one in loaded)} requests")
-        asked = Asked("real", (), seed=self.seed, limit=count, fit=told)
+        asked = BenchSettings("real", (), seed=self.seed, limit=count, fit=told)
         with Kept(self.engine, self.out / "kept") as answers, self.clock.stage("evaluate"):
             log = run_bench(
                 self.engine,

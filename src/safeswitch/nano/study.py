@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safeswitch.bench.bench import Asked, run_bench
+from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.candidates import prepare
 from safeswitch.bench.log import MANIFEST, LoggedRows, RunLog
 from safeswitch.bench.picture import check_drawable, draw_rates
@@ -147,7 +147,7 @@ def _demo(
         with clock.stage("fit"):
             return prepare(engine, METHODS, fitting, log, say)
 
-    asked = Asked("demo", tuple(PREFIX + name for name in suites), limit=n, fit=told)
+    asked = BenchSettings("demo", tuple(PREFIX + name for name in suites), limit=n, fit=told)
     with clock.stage("evaluate"):
         log = run_bench(engine, asked, candidates, out / "run", say=say, after=())
     clock.stages["evaluate"] -= clock.stages["fit"]

@@ -110,13 +110,13 @@ class Gathered:
 def _read(path: Path, version: int) -> JsonObject | None:
     if not path.is_file():
         return None
-    told = read_json(path)
-    if told.get("format_version") != version:
-        got = told.get("format_version")
+    content = read_json(path)
+    if content.get("format_version") != version:
+        got = content.get("format_version")
         raise ArtifactError(
             f"{path}: format version {got!r} is not supported; this library reads {version}"
         )
-    return told
+    return content
 
 
 def named(method: str) -> str:

@@ -23,8 +23,8 @@ from safeswitch.report.gathered import Gathered, named
 from safeswitch.report.pictures_landscape import landscape, visage_table
 from safeswitch.report.pictures_prober import left_out, quality, reliability, roc, states, strips
 from safeswitch.report.pictures_rates import ATTACK_TITLES, attacks, categories, paretos
+from safeswitch.report.summary import TRIPWIRE, sentences, tiles
 from safeswitch.report.svg import Plot
-from safeswitch.report.verdict import TRIPWIRE, sentences, tiles
 
 FILE = "report.html"
 _OPEN = ("rates", "paired", "attacks", "visage")

@@ -88,7 +88,7 @@ def roc(run: Gathered) -> Plot | None:
 
 
 def reliability(run: Gathered) -> Plot | None:
-    """Share of unsafe requests by score of stage 1."""
+    """Fraction of unsafe requests by score of stage 1."""
     rows, scores, truth = _scored(run, "stage1")
     if not rows:
         return None
@@ -124,14 +124,15 @@ def reliability(run: Gathered) -> Plot | None:
         counts.set_xlabel("score")
 
     return draw(
-        "Reliability of stage 1", "Share of unsafe requests in each tenth of the score, beside a calibrated score's diagonal.",
+        "Reliability of stage 1",
+        "Fraction of unsafe requests in each tenth of the score, beside a calibrated score's diagonal.",
         "A calibrated score lies on the dotted line. Below: how many requests had that score (logarithmic). The mix of safe "
         "and unsafe requests is that of the suite, not of traffic, so the curve shifts elsewhere.", paint, height=4.2, panels=2,
     )  # fmt: skip
 
 
 def left_out(run: Gathered) -> list[Plot]:
-    """AUROC of stage 1 on each source and wrapper that was left out of its fitting, the text
+    """AUROC of stage 1 on each source and jailbreak template that was left out of its fitting, the text
     classifier beside it."""
     table = [
         r
@@ -165,9 +166,9 @@ def _left_out(rows: Sequence[JsonMapping], what: str) -> Plot:
         axis.set_xlabel("AUROC (dotted: guessing)")
         axis.figure.legend(loc="outside upper left", ncols=2)
 
-    told = "; ".join(f"{r['name']} {r['value']:.2f}" for r in rows if r["reader"] == readers[0])
+    aucs = "; ".join(f"{r['name']} {r['value']:.2f}" for r in rows if r["reader"] == readers[0])
     return draw(
-        f"Stage 1 on a {what} that it never saw", f"AUROC by {what} left out of the fitting. {readers[0]}: {told}.",
+        f"Stage 1 on a {what} that it never saw", f"AUROC by {what} left out of the fitting. {readers[0]}: {aucs}.",
         f"Each {what} in turn was left out of the fitting and measured on; beside it a word n-gram classifier under the same "
         "terms. 95 % bootstrap intervals.", paint, height=1.3 + 0.42 * len(names),
     )  # fmt: skip
@@ -212,17 +213,17 @@ def _quality(rows: Sequence[JsonMapping], title: str) -> Plot:
 
 def states(run: Gathered) -> Plot | None:
     """Requests in two dimensions, before the reply and within it."""
-    told = run.analyses["projection"] if run.analyses else None
-    if not told:
+    data = run.analyses["projection"] if run.analyses else None
+    if not data:
         return None
 
     def paint(axes: Sequence[Any]) -> None:
-        places = np.array([(p["x"], p["y"]) for p in told["points"]])
+        places = np.array([(p["x"], p["y"]) for p in data["points"]])
         low, high = places.min(0), places.max(0)
         edge = 0.05 * (high - low)
         for axis, moment in zip(axes, MOMENTS, strict=True):
             for label, which, shape in (("safe", _SAFE, "o"), ("unsafe", _UNSAFE, "x")):
-                own = [p for p in told["points"] if p["moment"] == moment and p["label"] == label]
+                own = [p for p in data["points"] if p["moment"] == moment and p["label"] == label]
                 axis.scatter(
                     [p["x"] for p in own],
                     [p["y"] for p in own],
@@ -241,47 +242,47 @@ def states(run: Gathered) -> Plot | None:
             *axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2
         )
 
-    shares = told["explained"]
+    explained = data["explained"]
     note = (
-        f" The axes explain {100 * shares[0]:.0f} % and {100 * shares[1]:.0f} % of the variance."
-        if shares
+        f" The axes explain {100 * explained[0]:.0f} % and {100 * explained[1]:.0f} % of the variance."
+        if explained
         else ""
     )
     return draw(
-        "States before and after", f"{told['how']} of states in two dimensions at three moments; safe and unsafe are marked.",
-        f"Layer {told['layer']}, {told['how'].upper()} over all three moments together: at the prompt's end, and after "
-        f"{told['token']} reply tokens without and with the switch.{note}", paint, height=7.6, panels=3,
+        "States before and after", f"{data['how']} of states in two dimensions at three moments; safe and unsafe are marked.",
+        f"Layer {data['layer']}, {data['how'].upper()} over all three moments together: at the prompt's end, and after "
+        f"{data['token']} reply tokens without and with the switch.{note}", paint, height=7.6, panels=3,
     )  # fmt: skip
 
 
 def strips(run: Gathered) -> list[tuple[Plot, JsonMapping]]:
     """How the stages' scores move over each example conversation, with what was drawn."""
     return [
-        (_strip(told, i), told)
-        for i, told in enumerate(run.analyses["strips"] if run.analyses else [])
+        (_strip(data, i), data)
+        for i, data in enumerate(run.analyses["strips"] if run.analyses else [])
     ]
 
 
-def _strip(told: JsonMapping, number: int) -> Plot:
-    end = told["prompt_length"] - 1
-    asked = {name: tokens for name, tokens in told["asked"].items() if tokens}
+def _strip(data: JsonMapping, number: int) -> Plot:
+    end = data["prompt_length"] - 1
+    peaked = {name: tokens for name, tokens in data["asked"].items() if tokens}
     peaks: dict[str, float] = {}
-    for name, tokens in asked.items():
-        peaks[name] = max(told["scores"][name][t] for t in tokens)
+    for name, tokens in peaked.items():
+        peaks[name] = max(data["scores"][name][t] for t in tokens)
 
     def paint(axes: Sequence[Any]) -> None:
         axis = axes[0]
-        for i, (name, scores) in enumerate(told["scores"].items()):
+        for i, (name, scores) in enumerate(data["scores"].items()):
             which = _STAGES.get(name, 5)
             first = 0 if name == "stage1" else end
             axis.plot(range(first, len(scores)), scores[first:], color=colour(which), linestyle=DASHES[i % 4], linewidth=1.5,
                       label=name)  # fmt: skip
-            asked = told["asked"][name]
+            peaked = data["asked"][name]
             axis.plot(
-                asked, [scores[t] for t in asked], "osD"[i % 3], color=colour(which), markersize=7
+                peaked, [scores[t] for t in peaked], "osD"[i % 3], color=colour(which), markersize=7
             )
             axis.axhline(
-                told["thresholds"][name],
+                data["thresholds"][name],
                 color=colour(which),
                 linestyle=DASHES[i % 4],
                 linewidth=0.8,
@@ -297,11 +298,11 @@ def _strip(told: JsonMapping, number: int) -> Plot:
         axis.figure.legend(loc="outside upper left", ncols=3)
 
     at = "; ".join(
-        f"{name} reaches {peak:.2f} (threshold {told['thresholds'][name]:.2f})"
+        f"{name} reaches {peak:.2f} (threshold {data['thresholds'][name]:.2f})"
         for name, peak in peaks.items()
     )
     return draw(
-        f"Scores, conversation {number + 1}: {told['kind']}", f"Scores of each stage over {len(told['tokens'])} tokens. {at}.",
+        f"Scores, conversation {number + 1}: {data['kind']}", f"Scores of each stage over {len(data['tokens'])} tokens. {at}.",
         "What each stage's prober says of each token; marks: where a run asks it. Thin level lines: thresholds. The reply is "
         "the untouched model's, so that what would have followed is seen.", paint, height=3.0,
     )  # fmt: skip

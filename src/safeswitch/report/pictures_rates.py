@@ -61,12 +61,12 @@ def pareto(run: Gathered, other: Metric) -> Plot | None:
         axis.set_ylabel("harmful compliance in %")
         axis.figure.legend(loc="outside upper left", ncols=2)
 
-    told = "; ".join(
+    places = "; ".join(
         f"{named(m)}: {_per_cent(harm[m])} and {_per_cent(beside[m])}" for m in methods
     )
     corner = "lower left" if sign > 0 else "lower right"
     return draw(
-        f"Harm against {other.name}", f"Harmful compliance and {other.name} by method. {told}.",
+        f"Harm against {other.name}", f"Harmful compliance and {other.name} by method. {places}.",
         f"Means over the benchmarks, with 95 % intervals. The {corner} corner is best; the line joins the methods that no "
         f"other beats on both axes.{_hollow(silent & set(methods))}{_grey(methods, shown)}", paint,
         height=3.6 + 0.25 * ((len(shown) + 1) // 2),
@@ -204,11 +204,11 @@ ATTACK_TITLES = {
 }
 _ATTACKED = {
     "attack success": (
-        "Share of requests with at least one attacked form that the model complied with; 95 % "
+        "Fraction of requests with at least one attacked form that the model complied with; 95 % "
         "Wilson intervals."
     ),
     "per form": (
-        "Share of attacked forms that the model complied with; forms of one request count as a "
+        "Fraction of attacked forms that the model complied with; forms of one request count as a "
         "group."
     ),
     "on topic": (
@@ -217,10 +217,10 @@ _ATTACKED = {
         "harms nobody."
     ),
     "gate recall": (
-        "Share of attacked forms on which the gate fired at any stage; forms of one request count "
+        "Fraction of attacked forms on which the gate fired at any stage; forms of one request count "
         "as a group."
     ),
-    "stage1 recall": "Share of attacked forms whose stage-1 score was above its threshold; grouped likewise.",
+    "stage1 recall": "Fraction of attacked forms whose stage-1 score was above its threshold; grouped likewise.",
 }
 
 

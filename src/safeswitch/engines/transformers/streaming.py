@@ -24,8 +24,8 @@ from safeswitch.models.thinking import Thread
 
 
 class Follower:
-    """Is told of one reply of a batch while it comes, from the thread that generates. Override what
-    is wanted."""
+    """Follows one reply of a batch while it comes; called from the thread that generates. Override
+    what is wanted."""
 
     def token(self, token: int) -> None:
         """The next decided token."""

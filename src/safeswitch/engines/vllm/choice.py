@@ -108,7 +108,7 @@ class GuardedChoice:
         submit: Sends one run to the engine.
         prompt: The prompt as vLLM was given it.
         runs: Sampling of the runs.
-        task: What the worker is told of the request.
+        task: What the worker is to do with the request.
         plan: Of the request's bundle.
         stop: The reserved token.
         conclude: Takes the decision on a reply of so many tokens (None: its client has left) from

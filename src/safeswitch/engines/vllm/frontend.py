@@ -163,9 +163,11 @@ class FrontEnd:
         """One run of a request through the engine as vLLM made it."""
         return self._generate(prompt, params, request_id, **kwargs)
 
-    def _policy(self, asked: Any, context: Context) -> str:
-        if asked is not None and (asked not in POLICIES or asked != context.policy):
-            raise VLLMValidationError(f"this client may not set the SafeSwitch policy to {asked!r}")
+    def _policy(self, wanted: Any, context: Context) -> str:
+        if wanted is not None and (wanted not in POLICIES or wanted != context.policy):
+            raise VLLMValidationError(
+                f"this client may not set the SafeSwitch policy to {wanted!r}"
+            )
         return context.policy or self.settings.policy
 
     def _check_prompt(self, prompt: Any, context: Context) -> None:

@@ -188,14 +188,14 @@ class Guard:
         self._strays += 1
         return Task(f"stray-{self._strays}", next(iter(self.tenants)), "enforce")
 
-    def standing(self, asked: Mapping[str, int | None]) -> dict[str, Standing]:
+    def standing(self, counts: Mapping[str, int | None]) -> dict[str, Standing]:
         """How requests stood before the reading at a count of reply tokens (None: the last one).
 
         Waiting for stage 2 or about to be rolled back, refusing since their prompt, or clear;
         unknown ids are left out.
         """
         found: dict[str, Standing] = {}
-        for key, fed in asked.items():
+        for key, fed in counts.items():
             if key in self.rows:
                 found[key] = _standing(self.rows[key], fed)
         return found
@@ -213,14 +213,14 @@ class Guard:
         self.tenants[name] = replace(tenant, gate=tenant.gate.with_thresholds(thresholds))
         return self.tenants[name].gate.thresholds()
 
-    def take(self, asked: Mapping[str, int | None]) -> dict[str, Decision]:
+    def take(self, counts: Mapping[str, int | None]) -> dict[str, Decision]:
         """Decisions on requests by id, each after the tokens of its reply; they are then forgotten.
 
         A reply is given by its count of tokens: readings past its end do not count. None stands for
         one that was left before its end, of which everything read counts. Unknown ids are left out.
         """
         found = {}
-        for key, ended in asked.items():
+        for key, ended in counts.items():
             if key in self.rows:
                 fed = None if ended is None else ended + 1
                 found[key] = _at(self.rows.pop(key), fed).session.decision

@@ -79,7 +79,7 @@ class SamplingRules:
         Raises:
             VLLMValidationError: a parameter that is not served, or that no table here names.
         """
-        for name in self._asked(params):
+        for name in self._requested(params):
             if name in REFUSED:
                 reason = REFUSED[name]
                 raise VLLMValidationError(f"{name} is not served: {reason}", parameter=name)
@@ -89,7 +89,7 @@ class SamplingRules:
 
     def bent_by(self, params: SamplingParams) -> list[str]:
         """Names of the parameters that make a request constrained; empty where there is none."""
-        names = [name for name in self._asked(params) if name in BENDING]
+        names = [name for name in self._requested(params) if name in BENDING]
         return [*names, "temperature"] if params.temperature > self._hottest else names
 
     def guarded(self, params: SamplingParams) -> SamplingParams:
@@ -104,7 +104,7 @@ class SamplingRules:
     def _hottest(self) -> float:
         return max(HOTTEST, float(self._plain.temperature))
 
-    def _asked(self, params: SamplingParams) -> list[str]:
+    def _requested(self, params: SamplingParams) -> list[str]:
         """Names of the parameters with which the client asks for something."""
         names = params.__struct_fields__
         return [name for name in names if not self._asks_nothing(params, name)]
