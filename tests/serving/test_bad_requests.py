@@ -306,9 +306,9 @@ def test_a_reply_that_has_come_to_its_stop_string_is_not_run_on(nano: Served) ->
     assert cut["usage"]["completion_tokens"] < whole["usage"]["completion_tokens"]
 
 
-def test_a_row_that_was_taken_back_is_not_ended_by_the_stop_string_of_what_it_had_shown() -> None:
+def test_a_row_that_was_rolled_back_is_not_ended_by_the_stop_string_of_what_it_had_shown() -> None:
     class Rows:
-        turned = torch.tensor([1])
+        leaving = torch.tensor([1])
 
     async def ended() -> tuple[list[bool], list[bool]]:
         lm = LanguageModel.load(weights_path())

@@ -145,10 +145,10 @@ class Sinks:
         for sink in sinks:
             sink.begin()
 
-    def step(self, tokens: Tensor, turned: Tensor) -> None:
-        """Take the newest tokens ``[b]``, one a row; rows ``turned`` begin anew. Show what
+    def step(self, tokens: Tensor, leaving: Tensor) -> None:
+        """Take the newest tokens ``[b]``, one a row; rows ``leaving`` begin anew. Show what
         has been decided, and finish rows that have ended and are decided."""
-        rows, back, chosen = self._rows, set(turned.tolist()), tokens.tolist()
+        rows, back, chosen = self._rows, set(leaving.tolist()), tokens.tolist()
         waiting, unread = rows.waiting, rows.unread if rows.changes_rows else 0
         for i, sink in enumerate(self._sinks):
             if sink.over:
@@ -182,7 +182,7 @@ class Gone(StoppingCriteria):
         ended = torch.tensor([not s.over and s.follower.gone() for s in self._sinks])
         # A row that has just been rolled back writes another reply, of which its follower has yet
         # to be told.
-        ended[self._rows.turned] = False
+        ended[self._rows.leaving] = False
         return ended.to(input_ids.device)
 
 

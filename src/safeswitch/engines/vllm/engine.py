@@ -23,9 +23,8 @@ from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Decision, Prompt, Reply, as_messages
 from safeswitch.engines.context import CONTEXT, Context
-from safeswitch.engines.seeds import row_seeds
+from safeswitch.engines.requests import ends_in_prefill, row_limits, row_seeds
 from safeswitch.engines.settings import GuardSettings
-from safeswitch.engines.transformers.prefill import is_prefill
 from safeswitch.engines.vllm.install import install
 from safeswitch.engines.vllm.settings import engine_flags, prefer_v1_runner
 from safeswitch.models.chat import ChatEncoder
@@ -145,20 +144,15 @@ class VLLMEngine(Engine):
                 f"VLLMEngine.generate: vLLM's SamplingParams has no {', '.join(sorted(unknown))}"
             )
         conversations = [as_messages(p) for p in prompts]
-        begun = [i for i, messages in enumerate(conversations) if is_prefill(messages)]
-        if self._guards and begun:
+        prefilled = [i for i, messages in enumerate(conversations) if ends_in_prefill(messages)]
+        if self._guards and prefilled:
             raise DataError(
-                f"VLLMEngine: prompt {begun[0]} ends in a prefilled reply, which hides the request "
-                "from vLLM's guard; the transformers engine reads it without"
+                f"VLLMEngine: prompt {prefilled[0]} ends in a prefilled reply, which hides the "
+                "request from vLLM's guard; the transformers engine reads it without"
             )
-        if isinstance(max_new_tokens, int):
-            max_new_tokens = [max_new_tokens] * len(prompts)
-        if len(max_new_tokens) != len(prompts):
-            raise SettingError(
-                f"generate: {len(prompts)} prompts but {len(max_new_tokens)} max_new_tokens"
-            )
+        limits = row_limits(max_new_tokens, len(prompts))
         limit = int(self.llm.model_config.max_model_len)
-        rows = [e.ids for e in self._chat.encode(conversations, limit=limit, room=max_new_tokens)]
+        rows = [e.ids for e in self._chat.encode(conversations, limit=limit, room=limits)]
         stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
         if not do_sample:
             options = {**options, "temperature": 0.0}
@@ -168,7 +162,7 @@ class VLLMEngine(Engine):
             "output_kind": RequestOutputKind.FINAL_ONLY,
             **options,
         }
-        each = zip(max_new_tokens, row_seeds(seed, len(rows)), strict=True)
+        each = zip(limits, row_seeds(seed, len(rows)), strict=True)
         params = [SamplingParams(max_tokens=tokens, seed=one, **common) for tokens, one in each]
 
         async def everything() -> list[Reply]:

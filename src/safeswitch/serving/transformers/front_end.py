@@ -18,7 +18,8 @@ from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message, Prompt, Reply, Tokens, as_messages
 from safeswitch.engines.context import CONTEXT, ChoiceDecision, Context
 from safeswitch.engines.settings import GuardSettings, switched_off
-from safeswitch.engines.transformers.engine import TransformersEngine, reply_room
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.transformers.requests import reply_room
 from safeswitch.models.generation_prompt import GenerationPrompt
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.errors import ApiError, busy, ending
