@@ -65,7 +65,7 @@ class Server:
             context.decisions[i] = ChoiceDecision(
                 i, decision, "default", "abcd", context.policy or "enforce", ""
             )
-            if decision.fired and context.apart:
+            if decision.fired and context.separate_refusals:
                 context.refusals[i] = Refusal(REFUSAL, 7, True)
 
 

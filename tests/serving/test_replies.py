@@ -508,7 +508,11 @@ def test_what_a_request_asks_for_decides_where_a_refusal_goes(
 ) -> None:
     context = Context()
     shape(path, body, context)
-    assert (context.structured, context.formatted, context.apart) == (structured, formatted, apart)
+    assert (context.structured, context.formatted, context.separate_refusals) == (
+        structured,
+        formatted,
+        apart,
+    )
 
 
 def test_anthropics_clients_show_their_key_in_a_header_of_its_own(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Context:
         structured: Whether the client asks for a reply that is parsed: tools, functions, a response
             format, a grammar.
         formatted: Whether it asks for a format of the text itself.
-        apart: Whether refusals go into ``refusals`` instead of the engine's outputs.
+        separate_refusals: Whether refusals go into ``refusals`` instead of the engine's outputs.
         refusals: Those refusals so far, by choice.
     """
 
@@ -80,7 +80,7 @@ class Context:
     refusing: set[int] = field(default_factory=set)
     structured: bool = False
     formatted: bool = False
-    apart: bool = False
+    separate_refusals: bool = False
     refusals: dict[int, Refusal] = field(default_factory=dict)
 
 

@@ -4,16 +4,21 @@ A request's life in the worker, by the mode in which the front end sends it:
 
     enforce ── stage 1 ──┬── fired ───── the refusal head, from the first token on
                          ├── pending ─── rolled back, comes again as ``pilot``
-                         └── cleared ─── its reply ── the watch ──┬── rolled back
+                         └── cleared ─── its reply ── the watch ──┬── fired: rolled back
                                                                   └── ended
-    pilot ──── stage 1 ──┴── pending ─── pilot tokens ── stage 2 ─┬── rolled back
-                                                                  └── cleared, as above
-    judge ──── a reply that has ended: its last reading ──────────┴── rolled back
+    pilot ──── stage 1 ──┬── pending ─── pilot tokens ── stage 2 ─┬── fired: rolled back
+                         │                                        └── cleared: its reply, as above
+                         └── else as ``enforce``
+    judge ──── a reply that has ended: its last reading ──────────┬── fired: rolled back
+                                                                  └── cleared
     refuse ─── the refusal head, from the first token on; comes of every other roll-back
+    observe ── read as under ``enforce`` and ``pilot``; nothing is changed, nobody rolled back
 
 To be rolled back, a row is put on the list of those to be stopped; the front end then sends it
-again. A constrained row is not given the refusal head in its own run, where the client's
-constraints would bend the refusal: whatever stage 1 does not clear is rolled back and refused.
+again. A pending row is rolled back as well: the front end sees tokens alone, and so learns that it
+must hold the reply until stage 2 has spoken. A constrained
+row is not given the refusal head in its own run, where the client's constraints would bend the
+refusal: whatever stage 1 does not clear is rolled back and refused.
 
 What was decided is kept by :mod:`safeswitch.switch.session`, as for the other engine. Here every
 row has its own count of reply tokens, and a reading may have to be done again: a chunk of a prompt,
@@ -47,6 +52,8 @@ Standing = Literal["pending", "refusing", "clear"]
 Read = Callable[[Site], Tensor]
 """States ``[n, d]`` of the whole batch at a site."""
 _KEPT = 8192
+"""Requests that are remembered once they have left the batch. A front end takes its decisions soon;
+one that has died never does."""
 _LAG = 64
 """Tokens by which the workers may be ahead of the front end without anything being forgotten."""
 
@@ -210,6 +217,7 @@ class Guard:
         """
         check_choice("thresholds", "bundle", name, tuple(self.tenants))
         tenant = self.tenants[name]
+        # A new tenant: rows keep the one that they began with, so nobody changes gates midway.
         self.tenants[name] = replace(tenant, gate=tenant.gate.with_thresholds(thresholds))
         return self.tenants[name].gate.thresholds()
 
@@ -222,6 +230,8 @@ class Guard:
         found = {}
         for key, ended in counts.items():
             if key in self.rows:
+                # The worker runs ahead of the front end, past a stop string say: readings behind
+                # the reply's last token are of text that the client never gets.
                 fed = None if ended is None else ended + 1
                 found[key] = _at(self.rows.pop(key), fed).session.decision
         return found

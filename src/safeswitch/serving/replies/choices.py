@@ -49,7 +49,11 @@ class Choices(Form):
         """The chunks that leave in place of this one: refusals stand in for their choices, and a
         choice's first chunk waits until it is known whether it is one of them."""
         choices = event.get("choices") or []
-        if self.context.apart and len(choices) == 1 and (choices[0].get("delta") or {}).get("role"):
+        if (
+            self.context.separate_refusals
+            and len(choices) == 1
+            and (choices[0].get("delta") or {}).get("role")
+        ):
             self._roles[_index(choices[0])] = (
                 event  # what stands beside it is known with the next chunk
             )

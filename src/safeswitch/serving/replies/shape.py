@@ -28,11 +28,11 @@ def form_of(path: str) -> type[Form]:
 
 def shape(path: str, payload: JsonMapping, context: Context) -> None:
     """Note in ``context`` what a request means for the shape of its reply: see its ``structured``,
-    ``formatted``, ``apart``."""
+    ``formatted``, ``separate_refusals``."""
     context.formatted = any(_names_format(payload, where) for where in FORMATS)
     context.structured = context.formatted or any(payload.get(name) for name in (*TOOLS, *GRAMMARS))
-    context.apart = path in FORMS or (path == CHAT and context.structured)
-    context.tell_refusals = context.tell_refusals or context.apart
+    context.separate_refusals = path in FORMS or (path == CHAT and context.structured)
+    context.tell_refusals = context.tell_refusals or context.separate_refusals
 
 
 def _names_format(payload: JsonMapping, where: tuple[str, ...]) -> bool:
