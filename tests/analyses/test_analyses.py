@@ -21,8 +21,9 @@ from safeswitch.analyses.run import analyse
 from safeswitch.analyses.strip import score_strip
 from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.candidates import check_methods, prepare
-from safeswitch.bench.error_table import error_table, style_table
+from safeswitch.bench.gate_tables import error_table
 from safeswitch.bench.log import LoggedRows, RunLog
+from safeswitch.bench.tables import style_table
 from safeswitch.core.errors import DataError, FingerprintError, SafeSwitchError
 from safeswitch.core.types import Example, Message, Position, ReadPoint
 from safeswitch.engines.transformers.engine import TransformersEngine

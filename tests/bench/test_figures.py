@@ -19,6 +19,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from safeswitch.bench.bench import _fitted
+from safeswitch.bench.gate_tables import gate_table, prober_table
 from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.metrics import (
     ACCURACY,
@@ -32,13 +33,10 @@ from safeswitch.bench.metrics import (
 )
 from safeswitch.bench.outputs import write_tables
 from safeswitch.bench.pareto import front, marked
+from safeswitch.bench.record_tables import cost_table, not_taken
 from safeswitch.bench.tables import (
-    cost,
-    gate,
     make_tables,
-    not_taken,
     paired,
-    prober,
     rates,
     sliced,
     two_sided,
@@ -261,16 +259,16 @@ def test_slices_are_those_of_the_requests_and_one_value_alone_makes_none(rows: L
 
 
 def test_the_gate_table_counts_firings_by_label_and_stage(rows: LoggedRows) -> None:
-    (row,) = pick(gate(rows), benchmark="unsafe", method="prompt")
+    (row,) = pick(gate_table(rows), benchmark="unsafe", method="prompt")
     assert (row["value"], row["n"], row["stages"]) == (0.5, 12, "stage1 6")
-    (row,) = pick(gate(rows), benchmark="safe", method="base")
+    (row,) = pick(gate_table(rows), benchmark="safe", method="base")
     assert (row["value"], row["stages"]) == (0.0, "")
 
 
 def test_cost_is_the_mean_a_request_and_its_difference_to_the_untouched_model(
     rows: LoggedRows,
 ) -> None:
-    table = cost(rows)
+    table = cost_table(rows)
     (base,) = pick(table, benchmark="unsafe", method="base", metric="reply tokens made")
     (prompt,) = pick(table, benchmark="unsafe", method="prompt", metric="reply tokens made")
     assert (base["value"], base["extra"]) == (4.0, None)  # "You said: ua 1"
@@ -306,7 +304,7 @@ def test_prober_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
     rows = LoggedRows(
         run(tmp_path, [loaded("both", examples)], Scores(), {"base": SWITCHES["base"]})
     )
-    table = prober(rows)
+    table = prober_table(rows)
     logged_rows = rows.of("base", "both")
     truth = [row.example.unsafe for row in logged_rows]
     scores = [row.decision["scores"]["stage1"] for row in logged_rows]
@@ -379,7 +377,7 @@ def test_tables_count_variants_of_one_request_as_a_group(tmp_path: Path) -> None
     assert expected.high - expected.low > 1.3 * (wilson(7, 16).high - wilson(7, 16).low)
     (rate,) = pick(rates(rows), method="prompt", metric="harmful compliance")
     (both,) = pick(two_sided(rows), method="prompt")
-    (fired,) = pick(gate(rows), method="prompt")
+    (fired,) = pick(gate_table(rows), method="prompt")
     for row in (rate, both):
         assert (row["value"], row["low"], row["high"], row["n"]) == (
             7 / 16,

@@ -13,7 +13,7 @@ import pytest
 from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.candidates import prepare
 from safeswitch.bench.fit_source import fitting_on
-from safeswitch.bench.tables import left_out
+from safeswitch.bench.record_tables import left_out
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example
 from safeswitch.data.writers import write_examples

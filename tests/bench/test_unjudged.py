@@ -15,8 +15,9 @@ from safeswitch.attacks.sets import attack_set
 from safeswitch.bench.judges.base import Judge
 from safeswitch.bench.log import Logged, LoggedRows
 from safeswitch.bench.outputs import remarks
+from safeswitch.bench.record_tables import not_judged
 from safeswitch.bench.runner import judge_rows
-from safeswitch.bench.tables import not_judged, rates
+from safeswitch.bench.tables import rates
 from safeswitch.bench.verdict import Verdict
 from safeswitch.core.errors import DataError, TemplateError
 from safeswitch.core.types import Example

@@ -11,6 +11,8 @@ from safeswitch.core.types import Example
 from safeswitch.statistics.intervals import bootstrap_mean, clustered
 
 Groups = Mapping[str, str]
+Table = list[JsonObject]
+"""Rows of plain JSON, each a figure with what it is of."""
 
 
 def group_of(row: Logged) -> str:

@@ -11,9 +11,11 @@ import io
 from pathlib import Path
 from typing import Any
 
+from safeswitch.bench.estimates import Table
 from safeswitch.bench.log import LoggedRows, RunLog
+from safeswitch.bench.record_tables import judges_table, not_judged, not_taken
 from safeswitch.bench.table import rates_table
-from safeswitch.bench.tables import Table, judges, main_rates, make_tables, not_judged, not_taken
+from safeswitch.bench.tables import main_rates, make_tables
 from safeswitch.core.artifact import write_json, write_text
 from safeswitch.core.json_types import JsonObject
 
@@ -96,7 +98,7 @@ def remarks(rows: LoggedRows) -> list[str]:
     run."""
     log = rows.log
     lines = ["Per cent with 95 % intervals, Wilson's for fractions.", ""]
-    for row in judges(log):
+    for row in judges_table(log):
         if row["lang"] == "all" and row["metric"] != "accuracy":
             value = figure(row["value"], row["low"], row["high"], percent=True)
             about = f"Judge {row['judge']}, {row['what']}, on {row['n']} replies labelled by hand"

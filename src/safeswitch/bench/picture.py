@@ -10,7 +10,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from safeswitch.bench.tables import Table
+from safeswitch.bench.estimates import Table
 from safeswitch.core.artifact import write_atomic
 from safeswitch.core.errors import DataError, SafeSwitchError
 

@@ -6,11 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from safeswitch.bench.effort import split_name
-from safeswitch.bench.estimates import Groups, fraction, groups_of, mean_of
+from safeswitch.bench.estimates import Groups, Table, fraction, groups_of, mean_of
 from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.metrics import MAIN, Metric, outcomes
 from safeswitch.bench.outputs import as_csv, figure
-from safeswitch.bench.tables import Table
 from safeswitch.core.artifact import write_text
 from safeswitch.core.json_types import JsonObject
 from safeswitch.statistics.intervals import mcnemar, paired_difference

@@ -19,13 +19,12 @@ from safeswitch.activations.states import Activations
 from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.benchmark import Benchmark, Loaded, drawn
 from safeswitch.bench.candidates import Fitting, kept, prepare
-from safeswitch.bench.estimates import belongs, fraction
+from safeswitch.bench.estimates import Table, belongs, fraction
 from safeswitch.bench.log import Logged, LoggedRows, RunLog
 from safeswitch.bench.metrics import HARM, NEITHER, OVER_REFUSAL, outcomes
 from safeswitch.bench.picture import check_drawable, draw_rates
 from safeswitch.bench.runner import Candidate, Progress
 from safeswitch.bench.table import rates_table
-from safeswitch.bench.tables import Table
 from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonMapping, JsonObject

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.candidates import prepare
+from safeswitch.bench.estimates import Table
+from safeswitch.bench.gate_tables import gate_table
 from safeswitch.bench.log import MANIFEST, LoggedRows, RunLog
 from safeswitch.bench.picture import check_drawable, draw_rates
 from safeswitch.bench.runner import Candidate
 from safeswitch.bench.table import rates_table
-from safeswitch.bench.tables import Table, gate, main_rates, rates
+from safeswitch.bench.tables import main_rates, rates
 from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.lock import folder_writer
@@ -168,7 +170,7 @@ def to_json(rows: LoggedRows, total: float, clock: Clock) -> JsonObject:
         for r in rates(rows)
         if (r["metric"], r["judge"]) == ("neither", "nano")
     }
-    fired = {(r["benchmark"], r["method"]): r["value"] for r in gate(rows)}
+    fired = {(r["benchmark"], r["method"]): r["value"] for r in gate_table(rows)}
     suites: JsonObject = {}
     for row in main_rates(rows):
         place = row["benchmark"], row["method"]

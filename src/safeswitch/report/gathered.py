@@ -15,10 +15,10 @@ from safeswitch.analyses.landscape.survey import FORMAT_VERSION as LANDSCAPE_VER
 from safeswitch.analyses.run import FILE as ANALYSES
 from safeswitch.analyses.run import FORMAT_VERSION as ANALYSES_VERSION
 from safeswitch.bench.attack_table import attacked_set
-from safeswitch.bench.estimates import belongs
+from safeswitch.bench.estimates import Table, belongs
 from safeswitch.bench.log import Logged, LoggedRows, RunLog
 from safeswitch.bench.metrics import Metric, outcomes
-from safeswitch.bench.tables import Table, main_rates, make_tables, reference, summary
+from safeswitch.bench.tables import main_rates, make_tables, reference, summary
 from safeswitch.core.artifact import read_json
 from safeswitch.core.errors import ArtifactError
 from safeswitch.core.json_types import JsonMapping, JsonObject

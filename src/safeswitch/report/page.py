@@ -13,10 +13,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from safeswitch.bench.estimates import Table
 from safeswitch.bench.log import Logged
 from safeswitch.bench.outputs import NOTES, as_csv, cell, columns, folded
 from safeswitch.bench.picture import check_drawable
-from safeswitch.bench.tables import Table
 from safeswitch.core.artifact import write_text
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.report.gathered import Gathered, named
