@@ -18,7 +18,7 @@ from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from safeswitch.bench.bench import _fitted
+from safeswitch.bench.bench import _with_length
 from safeswitch.bench.gate_tables import gate_table, prober_table
 from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.metrics import (
@@ -351,7 +351,7 @@ def test_requests_that_were_not_taken_are_told_and_count_in_no_rate(tmp_path: Pa
 def test_replies_leave_half_of_a_small_context_to_the_prompt() -> None:
     one = loaded("a", asked("a", 1), max_new_tokens=512)
     lengths = [
-        _fitted(one, *given).benchmark.max_new_tokens
+        _with_length(one, *given).benchmark.max_new_tokens
         for given in ((None, None), (None, 512), (64, 512), (900, 4096))
     ]
     assert lengths == [512, 256, 64, 900]

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from typing import Any
 
 from safeswitch.bench.judges.base import Judge
-from safeswitch.bench.log import RunLog, plain
+from safeswitch.bench.log import LATER_SETTINGS, RENAMED_SETTINGS, RunLog, plain
 from safeswitch.bench.runner import Candidate, short_hash
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import method_parts
@@ -198,9 +199,25 @@ def _settings_hash(method: Method) -> str:
     """Hash of a method's own settings; the fitted parts count through the switch."""
     if isinstance(method, Joined):
         return short_hash(_settings_hash(method.first) + _settings_hash(method.second))
-    own = {
-        f.name: getattr(method, f.name)
-        for f in fields(method)
-        if f.name not in ("complied", "fitted")
-    }
-    return short_hash(repr(own))
+    own: JsonObject = {}
+    for field_ in fields(method):
+        if field_.name not in ("complied", "fitted"):
+            own[field_.name] = getattr(method, field_.name)
+    return short_hash(_settings_text(own))
+
+
+def _settings_text(value: Any) -> str:
+    """``repr`` of settings as versions before the last fields and names came would write it, so that
+    a run folder of theirs is resumed."""
+    if isinstance(value, Mapping):
+        entries = [f"{name!r}: {_settings_text(entry)}" for name, entry in value.items()]
+        return f"{{{', '.join(entries)}}}"
+    if not isinstance(value, FitSettings):
+        return repr(value)
+    first_names = {new: old for old, new in RENAMED_SETTINGS.items()}
+    parts: list[str] = []
+    for field_ in fields(value):
+        setting = getattr(value, field_.name)
+        if field_.name not in LATER_SETTINGS or setting != LATER_SETTINGS[field_.name]:
+            parts.append(f"{first_names.get(field_.name, field_.name)}={setting!r}")
+    return f"FitSettings({', '.join(parts)})"

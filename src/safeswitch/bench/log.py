@@ -69,13 +69,17 @@ from pathlib import Path
 from safeswitch.bench.verdict import Verdict
 from safeswitch.core.artifact import read_json, write_json
 from safeswitch.core.errors import ArtifactError
-from safeswitch.core.json_types import JsonMapping
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lines import read_rows
 from safeswitch.core.types import Example
 from safeswitch.data.rows import to_example
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+LATER_SETTINGS: JsonMapping = {"calibrate": "pooled"}
+"""Fitting settings that earlier folders lack, with what was done before they came."""
+RENAMED_SETTINGS: Mapping[str, str] = {"reply_tokens": "max_new_tokens"}
+"""Fitting settings under the name that earlier folders have."""
 _EXAMPLE = ("id", "label", "category", "source", "group", "wrapper", "answers", "meta", "prefill")
 
 
@@ -168,7 +172,8 @@ class RunLog:
             log._write()
             return log
         log = cls.open(folder)
-        before, now = log.manifest["identity"], manifest["identity"]
+        now = manifest["identity"]
+        before = _as_now(log.manifest["identity"], now)
         if before != now:
             differs = ", ".join(key for key in {**now, **before} if before.get(key) != now.get(key))
             raise ArtifactError(
@@ -258,6 +263,23 @@ class LoggedRows:
         for benchmark in self.log.benchmarks:
             for method in self.log.methods:
                 yield benchmark, method, self._rows[method, benchmark]
+
+
+def _as_now(identity: JsonMapping, now: JsonMapping) -> JsonObject:
+    """The identity that a run folder holds, in the words of ``now``: fitting settings that have come
+    since stand at what was done before, and renamed ones under their new name."""
+    known = (now.get("fit") or {}).get("settings")
+    fit = dict(identity.get("fit") or {})
+    if known is None or "settings" not in fit:
+        return dict(identity)
+    settings = dict(fit["settings"])
+    for old, new in RENAMED_SETTINGS.items():
+        if old in settings and new in known:
+            settings[new] = settings.pop(old)
+    for name, value in LATER_SETTINGS.items():
+        if name in known:
+            settings.setdefault(name, value)
+    return {**identity, "fit": {**fit, "settings": settings}}
 
 
 def plain(method: str) -> str:
