@@ -61,7 +61,9 @@ def run_suite(
             engine, asked, ready, run.out, say=say, progress=advance, on_start=on_start, after=AFTER
         )
     put_markdown((run.out / "table.md").read_text(encoding="utf-8"))
-    put(f"written to {run.out}: table.md, tables/, figures.json, pareto.png")
+    # a run without harm, or with nothing beside it, has no Pareto picture
+    made = [name for name in ("figures.json", "pareto.png") if (run.out / name).is_file()]
+    put(f"written to {run.out}: {', '.join(['table.md', 'tables/', *made])}")
 
 
 def _asked(

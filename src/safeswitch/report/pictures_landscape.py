@@ -70,6 +70,8 @@ def _curves(data: JsonMapping, what: str, title: str, label: str) -> Plot:
             )
 
     def paint(axes: Sequence[Any]) -> None:
+        """A line for each part that was moved: the mean over directions, and a band from lowest to
+        highest."""
         axis = axes[0]
         for name, which, dash, distances, grid in lines:
             axis.fill_between(
@@ -103,6 +105,7 @@ def _map(data: JsonMapping, one: JsonMapping) -> Plot:
     name = _WAYS[one["part"], one["gate"]][0]
 
     def paint(axes: Sequence[Any]) -> None:
+        """The grid in colours, with a cross at the unmoved model."""
         axis = axes[0]
         axis.grid(False)
         drawn = axis.pcolormesh(

@@ -49,6 +49,7 @@ def roc(run: Gathered) -> Plot | None:
     area = float(roc_auc_score(truth, scores))
 
     def paint(axes: Sequence[Any]) -> None:
+        """The curve, and the point of the threshold in force."""
         axis = axes[0]
         axis.plot([0, 100], [0, 100], color="#888888", linewidth=1, linestyle=":", label="guessing")
         axis.plot(
@@ -98,6 +99,8 @@ def reliability(run: Gathered) -> Plot | None:
              for b in sorted(set(bins.tolist()))}  # fmt: skip
 
     def paint(axes: Sequence[Any]) -> None:
+        """Above, the fraction of unsafe requests by score beside the diagonal; below, how many
+        requests had that score."""
         curve, counts = axes
         curve.figure.get_layout_engine().set(hspace=0.06)
         curve.plot(
@@ -148,6 +151,7 @@ def _left_out(rows: Sequence[JsonMapping], what: str) -> Plot:
     readers = list(dict.fromkeys(r["reader"] for r in rows))
 
     def paint(axes: Sequence[Any]) -> None:
+        """A row for each group that was left out, a mark with its interval for each reader."""
         axis = axes[0]
         for i, reader in enumerate(readers):
             own = {r["name"]: r for r in rows if r["reader"] == reader}
@@ -191,6 +195,7 @@ def _quality(rows: Sequence[JsonMapping], title: str) -> Plot:
     best = max(rows, key=lambda r: r["value"])
 
     def paint(axes: Sequence[Any]) -> None:
+        """The grid in colours with its values written in, the best one framed."""
         axis = axes[0]
         axis.grid(False)
         drawn = axis.pcolormesh(grid, cmap=_MAP, vmin=0.5, vmax=1.0, edgecolors="none")
@@ -218,6 +223,7 @@ def states(run: Gathered) -> Plot | None:
         return None
 
     def paint(axes: Sequence[Any]) -> None:
+        """One panel a moment, a mark for each request."""
         places = np.array([(p["x"], p["y"]) for p in data["points"]])
         low, high = places.min(0), places.max(0)
         edge = 0.05 * (high - low)
@@ -271,6 +277,8 @@ def _strip(data: JsonMapping, number: int) -> Plot:
         peaks[name] = max(data["scores"][name][t] for t in tokens)
 
     def paint(axes: Sequence[Any]) -> None:
+        """A line for each stage's scores, with marks where it was asked and a line at its
+        threshold."""
         axis = axes[0]
         for i, (name, scores) in enumerate(data["scores"].items()):
             which = _STAGES.get(name, 5)

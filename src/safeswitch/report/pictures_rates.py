@@ -35,6 +35,7 @@ def pareto(run: Gathered, other: Metric) -> Plot | None:
         return "none" if method in silent else own
 
     def paint(axes: Sequence[Any]) -> None:
+        """The front as a line, and a point with intervals for each method."""
         axis = axes[0]
         across = [100 * beside[m]["value"] for m in best]
         up = [100 * harm[m]["value"] for m in best]
@@ -107,6 +108,7 @@ def categories(run: Gathered) -> Plot | None:
     shown = names[:_MOST_CATEGORIES]
 
     def paint(axes: Sequence[Any]) -> None:
+        """A bar with its interval for each category and method."""
         axis, thick = axes[0], 0.8 / len(methods)
         for i, method in enumerate(methods):
             at = [j + (i - (len(methods) - 1) / 2) * thick for j in range(len(shown))]
@@ -164,6 +166,7 @@ def _attacked(run: Gathered, rows: Sequence[JsonMapping], benchmark: str) -> Plo
     methods = [m for m in run.log.methods if any(row["method"] == m for row in rows)]
 
     def paint(axes: Sequence[Any]) -> None:
+        """A row for each attack, a mark with its interval for each method."""
         axis, step = axes[0], 0.66 / max(1, len(methods))
         for i, method in enumerate(methods):
             own = {row["attack"]: row for row in rows if row["method"] == method}
