@@ -18,8 +18,8 @@ from safeswitch.core.types import Decision
 from safeswitch.engines.context import CONTEXT, ChoiceDecision, Context
 from safeswitch.serving.audit import Audit, AuditError
 from safeswitch.serving.keys import add_key
-from safeswitch.serving.logs import log_to_stderr
 from safeswitch.serving.middleware import SafeSwitchMiddleware
+from safeswitch.serving.process import log_to_stderr
 from safeswitch.serving.settings import ServerSettings
 
 BOTH = {"stage1": 0.5, "stage2": 0.5}

@@ -181,15 +181,15 @@ def load_suite(settings: BenchSettings, say: Say) -> tuple[list[Loaded], dict[st
             say(f"MISSING: {error}")
     if missing and not loaded:
         raise DataError(
-            f"suite {settings.suite!r}: none of its {len(missing)} benchmarks is at hand; give --data "
-            "or --hub"
+            f"suite {settings.suite!r}: none of its {len(missing)} benchmarks is at hand; give "
+            "--data or --hub"
         )
     return loaded, missing
 
 
 def _with_length(one: Loaded, longest: int | None, context: int | None) -> Loaded:
-    """The benchmark with replies of at most ``longest`` tokens, where the model's context has room for
-    them and a prompt."""
+    """The benchmark with replies of at most ``longest`` tokens, where the model's context has room
+    for them and a prompt."""
     tokens = longest or one.benchmark.max_new_tokens
     return replace(
         one,

@@ -43,8 +43,8 @@ class Fitting:
         complied: Judge of replies to fitting requests.
         options: Settings of single methods by name, over their defaults.
         own: A fitted SafeSwitch, taken instead of fitting one.
-        left_out: Gives the figures on sources and jailbreak templates left out, for the record of a SafeSwitch
-            that is fitted here; None leaves them out of it.
+        left_out: Gives the figures on sources and jailbreak templates left out, for the record of a
+            SafeSwitch that is fitted here; None leaves them out of it.
     """
 
     data: Callable[[], Parts]
@@ -207,8 +207,8 @@ def _settings_hash(method: Method) -> str:
 
 
 def _settings_text(value: Any) -> str:
-    """``repr`` of settings as versions before the last fields and names came would write it, so that
-    a run folder of theirs is resumed."""
+    """``repr`` of settings as versions before the last fields and names came would write it, so
+    that a run folder of theirs is resumed."""
     if isinstance(value, Mapping):
         entries = [f"{name!r}: {_settings_text(entry)}" for name, entry in value.items()]
         return f"{{{', '.join(entries)}}}"

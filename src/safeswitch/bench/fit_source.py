@@ -33,8 +33,8 @@ def fitting_on(
     """How methods are fitted on ``sources``, and the same for a run's identity.
 
     With ``leave_out`` the record of a SafeSwitch that is fitted here says how stage 1 does on
-    sources and jailbreak templates left out. Without sources nothing can be fitted; methods that need no
-    fitting, and a given switch, run all the same.
+    sources and jailbreak templates left out. Without sources nothing can be fitted; methods that
+    need no fitting, and a given switch, run all the same.
     """
 
     @cache

@@ -30,9 +30,9 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
                      hub), ``data_hash``, ``n``, ``of`` (requests before the limit),
                      ``max_new_tokens``, ``judges`` (names, the one that counts first)
     missing          benchmark to the reason why it could not be loaded
-    methods          name to ``switch`` (fingerprint), ``record`` (of fitting: data hashes, settings,
-                     figures) and ``seconds`` (of fitting; null where a fitted switch was given, or
-                     found in the folder)
+    methods          name to ``switch`` (fingerprint), ``record`` (of fitting: data hashes,
+                     settings, figures) and ``seconds`` (of fitting; null where a fitted switch was
+                     given, or found in the folder)
     judges           name to ``identity`` and, where it was measured, ``agreement``
 
 A row of replies::
@@ -188,7 +188,8 @@ class RunLog:
         self._write()
 
     def add_judges(self, by_benchmark: Mapping[str, Sequence[str]], entries: JsonMapping) -> None:
-        """Judges that come in when a run is resumed; those that were there stay, and stay in front."""
+        """Judges that come in when a run is resumed; those that were there stay, and stay in
+        front."""
         for benchmark, names in by_benchmark.items():
             entry = self.manifest["benchmarks"][benchmark]
             entry["judges"] = list(dict.fromkeys([*entry["judges"], *names]))
@@ -266,8 +267,8 @@ class LoggedRows:
 
 
 def _as_now(identity: JsonMapping, now: JsonMapping) -> JsonObject:
-    """The identity that a run folder holds, in the words of ``now``: fitting settings that have come
-    since stand at what was done before, and renamed ones under their new name."""
+    """The identity that a run folder holds, in the words of ``now``: fitting settings that have
+    come since stand at what was done before, and renamed ones under their new name."""
     known = (now.get("fit") or {}).get("settings")
     fit = dict(identity.get("fit") or {})
     if known is None or "settings" not in fit:

@@ -90,8 +90,8 @@ def not_judged(rows: LoggedRows) -> Table:
 
 
 def left_out(log: RunLog) -> Table:
-    """Stage 1 on sources and jailbreak templates that it was not fitted on, as the switch's own record
-    tells."""
+    """Stage 1 on sources and jailbreak templates that it was not fitted on, as the switch's own
+    record tells."""
     table: Table = []
     for method, entry in log.manifest["methods"].items():
         for grouping, readers in (entry["record"].get("left_out") or {}).items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Unpack
 
 import torch
@@ -18,7 +19,6 @@ import torch
 from safeswitch.bench.benchmark import Loaded
 from safeswitch.bench.judges.base import Judge
 from safeswitch.bench.log import Logged, RunLog
-from safeswitch.bench.memory import Peak
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lines import append, take_up
 from safeswitch.core.types import Prompt, Reply
@@ -29,6 +29,8 @@ from safeswitch.switch.switch import Switch
 Progress = Callable[[str, str, int], None]
 """Told of method, benchmark and requests newly done."""
 _CHUNK = 64
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,46 @@ class Candidate:
     wrap: Callable[[ReadingEngine], ReadingEngine] = lambda engine: engine
     settings: JsonMapping = field(default_factory=dict)
     seconds: float | None = None
+
+
+class Peak:
+    """Peak memory in bytes between two calls of :meth:`read`: of the GPU where the model is there,
+    else of this process (on Linux).
+
+    Args:
+        device: Where the model is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._reset()
+
+    def read(self) -> int | None:
+        """The peak since the last call, and begin anew; None where the system does not tell."""
+        if self.device.type == "cuda":
+            peak: int | None = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = _high_water()
+        self._reset()
+        return peak
+
+    def _reset(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:
+            # resets the high-water mark of the resident set, see proc_pid_clear_refs(5)
+            _CLEAR.write_text("5")
+        except OSError:
+            return
+
+
+def _high_water() -> int | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
 
 class Meter(Around):
@@ -112,15 +154,8 @@ def run_method(
         ArtifactError: the folder cannot be written, or holds replies of another switch.
     """
     if name not in log.methods:
-        switch = candidate.switch
-        entry = {
-            "switch": switch.fingerprint,
-            "record": dict(switch.record),
-            "seconds": candidate.seconds,
-        }
-        log.note("methods", {name: entry})
-    device = torch.device(log.manifest["model"]["device"])
-    meter = Meter(engine, candidate.wrap, Peak(device))
+        log.note("methods", {name: _entry(candidate)})
+    meter = Meter(engine, candidate.wrap, Peak(torch.device(log.manifest["model"]["device"])))
     identity = {
         "model": log.manifest["model"]["fingerprint"],
         "switch": candidate.switch.fingerprint,
@@ -145,6 +180,13 @@ def run_method(
         for judge in log.judges(benchmark.name):
             if judge in judges and not judges[judge].against:
                 judge_rows(log, name, benchmark.name, judges[judge])
+
+
+def _entry(candidate: Candidate) -> JsonObject:
+    """What the manifest holds of a method."""
+    switch = candidate.switch
+    record = dict(switch.record)
+    return {"switch": switch.fingerprint, "record": record, "seconds": candidate.seconds}
 
 
 def compare_replies(log: RunLog, judges: Mapping[str, Judge]) -> None:

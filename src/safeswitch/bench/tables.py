@@ -1,6 +1,6 @@
 """All tables of a run, made from its log alone; here those of rates: slices, paired tests, wins,
-style of refusals. Those of the gate stand in ``gate_tables.py``, those of costs and of what is missing
-in ``record_tables.py``.
+style of refusals. Those of the gate stand in ``gate_tables.py``, those of costs and of what is
+missing in ``record_tables.py``.
 
 A table is a list of rows, plain JSON; every figure carries its interval. Knows nothing of files or
 pictures.
@@ -270,8 +270,8 @@ def scores(rows: LoggedRows) -> Table:
 
 
 def wins(rows: LoggedRows) -> Table:
-    """Fraction of open requests on which a judge prefers the reply to that of the method it compares
-    with, ties half."""
+    """Fraction of open requests on which a judge prefers the reply to that of the method it
+    compares with, ties half."""
     table: Table = []
     for benchmark, method, logged in rows.each():
         for judge in rows.log.judges(benchmark):
@@ -320,8 +320,8 @@ def _figure(row: JsonMapping) -> Interval:
 
 
 def style_table(rows: LoggedRows) -> list[JsonObject]:
-    """Refusals of unsafe requests by method: fraction that explains itself, fraction that is short, and
-    mean length in words."""
+    """Refusals of unsafe requests by method: fraction that explains itself, fraction that is short,
+    and mean length in words."""
     table: list[JsonObject] = []
     for method in rows.log.methods:
         refusals = []

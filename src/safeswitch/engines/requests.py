@@ -1,5 +1,5 @@
-"""What both engines make of a call's arguments: a reply length and a seed for each prompt, and which
-conversations end in a prefill."""
+"""What both engines make of a call's arguments: a reply length and a seed for each prompt, and
+which conversations end in a prefill."""
 
 from __future__ import annotations
 

@@ -135,8 +135,8 @@ def reliability(run: Gathered) -> Plot | None:
 
 
 def left_out(run: Gathered) -> list[Plot]:
-    """AUROC of stage 1 on each source and jailbreak template that was left out of its fitting, the text
-    classifier beside it."""
+    """AUROC of stage 1 on each source and jailbreak template that was left out of its fitting, the
+    text classifier beside it."""
     table = [
         r
         for r in run.tables.get("left_out", [])
@@ -195,7 +195,7 @@ def _quality(rows: Sequence[JsonMapping], title: str) -> Plot:
     best = max(rows, key=lambda r: r["value"])
 
     def paint(axes: Sequence[Any]) -> None:
-        """The grid in colours with its values written in, the best one framed."""
+        """The grid in colours, with its values written in."""
         axis = axes[0]
         axis.grid(False)
         drawn = axis.pcolormesh(grid, cmap=_MAP, vmin=0.5, vmax=1.0, edgecolors="none")

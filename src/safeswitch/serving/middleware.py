@@ -1,8 +1,8 @@
 """The guard's part of an OpenAI-compatible server, as one ASGI middleware around it.
 
-For each request it asks who sent it, settles an id, takes the client's options for the guard out of the body,
-hands what it knows down to the engine's front end, and puts each decision on record and into the
-reply: into the JSON body, or into the chunk of a stream that ends a choice.
+For each request it asks who sent it, settles an id, takes the client's options for the guard out of
+the body, hands what it knows down to the engine's front end, and puts each decision on record and
+into the reply: into the JSON body, or into the chunk of a stream that ends a choice.
 """
 
 from __future__ import annotations
@@ -305,7 +305,8 @@ class SafeSwitchMiddleware:
         """What the front end must know of a request; each decision on it is recorded."""
 
         async def record(decided: ChoiceDecision) -> None:
-            """Count the decision, trace it, log it and put it on record, before the reply leaves."""
+            """Count the decision, trace it, log it and put it on record, before the reply
+            leaves."""
             metrics.count(decided.decision, decided.bundle, decided.policy)
             add_decision(span, decided)
             d = decided.decision

@@ -1,4 +1,5 @@
-"""A server's response on its way out: decisions are put in, and what must not leave is taken out."""
+"""A server's response on its way out: decisions are put in, and what must not leave is taken
+out."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ Rows: misuse 1174, jailbreak 1398 (13 kinds of template)
 Label: every request is unsafe; SafeSwitch's column "TrustLLM" is 0.45 misuse + 0.55 jailbreak
     (arXiv 2502.01042), and is given as the benchmark trustllm where both were run
 Noise: a third of misuse are questions of "Do Anything Now" whose legal, financial, health and
-    lobbying classes are restricted by policy rather than harmful; templates and queries of jailbreak
-    recur
+    lobbying classes are restricted by policy rather than harmful; templates and queries of
+    jailbreak recur
 """
 
 from __future__ import annotations

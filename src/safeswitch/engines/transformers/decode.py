@@ -73,8 +73,8 @@ class Loop:
         """``[b]``: column behind each row's last token; -1 while it runs, and no row runs when the
         loop ends."""
         self._reply_position = torch.zeros(0, dtype=torch.long)
-        """``[..., b]``: position of each row's first reply token: its prompt's length, or less where
-        images take up fewer positions."""
+        """``[..., b]``: position of each row's first reply token: its prompt's length, or less
+        where images take up fewer positions."""
         self._width = 0
         self._pad_id = 0
         self._generators: list[torch.Generator] = []
@@ -116,8 +116,8 @@ class Loop:
     def _forward(
         self, model: Any, input_ids: Tensor, model_kwargs: JsonObject, first: bool
     ) -> tuple[Tensor, JsonObject]:
-        """Feed the newest tokens (at ``first`` the prompts); logits ``[b, V]`` of the next ones, and
-        what the next pass needs."""
+        """Feed the newest tokens (at ``first`` the prompts); logits ``[b, V]`` of the next ones,
+        and what the next pass needs."""
         inputs = model.prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=None if first else 1,

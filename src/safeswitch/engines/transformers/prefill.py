@@ -1,9 +1,9 @@
 """Prefills: the start of a reply that the client has written, for the model to continue.
 
 The prompt's last token is then the client's own, of an affirmation say, and hides the request from
-a stage 1 that reads there; and a refusal head would continue what the client has written. So stage 1
-also reads the conversation without the prefill. Where it flags that, the action answers from there.
-Stage 2 is not asked, since it reads how the model's own reply begins.
+a stage 1 that reads there; and a refusal head would continue what the client has written. So stage
+1 also reads the conversation without the prefill. Where it flags that, the action answers from
+there. Stage 2 is not asked, since it reads how the model's own reply begins.
 """
 
 from __future__ import annotations

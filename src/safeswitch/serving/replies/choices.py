@@ -12,8 +12,8 @@ Chunk = JsonObject
 
 
 class Choices(Form):
-    """Each choice carries its decision; a reply with one choice carries it too, in streams the chunk
-    that ends the choice.
+    """Each choice carries its decision; a reply with one choice carries it too, in streams the
+    chunk that ends the choice.
 
     A refusal that was kept apart stands in ``message.refusal``, with no content and no tool call,
     and ends with ``stop``. Other refusals are text, moved into that field where the operator wants

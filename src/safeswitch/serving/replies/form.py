@@ -1,4 +1,5 @@
-"""What all replies have in common: what a client may see of a decision, and the methods of a form."""
+"""What all replies have in common: what a client may see of a decision, and the methods of a
+form."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.context import ChoiceDecision, Context, Refusal
 
 FIELD = "safeswitch"
-"""Field of a body that holds a client's options for the guard, and of a reply that holds the decision."""
+"""Field of a body that holds a client's options for the guard, and of a reply that holds the
+decision."""
 
 
 def switched(decided: ChoiceDecision) -> bool:
@@ -39,8 +41,8 @@ def public(decided: ChoiceDecision, scores: bool) -> JsonObject:
 
 
 class Form:
-    """A kind of reply, for one request. Each route's form says where decisions and refusals stand in
-    it.
+    """A kind of reply, for one request. Each route's form says where decisions and refusals stand
+    in it.
 
     Args:
         context: Of the request; decisions and refusals are read from it while the reply leaves.

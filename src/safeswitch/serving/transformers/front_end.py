@@ -164,6 +164,46 @@ class FrontEnd:
         """
         context = CONTEXT.get() or Context()
         bundle, policy = context.bundle or self.guard.default, context.policy or self._policy
+        self._check(prompts, sampling, bundle, n, limit)
+        switch, size = self._switches[bundle], sum(map(_length, prompts))
+        sized = await self.lanes.run(
+            size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts]
+        )
+        news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
+        tokenizer = self.lm.tokenizer if stream or stops else None
+        choices: list[FollowedChoice] = []
+        texts: list[str] = []
+        for one in sized:
+            for i in range(n):
+                index = len(choices)
+                choices.append(
+                    FollowedChoice(index, one.prompt, one.limit, first + i, stops, tokenizer, news)
+                )
+                texts.append(one.text)
+        key = BatchKey(bundle, policy, sampling)
+        self._submit(choices, key)
+        replies: list[asyncio.Task[Reply]] = []
+        for choice, text in zip(choices, texts, strict=True):
+            replies.append(asyncio.create_task(self._conclude(choice, text, key, context)))
+        answering = Answering(choices, replies, sum(one.tokens for one in sized), news, context)
+        self._open.add(answering)
+        for task in replies:
+            task.add_done_callback(lambda _: self._forget(answering))
+        return answering
+
+    def _check(
+        self,
+        prompts: Sequence[ClientPrompt],
+        sampling: Sampling,
+        bundle: str,
+        n: int,
+        limit: int | None,
+    ) -> None:
+        """Refuse what can be told to be wrong before any prompt is put into tokens.
+
+        Raises:
+            ApiError: the field at fault, and what is allowed.
+        """
         if bundle not in self._switches:
             raise ApiError(400, "there is no SafeSwitch bundle of that name", param="safeswitch")
         if len(prompts) * n > self._queue:
@@ -184,34 +224,19 @@ class FrontEnd:
             )
         for prompt in prompts:
             self._check_length(prompt)
-        switch, size = self._switches[bundle], sum(map(_length, prompts))
-        sized = await self.lanes.run(
-            size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts]
-        )
-        news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
-        tokenizer = self.lm.tokenizer if stream or stops else None
-        choices = [
-            FollowedChoice(p * n + i, one.prompt, one.limit, first + i, stops, tokenizer, news)
-            for p, one in enumerate(sized)
-            for i in range(n)
-        ]
-        group = BatchKey(bundle, policy, sampling)
+
+    def _submit(self, choices: Sequence[FollowedChoice], key: BatchKey) -> None:
+        """Queue all of the choices, or none.
+
+        Raises:
+            ApiError: 429, there is no room for them; 503, the server is about to end.
+        """
         try:
-            self._batcher.submit([Job(group, choice) for choice in choices])
+            self._batcher.submit([Job(key, choice) for choice in choices])
         except Full:
             raise busy() from None
         except Closed:
             raise ending() from None
-        texts = [one.text for one in sized for _ in range(n)]
-        replies = [
-            asyncio.create_task(self._conclude(choice, text, group, context))
-            for choice, text in zip(choices, texts, strict=True)
-        ]
-        answering = Answering(choices, replies, sum(one.tokens for one in sized), news, context)
-        self._open.add(answering)
-        for task in replies:
-            task.add_done_callback(lambda _: self._forget(answering))
-        return answering
 
     def set_thresholds(self, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
         """Put thresholds in force for the batches to come; returns those in force.

@@ -139,8 +139,8 @@ class _Around(HeadActuator):
 @ACTUATORS.add("soft_head")
 @dataclass(frozen=True, eq=False)
 class SoftHead(_Around):
-    """A head whose fraction rises with the score: ``W + beta(p) * (W_ref - W)``, ``beta(p) = clip((p -
-    low) / (high - low))``.
+    """A head whose fraction rises with the score: ``W + beta(p) * (W_ref - W)``, ``beta(p) =
+    clip((p - low) / (high - low))``.
 
     Args:
         inner: The refusal head.
