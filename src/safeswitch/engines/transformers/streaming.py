@@ -2,7 +2,7 @@
 
 Tokens wait until the gate has spoken on them: pilot tokens until stage 2, watched tokens until the
 next reading. A request that switches while tokens wait loses them unseen; one that switches after
-some were shown goes on, after a line break, with its refusal. Knows nothing of models.
+some were shown continues, after a line break, with its refusal. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ class Gone(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         ended = torch.tensor([not s.over and s.follower.gone() for s in self._sinks])
-        # A row that has just been rolled back writes another reply, of which its follower has yet
-        # to be told.
+        # A row that has just been rolled back writes another reply, which its follower has not
+        # seen yet.
         ended[self._rows.leaving] = False
         return ended.to(input_ids.device)
 
@@ -205,7 +205,7 @@ class Limits(StoppingCriteria):
 class Release(BaseStreamer):
     """A streamer that turns tokens into text pieces as soon as they are whole characters.
 
-    After a line break it goes on from the break's token alone, so that a long reply is not decoded
+    After a line break it continues from the break's token alone, so that a long reply is not decoded
     over and over; that token stays in front, since some tokenizers drop the space of a first word.
 
     Args:

@@ -231,7 +231,7 @@ class FrontEnd:
             )
         if self._reply_mark.is_continued(ids):
             raise VLLMValidationError(
-                "prefilled replies are not served: the prompt goes on behind the mark that begins "
+                "prefilled replies are not served: the prompt continues behind the mark that begins "
                 "a reply"
             )
 

@@ -5,7 +5,7 @@ asked for, and the *guarded runs*, which are ours: the pilot that stage 2 reads,
 reply that a watch reads first, the judging of an ended reply, the refusal. Whoever could bend a
 guarded run could make the refusal say yes, so these take from the client only what leaves a refusal
 intact (``SHARED``). A request that brings anything else that bends its reply is *constrained*: what
-stage 1 does not clear is refused, on a run of ours; what it clears goes on with all its
+stage 1 does not clear is refused, on a run of ours; what it clears runs with all its
 constraints.
 
 A parameter that no table here names is refused, so that a newer vLLM cannot open a hole in silence.

@@ -319,7 +319,7 @@ class FrontEnd:
         if policy != "off" and self._reply_mark.is_continued(whole):
             raise ApiError(
                 400,
-                "prefilled replies are not served: the prompt goes on behind the mark that begins "
+                "prefilled replies are not served: the prompt continues behind the mark that begins "
                 "a reply",
                 param="prompt",
             )
