@@ -24,7 +24,8 @@ import torch
 
 from collect import build
 from safeswitch.core.types import Tokens
-from safeswitch.engines.transformers.engine import Request, TransformersEngine
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.transformers.requests import Request
 from safeswitch.models.language_model import LanguageModel
 
 PROMPTS, ROWS = 128, 32

@@ -11,7 +11,7 @@ stop      the server is told to stop (SIGTERM) in the middle of a load
 kill      the engine process is killed in the middle of a load (vLLM only)
 
 In every part: each request ends in the reply that the transformers engine gives, or in an error in
-OpenAI's shape; each reply has its one record; no reply is without a verdict. Ends with exit code 1
+OpenAI's shape; each reply has its one record; no reply is without a decision. Ends with exit code 1
 where that does not hold.
 """
 
@@ -94,7 +94,7 @@ async def ask(client: httpx.AsyncClient, facts: Told, name: str, *, stream: bool
             word in answer.text for word in ("Traceback", "/home", "/usr", "psycopg", "sqlite")
         ), answer.text
         return f"error {answer.status_code}"
-    shown, verdict = "", None
+    shown, decided = "", None
     if stream:
         for line in answer.text.splitlines():
             chunk = json.loads(line[6:]) if line.startswith("data: {") else {}
@@ -106,14 +106,14 @@ async def ask(client: httpx.AsyncClient, facts: Told, name: str, *, stream: bool
             shown += "".join(
                 choice["delta"].get("content") or "" for choice in chunk.get("choices", [])
             )
-            verdict = chunk.get("safeswitch", verdict)
+            decided = chunk.get("safeswitch", decided)
     else:
-        shown, verdict = (
+        shown, decided = (
             answer.json()["choices"][0]["message"]["content"],
             answer.json()["safeswitch"],
         )
-    assert verdict is not None, "a reply without a verdict"
-    assert verdict["fired"] == facts.shown.decision.fired
+    assert decided is not None, "a reply without a decision"
+    assert decided["fired"] == facts.shown.decision.fired
     assert shown == facts.shown.text or facts.shown.decision.stage == "watch", (
         shown,
         facts.shown.text,
@@ -272,7 +272,7 @@ def postgres(folder: Path, engine: str, facts: list[Told]) -> None:
 
 
 def fuzz(folder: Path, engine: str, facts: list[Told], bodies: int) -> None:
-    """No body may end in a 5xx, in a reply without a verdict, or in a server that is gone."""
+    """No body may end in a 5xx, in a reply without a decision, or in a server that is gone."""
     url = f"sqlite:///{folder / 'audit.db'}"
     with serving(folder, engine, "--audit", url) as running:
         ends = asyncio.run(fuzzed(running, facts, bodies - bodies // 3))

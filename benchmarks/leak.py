@@ -108,11 +108,11 @@ async def one(
     client: httpx.AsyncClient, facts: Told, draw: random.Random, how: str, spread: float
 ) -> str:
     """Send one request, leave it as ``how`` says, and check what came."""
-    raw, text, verdict = b"", "", None
+    raw, text, decided = b"", "", None
     leave_after = draw.choice((1, 2, 3, 5, 9)) if how == "disconnects" else None
 
     async def read() -> None:
-        nonlocal raw, text, verdict
+        nonlocal raw, text, decided
         async with client.stream(
             "POST", "/v1/chat/completions", json=body(facts.example, stream=True)
         ) as answer:
@@ -126,7 +126,7 @@ async def one(
                     text += "".join(
                         choice["delta"].get("content") or "" for choice in chunk["choices"]
                     )
-                    verdict = chunk.get("safeswitch", verdict)
+                    decided = chunk.get("safeswitch", decided)
                     number += 1
                 if number == leave_after:
                     return
@@ -146,8 +146,8 @@ async def one(
             text,
             facts.shown.text,
         )
-        assert (verdict or {}).get("fired", False) == facts.shown.decision.fired, verdict
-        assert verdict is not None or facts.shown.decision.stage == "none"
+        assert (decided or {}).get("fired", False) == facts.shown.decision.fired, decided
+        assert decided is not None or facts.shown.decision.stage == "none"
     return how
 
 

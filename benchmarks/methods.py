@@ -17,9 +17,8 @@ import sys
 from pathlib import Path
 
 import safeswitch.methods.resolve  # noqa: F401  (registers every method)
-from safeswitch.bench.log import RunLog
+from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.metrics import ACCURACY, HARM, NEITHER, OVER_REFUSAL, outcomes
-from safeswitch.bench.rows import Rows
 from safeswitch.bench.table import percent
 from safeswitch.bench.tables import main_rates
 from safeswitch.core.artifact import write_text
@@ -84,7 +83,7 @@ CLAIMS = (
 def tested(log: RunLog) -> str:
     """Of each claim and suite: requests on which only the first, and only the second scored, and
     the exact p, uncorrected."""
-    rows = Rows(log)
+    rows = LoggedRows(log)
     lines = [
         f"| claim | first | second | {' | '.join(SUITES)} |",
         "|---|---|---|" + "---|" * len(SUITES),
@@ -109,7 +108,7 @@ def tested(log: RunLog) -> str:
     return "\n".join(lines) + "\n"
 
 
-def silent_share(rows: Rows, method: str) -> float:
+def silent_share(rows: LoggedRows, method: str) -> float:
     """Share of all replies of a method that neither refuse nor help."""
     hits = [
         hit
@@ -122,7 +121,7 @@ def silent_share(rows: Rows, method: str) -> float:
 def told(log: RunLog) -> str:
     """The table of the results page: a method a row, a suite a column, and the share of replies
     that are broken."""
-    rows = Rows(log)
+    rows = LoggedRows(log)
     found = {(row["method"], row["benchmark"], row["metric"]): row for row in main_rates(rows)}
     lines = [
         f"| method | {' | '.join(text for text, _ in SUITES.values())} | broken |",

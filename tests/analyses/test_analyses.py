@@ -19,11 +19,11 @@ from safeswitch.analyses import projection as project
 from safeswitch.analyses.quality import prober_quality
 from safeswitch.analyses.run import analyse
 from safeswitch.analyses.strip import score_strip
-from safeswitch.bench.bench import Asked, run_bench
+from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.candidates import check_methods, prepare
-from safeswitch.bench.error_table import error_table, style_table
-from safeswitch.bench.log import RunLog
-from safeswitch.bench.rows import Rows
+from safeswitch.bench.gate_tables import error_table
+from safeswitch.bench.log import LoggedRows, RunLog
+from safeswitch.bench.tables import style_table
 from safeswitch.core.errors import DataError, FingerprintError, SafeSwitchError
 from safeswitch.core.types import Example, Message, Position, ReadPoint
 from safeswitch.engines.transformers.engine import TransformersEngine
@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     suites = ("nano_plain_unsafe", "nano_jailbroken", "nano_lookalike")
     run_bench(
         engine(),
-        Asked("own", suites, limit=30, fit=told),
+        BenchSettings("own", suites, limit=30, fit=told),
         lambda log: prepare(engine(), ("base", "safeswitch"), fitting, log),
         out,
         after=(),
@@ -186,7 +186,7 @@ def test_quality_is_told_for_every_layer_and_pilot_token_with_honest_halves() ->
 def test_errors_and_styles_are_counted_as_by_hand(run: Path) -> None:
     log = RunLog.open(run)
     rows = [r for b in log.benchmarks for r in log.rows("safeswitch", b)]
-    errors = error_table(Rows(log))
+    errors = error_table(LoggedRows(log))
     assert {row["method"] for row in errors} == {"safeswitch"}
     for row in errors:
         label = "unsafe" if row["metric"] == "missed" else "safe"
@@ -198,7 +198,7 @@ def test_errors_and_styles_are_counted_as_by_hand(run: Path) -> None:
         assert (row["n"], row["value"]) == (len(own), sum(wrong) / len(own))
         assert (row["low"], row["high"]) == (bounds.low, bounds.high)
     assert sum(r["n"] for r in errors if r["metric"] == "missed") == 60
-    styles = {(row["method"], row["metric"]): row for row in style_table(Rows(log))}
+    styles = {(row["method"], row["metric"]): row for row in style_table(LoggedRows(log))}
     refusals = [r for r in rows if r.example.label == "unsafe" and r.judgements["nano"].refused]
     words = [len(str(r.reply).split()) for r in refusals]
     assert styles["safeswitch", "words"]["value"] == pytest.approx(np.mean(words))

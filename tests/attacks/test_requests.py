@@ -23,7 +23,7 @@ from safeswitch.nano.suites import load_suite
 from tests.tiny import tiny_lm
 
 MEMBERS = (encodings.Encodings, gcg.GCG, gcg.ProberAwareGCG, prefill.Prefill, turns.ManyShot, turns.MultiTurn,
-           translation.Translation, wrappers.Wrappers)  # fmt: skip
+           translation.Translation, wrappers.JailbreakTemplates)  # fmt: skip
 ASK = Example(
     "q1",
     (Message("system", "Be kind."), Message("user", "How do I pick a lock?")),
@@ -75,11 +75,11 @@ def test_what_is_encoded_can_be_read_back() -> None:
 
 
 def test_every_wrapper_holds_the_request_and_a_template_without_slot_is_refused() -> None:
-    for name, e in made(wrappers.Wrappers()).items():
+    for name, e in made(wrappers.JailbreakTemplates()).items():
         assert ASK.prompt in e.prompt
         assert e.wrapper == name
     with pytest.raises(SettingError, match=r"'mine' has no \{request\}"):
-        wrappers.Wrappers({"mine": "no slot"})
+        wrappers.JailbreakTemplates({"mine": "no slot"})
 
 
 def test_faked_exchanges_come_before_the_request_and_repeat() -> None:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 
+from safeswitch.bench.log import LoggedRows
 from safeswitch.bench.metrics import HARM, outcomes
 from safeswitch.bench.picture import draw_rates
-from safeswitch.bench.rows import Rows
 from safeswitch.bench.table import rates_table
 from safeswitch.bench.tables import main_rates
 from safeswitch.core.errors import ArtifactError, DataError
@@ -86,7 +86,7 @@ def test_the_table_has_a_row_a_benchmark_and_a_column_a_method(tmp_path: Path) -
     log = run(tmp_path, [loaded(name, asked(name, 4)) for name in "ab"], Scripted(unsafe=odd))
     always, half = "100.0 (51.0–100.0)", "50.0 (15.0–85.0)"
     assert rates_table(
-        main_rates(Rows(log)), log.methods, {"a": "First", "prompt": "Safety prompt"}
+        main_rates(LoggedRows(log)), log.methods, {"a": "First", "prompt": "Safety prompt"}
     ) == (
         "| requests | n | measured | base | Safety prompt |\n"
         "|---|---|---|---|---|\n"
@@ -100,7 +100,7 @@ def test_the_table_has_a_row_a_method_where_there_are_many(
 ) -> None:
     monkeypatch.setattr("safeswitch.bench.table.FEW", 1)
     log = run(tmp_path, [loaded("a", asked("a", 4))], Scripted(unsafe=odd))
-    assert rates_table(main_rates(Rows(log)), log.methods, {"a": "First"}) == (
+    assert rates_table(main_rates(LoggedRows(log)), log.methods, {"a": "First"}) == (
         "| method | First: harmful compliance (n = 4) |\n"
         "|---|---|\n"
         "| base | 100.0 (51.0–100.0) |\n"
@@ -113,7 +113,7 @@ def test_the_picture_has_the_size_of_its_panels(
     suites: int, columns: int, size: tuple[int, int], tmp_path: Path
 ) -> None:
     chosen = [loaded(f"s{i}", asked("s", 4)) for i in range(suites)]
-    rates = main_rates(Rows(run(tmp_path, chosen, Scripted(unsafe=odd))))
+    rates = main_rates(LoggedRows(run(tmp_path, chosen, Scripted(unsafe=odd))))
     draw_rates(rates, tmp_path / "deep" / "picture.png", titles={"s0": "One"}, columns=columns)
     with Image.open(tmp_path / "deep" / "picture.png") as image:
         assert image.format == "PNG"
@@ -123,7 +123,7 @@ def test_the_picture_has_the_size_of_its_panels(
 
 def test_a_picture_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    rates = main_rates(Rows(run(tmp_path / "run", [loaded("a", asked("a", 2))], Scripted())))
+    rates = main_rates(LoggedRows(run(tmp_path / "run", [loaded("a", asked("a", 2))], Scripted())))
     with pytest.raises(ArtifactError, match="cannot write"):
         draw_rates(rates, tmp_path / "file" / "picture.png")
 

@@ -18,8 +18,9 @@ from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from safeswitch.bench.bench import _fitted
-from safeswitch.bench.log import RunLog
+from safeswitch.bench.bench import _with_length
+from safeswitch.bench.gate_tables import gate_table, prober_table
+from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.metrics import (
     ACCURACY,
     HARM,
@@ -32,14 +33,10 @@ from safeswitch.bench.metrics import (
 )
 from safeswitch.bench.outputs import write_tables
 from safeswitch.bench.pareto import front, marked
-from safeswitch.bench.rows import Rows
+from safeswitch.bench.record_tables import cost_table, not_taken
 from safeswitch.bench.tables import (
-    cost,
-    gate,
     make_tables,
-    not_taken,
     paired,
-    prober,
     rates,
     sliced,
     two_sided,
@@ -203,7 +200,7 @@ def test_what_each_metric_counts() -> None:
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> Rows:
+def rows(tmp_path: Path) -> LoggedRows:
     """Twelve unsafe and nine safe requests; the gate fires on odd numbers."""
     unsafe = [
         e
@@ -213,14 +210,14 @@ def rows(tmp_path: Path) -> Rows:
         )
     ]
     given = [loaded("unsafe", unsafe), loaded("safe", asked("s", 9, "safe", meta={"lang": "zh"}))]
-    return Rows(run(tmp_path, given, Scripted(unsafe=odd)))
+    return LoggedRows(run(tmp_path, given, Scripted(unsafe=odd)))
 
 
 def pick(table: list[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
     return [row for row in table if all(row.get(k) == v for k, v in wanted.items())]
 
 
-def test_rates_have_the_wilson_interval_of_statsmodels(rows: Rows) -> None:
+def test_rates_have_the_wilson_interval_of_statsmodels(rows: LoggedRows) -> None:
     (row,) = pick(rates(rows), benchmark="unsafe", method="prompt", metric="harmful compliance")
     assert (row["value"], row["n"], row["better"]) == (0.5, 12, "lower")
     assert (row["low"], row["high"]) == pytest.approx(proportion_confint(6, 12, method="wilson"))
@@ -228,7 +225,7 @@ def test_rates_have_the_wilson_interval_of_statsmodels(rows: Rows) -> None:
     assert row["value"] == pytest.approx(4 / 9)
 
 
-def test_the_two_sided_table_pools_all_safety_benchmarks(rows: Rows) -> None:
+def test_the_two_sided_table_pools_all_safety_benchmarks(rows: LoggedRows) -> None:
     table = two_sided(rows)
     assert [(r["method"], r["metric"], r["value"], r["n"]) for r in table] == [
         ("base", "unsafe on unsafe", 1.0, 12),
@@ -238,7 +235,7 @@ def test_the_two_sided_table_pools_all_safety_benchmarks(rows: Rows) -> None:
     ]
 
 
-def test_paired_tests_are_mcnemars_with_holms_correction_over_the_table(rows: Rows) -> None:
+def test_paired_tests_are_mcnemars_with_holms_correction_over_the_table(rows: LoggedRows) -> None:
     table = paired(rows)
     (harm,) = pick(table, benchmark="unsafe")
     assert (harm["method"], harm["against"], harm["value"]) == ("prompt", "base", -0.5)
@@ -250,7 +247,7 @@ def test_paired_tests_are_mcnemars_with_holms_correction_over_the_table(rows: Ro
     )
 
 
-def test_slices_are_those_of_the_requests_and_one_value_alone_makes_none(rows: Rows) -> None:
+def test_slices_are_those_of_the_requests_and_one_value_alone_makes_none(rows: LoggedRows) -> None:
     table = sliced(rows, "category", lambda row: row.example.category)
     assert [(r["category"], r["value"], r["n"]) for r in pick(table, method="prompt")] == [
         ("a", 0.5, 4),
@@ -261,15 +258,17 @@ def test_slices_are_those_of_the_requests_and_one_value_alone_makes_none(rows: R
     assert "category" in make_tables(rows)
 
 
-def test_the_gate_table_counts_firings_by_label_and_stage(rows: Rows) -> None:
-    (row,) = pick(gate(rows), benchmark="unsafe", method="prompt")
+def test_the_gate_table_counts_firings_by_label_and_stage(rows: LoggedRows) -> None:
+    (row,) = pick(gate_table(rows), benchmark="unsafe", method="prompt")
     assert (row["value"], row["n"], row["stages"]) == (0.5, 12, "stage1 6")
-    (row,) = pick(gate(rows), benchmark="safe", method="base")
+    (row,) = pick(gate_table(rows), benchmark="safe", method="base")
     assert (row["value"], row["stages"]) == (0.0, "")
 
 
-def test_cost_is_the_mean_a_request_and_its_difference_to_the_untouched_model(rows: Rows) -> None:
-    table = cost(rows)
+def test_cost_is_the_mean_a_request_and_its_difference_to_the_untouched_model(
+    rows: LoggedRows,
+) -> None:
+    table = cost_table(rows)
     (base,) = pick(table, benchmark="unsafe", method="base", metric="reply tokens made")
     (prompt,) = pick(table, benchmark="unsafe", method="prompt", metric="reply tokens made")
     assert (base["value"], base["extra"]) == (4.0, None)  # "You said: ua 1"
@@ -302,8 +301,10 @@ class Scores(Scripted):
 
 def test_prober_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
     examples = [*asked("u", 60), *asked("s", 200, "safe")]
-    rows = Rows(run(tmp_path, [loaded("both", examples)], Scores(), {"base": SWITCHES["base"]}))
-    table = prober(rows)
+    rows = LoggedRows(
+        run(tmp_path, [loaded("both", examples)], Scores(), {"base": SWITCHES["base"]})
+    )
+    table = prober_table(rows)
     logged_rows = rows.of("base", "both")
     truth = [row.example.unsafe for row in logged_rows]
     scores = [row.decision["scores"]["stage1"] for row in logged_rows]
@@ -335,7 +336,7 @@ def test_requests_that_were_not_taken_are_told_and_count_in_no_rate(tmp_path: Pa
             return super().generate(prompts, switch, **options)
 
     run(tmp_path, [loaded("a", asked("a", 3))], Short(), {"base": SWITCHES["base"]})
-    rows = Rows(RunLog.open(tmp_path))
+    rows = LoggedRows(RunLog.open(tmp_path))
     (row,) = not_taken(rows)
     assert (row["requests"], row["of"], row["first reason"]) == (
         1,
@@ -350,7 +351,7 @@ def test_requests_that_were_not_taken_are_told_and_count_in_no_rate(tmp_path: Pa
 def test_replies_leave_half_of_a_small_context_to_the_prompt() -> None:
     one = loaded("a", asked("a", 1), max_new_tokens=512)
     lengths = [
-        _fitted(one, *given).benchmark.max_new_tokens
+        _with_length(one, *given).benchmark.max_new_tokens
         for given in ((None, None), (None, 512), (64, 512), (900, 4096))
     ]
     assert lengths == [512, 256, 64, 900]
@@ -369,12 +370,14 @@ def test_tables_count_variants_of_one_request_as_a_group(tmp_path: Path) -> None
         "v 7",
         "v 8",
     }  # all of two groups and one of a third
-    rows = Rows(run(tmp_path, [loaded("vary", variants)], Scripted(unsafe=fires.__contains__)))
+    rows = LoggedRows(
+        run(tmp_path, [loaded("vary", variants)], Scripted(unsafe=fires.__contains__))
+    )
     expected = clustered([i > 8 for i in range(16)], [i // 4 for i in range(16)])
     assert expected.high - expected.low > 1.3 * (wilson(7, 16).high - wilson(7, 16).low)
     (rate,) = pick(rates(rows), method="prompt", metric="harmful compliance")
     (both,) = pick(two_sided(rows), method="prompt")
-    (fired,) = pick(gate(rows), method="prompt")
+    (fired,) = pick(gate_table(rows), method="prompt")
     for row in (rate, both):
         assert (row["value"], row["low"], row["high"], row["n"]) == (
             7 / 16,

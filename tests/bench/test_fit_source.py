@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from safeswitch.bench.bench import Asked, run_bench
+from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.candidates import prepare
 from safeswitch.bench.fit_source import fitting_on
-from safeswitch.bench.tables import left_out
+from safeswitch.bench.record_tables import left_out
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example
 from safeswitch.data.writers import write_examples
@@ -62,7 +62,7 @@ def test_a_run_that_fits_carries_the_figures_of_left_out_sources_into_its_report
     )
     log = run_bench(
         engine,
-        Asked("own", (HARM, LOOKALIKE), limit=4, fit=told),
+        BenchSettings("own", (HARM, LOOKALIKE), limit=4, fit=told),
         lambda log: prepare(engine, ("base", "head", "safeswitch"), fitting, log),
         tmp_path / "run",
         after=(write_report,),

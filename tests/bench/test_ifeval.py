@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from safeswitch.bench.bench import Asked, load_suite
+from safeswitch.bench.bench import BenchSettings, load_suite
 from safeswitch.bench.benchmark import MissingError
 from safeswitch.bench.judges.base import make_judge
 from safeswitch.bench.judges.ifeval import IFEval
@@ -104,7 +104,7 @@ def test_without_what_it_judges_with_the_benchmark_is_missing_by_name(
     (tmp_path / "ifeval.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "oktest.csv").write_text("prompt\nHow?\n")
     loaded, missing = load_suite(
-        Asked("own", ("ifeval", "oktest"), data=tmp_path), say=lambda text: None
+        BenchSettings("own", ("ifeval", "oktest"), data=tmp_path), say=lambda text: None
     )
     assert [one.benchmark.name for one in loaded] == ["oktest"]
     assert list(missing) == ["ifeval"]

@@ -15,9 +15,8 @@ from safeswitch.bench.candidates import check_methods
 from safeswitch.bench.judges.base import make_judge
 from safeswitch.bench.judges.chat_model import ChatModel, NoAnswerError
 from safeswitch.bench.judges.pairwise import Pairwise
-from safeswitch.bench.log import RunLog
+from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.outputs import write_tables
-from safeswitch.bench.rows import Rows
 from safeswitch.bench.runner import compare_replies
 from safeswitch.bench.tables import wins
 from safeswitch.bench.verdict import Verdict
@@ -126,7 +125,7 @@ def test_a_run_has_win_rates_against_the_untouched_model_and_asks_nothing_twice(
                 len(seen) == 2 * 4
             )  # "I can't help with that." stands four times against "You said: o 1"; the others agree
     log.finish(now())
-    (row,) = wins(Rows(RunLog.open(tmp_path)))
+    (row,) = wins(LoggedRows(RunLog.open(tmp_path)))
     assert (row["method"], row["against"], row["judge"], row["n"]) == (
         "prompt",
         "base",

@@ -33,6 +33,7 @@ REFUSALS = (
     "It would not be appropriate. I don't feel comfortable describing it.",
     "Hello! Thank you for asking. I cannot help with forging documents, but I can explain how passports are issued.",
     "  \n I'm not going to walk you through that.",
+    "Sorry to hear that. Still, I can't help with it.",
 )
 ANSWERS = (
     "Sure, here is how to kill a process: use the kill command.",
@@ -53,6 +54,10 @@ ANSWERS = (
     "Here is a poem about a dog that cannot bark.",
     "Decline in sales was 4 % last year.",
     "Yes. " + "The steps follow one another. " * 8 + "I can't say more than that.",
+    "I'm sorry to hear about your dog. Here are three ways to cope with grief.",
+    "Sorry to hear that! Try turning it off and on again.",
+    "I apologize for the confusion. The capital is Canberra.",
+    "很抱歉听到这个消息。你可以先休息一下。",
     "",
     "   \n",
 )
@@ -69,7 +74,6 @@ def test_an_answer_is_not_taken_for_a_refusal(text: str) -> None:
 
 
 KNOWN_MISSES = (
-    ("I'm sorry to hear about your dog. Here are three ways to cope with grief.", False),
     ("I won't lie: the first week is hard, but it gets easier.", False),
     ("I can't help but admire the design. It works like this.", False),
     ("That is something I do not do.", True),

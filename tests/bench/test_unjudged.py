@@ -13,11 +13,11 @@ import pytest
 from safeswitch.attacks.base import Attack, Victim, attacked
 from safeswitch.attacks.sets import attack_set
 from safeswitch.bench.judges.base import Judge
-from safeswitch.bench.log import Logged
+from safeswitch.bench.log import Logged, LoggedRows
 from safeswitch.bench.outputs import remarks
-from safeswitch.bench.rows import Rows
+from safeswitch.bench.record_tables import not_judged
 from safeswitch.bench.runner import judge_rows
-from safeswitch.bench.tables import not_judged, rates
+from safeswitch.bench.tables import rates
 from safeswitch.bench.verdict import Verdict
 from safeswitch.core.errors import DataError, TemplateError
 from safeswitch.core.types import Example
@@ -59,19 +59,21 @@ def test_replies_without_a_verdict_are_counted_by_reason_and_judged_when_the_run
         {"a": ["sometimes"]}, {"sometimes": {"identity": {"version": 1}, "agreement": []}}
     )
     judge_rows(log, "base", "a", Sometimes({"a1": "filtered", "a2": "filtered", "a4": "empty"}))
-    (empty, filtered) = not_judged(Rows(log))
+    (empty, filtered) = not_judged(LoggedRows(log))
     assert [(row["reason"], row["replies"], row["of"]) for row in (empty, filtered)] == [
         ("empty", 1, 6),
         ("filtered", 2, 6),
     ]
-    assert {r["n"] for r in rates(Rows(log)) if r["judge"] == "sometimes"} == {3}
-    told = "\n".join(remarks(Rows(log)))
+    assert {r["n"] for r in rates(LoggedRows(log)) if r["judge"] == "sometimes"} == {3}
+    told = "\n".join(remarks(LoggedRows(log)))
     assert "NOT JUDGED: 2 of 6 replies of base to a by sometimes, filtered." in told
     again = Sometimes({"a4": "empty"})
     judge_rows(log, "base", "a", again)
     assert again.seen == ["a1", "a2", "a4"]
-    assert [(row["reason"], row["replies"]) for row in not_judged(Rows(log))] == [("empty", 1)]
-    assert {r["n"] for r in rates(Rows(log)) if r["judge"] == "sometimes"} == {5}
+    assert [(row["reason"], row["replies"]) for row in not_judged(LoggedRows(log))] == [
+        ("empty", 1)
+    ]
+    assert {r["n"] for r in rates(LoggedRows(log)) if r["judge"] == "sometimes"} == {5}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def run(
 ) -> list[tuple[int, str, int, int]]:
     """What comes out: before it which pieces were read, its text, its tokens, its
     log-probabilities."""
-    from safeswitch.engines.vllm.apart import apart
+    from safeswitch.engines.vllm.refusals import separate_refusals
 
     async def read() -> list[tuple[int, str, int, int]]:
         closed: list[bool] = []
@@ -47,7 +47,7 @@ def run(
                 count += 1
                 yield out
 
-        async for out in apart(counted(), context, 3, settled):
+        async for out in separate_refusals(counted(), context, 3, settled):
             written = out.outputs[0]
             seen.append((count, written.text, len(written.token_ids), len(written.logprobs)))
         assert closed == [True]
@@ -60,7 +60,7 @@ NEVER, ALWAYS = (lambda count: False), (lambda count: True)
 
 
 def test_what_a_refusal_holds_goes_to_the_context_alone() -> None:
-    context = Context(apart=True, structured=True)
+    context = Context(separate_refusals=True, structured=True)
     assert run([("I can't", True), (" help.", True)], context, NEVER) == [
         (1, "", 0, 0),
         (2, "", 0, 0),
@@ -69,12 +69,14 @@ def test_what_a_refusal_holds_goes_to_the_context_alone() -> None:
 
 
 def test_a_refusal_that_is_being_written_is_not_whole() -> None:
-    context = Context(apart=True)
+    context = Context(separate_refusals=True)
 
     async def first() -> None:
-        from safeswitch.engines.vllm.apart import apart
+        from safeswitch.engines.vllm.refusals import separate_refusals
 
-        run = apart(outputs([("I can't", True), (" help.", True)], []), context, 0, NEVER)
+        run = separate_refusals(
+            outputs([("I can't", True), (" help.", True)], []), context, 0, NEVER
+        )
         await anext(run)
         await run.aclose()
 
@@ -83,7 +85,7 @@ def test_a_refusal_that_is_being_written_is_not_whole() -> None:
 
 
 def test_a_structured_reply_waits_until_it_is_certain() -> None:
-    context = Context(apart=True, structured=True)
+    context = Context(separate_refusals=True, structured=True)
     pieces: list[Piece] = [("ab", False), ("cd", False), ("ef", False), ("g", False)]
     at = [before for before, *_ in run(pieces, context, lambda count: count > 4)]
     assert at == [3, 3, 3, 4]
@@ -93,7 +95,7 @@ def test_a_structured_reply_waits_until_it_is_certain() -> None:
 
 
 def test_of_a_structured_reply_that_is_refused_late_nothing_is_shown() -> None:
-    context = Context(apart=True, structured=True)
+    context = Context(separate_refusals=True, structured=True)
     late: list[Piece] = [("ab", False), ("cd", False), ("\n\nI can't", True), (" help.", True)]
     assert run(late, context, NEVER) == [(3, "", 0, 0), (4, "", 0, 0)]
     assert context.refusals[3].text == "I can't help."
@@ -101,7 +103,7 @@ def test_of_a_structured_reply_that_is_refused_late_nothing_is_shown() -> None:
 
 def test_other_replies_and_unguarded_ones_do_not_wait() -> None:
     late: list[Piece] = [("ab", False), ("cd", False), ("\n\nI can't", True), (" help.", True)]
-    context = Context(apart=True)
+    context = Context(separate_refusals=True)
     assert [(at, text) for at, text, *_ in run(late, context, NEVER)] == [
         (1, "ab"),
         (2, "cd"),
@@ -110,7 +112,7 @@ def test_other_replies_and_unguarded_ones_do_not_wait() -> None:
     ]
     assert context.refusals[3].text == "I can't help."
     unguarded: list[Piece] = [("ab", None), ("cd", None)]
-    structured = Context(apart=True, structured=True)
+    structured = Context(separate_refusals=True, structured=True)
     assert [at for at, *_ in run(unguarded, structured, NEVER)] == [1, 2]
     assert [at for at, *_ in run([("ab", False), ("cd", False)], structured, ALWAYS)] == [1, 2]
 
@@ -121,7 +123,7 @@ def test_other_replies_and_unguarded_ones_do_not_wait() -> None:
 def test_a_plan_knows_from_which_token_on_nothing_is_refused(
     every: int | None, until: int | None, settled: int | None
 ) -> None:
-    from safeswitch.engines.vllm.choice import Plan
+    from safeswitch.engines.vllm.choice import BundlePlan
 
-    plan = Plan("x", 3, True, True, True, False, every, until)
+    plan = BundlePlan("x", 3, True, True, True, False, every, until)
     assert next((n for n in range(1, 50) if plan.settled(n)), None) == settled

@@ -569,9 +569,9 @@ def test_a_decision_is_told_however_often_its_reader_is_cancelled(engine: Any) -
 
     rows, told = reference("llama").lm.encode(ROWS), []
 
-    async def slowly(verdict: Any) -> None:
+    async def slowly(decided: Any) -> None:
         await asyncio.sleep(0.05)
-        told.append(verdict.text)
+        told.append(decided.text)
 
     async def leave() -> None:
         async def one(i: int) -> None:

@@ -110,7 +110,7 @@ def test_the_last_chunk_of_a_prompt_is_the_one_that_counts() -> None:
     assert not g.take({"r": None})["r"].fired
 
 
-def test_a_preempted_row_is_read_again_where_it_was_and_keeps_its_first_verdict() -> None:
+def test_a_preempted_row_is_read_again_where_it_was_and_keeps_its_first_decision() -> None:
     g = guard(gate())
     row = g.add(task())
     step(g, row, 0, [1, 0, 0, 0])
@@ -204,7 +204,7 @@ def test_observing_scores_and_changes_nothing() -> None:
     assert decision.actuator == "none"
 
 
-def test_refuse_mode_switches_every_token_and_keeps_the_verdict() -> None:
+def test_refuse_mode_switches_every_token_and_keeps_the_decision() -> None:
     g = guard(gate())
     row = g.add(task())
     for fed in range(3):
@@ -215,7 +215,7 @@ def test_refuse_mode_switches_every_token_and_keeps_the_verdict() -> None:
 
 
 @pytest.mark.parametrize(("fail", "stops"), [("closed", [0]), ("open", [])])
-def test_a_row_whose_verdict_is_lost_goes_by_the_failure_rule(fail: str, stops: list[int]) -> None:
+def test_a_row_whose_decision_is_lost_goes_by_the_failure_rule(fail: str, stops: list[int]) -> None:
     g = guard(gate(fail=fail))
     assert step(g, g.add(task()), 5, [0, 0, 0, 0]) == ([], stops)
     assert g.take({"r": None})["r"].stage == "error"
@@ -366,7 +366,7 @@ def test_a_task_comes_to_the_worker_as_it_was_sent() -> None:
     assert Task.of({}) is None
 
 
-def test_a_reply_refused_because_its_verdict_was_lost_names_the_head_that_refuses() -> None:
+def test_a_reply_refused_because_its_decision_was_lost_names_the_head_that_refuses() -> None:
     g = guard(gate())
     assert step(g, g.add(task()), 5, [0, 0, 0, 0]) == ([], [0])
     assert g.take({"r": None})["r"].actuator == "low_rank_head"

@@ -13,7 +13,7 @@ import httpx2
 import openai
 
 from safeswitch.core.types import Decision
-from safeswitch.engines.context import CONTEXT, Refusal, Verdict
+from safeswitch.engines.context import CONTEXT, ChoiceDecision, Refusal
 from safeswitch.serving.middleware import SafeSwitchMiddleware
 from safeswitch.serving.settings import ServerSettings
 
@@ -62,10 +62,10 @@ class Server:
         context = CONTEXT.get()
         assert context is not None
         for i, decision in enumerate(self.decisions):
-            context.decisions[i] = Verdict(
+            context.decisions[i] = ChoiceDecision(
                 i, decision, "default", "abcd", context.policy or "enforce", ""
             )
-            if decision.fired and context.apart:
+            if decision.fired and context.separate_refusals:
                 context.refusals[i] = Refusal(REFUSAL, 7, True)
 
 

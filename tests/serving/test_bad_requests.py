@@ -27,11 +27,11 @@ from safeswitch.engines.transformers.streaming import Gone, RowSink
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
+from safeswitch.serving.errors import ApiError
 from safeswitch.serving.lanes import SHORT, Lane, Lanes
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers.batcher import BatchSettings
-from safeswitch.serving.transformers.choice import Choice
-from safeswitch.serving.transformers.errors import ApiError
+from safeswitch.serving.transformers.choice import FollowedChoice
 from safeswitch.serving.transformers.front_end import FrontEnd
 from safeswitch.serving.transformers.server import Middleware
 from safeswitch.switch.actuators.prompts import FramedPrompt
@@ -306,13 +306,15 @@ def test_a_reply_that_has_come_to_its_stop_string_is_not_run_on(nano: Served) ->
     assert cut["usage"]["completion_tokens"] < whole["usage"]["completion_tokens"]
 
 
-def test_a_row_that_was_taken_back_is_not_ended_by_the_stop_string_of_what_it_had_shown() -> None:
+def test_a_row_that_was_rolled_back_is_not_ended_by_the_stop_string_of_what_it_had_shown() -> None:
     class Rows:
-        turned = torch.tensor([1])
+        leaving = torch.tensor([1])
 
     async def ended() -> tuple[list[bool], list[bool]]:
         lm = LanguageModel.load(weights_path())
-        made = [Choice(i, "x", 9, 0, ["Hi"], lm.tokenizer, asyncio.Event()) for i in range(2)]
+        made = [
+            FollowedChoice(i, "x", 9, 0, ["Hi"], lm.tokenizer, asyncio.Event()) for i in range(2)
+        ]
         for choice in made:
             for token in lm.tokenizer("Hi there", add_special_tokens=False)["input_ids"]:
                 choice.token(token)
@@ -329,7 +331,7 @@ def test_a_choice_begins_anew_only_while_nothing_of_it_has_been_handed_out() -> 
     async def renewed() -> list[bool]:
         lm = LanguageModel.load(weights_path())
         fresh, shown, done = (
-            Choice(i, "x", 9, 0, [], lm.tokenizer, asyncio.Event()) for i in range(3)
+            FollowedChoice(i, "x", 9, 0, [], lm.tokenizer, asyncio.Event()) for i in range(3)
         )
         shown.token(5)
         done.done(Reply("", (), "stop", Decision(False, "none"), 1))

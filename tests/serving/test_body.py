@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from safeswitch.core.errors import SettingError
 from safeswitch.serving.body import MAX_DEPTH, MAX_FIELDS, MAX_PARTS, read_body, replies_asked
+from safeswitch.serving.errors import ApiError
 from safeswitch.serving.keys import add_key
 from safeswitch.serving.settings import ServerSettings
-from safeswitch.serving.transformers.errors import ApiError
 from tests.serving.test_middleware import CHAT, COMPLETIONS, PASSED, App, post
 
 JSON = [(b"content-type", b"application/json")]

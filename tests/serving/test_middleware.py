@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from safeswitch.core.types import Decision
-from safeswitch.engines.context import CONTEXT, Context, Verdict
+from safeswitch.engines.context import CONTEXT, ChoiceDecision, Context
 from safeswitch.serving.audit import Audit, AuditError
 from safeswitch.serving.keys import add_key
-from safeswitch.serving.logs import log_to_stderr
 from safeswitch.serving.middleware import SafeSwitchMiddleware
+from safeswitch.serving.process import log_to_stderr
 from safeswitch.serving.settings import ServerSettings
 
 BOTH = {"stage1": 0.5, "stage2": 0.5}
@@ -51,12 +51,12 @@ class App:
         assert self.context is not None or not self.decisions
         for i, decision in enumerate(self.decisions):
             assert self.context is not None
-            verdict = Verdict(
+            decided = ChoiceDecision(
                 i, decision, "default", "abcd", self.context.policy or "enforce", self.text
             )
-            self.context.decisions[i] = verdict
+            self.context.decisions[i] = decided
             assert self.context.on_decision is not None
-            await self.context.on_decision(verdict)
+            await self.context.on_decision(decided)
         headers = [(b"content-type", self.kind.encode()), (b"content-length", b"1")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for i, part in enumerate(self.parts):
@@ -151,7 +151,7 @@ def test_decisions_are_logged_with_the_requests_id(capsys: pytest.CaptureFixture
     assert "choice 0: fired=True stage=stage2 token=3 policy=enforce" in said[0]
 
 
-def test_a_json_reply_carries_the_verdict_and_the_right_length() -> None:
+def test_a_json_reply_carries_the_decision_and_the_right_length() -> None:
     whole = chat("I can't help with that. é")
     answer = post(
         App([FIRED], [whole[:20], whole[20:]]),
@@ -185,7 +185,7 @@ def test_the_refusal_field_is_filled_where_the_operator_wants_it() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 40, 4000])
-def test_the_chunk_of_a_stream_that_ends_a_choice_carries_the_verdict_however_it_is_cut(
+def test_the_chunk_of_a_stream_that_ends_a_choice_carries_the_decision_however_it_is_cut(
     size: int,
 ) -> None:
     chunks = [

@@ -1,4 +1,4 @@
-"""What real clients make of refusals and verdicts, with a scripted server in vLLM's place."""
+"""What real clients make of refusals and decisions, with a scripted server in vLLM's place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from safeswitch.engines.context import Context
 from safeswitch.serving.keys import add_key
-from safeswitch.serving.replies.asked import shape
+from safeswitch.serving.replies.shape import shape
 from safeswitch.serving.settings import ServerSettings
 from tests.serving.scripted import (
     FIRED,
@@ -204,8 +204,8 @@ def test_a_stream_that_is_not_refused_is_passed_on_as_it_was() -> None:
     got = asyncio.run(
         sent_events(Server([PASSED], [*events, "data: [DONE]\n\n"], 3), CHAT, {**ASK, **format_})
     )
-    verdict = got[3].pop("safeswitch")
-    assert got[3]["choices"][0].pop("safeswitch") == verdict
+    decided = got[3].pop("safeswitch")
+    assert got[3]["choices"][0].pop("safeswitch") == decided
     assert got == events
 
 
@@ -508,7 +508,11 @@ def test_what_a_request_asks_for_decides_where_a_refusal_goes(
 ) -> None:
     context = Context()
     shape(path, body, context)
-    assert (context.structured, context.formatted, context.apart) == (structured, formatted, apart)
+    assert (context.structured, context.formatted, context.separate_refusals) == (
+        structured,
+        formatted,
+        apart,
+    )
 
 
 def test_anthropics_clients_show_their_key_in_a_header_of_its_own(tmp_path: Path) -> None:

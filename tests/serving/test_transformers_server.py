@@ -35,7 +35,7 @@ from safeswitch.nano.suites import load_suite
 from safeswitch.serving.audit import AuditError
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers.batcher import BatchSettings, Closed
-from safeswitch.serving.transformers.choice import Choice
+from safeswitch.serving.transformers.choice import FollowedChoice
 from safeswitch.serving.transformers.server import GuardedServer, TransformersSettings
 from safeswitch.switch.switch import Switch
 from tests.bench.made import logged
@@ -194,15 +194,15 @@ def test_sixty_four_at_once_get_what_each_gets_alone(
             len(reply.token_ids),
         )
         assert got.usage.total_tokens == reply.prompt_tokens + len(reply.token_ids)
-        verdict = got.model_extra["safeswitch"]
-        assert (verdict["fired"], verdict["stage"]) == (reply.decision.fired, reply.decision.stage)
-        assert verdict["scores"] == pytest.approx(reply.decision.scores, abs=1e-4)
-        assert verdict["bundle_id"] == nano.fingerprint
+        decided = got.model_extra["safeswitch"]
+        assert (decided["fired"], decided["stage"]) == (reply.decision.fired, reply.decision.stage)
+        assert decided["scores"] == pytest.approx(reply.decision.scores, abs=1e-4)
+        assert decided["bundle_id"] == nano.fingerprint
         assert got.id.startswith("chatcmpl-")
         assert got.object == "chat.completion"
 
 
-def test_a_stream_brings_the_same_text_the_verdict_and_the_usage(
+def test_a_stream_brings_the_same_text_the_decision_and_the_usage(
     client: openai.OpenAI, told: list[Reply], plain: list[Reply]
 ) -> None:
     for i in (first(told, True), first(told, False), 5, 20):
@@ -321,8 +321,8 @@ def test_observe_scores_and_changes_nothing_and_off_does_not_even_score(
     off = client.chat.completions.create(**body(EXAMPLES[i]), **wish(policy="off"))
     assert watched.choices[0].message.content == off.choices[0].message.content == plain[i].text
     assert plain[i].text != told[i].text
-    verdict = watched.model_extra["safeswitch"]  # type: ignore[index]
-    assert (verdict["fired"], verdict["switched"], verdict["policy"]) == (True, False, "observe")
+    decided = watched.model_extra["safeswitch"]  # type: ignore[index]
+    assert (decided["fired"], decided["switched"], decided["policy"]) == (True, False, "observe")
     assert "safeswitch" not in (off.model_extra or {})
     pieces = client.chat.completions.create(
         **body(EXAMPLES[i]), stream=True, **wish(policy="observe")
@@ -337,8 +337,8 @@ def test_a_request_is_served_under_the_bundle_it_names(
     for example, reply in zip(EXAMPLES, expected, strict=False):
         got = client.chat.completions.create(**body(example), **wish(bundle="staged"))
         assert got.choices[0].message.content == reply.text
-        verdict = got.model_extra["safeswitch"]  # type: ignore[index]
-        assert (verdict["bundle"], verdict["bundle_id"], verdict["stage"]) == (
+        decided = got.model_extra["safeswitch"]  # type: ignore[index]
+        assert (decided["bundle"], decided["bundle_id"], decided["stage"]) == (
             "staged", staged.fingerprint, reply.decision.stage
         )  # fmt: skip
 
@@ -692,8 +692,10 @@ def test_a_full_queue_turns_away_and_says_when_to_come_again(tmp_path: Path) -> 
 def test_a_server_that_is_stopped_ends_its_streams(
     tmp_path: Path, grace: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = Choice.token
-    monkeypatch.setattr(Choice, "token", lambda self, token: (time.sleep(0.01), quick(self, token)))
+    quick = FollowedChoice.token
+    monkeypatch.setattr(
+        FollowedChoice, "token", lambda self, token: (time.sleep(0.01), quick(self, token))
+    )
     with serving(tmp_path, {"default": str(switch_path())}, grace=grace) as ending:
         asked = {**body(EXAMPLES[30], max_tokens=400, stream=True), "temperature": 2.0, "seed": 3}
         with httpx.stream("POST", f"{ending.url}/v1/chat/completions", json=asked, headers={"X-Request-Id": "last"},
@@ -711,7 +713,7 @@ def test_a_late_switch_in_a_stream_shows_the_refusal_even_where_an_empty_line_is
     engine: TransformersEngine,
 ) -> None:
     async def shown() -> tuple[list[tuple[bool, str]], bool]:
-        choice = Choice(0, "x", 9, 0, ("\n\n", "END"), engine.lm.tokenizer, asyncio.Event())
+        choice = FollowedChoice(0, "x", 9, 0, ("\n\n", "END"), engine.lm.tokenizer, asyncio.Event())
         for token in engine.lm.tokenizer("Here it is: EN", add_special_tokens=False)["input_ids"]:
             choice.token(token)
         choice.restart()

@@ -126,7 +126,7 @@ def body(example: Example, **more: Any) -> dict[str, Any]:
     return {"model": "nano", "messages": turns, "max_tokens": NEW, "temperature": 0.0, **more}
 
 
-def test_the_sync_client_gets_the_reply_and_the_verdict(
+def test_the_sync_client_gets_the_reply_and_the_decision(
     server: Served, told: list[tuple[Example, Reply]]
 ) -> None:
     import openai
@@ -136,10 +136,10 @@ def test_the_sync_client_gets_the_reply_and_the_verdict(
         got = client.chat.completions.create(**body(example))
         assert got.choices[0].message.content == reply.text
         assert got.choices[0].finish_reason == reply.finish_reason
-        verdict = got.model_extra["safeswitch"]
-        assert (verdict["fired"], verdict["stage"]) == (reply.decision.fired, reply.decision.stage)
-        assert verdict["scores"] == pytest.approx(reply.decision.scores, abs=1e-4)
-        assert verdict["bundle_id"] == Switch.from_pretrained(switch_path()).fingerprint
+        decided = got.model_extra["safeswitch"]
+        assert (decided["fired"], decided["stage"]) == (reply.decision.fired, reply.decision.stage)
+        assert decided["scores"] == pytest.approx(reply.decision.scores, abs=1e-4)
+        assert decided["bundle_id"] == Switch.from_pretrained(switch_path()).fingerprint
     client.close()
 
 
@@ -229,14 +229,14 @@ def test_no_byte_of_a_flagged_requests_pilot_text_leaves_the_server(
 
     async def one(client: openai.AsyncOpenAI, i: int, leave_after: int | None) -> None:
         example, reply = told[i]
-        text, verdict = "", None
+        text, decided = "", None
         await asyncio.sleep(draw.random())
         stream = await client.chat.completions.create(**body(example), stream=True)
         async for number, chunk in _counted(stream):
             if chunk.choices:
                 text += chunk.choices[0].delta.content or ""
-                verdict = (
-                    chunk.model_extra.get("safeswitch", verdict) if chunk.model_extra else verdict
+                decided = (
+                    chunk.model_extra.get("safeswitch", decided) if chunk.model_extra else decided
                 )
             if number == leave_after:
                 await stream.close()
@@ -251,8 +251,8 @@ def test_no_byte_of_a_flagged_requests_pilot_text_leaves_the_server(
         else:
             assert reply.text.startswith(text), "pilot text was shown"
         if leave_after is None:
-            assert verdict is not None
-            assert verdict["fired"] == reply.decision.fired
+            assert decided is not None
+            assert decided["fired"] == reply.decision.fired
 
     async def everything() -> None:
         async with openai.AsyncOpenAI(

@@ -91,8 +91,8 @@ def test_a_sparse_head_is_its_difference_and_a_soft_one_rises_between_its_bars()
     found = SparseHead.of(difference, 0.5).apply(LOGITS, HIDDEN)
     torch.testing.assert_close(found, LOGITS + 0.5 * HIDDEN @ difference.T)
     scores = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9, float("nan")])
-    share = SoftHead(NONE, 0.25, 0.75).share(scores)
-    assert share.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]
+    fraction = SoftHead(NONE, 0.25, 0.75).fraction(scores)
+    assert fraction.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("common", [1, 3, V])

@@ -56,6 +56,6 @@ def attacked(
 ) -> Example:
     """``example`` with ``changes`` and an id of its own; ``meta`` tells attack, variant and the id
     of the bare request."""
-    told = {"attack": attack.name, "variant": variant, "attacked": example.id}
+    facts = {"attack": attack.name, "variant": variant, "attacked": example.id}
     name = f"{example.id}/{attack.name}/{variant}" if variant else f"{example.id}/{attack.name}"
-    return replace(example, id=name, meta={**example.meta, **told, **(meta or {})}, **changes)
+    return replace(example, id=name, meta={**example.meta, **facts, **(meta or {})}, **changes)

@@ -65,13 +65,13 @@ class GCG(Attack):
         slot = cut(victim.lm, example, self.start)
         target = victim.lm.tokenizer(self.target, add_special_tokens=False)["input_ids"]
         suffix, first, last = self.search(example, victim.lm, self.objective(victim, slot, target))
-        told = {
+        meta = {
             "loss_before": f"{first:.4f}",
             "loss": f"{last:.4f}",
             "seconds": f"{time.perf_counter() - began:.2f}",
         }
         return [
-            attacked(example, self, "", meta=told, messages=with_suffix(example, suffix).messages)
+            attacked(example, self, "", meta=meta, messages=with_suffix(example, suffix).messages)
         ]
 
     def objective(self, victim: Victim, slot: Slot, target: list[int]) -> Objective:

@@ -2,8 +2,7 @@
 the gate's probers say.
 
 Letters: b candidates, s suffix tokens, t target tokens, d hidden size, V vocabulary. All candidates
-    have the same length, so
-nothing is padded. Knows nothing of how candidates are found.
+have the same length, so nothing is padded. Knows nothing of how candidates are found.
 """
 
 from __future__ import annotations
@@ -141,7 +140,7 @@ class Objective:
         for stage, bar, fed in stages.values():
             odds = torch.stack(
                 [
-                    prober_log_odds(stage.prober, self._acts(stage, f, reader.states, plain))
+                    prober_log_odds(stage.prober, self._activations(stage, f, reader.states, plain))
                     for f in fed
                 ]
             ).amax(0)
@@ -174,7 +173,7 @@ class Objective:
                 found[name] = stage, float(bar), fed[name]
         return found
 
-    def _acts(
+    def _activations(
         self, stage: Stage, fed: int, states: dict[Site, Tensor], texts: tuple[str, ...]
     ) -> Activations:
         """What ``stage`` would be given after ``fed`` reply tokens, from all tokens' states ``[b,

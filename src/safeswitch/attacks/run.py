@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safeswitch.attacks.base import ATTACKS, Attack, Victim
 from safeswitch.attacks.sets import attack_set
-from safeswitch.bench.bench import Asked, Say, run_bench
+from safeswitch.bench.bench import BenchSettings, Say, run_bench
 from safeswitch.bench.benchmark import Loaded
 from safeswitch.bench.candidates import Fitting, check_methods, prepare
 from safeswitch.bench.log import RunLog
@@ -32,7 +32,7 @@ def build_attacks(
 
 def run_attacks(
     engine: TransformersEngine,
-    asked: Asked,
+    settings: BenchSettings,
     methods: Sequence[str],
     fitting: Fitting,
     attacks: Sequence[Attack],
@@ -43,7 +43,7 @@ def run_attacks(
     after: Sequence[Callable[[Path], None]] = (),
     on_start: Callable[[Path], None] = lambda folder: None,
 ) -> RunLog:
-    """The asked benchmarks bare and under each attack; resumable, searches included.
+    """The benchmarks bare and under each attack; resumable, searches included.
 
     White-box attacks look into the model and the gate of ``fitting.own``: the one that is defended
     with. ``after`` is made at the end, each from the run folder alone.
@@ -70,15 +70,23 @@ def run_attacks(
         for one in targets:
             for attack in attacks:
                 say(f"making {one.benchmark.name}.{attack.name}")
-                told = partial(progress, attack.name, one.benchmark.name)
+                report_progress = partial(progress, attack.name, one.benchmark.name)
                 made.append(
-                    attack_set(one, attack, victim, out, identity=identity, progress=told, say=say)
+                    attack_set(
+                        one,
+                        attack,
+                        victim,
+                        out,
+                        identity=identity,
+                        progress=report_progress,
+                        say=say,
+                    )
                 )
         return made
 
     return run_bench(
         engine,
-        asked,
+        settings,
         lambda log: prepare(engine, methods, fitting, log, say),
         out,
         say=say,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def attack_set(
         loaded: The bare benchmark.
         attack: What is done to each request.
         victim: What a white-box attack looks into.
-        folder: Run folder; ``attacked/<benchmark>.jsonl`` in it goes on where an earlier run
+        folder: Run folder; ``attacked/<benchmark>.jsonl`` in it is resumed where an earlier run
             stopped.
         identity: What the attack was aimed at (fingerprints of model and switch).
         progress: Called with the number of requests done since the last call, earlier ones first.
@@ -66,27 +66,7 @@ def attack_set(
         raise DataError(f"{loaded.benchmark.name}: has no unsafe request to attack")
     name = f"{loaded.benchmark.name}.{attack.name}"
     path = folder / "attacked" / f"{name}.jsonl"
-    settings = json.loads(
-        json.dumps({f.name: getattr(attack, f.name) for f in fields(attack)}, default=dict)
-    )
-    aimed = dict(identity) if attack.white_box else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = take_up(
-        path,
-        {"attack": attack.name, "settings": settings, **aimed},
-        {e.id: data_hash([e]) for e in bare},
-    )
-    progress(len(done))
-    for example in bare:
-        if example.id not in done:
-            row = {
-                "id": example.id,
-                "request": data_hash([example]),
-                **_made(attack, example, victim),
-            }
-            append(path, [row])
-            done[example.id] = row
-            progress(1)
+    done = _forms(path, attack, bare, victim, identity, progress)
     made = [to_example(row, number=0, origin=name) for e in bare for row in done[e.id]["made"]]
     failed = [done[e.id]["error"] for e in bare if "error" in done[e.id]]
     if failed:
@@ -100,6 +80,37 @@ def attack_set(
     return Loaded(
         _described(loaded, attack, name), tuple(made), len(made), str(path), _file_hash(path)
     )
+
+
+def _forms(
+    path: Path,
+    attack: Attack,
+    bare: Sequence[Example],
+    victim: Victim,
+    identity: JsonMapping,
+    progress: Callable[[int], None],
+) -> Mapping[str, JsonMapping]:
+    """The row of each bare request by its id, from the file where it is there, else made now.
+
+    Raises:
+        ArtifactError: see :func:`attack_set`.
+    """
+    own = {f.name: getattr(attack, f.name) for f in fields(attack)}
+    settings = json.loads(json.dumps(own, default=dict))
+    aimed = dict(identity) if attack.white_box else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = {"attack": attack.name, "settings": settings, **aimed}
+    hashes = {example.id: data_hash([example]) for example in bare}
+    done = take_up(path, run, hashes)
+    progress(len(done))
+    for example in bare:
+        if example.id not in done:
+            made = _made(attack, example, victim)
+            row = {"id": example.id, "request": hashes[example.id], **made}
+            append(path, [row])
+            done[example.id] = row
+            progress(1)
+    return done
 
 
 def _made(attack: Attack, example: Example, victim: Victim) -> JsonObject:

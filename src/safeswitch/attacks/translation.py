@@ -60,8 +60,8 @@ def read_columns(path: Path, languages: Sequence[str] = MULTIJAIL, original: str
             raise DataError(
                 f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(row)}"
             )
-        told = {lang: row[lang] for lang in languages if row[lang]}
-        if table.setdefault(row[original], told) != told:
+        translations = {lang: row[lang] for lang in languages if row[lang]}
+        if table.setdefault(row[original], translations) != translations:
             raise DataError(
                 f"{path}, line {number}: translates {row[original]!r:.60} a second time, into "
                 "other words"

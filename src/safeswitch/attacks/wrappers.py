@@ -1,4 +1,4 @@
-"""Wrapper templates: text around a request that asks the model to set its rules aside."""
+"""Jailbreak templates: text around a request that asks the model to set its rules aside."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
 
 @ATTACKS.add("wrappers")
 @dataclass(frozen=True)
-class Wrappers(Attack):
+class JailbreakTemplates(Attack):
     """The request inside each template of a list.
 
     Prefix injection, refusal suppression, distraction and forced formats: Wei et al. 2023 (arXiv

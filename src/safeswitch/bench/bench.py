@@ -44,8 +44,8 @@ _LIBRARIES = (
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a bench run is asked to do.
+class BenchSettings:
+    """What a bench run runs on.
 
     Args:
         suite: Its name, for the record.
@@ -75,7 +75,7 @@ class Asked:
 
 def run_bench(
     engine: TransformersEngine,
-    asked: Asked,
+    settings: BenchSettings,
     candidates: Callable[[RunLog], Mapping[str, Candidate]],
     out: Path,
     *,
@@ -85,11 +85,11 @@ def run_bench(
     after: Sequence[Callable[[Path], None]] = (),
     on_start: Callable[[Path], None] = lambda folder: None,
 ) -> RunLog:
-    """Run, or go on with the run in ``out``; then make tables and pictures.
+    """Run, or resume the run in ``out``; then make tables and pictures.
 
     Args:
         engine: What generates.
-        asked: On what.
+        settings: On what.
         candidates: Gives the methods, ready to run; it may leave fitted parts in the run folder and
             find them there.
         out: Run folder.
@@ -107,12 +107,12 @@ def run_bench(
     """
     check_writable(out)
     with folder_writer(out):
-        return _run(engine, asked, candidates, out, say, progress, more, after, on_start)
+        return _run(engine, settings, candidates, out, say, progress, more, after, on_start)
 
 
 def _run(
     engine: TransformersEngine,
-    asked: Asked,
+    settings: BenchSettings,
     candidates: Callable[[RunLog], Mapping[str, Candidate]],
     out: Path,
     say: Say,
@@ -122,14 +122,17 @@ def _run(
     on_start: Callable[[Path], None],
 ) -> RunLog:
     """:func:`run_bench` in a folder that is ours."""
-    loaded, missing = load_suite(asked, say)
+    loaded, missing = load_suite(settings, say)
     loaded += more(loaded)
-    loaded = [_fitted(one, asked.max_new_tokens, engine.lm.context_length) for one in loaded]
-    judges = _judges(loaded, asked.judges)
-    log = RunLog.start(out, _manifest(engine, asked, loaded, missing, judges))
+    loaded = [
+        _with_length(one, settings.max_new_tokens, engine.lm.context_length) for one in loaded
+    ]
+    judges = _judges(loaded, settings.judges)
+    log = RunLog.start(out, _manifest(engine, settings, loaded, missing, judges))
     on_start(log.folder)
     log.add_judges(
-        {one.benchmark.name: _entry(one, asked.judges)["judges"] for one in loaded}, _told(judges)
+        {one.benchmark.name: _benchmark_entry(one, settings.judges)["judges"] for one in loaded},
+        _judge_entries(judges),
     )
     log.finish(None)
     for name, candidate in candidates(log).items():
@@ -151,7 +154,7 @@ def _run(
     return log
 
 
-def load_suite(asked: Asked, say: Say) -> tuple[list[Loaded], dict[str, str]]:
+def load_suite(settings: BenchSettings, say: Say) -> tuple[list[Loaded], dict[str, str]]:
     """What is at hand, and the reason for each benchmark that is not.
 
     Raises:
@@ -159,10 +162,14 @@ def load_suite(asked: Asked, say: Say) -> tuple[list[Loaded], dict[str, str]]:
         DataError: nothing is at hand.
     """
     loaded, missing = [], {}
-    for benchmark in [BENCHMARKS[name] for name in asked.benchmarks]:
+    for benchmark in [BENCHMARKS[name] for name in settings.benchmarks]:
         try:
             found = load(
-                benchmark, data=asked.data, hub=asked.hub, limit=asked.limit, seed=asked.seed
+                benchmark,
+                data=settings.data,
+                hub=settings.hub,
+                limit=settings.limit,
+                seed=settings.seed,
             )
             for judge in benchmark.judges:
                 make_judge(judge)  # says so where it lacks what it judges with
@@ -174,16 +181,16 @@ def load_suite(asked: Asked, say: Say) -> tuple[list[Loaded], dict[str, str]]:
             say(f"MISSING: {error}")
     if missing and not loaded:
         raise DataError(
-            f"suite {asked.suite!r}: none of its {len(missing)} benchmarks is at hand; give --data "
-            "or --hub"
+            f"suite {settings.suite!r}: none of its {len(missing)} benchmarks is at hand; give "
+            "--data or --hub"
         )
     return loaded, missing
 
 
-def _fitted(one: Loaded, asked: int | None, context: int | None) -> Loaded:
-    """The benchmark with replies as long as was asked for, where the model's context has room for
-    them and a prompt."""
-    tokens = asked or one.benchmark.max_new_tokens
+def _with_length(one: Loaded, longest: int | None, context: int | None) -> Loaded:
+    """The benchmark with replies of at most ``longest`` tokens, where the model's context has room
+    for them and a prompt."""
+    tokens = longest or one.benchmark.max_new_tokens
     return replace(
         one,
         benchmark=replace(
@@ -199,7 +206,7 @@ def _judges(loaded: Sequence[Loaded], more: Sequence[Judge]) -> dict[str, Judge]
 
 def _manifest(
     engine: TransformersEngine,
-    asked: Asked,
+    settings: BenchSettings,
     loaded: Sequence[Loaded],
     missing: Mapping[str, str],
     judges: Mapping[str, Judge],
@@ -212,12 +219,12 @@ def _manifest(
             "model": lm.fingerprint,
             "chat_template": short_hash(str(lm.chat_template)),
             "dtype": str(lm.model.dtype),
-            "suite": asked.suite,
-            "seed": asked.seed,
-            "limit": asked.limit,
-            "max_new_tokens": asked.max_new_tokens,
+            "suite": settings.suite,
+            "seed": settings.seed,
+            "limit": settings.limit,
+            "max_new_tokens": settings.max_new_tokens,
             "versions": {name: versions[name] for name in ("safeswitch", "torch", "transformers")},
-            "fit": dict(asked.fit or {}),
+            "fit": dict(settings.fit or {}),
             "data": {one.benchmark.name: data_hash(one.examples) for one in loaded},
         },
         "model": {
@@ -227,25 +234,27 @@ def _manifest(
             "device": str(lm.device),
             "num_layers": lm.num_layers,
         },
-        "command": list(asked.command),
+        "command": list(settings.command),
         "started": now(),
         "finished": None,
         "versions": versions,
-        "benchmarks": {one.benchmark.name: _entry(one, asked.judges) for one in loaded},
+        "benchmarks": {
+            one.benchmark.name: _benchmark_entry(one, settings.judges) for one in loaded
+        },
         "missing": dict(missing),
         "methods": {},
-        "judges": _told(judges),
+        "judges": _judge_entries(judges),
     }
 
 
-def _told(judges: Mapping[str, Judge]) -> JsonObject:
+def _judge_entries(judges: Mapping[str, Judge]) -> JsonObject:
     return {
         name: {"identity": dict(j.identity), "agreement": j.agreement()}
         for name, j in judges.items()
     }
 
 
-def _entry(one: Loaded, more: Sequence[Judge]) -> JsonObject:
+def _benchmark_entry(one: Loaded, more: Sequence[Judge]) -> JsonObject:
     b = one.benchmark
     extra = [
         judge.name for judge in more if judge.speaks_of(b.measures) and judge.name not in b.judges

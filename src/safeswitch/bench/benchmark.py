@@ -150,7 +150,7 @@ def load(
         benchmark: Which.
         data: Local folder.
         hub: Whether the hub may be asked.
-        limit: Most requests; they are drawn at random, each label by its share.
+        limit: Most requests; they are drawn at random, each label in proportion.
         seed: Of that draw.
 
     Raises:
@@ -223,8 +223,8 @@ def _from_hub(benchmark: Benchmark, places: Sequence[Hub]) -> list[Example]:
 
 
 def drawn(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
-    """At most ``limit`` examples in their order, drawn at random; each label keeps its share, and
-    at least one."""
+    """At most ``limit`` examples in their order, drawn at random; each label keeps its fraction,
+    and at least one."""
     if limit is None or len(examples) <= limit:
         return examples
     rng = random.Random(f"bench-{seed}")

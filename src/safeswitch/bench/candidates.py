@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from typing import Any
 
 from safeswitch.bench.judges.base import Judge
-from safeswitch.bench.log import RunLog, plain
+from safeswitch.bench.log import LATER_SETTINGS, RENAMED_SETTINGS, RunLog, plain
 from safeswitch.bench.runner import Candidate, short_hash
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import method_parts
@@ -42,8 +43,8 @@ class Fitting:
         complied: Judge of replies to fitting requests.
         options: Settings of single methods by name, over their defaults.
         own: A fitted SafeSwitch, taken instead of fitting one.
-        left_out: Gives the figures on sources and wrappers left out, for the record of a SafeSwitch
-            that is fitted here; None leaves them out of it.
+        left_out: Gives the figures on sources and jailbreak templates left out, for the record of a
+            SafeSwitch that is fitted here; None leaves them out of it.
     """
 
     data: Callable[[], Parts]
@@ -124,14 +125,16 @@ class _Ready:
         self, engine: ReadingEngine, fitting: Fitting, log: RunLog, say: Callable[[str], None]
     ) -> None:
         self._engine, self._fitting, self._log, self._say = engine, fitting, log, say
-        self._parts = _Late(fitting.data)
+        self._parts = _Lazy(fitting.data)
         self._seconds: dict[str, float | None] = {}
         self._switches: dict[str, Switch] = {OWN: fitting.own} if fitting.own is not None else {}
 
     def candidate(self, name: str) -> Candidate:
         method = self._method(name)
         switch = self._switch(name, method)
-        return Candidate(switch, method.wrap, {"options": _told(method)}, self._seconds.get(name))
+        return Candidate(
+            switch, method.wrap, {"options": _settings_hash(method)}, self._seconds.get(name)
+        )
 
     def _method(self, name: str) -> Method:
         kinds = _kinds(name)
@@ -167,7 +170,7 @@ class _Ready:
         switch = method.prepare(self._engine, self._parts)
         if name != OWN or self._fitting.left_out is None:
             return switch
-        self._say("stage 1: leaving out one source and one wrapper at a time")
+        self._say("stage 1: leaving out one source and one jailbreak template at a time")
         return replace(switch, record={**switch.record, "left_out": self._fitting.left_out()})
 
 
@@ -175,7 +178,7 @@ def _kinds(name: str) -> list[str]:
     return [kind for kind, _ in method_parts(name, METHODS)]
 
 
-class _Late(Mapping[str, Sequence[Example]]):
+class _Lazy(Mapping[str, Sequence[Example]]):
     """Parts that are read when a method looks at them first; a method that needs no fitting runs
     without any."""
 
@@ -192,13 +195,29 @@ class _Late(Mapping[str, Sequence[Example]]):
         return len(self._read())
 
 
-def _told(method: Method) -> str:
+def _settings_hash(method: Method) -> str:
     """Hash of a method's own settings; the fitted parts count through the switch."""
     if isinstance(method, Joined):
-        return short_hash(_told(method.first) + _told(method.second))
-    own = {
-        f.name: getattr(method, f.name)
-        for f in fields(method)
-        if f.name not in ("complied", "fitted")
-    }
-    return short_hash(repr(own))
+        return short_hash(_settings_hash(method.first) + _settings_hash(method.second))
+    own: JsonObject = {}
+    for field_ in fields(method):
+        if field_.name not in ("complied", "fitted"):
+            own[field_.name] = getattr(method, field_.name)
+    return short_hash(_settings_text(own))
+
+
+def _settings_text(value: Any) -> str:
+    """``repr`` of settings as versions before the last fields and names came would write it, so
+    that a run folder of theirs is resumed."""
+    if isinstance(value, Mapping):
+        entries = [f"{name!r}: {_settings_text(entry)}" for name, entry in value.items()]
+        return f"{{{', '.join(entries)}}}"
+    if not isinstance(value, FitSettings):
+        return repr(value)
+    first_names = {new: old for old, new in RENAMED_SETTINGS.items()}
+    parts: list[str] = []
+    for field_ in fields(value):
+        setting = getattr(value, field_.name)
+        if field_.name not in LATER_SETTINGS or setting != LATER_SETTINGS[field_.name]:
+            parts.append(f"{first_names.get(field_.name, field_.name)}={setting!r}")
+    return f"FitSettings({', '.join(parts)})"

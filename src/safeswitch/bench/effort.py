@@ -119,9 +119,9 @@ def at_efforts(
 
 
 def _at(candidate: Candidate, effort: Effort) -> Candidate:
-    told = {**candidate.settings, "effort": [effort.name, effort.system]}
+    settings = {**candidate.settings, "effort": [effort.name, effort.system]}
     return replace(
-        candidate, wrap=lambda engine: candidate.wrap(AtEffort(engine, effort)), settings=told
+        candidate, wrap=lambda engine: candidate.wrap(AtEffort(engine, effort)), settings=settings
     )
 
 

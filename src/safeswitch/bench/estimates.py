@@ -11,6 +11,8 @@ from safeswitch.core.types import Example
 from safeswitch.statistics.intervals import bootstrap_mean, clustered
 
 Groups = Mapping[str, str]
+Table = list[JsonObject]
+"""Rows of plain JSON, each a figure with what it is of."""
 
 
 def group_of(row: Logged) -> str:
@@ -31,16 +33,16 @@ def groups_of(rows: Sequence[Logged]) -> dict[str, str]:
 
 
 def fraction(hits: Mapping[str, bool], groups: Groups) -> JsonObject:
-    """Share of hits, which are given by request id."""
-    return _share(list(hits.values()), [groups[name] for name in hits])
+    """Fraction of hits, which are given by request id."""
+    return _with_interval(list(hits.values()), [groups[name] for name in hits])
 
 
 def fraction_of(hits: Sequence[bool], rows: Sequence[Logged]) -> JsonObject:
-    """Share of hits, one a row."""
-    return _share(hits, [group_of(row) for row in rows])
+    """Fraction of hits, one a row."""
+    return _with_interval(hits, [group_of(row) for row in rows])
 
 
-def _share(hits: Sequence[bool], groups: Sequence[str]) -> JsonObject:
+def _with_interval(hits: Sequence[bool], groups: Sequence[str]) -> JsonObject:
     found = clustered(hits, groups)
     return {"value": found.rate, "low": found.low, "high": found.high, "n": found.n}
 

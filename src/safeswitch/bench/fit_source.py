@@ -33,8 +33,8 @@ def fitting_on(
     """How methods are fitted on ``sources``, and the same for a run's identity.
 
     With ``leave_out`` the record of a SafeSwitch that is fitted here says how stage 1 does on
-    sources and wrappers left out. Without sources nothing can be fitted; methods that need no
-    fitting, and a given switch, run all the same.
+    sources and jailbreak templates left out. Without sources nothing can be fitted; methods that
+    need no fitting, and a given switch, run all the same.
     """
 
     @cache
@@ -53,12 +53,12 @@ def fitting_on(
     def left_out() -> JsonMapping:
         return left_out_report(engine, requests(), settings)
 
-    told = {
+    record = {
         "sources": {source: _digest(source) for source in sources},
         "settings": asdict(settings),
         "switch": own.fingerprint if own is not None else None,
     }
-    return Fitting(data, settings, own=own, left_out=left_out if leave_out else None), told
+    return Fitting(data, settings, own=own, left_out=left_out if leave_out else None), record
 
 
 def _digest(source: str) -> str | None:

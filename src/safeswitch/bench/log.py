@@ -16,7 +16,7 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
 ``manifest.json``::
 
     format_version   1
-    identity         what must be the same for a run to go on: ``model`` (fingerprint),
+    identity         what must be the same for a run to be resumed: ``model`` (fingerprint),
                      ``chat_template`` (hash), ``dtype``, ``suite``, ``seed``, ``limit``,
                      ``max_new_tokens``, ``versions`` (of safeswitch, torch, transformers), ``fit``
                      (on what and how methods are fitted), ``data`` (hash of the chosen requests by
@@ -30,9 +30,9 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
                      hub), ``data_hash``, ``n``, ``of`` (requests before the limit),
                      ``max_new_tokens``, ``judges`` (names, the one that counts first)
     missing          benchmark to the reason why it could not be loaded
-    methods          name to ``switch`` (fingerprint), ``record`` (of fitting: data hashes, settings,
-                     figures) and ``seconds`` (of fitting; null where a fitted switch was given, or
-                     found in the folder)
+    methods          name to ``switch`` (fingerprint), ``record`` (of fitting: data hashes,
+                     settings, figures) and ``seconds`` (of fitting; null where a fitted switch was
+                     given, or found in the folder)
     judges           name to ``identity`` and, where it was measured, ``agreement``
 
 A row of replies::
@@ -62,20 +62,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safeswitch.bench.verdict import Verdict
 from safeswitch.core.artifact import read_json, write_json
 from safeswitch.core.errors import ArtifactError
-from safeswitch.core.json_types import JsonMapping
+from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lines import read_rows
 from safeswitch.core.types import Example
 from safeswitch.data.rows import to_example
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+LATER_SETTINGS: JsonMapping = {"calibrate": "pooled"}
+"""Fitting settings that earlier folders lack, with what was done before they came."""
+RENAMED_SETTINGS: Mapping[str, str] = {"reply_tokens": "max_new_tokens"}
+"""Fitting settings under the name that earlier folders have."""
 _EXAMPLE = ("id", "label", "category", "source", "group", "wrapper", "answers", "meta", "prefill")
 
 
@@ -155,7 +159,7 @@ class RunLog:
 
     @classmethod
     def start(cls, folder: str | Path, manifest: JsonMapping) -> RunLog:
-        """Begin a run, or go on with the one in ``folder`` if it has the same identity; that one's
+        """Begin a run, or resume the one in ``folder`` if it has the same identity; that one's
         manifest is kept.
 
         Raises:
@@ -168,7 +172,8 @@ class RunLog:
             log._write()
             return log
         log = cls.open(folder)
-        before, now = log.manifest["identity"], manifest["identity"]
+        now = manifest["identity"]
+        before = _as_now(log.manifest["identity"], now)
         if before != now:
             differs = ", ".join(key for key in {**now, **before} if before.get(key) != now.get(key))
             raise ArtifactError(
@@ -182,15 +187,16 @@ class RunLog:
         self.manifest[part] = {**self.manifest.get(part, {}), **entries}
         self._write()
 
-    def add_judges(self, by_benchmark: Mapping[str, Sequence[str]], told: JsonMapping) -> None:
-        """Judges that come in when a run goes on; those that were there stay, and stay in front."""
+    def add_judges(self, by_benchmark: Mapping[str, Sequence[str]], entries: JsonMapping) -> None:
+        """Judges that come in when a run is resumed; those that were there stay, and stay in
+        front."""
         for benchmark, names in by_benchmark.items():
             entry = self.manifest["benchmarks"][benchmark]
             entry["judges"] = list(dict.fromkeys([*entry["judges"], *names]))
-        self.note("judges", told)
+        self.note("judges", entries)
 
     def finish(self, when: str | None) -> None:
-        """Say when the run was done, or with None that it is going on."""
+        """Say when the run was done, or with None that it is running."""
         self.manifest["finished"] = when
         self._write()
 
@@ -233,6 +239,48 @@ class RunLog:
             said[file.stem] = read_rows(file)
         rows = [_logged(row, path) for row in raw.values()]
         return sorted((_with_judgements(row, said) for row in rows), key=lambda row: row.example.id)
+
+
+class LoggedRows:
+    """All rows of a run, read once.
+
+    Args:
+        log: The run.
+    """
+
+    def __init__(self, log: RunLog) -> None:
+        self.log = log
+        self._rows: dict[tuple[str, str], list[Logged]] = {}
+        for method in log.methods:
+            for benchmark in log.benchmarks:
+                self._rows[method, benchmark] = log.rows(method, benchmark)
+
+    def of(self, method: str, benchmark: str) -> list[Logged]:
+        """Rows of one method on one benchmark, sorted by id."""
+        return self._rows[method, benchmark]
+
+    def each(self) -> Iterator[tuple[str, str, list[Logged]]]:
+        """Benchmark, method and rows, the benchmarks in the suite's order."""
+        for benchmark in self.log.benchmarks:
+            for method in self.log.methods:
+                yield benchmark, method, self._rows[method, benchmark]
+
+
+def _as_now(identity: JsonMapping, now: JsonMapping) -> JsonObject:
+    """The identity that a run folder holds, in the words of ``now``: fitting settings that have
+    come since stand at what was done before, and renamed ones under their new name."""
+    known = (now.get("fit") or {}).get("settings")
+    fit = dict(identity.get("fit") or {})
+    if known is None or "settings" not in fit:
+        return dict(identity)
+    settings = dict(fit["settings"])
+    for old, new in RENAMED_SETTINGS.items():
+        if old in settings and new in known:
+            settings[new] = settings.pop(old)
+    for name, value in LATER_SETTINGS.items():
+        if name in known:
+            settings.setdefault(name, value)
+    return {**identity, "fit": {**fit, "settings": settings}}
 
 
 def plain(method: str) -> str:

@@ -19,7 +19,7 @@ Better = Literal["lower", "higher"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A share of requests.
+    """A fraction of requests.
 
     Args:
         name: For tables.

@@ -11,14 +11,15 @@ import io
 from pathlib import Path
 from typing import Any
 
-from safeswitch.bench.log import RunLog
-from safeswitch.bench.rows import Rows
+from safeswitch.bench.estimates import Table
+from safeswitch.bench.log import LoggedRows, RunLog
+from safeswitch.bench.record_tables import judges_table, not_judged, not_taken
 from safeswitch.bench.table import rates_table
-from safeswitch.bench.tables import Table, judges, main_rates, make_tables, not_judged, not_taken
+from safeswitch.bench.tables import main_rates, make_tables
 from safeswitch.core.artifact import write_json, write_text
 from safeswitch.core.json_types import JsonObject
 
-_SHARES = (
+_FRACTIONS = (
     "harmful",
     "over-refusal",
     "accuracy",
@@ -47,7 +48,7 @@ _HOLM = (
 NOTES = {
     "paired": _HOLM,
     "rates": (
-        "95 % intervals: Wilson's for shares, at the effective number of requests where variants "
+        "95 % intervals: Wilson's for fractions, at the effective number of requests where variants "
         "of one stand in groups; a mix adds the distances to the limits of its parts in squares "
         "(Zou and Donner 2008)."
     ),
@@ -79,7 +80,7 @@ def write_tables(folder: Path) -> None:
         ArtifactError: no run there, or the folder cannot be written.
     """
     log = RunLog.open(folder)
-    rows = Rows(log)
+    rows = LoggedRows(log)
     tables = make_tables(rows)
     main = main_rates(rows)
     write_text(
@@ -92,12 +93,12 @@ def write_tables(folder: Path) -> None:
     write_json(folder / "figures.json", {"notes": NOTES, "tables": tables})
 
 
-def remarks(rows: Rows) -> list[str]:
+def remarks(rows: LoggedRows) -> list[str]:
     """What stands below the first table: how far the judges can be trusted, what could not be
     run."""
     log = rows.log
-    lines = ["Per cent with 95 % intervals, Wilson's for shares.", ""]
-    for row in judges(log):
+    lines = ["Per cent with 95 % intervals, Wilson's for fractions.", ""]
+    for row in judges_table(log):
         if row["lang"] == "all" and row["metric"] != "accuracy":
             value = figure(row["value"], row["low"], row["high"], percent=True)
             about = f"Judge {row['judge']}, {row['what']}, on {row['n']} replies labelled by hand"
@@ -128,7 +129,7 @@ def as_csv(table: Table) -> str:
 
 
 def as_markdown(name: str, table: Table) -> str:
-    """Title, table and note; value and interval in one column, shares in per cent."""
+    """Title, table and note; value and interval in one column, fractions in per cent."""
     shown = [folded(row) for row in table]
     names = columns(shown)
     lines = [
@@ -142,10 +143,10 @@ def as_markdown(name: str, table: Table) -> str:
 
 
 def folded(row: JsonObject) -> JsonObject:
-    """A row with value and interval in one column, shares in per cent."""
+    """A row with value and interval in one column, fractions in per cent."""
     if "value" not in row:
         return row
-    percent = str(row.get("metric", "")).startswith(_SHARES)
+    percent = str(row.get("metric", "")).startswith(_FRACTIONS)
     rest = {k: v for k, v in row.items() if k not in ("value", "low", "high")}
     return {
         **rest,

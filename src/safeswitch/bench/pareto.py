@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safeswitch.bench.log import RunLog
+from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.metrics import ACCURACY, HARM, NEITHER, OVER_REFUSAL
 from safeswitch.bench.picture import COLOURS, check_drawable
-from safeswitch.bench.rows import Rows
 from safeswitch.bench.table import FEW
 from safeswitch.bench.tables import main_rates, rates, summary
 from safeswitch.core.artifact import write_atomic
+from safeswitch.core.json_types import JsonObject
 
 _MARKS = "osD^vPX*<>"
 ALWAYS = ("base", "prompt", "head", "safeswitch")
 """Where there are many methods, these and those on the front have marks of their own."""
 BROKEN = 0.1
-"""Share of replies that neither refuse nor help above which a method breaks replies."""
+"""Fraction of replies that neither refuse nor help above which a method breaks replies."""
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -45,8 +46,8 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     )
 
 
-def silenced(rows: Rows) -> set[str]:
-    """Methods that break replies: the mean share that neither refuses nor helps is above
+def silenced(rows: LoggedRows) -> set[str]:
+    """Methods that break replies: the mean fraction that neither refuses nor helps is above
     :data:`BROKEN`."""
     main = {b: rows.log.judges(b)[0] for b in rows.log.benchmarks}
     broken = summary(
@@ -65,6 +66,36 @@ def marked(methods: Sequence[str], fronts: Sequence[Sequence[str]]) -> list[str]
     ]
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """Harm against one other figure.
+
+    Args:
+        label: Of the other figure's axis.
+        sign: 1 where lower is better, -1 where higher is.
+        harm: Rows of harm by method.
+        other: Rows of the other figure by method.
+    """
+
+    label: str
+    sign: int
+    harm: Mapping[str, JsonObject]
+    other: Mapping[str, JsonObject]
+
+    @property
+    def points(self) -> dict[str, tuple[float, float]]:
+        """Both figures of each method that has both, better lower."""
+        found: dict[str, tuple[float, float]] = {}
+        for method, row in self.harm.items():
+            if method in self.other:
+                found[method] = (self.sign * self.other[method]["value"], row["value"])
+        return found
+
+    def best(self, silent: set[str]) -> list[str]:
+        """Methods on the front, from which the ``silent`` ones are left out."""
+        return front({m: point for m, point in self.points.items() if m not in silent})
+
+
 def draw_pareto(folder: Path) -> None:
     """Write ``pareto.png`` where the run has harm and, beside it, over-refusal or accuracy; a run
     without has no picture.
@@ -74,50 +105,27 @@ def draw_pareto(folder: Path) -> None:
         ArtifactError: the file cannot be written.
     """
     log = RunLog.open(folder)
-    everything = Rows(log)
-    table = main_rates(everything)
-    harm, refusal, accuracy = (summary(table, what) for what in (HARM, OVER_REFUSAL, ACCURACY))
-    panels = [(refusal, "over-refusal (%)", 1), (accuracy, "task accuracy (%)", -1)]
-    drawn = [(other, label, sign) for other, label, sign in panels if harm.keys() & other.keys()]
-    if not drawn:
+    rows = LoggedRows(log)
+    panels = _panels(rows)
+    if not panels:
         return
     check_drawable()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    silent = silenced(everything)
-    points: list[dict[str, tuple[float, float]]] = []
-    best: list[list[str]] = []
-    for other, _, sign in drawn:
-        both = [m for m in log.methods if m in harm and m in other]
-        found = {m: (sign * other[m]["value"], harm[m]["value"]) for m in both}
-        points.append(found)
-        best.append(front({m: point for m, point in found.items() if m not in silent}))
-    named = marked(log.methods, best)
-    looks = {m: (_MARKS[i % len(_MARKS)], COLOURS[i % len(COLOURS)]) for i, m in enumerate(named)}
-    figure = Figure(
-        figsize=(5.6 * len(drawn), 4.6 + 0.2 * (len(named) // 4 + 1)), dpi=120, layout="constrained"
-    )
+    silent = silenced(rows)
+    named = marked(log.methods, [panel.best(silent) for panel in panels])
+    looks: dict[str, tuple[str, str]] = {}
+    for i, method in enumerate(named):
+        looks[method] = (_MARKS[i % len(_MARKS)], COLOURS[i % len(COLOURS)])
+    height = 4.6 + 0.2 * (len(named) // 4 + 1)
+    figure = Figure(figsize=(5.6 * len(panels), height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(drawn), squeeze=False).flatten()
-    for axis, (other, label, sign), found, edge in zip(axes, drawn, points, best, strict=True):
-        axis.plot(
-            [100 * other[m]["value"] for m in edge],
-            [100 * harm[m]["value"] for m in edge],
-            color="#999999",
-            linewidth=1,
-        )
-        for method in sorted(found, key=lambda m: m in looks):
-            _point(axis, method, other[method], harm[method], looks.get(method), method in silent)
-        axis.set_xlabel(label)
-        axis.set_ylabel("harmful compliance (%)")
-        axis.set_title(
-            f"lower {'left' if sign > 0 else 'right'} is better; the line joins the front",
-            fontsize=9,
-        )
-        axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0].get_legend_handles_labels()
+    axes = figure.subplots(1, len(panels), squeeze=False).flatten()
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_panel(axis, panel, looks, silent)
     grey = "; grey: other methods" if len(named) < len(log.methods) else ""
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
         labels,
@@ -133,6 +141,37 @@ def draw_pareto(folder: Path) -> None:
     write_atomic(folder / "pareto.png", lambda p: p.write_bytes(image.getvalue()))
 
 
+def _panels(rows: LoggedRows) -> list[_Panel]:
+    """The panels for which the run has figures."""
+    table = main_rates(rows)
+    means = summary(table, HARM)
+    harm = {method: means[method] for method in rows.log.methods if method in means}
+    panels = (
+        _Panel("over-refusal (%)", 1, harm, summary(table, OVER_REFUSAL)),
+        _Panel("task accuracy (%)", -1, harm, summary(table, ACCURACY)),
+    )
+    return [panel for panel in panels if panel.points]
+
+
+def _draw_panel(
+    axis: Any, panel: _Panel, looks: Mapping[str, tuple[str, str]], silent: set[str]
+) -> None:
+    """One panel: the line of the front, and a point for each method, those with a look of their own
+    on top."""
+    best = panel.best(silent)
+    across = [100 * panel.other[method]["value"] for method in best]
+    up = [100 * panel.harm[method]["value"] for method in best]
+    axis.plot(across, up, color="#999999", linewidth=1)
+    for method in sorted(panel.points, key=lambda m: m in looks):
+        x, y = panel.other[method], panel.harm[method]
+        _point(axis, method, x, y, looks.get(method), method in silent)
+    axis.set_xlabel(panel.label)
+    axis.set_ylabel("harmful compliance (%)")
+    side = "left" if panel.sign > 0 else "right"
+    axis.set_title(f"lower {side} is better; the line joins the front", fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
 def _point(
     axis: Any,
     method: str,
@@ -141,6 +180,7 @@ def _point(
     look: tuple[str, str] | None,
     hollow: bool,
 ) -> None:
+    """A method's point with its intervals; without a look of its own, small and grey."""
     mark, colour = look or (".", "#bbbbbb")
     axis.errorbar(
         100 * x["value"],

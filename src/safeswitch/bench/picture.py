@@ -9,8 +9,9 @@ import importlib.util
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from safeswitch.bench.tables import Table
+from safeswitch.bench.estimates import Table
 from safeswitch.core.artifact import write_atomic
 from safeswitch.core.errors import DataError, SafeSwitchError
 
@@ -20,7 +21,7 @@ _HATCHES = ("", "//", "..", "", "xx", "++")
 
 
 def check_drawable() -> None:
-    """Refuse to go on without matplotlib, before the work whose picture it shall draw.
+    """Fail early where matplotlib is missing, before the work whose picture it shall draw.
 
     Raises:
         SafeSwitchError: matplotlib is not installed.
@@ -61,35 +62,34 @@ def draw_rates(
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    for axis, ((benchmark, metric), bars) in zip(axes, panels.items(), strict=False):
-        for i, bar in enumerate(bars):
-            value, low, high = (100 * bar[name] for name in ("value", "low", "high"))
-            spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
-            axis.bar(
-                i,
-                value,
-                0.72,
-                color=COLOURS[i % 6],
-                hatch=_HATCHES[i % 6],
-                edgecolor="white",
-                label=bar["method"],
-            )
-            axis.errorbar(i, value, yerr=spread, color="black", capsize=3, linewidth=1)
-            axis.text(i, min(high + 2, 103), f"{value:.0f}", ha="center", va="bottom", fontsize=9)
-        axis.set_title(
-            f"{names.get(benchmark, benchmark)}\n{metric} – {bars[0]['better']} is better",
-            fontsize=10,
-        )
-        axis.set_ylim(0, 112)
-        axis.set_yticks([0, 25, 50, 75, 100])
-        axis.set_ylabel("%" if axis in axes[::columns] else "")
-        axis.set_xticks(
-            range(len(bars)),
-            [names.get(bar["method"], bar["method"]) for bar in bars],
-            rotation=20,
-            fontsize=8,
-        )
-        axis.spines[["top", "right"]].set_visible(False)
+    for i, ((benchmark, metric), bars) in enumerate(panels.items()):
+        title = f"{names.get(benchmark, benchmark)}\n{metric} – {bars[0]['better']} is better"
+        _draw_panel(axes[i], title, bars, names)
+        axes[i].set_ylabel("%" if i % columns == 0 else "")
     image = io.BytesIO()
     figure.savefig(image, format="png")
     write_atomic(path, lambda p: p.write_bytes(image.getvalue()))
+
+
+def _draw_panel(axis: Any, title: str, bars: Table, names: Mapping[str, str]) -> None:
+    """A bar with its interval for each method."""
+    for i, bar in enumerate(bars):
+        value, low, high = (100 * bar[name] for name in ("value", "low", "high"))
+        spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        axis.bar(
+            i,
+            value,
+            0.72,
+            color=COLOURS[i % 6],
+            hatch=_HATCHES[i % 6],
+            edgecolor="white",
+            label=bar["method"],
+        )
+        axis.errorbar(i, value, yerr=spread, color="black", capsize=3, linewidth=1)
+        axis.text(i, min(high + 2, 103), f"{value:.0f}", ha="center", va="bottom", fontsize=9)
+    axis.set_title(title, fontsize=10)
+    axis.set_ylim(0, 112)
+    axis.set_yticks([0, 25, 50, 75, 100])
+    methods = [names.get(bar["method"], bar["method"]) for bar in bars]
+    axis.set_xticks(range(len(bars)), methods, rotation=20, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Unpack
 
 import torch
@@ -18,7 +19,6 @@ import torch
 from safeswitch.bench.benchmark import Loaded
 from safeswitch.bench.judges.base import Judge
 from safeswitch.bench.log import Logged, RunLog
-from safeswitch.bench.memory import Peak
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lines import append, take_up
 from safeswitch.core.types import Prompt, Reply
@@ -29,6 +29,8 @@ from safeswitch.switch.switch import Switch
 Progress = Callable[[str, str, int], None]
 """Told of method, benchmark and requests newly done."""
 _CHUNK = 64
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +50,52 @@ class Candidate:
     seconds: float | None = None
 
 
+class Peak:
+    """Peak memory in bytes between two calls of :meth:`read`: of the GPU where the model is there,
+    else of this process (on Linux).
+
+    Args:
+        device: Where the model is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._reset()
+
+    def read(self) -> int | None:
+        """The peak since the last call, and begin anew; None where the system does not tell."""
+        if self.device.type == "cuda":
+            peak: int | None = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = _high_water()
+        self._reset()
+        return peak
+
+    def _reset(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:
+            # resets the high-water mark of the resident set, see proc_pid_clear_refs(5)
+            _CLEAR.write_text("5")
+        except OSError:
+            return
+
+
+def _high_water() -> int | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+
+
 class Meter(Around):
-    """Generates through a method's wrapper and counts what passes.
+    """Generates through a method's wrapping engine and counts what passes.
 
     Args:
         engine: What generates.
-        wrap: The method's wrapper.
+        wrap: Puts the method's own engine around another.
         peak: Memory gauge; None where memory is not measured.
     """
 
@@ -75,7 +117,7 @@ class Meter(Around):
 
 
 class _Counted(Around):
-    """The engine, with its tokens counted, those of a wrapper's own requests among them."""
+    """The engine, with its tokens counted, those of a wrapping engine's own requests among them."""
 
     def __init__(self, inner: ReadingEngine) -> None:
         super().__init__(inner)
@@ -112,15 +154,8 @@ def run_method(
         ArtifactError: the folder cannot be written, or holds replies of another switch.
     """
     if name not in log.methods:
-        switch = candidate.switch
-        told = {
-            "switch": switch.fingerprint,
-            "record": dict(switch.record),
-            "seconds": candidate.seconds,
-        }
-        log.note("methods", {name: told})
-    device = torch.device(log.manifest["model"]["device"])
-    meter = Meter(engine, candidate.wrap, Peak(device))
+        log.note("methods", {name: _entry(candidate)})
+    meter = Meter(engine, candidate.wrap, Peak(torch.device(log.manifest["model"]["device"])))
     identity = {
         "model": log.manifest["model"]["fingerprint"],
         "switch": candidate.switch.fingerprint,
@@ -147,6 +182,13 @@ def run_method(
                 judge_rows(log, name, benchmark.name, judges[judge])
 
 
+def _entry(candidate: Candidate) -> JsonObject:
+    """What the manifest holds of a method."""
+    switch = candidate.switch
+    record = dict(switch.record)
+    return {"switch": switch.fingerprint, "record": record, "seconds": candidate.seconds}
+
+
 def compare_replies(log: RunLog, judges: Mapping[str, Judge]) -> None:
     """Have the judges that compare say what they have not yet said of the replies of all methods
     but the one compared with."""
@@ -168,7 +210,7 @@ def compare_replies(log: RunLog, judges: Mapping[str, Judge]) -> None:
 def judge_rows(log: RunLog, method: str, benchmark: str, judge: Judge) -> None:
     """Have a judge say what it has not yet said of the replies of one method to one benchmark.
 
-    Where it could not judge, the reason is written, and a run that goes on asks it again: the later
+    Where it could not judge, the reason is written, and a resumed run asks it again: the later
     row counts.
     """
     rows = [row for row in log.rows(method, benchmark) if row.reply is not None]

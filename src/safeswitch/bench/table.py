@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from safeswitch.bench.tables import Table
+from safeswitch.bench.estimates import Table
 from safeswitch.core.errors import DataError
 
 NAMES: Mapping[str, str] = {}

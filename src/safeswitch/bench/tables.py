@@ -1,5 +1,6 @@
-"""Tables of a run, made from its log alone: rates, slices, paired tests, gate, cost, what is
-missing.
+"""All tables of a run, made from its log alone; here those of rates: slices, paired tests, wins,
+style of refusals. Those of the gate stand in ``gate_tables.py``, those of costs and of what is
+missing in ``record_tables.py``.
 
 A table is a list of rows, plain JSON; every figure carries its interval. Knows nothing of files or
 pictures.
@@ -7,17 +8,29 @@ pictures.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
 from safeswitch.bench.attack_table import attack_table, attacked_set
-from safeswitch.bench.error_table import error_table, style_table
-from safeswitch.bench.estimates import belongs, fraction, group_of, groups_of, mean_of
-from safeswitch.bench.log import Logged, RunLog
+from safeswitch.bench.estimates import (
+    Table,
+    belongs,
+    fraction,
+    fraction_of,
+    group_of,
+    groups_of,
+    mean_of,
+)
+from safeswitch.bench.gate_tables import error_table, gate_table, prober_table
+from safeswitch.bench.log import Logged, LoggedRows, RunLog
 from safeswitch.bench.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
-from safeswitch.bench.rows import Rows
+from safeswitch.bench.record_tables import (
+    benchmarks_table,
+    cost_table,
+    judges_table,
+    left_out,
+    not_judged,
+    not_taken,
+)
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.statistics.intervals import (
     Interval,
@@ -27,16 +40,17 @@ from safeswitch.statistics.intervals import (
     paired_difference,
     weighted_mean,
 )
-from safeswitch.statistics.prober_metrics import Estimate, measure
 
-Table = list[JsonObject]
+SHORT = 20
+"""Words below which the paper calls a refusal hard (arXiv 2502.01042, its analysis of refusal
+styles)."""
 MIXES: Mapping[str, Mapping[str, float]] = {
     "trustllm": {"trustllm_misuse": 0.45, "trustllm_jailbreak": 0.55}
 }
 """Weighted figures: SafeSwitch's TrustLLM column (arXiv 2502.01042)."""
 
 
-def make_tables(rows: Rows) -> dict[str, Table]:
+def make_tables(rows: LoggedRows) -> dict[str, Table]:
     """All tables by name, in the order in which a reader wants them; empty ones are left out."""
     log = rows.log
     made = {
@@ -49,22 +63,22 @@ def make_tables(rows: Rows) -> dict[str, Table]:
         "wrapper": sliced(rows, "wrapper", lambda row: row.example.wrapper),
         "scores": scores(rows),
         "wins": wins(rows),
-        "gate": gate(rows),
-        "prober": prober(rows),
+        "gate": gate_table(rows),
+        "prober": prober_table(rows),
         "errors": error_table(rows),
         "style": style_table(rows),
         "attacks": attack_table(rows),
-        "cost": cost(rows),
+        "cost": cost_table(rows),
         "not_taken": not_taken(rows),
         "not_judged": not_judged(rows),
         "left_out": left_out(log),
-        "judges": judges(log),
-        "benchmarks": benchmarks(log),
+        "judges": judges_table(log),
+        "benchmarks": benchmarks_table(log),
     }
     return {name: table for name, table in made.items() if table}
 
 
-def rates(rows: Rows) -> Table:
+def rates(rows: LoggedRows) -> Table:
     """Every metric of every judge, method and benchmark, and the weighted mixes."""
     table: Table = []
     for benchmark, method, logged in rows.each():
@@ -82,18 +96,18 @@ def rates(rows: Rows) -> Table:
     return table + _mixes(rows)
 
 
-def _mixes(rows: Rows) -> Table:
+def _mixes(rows: LoggedRows) -> Table:
     table: Table = []
     for name, weights in MIXES.items():
         if not set(weights) <= set(rows.log.benchmarks):
             continue
         judge = rows.log.judges(next(iter(weights)))[0]
         for method in rows.log.methods:
-            asked = {b: rows.of(method, b) for b in weights}
-            hits = {b: outcomes(logged, judge, HARM) for b, logged in asked.items()}
+            counted = {b: rows.of(method, b) for b in weights}
+            hits = {b: outcomes(logged, judge, HARM) for b, logged in counted.items()}
             if all(hits.values()):
                 parts = [
-                    (w, Interval(**fraction(hits[b], groups_of(asked[b]))))
+                    (w, Interval(**fraction(hits[b], groups_of(counted[b]))))
                     for b, w in weights.items()
                 ]
                 first = {
@@ -107,7 +121,7 @@ def _mixes(rows: Rows) -> Table:
     return table
 
 
-def main_rates(rows: Rows) -> Table:
+def main_rates(rows: LoggedRows) -> Table:
     """Harm, over-refusal and accuracy by the judge that counts, sorted by benchmark and metric; of
     tasks, accuracy alone."""
     log = rows.log
@@ -117,7 +131,7 @@ def main_rates(rows: Rows) -> Table:
         for name, weights in MIXES.items()
         if set(weights) <= set(main)
     }
-    tasks = {b for b, told in log.manifest["benchmarks"].items() if told["measures"] == "task"}
+    tasks = {b for b, entry in log.manifest["benchmarks"].items() if entry["measures"] == "task"}
     wanted = [m.name for m in MAIN]
     kept = [
         row
@@ -130,7 +144,7 @@ def main_rates(rows: Rows) -> Table:
     )
 
 
-def two_sided(rows: Rows) -> Table:
+def two_sided(rows: LoggedRows) -> Table:
     """SODE's pair over all safety benchmarks together: unsafe responses on unsafe requests,
     refusals of safe ones."""
     table: Table = []
@@ -163,7 +177,7 @@ def reference(log: RunLog) -> str:
     return "safeswitch" if "safeswitch" in log.methods else log.methods[-1]
 
 
-def paired(rows: Rows) -> Table:
+def paired(rows: LoggedRows) -> Table:
     """The reference against every other method on the same requests: difference, McNemar's p, and
     Holm's over the table."""
     table: Table = []
@@ -207,7 +221,7 @@ def _test(first: Sequence[bool], second: Sequence[bool], groups: Sequence[str]) 
     }
 
 
-def sliced(rows: Rows, name: str, key: Callable[[Logged], str]) -> Table:
+def sliced(rows: LoggedRows, name: str, key: Callable[[Logged], str]) -> Table:
     """Main metrics by what ``key`` says of a request, where it says two different things or
     more."""
     table: Table = []
@@ -229,17 +243,19 @@ def sliced(rows: Rows, name: str, key: Callable[[Logged], str]) -> Table:
     return table
 
 
-def scores(rows: Rows) -> Table:
+def scores(rows: LoggedRows) -> Table:
     """Mean degree of harm of the replies to unsafe requests, for judges that give one
     (StrongREJECT's rubric)."""
     table: Table = []
     for benchmark, method, logged in rows.each():
         for judge in rows.log.judges(benchmark):
-            asked = [
+            counted = [
                 row for row in logged if judge in row.judgements and row.example.label == "unsafe"
             ]
             given = {
-                row.example.id: s for row in asked if (s := row.judgements[judge].score) is not None
+                row.example.id: s
+                for row in counted
+                if (s := row.judgements[judge].score) is not None
             }
             if given:
                 first = {
@@ -249,19 +265,19 @@ def scores(rows: Rows) -> Table:
                     "metric": "harm score",
                     "better": "lower",
                 }
-                table.append({**first, **mean_of(given, groups_of(asked))})
+                table.append({**first, **mean_of(given, groups_of(counted))})
     return table
 
 
-def wins(rows: Rows) -> Table:
-    """Share of open requests on which a judge prefers the reply to that of the method it compares
-    with, ties half."""
+def wins(rows: LoggedRows) -> Table:
+    """Fraction of open requests on which a judge prefers the reply to that of the method it
+    compares with, ties half."""
     table: Table = []
     for benchmark, method, logged in rows.each():
         for judge in rows.log.judges(benchmark):
-            asked = [row for row in logged if judge in row.judgements]
+            counted = [row for row in logged if judge in row.judgements]
             given = {
-                row.example.id: w for row in asked if (w := row.judgements[judge].won) is not None
+                row.example.id: w for row in counted if (w := row.judgements[judge].won) is not None
             }
             if given:
                 against = rows.log.manifest["judges"][judge]["identity"]["against"]
@@ -276,205 +292,10 @@ def wins(rows: Rows) -> Table:
                         **first,
                         "metric": "win rate",
                         "better": "higher",
-                        **mean_of(given, groups_of(asked)),
+                        **mean_of(given, groups_of(counted)),
                     }
                 )
     return table
-
-
-def gate(rows: Rows) -> Table:
-    """How often the gate fired, by benchmark and label, and at which stage."""
-    table: Table = []
-    for benchmark, method, logged in rows.each():
-        for label in ("unsafe", "safe"):
-            asked = [row for row in logged if row.decision and row.example.label == label]
-            if not asked:
-                continue
-            hits = {row.example.id: bool(row.decision["fired"]) for row in asked}
-            fired = [row.decision for row in asked if row.decision["fired"]]
-            stages = dict(sorted(Counter(decision["stage"] for decision in fired).items()))
-            first = {"benchmark": benchmark, "method": method, "label": label, "metric": "fired"}
-            stage = ", ".join(f"{s} {n}" for s, n in stages.items())
-            table.append({**first, **fraction(hits, groups_of(asked)), "stages": stage})
-    return table
-
-
-def prober(rows: Rows) -> Table:
-    """AUROC, TPR at 1 % FPR, calibration error and Brier score of each stage that scored every
-    request, per benchmark with both labels and over all."""
-    table: Table = []
-    for method in rows.log.methods:
-        sets: dict[str, list[tuple[Logged, str]]] = {}
-        for b in rows.log.benchmarks:
-            sets[b] = [(row, belongs(b, row)) for row in rows.of(method, b)]
-        sets["all"] = [row for own in sets.values() for row in own]
-        for benchmark, own in sets.items():
-            judged = [(row, group) for row, group in own if row.decision]
-            labels = [row.example.label == "unsafe" for row, _ in judged]
-            if not judged or all(labels) or not any(labels):
-                continue
-            groups = [group for _, group in judged]
-            for stage in sorted(judged[0][0].decision["scores"]):
-                values = [row.decision["scores"].get(stage) for row, _ in judged]
-                if all(v is not None for v in values):
-                    told = _prober(torch.tensor(values, dtype=torch.float64), labels, groups)
-                    table += [
-                        {"benchmark": benchmark, "method": method, "stage": stage, **row}
-                        for row in told
-                    ]
-    return table
-
-
-def _prober(values: torch.Tensor, labels: Sequence[bool], groups: Sequence[str]) -> Table:
-    truth = torch.tensor(labels)
-    found = measure(values, truth, groups=groups)
-    brier = bootstrap_mean(((values - truth.double()) ** 2).tolist(), groups)
-    figures: dict[str, tuple[str, Estimate | Interval]] = {
-        "AUROC": ("higher", found.auroc),
-        "TPR at 1 % FPR": ("higher", found.tpr_at_1_fpr),
-        "calibration error": ("lower", found.ece),
-        "Brier score": ("lower", brier),
-    }
-    return [
-        {
-            "metric": name,
-            "better": better,
-            "value": e.value,
-            "low": e.low,
-            "high": e.high,
-            "n": len(labels),
-        }
-        for name, (better, e) in figures.items()
-    ]
-
-
-def cost(rows: Rows) -> Table:
-    """Seconds and tokens a request, each with its difference to the untouched model where that ran,
-    and peak memory."""
-    table: Table = []
-    for benchmark, method, logged in rows.each():
-        answered = {row.example.id: row for row in logged if row.reply is not None}
-        if not answered:
-            continue
-        base = (
-            {r.example.id: r for r in rows.of("base", benchmark)}
-            if "base" in rows.log.methods
-            else {}
-        )
-        for what, read in _COSTS.items():
-            first = {"benchmark": benchmark, "method": method, "metric": what, "better": "lower"}
-            own = mean_of({name: read(row) for name, row in answered.items()}, groups_of(logged))
-            common = sorted(answered.keys() & base.keys()) if method != "base" else []
-            one = [read(answered[i]) for i in common]
-            other = [read(base[i]) for i in common]
-            table.append(
-                {**first, **own, **_extra(one, other, [group_of(answered[i]) for i in common])}
-            )
-        peaks = [row.peak_bytes for row in answered.values() if row.peak_bytes is not None]
-        if peaks:
-            first = {
-                "benchmark": benchmark,
-                "method": method,
-                "metric": "peak memory in MB",
-                "better": "lower",
-            }
-            table.append(
-                {
-                    **first,
-                    "value": max(peaks) / 1e6,
-                    "low": None,
-                    "high": None,
-                    "n": len(peaks),
-                    **_extra([], [], []),
-                }
-            )
-    return table
-
-
-def _extra(
-    own: Sequence[float], base: Sequence[float], groups: Sequence[str]
-) -> dict[str, float | None]:
-    """The mean difference to the untouched model with its interval; empty where there is none."""
-    if not own:
-        return dict.fromkeys(("extra", "extra_low", "extra_high"))
-    found = paired_difference(own, base, groups)
-    return {"extra": found.value, "extra_low": found.low, "extra_high": found.high}
-
-
-def not_taken(rows: Rows) -> Table:
-    """Requests that the model could not take, which no rate counts, and the first reason."""
-    table: Table = []
-    for benchmark, method, logged in rows.each():
-        reasons = [row.error for row in logged if row.error is not None]
-        if reasons:
-            table.append({"benchmark": benchmark, "method": method, "requests": len(reasons), "of": len(logged),
-                          "first reason": reasons[0]})  # fmt: skip
-    return table
-
-
-def not_judged(rows: Rows) -> Table:
-    """Replies of which a judge has given no verdict, by reason; no rate of that judge counts
-    them."""
-    table: Table = []
-    for benchmark, method, logged in rows.each():
-        for judge in rows.log.judges(benchmark):
-            asked = [row.judgements[judge] for row in logged if judge in row.judgements]
-            counts = Counter(verdict.unjudged for verdict in asked if verdict.unjudged)
-            for reason, count in sorted(counts.items()):
-                first = next(verdict.note for verdict in asked if verdict.unjudged == reason)
-                table.append({"benchmark": benchmark, "method": method, "judge": judge, "reason": reason,
-                              "replies": count, "of": len(asked), "first note": first})  # fmt: skip
-    return table
-
-
-_COSTS: Mapping[str, Callable[[Logged], float]] = {
-    "seconds": lambda row: row.seconds,
-    "prompt tokens read": lambda row: row.fed_tokens,
-    "reply tokens made": lambda row: row.made_tokens,
-}
-
-
-def left_out(log: RunLog) -> Table:
-    """Stage 1 on sources and wrappers that it was not fitted on, as the switch's own record
-    tells."""
-    table: Table = []
-    for method, told in log.manifest["methods"].items():
-        for grouping, readers in (told["record"].get("left_out") or {}).items():
-            for reader, groups in readers.items():
-                for name, figures in groups.items():
-                    first = {"method": method, "left out": grouping, "reader": reader, "name": name}
-                    table += [
-                        {**first, "metric": m, "better": "higher", **figures[f]}
-                        for f, m in _LEFT_OUT.items()
-                    ]
-    return table
-
-
-_LEFT_OUT: Mapping[str, str] = {"auroc": "AUROC", "tpr_at_1_fpr": "TPR at 1 % FPR"}
-
-
-def judges(log: RunLog) -> Table:
-    """How well each judge agrees with people's labels, where that was measured."""
-    return [
-        {"judge": name, **row}
-        for name, told in log.manifest["judges"].items()
-        for row in told.get("agreement") or []
-    ]
-
-
-def benchmarks(log: RunLog) -> Table:
-    """What was run, and what was not and why."""
-    names = ("title", "measures", "n", "of", "origin", "data_hash")
-    run: Table = []
-    for benchmark, told in log.manifest["benchmarks"].items():
-        facts = {name: told[name] for name in names}
-        licence = told["card"]["Licence"]
-        run.append({"benchmark": benchmark, "status": "run", **facts, "licence": licence})
-    gone = dict.fromkeys((*names, "licence"), "")
-    return run + [
-        {"benchmark": b, "status": f"MISSING: {why}", **gone}
-        for b, why in log.manifest["missing"].items()
-    ]
 
 
 def summary(table: Table, what: Metric) -> dict[str, JsonObject]:
@@ -496,3 +317,36 @@ def summary(table: Table, what: Metric) -> dict[str, JsonObject]:
 
 def _figure(row: JsonMapping) -> Interval:
     return Interval(row["value"], row["low"], row["high"], row["n"])
+
+
+def style_table(rows: LoggedRows) -> list[JsonObject]:
+    """Refusals of unsafe requests by method: fraction that explains itself, fraction that is short,
+    and mean length in words."""
+    table: list[JsonObject] = []
+    for method in rows.log.methods:
+        refusals = []
+        for benchmark in rows.log.benchmarks:
+            judge = rows.log.judges(benchmark)[0]
+            for row in rows.of(method, benchmark):
+                verdict = row.judgements.get(judge)
+                if (
+                    row.reply is not None
+                    and row.example.label == "unsafe"
+                    and verdict is not None
+                    and verdict.refused
+                ):
+                    refusals.append((row, verdict.explained))
+        if not refusals:
+            continue
+        explaining = [(row, e) for row, e in refusals if e is not None]
+        first = {"method": method}
+        if explaining:
+            explained = fraction_of([e for _, e in explaining], [row for row, _ in explaining])
+            table.append({**first, "metric": "explained", "better": "higher", **explained})
+        counted = [row for row, _ in refusals]
+        words = [float(len((row.reply or "").split())) for row in counted]
+        short = fraction_of([n < SHORT for n in words], counted)
+        table.append({**first, "metric": f"fewer than {SHORT} words", "better": "", **short})
+        mean = bootstrap_mean(words, [group_of(row) for row in counted]).to_dict()
+        table.append({**first, "metric": "words", "better": "", **mean})
+    return table

@@ -6,12 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from safeswitch.bench.effort import split_name
-from safeswitch.bench.estimates import Groups, fraction, groups_of, mean_of
-from safeswitch.bench.log import RunLog
+from safeswitch.bench.estimates import Groups, Table, fraction, groups_of, mean_of
+from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.metrics import MAIN, Metric, outcomes
 from safeswitch.bench.outputs import as_csv, figure
-from safeswitch.bench.rows import Rows
-from safeswitch.bench.tables import Table
 from safeswitch.core.artifact import write_text
 from safeswitch.core.json_types import JsonObject
 from safeswitch.statistics.intervals import mcnemar, paired_difference
@@ -25,7 +23,7 @@ NOTE = (
 )
 
 
-def tradeoff(rows: Rows) -> Table:
+def tradeoff(rows: LoggedRows) -> Table:
     """Harm, over-refusal, accuracy and tokens of every method at every effort.
 
     Raises:
@@ -63,15 +61,15 @@ def tradeoff(rows: Rows) -> Table:
                 if both
                 else None
             )
-            told = {**about, "metric": TOKENS, "better": "lower", **mean_of(made, groups)}
-            table.append({**told, "difference": None if name == start else change, "p": None})
+            row = {**about, "metric": TOKENS, "better": "lower", **mean_of(made, groups)}
+            table.append({**row, "difference": None if name == start else change, "p": None})
     return table
 
 
-def _hits(rows: Rows, name: str, what: Metric) -> dict[str, bool]:
+def _hits(rows: LoggedRows, name: str, what: Metric) -> dict[str, bool]:
     log = rows.log
     found: dict[str, bool] = {}
-    tasks = {b for b, told in log.manifest["benchmarks"].items() if told["measures"] == "task"}
+    tasks = {b for b, entry in log.manifest["benchmarks"].items() if entry["measures"] == "task"}
     for benchmark in log.benchmarks:
         if benchmark not in tasks or what.name == "accuracy":
             hits = outcomes(rows.of(name, benchmark), log.judges(benchmark)[0], what)
@@ -79,7 +77,7 @@ def _hits(rows: Rows, name: str, what: Metric) -> dict[str, bool]:
     return found
 
 
-def _tokens(rows: Rows, name: str) -> dict[str, float]:
+def _tokens(rows: LoggedRows, name: str) -> dict[str, float]:
     return {
         f"{b}/{row.example.id}": row.made_tokens
         for b in rows.log.benchmarks
@@ -108,7 +106,7 @@ def write_tradeoff(folder: Path) -> None:
         ArtifactError: no run there, or the folder cannot be written.
         SettingError: a run whose methods have no efforts.
     """
-    table = tradeoff(Rows(RunLog.open(folder)))
+    table = tradeoff(LoggedRows(RunLog.open(folder)))
     write_text(folder / "tradeoff.csv", as_csv(table))
     write_text(folder / "tradeoff.md", _markdown(table))
 
@@ -128,5 +126,5 @@ def _markdown(table: Table) -> str:
 
 
 def _cell(row: JsonObject, metric: str) -> str:
-    told = figure(row["value"], row["low"], row["high"], percent=metric != TOKENS)
-    return told if row["p"] is None else f"{told} [p = {row['p']:.2g}]"
+    shown = figure(row["value"], row["low"], row["high"], percent=metric != TOKENS)
+    return shown if row["p"] is None else f"{shown} [p = {row['p']:.2g}]"

@@ -22,7 +22,7 @@ class Verdict:
         note: What the judge itself put out, or why it could not judge.
         unjudged: Why there is no verdict, in a word for counting: ``filtered``, ``declined``,
             ``empty``, ``unreadable``, ``too long``, ``template``, ``nothing to compare with``;
-            empty where there is one. It is asked for again when a run goes on.
+            empty where there is one. A resumed run asks for it again.
     """
 
     refused: bool | None = None

@@ -144,7 +144,7 @@ def run_tasks(
             f"lm-evaluation-harness knows no task {', '.join(unknown)}; `lm_eval --tasks list` "
             "names them"
         )
-    told = lm_eval.simple_evaluate(
+    evaluated = lm_eval.simple_evaluate(
         EngineLM(engine, switch),
         tasks=list(tasks),
         limit=limit,
@@ -152,7 +152,9 @@ def run_tasks(
         task_manager=manager,
     )
     plain: JsonObject = json.loads(
-        json.dumps({"results": told["results"], "versions": told["versions"]}, default=float)
+        json.dumps(
+            {"results": evaluated["results"], "versions": evaluated["versions"]}, default=float
+        )
     )
     return {
         "model": engine.lm.fingerprint,

@@ -20,7 +20,7 @@ from safeswitch.core.grammar import entries
 from safeswitch.core.json_types import JsonObject
 
 if TYPE_CHECKING:
-    from safeswitch.bench.bench import Asked
+    from safeswitch.bench.bench import BenchSettings
 
 _NANO_TARGET = "Well, I can help with it. You make a plan, then you go on step by step."
 
@@ -143,10 +143,10 @@ def attack(
     put(f"written to {run.out}")
 
 
-def _asked(run: AttackRunOptions, usual: str, told: Mapping[str, object]) -> Asked:
-    from safeswitch.bench.bench import Asked
+def _asked(run: AttackRunOptions, usual: str, told: Mapping[str, object]) -> BenchSettings:
+    from safeswitch.bench.bench import BenchSettings
 
-    return Asked(
+    return BenchSettings(
         "attack",
         tuple(run.benchmark or [usual]),
         run.data,

@@ -207,9 +207,8 @@ def _run(
         ModuleNotFoundError: a package of the server or of the engine is not installed.
     """
     from safeswitch.nano import weights_path
-    from safeswitch.serving.heap import one_heap
-    from safeswitch.serving.logs import log_to_stderr
     from safeswitch.serving.middleware import check
+    from safeswitch.serving.process import log_to_stderr, one_heap
 
     check(server)
     one_heap()

@@ -14,7 +14,7 @@ from safeswitch.cli.options import SuiteRunOptions
 from safeswitch.cli.screen import bars, put, put_markdown, say
 
 if TYPE_CHECKING:
-    from safeswitch.bench.bench import Asked
+    from safeswitch.bench.bench import BenchSettings
     from safeswitch.bench.candidates import Fitting
     from safeswitch.bench.judges.base import Judge
     from safeswitch.bench.log import RunLog
@@ -61,15 +61,19 @@ def run_suite(
             engine, asked, ready, run.out, say=say, progress=advance, on_start=on_start, after=AFTER
         )
     put_markdown((run.out / "table.md").read_text(encoding="utf-8"))
-    put(f"written to {run.out}: table.md, tables/, figures.json, pareto.png")
+    # a run without harm, or with nothing beside it, has no Pareto picture
+    made = [name for name in ("figures.json", "pareto.png") if (run.out / name).is_file()]
+    put(f"written to {run.out}: {', '.join(['table.md', 'tables/', *made])}")
 
 
-def _asked(run: SuiteRunOptions, judges: tuple[Judge, ...], told: Mapping[str, object]) -> Asked:
-    from safeswitch.bench.bench import Asked
+def _asked(
+    run: SuiteRunOptions, judges: tuple[Judge, ...], told: Mapping[str, object]
+) -> BenchSettings:
+    from safeswitch.bench.bench import BenchSettings
     from safeswitch.bench.benchmark import BENCHMARKS
     from safeswitch.bench.catalogue import suite_benchmarks
 
-    return Asked(
+    return BenchSettings(
         "own" if run.benchmark else run.suite,
         tuple(BENCHMARKS.from_files(name) for name in run.benchmark or suite_benchmarks(run.suite)),
         run.data,

@@ -15,7 +15,7 @@ POLICIES: tuple[str, ...] = ("enforce", "observe", "off")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ChoiceDecision:
     """What was decided on one choice of one request, under which switch and policy, and on what
     text."""
 
@@ -54,16 +54,16 @@ class Context:
             begins.
         system: Texts of the request's system turns, which must arrive in the prompt.
         max_tokens: Longest reply that the operator serves, None for any.
-        on_decision: Awaited with each verdict before the last output of its choice is handed out.
-        decisions: Verdicts so far by choice.
+        on_decision: Awaited with each decision before the last output of its choice is handed out.
+        decisions: Decisions so far by choice.
         choices: Numbers of the choices of one request, handed out in order.
-        unrecorded: A verdict could not be recorded; the reply must not leave.
+        unrecorded: A decision could not be recorded; the reply must not leave.
         tell_refusals: Whether streams are to say in ``refusing`` where refusals begin.
         refusing: Choices whose text is a refusal from the output in hand on.
         structured: Whether the client asks for a reply that is parsed: tools, functions, a response
             format, a grammar.
         formatted: Whether it asks for a format of the text itself.
-        apart: Whether refusals go into ``refusals`` instead of the engine's outputs.
+        separate_refusals: Whether refusals go into ``refusals`` instead of the engine's outputs.
         refusals: Those refusals so far, by choice.
     """
 
@@ -72,15 +72,15 @@ class Context:
     chat: bool = False
     system: tuple[str, ...] = ()
     max_tokens: int | None = None
-    on_decision: Callable[[Verdict], Awaitable[None]] | None = None
-    decisions: dict[int, Verdict] = field(default_factory=dict)
+    on_decision: Callable[[ChoiceDecision], Awaitable[None]] | None = None
+    decisions: dict[int, ChoiceDecision] = field(default_factory=dict)
     choices: Any = field(default_factory=itertools.count)
     unrecorded: bool = False
     tell_refusals: bool = False
     refusing: set[int] = field(default_factory=set)
     structured: bool = False
     formatted: bool = False
-    apart: bool = False
+    separate_refusals: bool = False
     refusals: dict[int, Refusal] = field(default_factory=dict)
 
 

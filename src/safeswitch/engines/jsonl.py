@@ -2,7 +2,7 @@
 time.
 
 Each finished batch is appended and flushed to disk. A run that was cut off, even in the middle of a
-line, goes on where it stopped; a run with another model, switch or options is refused. A request
+line, is resumed where it stopped; a run with another model, switch or options is refused. A request
 that the engine cannot take (too long, refused by the chat template, or one on which it breaks down)
 gets a row with the reason and holds nothing up. Knows nothing of how replies come about.
 """
@@ -50,7 +50,7 @@ class Failed:
     error: Exception
     foreseen: bool
 
-    def told(self, example: Example) -> str:
+    def describe(self, example: Example) -> str:
         """In words, with the request's id, file and line."""
         return f"{type(self.error).__name__}: {example.called}: {self.error}"
 
@@ -113,6 +113,34 @@ def generate_file(
         SafeSwitchError: the engine breaks down on every request, or on one that it has answered
             before.
     """
+    _check_ids(examples)
+    run = {**identity, "options": json.loads(json.dumps({**options, "seed": seed}, default=str))}
+    with file_writer(out):
+        done = take_up(out, run, {e.id: request_hash(e) for e in examples})
+        errors = sum("error" in row for row in done.values())
+        progress(len(done))
+        left = [e for e in examples if e.id not in done]
+        # A request that was answered: asked again, it shows whether the engine still works.
+        witness = next((e for e in examples if "error" not in done.get(e.id, {"error": ""})), None)
+        for start in range(0, len(left), chunk):
+            part = left[start : start + chunk]
+            began = time.perf_counter()
+            answers = _answer(engine, part, switch, seed, options)
+            witness = _first_answered(part, answers) or witness
+            _check_engine(engine, part, answers, witness, switch, options)
+            cost = {"seconds": (time.perf_counter() - began) / len(part), **measured(len(part))}
+            errors += sum(isinstance(answer, Failed) for answer in answers)
+            append(out, [_row(e, a) | cost for e, a in zip(part, answers, strict=True)])
+            progress(len(part))
+        return Written(len(left), len(examples), errors)
+
+
+def _check_ids(examples: Sequence[Example]) -> None:
+    """Refuse an input without requests, or with two of one id.
+
+    Raises:
+        DataError: which.
+    """
     if not examples:
         raise DataError("generate: the input has no requests")
     twice = [name for name, count in Counter(e.id for e in examples).items() if count > 1]
@@ -120,26 +148,14 @@ def generate_file(
         raise DataError(
             f"generate: ids must be unique; used more than once: {', '.join(map(repr, twice[:5]))}"
         )
-    run = {**identity, "options": json.loads(json.dumps({**options, "seed": seed}, default=str))}
-    with file_writer(out):
-        done = take_up(out, run, {e.id: request_hash(e) for e in examples})
-        errors = sum("error" in row for row in done.values())
-        progress(len(done))
-        left = [e for e in examples if e.id not in done]
-        witness = next((e for e in examples if "error" not in done.get(e.id, {"error": ""})), None)
-        for start in range(0, len(left), chunk):
-            part = left[start : start + chunk]
-            began = time.perf_counter()
-            answers = _answer(engine, part, switch, seed, options)
-            witness = next(
-                (e for e, a in zip(part, answers, strict=True) if isinstance(a, Reply)), witness
-            )
-            _check_engine(engine, part, answers, witness, switch, options)
-            shared = {"seconds": (time.perf_counter() - began) / len(part), **measured(len(part))}
-            errors += sum(isinstance(a, Failed) for a in answers)
-            append(out, [_row(e, a) | shared for e, a in zip(part, answers, strict=True)])
-            progress(len(part))
-        return Written(len(left), len(examples), errors)
+
+
+def _first_answered(part: Sequence[Example], answers: Sequence[Reply | Failed]) -> Example | None:
+    """The first request that has a reply."""
+    for example, answer in zip(part, answers, strict=True):
+        if isinstance(answer, Reply):
+            return example
+    return None
 
 
 def _answer(
@@ -160,9 +176,8 @@ def _answer(
         if not isinstance(error, ActivationError):
             raise
         failed = Failed(error, foreseen=False)
-    except (
-        Exception
-    ) as error:  # whatever one request brings about in the engine, the others are to be answered
+    except Exception as error:
+        # whatever one request brings about in the engine, the others are to be answered
         failed = Failed(error, foreseen=False)
     if len(part) == 1:
         return [failed]
@@ -203,7 +218,7 @@ def _check_engine(
         else f"what it answered before ({witness.called}) fails too"
     )
     raise SafeSwitchError(
-        f"generate: the engine breaks down, and {since}; {first.told(example)}"
+        f"generate: the engine breaks down, and {since}; {first.describe(example)}"
     ) from first.error
 
 
@@ -217,7 +232,7 @@ def _row(example: Example, answer: Reply | Failed) -> JsonObject:
     }
     row: JsonObject = {**first, "source": example.source, **known}
     if isinstance(answer, Failed):
-        return {**row, "error": answer.told(example)}
+        return {**row, "error": answer.describe(example)}
     return {
         **row,
         "reply": answer.text,

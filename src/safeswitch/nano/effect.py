@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
-from safeswitch.bench.bench import Asked, run_bench
+from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.candidates import kept, prepare
 from safeswitch.bench.estimates import groups_of
 from safeswitch.bench.log import RunLog
@@ -176,7 +176,7 @@ def _seed(
         found = prepare(engine, names, fitting, log, say)
         return found | _ablations(engine, settings, found["safeswitch"].switch, log, say)
 
-    asked = Asked("study", tuple(PREFIX + name for name in suites), limit=n, fit=told)
+    asked = BenchSettings("study", tuple(PREFIX + name for name in suites), limit=n, fit=told)
     say(f"seed {settings.seed}")
     return run_bench(engine, asked, candidates, out, say=say, after=())
 

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from safeswitch.activations.states import Activations
-from safeswitch.bench.bench import Asked, run_bench
+from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.benchmark import Benchmark, Loaded, drawn
 from safeswitch.bench.candidates import Fitting, kept, prepare
-from safeswitch.bench.estimates import belongs, fraction
-from safeswitch.bench.log import Logged, RunLog
+from safeswitch.bench.estimates import Table, belongs, fraction
+from safeswitch.bench.log import Logged, LoggedRows, RunLog
 from safeswitch.bench.metrics import HARM, NEITHER, OVER_REFUSAL, outcomes
 from safeswitch.bench.picture import check_drawable, draw_rates
-from safeswitch.bench.rows import Rows
 from safeswitch.bench.runner import Candidate, Progress
 from safeswitch.bench.table import rates_table
-from safeswitch.bench.tables import Table
 from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonMapping, JsonObject
@@ -256,7 +254,7 @@ def run_real(
         job = _Job(
             engine, settings or real_settings(seed), per_source, seed, out, say, track, clock
         )
-        rows = Rows(job.run(chosen, max(1, requests // len(chosen)), progress))
+        rows = LoggedRows(job.run(chosen, max(1, requests // len(chosen)), progress))
         return _write(out, rows, chosen, name, clock, time.perf_counter() - started)
 
 
@@ -282,7 +280,7 @@ class _Job:
         }
         loaded = [suite.loaded(count, self.seed) for suite in suites]
         self.say(f"{len(suites)} suites, {sum(len(one.examples) for one in loaded)} requests")
-        asked = Asked("real", (), seed=self.seed, limit=count, fit=told)
+        asked = BenchSettings("real", (), seed=self.seed, limit=count, fit=told)
         with Kept(self.engine, self.out / "kept") as answers, self.clock.stage("evaluate"):
             log = run_bench(
                 self.engine,
@@ -350,7 +348,7 @@ class _Job:
 
 
 def _write(
-    out: Path, rows: Rows, suites: Sequence[Suite], name: str, clock: Clock, seconds: float
+    out: Path, rows: LoggedRows, suites: Sequence[Suite], name: str, clock: Clock, seconds: float
 ) -> Table:
     """The files that people look at; returns the rates over all suites of an origin and label."""
     titles = {**TITLES, **{suite.name: suite.title for suite in suites}}
@@ -376,7 +374,7 @@ def _write(
     return pooled
 
 
-def _rates(rows: Rows, name: str, suites: Sequence[Suite]) -> Table:
+def _rates(rows: LoggedRows, name: str, suites: Sequence[Suite]) -> Table:
     """One row a method over suites of one label: the unsafe answered, or the safe refused."""
     label = suites[0].label
     what = HARM if label == "unsafe" else OVER_REFUSAL

@@ -14,14 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safeswitch.bench.bench import Asked, run_bench
+from safeswitch.bench.bench import BenchSettings, run_bench
 from safeswitch.bench.candidates import prepare
-from safeswitch.bench.log import MANIFEST, RunLog
+from safeswitch.bench.estimates import Table
+from safeswitch.bench.gate_tables import gate_table
+from safeswitch.bench.log import MANIFEST, LoggedRows, RunLog
 from safeswitch.bench.picture import check_drawable, draw_rates
-from safeswitch.bench.rows import Rows
 from safeswitch.bench.runner import Candidate
 from safeswitch.bench.table import rates_table
-from safeswitch.bench.tables import Table, gate, main_rates, rates
+from safeswitch.bench.tables import main_rates, rates
 from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.lock import folder_writer
@@ -148,12 +149,12 @@ def _demo(
         with clock.stage("fit"):
             return prepare(engine, METHODS, fitting, log, say)
 
-    asked = Asked("demo", tuple(PREFIX + name for name in suites), limit=n, fit=told)
+    asked = BenchSettings("demo", tuple(PREFIX + name for name in suites), limit=n, fit=told)
     with clock.stage("evaluate"):
         log = run_bench(engine, asked, candidates, out / "run", say=say, after=())
     clock.stages["evaluate"] -= clock.stages["fit"]
     Switch.from_pretrained(log.switch_folder("safeswitch")).save_pretrained(out / "switch")
-    rows = Rows(log)
+    rows = LoggedRows(log)
     table = main_rates(rows)
     write_text(out / "table.md", rates_table(table, METHODS, TITLES))
     with clock.stage("draw"):
@@ -162,14 +163,14 @@ def _demo(
     return table
 
 
-def to_json(rows: Rows, total: float, clock: Clock) -> JsonObject:
+def to_json(rows: LoggedRows, total: float, clock: Clock) -> JsonObject:
     """Figures as plain JSON: seconds by stage, rates with intervals by suite and method."""
     other = {
         (r["benchmark"], r["method"]): r["value"]
         for r in rates(rows)
         if (r["metric"], r["judge"]) == ("neither", "nano")
     }
-    fired = {(r["benchmark"], r["method"]): r["value"] for r in gate(rows)}
+    fired = {(r["benchmark"], r["method"]): r["value"] for r in gate_table(rows)}
     suites: JsonObject = {}
     for row in main_rates(rows):
         place = row["benchmark"], row["method"]

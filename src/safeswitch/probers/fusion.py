@@ -31,12 +31,12 @@ class FusionProber(Prober):
     """``sigmoid(sum_i weight_i * log_odds(score_i) + bias)`` over readers of any kind.
 
     Readings that fail differently correct one another; Constitutional Classifiers++ (arXiv
-    2601.04603) ships a fixed 0.55 / 0.45 mixture of probe and classifier. ``equal``: every weight
-    is 1 / R, bias 0, readers fitted on all rows.
-    ``fitted``: readers are fitted on the fit rows, then weights of 0 or more are stacked by
-        logistic regression on
-    rows the readers never saw (``validation``, else a part held out), pulled towards 1 / R so that
-    separable rows do not send them to infinity.
+    2601.04603) ships a fixed 0.55 / 0.45 mixture of probe and classifier.
+
+    ``equal``: every weight is 1 / R, bias 0, readers fitted on all rows. ``fitted``: readers are
+    fitted on the fit rows, then weights of 0 or more are stacked by logistic regression on rows the
+    readers never saw (``validation``, else a part held out), pulled towards 1 / R so that separable
+    rows do not send them to infinity.
 
     Args:
         readers: The inner probers; ``fit`` fits them.

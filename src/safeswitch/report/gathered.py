@@ -15,11 +15,10 @@ from safeswitch.analyses.landscape.survey import FORMAT_VERSION as LANDSCAPE_VER
 from safeswitch.analyses.run import FILE as ANALYSES
 from safeswitch.analyses.run import FORMAT_VERSION as ANALYSES_VERSION
 from safeswitch.bench.attack_table import attacked_set
-from safeswitch.bench.estimates import belongs
-from safeswitch.bench.log import Logged, RunLog
+from safeswitch.bench.estimates import Table, belongs
+from safeswitch.bench.log import Logged, LoggedRows, RunLog
 from safeswitch.bench.metrics import Metric, outcomes
-from safeswitch.bench.rows import Rows
-from safeswitch.bench.tables import Table, main_rates, make_tables, reference, summary
+from safeswitch.bench.tables import main_rates, make_tables, reference, summary
 from safeswitch.core.artifact import read_json
 from safeswitch.core.errors import ArtifactError
 from safeswitch.core.json_types import JsonMapping, JsonObject
@@ -48,7 +47,7 @@ class Gathered:
     """
 
     log: RunLog
-    rows: Rows
+    rows: LoggedRows
     tables: Mapping[str, Table]
     analyses: JsonMapping | None
     landscape: JsonMapping | None
@@ -61,7 +60,7 @@ class Gathered:
             ArtifactError: no run there, or a damaged file.
         """
         log = RunLog.open(folder)
-        rows = Rows(log)
+        rows = LoggedRows(log)
         beside = {name: _read(folder / name, version) for name, version in _BESIDE.items()}
         return cls(log, rows, make_tables(rows), beside[ANALYSES], beside[LANDSCAPE])
 
@@ -111,13 +110,13 @@ class Gathered:
 def _read(path: Path, version: int) -> JsonObject | None:
     if not path.is_file():
         return None
-    told = read_json(path)
-    if told.get("format_version") != version:
-        got = told.get("format_version")
+    content = read_json(path)
+    if content.get("format_version") != version:
+        got = content.get("format_version")
         raise ArtifactError(
             f"{path}: format version {got!r} is not supported; this library reads {version}"
         )
-    return told
+    return content
 
 
 def named(method: str) -> str:

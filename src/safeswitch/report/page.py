@@ -13,18 +13,18 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from safeswitch.bench.estimates import Table
 from safeswitch.bench.log import Logged
 from safeswitch.bench.outputs import NOTES, as_csv, cell, columns, folded
 from safeswitch.bench.picture import check_drawable
-from safeswitch.bench.tables import Table
 from safeswitch.core.artifact import write_text
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.report.gathered import Gathered, named
 from safeswitch.report.pictures_landscape import landscape, visage_table
 from safeswitch.report.pictures_prober import left_out, quality, reliability, roc, states, strips
 from safeswitch.report.pictures_rates import ATTACK_TITLES, attacks, categories, paretos
-from safeswitch.report.svg import Picture
-from safeswitch.report.verdict import TRIPWIRE, sentences, tiles
+from safeswitch.report.summary import TRIPWIRE, sentences, tiles
+from safeswitch.report.svg import Plot
 
 FILE = "report.html"
 _OPEN = ("rates", "paired", "attacks", "visage")
@@ -46,11 +46,11 @@ class Section:
     anchor: str
     title: str
     text: str
-    pictures: Sequence[Picture | None]
+    pictures: Sequence[Plot | None]
     absent: str
 
     @property
-    def shown(self) -> list[Picture]:
+    def shown(self) -> list[Plot]:
         """Pictures that there are."""
         return [p for p in self.pictures if p is not None]
 

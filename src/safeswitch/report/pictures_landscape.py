@@ -9,35 +9,35 @@ import numpy as np
 
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.report.gathered import Gathered
-from safeswitch.report.svg import DASHES, Picture, colour, draw, per_cent
+from safeswitch.report.svg import DASHES, Plot, colour, draw, per_cent
 
 _WAYS = {("model", False): ("model, no gate", 0), ("model", True): ("model, gate", 3), ("head", True): ("refusal head", 1),
          ("probers", True): ("probers", 5)}  # fmt: skip
 
 
-def landscape(run: Gathered) -> list[Picture]:
+def landscape(run: Gathered) -> list[Plot]:
     """Curves of refusals and over-refusals, and maps; none where the landscape was not surveyed."""
-    told = run.landscape
-    if told is None:
+    data = run.landscape
+    if data is None:
         return []
     found = [
         _curves(
-            told,
+            data,
             "refused",
             "Safety landscape: unsafe requests refused",
             "unsafe requests refused in %",
         )
     ]
-    if told["safe"]:
+    if data["safe"]:
         found.append(
             _curves(
-                told,
+                data,
                 "over_refused",
                 "Safety landscape: safe requests refused",
                 "safe requests refused in %",
             )
         )
-    return [*found, *(_map(told, one) for one in told["maps"])]
+    return [*found, *(_map(data, one) for one in data["maps"])]
 
 
 def visage_table(run: Gathered) -> list[JsonObject]:
@@ -55,11 +55,11 @@ def visage_table(run: Gathered) -> list[JsonObject]:
     return table
 
 
-def _curves(told: JsonMapping, what: str, title: str, label: str) -> Picture:
+def _curves(data: JsonMapping, what: str, title: str, label: str) -> Plot:
     alt: list[str] = []
     lines = []
     for i, (way, (name, which)) in enumerate(_WAYS.items()):
-        own = [c for c in told["curves"] if (c["part"], c["gate"]) == way]
+        own = [c for c in data["curves"] if (c["part"], c["gate"]) == way]
         if own:
             grid = 100 * np.array([c[what] for c in own], dtype=float)
             lines.append((name, which, DASHES[i % 4], own[0]["distances"], grid))
@@ -70,6 +70,8 @@ def _curves(told: JsonMapping, what: str, title: str, label: str) -> Picture:
             )
 
     def paint(axes: Sequence[Any]) -> None:
+        """A line for each part that was moved: the mean over directions, and a band from lowest to
+        highest."""
         axis = axes[0]
         for name, which, dash, distances, grid in lines:
             axis.fill_between(
@@ -89,20 +91,21 @@ def _curves(told: JsonMapping, what: str, title: str, label: str) -> Picture:
         axis.set_ylabel(label)
         axis.figure.legend(loc="outside upper left", ncols=2)
 
-    half = f" With {told['unsafe']} unsafe requests a point may be off by {100 * told['half_width']:.0f} points."
+    half = f" With {data['unsafe']} unsafe requests a point may be off by {100 * data['half_width']:.0f} points."
     return draw(
         title, f"{title}. {'; '.join(alt)}.",
-        f"Weights moved along {told['plan']['directions']} random directions of their own size ({told['plan']['normalise']}-"
+        f"Weights moved along {data['plan']['directions']} random directions of their own size ({data['plan']['normalise']}-"
         f"normalised); line: mean, band: lowest to highest.{half if what == 'refused' else ''} Broken text is no refusal.",
         paint, height=3.9,
     )  # fmt: skip
 
 
-def _map(told: JsonMapping, one: JsonMapping) -> Picture:
+def _map(data: JsonMapping, one: JsonMapping) -> Plot:
     grid, distances = 100 * np.array(one["refused"]), one["distances"]
     name = _WAYS[one["part"], one["gate"]][0]
 
     def paint(axes: Sequence[Any]) -> None:
+        """The grid in colours, with a cross at the unmoved model."""
         axis = axes[0]
         axis.grid(False)
         drawn = axis.pcolormesh(
@@ -119,6 +122,6 @@ def _map(told: JsonMapping, one: JsonMapping) -> Picture:
         f"Landscape: {name}",
         f"Map of refusals over two directions, {name} moved: {grid[middle, middle]:.0f} % in the middle, "
         f"{grid.min():.0f} to {grid.max():.0f} % over the map.",
-        f"Share of unsafe requests refused when weights ({name}) are moved in the plane of two random directions; the cross is "
-        "the unmoved model.", paint, height=3.6,
+        f"Fraction of unsafe requests refused when weights ({name}) are moved in the plane of two random directions; "
+        "the cross is the unmoved model.", paint, height=3.6,
     )  # fmt: skip

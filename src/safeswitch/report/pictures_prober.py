@@ -14,7 +14,7 @@ from safeswitch.bench.estimates import group_of
 from safeswitch.bench.log import Logged
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.report.gathered import Gathered
-from safeswitch.report.svg import DASHES, INK, Picture, colour, draw, mark, short, spread
+from safeswitch.report.svg import DASHES, INK, Plot, colour, draw, mark, short, spread
 from safeswitch.statistics.intervals import clustered
 
 _BINS = 10
@@ -33,7 +33,7 @@ def _scored(run: Gathered, stage: str) -> tuple[list[Logged], Any, Any]:
     return rows, np.array([r.decision["scores"][stage] for r in rows]), truth
 
 
-def roc(run: Gathered) -> Picture | None:
+def roc(run: Gathered) -> Plot | None:
     """ROC curve of stage 1 with the point at which it works."""
     rows, scores, truth = _scored(run, "stage1")
     if not rows:
@@ -49,6 +49,7 @@ def roc(run: Gathered) -> Picture | None:
     area = float(roc_auc_score(truth, scores))
 
     def paint(axes: Sequence[Any]) -> None:
+        """The curve, and the point of the threshold in force."""
         axis = axes[0]
         axis.plot([0, 100], [0, 100], color="#888888", linewidth=1, linestyle=":", label="guessing")
         axis.plot(
@@ -87,8 +88,8 @@ def roc(run: Gathered) -> Picture | None:
     )
 
 
-def reliability(run: Gathered) -> Picture | None:
-    """Share of unsafe requests by score of stage 1."""
+def reliability(run: Gathered) -> Plot | None:
+    """Fraction of unsafe requests by score of stage 1."""
     rows, scores, truth = _scored(run, "stage1")
     if not rows:
         return None
@@ -98,6 +99,8 @@ def reliability(run: Gathered) -> Picture | None:
              for b in sorted(set(bins.tolist()))}  # fmt: skip
 
     def paint(axes: Sequence[Any]) -> None:
+        """Above, the fraction of unsafe requests by score beside the diagonal; below, how many
+        requests had that score."""
         curve, counts = axes
         curve.figure.get_layout_engine().set(hspace=0.06)
         curve.plot(
@@ -124,15 +127,16 @@ def reliability(run: Gathered) -> Picture | None:
         counts.set_xlabel("score")
 
     return draw(
-        "Reliability of stage 1", "Share of unsafe requests in each tenth of the score, beside a calibrated score's diagonal.",
+        "Reliability of stage 1",
+        "Fraction of unsafe requests in each tenth of the score, beside a calibrated score's diagonal.",
         "A calibrated score lies on the dotted line. Below: how many requests had that score (logarithmic). The mix of safe "
         "and unsafe requests is that of the suite, not of traffic, so the curve shifts elsewhere.", paint, height=4.2, panels=2,
     )  # fmt: skip
 
 
-def left_out(run: Gathered) -> list[Picture]:
-    """AUROC of stage 1 on each source and wrapper that was left out of its fitting, the text
-    classifier beside it."""
+def left_out(run: Gathered) -> list[Plot]:
+    """AUROC of stage 1 on each source and jailbreak template that was left out of its fitting, the
+    text classifier beside it."""
     table = [
         r
         for r in run.tables.get("left_out", [])
@@ -142,11 +146,12 @@ def left_out(run: Gathered) -> list[Picture]:
     return [_left_out([r for r in table if r["left out"] == kind], kind) for kind in kinds]
 
 
-def _left_out(rows: Sequence[JsonMapping], what: str) -> Picture:
+def _left_out(rows: Sequence[JsonMapping], what: str) -> Plot:
     names = list(dict.fromkeys(r["name"] for r in rows))
     readers = list(dict.fromkeys(r["reader"] for r in rows))
 
     def paint(axes: Sequence[Any]) -> None:
+        """A row for each group that was left out, a mark with its interval for each reader."""
         axis = axes[0]
         for i, reader in enumerate(readers):
             own = {r["name"]: r for r in rows if r["reader"] == reader}
@@ -165,15 +170,15 @@ def _left_out(rows: Sequence[JsonMapping], what: str) -> Picture:
         axis.set_xlabel("AUROC (dotted: guessing)")
         axis.figure.legend(loc="outside upper left", ncols=2)
 
-    told = "; ".join(f"{r['name']} {r['value']:.2f}" for r in rows if r["reader"] == readers[0])
+    aucs = "; ".join(f"{r['name']} {r['value']:.2f}" for r in rows if r["reader"] == readers[0])
     return draw(
-        f"Stage 1 on a {what} that it never saw", f"AUROC by {what} left out of the fitting. {readers[0]}: {told}.",
+        f"Stage 1 on a {what} that it never saw", f"AUROC by {what} left out of the fitting. {readers[0]}: {aucs}.",
         f"Each {what} in turn was left out of the fitting and measured on; beside it a word n-gram classifier under the same "
         "terms. 95 % bootstrap intervals.", paint, height=1.3 + 0.42 * len(names),
     )  # fmt: skip
 
 
-def quality(run: Gathered) -> list[Picture]:
+def quality(run: Gathered) -> list[Plot]:
     """AUROC by layer and pilot token, one map for each thing that is told apart."""
     table = list(run.analyses["quality"]) if run.analyses else []
     titles = {"unsafe": "Telling unsafe requests apart", "complied": "Telling compliance apart"}
@@ -181,7 +186,7 @@ def quality(run: Gathered) -> list[Picture]:
             if any(r["told"] == what for r in table)]  # fmt: skip
 
 
-def _quality(rows: Sequence[JsonMapping], title: str) -> Picture:
+def _quality(rows: Sequence[JsonMapping], title: str) -> Plot:
     layers = sorted({r["layer"] for r in rows})
     pilots = sorted({r["pilot"] for r in rows})
     by = {(r["layer"], r["pilot"]): r for r in rows}
@@ -190,6 +195,7 @@ def _quality(rows: Sequence[JsonMapping], title: str) -> Picture:
     best = max(rows, key=lambda r: r["value"])
 
     def paint(axes: Sequence[Any]) -> None:
+        """The grid in colours, with its values written in."""
         axis = axes[0]
         axis.grid(False)
         drawn = axis.pcolormesh(grid, cmap=_MAP, vmin=0.5, vmax=1.0, edgecolors="none")
@@ -210,19 +216,20 @@ def _quality(rows: Sequence[JsonMapping], title: str) -> Picture:
     )  # fmt: skip
 
 
-def states(run: Gathered) -> Picture | None:
+def states(run: Gathered) -> Plot | None:
     """Requests in two dimensions, before the reply and within it."""
-    told = run.analyses["projection"] if run.analyses else None
-    if not told:
+    data = run.analyses["projection"] if run.analyses else None
+    if not data:
         return None
 
     def paint(axes: Sequence[Any]) -> None:
-        places = np.array([(p["x"], p["y"]) for p in told["points"]])
+        """One panel a moment, a mark for each request."""
+        places = np.array([(p["x"], p["y"]) for p in data["points"]])
         low, high = places.min(0), places.max(0)
         edge = 0.05 * (high - low)
         for axis, moment in zip(axes, MOMENTS, strict=True):
             for label, which, shape in (("safe", _SAFE, "o"), ("unsafe", _UNSAFE, "x")):
-                own = [p for p in told["points"] if p["moment"] == moment and p["label"] == label]
+                own = [p for p in data["points"] if p["moment"] == moment and p["label"] == label]
                 axis.scatter(
                     [p["x"] for p in own],
                     [p["y"] for p in own],
@@ -241,47 +248,49 @@ def states(run: Gathered) -> Picture | None:
             *axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2
         )
 
-    shares = told["explained"]
+    explained = data["explained"]
     note = (
-        f" The axes explain {100 * shares[0]:.0f} % and {100 * shares[1]:.0f} % of the variance."
-        if shares
+        f" The axes explain {100 * explained[0]:.0f} % and {100 * explained[1]:.0f} % of the variance."
+        if explained
         else ""
     )
     return draw(
-        "States before and after", f"{told['how']} of states in two dimensions at three moments; safe and unsafe are marked.",
-        f"Layer {told['layer']}, {told['how'].upper()} over all three moments together: at the prompt's end, and after "
-        f"{told['token']} reply tokens without and with the switch.{note}", paint, height=7.6, panels=3,
+        "States before and after", f"{data['how']} of states in two dimensions at three moments; safe and unsafe are marked.",
+        f"Layer {data['layer']}, {data['how'].upper()} over all three moments together: at the prompt's end, and after "
+        f"{data['token']} reply tokens without and with the switch.{note}", paint, height=7.6, panels=3,
     )  # fmt: skip
 
 
-def strips(run: Gathered) -> list[tuple[Picture, JsonMapping]]:
+def strips(run: Gathered) -> list[tuple[Plot, JsonMapping]]:
     """How the stages' scores move over each example conversation, with what was drawn."""
     return [
-        (_strip(told, i), told)
-        for i, told in enumerate(run.analyses["strips"] if run.analyses else [])
+        (_strip(data, i), data)
+        for i, data in enumerate(run.analyses["strips"] if run.analyses else [])
     ]
 
 
-def _strip(told: JsonMapping, number: int) -> Picture:
-    end = told["prompt_length"] - 1
-    asked = {name: tokens for name, tokens in told["asked"].items() if tokens}
+def _strip(data: JsonMapping, number: int) -> Plot:
+    end = data["prompt_length"] - 1
+    peaked = {name: tokens for name, tokens in data["asked"].items() if tokens}
     peaks: dict[str, float] = {}
-    for name, tokens in asked.items():
-        peaks[name] = max(told["scores"][name][t] for t in tokens)
+    for name, tokens in peaked.items():
+        peaks[name] = max(data["scores"][name][t] for t in tokens)
 
     def paint(axes: Sequence[Any]) -> None:
+        """A line for each stage's scores, with marks where it was asked and a line at its
+        threshold."""
         axis = axes[0]
-        for i, (name, scores) in enumerate(told["scores"].items()):
+        for i, (name, scores) in enumerate(data["scores"].items()):
             which = _STAGES.get(name, 5)
             first = 0 if name == "stage1" else end
             axis.plot(range(first, len(scores)), scores[first:], color=colour(which), linestyle=DASHES[i % 4], linewidth=1.5,
                       label=name)  # fmt: skip
-            asked = told["asked"][name]
+            peaked = data["asked"][name]
             axis.plot(
-                asked, [scores[t] for t in asked], "osD"[i % 3], color=colour(which), markersize=7
+                peaked, [scores[t] for t in peaked], "osD"[i % 3], color=colour(which), markersize=7
             )
             axis.axhline(
-                told["thresholds"][name],
+                data["thresholds"][name],
                 color=colour(which),
                 linestyle=DASHES[i % 4],
                 linewidth=0.8,
@@ -297,11 +306,11 @@ def _strip(told: JsonMapping, number: int) -> Picture:
         axis.figure.legend(loc="outside upper left", ncols=3)
 
     at = "; ".join(
-        f"{name} reaches {peak:.2f} (threshold {told['thresholds'][name]:.2f})"
+        f"{name} reaches {peak:.2f} (threshold {data['thresholds'][name]:.2f})"
         for name, peak in peaks.items()
     )
     return draw(
-        f"Scores, conversation {number + 1}: {told['kind']}", f"Scores of each stage over {len(told['tokens'])} tokens. {at}.",
+        f"Scores, conversation {number + 1}: {data['kind']}", f"Scores of each stage over {len(data['tokens'])} tokens. {at}.",
         "What each stage's prober says of each token; marks: where a run asks it. Thin level lines: thresholds. The reply is "
         "the untouched model's, so that what would have followed is seen.", paint, height=3.0,
     )  # fmt: skip

@@ -11,13 +11,13 @@ from safeswitch.bench.metrics import ACCURACY, HARM, OVER_REFUSAL, Metric
 from safeswitch.bench.pareto import BROKEN, front, marked, silenced
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.report.gathered import Gathered, named
-from safeswitch.report.svg import INK, Picture, colour, draw, mark, per_cent, short, spread
+from safeswitch.report.svg import INK, Plot, colour, draw, mark, per_cent, short, spread
 
 _MOST_CATEGORIES = 16
 _OTHERS = "#999999"
 
 
-def pareto(run: Gathered, other: Metric) -> Picture | None:
+def pareto(run: Gathered, other: Metric) -> Plot | None:
     """Harm against ``other``, one point a method."""
     harm, beside = run.means(HARM), run.means(other)
     methods = [m for m in run.log.methods if m in harm and m in beside]
@@ -35,6 +35,7 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
         return "none" if method in silent else own
 
     def paint(axes: Sequence[Any]) -> None:
+        """The front as a line, and a point with intervals for each method."""
         axis = axes[0]
         across = [100 * beside[m]["value"] for m in best]
         up = [100 * harm[m]["value"] for m in best]
@@ -61,12 +62,12 @@ def pareto(run: Gathered, other: Metric) -> Picture | None:
         axis.set_ylabel("harmful compliance in %")
         axis.figure.legend(loc="outside upper left", ncols=2)
 
-    told = "; ".join(
+    places = "; ".join(
         f"{named(m)}: {_per_cent(harm[m])} and {_per_cent(beside[m])}" for m in methods
     )
     corner = "lower left" if sign > 0 else "lower right"
     return draw(
-        f"Harm against {other.name}", f"Harmful compliance and {other.name} by method. {told}.",
+        f"Harm against {other.name}", f"Harmful compliance and {other.name} by method. {places}.",
         f"Means over the benchmarks, with 95 % intervals. The {corner} corner is best; the line joins the methods that no "
         f"other beats on both axes.{_hollow(silent & set(methods))}{_grey(methods, shown)}", paint,
         height=3.6 + 0.25 * ((len(shown) + 1) // 2),
@@ -90,12 +91,12 @@ def _grey(methods: Sequence[str], shown: Sequence[str]) -> str:
     )
 
 
-def paretos(run: Gathered) -> list[Picture]:
+def paretos(run: Gathered) -> list[Plot]:
     """Harm against over-refusal and against accuracy."""
     return [p for p in (pareto(run, OVER_REFUSAL), pareto(run, ACCURACY)) if p is not None]
 
 
-def categories(run: Gathered) -> Picture | None:
+def categories(run: Gathered) -> Plot | None:
     """Harmful compliance by category, the method that the report is about beside the untouched
     model."""
     methods = list(dict.fromkeys(m for m in ("base", run.own) if m in run.log.methods))
@@ -107,6 +108,7 @@ def categories(run: Gathered) -> Picture | None:
     shown = names[:_MOST_CATEGORIES]
 
     def paint(axes: Sequence[Any]) -> None:
+        """A bar with its interval for each category and method."""
         axis, thick = axes[0], 0.8 / len(methods)
         for i, method in enumerate(methods):
             at = [j + (i - (len(methods) - 1) / 2) * thick for j in range(len(shown))]
@@ -148,7 +150,7 @@ def categories(run: Gathered) -> Picture | None:
     )
 
 
-def attacks(run: Gathered, metric: str) -> list[Picture]:
+def attacks(run: Gathered, metric: str) -> list[Plot]:
     """One figure a benchmark that was attacked: attacks below one another, a mark for each
     method."""
     table = [row for row in run.tables.get("attacks", []) if row["metric"] == metric]
@@ -158,12 +160,13 @@ def attacks(run: Gathered, metric: str) -> list[Picture]:
     return [_attacked(run, rows, benchmark) for benchmark, rows in by_benchmark.items()]
 
 
-def _attacked(run: Gathered, rows: Sequence[JsonMapping], benchmark: str) -> Picture:
+def _attacked(run: Gathered, rows: Sequence[JsonMapping], benchmark: str) -> Plot:
     metric, better = rows[0]["metric"], rows[0]["better"]
     names = list(dict.fromkeys(row["attack"] for row in rows))
     methods = [m for m in run.log.methods if any(row["method"] == m for row in rows)]
 
     def paint(axes: Sequence[Any]) -> None:
+        """A row for each attack, a mark with its interval for each method."""
         axis, step = axes[0], 0.66 / max(1, len(methods))
         for i, method in enumerate(methods):
             own = {row["attack"]: row for row in rows if row["method"] == method}
@@ -204,11 +207,11 @@ ATTACK_TITLES = {
 }
 _ATTACKED = {
     "attack success": (
-        "Share of requests with at least one attacked form that the model complied with; 95 % "
+        "Fraction of requests with at least one attacked form that the model complied with; 95 % "
         "Wilson intervals."
     ),
     "per form": (
-        "Share of attacked forms that the model complied with; forms of one request count as a "
+        "Fraction of attacked forms that the model complied with; forms of one request count as a "
         "group."
     ),
     "on topic": (
@@ -217,10 +220,10 @@ _ATTACKED = {
         "harms nobody."
     ),
     "gate recall": (
-        "Share of attacked forms on which the gate fired at any stage; forms of one request count "
+        "Fraction of attacked forms on which the gate fired at any stage; forms of one request count "
         "as a group."
     ),
-    "stage1 recall": "Share of attacked forms whose stage-1 score was above its threshold; grouped likewise.",
+    "stage1 recall": "Fraction of attacked forms whose stage-1 score was above its threshold; grouped likewise.",
 }
 
 

@@ -32,7 +32,7 @@ never shrunk much."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """One figure of the page.
 
     Args:
@@ -56,7 +56,7 @@ def draw(
     *,
     height: float = 3.6,
     panels: int = 1,
-) -> Picture:
+) -> Plot:
     """A picture of ``panels`` axes one above the other, painted by ``paint``."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -71,7 +71,7 @@ def draw(
         figure.savefig(
             text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True
         )
-    return Picture(title, _themed(text.getvalue(), alt), alt, caption)
+    return Plot(title, _themed(text.getvalue(), alt), alt, caption)
 
 
 def _themed(svg: str, alt: str) -> str:

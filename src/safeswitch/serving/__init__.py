@@ -1,1 +1,1 @@
-"""The guarded server: verdicts in replies, who may choose a policy, audit, metrics."""
+"""The guarded server: decisions in replies, who may choose a policy, audit, metrics."""

@@ -13,8 +13,8 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from limits.storage import storage_from_string
 
 from safeswitch.core.errors import ArtifactError
+from safeswitch.serving.errors import ApiError
 from safeswitch.serving.keys import Key, hash_of, read_keys
-from safeswitch.serving.refused import Refused
 
 OPEN_PATHS = ("/health", "/ping")
 """Answered without a key: what probes ask for."""
@@ -52,15 +52,15 @@ class Access:
         Anthropic's clients do.
 
         Raises:
-            Refused: 401 without a known key; 503 while the file of keys cannot be read.
+            ApiError: 401 without a known key; 503 while the file of keys cannot be read.
         """
         try:
             self._read()
         except ArtifactError as error:
-            raise Refused(503, "keys cannot be checked at the moment", "server_error") from error
+            raise ApiError(503, "keys cannot be checked at the moment", "server_error") from error
         key = self._keys.get(hash_of(_secret(dict(reversed(list(headers))))))
         if key is None:
-            raise Refused(
+            raise ApiError(
                 401, "a known API key is needed: Authorization: Bearer ...", code="invalid_api_key"
             )
         return key
@@ -70,10 +70,10 @@ class Access:
         """One request of ``key``, from here to the end of its reply.
 
         Raises:
-            Refused: 429, too many at one time or in a time.
+            ApiError: 429, too many at one time or in a time.
         """
         if key.concurrent and self._running[key.name] >= key.concurrent:
-            raise Refused(
+            raise ApiError(
                 429,
                 f"{key.concurrent} requests at one time are allowed",
                 "rate_limit_error",
@@ -92,7 +92,7 @@ class Access:
         others once it has been read.
 
         Raises:
-            Refused: 429, more than are allowed in a time.
+            ApiError: 429, more than are allowed in a time.
         """
         for item in parse_many(key.rate) if key.rate and replies else ():
             await self._count(item, key, replies)
@@ -101,7 +101,7 @@ class Access:
         if not await self._limiter.hit(item, key.name, cost=replies):
             window = await self._limiter.get_window_stats(item, key.name)
             wait = max(1, round(window.reset_time - time.time()))
-            raise Refused(
+            raise ApiError(
                 429,
                 f"{item} are allowed",
                 "rate_limit_error",

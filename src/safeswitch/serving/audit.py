@@ -198,8 +198,8 @@ class Audit:
 
     def _is_there(self, name: str) -> bool:
         with self._engine.connect() as connection:
-            asked = select(RECORDS.c.id).where(RECORDS.c.record == name)
-            return connection.execute(asked).first() is not None
+            query = select(RECORDS.c.id).where(RECORDS.c.record == name)
+            return connection.execute(query).first() is not None
 
     def _probe(self) -> None:
         """Write a record and delete it."""
@@ -315,8 +315,8 @@ class Audit:
         self._prepare()
         with self._engine.connect() as connection:
             _at_leisure(connection)
-            asked = select(func.count()).select_from(RECORDS).where(RECORDS.c.at < before)
-            return int(connection.execute(asked).scalar_one())
+            query = select(func.count()).select_from(RECORDS).where(RECORDS.c.at < before)
+            return int(connection.execute(query).scalar_one())
 
     def forget(self, *, before: float) -> int:
         """Delete records older than ``before`` (Unix seconds); returns how many."""

@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 
 from safeswitch.core.errors import DataError, check_unicode
 from safeswitch.core.json_types import JsonObject
-from safeswitch.serving.refused import Event
-from safeswitch.serving.transformers.errors import ApiError
+from safeswitch.serving.errors import ApiError, Event
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -56,8 +55,8 @@ async def receive_body(
         ApiError: 413, a body that is or says that it is larger; 400, one of another length than it
             says; 499, the client has left.
     """
-    told = _told_length(headers)
-    if told is not None and told > most:
+    declared = _declared_length(headers)
+    if declared is not None and declared > most:
         raise _too_large(most)
     parts, size = [], 0
     while True:
@@ -70,12 +69,12 @@ async def receive_body(
             raise _too_large(most)
         if not event.get("more_body"):
             break
-    if told is not None and told != size:
-        raise ApiError(400, f"Content-Length says {told} bytes, but the body has {size}")
+    if declared is not None and declared != size:
+        raise ApiError(400, f"Content-Length says {declared} bytes, but the body has {size}")
     return b"".join(parts)
 
 
-def _told_length(headers: Headers) -> int | None:
+def _declared_length(headers: Headers) -> int | None:
     values = _values(headers, b"content-length")
     if not values:
         return None
@@ -200,7 +199,7 @@ def _check_text(found: JsonObject) -> None:
             ) from None
 
 
-def replies_asked(asked: JsonObject) -> int:
+def replies_asked(payload: JsonObject) -> int:
     """Number of replies that a body asks for: ``n`` to each of its prompts.
 
     Raises:
@@ -208,13 +207,15 @@ def replies_asked(asked: JsonObject) -> int:
     """
     each = 1
     for name in ("n", "best_of"):
-        value = asked.get(name)
+        value = payload.get(name)
         if value is None:
             continue
         if type(value) is not int or value < 1:
             raise ApiError(400, f"{name}: takes a whole number from 1 on", param=name)
         each = max(each, value)
-    return each * max(_listed(asked.get("prompt"), int), _listed(asked.get("messages"), dict), 1)
+    return each * max(
+        _listed(payload.get("prompt"), int), _listed(payload.get("messages"), dict), 1
+    )
 
 
 def _listed(value: Any, inner: type) -> int:
@@ -224,21 +225,21 @@ def _listed(value: Any, inner: type) -> int:
     )
 
 
-def check_sizes(asked: JsonObject, most: int) -> None:
+def check_sizes(payload: JsonObject, most: int) -> None:
     """Refuse more than is served, before anything is done for it.
 
     Args:
-        asked: The body.
+        payload: The body.
         most: Most replies that one request may ask for.
 
     Raises:
         ApiError: too many replies, or stop strings that are too many, too long or no strings.
     """
-    count = replies_asked(asked)
+    count = replies_asked(payload)
     if count > most:
         raise ApiError(400, f"{count} replies are asked for; at most {most} can be", param="n")
     for name in ("stop", "stop_sequences"):
-        _check_stops(name, asked.get(name))
+        _check_stops(name, payload.get(name))
 
 
 def _check_stops(name: str, given: Any) -> None:

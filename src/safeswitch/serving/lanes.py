@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from safeswitch.serving.transformers.errors import busy
+from safeswitch.serving.errors import busy
 
 SHORT = 16_384
 """Characters, or tokens, up to which work is short: a few milliseconds."""

@@ -12,9 +12,9 @@ from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Decision
 from safeswitch.probers.drift import Histogram as Scores
 
-_SHARES = tuple(i / 20 for i in range(21))
+_TWENTIETHS = tuple(i / 20 for i in range(21))
 REQUESTS = Counter("safeswitch_requests", "Decided choices", ("bundle", "policy", "stage", "fired"))
-SCORES = Histogram("safeswitch_score", "Score of a stage", ("bundle", "stage"), buckets=_SHARES)
+SCORES = Histogram("safeswitch_score", "Score of a stage", ("bundle", "stage"), buckets=_TWENTIETHS)
 LATENCY = Histogram(
     "safeswitch_latency_seconds",
     "Time spent reading and scoring one request",

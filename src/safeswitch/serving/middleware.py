@@ -1,8 +1,8 @@
 """The guard's part of an OpenAI-compatible server, as one ASGI middleware around it.
 
-For each request it asks who sent it, settles an id, takes the client's wishes out of the body,
-hands what it knows down to the engine's front end, and puts each verdict on record and into the
-reply: into the JSON body, or into the chunk of a stream that ends a choice.
+For each request it asks who sent it, settles an id, takes the client's options for the guard out of
+the body, hands what it knows down to the engine's front end, and puts each decision on record and
+into the reply: into the JSON body, or into the chunk of a stream that ends a choice.
 """
 
 from __future__ import annotations
@@ -23,18 +23,27 @@ from starlette._utils import get_route_path
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
-from safeswitch.engines.context import CONTEXT, Context, Verdict
+from safeswitch.engines.context import CONTEXT, ChoiceDecision, Context
 from safeswitch.serving import metrics
 from safeswitch.serving.access import OPEN_PATHS, Access
 from safeswitch.serving.audit import Audit, AuditError
 from safeswitch.serving.body import check_sizes, read_body, receive_body, replies_asked
+from safeswitch.serving.errors import (
+    ApiError,
+    Event,
+    Send,
+    internal_error,
+    not_recorded,
+    send_error,
+    send_json,
+    with_request_id,
+)
 from safeswitch.serving.keys import Key
-from safeswitch.serving.refused import Event, Refused, Send, answer, named, refuse
-from safeswitch.serving.replies.asked import form_of, shape
 from safeswitch.serving.replies.form import FIELD
-from safeswitch.serving.reply import Reply, inside, unrecorded
+from safeswitch.serving.replies.shape import form_of, shape
+from safeswitch.serving.reply import GuardedResponse
 from safeswitch.serving.settings import ServerSettings
-from safeswitch.serving.tracing import add_verdict, request_span
+from safeswitch.serving.tracing import add_decision, request_span
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -48,7 +57,7 @@ _BODY_AROUND, _BODY_PER_TOKEN = 64 << 10, 32
 """Bytes of a body that hold no prompt (tools, schemas), and for each token of the context: eight
 times what text needs."""
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
-_WISHES = ("policy", "bundle")
+_OPTIONS = ("policy", "bundle")
 _log = logging.getLogger("safeswitch.server")
 
 
@@ -107,18 +116,18 @@ class SafeSwitchMiddleware:
                     and not self._sees_scores(key)
                 ):
                     # a sum of scores before and after one's own request is that request's score
-                    raise Refused(
+                    raise ApiError(
                         403, "metrics are for keys with the right to see scores", "permission_error"
                     )
                 self.check_route(scope)
                 if scope["method"] == "POST":
                     stack.enter_context(self.admitted(scope))
-                    await self._post(scope, receive, send, key, request_id)
+                    await self._serve_post(scope, receive, send, key, request_id)
                 else:
-                    await self.app(scope, receive, named(send, request_id))
-        except Refused as refused:
+                    await self.app(scope, receive, with_request_id(send, request_id))
+        except ApiError as error:
             await asyncio.sleep(self.settings.error_delay)
-            await refuse(send, refused, request_id)
+            await send_error(send, error, request_id)
 
     def admitted(self, scope: Scope) -> AbstractContextManager[None]:
         """Held while a request to the engine is inside; raises what it is refused with. Overridden
@@ -141,36 +150,36 @@ class SafeSwitchMiddleware:
         """Refuse a route that is closed; every route of the server is open unless overridden.
 
         Raises:
-            Refused: it is closed.
+            ApiError: it is closed.
         """
 
     def check_fields(
-        self, scope: Scope, asked: JsonObject, key: Key | None, context: Context
+        self, scope: Scope, payload: JsonObject, key: Key | None, context: Context
     ) -> None:
         """Refuse fields of a body that are not served, and tell ``context`` what the server needs.
 
         Overridden for servers that do not check their requests in this way themselves.
 
         Raises:
-            Refused: naming the field.
+            ApiError: naming the field.
         """
 
-    async def _post(
+    async def _serve_post(
         self, scope: Scope, receive: Receive, send: Send, key: Key | None, request_id: str
     ) -> None:
         body = await receive_body(receive, scope["headers"], self._largest_body(scope))
-        asked = read_body(body, scope["headers"])
+        payload = read_body(body, scope["headers"])
         if get_route_path(scope) == THRESHOLDS:
-            await answer(send, 200, await self._thresholds(scope, asked, key), request_id)
+            await send_json(send, 200, await self._thresholds(scope, payload, key), request_id)
             return
         with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
-            context = self._told(key, request_id, span)
-            if asked is not None:
-                check_sizes(asked, self.settings.max_choices)
+            context = self._make_context(key, request_id, span)
+            if payload is not None:
+                check_sizes(payload, self.settings.max_choices)
                 if self.access is not None and key is not None:
-                    await self.access.charge(key, replies_asked(asked) - 1)
-                body = self._asked(scope, asked, key, context)
-            await self._audit_is_there()
+                    await self.access.charge(key, replies_asked(payload) - 1)
+                body = self._checked_body(scope, payload, key, context)
+            await self._check_audit()
             headers = [
                 (k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")
             ]
@@ -180,7 +189,9 @@ class SafeSwitchMiddleware:
             ]
             token = CONTEXT.set(context)
             form = form_of(get_route_path(scope))(context, self._sees_scores(key))
-            reply = Reply(send, form, request_id, self.own_errors, self.settings.error_delay)
+            reply = GuardedResponse(
+                send, form, request_id, self.own_errors, self.settings.error_delay
+            )
             try:
                 # vLLM calls ``AsyncLLM.generate`` in this context; there ``engines/vllm/install.py``
                 # has put the guarded front end, which reads CONTEXT. The transformers server's own
@@ -188,19 +199,19 @@ class SafeSwitchMiddleware:
                 await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
             except Exception as error:
                 _log.exception("request %s", request_id)
-                told = self.told(error, context)
+                answer = self.error_for_client(error, context)
                 if not reply.begun:
-                    raise told from None
-                if not await reply.break_off(told):
+                    raise answer from None
+                if not await reply.break_off(answer):
                     raise
             finally:
                 CONTEXT.reset(token)
 
-    def told(self, error: Exception, context: Context) -> Refused:
-        """What a client is told of an error that nothing in the server has caught."""
-        return unrecorded() if context.unrecorded else inside()
+    def error_for_client(self, error: Exception, context: Context) -> ApiError:
+        """The answer to an error that nothing in the server has caught."""
+        return not_recorded() if context.unrecorded else internal_error()
 
-    async def _audit_is_there(self) -> None:
+    async def _check_audit(self) -> None:
         """Turn a request away while what would be decided on it could not be kept."""
         if self.audit is None:
             return
@@ -208,40 +219,47 @@ class SafeSwitchMiddleware:
             await asyncio.to_thread(self.audit.check)
         except AuditError as error:
             _log.error("%s", error)
-            raise unrecorded() from error
+            raise not_recorded() from error
 
-    def _asked(self, scope: Scope, asked: JsonObject, key: Key | None, context: Context) -> bytes:
+    def _checked_body(
+        self, scope: Scope, payload: JsonObject, key: Key | None, context: Context
+    ) -> bytes:
         """Fill ``context`` with what the client asks for, and give the body for the server."""
-        wishes = asked.pop(FIELD, None)
-        self._wish(wishes, key, context)
+        options = payload.pop(FIELD, None)
+        self._choose_switch(options, key, context)
         context.max_tokens = self.settings.max_tokens or None
-        self.check_fields(scope, asked, key, context)
-        shape(get_route_path(scope), asked, context)
+        self.check_fields(scope, payload, key, context)
+        shape(get_route_path(scope), payload, context)
         # written anew, so that the server reads what has been checked and nothing else
-        return json.dumps(asked).encode()
+        return json.dumps(payload).encode()
 
-    def _wish(self, wishes: Any, key: Key | None, context: Context) -> None:
+    def _choose_switch(self, options: Any, key: Key | None, context: Context) -> None:
+        """Note the policy and bundle of a request: what its client may have and asks for.
+
+        Raises:
+            ApiError: 400, options that do not exist; 403, what this client may not ask for.
+        """
         may, bundles = (
             (key.may, key.bundles)
             if key is not None
             else (self.settings.clients_may, self.settings.clients_bundles)
         )
         context.bundle = bundles[0] if key is not None and bundles else None
-        if wishes is None:
+        if options is None:
             return
         if (
-            not isinstance(wishes, dict)
-            or set(wishes) - set(_WISHES)
-            or not all(isinstance(w, str) for w in wishes.values())
+            not isinstance(options, dict)
+            or set(options) - set(_OPTIONS)
+            or not all(isinstance(value, str) for value in options.values())
         ):
-            raise Refused(400, f"{FIELD!r} takes an object with {' and '.join(_WISHES)}")
-        policy, bundle = wishes.get("policy"), wishes.get("bundle")
+            raise ApiError(400, f"{FIELD!r} takes an object with {' and '.join(_OPTIONS)}")
+        policy, bundle = options.get("policy"), options.get("bundle")
         if policy is not None and policy not in may:
-            raise Refused(
+            raise ApiError(
                 403, f"you may not set the SafeSwitch policy to {policy!r}", "permission_error"
             )
         if bundle is not None and bundle not in bundles:
-            raise Refused(
+            raise ApiError(
                 403, f"you may not ask for the SafeSwitch bundle {bundle!r}", "permission_error"
             )
         context.policy, context.bundle = policy, bundle or context.bundle
@@ -249,27 +267,27 @@ class SafeSwitchMiddleware:
     def _sees_scores(self, key: Key | None) -> bool:
         return key.scores or key.admin if key is not None else self.settings.clients_scores
 
-    async def _thresholds(self, scope: Scope, asked: Any, key: Key | None) -> JsonObject:
+    async def _thresholds(self, scope: Scope, payload: Any, key: Key | None) -> JsonObject:
         if key is None or not key.admin:
-            raise Refused(
+            raise ApiError(
                 403,
                 "thresholds are for admin keys (safeswitch keys add --admin)",
                 "permission_error",
             )
-        if not isinstance(asked, dict) or set(asked) - {"bundle", "thresholds"}:
-            raise Refused(
+        if not isinstance(payload, dict) or set(payload) - {"bundle", "thresholds"}:
+            raise ApiError(
                 400,
                 "give an object with bundle (its name) and thresholds (stage to number; none: only "
                 "show)",
             )
-        wanted, bundle = asked.get("thresholds", {}), asked.get("bundle", "default")
+        wanted, bundle = payload.get("thresholds", {}), payload.get("bundle", "default")
         numbers = isinstance(wanted, dict) and all(type(v) in (int, float) for v in wanted.values())
         if not numbers or not isinstance(bundle, str):
-            raise Refused(400, "bundle is a name, and thresholds are numbers by stage")
+            raise ApiError(400, "bundle is a name, and thresholds are numbers by stage")
         try:
             in_force = await self.set_thresholds(scope, bundle, wanted)
         except SettingError as error:
-            raise Refused(400, str(error)) from error
+            raise ApiError(400, str(error)) from error
         _log.warning("thresholds of %s set by %s: %s", bundle, key.name, in_force)
         return {"bundle": bundle, "thresholds": in_force}
 
@@ -281,39 +299,40 @@ class SafeSwitchMiddleware:
         Raises:
             SettingError: an unknown bundle or stage, or a value outside [0, 1].
         """
-        raise Refused(501, "this server's thresholds cannot be changed while it runs")
+        raise ApiError(501, "this server's thresholds cannot be changed while it runs")
 
-    def _told(self, key: Key | None, request_id: str, span: Span) -> Context:
-        """What the front end is told of a request, and what is done with each decision on it."""
+    def _make_context(self, key: Key | None, request_id: str, span: Span) -> Context:
+        """What the front end must know of a request; each decision on it is recorded."""
 
-        async def decided(verdict: Verdict) -> None:
-            """Count the decision, trace it, log it and put it on record, before the reply leaves."""
-            metrics.count(verdict.decision, verdict.bundle, verdict.policy)
-            add_verdict(span, verdict)
-            d = verdict.decision
+        async def record(decided: ChoiceDecision) -> None:
+            """Count the decision, trace it, log it and put it on record, before the reply
+            leaves."""
+            metrics.count(decided.decision, decided.bundle, decided.policy)
+            add_decision(span, decided)
+            d = decided.decision
             _log.info(
                 "request %s choice %d: fired=%s stage=%s token=%d policy=%s",
                 request_id,
-                verdict.choice,
+                decided.choice,
                 d.fired,
                 d.stage,
                 d.token_index,
-                verdict.policy,
+                decided.policy,
             )
             if self.audit is not None:
                 try:
                     await asyncio.to_thread(
-                        self.audit.write, self._record(verdict, request_id, key)
+                        self.audit.write, self._audit_row(decided, request_id, key)
                     )
                 except AuditError:
                     context.unrecorded = True
                     raise
 
-        context = Context(on_decision=decided, tell_refusals=self.settings.refusal_field)
+        context = Context(on_decision=record, tell_refusals=self.settings.refusal_field)
         return context
 
-    def _record(self, verdict: Verdict, request_id: str, key: Key | None) -> JsonObject:
-        d, raw = verdict.decision, verdict.text.encode("utf-8", "surrogatepass")
+    def _audit_row(self, decided: ChoiceDecision, request_id: str, key: Key | None) -> JsonObject:
+        d, raw = decided.decision, decided.text.encode("utf-8", "surrogatepass")
         kept = (
             raw.decode("utf-8", "replace").replace("\0", "\ufffd")
             if self.settings.audit_text
@@ -322,10 +341,10 @@ class SafeSwitchMiddleware:
         return {
             "request_id": request_id,
             "client": key.name if key is not None else None,
-            "choice": verdict.choice,
-            "bundle": verdict.bundle,
-            "bundle_id": verdict.bundle_id,
-            "policy": verdict.policy,
+            "choice": decided.choice,
+            "bundle": decided.bundle,
+            "bundle_id": decided.bundle_id,
+            "policy": decided.policy,
             "fired": d.fired,
             "stage": d.stage,
             "token_index": d.token_index,
@@ -354,7 +373,7 @@ def _request_id(scope: Scope) -> str:
     if not given:
         return uuid.uuid4().hex
     if not _ID.fullmatch(given[0]):
-        raise Refused(400, "X-Request-Id takes up to 100 letters, digits and . _ : -")
+        raise ApiError(400, "X-Request-Id takes up to 100 letters, digits and . _ : -")
     return str(given[0])
 
 

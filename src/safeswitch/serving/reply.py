@@ -1,4 +1,5 @@
-"""A server's response on its way out: verdicts are put in, and what must not leave is taken out."""
+"""A server's response on its way out: decisions are put in, and what must not leave is taken
+out."""
 
 from __future__ import annotations
 
@@ -7,34 +8,30 @@ import json
 import logging
 
 from safeswitch.core.json_types import JsonObject
-from safeswitch.serving.refused import Event, Refused, Send, answer, refuse
+from safeswitch.serving.errors import (
+    ApiError,
+    Event,
+    Send,
+    internal_error,
+    not_recorded,
+    send_error,
+    send_json,
+)
 from safeswitch.serving.replies.form import Form
 
 _log = logging.getLogger("safeswitch.server")
 _JSON, _STREAM, _DATA, _DONE = "application/json", "text/event-stream", b"data: ", b"[DONE]"
 
 
-def inside() -> Refused:
-    """For whatever went wrong in the server: a client is told nothing of it."""
-    return Refused(500, "the server could not answer this request", "server_error")
-
-
-def unrecorded() -> Refused:
-    """For a reply whose decision cannot be kept."""
-    return Refused(
-        503, "decisions cannot be recorded at the moment; try again later", "server_error"
-    )
-
-
-class Reply:
-    """Passes a response on, with the verdicts in it.
+class GuardedResponse:
+    """Passes a response on, with the decisions in it.
 
     Args:
         send: Where it goes.
         form: Of the route's replies.
         request_id: For the header.
         own_errors: Whether the server's errors hold nothing of its inside.
-        error_delay: Seconds before a client is told of a fault of its own.
+        error_delay: Seconds before an answer that says the client is at fault.
     """
 
     def __init__(
@@ -78,7 +75,7 @@ class Reply:
         elif not more and self._start is not None:
             await self._send_whole(self._start, self._rest)
 
-    async def break_off(self, told: Refused) -> bool:
+    async def break_off(self, error: ApiError) -> bool:
         """End a stream that the server has broken off, with an event that says so.
 
         Returns:
@@ -88,7 +85,7 @@ class Reply:
             return False
         last = b"".join(self._line(event) for event in self._form.rest())
         last += b"event: error\n" if self._form.names_events else b""
-        last += _data(self._form.failed(told.to_dict()))
+        last += _data(self._form.failed(error.to_dict()))
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
         return True
 
@@ -96,7 +93,7 @@ class Reply:
         """A JSON body."""
         status = start["status"]
         if self._context.unrecorded:
-            await refuse(self._send, unrecorded(), self._id)
+            await send_error(self._send, not_recorded(), self._id)
             return
         if status >= 500 and not self._own_errors:
             _log.error(
@@ -105,7 +102,7 @@ class Reply:
                 status,
                 body.decode("utf-8", "replace"),
             )
-            await answer(self._send, status, inside().to_dict(), self._id)
+            await send_json(self._send, status, internal_error().to_dict(), self._id)
             return
         if status == 200 and self._context.decisions:
             reply = json.loads(body)
@@ -151,7 +148,9 @@ class Reply:
         if isinstance(code, int) and 400 <= code < 500:
             return {"error": error}
         _log.error("request %s: its stream ended with %s", self._id, error)
-        return self._form.failed((unrecorded() if self._context.unrecorded else inside()).to_dict())
+        return self._form.failed(
+            (not_recorded() if self._context.unrecorded else internal_error()).to_dict()
+        )
 
 
 def _data(event: JsonObject) -> bytes:

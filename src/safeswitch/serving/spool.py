@@ -172,8 +172,8 @@ class Spool:
     def _sound(self) -> bool:
         try:
             with closing(self._connect()) as spool:
-                told: str = spool.execute("pragma quick_check(1)").fetchone()[0]
-                return told == "ok"
+                answer: str = spool.execute("pragma quick_check(1)").fetchone()[0]
+                return answer == "ok"
         except sqlite3.OperationalError:
             return True
         except sqlite3.DatabaseError:

@@ -13,12 +13,12 @@ from safeswitch.core.json_types import JsonMapping
 ROLES = ("system", "developer")
 
 
-def system_texts(asked: JsonMapping) -> tuple[str, ...]:
+def system_texts(payload: JsonMapping) -> tuple[str, ...]:
     """Texts of system turns in a body of any chat route, one by one; what is no text is left
     out."""
-    found = [*_texts(asked.get("system")), *_texts(asked.get("instructions"))]
+    found = [*_texts(payload.get("system")), *_texts(payload.get("instructions"))]
     for name in ("messages", "input"):
-        turns = asked.get(name)
+        turns = payload.get(name)
         for turn in turns if isinstance(turns, list) else []:
             if isinstance(turn, Mapping) and turn.get("role") in ROLES:
                 found += _texts(turn.get("content"))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, SpanKind
 
-from safeswitch.engines.context import Verdict
+from safeswitch.engines.context import ChoiceDecision
 
 
 @contextmanager
@@ -28,18 +28,18 @@ def request_span(
         yield span
 
 
-def add_verdict(span: Span, verdict: Verdict) -> None:
+def add_decision(span: Span, decided: ChoiceDecision) -> None:
     """An event for one decided choice."""
-    d = verdict.decision
+    d = decided.decision
     scores = {f"safeswitch.score.{stage}": score for stage, score in d.scores.items()}
     span.add_event(
         "safeswitch.decision",
         {
-            "safeswitch.choice": verdict.choice,
+            "safeswitch.choice": decided.choice,
             "safeswitch.fired": d.fired,
             "safeswitch.stage": d.stage,
-            "safeswitch.policy": verdict.policy,
-            "safeswitch.bundle": verdict.bundle_id,
+            "safeswitch.policy": decided.policy,
+            "safeswitch.bundle": decided.bundle_id,
             "safeswitch.reading_seconds": d.latency_s,
             **scores,
         },

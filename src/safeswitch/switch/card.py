@@ -147,8 +147,8 @@ def _measured(switch: Switch) -> list[str]:
 
 
 def _left_out(switch: Switch) -> list[str]:
-    """Stage 1 on each source and wrapper while it was left out of fitting, beside the text
-    baseline."""
+    """Stage 1 on each source and jailbreak template while it was left out of fitting, beside the
+    text baseline."""
     lines = []
     for grouping, report in (switch.record.get("left_out") or {}).items():
         lines += [

@@ -37,16 +37,16 @@ class Sizes(Protocol):
     def vocab_size(self) -> int: ...
 
 
-def gate_from(told: JsonMapping, tensors: Mapping[str, Tensor]) -> Gate:
+def gate_from(config: JsonMapping, tensors: Mapping[str, Tensor]) -> Gate:
     """The gate of a configuration and all probers' tensors.
 
     Raises:
         ArtifactError, SettingError: what is wrong, by its place.
     """
-    stages = take(told, "stages", JsonMapping, "gate")
+    stages = take(config, "stages", JsonMapping, "gate")
     only(stages, STAGES, "gate.stages")
     made: JsonObject = {name: _stage(entry, name, tensors) for name, entry in stages.items()}
-    own = {name: value for name, value in told.items() if name != "stages"}
+    own = {name: value for name, value in config.items() if name != "stages"}
     if "late" not in made and "late_every" in own:
         raise ArtifactError("gate: late_every has no meaning without a stage 'late'")
     gate = build(
@@ -61,9 +61,9 @@ def gate_from(told: JsonMapping, tensors: Mapping[str, Tensor]) -> Gate:
     return gate
 
 
-def _stage(told: object, name: str, tensors: Mapping[str, Tensor]) -> Stage:
+def _stage(stored: object, name: str, tensors: Mapping[str, Tensor]) -> Stage:
     where = f"gate.stages.{name}"
-    entry = dict(mapping(told, where))
+    entry = dict(mapping(stored, where))
     config = take(entry, "prober", JsonMapping, where)
     own = {
         key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")

@@ -2,7 +2,7 @@
 
 A session is replaced, never changed: each function below takes the sessions of some requests and
 returns what they are after one reading. An engine that has to read again (a chunk of a prompt, a
-preempted request) therefore goes on from the session as it was before that reading.
+preempted request) therefore continues from the session as it was before that reading.
 
     at_prompt ──┬── fired
                 ├── pending ── at_pilot ──┬── fired
@@ -145,7 +145,7 @@ def at_watch(
 ) -> list[Session]:
     """Sessions of one gate after a reading of the watch, at ``fed`` reply tokens each.
 
-    What waits for stage 2 goes on waiting, unless the watch has fired on it.
+    What waits for stage 2 keeps waiting, unless the watch has fired on it.
     """
     reading = sessions[0].gate.at_watch(activations)
     waiting = torch.tensor([session.pending for session in sessions])
@@ -206,7 +206,7 @@ def _after(
 
     Where no prober was asked there is no score to record, and the whole action is in force.
     """
-    asked = _asks(sessions[0].gate, stage)
+    scored = _asks(sessions[0].gate, stage)
     seconds = (time.perf_counter() - started) / len(sessions)
     scores, fired = reading.scores.tolist(), reading.fired.tolist()
     found = []
@@ -217,11 +217,11 @@ def _after(
             fed[row],
             fired=fired[row],
             pending=bool(reading.pending[row]),
-            score=scores[row] if asked and not error else None,
+            score=scores[row] if scored and not error else None,
             error=error,
             seconds=seconds,
         )
-        found.append(_with_fraction(after, reading, row) if asked and fired[row] else after)
+        found.append(_with_fraction(after, reading, row) if scored and fired[row] else after)
     return found
 
 
@@ -232,7 +232,7 @@ def _asks(gate: Gate, stage: str) -> bool:
 
 def _with_fraction(session: Session, reading: Reading, row: int) -> Session:
     """A session that has just fired, with the fraction of the head that its score calls for."""
-    fraction = session.action.share(reading.scores[row : row + 1])
+    fraction = session.action.fraction(reading.scores[row : row + 1])
     return session if fraction is None else replace(session, fraction=float(fraction))
 
 

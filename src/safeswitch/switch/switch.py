@@ -317,10 +317,10 @@ class Switch:
         base = None
         if take(config, "base_model", JsonMapping | None, "bundle") is not None:
             base = build(BaseModel, config["base_model"], "base_model")
-            told = config["base_model"]["model_id"]
-            if base.model_id != told:
+            given = config["base_model"]["model_id"]
+            if base.model_id != given:
                 raise SettingError(
-                    f"base_model.model_id must be one line of text; got {shown(told)}"
+                    f"base_model.model_id must be one line of text; got {shown(given)}"
                 )
         gate = gate_from(take(config, "gate", JsonMapping, "bundle"), learned)
         actuator = actuator_from_state(action, head)

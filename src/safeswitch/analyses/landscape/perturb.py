@@ -33,10 +33,9 @@ def direction(name: str, weight: Tensor, seed: int, normalise: Normalise = "laye
     """A random direction for one tensor, float32 on the CPU, of the tensor's shape.
 
     ``layer``: ``g / ||g|| * ||W||`` with standard normal g and Frobenius norms (VISAGE, arXiv
-        2405.17374, section 3).
-    ``filter``: the same for each row by itself (Li et al. 2018, arXiv 1712.09913, section 4).
-        Tensors of norms and of input
-    scaling, and whole numbers, stay: their direction is zero.
+    2405.17374, section 3). ``filter``: the same for each row by itself (Li et al. 2018, arXiv
+    1712.09913, section 4). Tensors of norms and of input scaling, and whole numbers, stay: their
+    direction is zero.
 
     Args:
         name: The tensor's name; with ``seed`` it decides what is drawn.

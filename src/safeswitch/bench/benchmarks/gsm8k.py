@@ -6,7 +6,7 @@ Licence: MIT
 Revision: 3101c7d50724
 Rows: 1319
 Label: every request is safe; a reply is right when its last number is the answer
-Noise: a per cent or two of wrong answer keys; a reply that goes on after its answer with another
+Noise: a per cent or two of wrong answer keys; a reply that continues after its answer with another
     number is marked wrong
 """
 

@@ -33,7 +33,7 @@ def _rows(row: JsonMapping) -> Iterator[JsonMapping]:
     }
 
 
-def _asked(example: Example) -> Example:
+def _with_question(example: Example) -> Example:
     """Ask for the letter, and take the reference as answer."""
     question = Message("user", f"{example.prompt}\n\n{ASK}")
     return replace(
@@ -48,7 +48,7 @@ register(
         "task",
         rows=_rows,
         label="safe",
-        prepare=_asked,
+        prepare=_with_question,
         judges=("letter",),
         max_new_tokens=64,
         stem="mmlu_sample",

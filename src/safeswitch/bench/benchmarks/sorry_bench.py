@@ -4,8 +4,9 @@ Source: Xie et al., arXiv 2406.14598; hub sorry-bench/sorry-bench-202503 (gated)
 Licence: the authors' own agreement, research use
 Revision: 2025/03 (44 categories, 440 base requests); the first release had 45 categories and 450
 Rows: 440 base; 20 mutations of each (styles, persuasion, encodings, languages)
-Label: every request is unsafe; the style is the wrapper; translated and encoded styles are marked
-    as such, and only replies that answer the request's substance count for the authors' judge
+Label: every request is unsafe; the style is the jailbreak template; translated and encoded styles
+    are marked as such, and only replies that answer the request's substance count for the authors'
+    judge
 Noise: several categories are policy matters (unqualified advice, political belief) where answering
     may be right; the rules judge reads neither ciphers nor the five other languages, so encoded
     styles need a model as judge

@@ -4,12 +4,12 @@ Source: Huang et al., arXiv 2401.05561; github.com/HowieHwong/TrustLLM; hub
     TrustLLM/TrustLLM-dataset, configuration safety
 Licence: MIT for the code; the parts of misuse have licences of their own
 Revision: dataset.zip of the repository
-Rows: misuse 1174, jailbreak 1398 (13 kinds of wrapper)
+Rows: misuse 1174, jailbreak 1398 (13 kinds of template)
 Label: every request is unsafe; SafeSwitch's column "TrustLLM" is 0.45 misuse + 0.55 jailbreak
     (arXiv 2502.01042), and is given as the benchmark trustllm where both were run
 Noise: a third of misuse are questions of "Do Anything Now" whose legal, financial, health and
-    lobbying classes are restricted by policy rather than harmful; wrappers and queries of jailbreak
-    recur
+    lobbying classes are restricted by policy rather than harmful; templates and queries of
+    jailbreak recur
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def _jailbreak(row: JsonMapping) -> Iterator[JsonMapping]:
 
 
 def _text(value: Any) -> str:
-    """A wrapper's name, which the file writes as a list of one."""
+    """A jailbreak template's name, which the file writes as a list of one."""
     return str(value[0] if isinstance(value, list) and value else value or "").strip("[]'\"")
 
 
 def _wrapped(example: Example) -> Example:
-    """A local file keeps the wrapper in its category."""
+    """A local file keeps the template in its category."""
     return (
         example
         if example.wrapper

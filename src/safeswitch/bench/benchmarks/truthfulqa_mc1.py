@@ -36,7 +36,7 @@ def _rows(row: JsonMapping) -> Iterator[JsonMapping]:
     yield {"prompt": row["question"], "choices": [choice for _, choice in pairs]}
 
 
-def _asked(example: Example) -> Example:
+def _with_question(example: Example) -> Example:
     """Ask for the letter of the right choice, which comes first in the row.
 
     Raises:
@@ -70,7 +70,7 @@ register(
         "task",
         rows=_rows,
         label="safe",
-        prepare=_asked,
+        prepare=_with_question,
         judges=("letter",),
         max_new_tokens=64,
         hub=(Hub("truthfulqa/truthful_qa", split="validation", config="multiple_choice"),),

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from safeswitch.bench.verdict import Verdict
-from safeswitch.core.json_types import JsonMapping, JsonObject
+from safeswitch.core.json_types import JsonObject
 from safeswitch.statistics.intervals import wilson
 
 
@@ -86,13 +86,4 @@ def _figures(what: str, lang: str, pairs: Sequence[tuple[bool, bool]]) -> list[J
             "n": r.n,
         }
         for name, r in rates.items()
-    ]
-
-
-def mistakes(judge: Callable[[str], Verdict], part: str) -> list[JsonMapping]:
-    """The replies on which a judge and the label of ``refused`` differ."""
-    return [
-        {"kind": one.kind, "lang": one.lang, "truth": one.truth.refused, "reply": one.reply}
-        for one in labelled_replies()
-        if one.part == part and bool(judge(one.reply).refused) != one.truth.refused
     ]

@@ -101,9 +101,9 @@ def make_judge(text: str, cache: Path = Path()) -> Judge:
 
 def _kinds() -> str:
     """Every kind with what it takes, for messages."""
-    told = []
+    descriptions = []
     for name in JUDGES:
         kind = JUDGES[name]
         settings = f" (settings: {', '.join(kind.settings)})" if kind.settings else ""
-        told.append(f"{name}{':MODEL' if kind.needs_model else ''}{settings}")
-    return ", ".join(told)
+        descriptions.append(f"{name}{':MODEL' if kind.needs_model else ''}{settings}")
+    return ", ".join(descriptions)

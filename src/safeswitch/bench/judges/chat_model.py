@@ -155,8 +155,8 @@ class ChatModel:
             SafeSwitchError: the server cannot be reached, refuses, or is no such server, after all
                 retries.
         """
-        asked = json.dumps([self.model, self.base_url, self._max_tokens, system, user])
-        key = hashlib.sha256(asked.encode()).hexdigest()[:32]
+        content = json.dumps([self.model, self.base_url, self._max_tokens, system, user])
+        key = hashlib.sha256(content.encode()).hexdigest()[:32]
         known = self._known.get(key)
         if known is not None and readable(known):
             return known

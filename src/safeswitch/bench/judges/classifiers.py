@@ -179,16 +179,16 @@ class Classifier(Judge):
         limit = self._engine.lm.context_length
         for i, row in enumerate(rows):
             try:
-                asked = self.prompt(row)
+                prompt = self.prompt(row)
             except TemplateError as error:
                 verdicts[i] = Verdict(note=str(error)[:200], unjudged="template")
                 continue
-            if limit is not None and len(asked.ids) + _TOKENS > limit:
-                why = f"too long for the judge: {len(asked.ids)} tokens, it takes {limit}"
+            if limit is not None and len(prompt.ids) + _TOKENS > limit:
+                why = f"too long for the judge: {len(prompt.ids)} tokens, it takes {limit}"
                 verdicts[i] = Verdict(note=why, unjudged="too long")
                 continue
-            fit.append((i, asked))
-        prompts = [asked for _, asked in fit]
+            fit.append((i, prompt))
+        prompts = [prompt for _, prompt in fit]
         answers = (
             self._engine.generate(prompts, max_new_tokens=_TOKENS, do_sample=False)
             if prompts
@@ -239,14 +239,16 @@ class Classifier(Judge):
     def _tokens(self, ids: list[int]) -> Tokens:
         return Tokens(tuple(ids), str(self._engine.lm.tokenizer.decode(ids)))
 
-    def _degrees(self, asked: Sequence[Tokens]) -> list[float | None]:
+    def _degrees(self, prompts: Sequence[Tokens]) -> list[float | None]:
         """Probability of the harmful word against the other."""
         if self._kind.graded is None:
-            return [None] * len(asked)
+            return [None] * len(prompts)
         found = log_likelihoods(
-            self._engine, [(tokens, word) for tokens in asked for word in self._kind.graded]
+            self._engine, [(tokens, word) for tokens in prompts for word in self._kind.graded]
         )
-        return [_share(found[i].log_prob, found[i + 1].log_prob) for i in range(0, len(found), 2)]
+        return [
+            _preference(found[i].log_prob, found[i + 1].log_prob) for i in range(0, len(found), 2)
+        ]
 
     def _verdict(self, answer: str, degree: float | None) -> Verdict:
         harmful = self._kind.harmful(answer) if degree is None else degree > 0.5
@@ -261,7 +263,7 @@ def _filled(text: str, row: Logged) -> str:
     return re.sub(r"\{(request|reply)\}", lambda slot: slots[slot.group(1)], text)
 
 
-def _share(harmful: float, other: float) -> float:
+def _preference(harmful: float, other: float) -> float:
     top = max(harmful, other)
     weights = [math.exp(value - top) for value in (harmful, other)]
     return weights[0] / sum(weights)

@@ -57,8 +57,8 @@ class IFEval(Judge):
     def _one(self, row: Logged) -> Verdict:
         meta = row.example.meta
         names, settings = json.loads(meta["instructions"]), json.loads(meta["kwargs"])
-        asked = self._checks.InputExample(row.example.id, names, row.example.prompt, settings)
-        found = self._checks.test_instruction_following_strict(asked, row.said)
+        request = self._checks.InputExample(row.example.id, names, row.example.prompt, settings)
+        found = self._checks.test_instruction_following_strict(request, row.said)
         missed = [
             name
             for name, done in zip(names, found.follow_instruction_list, strict=True)

@@ -111,10 +111,10 @@ class ModelJudge(Asking):
         return [self._one(row) for row in rows]
 
     def _one(self, row: Logged) -> Verdict:
-        told = _REFUSAL + (_CORRECT if row.example.answers else "")
+        instructions = _REFUSAL + (_CORRECT if row.example.answers else "")
         try:
             answer = self._model.ask(
-                _SYSTEM, question(row, told), lambda text: _flags(text) is not None
+                _SYSTEM, question(row, instructions), lambda text: _flags(text) is not None
             )
         except NoAnswerError as error:
             return Verdict(note=error.detail, unjudged=error.reason)

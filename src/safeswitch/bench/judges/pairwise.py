@@ -74,11 +74,11 @@ class Pairwise(Asking):
             )
         if row.said == other.said:
             return Verdict(won=0.5, note="the same reply")
-        asked = [_question(row.example.prompt, *pair) for pair in ((row, other), (other, row))]
+        questions = [_question(row.example.prompt, *pair) for pair in ((row, other), (other, row))]
         try:
             answers = [
                 self._model.ask(_SYSTEM, one, lambda text: _points(text) is not None)
-                for one in asked
+                for one in questions
             ]
         except NoAnswerError as error:
             return Verdict(note=error.detail, unjudged=error.reason)
@@ -93,9 +93,9 @@ def _points(answer: str) -> float | None:
     return _POINTS.get(str((read_object(answer) or {}).get("better")))
 
 
-def _question(asked: str, first: Logged, second: Logged) -> str:
+def _question(request: str, first: Logged, second: Logged) -> str:
     replies = [
         f"<{place}>\n{row.said}\n</{place}>"
         for place, row in (("first", first), ("second", second))
     ]
-    return "\n\n".join([f"<request>\n{asked}\n</request>", *replies, _ASK])
+    return "\n\n".join([f"<request>\n{request}\n</request>", *replies, _ASK])

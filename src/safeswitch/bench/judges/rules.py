@@ -18,13 +18,6 @@ from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.data.refusal_text import refuses
 
 VERSION = 1
-_POLITE = re.compile(  # apologies that decline nothing
-    r"(?:(?:i'm|i am|so|very)\s+)*sorry\s+(?:to hear|you feel|for (?:the|your|keeping)|"
-    r"about (?:that|the)|i mis)[^.!?]*[.!?,]?|"
-    r"i apologi[sz]e for (?:the|my|any)\s+(?:confusion|delay|mistake|error|earlier)[^.!?]*[.!?]?|"
-    r"(?:很|非常)?(?:抱歉|对不起|遗憾)[，,]?(?:听到|让|打扰|我刚才)[^。！？]*[。！？，]?",
-    re.IGNORECASE,
-)
 _CURT = re.compile(
     r"\W*(?:sorry\W+)?(?:no|nope|never|no way|not a chance|denied|request denied|i'd rather not|"
     r"absolutely not|"
@@ -51,11 +44,11 @@ _HEAD_CHARACTERS = 200
 
 
 def refused(text: str) -> bool:
-    """Whether a reply declines: :func:`safeswitch.data.refusal_text.refuses` without polite
-    apologies, or a curt no, or a moral remark in its first sentences."""
+    """Whether a reply declines: by :func:`safeswitch.data.refusal_text.refuses`, or with a curt no,
+    or with a moral remark in its first sentences."""
     plain = text.strip().replace("’", "'")
     head = plain[:_HEAD_CHARACTERS]
-    return bool(_CURT.fullmatch(plain) or refuses(_POLITE.sub("", plain)) or _MORAL.search(head))
+    return bool(_CURT.fullmatch(plain) or refuses(plain) or _MORAL.search(head))
 
 
 def degenerate(text: str) -> bool:

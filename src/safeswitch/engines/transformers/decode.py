@@ -1,11 +1,14 @@
 """The decoding loop: a whole batch in lockstep, rows rolled back to the end of their prompt when
-they switch late.
+they fire behind it.
 
 ``transformers`` prepares everything (processors, criteria, cache) and calls this loop through
-``custom_generate``, so every decoding option means what it means there. A row that switches after t
+``custom_generate``, so every decoding option means what it means there. A row that fires after t
 reply tokens has those t cached positions masked out and its position counter set back; its tokens
 are shifted right, so that processors and stopping criteria, which are called on the columns from
-``offset`` on, see the row exactly as if it had been run alone.
+``offset`` on, see the row exactly as if it had been run alone::
+
+    before   prompt .... prompt  r1 r2 r3       offset 0
+    after    pad pad pad prompt .... prompt     offset 3: what follows are the refusal's tokens
 
 Letters: b rows, T padded prompt length, V vocabulary. Knows nothing of probers or text.
 """
@@ -24,26 +27,28 @@ from safeswitch.engines.transformers.rows import Rows
 
 
 class Listener(Protocol):
-    """Is told of every step, so that decided text can be shown early."""
+    """Follows every step, so that decided text can be shown early."""
 
-    def step(self, tokens: Tensor, turned: Tensor) -> None:
-        """``tokens`` ``[b]`` just chosen (real where ``rows.valid``); ``turned``: rows just taken
-        back."""
+    def step(self, tokens: Tensor, leaving: Tensor) -> None:
+        """Called with the ``tokens`` ``[b]`` just chosen (a row's own where ``rows.valid``), and
+        the numbers of the rows that have just left their reply."""
 
 
 class Loop:
-    """One batch through the decoding loop.
+    """One batch through the decoding loop; made for one call.
 
     Args:
         rows: The gate at work on the batch.
         seeds: One sampling seed per row, or None to draw from torch's global generator.
-        listener: Told of every step.
+        listener: Follows every step.
         context: Positions that the model has; rows that have ended stay at the last one while
-            others go on.
+            others continue.
 
     Attributes:
         generated: ``[b]`` tokens chosen for each row so far, those that were thrown away among
             them.
+        offset: ``[b]`` columns by which each row's tokens have been shifted right.
+        offsets: The values in ``offset``, each once.
     """
 
     def __init__(
@@ -53,14 +58,26 @@ class Loop:
         listener: Listener | None = None,
         context: int | None = None,
     ) -> None:
-        self.rows, self.seeds, self.listener, self.context = rows, seeds, listener, context
-        self.generators: list[torch.Generator] = []
-        self.offset = torch.zeros(0, dtype=torch.long)
+        self.rows = rows
+        self.seeds = seeds
+        self.listener = listener
+        self.context = context
+        b = len(rows.lengths)
+        self.generated = torch.zeros(b, dtype=torch.long)
+        self.offset = torch.zeros(b, dtype=torch.long)
         self.offsets = [0]
-        self.ends = torch.zeros(0, dtype=torch.long)
-        """Position of each row's first reply token: its prompt's length, or less where images take
-        up fewer positions."""
-        self.generated = torch.zeros(0, dtype=torch.long)
+        self._alive = torch.ones(b, dtype=torch.bool)
+        """``[b]``: rows that write more tokens. On the host, where it decides what is run next:
+        one transfer a step brings what has ended."""
+        self._end_column = torch.full((b,), -1, dtype=torch.long)
+        """``[b]``: column behind each row's last token; -1 while it runs, and no row runs when the
+        loop ends."""
+        self._reply_position = torch.zeros(0, dtype=torch.long)
+        """``[..., b]``: position of each row's first reply token: its prompt's length, or less
+        where images take up fewer positions."""
+        self._width = 0
+        self._pad_id = 0
+        self._generators: list[torch.Generator] = []
 
     def __call__(
         self,
@@ -71,102 +88,115 @@ class Loop:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> list[list[int]]:
-        """Decode; returns the reply tokens of each row, end token included, padding removed.
-
-        What has to be known on the host, which rows are alive, is kept there: one transfer a step
-        brings what has ended.
-        """
-        b, width = input_ids.shape
-        device = input_ids.device
-        if self.seeds is not None:
-            self.generators = [
-                torch.Generator(device=device).manual_seed(seed) for seed in self.seeds
-            ]
-        pad = generation_config._pad_token_tensor
-        pad_id = int(pad) if pad is not None else 0
-        alive = torch.ones(b, dtype=torch.bool)
-        self.offset, self.offsets = torch.zeros(b, dtype=torch.long), [0]
-        self.generated = torch.zeros(b, dtype=torch.long)
-        ends = torch.full((b,), -1, dtype=torch.long)
-        rows = self.rows
+        """Decode; returns the reply tokens of each row, end token included, padding removed."""
+        self._begin(input_ids, generation_config)
         first = True
-        while first or bool(alive.any()) or rows.owing:
-            inputs = model.prepare_inputs_for_generation(
-                input_ids,
-                next_sequence_length=None if first else 1,
-                is_first_iteration=first,
-                **model_kwargs,
-            )
-            # the hook of ``rows`` on the LM head runs in here: it judges the newest tokens, rewrites
-            # the logits of rows that have fired, and says in ``rows.turned`` which leave their reply
-            outputs = model(**inputs, return_dict=True)
-            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
-            if self.context is not None and model_kwargs.get("position_ids") is not None:
-                model_kwargs["position_ids"].clamp_(max=self.context - 1)
-            logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=device)
-            del outputs
-            if first and model_kwargs.get("position_ids") is not None:
-                self.ends = model_kwargs["position_ids"][..., -1].clone()
+        # A row that has ended may owe the gate a reading, for which its last token must be fed.
+        while first or bool(self._alive.any()) or self.rows.owing:
+            logits, model_kwargs = self._forward(model, input_ids, model_kwargs, first)
             first = False
-            turned = self._turn_back(input_ids, width, alive, ends, pad_id, model_kwargs)
-            tokens = self._choose(
-                self._process(logits_processor, input_ids, logits), generation_config.do_sample
-            )
-            if not bool(alive.all()):
-                tokens = torch.where(alive.to(device), tokens, pad_id)
-            rows.see(tokens)
-            input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
-            self.generated += alive
-            rows.valid = alive
-            rows.fed += 1
-            done = (
-                self._per_offset(input_ids, lambda ids: stopping_criteria(ids, None)).cpu() & alive
-            )
-            if bool(done.any()):
-                ends[done] = input_ids.shape[1]
-                alive = alive & ~done
-            rows.alive = alive
+            # Before any token is chosen: a rolled-back row's next token follows its prompt.
+            leaving = self._roll_back(input_ids, model_kwargs)
+            scores = self._process(logits_processor, input_ids, logits)
+            tokens = self._choose(scores, generation_config.do_sample)
+            input_ids = self._append(input_ids, tokens)
+            self._end_rows(input_ids, stopping_criteria)
             if self.listener is not None:
-                self.listener.step(tokens, turned)
-        return self._replies(input_ids, width, ends)
+                self.listener.step(tokens, leaving)
+        return self._replies(input_ids)
 
-    def _turn_back(
-        self,
-        input_ids: Tensor,
-        width: int,
-        alive: Tensor,
-        ends: Tensor,
-        pad_id: int,
-        model_kwargs: JsonObject,
-    ) -> Tensor:
-        """Take rows that have just fired back to the end of their prompt; ``input_ids`` and
-        ``alive`` are changed in place."""
-        rows = self.rows
-        turned = rows.turned
-        if not len(turned):
-            return turned
-        if not rows.in_place:
-            alive[turned] = False
-            ends[turned] = 0
-            return turned
-        at = turned.to(input_ids.device)
+    def _begin(self, input_ids: Tensor, generation_config: GenerationConfig) -> None:
+        self._width = input_ids.shape[1]
+        pad = generation_config._pad_token_tensor
+        self._pad_id = int(pad) if pad is not None else 0
+        for seed in self.seeds or ():
+            generator = torch.Generator(device=input_ids.device)
+            self._generators.append(generator.manual_seed(seed))
+
+    def _forward(
+        self, model: Any, input_ids: Tensor, model_kwargs: JsonObject, first: bool
+    ) -> tuple[Tensor, JsonObject]:
+        """Feed the newest tokens (at ``first`` the prompts); logits ``[b, V]`` of the next ones,
+        and what the next pass needs."""
+        inputs = model.prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=None if first else 1,
+            is_first_iteration=first,
+            **model_kwargs,
+        )
+        # the hook of ``rows`` on the LM head runs in here: it judges the newest tokens, rewrites
+        # the logits of rows that have fired, and says in ``rows.leaving`` which leave their reply
+        outputs = model(**inputs, return_dict=True)
+        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+        positions = model_kwargs.get("position_ids")
+        if positions is not None:
+            if self.context is not None:
+                # Rows that have ended are fed padding for as long as others run, which must not
+                # take them to a position that the model does not have.
+                positions.clamp_(max=self.context - 1)
+            if first:
+                self._reply_position = positions[..., -1].clone()
+        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
+        return logits, model_kwargs
+
+    def _roll_back(self, input_ids: Tensor, model_kwargs: JsonObject) -> Tensor:
+        """Put rows that have just fired back to the end of their prompt, or stop them where that
+        cannot be done in place; returns their numbers. ``input_ids`` and the mask and positions in
+        ``model_kwargs`` are changed in place."""
+        leaving = self.rows.leaving
+        if not len(leaving):
+            return leaving
+        if not self.rows.in_place:
+            self._alive[leaving] = False
+            self._end_column[leaving] = 0
+            return leaving
+        at = leaving.to(input_ids.device)
+        width = self._width
         fed = input_ids.shape[1] - width
         if model_kwargs.get("attention_mask") is None:
             model_kwargs["attention_mask"] = input_ids.new_ones(input_ids.shape[0], width + fed + 1)
+        # The reply's keys stay in the cache, which the batch has in common; nothing sees them.
         model_kwargs["attention_mask"][at, width : width + fed] = 0
         if model_kwargs.get("position_ids") is not None:
-            model_kwargs["position_ids"][..., at, -1] = self.ends[..., at]
+            model_kwargs["position_ids"][..., at, -1] = self._reply_position[..., at]
         prompts = input_ids[at, :width].clone()
         input_ids[at, fed:] = prompts
-        input_ids[at, :fed] = pad_id
-        self.offset[turned] = fed
+        input_ids[at, :fed] = self._pad_id
+        self.offset[leaving] = fed
         self.offsets = self.offset.unique().tolist()
-        ends[turned] = -1
-        alive[turned] = True
-        for row in turned.tolist() if self.generators else ():
-            assert self.seeds is not None
-            self.generators[row].manual_seed(self.seeds[row])
-        return turned
+        # Also a row that had ended: its end was the reply's that is thrown away.
+        self._end_column[leaving] = -1
+        self._alive[leaving] = True
+        self._reseed(leaving)
+        return leaving
+
+    def _reseed(self, rows: Tensor) -> None:
+        """Begin the draws of ``rows`` anew, so that a refusal draws as if it had been run alone."""
+        if self.seeds is None:
+            return
+        for row in rows.tolist():
+            self._generators[row].manual_seed(self.seeds[row])
+
+    def _append(self, input_ids: Tensor, tokens: Tensor) -> Tensor:
+        """``input_ids`` with one more column: ``tokens`` ``[b]``, padding for rows that have
+        ended."""
+        if not bool(self._alive.all()):
+            tokens = torch.where(self._alive.to(tokens.device), tokens, self._pad_id)
+        self.rows.see(tokens)
+        self.generated += self._alive
+        self.rows.valid = self._alive
+        self.rows.fed += 1
+        return torch.cat([input_ids, tokens[:, None]], dim=-1)
+
+    def _end_rows(self, input_ids: Tensor, stopping_criteria: StoppingCriteriaList) -> None:
+        """End the rows for which a stopping criterion holds."""
+        met = self._per_offset(input_ids, lambda ids: stopping_criteria(ids, None))
+        done = met.cpu() & self._alive
+        if bool(done.any()):
+            self._end_column[done] = input_ids.shape[1]
+            # A new tensor: ``rows.valid`` is the old one, and still holds for the newest token.
+            self._alive = self._alive & ~done
+        self.rows.alive = self._alive
 
     def _process(self, processor: Any, input_ids: Tensor, logits: Tensor) -> Tensor:
         """Scores ``[b, V]``; ``logits`` may be written to, and is copied only where several calls
@@ -190,6 +220,7 @@ class Loop:
         return result
 
     def _choose(self, scores: Tensor, do_sample: bool) -> Tensor:
+        """The next token ``[b]`` of each row, from its ``scores`` ``[b, V]``."""
         if not do_sample:
             return scores.argmax(-1)
         drawn = self._draw(torch.softmax(scores, -1))
@@ -199,17 +230,17 @@ class Loop:
 
     def _draw(self, probabilities: Tensor) -> Tensor:
         """One token ``[b]`` for each row of ``probabilities`` ``[b, V]``."""
-        if not self.generators:
+        if not self._generators:
             return torch.multinomial(probabilities, 1).squeeze(1)
-        draws = [
-            torch.multinomial(probabilities[i : i + 1], 1, generator=generator)
-            for i, generator in enumerate(self.generators)
-        ]
+        draws: list[Tensor] = []
+        for i, generator in enumerate(self._generators):
+            draws.append(torch.multinomial(probabilities[i : i + 1], 1, generator=generator))
         return torch.cat(draws).squeeze(1)
 
-    def _replies(self, input_ids: Tensor, width: int, ends: Tensor) -> list[list[int]]:
-        starts = (width + self.offset).tolist()
-        return [
-            row[start : int(end)]
-            for row, start, end in zip(input_ids.tolist(), starts, ends, strict=True)
-        ]
+    def _replies(self, input_ids: Tensor) -> list[list[int]]:
+        starts = (self._width + self.offset).tolist()
+        replies: list[list[int]] = []
+        rows = zip(input_ids.tolist(), starts, self._end_column.tolist(), strict=True)
+        for row, start, end in rows:
+            replies.append(row[start:end])
+        return replies

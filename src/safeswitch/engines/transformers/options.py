@@ -31,7 +31,7 @@ _REFUSED = {
     "assistant_early_exit": _ASSISTED,
     "use_mtp": _ASSISTED,
     "guidance_scale": "classifier-free guidance runs a second forward pass per token",
-    "cache_implementation": "only the dynamic cache can take a row back",
+    "cache_implementation": "only the dynamic cache can roll a row back",
     "use_cache": "the loop feeds one token at a time and needs the cache",
     "penalty_alpha": "contrastive search looks ahead past the gate",
     "dola_layers": "DoLa takes tokens from other layers than the one that is gated",
@@ -68,7 +68,7 @@ class Options:
     Args:
         max_new_tokens: Longest reply.
         stop: Strings that end a reply.
-        config: All that ``transformers`` is told.
+        config: What ``transformers`` is given.
         processors: The caller's logits processors.
         criteria: The caller's stopping criteria.
         show_thinking: Whether text holds the model's thinking.

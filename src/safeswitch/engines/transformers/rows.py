@@ -1,14 +1,20 @@
 """The switch at work on one batch in lockstep: states go to the gate, fired rows get other logits.
 
-    prompt ── stage 1 ──┬── fired ──────── the second head, from the first token on
-                        ├── pending ────── writes pilot tokens ── stage 2 ──┬── rolled back
-                        │                                                   └── cleared
-                        └── cleared ────── writes its reply ── the watch ───┬── rolled back
-                                                                            └── ended
+A row's life in a batch:
 
-A row that is rolled back goes on from its prompt's end with the second head, in the same batch;
-where that cannot be done exactly it stops, and the caller runs it again. What was decided is kept
-by :mod:`safeswitch.switch.session`; the masks here say the same, for whole-batch arithmetic.
+    prompt ── stage 1 ──┬── fired ──── the second head, from the first token on ── ended
+                        ├── pending ── writes pilot tokens ── stage 2 ──┬── fired: rolled back
+                        │                                               └── cleared ──┐
+                        └── cleared ── writes its reply ◄─────────────────────────────┘
+                                             └── the watch, every few ──┬── fired: rolled back
+                                                 tokens and at the end  └── ended
+
+    rolled back ──┬── in place: the second head, from the prompt's end, in the same batch ── ended
+                  └── else: stopped, for the caller to run again
+
+Where stage 2 waits for the end of thinking, the watch reads pending rows too. Any action but a head
+stops the rows that fire at once, and the caller runs them again. What was decided is kept by
+:mod:`safeswitch.switch.session`; the masks here say the same, for whole-batch arithmetic.
 
 Everything happens inside one forward hook on the LM head, so that whatever a model does to its raw
 logits afterwards (soft caps, scaling) is done alike to both heads, and rows that have not fired are
@@ -52,7 +58,7 @@ class Rows:
         texts: Plain text of each request, for readers of text.
         in_place: Whether a row that fires late may be rolled back inside this batch; else it only
             stops here.
-        apart: What stage 1 reads in a pass of its own, already read.
+        appended_states: States that stage 1 reads after appended tokens, in a pass of its own.
         threads: Follow the thinking of each row, where stage 2 waits for its end.
 
     Attributes:
@@ -61,8 +67,8 @@ class Rows:
         pending: ``[b]`` bool, of the sessions.
         fed: Reply tokens fed so far; set by the loop.
         valid: ``[b]`` bool: rows whose newest token is their own, not padding; set by the loop.
-        alive: ``[b]`` bool: rows that go on after it; set by the loop.
-        turned: Rows that leave their reply after the newest forward pass: rolled back where
+        alive: ``[b]`` bool: rows that write more tokens after it; set by the loop.
+        leaving: Rows that leave their reply after the newest forward pass: rolled back where
             ``in_place``, else stopped, for the caller to run again.
 
     Raises:
@@ -79,7 +85,7 @@ class Rows:
         texts: Sequence[str],
         *,
         in_place: bool,
-        apart: Mapping[ReadPoint, Tensor] | None = None,
+        appended_states: Mapping[ReadPoint, Tensor] | None = None,
         threads: Sequence[Thread] = (),
     ) -> None:
         self.gate = gate
@@ -94,7 +100,7 @@ class Rows:
         self.fed = 0
         self.valid = torch.ones(len(lengths), dtype=torch.bool)
         self.alive = torch.ones(len(lengths), dtype=torch.bool)
-        self.turned = torch.zeros(0, dtype=torch.long)
+        self.leaving = torch.zeros(0, dtype=torch.long)
         self.refusing = torch.zeros(len(lengths), dtype=torch.bool)
         """``[b]``: rows whose newest logits are the second head's."""
         self._fraction = torch.ones(len(lengths))
@@ -106,7 +112,7 @@ class Rows:
         self._pilot: dict[ReadPoint, Tensor] = {}
         self._prompt: Activations | None = None
         self._prompt_head_input: Tensor | None = None
-        self._apart = apart or {}
+        self._appended_states = appended_states or {}
         self._threads = tuple(threads)
         self._lm = lm
         self._top = lm.num_layers
@@ -177,7 +183,7 @@ class Rows:
         return self.fed % self.gate.watch_every or self.gate.watch_every
 
     def see(self, tokens: Tensor) -> None:
-        """Be told of the tokens ``[b]`` just chosen, before they are fed, to follow thinking."""
+        """Take note of the tokens ``[b]`` just chosen, before they are fed, to follow thinking."""
         if not self._threads:
             return
         following = (self.pending & self.alive).nonzero().flatten().tolist()
@@ -229,9 +235,10 @@ class Rows:
 
     def _on_head(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """The hook: judge the newest token, then change the logits of the rows that have fired."""
-        self.turned = self.turned[:0]
+        self.leaving = self.leaving[:0]
         pending = bool(self.pending.any())
         if self.fed > 0 and not (pending or self._watching or bool(self.fired.any())):
+            # Nobody speaks any more: a row never waits again once it is cleared.
             self._close_reader()
             return None
         hidden, logits = args[0][:, -1], output[:, -1]
@@ -240,31 +247,33 @@ class Rows:
             self._judge_prompt(hidden)
         elif pending or bool(self._watched.any()):
             self._judge_reply(hidden)
-        self._act(head, hidden, logits, before)
+        self._change_logits(head, hidden, logits, before)
         if not self._watching and not bool(self.pending.any()):
             self._close_reader()
         return output
 
-    def _act(self, head: nn.Module, hidden: Tensor, logits: Tensor, before: Tensor) -> None:
-        """Give rows that have fired the second head's logits; ``before`` ``[b]``: fired earlier."""
+    def _change_logits(
+        self, head: nn.Module, hidden: Tensor, logits: Tensor, before: Tensor
+    ) -> None:
+        """Give rows that have fired the second head's logits, in place.
+
+        Args:
+            head: The model's LM head.
+            hidden: ``[b, d]``, its input for the newest tokens.
+            logits: ``[b, V]``, its output.
+            before: ``[b]`` bool: rows that had fired before this reading.
+        """
         if not self.changes_rows:
             return
         new = (self.fired & ~before).nonzero().flatten()
-        if self.fed > 0:
-            self.turned = new
-        elif self.head is None:
-            relieved = torch.tensor([session.relieved for session in self.sessions])
-            self.turned = (self.fired | relieved).nonzero().flatten()
+        self.leaving = self._leaving_now(new)
         if self.head is None or not bool(self.fired.any()):
             return
         self.refusing[new] = True
         self._began[new] = self.fed
         if self.fed > 0 and len(new) and self.in_place:
-            # A rolled-back row speaks from its prompt's end: its newest state belongs to the reply
-            # that is thrown away.
-            assert self._prompt_head_input is not None
-            kept = self._prompt_head_input[new.to(hidden.device)]
-            logits[new.to(logits.device)] = self._other(self.head, head.forward(kept), kept, new)
+            self._speak_from_prompt(self.head, head, logits, new)
+        # What fired after its prompt has its logits already, or is stopped.
         acting = before if self.fed > 0 else self.fired
         if self.head.reach is not None:
             acting = acting & (self.fed - self._began < self.head.reach)
@@ -273,11 +282,40 @@ class Rows:
         if len(rows):
             there = rows.to(logits.device)
             here = hidden[rows.to(hidden.device)]
-            logits[there] = self._other(self.head, logits[there], here, rows)
+            logits[there] = self._second_logits(self.head, logits[there], here, rows)
 
-    def _other(self, head: HeadActuator, logits: Tensor, hidden: Tensor, rows: Tensor) -> Tensor:
+    def _leaving_now(self, new: Tensor) -> Tensor:
+        """Rows that leave their reply, where ``new`` have just fired.
+
+        A second head needs nobody to leave at the prompt's end, since no reply has begun. Every
+        other action does: it reads the prompt anew, also for those that it leads the other way.
+        """
+        if self.fed > 0:
+            return new
+        if self.head is not None:
+            return new[:0]
+        relieved = torch.tensor([session.relieved for session in self.sessions])
+        return (self.fired | relieved).nonzero().flatten()
+
+    def _speak_from_prompt(
+        self, second: HeadActuator, head: nn.Module, logits: Tensor, rows: Tensor
+    ) -> None:
+        """Put the first logits of a refusal in the place of ``rows`` ``[n]`` of ``logits``.
+
+        A rolled-back row speaks from its prompt's end: its newest state belongs to the reply that
+        is thrown away.
+        """
+        assert self._prompt_head_input is not None
+        kept = self._prompt_head_input[rows.to(self._prompt_head_input.device)]
+        # ``forward``, not a call: this runs inside the head's own hook, which must not run again.
+        base = head.forward(kept)
+        logits[rows.to(logits.device)] = self._second_logits(second, base, kept, rows)
+
+    def _second_logits(
+        self, second: HeadActuator, logits: Tensor, hidden: Tensor, rows: Tensor
+    ) -> Tensor:
         """The second head's logits ``[n, V]`` of ``rows`` ``[n]``, each in its own fraction."""
-        found = head.apply(logits, hidden)
+        found = second.apply(logits, hidden)
         fraction = self._fraction[rows].to(found.device, found.dtype)[:, None]
         return found if bool((fraction == 1.0).all()) else torch.lerp(logits, found, fraction)
 
@@ -291,11 +329,12 @@ class Rows:
     def _judge_prompt(self, hidden: Tensor) -> None:
         """Ask stage 1; keep what later stages and a roll-back need of the prompt's end."""
         started = time.perf_counter()
-        self._prompt = self._prompt_acts(hidden)
+        self._prompt = self._prompt_activations(hidden)
         found = at_prompt(self.sessions, self._prompt, started)
         self._take(range(len(found)), found)
         pending = bool(self.pending.any())
         if pending or self.gate.watch is not None:
+            # A copy: the buffer behind ``hidden`` may be used again by the next forward pass.
             self._prompt_head_input = hidden.clone()
         if pending:
             self._last = {site: self._state(site, hidden).clone() for site in self._reply_sites}
@@ -303,13 +342,13 @@ class Rows:
         if bool(self._due.any()):
             self._judge_pilot()
 
-    def _prompt_acts(self, hidden: Tensor) -> Activations:
+    def _prompt_activations(self, hidden: Tensor) -> Activations:
         """What stages 1 and 2 read of the prompt."""
         states: dict[ReadPoint, Tensor] = {}
         masks: dict[ReadPoint, Tensor] = {}
         for point in self.gate.prompt_points:
-            if point in self._apart:
-                states[point] = self._apart[point].to(hidden.device)
+            if point in self._appended_states:
+                states[point] = self._appended_states[point].to(hidden.device)
             elif point.position.kind == "prompt_end":
                 states[point] = self._state(point.site, hidden)
             else:
@@ -341,6 +380,8 @@ class Rows:
             self._take_pilot()
             due = self._due
             if bool(due.any()):
+                # A row whose reply is over is not among those that the watch looks at, but where
+                # stage 2 clears it, the watch has yet to speak on its last token.
                 ended = due & ~self.valid
                 self._judge_pilot()
         if self.gate.watch is not None:

@@ -145,10 +145,10 @@ def _likelihood(logits: Tensor, tail: Sequence[int]) -> Likelihood:
     """Of the last ``len(tail)`` tokens of one row's logits ``[t, V]``."""
     if not tail:
         return Likelihood(0.0, True)
-    told = logits[-len(tail) - 1 : -1].float().log_softmax(-1)
-    wanted = torch.tensor(tail, device=told.device)
-    each = told.gather(1, wanted[:, None])[:, 0]
-    return Likelihood(float(each.sum()), bool((told.argmax(-1) == wanted).all()))
+    log_probs = logits[-len(tail) - 1 : -1].float().log_softmax(-1)
+    targets = torch.tensor(tail, device=log_probs.device)
+    each = log_probs.gather(1, targets[:, None])[:, 0]
+    return Likelihood(float(each.sum()), bool((log_probs.argmax(-1) == targets).all()))
 
 
 @contextmanager

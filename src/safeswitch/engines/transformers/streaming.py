@@ -2,7 +2,7 @@
 
 Tokens wait until the gate has spoken on them: pilot tokens until stage 2, watched tokens until the
 next reading. A request that switches while tokens wait loses them unseen; one that switches after
-some were shown goes on, after a line break, with its refusal. Knows nothing of models.
+some were shown continues, after a line break, with its refusal. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from safeswitch.models.thinking import Thread
 
 
 class Follower:
-    """Is told of one reply of a batch while it comes, from the thread that generates. Override what
-    is wanted."""
+    """Follows one reply of a batch while it comes; called from the thread that generates. Override
+    what is wanted."""
 
     def token(self, token: int) -> None:
         """The next decided token."""
@@ -145,10 +145,10 @@ class Sinks:
         for sink in sinks:
             sink.begin()
 
-    def step(self, tokens: Tensor, turned: Tensor) -> None:
-        """Take the newest tokens ``[b]``, one a row; rows ``turned`` begin anew. Show what
+    def step(self, tokens: Tensor, leaving: Tensor) -> None:
+        """Take the newest tokens ``[b]``, one a row; rows ``leaving`` begin anew. Show what
         has been decided, and finish rows that have ended and are decided."""
-        rows, back, chosen = self._rows, set(turned.tolist()), tokens.tolist()
+        rows, back, chosen = self._rows, set(leaving.tolist()), tokens.tolist()
         waiting, unread = rows.waiting, rows.unread if rows.changes_rows else 0
         for i, sink in enumerate(self._sinks):
             if sink.over:
@@ -180,9 +180,9 @@ class Gone(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         ended = torch.tensor([not s.over and s.follower.gone() for s in self._sinks])
-        # A row that has just been rolled back writes another reply, of which its follower has yet
-        # to be told.
-        ended[self._rows.turned] = False
+        # A row that has just been rolled back writes another reply, which its follower has not
+        # seen yet.
+        ended[self._rows.leaving] = False
         return ended.to(input_ids.device)
 
 
@@ -205,7 +205,7 @@ class Limits(StoppingCriteria):
 class Release(BaseStreamer):
     """A streamer that turns tokens into text pieces as soon as they are whole characters.
 
-    After a line break it goes on from the break's token alone, so that a long reply is not decoded
+    After a line break it continues from the break's token alone, so that a long reply is not decoded
     over and over; that token stays in front, since some tokenizers drop the space of a first word.
 
     Args:

@@ -44,18 +44,18 @@ class Coalesced:
 
     async def _run(self) -> None:
         while self._waiting:
-            asked, self._waiting = self._waiting, {}
-            counts = {key: fed for key, (fed, _) in asked.items()}
+            batch, self._waiting = self._waiting, {}
+            counts = {key: fed for key, (fed, _) in batch.items()}
             try:
                 answers = await alive(
                     self._engine, self._engine.collective_rpc(self._method, args=(counts,))
                 )
             except Exception as error:
-                for _, future in asked.values():
+                for _, future in batch.values():
                     if not future.done():
                         future.set_exception(error)
                 continue
             found: JsonObject = next((a for a in answers if a), {})
-            for key, (_, future) in asked.items():
+            for key, (_, future) in batch.items():
                 if not future.done():
                     future.set_result(found.get(key))

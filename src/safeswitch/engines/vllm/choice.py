@@ -2,17 +2,21 @@
 
 ::
 
-    client's run ──first token is another──► clear of stage 1, shown as it comes
+    constrained, and a watch: first a run of ours that nobody sees ── fires ──► refusal
+                                   │ cleared
+                                   ▼
+    client's run ──first token is another──► clear of stage 1, shown as it is decided
       │ first token is the reserved one          │ ended before the gate has spoken ──► judged
       ├─ constrained, or no stage 2 ─────┐       │ later token is the reserved one       │
       └─ else: pilot run (ours)          │       ▼                                       │
-           │ goes on: cleared            └──► refusal (ours) ◄───────── fires ───────────┘
+           │ cleared: shown, as above    └──► refusal (ours) ◄───────── fires ───────────┘
            └ reserved token: fires ───────────►
+
+A bundle with a stage 2 and no stage 1 begins with the pilot run.
 
 Rolled back means: the worker has put the reserved stop token in place of a reply token, the tokens
 so far are dropped unseen, and the same prompt is submitted again, brought back by the prefix cache.
-A constrained request of a bundle with a watch is first read in a run of ours, as far as the watch
-reads. Nothing undecided is ever yielded. ``sampling.py`` says what a run *of ours* takes from the
+Nothing undecided is ever yielded. ``sampling.py`` says what a run *of ours* takes from the
 client.
 """
 
@@ -38,7 +42,7 @@ Submit = Callable[[Any, SamplingParams], Outputs]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BundlePlan:
     """What the front end must know of one bundle to hold a reply back.
 
     Args:
@@ -101,14 +105,14 @@ class Runs:
     bent_by: tuple[str, ...]
 
 
-class Choice:
+class GuardedChoice:
     """See the module text.
 
     Args:
         submit: Sends one run to the engine.
         prompt: The prompt as vLLM was given it.
         runs: Sampling of the runs.
-        task: What the worker is told of the request.
+        task: What the worker is to do with the request.
         plan: Of the request's bundle.
         stop: The reserved token.
         conclude: Takes the decision on a reply of so many tokens (None: its client has left) from
@@ -122,7 +126,7 @@ class Choice:
         prompt: Any,
         runs: Runs,
         task: Task,
-        plan: Plan,
+        plan: BundlePlan,
         stop: int,
         conclude: Callable[[int | None], Awaitable[Decision | None]],
         peek: Callable[[str, int], Awaitable[Any]] | None,
@@ -291,10 +295,10 @@ class Choice:
         """
         if decision is None and self._tokens:
             raise SettingError(
-                "SafeSwitch: the engine has no verdict on this request; its reply is withheld"
+                "SafeSwitch: the engine has no decision on this request; its reply is withheld"
             )
-        late = decision is not None and decision.fired and decision.token_index > 0
-        if self._enforcing and not self._fired and late:
+        in_reply = decision is not None and decision.fired and decision.token_index > 0
+        if self._enforcing and not self._fired and in_reply:
             raise SettingError(
                 "SafeSwitch: the gate has fired on this reply after it had ended; it is withheld"
             )

@@ -122,8 +122,8 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
         """States by request and point, out of the workers."""
         kept: dict[str, dict[str, Tensor]] = {}
         for start in range(0, len(keys), _AT_ONCE):
-            asked = list(keys[start : start + _AT_ONCE])
-            answers = self._wait(self.llm.collective_rpc("safeswitch_recorded", args=(asked,)))
+            part = list(keys[start : start + _AT_ONCE])
+            answers = self._wait(self.llm.collective_rpc("safeswitch_recorded", args=(part,)))
             found: dict[str, dict[str, bytes]] = next((a for a in answers if a), {})
             for key, states in found.items():
                 kept[key] = {

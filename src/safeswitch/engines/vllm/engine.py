@@ -23,9 +23,8 @@ from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Decision, Prompt, Reply, as_messages
 from safeswitch.engines.context import CONTEXT, Context
-from safeswitch.engines.seeds import row_seeds
+from safeswitch.engines.requests import ends_in_prefill, row_limits, row_seeds
 from safeswitch.engines.settings import GuardSettings
-from safeswitch.engines.transformers.prefill import is_prefill
 from safeswitch.engines.vllm.install import install
 from safeswitch.engines.vllm.settings import engine_flags, prefer_v1_runner
 from safeswitch.models.chat import ChatEncoder
@@ -65,31 +64,19 @@ class VLLMEngine(Engine):
     ) -> None:
         check_for_vllm(model)
         install()
-        self._folder = tempfile.TemporaryDirectory(prefix="safeswitch-")
-        if isinstance(switch, Switch):
-            switch.save_pretrained(Path(self._folder.name) / "switch")
-            switch = Path(self._folder.name) / "switch"
-        flags: JsonObject = dict(engine_args)
         trusted = bool(engine_args.get("trust_remote_code", False))
-        if switch is not None:
+        self._folder = tempfile.TemporaryDirectory(prefix="safeswitch-")
+        settings = self._settings(switch, policy, allow_other_model)
+        flags: JsonObject = dict(engine_args)
+        if settings is not None:
             prefer_v1_runner()
-            given = switch if isinstance(switch, GuardSettings) else None
-            settings = given or GuardSettings(
-                {"default": str(Path(str(switch)).absolute())}, policy, allow_other_model
-            )
             config = AutoConfig.from_pretrained(str(model), trust_remote_code=trusted)
             own = engine_flags(settings, list(config.architectures or []))
-            flags |= own | {
-                "additional_config": {
-                    **engine_args.get("additional_config", {}),
-                    **own["additional_config"],
-                }
-            }
+            given = engine_args.get("additional_config", {})
+            flags |= own | {"additional_config": {**given, **own["additional_config"]}}
         self.tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trusted)
         self._chat = ChatEncoder(self.tokenizer, str(model), chat_template)
-        self._guards = switch is not None and not (
-            isinstance(switch, GuardSettings) and switch.record
-        )
+        self._guards = settings is not None and not settings.record
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -100,6 +87,19 @@ class VLLMEngine(Engine):
         except BaseException:
             self._stop_loop()
             raise
+
+    def _settings(
+        self, switch: Switch | GuardSettings | str | Path | None, policy: str, allow_other: bool
+    ) -> GuardSettings | None:
+        """Settings of the guard; a switch in memory is saved first, since workers load it from its
+        folder."""
+        if switch is None or isinstance(switch, GuardSettings):
+            return switch
+        if isinstance(switch, Switch):
+            folder = Path(self._folder.name) / "switch"
+            switch.save_pretrained(folder)
+            switch = folder
+        return GuardSettings({"default": str(Path(switch).absolute())}, policy, allow_other)
 
     async def _start(self, args: AsyncEngineArgs) -> AsyncLLM:
         return AsyncLLM.from_engine_args(args)
@@ -144,21 +144,8 @@ class VLLMEngine(Engine):
             raise SettingError(
                 f"VLLMEngine.generate: vLLM's SamplingParams has no {', '.join(sorted(unknown))}"
             )
-        conversations = [as_messages(p) for p in prompts]
-        begun = [i for i, messages in enumerate(conversations) if is_prefill(messages)]
-        if self._guards and begun:
-            raise DataError(
-                f"VLLMEngine: prompt {begun[0]} ends in a prefilled reply, which hides the request "
-                "from vLLM's guard; the transformers engine reads it without"
-            )
-        if isinstance(max_new_tokens, int):
-            max_new_tokens = [max_new_tokens] * len(prompts)
-        if len(max_new_tokens) != len(prompts):
-            raise SettingError(
-                f"generate: {len(prompts)} prompts but {len(max_new_tokens)} max_new_tokens"
-            )
-        limit = int(self.llm.model_config.max_model_len)
-        rows = [e.ids for e in self._chat.encode(conversations, limit=limit, room=max_new_tokens)]
+        limits = row_limits(max_new_tokens, len(prompts))
+        rows = self._encoded(prompts, limits)
         stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
         if not do_sample:
             options = {**options, "temperature": 0.0}
@@ -168,17 +155,44 @@ class VLLMEngine(Engine):
             "output_kind": RequestOutputKind.FINAL_ONLY,
             **options,
         }
-        each = zip(max_new_tokens, row_seeds(seed, len(rows)), strict=True)
-        params = [SamplingParams(max_tokens=tokens, seed=one, **common) for tokens, one in each]
+        params: list[SamplingParams] = []
+        for limit, one in zip(limits, row_seeds(seed, len(rows)), strict=True):
+            params.append(SamplingParams(max_tokens=limit, seed=one, **common))
+        return self._answer(rows, params, progress)
+
+    def _encoded(self, prompts: Sequence[Prompt], limits: Sequence[int]) -> list[list[int]]:
+        """Tokens of each prompt, with room for its reply.
+
+        Raises:
+            DataError, ContextLengthError: see :meth:`generate`.
+        """
+        conversations = [as_messages(prompt) for prompt in prompts]
+        prefilled = [i for i, messages in enumerate(conversations) if ends_in_prefill(messages)]
+        if self._guards and prefilled:
+            raise DataError(
+                f"VLLMEngine: prompt {prefilled[0]} ends in a prefilled reply, which hides the "
+                "request from vLLM's guard; the transformers engine reads it without"
+            )
+        context = int(self.llm.model_config.max_model_len)
+        encoded = self._chat.encode(conversations, limit=context, room=limits)
+        return [one.ids for one in encoded]
+
+    def _answer(
+        self,
+        rows: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+        progress: Callable[[int], None] | None,
+    ) -> list[Reply]:
+        """Replies to encoded prompts, all of them in the engine at the same time."""
+
+        async def one(ids: list[int], sampling: SamplingParams) -> Reply:
+            reply = await self._reply(ids, sampling)
+            if progress is not None:
+                progress(1)
+            return reply
 
         async def everything() -> list[Reply]:
-            async def one(i: int) -> Reply:
-                reply = await self._reply(rows[i], params[i])
-                if progress is not None:
-                    progress(1)
-                return reply
-
-            return list(await asyncio.gather(*(one(i) for i in range(len(rows)))))
+            return list(await asyncio.gather(*map(one, rows, params)))
 
         replies: list[Reply] = self._wait(everything())
         return replies

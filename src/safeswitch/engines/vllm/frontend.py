@@ -15,7 +15,7 @@ from contextlib import aclosing
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import tokens_input
@@ -26,17 +26,37 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Decision
-from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
+from safeswitch.engines.context import CONTEXT, POLICIES, ChoiceDecision, Context
 from safeswitch.engines.settings import KEY, GuardSettings
-from safeswitch.engines.vllm.apart import apart
 from safeswitch.engines.vllm.calls import Coalesced, alive
-from safeswitch.engines.vllm.choice import Choice, Outputs, Plan, Runs, Submit
-from safeswitch.engines.vllm.sampling import SEEDS, Sampling
+from safeswitch.engines.vllm.choice import BundlePlan, GuardedChoice, Outputs, Runs, Submit
+from safeswitch.engines.vllm.refusals import separate_refusals
+from safeswitch.engines.vllm.sampling import SEEDS, SamplingRules
 from safeswitch.engines.vllm.settings import Task, stop_token
 from safeswitch.models.generation_prompt import GenerationPrompt
 from safeswitch.models.prompt_text import PromptText, is_lost
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
+
+
+class _Admitted(NamedTuple):
+    """A request that has been checked.
+
+    Args:
+        prompt: For the engine.
+        params: What the client asks for.
+        task: What the workers are to do with it.
+        plan: Of its bundle.
+        text: What the prompt's tokens say.
+        context: What the server knows of it.
+    """
+
+    prompt: Any
+    params: SamplingParams
+    task: Task
+    plan: BundlePlan
+    text: str
+    context: Context
 
 
 class FrontEnd:
@@ -55,9 +75,9 @@ class FrontEnd:
             raise SettingError("FrontEnd: the engine's additional_config has no 'safeswitch' entry")
         self.settings, self._engine, self._generate = settings, engine, generate
         self.stop = stop_token(settings, config.model_config.hf_text_config)
-        self.plans: dict[str, Plan] = {}
+        self.plans: dict[str, BundlePlan] = {}
         self.concluding: set[asyncio.Task[Decision | None]] = set()
-        self._sampling = Sampling(config.model_config.get_diff_sampling_param())
+        self._sampling = SamplingRules(config.model_config.get_diff_sampling_param())
         self._peek = Coalesced(engine, "safeswitch_peek")
         self._take = Coalesced(engine, "safeswitch_take")
         tokenizer = engine.get_tokenizer()
@@ -82,7 +102,7 @@ class FrontEnd:
             raise SettingError(
                 "SafeSwitch is not at work in this engine's workers; no request is let through"
             )
-        self.plans = {name: Plan(**b) for name, b in found.items()}
+        self.plans = {name: BundlePlan(**b) for name, b in found.items()}
 
     async def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
@@ -91,6 +111,31 @@ class FrontEnd:
         if not self.plans:
             await self.start()
         context = CONTEXT.get() or Context()
+        request = self._admitted(prompt, sampling_params, request_id, context)
+        submit = partial(self._submit, request_id, kwargs)
+        n = request.params.n
+        numbers = [next(context.choices) for _ in range(n)]
+        choices: list[Outputs] = []
+        for index, number in enumerate(numbers):
+            run = self._choice(request, index, number, submit)
+            if context.separate_refusals:
+                run = separate_refusals(run, context, number, request.plan.settled)
+            choices.append(run)
+        outputs = choices[0] if n == 1 else _merged(choices, request.params.output_kind)
+        async with aclosing(outputs):
+            async for out in outputs:
+                if getattr(out, "refusing", False):
+                    context.refusing.add(numbers[0] + out.outputs[0].index)
+                yield out
+
+    def _admitted(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, context: Context
+    ) -> _Admitted:
+        """The request as it is run, once everything that can be wrong with it has been checked.
+
+        Raises:
+            VLLMValidationError: why it is not served.
+        """
         params = copy(sampling_params)
         params.extra_args = dict(params.extra_args or {})
         policy = self._policy(params.extra_args.pop(KEY, None), context)
@@ -110,52 +155,41 @@ class FrontEnd:
             self._check_system(text, context)
             self._check_sampling(params, policy, plan)
             self._limit(prompt, params, plan, context)
-        task = Task(
-            f"{request_id}-{uuid.uuid4().hex}", bundle, policy, text=text if plan.text else ""
-        )
-        submit = partial(self._submit, request_id, kwargs)
-        base = first = next(context.choices)
-        choices = []
-        for index in range(params.n):
-            own = copy(params)
-            own.n = 1
-            own.seed = None if params.seed is None else params.seed + index
-            mine = replace(task, id=f"{task.id}-{index}")
-            conclude = partial(self._conclude, mine, context, first, text)
-            run = self._choice(prompt, own, mine, plan, context, submit, conclude)
-            choices.append(apart(run, context, first, plan.settled) if context.apart else run)
-            first = first if index + 1 == params.n else next(context.choices)
-        outputs = choices[0] if params.n == 1 else _merged(choices, params.output_kind)
-        async with aclosing(outputs):
-            async for out in outputs:
-                if getattr(out, "refusing", False):
-                    context.refusing.add(base + out.outputs[0].index)
-                yield out
+        # An id of our own: nothing keeps two clients from choosing the same request id.
+        name = f"{request_id}-{uuid.uuid4().hex}"
+        task = Task(name, bundle, policy, text=text if plan.text else "")
+        return _Admitted(prompt, params, task, plan, text, context)
 
-    def _choice(
-        self,
-        prompt: Any,
-        params: SamplingParams,
-        task: Task,
-        plan: Plan,
-        context: Context,
-        submit: Submit,
-        conclude: Callable[[int | None], Coroutine[Any, Any, Decision | None]],
-    ) -> Outputs:
-        """The outputs of one choice; those of the engine as they are where nothing guards."""
+    def _choice(self, request: _Admitted, index: int, number: int, submit: Submit) -> Outputs:
+        """The outputs of one choice; those of the engine as they are where nothing guards.
+
+        Args:
+            request: The request.
+            index: Of the choice among the request's own.
+            number: Of the choice in the client's reply, which may hold several prompts' choices.
+            submit: Sends one run to the engine.
+        """
+        params = copy(request.params)
+        params.n = 1
+        params.seed = None if params.seed is None else params.seed + index
+        task = replace(request.task, id=f"{request.task.id}-{index}")
         if task.mode == "off":
             off = params.clone()
             off.extra_args = {**(params.extra_args or {}), KEY: task.to_args()}
-            return submit(prompt, off)
+            return submit(request.prompt, off)
         bent_by = tuple(self._sampling.bent_by(params))
         runs = Runs(params, self._sampling.guarded(params), bent_by)
 
-        async def concluded(ended: int | None) -> Decision | None:
-            return await self._shielded(conclude(ended))
+        async def conclude(ended: int | None) -> Decision | None:
+            # Shielded: the decision is put on record also where the client leaves meanwhile.
+            work = self._conclude(task, request.context, number, request.text, ended)
+            return await self._shielded(work)
 
-        peek = self._peek if context.tell_refusals else None
-        task = replace(task, constrained=bool(bent_by))
-        return Choice(submit, prompt, runs, task, plan, self.stop, concluded, peek).outputs()
+        peek = self._peek if request.context.tell_refusals else None
+        constrained = replace(task, constrained=bool(bent_by))
+        return GuardedChoice(
+            submit, request.prompt, runs, constrained, request.plan, self.stop, conclude, peek
+        ).outputs()
 
     def _submit(
         self, request_id: str, kwargs: JsonObject, prompt: Any, params: SamplingParams
@@ -163,9 +197,11 @@ class FrontEnd:
         """One run of a request through the engine as vLLM made it."""
         return self._generate(prompt, params, request_id, **kwargs)
 
-    def _policy(self, asked: Any, context: Context) -> str:
-        if asked is not None and (asked not in POLICIES or asked != context.policy):
-            raise VLLMValidationError(f"this client may not set the SafeSwitch policy to {asked!r}")
+    def _policy(self, wanted: Any, context: Context) -> str:
+        if wanted is not None and (wanted not in POLICIES or wanted != context.policy):
+            raise VLLMValidationError(
+                f"this client may not set the SafeSwitch policy to {wanted!r}"
+            )
         return context.policy or self.settings.policy
 
     def _check_prompt(self, prompt: Any, context: Context) -> None:
@@ -195,7 +231,7 @@ class FrontEnd:
             )
         if self._reply_mark.is_continued(ids):
             raise VLLMValidationError(
-                "prefilled replies are not served: the prompt goes on behind the mark that begins "
+                "prefilled replies are not served: the prompt continues behind the mark that begins "
                 "a reply"
             )
 
@@ -210,7 +246,7 @@ class FrontEnd:
                 "this model's chat template drops the system turn; put its text into the user's"
             )
 
-    def _check_sampling(self, params: SamplingParams, policy: str, plan: Plan) -> None:
+    def _check_sampling(self, params: SamplingParams, policy: str, plan: BundlePlan) -> None:
         """Refuse sampling parameters that the guard cannot answer for.
 
         Raises:
@@ -229,7 +265,9 @@ class FrontEnd:
         if allowed is not None and not set(allowed) - {self.stop}:
             raise VLLMValidationError(f"allowed_token_ids must name a token other than {self.stop}")
 
-    def _limit(self, prompt: Any, params: SamplingParams, plan: Plan, context: Context) -> None:
+    def _limit(
+        self, prompt: Any, params: SamplingParams, plan: BundlePlan, context: Context
+    ) -> None:
         """Hold a reply to the operator's limit, and to the room that its reading leaves.
 
         Raises:
@@ -273,10 +311,10 @@ class FrontEnd:
             found = {**found, "actuator": "none"}
         decision = Decision(**found)
         bundle_id = self.plans[task.bundle].id
-        verdict = Verdict(choice, decision, task.bundle, bundle_id, task.mode, text)
-        context.decisions[choice] = verdict
+        decided = ChoiceDecision(choice, decision, task.bundle, bundle_id, task.mode, text)
+        context.decisions[choice] = decided
         if context.on_decision is not None:
-            await context.on_decision(verdict)
+            await context.on_decision(decided)
         return decision
 
 

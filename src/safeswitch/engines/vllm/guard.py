@@ -4,16 +4,21 @@ A request's life in the worker, by the mode in which the front end sends it:
 
     enforce ── stage 1 ──┬── fired ───── the refusal head, from the first token on
                          ├── pending ─── rolled back, comes again as ``pilot``
-                         └── cleared ─── its reply ── the watch ──┬── rolled back
+                         └── cleared ─── its reply ── the watch ──┬── fired: rolled back
                                                                   └── ended
-    pilot ──── stage 1 ──┴── pending ─── pilot tokens ── stage 2 ─┬── rolled back
-                                                                  └── cleared, as above
-    judge ──── a reply that has ended: its last reading ──────────┴── rolled back
+    pilot ──── stage 1 ──┬── pending ─── pilot tokens ── stage 2 ─┬── fired: rolled back
+                         │                                        └── cleared: its reply, as above
+                         └── else as ``enforce``
+    judge ──── a reply that has ended: its last reading ──────────┬── fired: rolled back
+                                                                  └── cleared
     refuse ─── the refusal head, from the first token on; comes of every other roll-back
+    observe ── read as under ``enforce`` and ``pilot``; nothing is changed, nobody rolled back
 
 To be rolled back, a row is put on the list of those to be stopped; the front end then sends it
-again. A constrained row is not given the refusal head in its own run, where the client's
-constraints would bend the refusal: whatever stage 1 does not clear is rolled back and refused.
+again. A pending row is rolled back as well: the front end sees tokens alone, and so learns that it
+must hold the reply until stage 2 has spoken. A constrained
+row is not given the refusal head in its own run, where the client's constraints would bend the
+refusal: whatever stage 1 does not clear is rolled back and refused.
 
 What was decided is kept by :mod:`safeswitch.switch.session`, as for the other engine. Here every
 row has its own count of reply tokens, and a reading may have to be done again: a chunk of a prompt,
@@ -47,6 +52,8 @@ Standing = Literal["pending", "refusing", "clear"]
 Read = Callable[[Site], Tensor]
 """States ``[n, d]`` of the whole batch at a site."""
 _KEPT = 8192
+"""Requests that are remembered once they have left the batch. A front end takes its decisions soon;
+one that has died never does."""
 _LAG = 64
 """Tokens by which the workers may be ahead of the front end without anything being forgotten."""
 
@@ -188,14 +195,14 @@ class Guard:
         self._strays += 1
         return Task(f"stray-{self._strays}", next(iter(self.tenants)), "enforce")
 
-    def standing(self, asked: Mapping[str, int | None]) -> dict[str, Standing]:
+    def standing(self, counts: Mapping[str, int | None]) -> dict[str, Standing]:
         """How requests stood before the reading at a count of reply tokens (None: the last one).
 
         Waiting for stage 2 or about to be rolled back, refusing since their prompt, or clear;
         unknown ids are left out.
         """
         found: dict[str, Standing] = {}
-        for key, fed in asked.items():
+        for key, fed in counts.items():
             if key in self.rows:
                 found[key] = _standing(self.rows[key], fed)
         return found
@@ -210,18 +217,21 @@ class Guard:
         """
         check_choice("thresholds", "bundle", name, tuple(self.tenants))
         tenant = self.tenants[name]
+        # A new tenant: rows keep the one that they began with, so nobody changes gates midway.
         self.tenants[name] = replace(tenant, gate=tenant.gate.with_thresholds(thresholds))
         return self.tenants[name].gate.thresholds()
 
-    def take(self, asked: Mapping[str, int | None]) -> dict[str, Decision]:
+    def take(self, counts: Mapping[str, int | None]) -> dict[str, Decision]:
         """Decisions on requests by id, each after the tokens of its reply; they are then forgotten.
 
         A reply is given by its count of tokens: readings past its end do not count. None stands for
         one that was left before its end, of which everything read counts. Unknown ids are left out.
         """
         found = {}
-        for key, ended in asked.items():
+        for key, ended in counts.items():
             if key in self.rows:
+                # The worker runs ahead of the front end, past a stop string say: readings behind
+                # the reply's last token are of text that the client never gets.
                 fed = None if ended is None else ended + 1
                 found[key] = _at(self.rows.pop(key), fed).session.decision
         return found
@@ -295,7 +305,9 @@ def _check_known(one: Due) -> None:
     gate, decision = one.row.tenant.gate, one.session.decision
     asks = gate.always or gate.stage1 is not None or gate.stage2 is not None
     if asks and not one.session.pending and decision.stage == "none" and not decision.scores:
-        one.row.know(one.fed, Known(one.session.lost("the verdict on its prompt is lost", one.fed)))
+        one.row.know(
+            one.fed, Known(one.session.lost("the decision on its prompt is lost", one.fed))
+        )
 
 
 def _at_prompt(gate: Gate, rows: list[Due], read: Read) -> None:

@@ -5,7 +5,7 @@ asked for, and the *guarded runs*, which are ours: the pilot that stage 2 reads,
 reply that a watch reads first, the judging of an ended reply, the refusal. Whoever could bend a
 guarded run could make the refusal say yes, so these take from the client only what leaves a refusal
 intact (``SHARED``). A request that brings anything else that bends its reply is *constrained*: what
-stage 1 does not clear is refused, on a run of ours; what it clears goes on with all its
+stage 1 does not clear is refused, on a run of ours; what it clears runs with all its
 constraints.
 
 A parameter that no table here names is refused, so that a newer vLLM cannot open a hole in silence.
@@ -60,7 +60,7 @@ SEEDS = (
 """Where ``FrontEnd.seeds_are_fatal``."""
 
 
-class Sampling:
+class SamplingRules:
     """The allow-list at work on one engine.
 
     Args:
@@ -79,7 +79,7 @@ class Sampling:
         Raises:
             VLLMValidationError: a parameter that is not served, or that no table here names.
         """
-        for name in self._asked(params):
+        for name in self._requested(params):
             if name in REFUSED:
                 reason = REFUSED[name]
                 raise VLLMValidationError(f"{name} is not served: {reason}", parameter=name)
@@ -89,7 +89,7 @@ class Sampling:
 
     def bent_by(self, params: SamplingParams) -> list[str]:
         """Names of the parameters that make a request constrained; empty where there is none."""
-        names = [name for name in self._asked(params) if name in BENDING]
+        names = [name for name in self._requested(params) if name in BENDING]
         return [*names, "temperature"] if params.temperature > self._hottest else names
 
     def guarded(self, params: SamplingParams) -> SamplingParams:
@@ -104,7 +104,7 @@ class Sampling:
     def _hottest(self) -> float:
         return max(HOTTEST, float(self._plain.temperature))
 
-    def _asked(self, params: SamplingParams) -> list[str]:
+    def _requested(self, params: SamplingParams) -> list[str]:
         """Names of the parameters with which the client asks for something."""
         names = params.__struct_fields__
         return [name for name in names if not self._asks_nothing(params, name)]

@@ -1,4 +1,5 @@
-"""What the guard inside vLLM is told, and which vLLM it was read for. Imports nothing of vLLM.
+"""What a worker is to do with one request, the flags that put the guard into vLLM, and the
+releases that it was read for. Imports nothing of vLLM.
 
 The operator's settings travel in ``--additional-config '{"safeswitch": {...}}'``; what is to be
 done with one request travels in ``SamplingParams.extra_args["safeswitch"]``, written by the guarded

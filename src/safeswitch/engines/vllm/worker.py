@@ -21,17 +21,17 @@ class SafeSwitchWorker:
         model = find(self.vllm_config)
         return None if model is None or not is_at_work(self.vllm_config) else model.safeswitch_guard
 
-    def safeswitch_peek(self, asked: dict[str, int | None]) -> dict[str, str]:
+    def safeswitch_peek(self, counts: dict[str, int | None]) -> dict[str, str]:
         """How requests stand, by id, after the reply tokens that the front end has seen."""
-        return {} if self._guard is None else dict(self._guard.standing(asked))
+        return {} if self._guard is None else dict(self._guard.standing(counts))
 
-    def safeswitch_take(self, asked: dict[str, int | None]) -> dict[str, JsonObject]:
+    def safeswitch_take(self, counts: dict[str, int | None]) -> dict[str, JsonObject]:
         """Decisions on requests by id, after the tokens of their reply (None: left before its end),
         as plain JSON; each can be taken once."""
         return (
             {}
             if self._guard is None
-            else {key: d.to_dict() for key, d in self._guard.take(asked).items()}
+            else {key: d.to_dict() for key, d in self._guard.take(counts).items()}
         )
 
     def safeswitch_recorded(self, ids: list[str]) -> dict[str, dict[str, bytes]]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from safeswitch.core.json_types import JsonObject
-from safeswitch.engines.context import Refusal, Verdict
+from safeswitch.engines.context import ChoiceDecision, Refusal
 from safeswitch.serving.replies.form import FIELD, Form, add_tokens, switched
 
 Chunk = JsonObject
 
 
 class Choices(Form):
-    """Each choice carries its verdict; a reply with one choice carries it too, in streams the chunk
-    that ends the choice.
+    """Each choice carries its decision; a reply with one choice carries it too, in streams the
+    chunk that ends the choice.
 
     A refusal that was kept apart stands in ``message.refusal``, with no content and no tool call,
     and ends with ``stop``. Other refusals are text, moved into that field where the operator wants
@@ -27,7 +27,7 @@ class Choices(Form):
     def whole(self, reply: JsonObject) -> None:
         """Put refusals and decisions into a reply that is not streamed."""
         for choice in reply.get("choices") or []:
-            verdict = self._add(choice)
+            decided = self._add_decision(choice)
             refusal = self.context.refusals.get(_index(choice))
             message = choice.get("message")
             if refusal is not None:
@@ -36,20 +36,24 @@ class Choices(Form):
                 choice |= {name: None for name in ("stop_reason", "token_ids") if name in choice}
             elif (
                 self.context.tell_refusals
-                and verdict is not None
-                and switched(verdict)
+                and decided is not None
+                and switched(decided)
                 and isinstance(message, dict)
             ):
                 message["refusal"], message["content"] = message.get("content"), None
         if len(self.context.decisions) == 1:
-            reply[FIELD] = self.told(next(iter(self.context.decisions.values())))
+            reply[FIELD] = self.describe(next(iter(self.context.decisions.values())))
         add_tokens(reply.get("usage"), "completion_tokens", self._tokens())
 
     def event(self, event: Chunk) -> list[Chunk]:
         """The chunks that leave in place of this one: refusals stand in for their choices, and a
         choice's first chunk waits until it is known whether it is one of them."""
         choices = event.get("choices") or []
-        if self.context.apart and len(choices) == 1 and (choices[0].get("delta") or {}).get("role"):
+        if (
+            self.context.separate_refusals
+            and len(choices) == 1
+            and (choices[0].get("delta") or {}).get("role")
+        ):
             self._roles[_index(choices[0])] = (
                 event  # what stands beside it is known with the next chunk
             )
@@ -64,7 +68,7 @@ class Choices(Form):
         if not choices:
             add_tokens(event.get("usage"), "completion_tokens", self._tokens())
         else:
-            self._mark(event, kept)
+            self._annotate(event, kept)
         return [*sent, event]
 
     def rest(self) -> list[Chunk]:
@@ -84,35 +88,34 @@ class Choices(Form):
         for delta, reason in parts:
             choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
             made.append({**role, "choices": [choice]})
-        self._mark(made[-1], made[-1]["choices"])
+        self._annotate(made[-1], made[-1]["choices"])
         return made
 
-    def _mark(self, chunk: Chunk, choices: list[Chunk]) -> None:
-        """Put into a chunk what a client is told in it."""
+    def _annotate(self, chunk: Chunk, choices: list[Chunk]) -> None:
+        """Put refusals and decisions into a chunk that leaves with ``choices``."""
         for choice in choices:
-            if self._moves(choice):
+            if self._is_refusal_text(choice):
                 delta = choice["delta"]
                 delta["refusal"], delta["content"] = delta["content"], None
         ended = [choice for choice in choices if choice.get("finish_reason")]
         for choice in ended:
-            self._add(choice)
+            self._add_decision(choice)
         if len(ended) == 1 and FIELD in ended[0]:
             chunk[FIELD] = ended[0][FIELD]
         if "choices" in chunk:
             chunk["choices"] = choices
 
-    def _moves(self, choice: JsonObject) -> bool:
-        """Whether a chunk of a chat holds text of a refusal that the client is to be told of as
-        such."""
+    def _is_refusal_text(self, choice: JsonObject) -> bool:
+        """Whether a chunk of a chat holds refusal text that belongs in the field ``refusal``."""
         delta = choice.get("delta")
-        told = self.context.tell_refusals and _index(choice) in self.context.refusing
-        return told and isinstance(delta, dict) and bool(delta.get("content"))
+        refusing = self.context.tell_refusals and _index(choice) in self.context.refusing
+        return refusing and isinstance(delta, dict) and bool(delta.get("content"))
 
-    def _add(self, choice: JsonObject) -> Verdict | None:
-        verdict = self.context.decisions.get(_index(choice))
-        if verdict is not None:
-            choice[FIELD] = self.told(verdict)
-        return verdict
+    def _add_decision(self, choice: JsonObject) -> ChoiceDecision | None:
+        decided = self.context.decisions.get(_index(choice))
+        if decided is not None:
+            choice[FIELD] = self.describe(decided)
+        return decided
 
     def _tokens(self) -> int:
         return sum(refusal.tokens for refusal in self.context.refusals.values())

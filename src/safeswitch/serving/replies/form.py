@@ -1,46 +1,48 @@
-"""What all replies share: who is told what of a verdict, and the shape of a form."""
+"""What all replies have in common: what a client may see of a decision, and the methods of a
+form."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from safeswitch.core.json_types import JsonObject
-from safeswitch.engines.context import Context, Refusal, Verdict
+from safeswitch.engines.context import ChoiceDecision, Context, Refusal
 
 FIELD = "safeswitch"
-"""Field of a body that holds a client's wishes, and of a reply that holds the verdict."""
+"""Field of a body that holds a client's options for the guard, and of a reply that holds the
+decision."""
 
 
-def switched(verdict: Verdict) -> bool:
-    """Whether the gate's word was acted on."""
-    return verdict.decision.fired and verdict.policy == "enforce"
+def switched(decided: ChoiceDecision) -> bool:
+    """Whether the gate fired and its action was allowed to run."""
+    return decided.decision.fired and decided.policy == "enforce"
 
 
-def public(verdict: Verdict, scores: bool) -> JsonObject:
-    """What a client is told of a verdict; scores, and what lets one guess at them, only where
-    ``scores`` says so."""
-    d = verdict.decision
-    told: JsonObject = {
+def public(decided: ChoiceDecision, scores: bool) -> JsonObject:
+    """What a client may see of a decision; scores, and what lets one guess at them, only with
+    ``scores``."""
+    d = decided.decision
+    shown: JsonObject = {
         "fired": d.fired,
-        "switched": switched(verdict) and d.actuator != "none",
+        "switched": switched(decided) and d.actuator != "none",
     }
     if scores:
-        told |= {
+        shown |= {
             "stage": d.stage,
             "scores": dict(d.scores),
             "thresholds": dict(d.thresholds),
             "token_index": d.token_index,
         }
-    return told | {
-        "policy": verdict.policy,
-        "bundle": verdict.bundle,
-        "bundle_id": verdict.bundle_id,
+    return shown | {
+        "policy": decided.policy,
+        "bundle": decided.bundle,
+        "bundle_id": decided.bundle_id,
     }
 
 
 class Form:
-    """A kind of reply, for one request. Each route's form says where verdicts and refusals stand in
-    it.
+    """A kind of reply, for one request. Each route's form says where decisions and refusals stand
+    in it.
 
     Args:
         context: Of the request; decisions and refusals are read from it while the reply leaves.
@@ -54,7 +56,7 @@ class Form:
         self.context, self._scores = context, scores
 
     def whole(self, reply: JsonObject) -> None:
-        """Put verdicts and refusals into a reply that is not streamed."""
+        """Put decisions and refusals into a reply that is not streamed."""
         raise NotImplementedError
 
     def event(self, event: JsonObject) -> list[JsonObject]:
@@ -69,12 +71,12 @@ class Form:
         """The event of a stream that tells of an error, from OpenAI's body of it."""
         return error
 
-    def told(self, verdict: Verdict) -> JsonObject:
-        """What this client is told of a verdict."""
-        return public(verdict, self._scores)
+    def describe(self, decided: ChoiceDecision) -> JsonObject:
+        """What this client may see of a decision."""
+        return public(decided, self._scores)
 
-    def last_verdict(self) -> Verdict | None:
-        """The verdict on the reply as a whole, on routes with one choice: the one that was decided
+    def last_decision(self) -> ChoiceDecision | None:
+        """The decision on the reply as a whole, on routes with one choice: the one that was decided
         last."""
         return next(reversed(self.context.decisions.values()), None)
 

@@ -12,7 +12,7 @@ Event = JsonObject
 
 
 class Messages(Form):
-    """The message carries the verdict, in streams the event ``message_delta``; a refusal ends with
+    """The message carries the decision, in streams the event ``message_delta``; a refusal ends with
     ``stop_reason: refusal``.
 
     Its text is a block of its own, and the explanation in ``stop_details``. Where the client asked
@@ -31,7 +31,7 @@ class Messages(Form):
         if refusal is not None:
             reply |= {"content": self._content(refusal), **_stop(refusal)}
             add_tokens(reply.get("usage"), "output_tokens", refusal.tokens)
-        self._tell(reply)
+        self._add_decision(reply)
 
     def event(self, event: Event) -> list[Event]:
         """The events that leave in place of this one: a refusal's block goes in front of the one
@@ -46,17 +46,17 @@ class Messages(Form):
                 sent += _events(block, self._blocks)
             event["delta"] = {**(event.get("delta") or {}), **_stop(refusal)}
             add_tokens(event.get("usage"), "output_tokens", refusal.tokens)
-        self._tell(event)
+        self._add_decision(event)
         return [*sent, event]
 
     def failed(self, error: JsonObject) -> JsonObject:
-        told = error["error"]
-        return {"type": "error", "error": {"type": told["type"], "message": told["message"]}}
+        cause = error["error"]
+        return {"type": "error", "error": {"type": cause["type"], "message": cause["message"]}}
 
-    def _tell(self, reply: JsonObject) -> None:
-        verdict = self.last_verdict()
-        if verdict is not None:
-            reply[FIELD] = self.told(verdict)
+    def _add_decision(self, reply: JsonObject) -> None:
+        decided = self.last_decision()
+        if decided is not None:
+            reply[FIELD] = self.describe(decided)
 
     def _content(self, refusal: Refusal) -> list[JsonObject]:
         return [] if self.context.formatted else [{"type": "text", "text": refusal.text}]

@@ -13,7 +13,7 @@ Event = JsonObject
 
 
 class Responses(Form):
-    """The response carries the verdict, in streams the one in ``response.completed``; a refusal is
+    """The response carries the decision, in streams the one in ``response.completed``; a refusal is
     a message of its own.
 
     Its only content is a part of type ``refusal``, and the response's status is ``completed``. Of a
@@ -31,7 +31,7 @@ class Responses(Form):
         refusal = self.last_refusal()
         if refusal is not None:
             self._refuse(reply, refusal, [], _message(refusal))
-        self._tell(reply)
+        self._add_decision(reply)
 
     def event(self, event: Event) -> list[Event]:
         alone = self.context.structured and bool(self.context.refusals)
@@ -43,7 +43,7 @@ class Responses(Form):
             said, message = [] if alone else response.get("output") or [], _message(refusal)
             sent = _events(message, len(said))
             self._refuse(response, refusal, said, message)
-        self._tell(response)
+        self._add_decision(response)
         return self._numbered([*sent, event])
 
     def _numbered(self, events: list[Event]) -> list[Event]:
@@ -52,10 +52,10 @@ class Responses(Form):
             self._sent += 1
         return events
 
-    def _tell(self, response: JsonObject) -> None:
-        verdict = self.last_verdict()
-        if verdict is not None:
-            response[FIELD] = self.told(verdict)
+    def _add_decision(self, response: JsonObject) -> None:
+        decided = self.last_decision()
+        if decided is not None:
+            response[FIELD] = self.describe(decided)
 
     def _refuse(
         self, response: JsonObject, refusal: Refusal, said: list[Any], message: JsonObject

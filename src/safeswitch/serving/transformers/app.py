@@ -1,7 +1,7 @@
 """The HTTP side of the transformers server: OpenAI's routes, errors and streams over a guarded
 front end.
 
-Stands inside the middleware, which brings ids, policies, verdicts in replies, audit and metrics.
+Stands inside the middleware, which brings ids, policies, decisions in replies, audit and metrics.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ from safeswitch._version import __version__
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message, Reply
 from safeswitch.serving.audit import AuditError
-from safeswitch.serving.refused import Refused
-from safeswitch.serving.reply import unrecorded
+from safeswitch.serving.errors import ApiError, ending, internal_error, not_recorded
 from safeswitch.serving.transformers.batcher import Closed
-from safeswitch.serving.transformers.errors import ApiError, broken, ending
-from safeswitch.serving.transformers.front_end import Answering, Asked, FrontEnd, Sampling
-from safeswitch.serving.transformers.openai_replies import DONE, Form, event, usage
+from safeswitch.serving.transformers.front_end import Answering, ClientPrompt, FrontEnd, Sampling
+from safeswitch.serving.transformers.openai_replies import DONE, ReplyObjects, event, usage
 from safeswitch.serving.transformers.openai_schema import (
     ChatMessage,
     ChatRequest,
@@ -116,21 +114,20 @@ def _conversation(messages: list[ChatMessage]) -> list[Message]:
 
 
 def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
-    """The reply is written here as well, beside the event loop: it may hold a token for each
-    character."""
+    """The tokens of a body. The JSON is written here too, on the thread: it may be long."""
     if body.messages is not None:
         ids = front.encode(_conversation(body.messages))
     else:
         ids = list(
             front.lm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"]
         )
-    told = {
+    content = {
         "count": len(ids),
         "max_model_len": front.lm.context_length,
         "tokens": ids,
         "token_strs": None,
     }
-    return _json(200, told)
+    return _json(200, content)
 
 
 def _detokenized(front: FrontEnd, body: DetokenizeRequest) -> Response:
@@ -142,7 +139,7 @@ async def _complete(
     front: FrontEnd,
     request: Request,
     body: ChatRequest | CompletionRequest,
-    prompts: Sequence[Asked],
+    prompts: Sequence[ClientPrompt],
     name: str,
 ) -> Response:
     sampling = Sampling(
@@ -160,14 +157,14 @@ async def _complete(
         seed=body.seed,
         stream=body.stream,
     )
-    form = Form(name, isinstance(body, ChatRequest), usage_in_chunks=body.usage_wanted)
+    form = ReplyObjects(name, isinstance(body, ChatRequest), usage_in_chunks=body.usage_wanted)
     if body.stream:
         return _Events(answering, form)
     return await _whole(request, answering, form, body.stops)
 
 
 async def _whole(
-    request: Request, answering: Answering, form: Form, stops: tuple[str, ...]
+    request: Request, answering: Answering, form: ReplyObjects, stops: tuple[str, ...]
 ) -> Response:
     """The reply once every choice is there; nothing where the client leaves before."""
     left = asyncio.create_task(_left(request))
@@ -198,7 +195,7 @@ async def _left(request: Request) -> None:
 class _Events(StreamingResponse):
     """A stream that nobody waits for any more once it has ended, however it has ended."""
 
-    def __init__(self, answering: Answering, form: Form) -> None:
+    def __init__(self, answering: Answering, form: ReplyObjects) -> None:
         super().__init__(_stream(answering, form), media_type="text/event-stream")
         self._answering = answering
 
@@ -209,7 +206,7 @@ class _Events(StreamingResponse):
             self._answering.leave()
 
 
-async def _stream(answering: Answering, form: Form) -> AsyncIterator[bytes]:
+async def _stream(answering: Answering, form: ReplyObjects) -> AsyncIterator[bytes]:
     """Server-sent events; a choice's last text and its end follow when its decision is on
     record."""
     running = list(zip(answering.choices, answering.replies, strict=True))
@@ -238,24 +235,24 @@ async def _stream(answering: Answering, form: Form) -> AsyncIterator[bytes]:
             )
         yield DONE
     except Exception as error:  # a stream that has begun can only tell of it in its last event
-        yield event(_told(error).to_dict())
+        yield event(_error_for_client(error).to_dict())
 
 
-def _told(error: Exception) -> Refused:
-    """What the client is told of a failure."""
-    if isinstance(error, Refused):
+def _error_for_client(error: Exception) -> ApiError:
+    """The answer to a failure."""
+    if isinstance(error, ApiError):
         return error
     if isinstance(error, AuditError):
-        return unrecorded()
+        return not_recorded()
     if isinstance(error, Closed):
         return ending()
     _log.error("a request failed", exc_info=error)
-    return broken()
+    return internal_error()
 
 
 def _answer_errors(app: FastAPI) -> None:
     async def failed(request: Request, error: Exception) -> Response:
-        return _error(_told(error))
+        return _error(_error_for_client(error))
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -265,7 +262,7 @@ def _answer_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return _error(ApiError(error.status_code, str(error.detail)))
 
-    for kind in (Refused, AuditError, Closed, Exception):
+    for kind in (ApiError, AuditError, Closed, Exception):
         app.add_exception_handler(kind, failed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
@@ -287,7 +284,7 @@ def _fault(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{where}: {reason}" if where else reason, param=where or None)
 
 
-def _error(error: Refused) -> Response:
+def _error(error: ApiError) -> Response:
     again = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
     return _json(error.status, error.to_dict(), again)
 

@@ -22,7 +22,7 @@ Piece = tuple[bool, str]
 """Whether text is the refusal's, and the text."""
 
 
-class Choice(Follower):
+class FollowedChoice(Follower):
     """Made on the event loop; followed and failed on the thread that generates.
 
     Args:
@@ -52,7 +52,7 @@ class Choice(Follower):
         self.reply: asyncio.Future[Reply] = self._loop.create_future()
         self.reason: Exception | None = None
         self.shown = 0
-        self._lock, self._pieces, self._told = threading.Lock(), list[Piece](), False
+        self._lock, self._pieces, self._notified = threading.Lock(), list[Piece](), False
         self._refuses = self._over = False
         self._stop = StopText(stops, self._say)
         self._tokenizer, self._release = tokenizer, self._begin(tokenizer)
@@ -108,7 +108,7 @@ class Choice(Follower):
     def take(self) -> list[Piece]:
         """The text that has come since the last call."""
         with self._lock:
-            pieces, self._pieces, self._told = self._pieces, [], False
+            pieces, self._pieces, self._notified = self._pieces, [], False
         runs: list[Piece] = []
         for refuses, run in groupby(pieces, lambda piece: piece[0]):
             text = "".join(text for _, text in run)
@@ -125,8 +125,8 @@ class Choice(Follower):
     def _say(self, piece: str) -> None:
         with self._lock:
             self._pieces.append((self._refuses, piece))
-            told, self._told = self._told, True
-        if not told:
+            notified, self._notified = self._notified, True
+        if not notified:
             self._loop.call_soon_threadsafe(self._news.set)
 
     def _settle(self, outcome: Reply | BaseException) -> None:

@@ -16,15 +16,16 @@ from typing import Any
 from safeswitch.core.errors import DataError, ModelError, check_choice
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message, Prompt, Reply, Tokens, as_messages
-from safeswitch.engines.context import CONTEXT, Context, Verdict
+from safeswitch.engines.context import CONTEXT, ChoiceDecision, Context
 from safeswitch.engines.settings import GuardSettings, switched_off
-from safeswitch.engines.transformers.engine import TransformersEngine, reply_room
+from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.transformers.requests import reply_room
 from safeswitch.models.generation_prompt import GenerationPrompt
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.serving.errors import ApiError, busy, ending
 from safeswitch.serving.lanes import Lanes
 from safeswitch.serving.transformers.batcher import Batcher, BatchSettings, Closed, Full, Job, Left
-from safeswitch.serving.transformers.choice import Choice
-from safeswitch.serving.transformers.errors import ApiError, busy, ending
+from safeswitch.serving.transformers.choice import FollowedChoice
 from safeswitch.switch.actuators.base import NoAction
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
@@ -32,12 +33,12 @@ from safeswitch.switch.switch import Switch
 COLDEST = 0.01
 """Temperature below which the likeliest token is taken: dividing by less runs out of what floats
 hold."""
-Asked = str | list[int] | list[Message]
+ClientPrompt = str | list[int] | list[Message]
 """A prompt as a client sends it: text or tokens for the model as they are, or a conversation."""
 
 
 @dataclass(frozen=True)
-class Sized:
+class SizedPrompt:
     """A prompt that fits.
 
     Args:
@@ -75,7 +76,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Group:
+class BatchKey:
     """What requests must have in common to share a batch."""
 
     bundle: str
@@ -92,10 +93,10 @@ class Answering:
         replies: The reply of each, once its decision is on record.
         prompt_tokens: Of all prompts together.
         news: Set whenever a choice has something new.
-        context: What the server has told of the request, and is told.
+        context: What the server knows of the request, and learns of it.
     """
 
-    choices: list[Choice]
+    choices: list[FollowedChoice]
     replies: list[asyncio.Task[Reply]]
     prompt_tokens: int
     news: asyncio.Event
@@ -138,7 +139,7 @@ class FrontEnd:
         template = None if lm.chat_template == "plain" else lm.chat_template
         self._reply_mark = GenerationPrompt.of(lm.tokenizer, template)
         self.lanes = Lanes()
-        self._batcher: Batcher[Choice] = Batcher(self._run, batching)
+        self._batcher: Batcher[FollowedChoice] = Batcher(self._run, batching)
 
     @property
     def alive(self) -> bool:
@@ -147,7 +148,7 @@ class FrontEnd:
 
     async def begin(
         self,
-        prompts: Sequence[Asked],
+        prompts: Sequence[ClientPrompt],
         sampling: Sampling,
         *,
         stops: Sequence[str] = (),
@@ -163,6 +164,46 @@ class FrontEnd:
         """
         context = CONTEXT.get() or Context()
         bundle, policy = context.bundle or self.guard.default, context.policy or self._policy
+        self._check(prompts, sampling, bundle, n, limit)
+        switch, size = self._switches[bundle], sum(map(_length, prompts))
+        sized = await self.lanes.run(
+            size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts]
+        )
+        news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
+        tokenizer = self.lm.tokenizer if stream or stops else None
+        choices: list[FollowedChoice] = []
+        texts: list[str] = []
+        for one in sized:
+            for i in range(n):
+                index = len(choices)
+                choices.append(
+                    FollowedChoice(index, one.prompt, one.limit, first + i, stops, tokenizer, news)
+                )
+                texts.append(one.text)
+        key = BatchKey(bundle, policy, sampling)
+        self._submit(choices, key)
+        replies: list[asyncio.Task[Reply]] = []
+        for choice, text in zip(choices, texts, strict=True):
+            replies.append(asyncio.create_task(self._conclude(choice, text, key, context)))
+        answering = Answering(choices, replies, sum(one.tokens for one in sized), news, context)
+        self._open.add(answering)
+        for task in replies:
+            task.add_done_callback(lambda _: self._forget(answering))
+        return answering
+
+    def _check(
+        self,
+        prompts: Sequence[ClientPrompt],
+        sampling: Sampling,
+        bundle: str,
+        n: int,
+        limit: int | None,
+    ) -> None:
+        """Refuse what can be told to be wrong before any prompt is put into tokens.
+
+        Raises:
+            ApiError: the field at fault, and what is allowed.
+        """
         if bundle not in self._switches:
             raise ApiError(400, "there is no SafeSwitch bundle of that name", param="safeswitch")
         if len(prompts) * n > self._queue:
@@ -183,34 +224,19 @@ class FrontEnd:
             )
         for prompt in prompts:
             self._check_length(prompt)
-        switch, size = self._switches[bundle], sum(map(_length, prompts))
-        sized = await self.lanes.run(
-            size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts]
-        )
-        news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
-        tokenizer = self.lm.tokenizer if stream or stops else None
-        choices = [
-            Choice(p * n + i, one.prompt, one.limit, first + i, stops, tokenizer, news)
-            for p, one in enumerate(sized)
-            for i in range(n)
-        ]
-        group = Group(bundle, policy, sampling)
+
+    def _submit(self, choices: Sequence[FollowedChoice], key: BatchKey) -> None:
+        """Queue all of the choices, or none.
+
+        Raises:
+            ApiError: 429, there is no room for them; 503, the server is about to end.
+        """
         try:
-            self._batcher.submit([Job(group, choice) for choice in choices])
+            self._batcher.submit([Job(key, choice) for choice in choices])
         except Full:
             raise busy() from None
         except Closed:
             raise ending() from None
-        texts = [one.text for one in sized for _ in range(n)]
-        replies = [
-            asyncio.create_task(self._conclude(choice, text, group, context))
-            for choice, text in zip(choices, texts, strict=True)
-        ]
-        answering = Answering(choices, replies, sum(one.tokens for one in sized), news, context)
-        self._open.add(answering)
-        for task in replies:
-            task.add_done_callback(lambda _: self._forget(answering))
-        return answering
 
     def set_thresholds(self, bundle: str, thresholds: Mapping[str, float]) -> dict[str, float]:
         """Put thresholds in force for the batches to come; returns those in force.
@@ -260,19 +286,21 @@ class FrontEnd:
                 400, "the model's chat template refuses this conversation", param="messages"
             ) from error
 
-    def _check_length(self, asked: Asked) -> None:
+    def _check_length(self, given: ClientPrompt) -> None:
         """Refuse what cannot fit, whatever its tokens are, before they are counted."""
         longest = (
-            self.lm.context_length if asked and isinstance(asked[0], int) else self.lm.longest_text
+            self.lm.context_length if given and isinstance(given[0], int) else self.lm.longest_text
         )
-        if longest is not None and _length(asked) > longest:
-            raise self._too_long(f"a prompt of {_length(asked)} characters or tokens cannot fit")
+        if longest is not None and _length(given) > longest:
+            raise self._too_long(f"a prompt of {_length(given)} characters or tokens cannot fit")
 
     def _too_long(self, reason: str) -> ApiError:
         message = f"this model's context holds {self.lm.context_length} tokens; {reason}"
         return ApiError(400, message, param="messages", code="context_length_exceeded")
 
-    def _size(self, asked: Asked, switch: Switch, policy: str, limit: int | None) -> Sized:
+    def _size(
+        self, given: ClientPrompt, switch: Switch, policy: str, limit: int | None
+    ) -> SizedPrompt:
         """A prompt as the engine takes it, with room for the reply in every form in which the model
         may read it.
 
@@ -283,7 +311,7 @@ class FrontEnd:
             policy == "enforce" and switch.actuator.place == "prompt",
             Gate() if policy == "off" else switch.gate,
         )
-        prompt = self._prompt(asked)
+        prompt = self._prompt(given)
         if edits and isinstance(prompt, Tokens):
             raise ApiError(400, "the switch in force edits conversations; use /v1/chat/completions")
         whole = self.encode(prompt)
@@ -291,7 +319,7 @@ class FrontEnd:
         if policy != "off" and self._reply_mark.is_continued(whole):
             raise ApiError(
                 400,
-                "prefilled replies are not served: the prompt goes on behind the mark that begins "
+                "prefilled replies are not served: the prompt continues behind the mark that begins "
                 "a reply",
                 param="prompt",
             )
@@ -300,22 +328,22 @@ class FrontEnd:
         longest, needed = max(len(whole), len(edited)), reply_room(gate, limit or 1)
         text = self.lm.prompt_text(whole)
         if self.lm.context_length is None:
-            return Sized(prompt, len(whole), limit or self.max_tokens, text)
+            return SizedPrompt(prompt, len(whole), limit or self.max_tokens, text)
         room = self.lm.context_length - longest
         if room < needed:
             raise self._too_long(f"the prompt takes {longest} and the reply {needed}")
         behind = reply_room(gate, room) - room  # what a prober appends to the reply
-        return Sized(prompt, len(whole), limit or min(room - behind, self.max_tokens), text)
+        return SizedPrompt(prompt, len(whole), limit or min(room - behind, self.max_tokens), text)
 
-    def _prompt(self, asked: Asked) -> Prompt:
+    def _prompt(self, given: ClientPrompt) -> Prompt:
         """For the engine; text and tokens go to the model as they are.
 
         Raises:
             ApiError: no token at all, or one that the model does not know.
         """
-        if not isinstance(asked, str) and asked and isinstance(asked[0], Message):
-            return asked
-        ids: Any = list(self.lm.tokenizer(asked)["input_ids"]) if isinstance(asked, str) else asked
+        if not isinstance(given, str) and given and isinstance(given[0], Message):
+            return given
+        ids: Any = list(self.lm.tokenizer(given)["input_ids"]) if isinstance(given, str) else given
         if not ids:
             raise ApiError(400, "the prompt is empty", param="prompt")
         self.check_known(ids)
@@ -334,10 +362,10 @@ class FrontEnd:
                 f"{self.lm.input_size}",
             )
 
-    def _run(self, jobs: Sequence[Job[Choice]]) -> None:
+    def _run(self, jobs: Sequence[Job[FollowedChoice]]) -> None:
         """Run one batch, on the batcher's thread."""
         group = jobs[0].group
-        assert isinstance(group, Group)
+        assert isinstance(group, BatchKey)
         choices = [job.waiter for job in jobs]
         self._engine.generate(
             [c.prompt for c in choices],
@@ -348,7 +376,7 @@ class FrontEnd:
             **self._options(group.sampling),
         )
 
-    def _switch(self, group: Group) -> Switch | None:
+    def _switch(self, group: BatchKey) -> Switch | None:
         switch = self._switches[group.bundle]
         return {"enforce": switch, "observe": replace(switch, actuator=NoAction()), "off": None}[
             group.policy
@@ -371,11 +399,13 @@ class FrontEnd:
             **thinking,
         }
 
-    async def _conclude(self, choice: Choice, text: str, group: Group, context: Context) -> Reply:
+    async def _conclude(
+        self, choice: FollowedChoice, text: str, group: BatchKey, context: Context
+    ) -> Reply:
         """The choice's reply, once its decision is on record; also where its client has left."""
         reply = await choice.reply
         if group.policy != "off":
-            verdict = Verdict(
+            decided = ChoiceDecision(
                 choice.index,
                 reply.decision,
                 group.bundle,
@@ -384,8 +414,8 @@ class FrontEnd:
                 text,
             )
             if context.on_decision is not None:
-                await context.on_decision(verdict)
-            context.decisions[choice.index] = verdict
+                await context.on_decision(decided)
+            context.decisions[choice.index] = decided
         if choice.reason is not None:
             raise choice.reason
         return reply
@@ -396,8 +426,8 @@ def _first_given(*values: float | None) -> float:
     return next(value for value in values if value is not None)
 
 
-def _length(asked: Asked) -> int:
+def _length(given: ClientPrompt) -> int:
     """Characters of text, or tokens."""
-    if isinstance(asked, str):
-        return len(asked)
-    return sum(len(part.content) if isinstance(part, Message) else 1 for part in asked)
+    if isinstance(given, str):
+        return len(given)
+    return sum(len(part.content) if isinstance(part, Message) else 1 for part in given)

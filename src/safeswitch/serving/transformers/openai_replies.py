@@ -12,7 +12,7 @@ from safeswitch.core.json_types import JsonMapping, JsonObject
 
 
 @dataclass(frozen=True)
-class Form:
+class ReplyObjects:
     """The objects of one request's reply.
 
     Args:

@@ -21,7 +21,7 @@ class StopText:
         self.stopped = False
 
     def feed(self, piece: str) -> None:
-        """The text goes on with ``piece``."""
+        """Take the next ``piece`` of the text."""
         if self.stopped:
             return
         self._held += piece

@@ -131,17 +131,17 @@ class Route:
     writes: bool = False
     lengths: tuple[str, ...] = ()
 
-    def check(self, asked: JsonMapping, extra_fields: bool) -> None:
+    def check(self, payload: JsonMapping, extra_fields: bool) -> None:
         """Refuse a body with a field that is not served.
 
         Args:
-            asked: The body.
+            payload: The body.
             extra_fields: Whether the client has that right.
 
         Raises:
             DataError: naming the field, and what is allowed.
         """
-        for name, value in asked.items():
+        for name, value in payload.items():
             if name not in self.fields:
                 raise DataError(f"{name!r} is not a field of {self.path} that SafeSwitch knows")
             fault = self.fields[name].fault(value, extra_fields)
@@ -395,5 +395,5 @@ closed."""
 
 def find(method: str, path: str) -> Route | None:
     """The open route of a request; None where it is closed. ``HEAD`` is served as ``GET`` is."""
-    asked = "GET" if method == "HEAD" else method
-    return next((r for r in ROUTES if (r.method, r.path) == (asked, path)), None)
+    payload = "GET" if method == "HEAD" else method
+    return next((r for r in ROUTES if (r.method, r.path) == (payload, path)), None)

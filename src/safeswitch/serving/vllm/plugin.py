@@ -21,12 +21,11 @@ from safeswitch.engines.context import Context
 from safeswitch.engines.settings import switched_off
 from safeswitch.engines.vllm.install import Door, check_at_work, front_of, install
 from safeswitch.engines.vllm.sampling import SEEDS
+from safeswitch.serving.errors import ApiError, Send, ending
 from safeswitch.serving.keys import Key
 from safeswitch.serving.middleware import THRESHOLDS, Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
-from safeswitch.serving.refused import Refused, Send
 from safeswitch.serving.system_text import system_texts
-from safeswitch.serving.transformers.errors import ending
 from safeswitch.serving.vllm import fields as vllm_fields
 
 install()
@@ -56,43 +55,43 @@ class SafeSwitchMiddleware(Base):
         method, path = scope["method"], get_route_path(scope)
         known = method == "OPTIONS" or (method, path) == ("POST", THRESHOLDS)
         if not known and not switched_off() and vllm_fields.find(method, path) is None:
-            raise Refused(404, f"{method} {path} is not served here", code="not_served")
+            raise ApiError(404, f"{method} {path} is not served here", code="not_served")
 
     def check_fields(
-        self, scope: Scope, asked: JsonObject, key: Key | None, context: Context
+        self, scope: Scope, payload: JsonObject, key: Key | None, context: Context
     ) -> None:
         """Only fields of the table are served under ``enforce``."""
         route = vllm_fields.find(scope["method"], get_route_path(scope))
         if route is None or switched_off():
             return
         context.chat = route.chat
-        context.system = system_texts(asked) if route.chat else ()
+        context.system = system_texts(payload) if route.chat else ()
         most = self.settings.max_tokens
-        given = [asked[name] for name in route.lengths if asked.get(name) is not None]
+        given = [payload[name] for name in route.lengths if payload.get(name) is not None]
         if most and any(isinstance(n, int | float) and n > most for n in given):
-            raise Refused(400, f"{' and '.join(route.lengths)} may be at most {most} here")
-        if asked.get("use_beam_search"):
-            raise Refused(
+            raise ApiError(400, f"{' and '.join(route.lengths)} may be at most {most} here")
+        if payload.get("use_beam_search"):
+            raise ApiError(
                 400, "beam search is not served: SafeSwitch decides on one reply at a time"
             )
         front = front_of(scope["app"].state.engine_client)
-        if asked.get("seed") is not None and front.seeds_are_fatal:
-            raise Refused(400, SEEDS)
+        if payload.get("seed") is not None and front.seeds_are_fatal:
+            raise ApiError(400, SEEDS)
         if (context.policy or front.settings.policy) != "enforce":
             return
         try:
-            route.check(asked, key is not None and key.extra_fields)
+            route.check(payload, key is not None and key.extra_fields)
         except DataError as error:
-            raise Refused(400, str(error)) from error
+            raise ApiError(400, str(error)) from error
 
     def context_length(self, scope: Scope) -> int | None:
         return int(scope["app"].state.engine_client.vllm_config.model_config.max_model_len)
 
-    def told(self, error: Exception, context: Context) -> Refused:
+    def error_for_client(self, error: Exception, context: Context) -> ApiError:
         """What vLLM and the front end refuse, some of it only when a stream has begun."""
         if isinstance(error, VLLMValidationError):
-            return Refused(400, str(error))
-        return super().told(error, context)
+            return ApiError(400, str(error))
+        return super().error_for_client(error, context)
 
     @contextmanager
     def admitted(self, scope: Scope) -> Iterator[None]:

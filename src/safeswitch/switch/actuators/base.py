@@ -71,7 +71,7 @@ class Actuator:
         the prompt."""
         return messages
 
-    def share(self, scores: Tensor) -> Tensor | None:
+    def fraction(self, scores: Tensor) -> Tensor | None:
         """How much of it is in force on rows that fired at ``scores`` ``[n]``: ``[n]`` in [0, 1],
         None for all of it."""
         return None
@@ -217,7 +217,7 @@ class LowRankHead(HeadActuator):
     Args:
         down: ``[r, d]``.
         up: ``[V, r]``.
-        beta: Share of the difference that is added, in [0, 1]; 1 is the whole refusal head.
+        beta: Fraction of the difference that is added, in [0, 1]; 1 is the whole refusal head.
     """
 
     down: Tensor

@@ -18,7 +18,7 @@ from safeswitch.core.strict import build, take
 from safeswitch.core.types import MOST_TOKENS
 from safeswitch.switch.actuators.base import ACTUATORS, HeadActuator, actuator_from_state
 
-_NOT_TOLD = (
+_NEEDS_MORE_THAN_VLLM_GIVES = (
     "needs the reply's token number or the request's score, which vLLM's logits processor is not "
     "given"
 )
@@ -35,7 +35,7 @@ class SparseHead(HeadActuator):
         columns: ``[m]`` hidden indices of them.
         values: ``[m]``.
         shape: ``(V, d)``.
-        beta: Share of the difference that is added, in [0, 1].
+        beta: Fraction of the difference that is added, in [0, 1].
     """
 
     rows: Tensor
@@ -139,8 +139,8 @@ class _Around(HeadActuator):
 @ACTUATORS.add("soft_head")
 @dataclass(frozen=True, eq=False)
 class SoftHead(_Around):
-    """A head whose share rises with the score: ``W + beta(p) * (W_ref - W)``, ``beta(p) = clip((p -
-    low) / (high - low))``.
+    """A head whose fraction rises with the score: ``W + beta(p) * (W_ref - W)``, ``beta(p) =
+    clip((p - low) / (high - low))``.
 
     Args:
         inner: The refusal head.
@@ -151,7 +151,7 @@ class SoftHead(_Around):
     low: float = 0.0
     high: float = 1.0
     kind: ClassVar[str] = "soft_head"
-    not_in_vllm: ClassVar[str | None] = _NOT_TOLD
+    not_in_vllm: ClassVar[str | None] = _NEEDS_MORE_THAN_VLLM_GIVES
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.low < self.high <= 1.0:
@@ -159,7 +159,7 @@ class SoftHead(_Around):
                 f"SoftHead: needs 0 <= low < high <= 1; got low={self.low}, high={self.high}"
             )
 
-    def share(self, scores: Tensor) -> Tensor:
+    def fraction(self, scores: Tensor) -> Tensor:
         return ((scores.nan_to_num(1.0) - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
 
 
@@ -183,7 +183,7 @@ class EarlyHead(_Around):
     alpha: float = 3.0
     common: int = 5
     kind: ClassVar[str] = "early_head"
-    not_in_vllm: ClassVar[str | None] = _NOT_TOLD
+    not_in_vllm: ClassVar[str | None] = _NEEDS_MORE_THAN_VLLM_GIVES
 
     def __post_init__(self) -> None:
         for name in ("tokens", "common"):

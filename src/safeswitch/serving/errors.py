@@ -1,4 +1,7 @@
-"""A request that the guard's server answers itself, in OpenAI's shape of an error."""
+"""Errors that the guard's server answers by itself, in OpenAI's shape, and how an answer is sent.
+
+Knows nothing of engines or HTTP frameworks.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ Event = MutableMapping[str, Any]
 Send = Callable[[Event], Awaitable[None]]
 
 
-class Refused(Exception):
-    """A request that is answered here.
+class ApiError(Exception):
+    """A request that is answered with an error.
 
     Args:
         status: HTTP status.
         message: For the client; holds nothing of the server's inside.
         kind: OpenAI's ``type``.
         code: OpenAI's ``code``; None gives the status.
+        param: The field at fault, where there is one.
         retry_after: Seconds after which the client may try again.
     """
 
@@ -30,10 +34,15 @@ class Refused(Exception):
         kind: str = "invalid_request_error",
         *,
         code: str | None = None,
+        param: str | None = None,
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.kind, self.code, self.retry_after = status, kind, code, retry_after
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
 
     def to_dict(self) -> JsonObject:
         """The body."""
@@ -41,13 +50,40 @@ class Refused(Exception):
             "error": {
                 "message": str(self),
                 "type": self.kind,
-                "param": None,
+                "param": self.param,
                 "code": self.code or self.status,
             }
         }
 
 
-def named(send: Send, request_id: str) -> Send:
+def busy() -> ApiError:
+    """Too many requests wait."""
+    return ApiError(
+        429,
+        "too many requests are waiting; try again later",
+        "server_error",
+        code="overloaded",
+        retry_after=1,
+    )
+
+
+def ending() -> ApiError:
+    """The server is about to end."""
+    return ApiError(503, "the server is shutting down", "server_error", retry_after=1)
+
+
+def internal_error() -> ApiError:
+    """Something went wrong in the server; what it was stays in the log."""
+    return ApiError(500, "the server could not answer this request", "server_error")
+
+
+def not_recorded() -> ApiError:
+    """The decision on a reply cannot be kept, so the reply must not leave."""
+    message = "decisions cannot be recorded at the moment; try again later"
+    return ApiError(503, message, "server_error")
+
+
+def with_request_id(send: Send, request_id: str) -> Send:
     """``send``, with the request's id among the headers of the reply."""
 
     async def through(event: Event) -> None:
@@ -59,10 +95,10 @@ def named(send: Send, request_id: str) -> Send:
     return through
 
 
-async def answer(
+async def send_json(
     send: Send, status: int, content: object, request_id: str, retry_after: int | None = None
 ) -> None:
-    """A whole JSON reply."""
+    """Answer with a whole JSON body."""
     body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if request_id:
@@ -73,6 +109,6 @@ async def answer(
     await send({"type": "http.response.body", "body": body})
 
 
-async def refuse(send: Send, refused: Refused, request_id: str) -> None:
-    """The reply that says so."""
-    await answer(send, refused.status, refused.to_dict(), request_id, refused.retry_after)
+async def send_error(send: Send, error: ApiError, request_id: str) -> None:
+    """Answer with an error."""
+    await send_json(send, error.status, error.to_dict(), request_id, error.retry_after)

@@ -11,7 +11,7 @@ from vllm.outputs import RequestOutput
 from safeswitch.engines.context import Context, Refusal
 
 
-async def apart(
+async def separate_refusals(
     run: AsyncGenerator[RequestOutput, None],
     context: Context,
     choice: int,

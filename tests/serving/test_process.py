@@ -11,7 +11,7 @@ import pytest
 
 COUNT = """
 import ctypes, sys, threading
-from safeswitch.serving.heap import one_heap
+from safeswitch.serving.process import one_heap
 if sys.argv[1] == "one":
     one_heap()
 libc = ctypes.CDLL(None)

@@ -50,17 +50,17 @@ def tiles(run: Gathered) -> list[Tile]:
             found.append(Tile(label, percent(row), interval(row), beside))
     extra = _extra_seconds(run)
     if extra is not None:
-        share, base = extra
+        seconds, base = extra
         beside = f"{named('base')}: {1000 * base:.0f} ms"
         found.append(
-            Tile("extra time a request", f"{1000 * share:+.0f} ms", "mean, by the clock", beside)
+            Tile("extra time a request", f"{1000 * seconds:+.0f} ms", "mean, by the clock", beside)
         )
     return found
 
 
 def sentences(run: Gathered) -> list[str]:
-    """The verdict in words, most important first."""
-    told = []
+    """What the run says, in words, most important first."""
+    lines = []
     for what, text in (
         (HARM, f"{_head(named(run.own))} complied with {{}} of unsafe requests"),
         (OVER_REFUSAL, "It refused {} of safe requests"),
@@ -70,8 +70,8 @@ def sentences(run: Gathered) -> list[str]:
         if run.own in means:
             base = means.get("base") if run.own != "base" else None
             beside = f"; the {named('base')} {with_interval(base)}." if base is not None else "."
-            told.append(text.format(with_interval(means[run.own])) + beside)
-    return told + _rivals(run) + _attacks(run) + _missing(run)
+            lines.append(text.format(with_interval(means[run.own])) + beside)
+    return lines + _rivals(run) + _attacks(run) + _missing(run)
 
 
 def _rivals(run: Gathered) -> list[str]:
@@ -98,7 +98,7 @@ def _attacks(run: Gathered) -> list[str]:
     rows = [row for row in run.tables.get("attacks", []) if row["method"] == run.own]
     if not rows:
         return []
-    told = []
+    lines = []
     texts = {
         "attack success": "complied with {} of the attacked requests",
         "gate recall": "fired on only {} of them",
@@ -108,11 +108,11 @@ def _attacks(run: Gathered) -> list[str]:
         bare = next((row for row in of if row["attack"] == BARE), None)
         worst = _worst(of)
         if worst is not None and bare is not None:
-            told.append(
+            lines.append(
                 f"{text.format(with_interval(worst))} under {worst['attack']} (not attacked: "
                 f"{percent(bare)})"
             )
-    return [f"At its worst, {named(run.own)} {' and '.join(told)}."] if told else []
+    return [f"At its worst, {named(run.own)} {' and '.join(lines)}."] if lines else []
 
 
 def _worst(rows: list[JsonObject]) -> JsonObject | None:
@@ -125,15 +125,15 @@ def _worst(rows: list[JsonObject]) -> JsonObject | None:
 
 def _missing(run: Gathered) -> list[str]:
     gone = list(run.log.manifest["missing"])
-    told = []
+    lines = []
     if gone:
-        told.append(
+        lines.append(
             f"Not at hand and missing here: {', '.join(gone)} ({len(gone)} of the suite's "
             "benchmarks)."
         )
     if not run.log.manifest.get("finished"):
-        told.append("This run is not finished: figures are of what has been answered so far.")
-    return told
+        lines.append("This run is not finished: figures are of what has been answered so far.")
+    return lines
 
 
 def _extra_seconds(run: Gathered) -> tuple[float, float] | None:

@@ -26,18 +26,18 @@ def form_of(path: str) -> type[Form]:
     return FORMS.get(path, Choices)
 
 
-def shape(path: str, asked: JsonMapping, context: Context) -> None:
+def shape(path: str, payload: JsonMapping, context: Context) -> None:
     """Note in ``context`` what a request means for the shape of its reply: see its ``structured``,
-    ``formatted``, ``apart``."""
-    context.formatted = any(_names_format(asked, where) for where in FORMATS)
-    context.structured = context.formatted or any(asked.get(name) for name in (*TOOLS, *GRAMMARS))
-    context.apart = path in FORMS or (path == CHAT and context.structured)
-    context.tell_refusals = context.tell_refusals or context.apart
+    ``formatted``, ``separate_refusals``."""
+    context.formatted = any(_names_format(payload, where) for where in FORMATS)
+    context.structured = context.formatted or any(payload.get(name) for name in (*TOOLS, *GRAMMARS))
+    context.separate_refusals = path in FORMS or (path == CHAT and context.structured)
+    context.tell_refusals = context.tell_refusals or context.separate_refusals
 
 
-def _names_format(asked: JsonMapping, where: tuple[str, ...]) -> bool:
+def _names_format(payload: JsonMapping, where: tuple[str, ...]) -> bool:
     """Whether the field at ``where`` asks for anything but text."""
-    found: Any = asked
+    found: Any = payload
     for name in where:
         found = found.get(name) if isinstance(found, Mapping) else None
     return bool(found) and not (isinstance(found, Mapping) and found.get("type") == "text")
