@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from safeswitch.activations.record import prompt_sequences, record
+from safeswitch.analyses.base import ANALYSES, FinishedRun
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example, Position, ReadPoint
@@ -19,6 +20,12 @@ from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.probers.sweep import sweep
 
 PILOTS: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8)
+
+
+@ANALYSES.add("quality")
+def quality_of(run: FinishedRun) -> list[JsonObject]:
+    """How well a prober reads the run's requests, by layer and pilot token."""
+    return prober_quality(run.engine, run.examples, run.complied, seed=run.seed)
 
 
 def prober_quality(

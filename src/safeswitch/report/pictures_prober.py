@@ -175,7 +175,7 @@ def _left_out(rows: Sequence[JsonMapping], what: str) -> Picture:
 
 def quality(run: Gathered) -> list[Picture]:
     """AUROC by layer and pilot token, one map for each thing that is told apart."""
-    table = list(run.analyses["quality"]) if run.analyses else []
+    table = list(run.analyses.get("quality", ())) if run.analyses else []
     titles = {"unsafe": "Telling unsafe requests apart", "complied": "Telling compliance apart"}
     return [_quality([r for r in table if r["told"] == what], title) for what, title in titles.items()
             if any(r["told"] == what for r in table)]  # fmt: skip
@@ -212,7 +212,7 @@ def _quality(rows: Sequence[JsonMapping], title: str) -> Picture:
 
 def states(run: Gathered) -> Picture | None:
     """Requests in two dimensions, before the reply and within it."""
-    told = run.analyses["projection"] if run.analyses else None
+    told = run.analyses.get("projection") if run.analyses else None
     if not told:
         return None
 
@@ -258,7 +258,7 @@ def strips(run: Gathered) -> list[tuple[Picture, JsonMapping]]:
     """How the stages' scores move over each example conversation, with what was drawn."""
     return [
         (_strip(told, i), told)
-        for i, told in enumerate(run.analyses["strips"] if run.analyses else [])
+        for i, told in enumerate(run.analyses.get("strips", ()) if run.analyses else ())
     ]
 
 
