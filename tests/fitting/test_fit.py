@@ -19,8 +19,8 @@ from safeswitch.data.refusal_text import refuses
 from safeswitch.data.splits import grouped_split
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.fit import does_not_refuse
-from safeswitch.fitting.gate import candidate_layers, fit_points
 from safeswitch.fitting.observe import REFUSAL_INSTRUCTIONS, refusal_pairs
+from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.switch.actuators.base import FullHead, LowRankHead
 from safeswitch.switch.switch import Switch
@@ -230,7 +230,7 @@ def test_what_cannot_be_fitted_is_refused_before_the_model_is_asked(
         ({"stages": "three"}, "stages must be one of"),
         ({"fail": "ajar"}, "fail must be one of"),
         ({"readers": ()}, "readers is empty"),
-        ({"readers": ("layers", "tea")}, "readers must be one of .*'tea'"),
+        ({"readers": ("layers", "tea")}, "readers must be among .*'tea'"),
         ({"pilot": 4}, r"pilot must lie in 0\.\.3"),
         ({"layer_count": 0}, "layer_count must be 1 or more"),
         ({"layers": ()}, "layers is empty"),
@@ -245,9 +245,10 @@ def test_settings_outside_their_limits_are_refused(change: dict[str, Any], messa
 
 
 def test_layers_may_be_counted_from_the_end_and_named_twice() -> None:
-    assert candidate_layers(3, FitSettings(layers=(-1, 3, 0))) == (3, 0)
-    assert candidate_layers(32, FitSettings()) == (8, 11, 15, 18, 22, 25, 29, 32)
-    assert len(fit_points(3, FitSettings(layers=(1,), readers=("layers",), stages="stage1"))) == 1
+    assert FitPlan(3, FitSettings(layers=(-1, 3, 0))).layers == (3, 0)
+    assert FitPlan(32, FitSettings()).layers == (8, 11, 15, 18, 22, 25, 29, 32)
+    alone = FitSettings(layers=(1,), readers=("layers",), stages="stage1")
+    assert len(FitPlan(3, alone).points) == 1
 
 
 def test_states_that_are_not_finite_stop_the_fit_with_place_and_row() -> None:

@@ -14,15 +14,16 @@ from fractions import Fraction
 from safeswitch.core.errors import DataError, FitError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.track import Track, untracked
-from safeswitch.core.types import RUNNING, Example, Prompt
+from safeswitch.core.types import Example, Prompt
 from safeswitch.data import starter
 from safeswitch.data.refusal_text import refuses
 from safeswitch.data.splits import fit_split
 from safeswitch.data.writers import data_hash
 from safeswitch.fitting.by_source import source_folds
-from safeswitch.fitting.gate import fit_gate, fit_points
+from safeswitch.fitting.gate import fit_gate
 from safeswitch.fitting.head_data import ReplyStates, closed_first, reply_states
 from safeswitch.fitting.observe import Complied, Observed, observe, refusal_pairs
+from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.refusal_head import HeadData, HeadResult, train_refusal_head
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.switch.actuators.base import HeadActuator
@@ -79,16 +80,17 @@ def fit(
     settings = settings or FitSettings()
     rows = starter.fitting_rows() if data is None else data
     parts = dict(rows) if isinstance(rows, Mapping) else fit_split(list(rows), settings.seed)
-    for point in fit_points(engine.lm.num_layers, settings):
+    plan = FitPlan(engine.lm.num_layers, settings)
+    for point in plan.points:
         engine.lm.site(point.site)
     check_parts(parts, settings.pooled_budget)
     if settings.calibrate == "sources":
         source_folds(parts["train"], [*parts["validation"], *parts["calibration"]])
-    say(plan(engine, parts, settings))
-    observed = _observe_all(engine, parts, settings, complied, say, track)
+    say(expected_work(engine, parts, plan))
+    observed = _observe_all(engine, parts, plan, complied, say, track)
     say("fitting probers and calibrating thresholds")
     train, validation, calibration = (observed[p] for p in PARTS)
-    gate = fit_gate(engine.lm.num_layers, train, validation, calibration, settings, track=track)
+    gate = fit_gate(plan, train, validation, calibration, track=track)
     say("training the refusal head")
     head = fit_head(engine, train, validation, settings, complied=complied, track=track)
     record: JsonObject = {
@@ -117,13 +119,14 @@ def sources(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
     return found
 
 
-def plan(
-    engine: ReadingEngine, parts: Mapping[str, Sequence[Example]], settings: FitSettings
+def expected_work(
+    engine: ReadingEngine, parts: Mapping[str, Sequence[Example]], plan: FitPlan
 ) -> str:
     """What a fit will take, in a line: requests, tokens, steps."""
+    settings = plan.settings
     rows = [example for name in PARTS for example in parts[name]]
     read = sum(len(one.ids) for one in engine.lm.inputs(rows, check=False))
-    written = sum(len(parts[name]) * _tokens(engine, name, parts, settings) for name in PARTS)
+    written = sum(len(parts[name]) * _reply_length(name, parts, plan) for name in PARTS)
     each = ", ".join(f"{name} {len(parts[name]):,}" for name in PARTS)
     unsafe = [example for example in parts["train"] if example.unsafe]
     given = [example for example in unsafe if example.reply]
@@ -178,45 +181,34 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
         )
 
 
-def tokens_read(num_layers: int, settings: FitSettings) -> int:
-    """Reply tokens that must be there for everything that fitting reads."""
-    points = fit_points(num_layers, settings)
-    return 1 + max((p.position.index for p in points if p.position.kind in RUNNING), default=0)
-
-
 def _observe_all(
     engine: ReadingEngine,
     parts: Mapping[str, Sequence[Example]],
-    settings: FitSettings,
+    plan: FitPlan,
     complied: Complied,
     say: Say,
     track: Track,
 ) -> dict[str, Observed]:
-    points = fit_points(engine.lm.num_layers, settings)
     observed = {}
     for name in PARTS:
         say(f"{name}: the untouched model answers {len(parts[name])} requests")
-        tokens = _tokens(engine, name, parts, settings)
         with track(len(parts[name]), f"{name}: answers and states") as advance:
             observed[name] = observe(
                 engine,
                 parts[name],
-                points,
+                plan.points,
                 complied=complied,
-                reply_tokens=tokens,
+                reply_tokens=_reply_length(name, parts, plan),
                 progress=advance,
             )
     return observed
 
 
-def _tokens(
-    engine: ReadingEngine, name: str, parts: Mapping[str, Sequence[Example]], settings: FitSettings
-) -> int:
-    """Most reply tokens of a request of a part."""
-    judged = (
-        settings.reply_tokens if name != "calibration" or any(e.unsafe for e in parts[name]) else 1
-    )
-    return max(judged, tokens_read(engine.lm.num_layers, settings))
+def _reply_length(name: str, parts: Mapping[str, Sequence[Example]], plan: FitPlan) -> int:
+    """Most reply tokens of a request of a part; replies to safe calibration requests are read, not
+    judged."""
+    judged = name != "calibration" or any(e.unsafe for e in parts[name])
+    return plan.room if judged else plan.tokens_read
 
 
 def fit_head(

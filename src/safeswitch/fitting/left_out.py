@@ -19,7 +19,7 @@ from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import RUNNING, Example
 from safeswitch.data.splits import tied_rows
-from safeswitch.fitting.gate import candidate_layers, fit_points, stage1_spec
+from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
@@ -84,16 +84,15 @@ def left_out_report(
     wanted = {name: names for name, names in groups.items() if any(names)}
     if not wanted:
         return {}
-    lm = engine.lm
-    points = tuple(p for p in fit_points(lm.num_layers, settings) if p.position.kind not in RUNNING)
+    plan = FitPlan(engine.lm.num_layers, settings)
+    points = tuple(p for p in plan.points if p.position.kind not in RUNNING)
     with track(len(examples), "left out: reading requests") as advance:
         _, activations = engine.collect(list(examples), points, max_new_tokens=0, progress=advance)
     activations = replace(activations, sources=tuple(e.source for e in examples))
     labels = torch.tensor([e.unsafe for e in examples])
     clusters = [str(b) for b in tied_rows(examples)]
-    layers = candidate_layers(lm.num_layers, settings)
-    specs = {
-        "stage1": stage1_spec(lm.num_layers, layers, settings),
+    specs: dict[str, JsonObject] = {
+        "stage1": plan.stage1_spec(plan.layers),
         "text baseline": {"kind": "ngram"},
     }
     fits = sum(len(set(names) - {""}) + 1 for names in wanted.values())

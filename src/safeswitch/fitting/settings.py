@@ -7,6 +7,7 @@ from typing import Literal
 
 from safeswitch.core.errors import SettingError, check_choice, check_range
 from safeswitch.fitting.refusal_head import HeadSettings
+from safeswitch.probers.base import PROBERS
 from safeswitch.switch.gate import FAILS, Fail
 
 READERS: tuple[str, ...] = ("layers", "window", "text", "steps", "outputs")
@@ -34,7 +35,9 @@ class FitSettings:
             residual stream at the prompt's end, weighed by source), ``outputs`` (the same, of the
             attention and the MLP of each block on its own), ``layers`` (average over layers at the
             prompt's end), ``window`` (token-wise over the prompt's last tokens), ``text`` (word
-            n-grams). On sets of requests that were left out of the fit, ``steps`` alone holds best.
+            n-grams), or any prober by its name that needs to be told no more than where to read
+            (:data:`safeswitch.probers.build.PLACES`). On sets of requests that were left out of the
+            fit, ``steps`` alone holds best.
         calibrate: What stage 1's threshold is set on: ``pooled``, the benign requests of the
             calibration part, which come from the sources that are fitted on; or ``sources``, each
             benign source while it is left out of the fit
@@ -98,7 +101,11 @@ class FitSettings:
                 f"FitSettings: readers is empty; name at least one of {', '.join(READERS)}"
             )
         for reader in self.readers:
-            check_choice("FitSettings", "readers", reader, READERS)
+            if reader not in READERS and reader not in PROBERS:
+                raise SettingError(
+                    f"FitSettings: readers must be among {', '.join(map(repr, READERS))} and the "
+                    f"registered probers, {', '.join(PROBERS)}; got {reader!r}"
+                )
         if self.layers is not None and not self.layers:
             raise SettingError(
                 "FitSettings: layers is empty; name at least one, or give None to have them chosen"

@@ -38,8 +38,9 @@ from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lock import folder_writer
 from safeswitch.engines.transformers.engine import TransformersEngine
-from safeswitch.fitting.gate import fit_gate, fit_points
+from safeswitch.fitting.gate import fit_gate
 from safeswitch.fitting.observe import Observed, observe
+from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.nano import weights_path
 from safeswitch.nano.bench import PREFIX, complied, nano_fitting, nano_settings, parts
@@ -220,7 +221,7 @@ def _ablations(
 ) -> dict[str, Candidate]:
     """The ablations of the gate over the same head."""
     plain = replace(settings, watch=False)
-    layers = engine.lm.num_layers
+    num_layers = engine.lm.num_layers
 
     @cache
     def observed() -> list[Observed]:
@@ -229,7 +230,7 @@ def _ablations(
             observe(
                 engine,
                 part,
-                fit_points(layers, plain),
+                FitPlan(num_layers, plain).points,
                 complied=complied,
                 reply_tokens=settings.reply_tokens,
             )
@@ -237,11 +238,8 @@ def _ablations(
         ]
 
     def fitted(changes: JsonMapping) -> Switch:
-        train, validation, calibration = observed()
-        return replace(
-            own,
-            gate=fit_gate(layers, train, validation, calibration, replace(plain, **changes)).gate,
-        )
+        plan = FitPlan(num_layers, replace(plain, **changes))
+        return replace(own, gate=fit_gate(plan, *observed()).gate)
 
     return {
         name: Candidate(kept(log, name, partial(fitted, changes))[0])

@@ -39,9 +39,10 @@ from safeswitch.data.splits import HELD, fit_split
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.files import fitting_requests, read_sources
 from safeswitch.fitting.fit import PARTS, does_not_refuse
-from safeswitch.fitting.gate import fit_gate, fit_points
+from safeswitch.fitting.gate import fit_gate
 from safeswitch.fitting.kept import Kept
 from safeswitch.fitting.observe import observe
+from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.refusal_head import HeadSettings
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.nano.study import Clock
@@ -302,7 +303,8 @@ class _Job:
         """Every method, fitted on the same rows."""
         paper = paper_settings(self.settings)
         layers = self.engine.lm.num_layers
-        engine = Reading(answers, [*fit_points(layers, self.settings), *fit_points(layers, paper)])
+        plans = [FitPlan(layers, settings) for settings in (self.settings, paper)]
+        engine = Reading(answers, [point for plan in plans for point in plan.points])
         with self.clock.stage("fit"):
             parts = self.parts()
             own, _ = kept(log, "safeswitch", lambda: self.fit(engine, parts))
@@ -334,19 +336,18 @@ class _Job:
     ) -> Switch:
         """The paper's gate over the same refusal head, on answers that are kept by now."""
         self.say("fitting the paper's probers")
-        layers = self.engine.lm.num_layers
-        points = fit_points(layers, settings)
-        train, validation, calibration = (
+        plan = FitPlan(self.engine.lm.num_layers, settings)
+        observed = [
             observe(
                 engine,
                 parts[p],
-                points,
+                plan.points,
                 complied=does_not_refuse,
                 reply_tokens=settings.reply_tokens,
             )
             for p in PARTS
-        )
-        return replace(own, gate=fit_gate(layers, train, validation, calibration, settings).gate)
+        ]
+        return replace(own, gate=fit_gate(plan, *observed).gate)
 
 
 def _write(
