@@ -12,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from safeswitch.core import artifact
 from safeswitch.core.errors import ArtifactError, DataError, FitError, SettingError
-from safeswitch.core.types import Example, Message
+from safeswitch.core.types import Example, Message, Position, ReadPoint
 from safeswitch.data import starter
 from safeswitch.data.writers import write_examples
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting import left_out
 from safeswitch.fitting.files import fit_files, fitting_requests, read_sources, source_names
 from safeswitch.fitting.left_out import WRAPPER_FOLDS, by_wrapper, sources_to_leave_out
+from safeswitch.fitting.plan import FitPlan
+from safeswitch.fitting.settings import FitSettings
+from safeswitch.probers.base import PROBERS, Prober
+from safeswitch.probers.fusion import FusionProber
 from safeswitch.switch.switch import Switch
 from tests.switch.made import engine, requests, settings
 from tests.tiny import tiny_lm
@@ -140,6 +145,68 @@ def test_data_replace_the_starter_set_or_are_added_to_it(tmp_path: Path) -> None
     assert {e.source for e in alone} == {"s0", "s1", "s2"}
     with pytest.raises(SettingError, match="label 'safe' is for rows of data, and none are given"):
         read_sources((), label="safe", limit=None)
+
+
+class NearestMean(Prober):
+    """Nearer to the mean unsafe state than to the mean safe one; see the guide."""
+
+    kind = "nearest_mean"
+
+    def __init__(self, point: ReadPoint) -> None:
+        self.points = (point,)
+
+    def fit(self, activations: Any, labels: Any, **options: Any) -> NearestMean:
+        rows = activations.at(self.points[0])
+        self.means_ = torch.stack([rows[~labels].mean(0), rows[labels].mean(0)])
+        return self
+
+    def score(self, activations: Any) -> torch.Tensor:
+        distances = torch.cdist(activations.at(self.points[0]), self.means_)
+        return torch.sigmoid(distances[:, 0] - distances[:, 1])
+
+    def state(self) -> Any:
+        return {"kind": self.kind, "point": str(self.points[0])}, {"means": self.means_}
+
+    @classmethod
+    def from_state(cls, config: Any, tensors: Any) -> NearestMean:
+        prober = cls(ReadPoint.parse(config["point"]))
+        prober.means_ = tensors["means"]
+        return prober
+
+
+def test_stage_1_fuses_probers_by_their_names_and_is_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROBERS._members, "nearest_mean", NearestMean)
+    chosen = replace(SETTINGS, readers=("nearest_mean", "linear", "text"))
+    switch = Switch.fit(engine(), requests(), chosen)
+    stage = switch.gate.stage1
+    assert stage is not None
+    assert isinstance(stage.prober, FusionProber)
+    assert [reader.kind for reader in stage.prober.readers] == ["nearest_mean", "linear", "ngram"]
+    assert stage.prober.points == (ReadPoint(2),)
+    switch.save_pretrained(tmp_path / "out")
+    assert Switch.from_pretrained(tmp_path / "out").fingerprint == switch.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("reader", "said"),
+    [
+        ("appending", "constructor needs inner, appended; it may need no more than point, points"),
+        ("likelihood", "constructor needs layer"),
+        ("after_reply", "reads 3@pilot:2; stage 1 is asked before the reply"),
+    ],
+)
+def test_a_prober_that_stage_1_cannot_ask_is_refused_before_anything_runs(
+    reader: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AfterReply(NearestMean):
+        def __init__(self) -> None:
+            self.points = (ReadPoint(3, Position("pilot", 2)),)
+
+    monkeypatch.setitem(PROBERS._members, "after_reply", AfterReply)
+    with pytest.raises(SettingError, match=said):
+        _ = FitPlan(3, FitSettings(readers=(reader,))).points
 
 
 def test_a_switch_fitted_without_data_says_what_it_was_fitted_on(tmp_path: Path) -> None:

@@ -97,7 +97,10 @@ class GateOptions:
     ] = 32
     readers: Annotated[
         str,
-        typer.Option(help="What stage 1 fuses, by commas: steps, outputs, layers, window, text."),
+        typer.Option(
+            help="What stage 1 fuses, joined by commas: steps, outputs, layers, window, text, "
+            "another prober by its name, or file.py:Name."
+        ),
     ] = "steps"
     calibrate: Annotated[
         str,
@@ -219,6 +222,7 @@ def _settings(gate: GateOptions, head: HeadOptions, data: DataOptions, seed: int
     """
     from safeswitch.fitting.refusal_head import HeadSettings
     from safeswitch.fitting.settings import FitSettings
+    from safeswitch.probers.base import PROBERS
 
     # the settings themselves refuse words that are not among theirs
     return FitSettings(
@@ -228,7 +232,7 @@ def _settings(gate: GateOptions, head: HeadOptions, data: DataOptions, seed: int
         pilot=gate.pilot,
         pilot_from=gate.pilot_from,  # type: ignore[arg-type]
         reply_tokens=gate.reply_tokens,
-        readers=entries("--readers", gate.readers),
+        readers=entries("--readers", PROBERS.from_files(gate.readers)),
         calibrate=gate.calibrate,  # type: ignore[arg-type]
         watch=gate.watch,
         fail=gate.fail,  # type: ignore[arg-type]
