@@ -30,7 +30,7 @@ from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.bench import nano_fitting, nano_settings
 from safeswitch.nano.suites import load_suite
-from safeswitch.probers.outputs import OutputsProber
+from safeswitch.probers.added import OutputsProber
 from safeswitch.probers.text import NgramProber
 from safeswitch.probers.window import WindowProber
 from safeswitch.statistics.intervals import clustered

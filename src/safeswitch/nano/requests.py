@@ -9,7 +9,6 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 from safeswitch.core.types import Message, Role
 from safeswitch.nano.splits import objects, safe_actions, unsafe_actions
@@ -103,18 +102,6 @@ def small_talk(rng: random.Random, text: str, split: str) -> str:
         f"{rng.choice(GREETINGS[split])} {text} {rng.choice(FAREWELLS[split])}"
         if roll < 0.33
         else text
-    )
-
-
-@cache
-def wrapper_names(split: str) -> tuple[str, ...]:
-    """Names ``family_index`` of the frames of a split (for C: the names of the whole templates)."""
-    if split == "C":
-        return tuple(UNSEEN)
-    return tuple(
-        f"{family}_{split.lower()}{i}"
-        for family, rows in FRAMES[split].items()
-        for i in range(len(rows))
     )
 
 
