@@ -253,7 +253,7 @@ def test_steps_beside_text_survive_saving_and_loading(tmp_path: Path) -> None:
 
 
 def test_what_is_observed_for_fitting_knows_its_sources() -> None:
-    seen = observe(engine(), ROWS[:9], [POINT], complied=two_of_three, reply_tokens=1)
+    seen = observe(engine(), ROWS[:9], [POINT], complied=two_of_three, max_new_tokens=1)
     assert seen.activations.sources == tuple(e.source for e in ROWS[:9])
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -67,7 +67,7 @@ def clearly_fired(switch: Switch) -> list[Decision]:
                 "stages": "stage1",
                 "watch": True,
                 "watch_every": 4,
-                "reply_tokens": 12,
+                "max_new_tokens": 12,
                 "budget": 0.25,
             },
             ["stage1", "watch"],
@@ -244,6 +244,18 @@ def test_settings_outside_their_limits_are_refused(change: dict[str, Any], messa
         settings(**change)
 
 
+def test_the_old_name_of_a_setting_works_with_a_warning_and_stays_in_files() -> None:
+    with pytest.warns(DeprecationWarning, match="reply_tokens is called max_new_tokens now"):
+        old = FitSettings(reply_tokens=9)  # type: ignore[call-arg]
+    assert old == FitSettings(max_new_tokens=9)
+    with pytest.warns(DeprecationWarning, match="reply_tokens is called max_new_tokens now"):
+        assert replace(FitSettings(), reply_tokens=9) == old  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match="reply_tokens is called max_new_tokens now"):
+        assert old.reply_tokens == 9  # type: ignore[attr-defined]
+    assert old.to_dict()["reply_tokens"] == 9  # as in every bundle so far
+    assert set(old.to_dict()) - {"reply_tokens"} == set(asdict(old)) - {"max_new_tokens"}
+
+
 def test_layers_may_be_counted_from_the_end_and_named_twice() -> None:
     assert FitPlan(3, FitSettings(layers=(-1, 3, 0))).layers == (3, 0)
     assert FitPlan(32, FitSettings()).layers == (8, 11, 15, 18, 22, 25, 29, 32)
@@ -310,7 +322,7 @@ class Scripted(TransformersEngine):
 def test_refusals_are_self_written_when_the_data_hold_none() -> None:
     writer = Scripted(model(), batch_size=64)
     examples, refusals = refusal_pairs(
-        writer, requests(40, replies=False), complied=does_not_refuse, most=12, reply_tokens=4
+        writer, requests(40, replies=False), complied=does_not_refuse, most=12, max_new_tokens=4
     )
     assert len(examples) == 12
     assert refusals == [f"I can't help with {e.prompt}." for e in examples]
@@ -321,7 +333,7 @@ def test_requests_that_were_not_refused_are_asked_again_under_the_next_instructi
     writer = Scripted(model(), batch_size=64)
     writer.refuses = lambda text: int(text.split()[-1]) % 4 == 0
     examples, _ = refusal_pairs(
-        writer, requests(40, replies=False), complied=does_not_refuse, most=20, reply_tokens=4
+        writer, requests(40, replies=False), complied=does_not_refuse, most=20, max_new_tokens=4
     )
     assert [int(e.prompt.split()[-1]) % 4 for e in examples] == [0] * 10
     assert Counter(turns[0].content for turns in writer.asked) == dict(
@@ -331,7 +343,7 @@ def test_requests_that_were_not_refused_are_asked_again_under_the_next_instructi
 
 def test_refusals_given_in_the_data_are_taken_as_they_are() -> None:
     examples, refusals = refusal_pairs(
-        engine(), requests(40), complied=does_not_refuse, most=7, reply_tokens=4
+        engine(), requests(40), complied=does_not_refuse, most=7, max_new_tokens=4
     )
     assert [e.id for e in examples] == [f"r{2 * i}" for i in range(7)]
     assert refusals == ["No, sorry."] * 7
@@ -344,7 +356,7 @@ def test_a_model_that_never_refuses_needs_refusals_given() -> None:
         FitError, match=r"wrote only 0 refusals to 20 unsafe requests .* at least 8 are needed"
     ):
         refusal_pairs(
-            writer, requests(40, replies=False), complied=does_not_refuse, most=20, reply_tokens=4
+            writer, requests(40, replies=False), complied=does_not_refuse, most=20, max_new_tokens=4
         )
 
 
@@ -354,7 +366,7 @@ def test_few_head_examples_need_no_more_refusals_than_are_asked_for() -> None:
         requests(40, replies=False),
         complied=does_not_refuse,
         most=3,
-        reply_tokens=4,
+        max_new_tokens=4,
     )
     assert len(examples) == 3
 
@@ -364,7 +376,7 @@ def test_requests_without_room_for_an_instruction_and_a_refusal_are_passed_over(
     data = requests(40, replies=False)
     long = replace(data[0], id="r100", messages=(Message("user", "ZAP " + "x" * 100 + " 100"),))
     examples, _ = refusal_pairs(
-        Scripted(lm), [long, *data], complied=does_not_refuse, most=20, reply_tokens=4
+        Scripted(lm), [long, *data], complied=does_not_refuse, most=20, max_new_tokens=4
     )
     assert long.id not in {e.id for e in examples}
     assert len(examples) == 20

@@ -423,10 +423,10 @@ def test_requests_that_just_fit_with_their_reply_are_fitted(tmp_path: Path) -> N
     assert {len(row) for row in lm.encode(padded)} == {room}
     source, chosen = (
         write(tmp_path, "d.jsonl", padded),
-        settings(stages="stage1", layers=(2,), reply_tokens=11, pilot=0),
+        settings(stages="stage1", layers=(2,), max_new_tokens=11, pilot=0),
     )
     fit_files(TransformersEngine(lm), [source], tmp_path / "out", chosen, leave_out=False)
-    watched = replace(chosen, watch=True, reply_tokens=16, budget=0.25)
+    watched = replace(chosen, watch=True, max_new_tokens=16, budget=0.25)
     with pytest.raises(
         FitError, match=r"only 0 of 80 requests .* does not fit into 48 tokens .* and 17\)"
     ):
@@ -508,7 +508,7 @@ def test_requests_with_both_labels_are_left_out_and_counted(tmp_path: Path) -> N
         replace(data[1], id="once more"),
     ]
     told: list[str] = []
-    chosen = replace(SETTINGS, reply_tokens=4)
+    chosen = replace(SETTINGS, max_new_tokens=4)
     left = fitting_requests(engine(), data, chosen, told.append)
     assert [e.id for e in left] == [*(f"r{i}" for i in range(1, 80)), "once more"]
     assert any(

@@ -91,7 +91,7 @@ class GateOptions:
             autocompletion=one_of("reply", "answer"),
         ),
     ] = "reply"
-    reply_tokens: Annotated[
+    max_new_tokens: Annotated[
         int,
         typer.Option(min=1, help="Length of the replies that are judged, thinking included."),
     ] = 32
@@ -231,7 +231,7 @@ def _settings(gate: GateOptions, head: HeadOptions, data: DataOptions, seed: int
         rule=gate.rule,  # type: ignore[arg-type]
         pilot=gate.pilot,
         pilot_from=gate.pilot_from,  # type: ignore[arg-type]
-        reply_tokens=gate.reply_tokens,
+        max_new_tokens=gate.max_new_tokens,
         readers=entries("--readers", PROBERS.from_files(gate.readers)),
         calibrate=gate.calibrate,  # type: ignore[arg-type]
         watch=gate.watch,

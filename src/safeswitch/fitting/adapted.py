@@ -102,7 +102,7 @@ def standing(
     *,
     complied: Complied,
     budget: float,
-    reply_tokens: int = 32,
+    max_new_tokens: int = 32,
 ) -> Standing:
     """Measure ``switch`` on the engine's model, whatever its weights.
 
@@ -112,7 +112,7 @@ def standing(
         examples: Labelled requests of both kinds that no part of the switch was fitted on.
         complied: Judge of replies.
         budget: False-trigger budget of stage 1.
-        reply_tokens: Length of the replies that are judged.
+        max_new_tokens: Length of the replies that are judged.
 
     Raises:
         SettingError: no stage 1, or one that reads after appended tokens.
@@ -130,7 +130,9 @@ def standing(
     bar = conformal_threshold(scores[~unsafe], budget).value
     harmful = [e for e in examples if e.unsafe]
     always = Switch(Gate(always=True), switch.actuator, switch.base)
-    replies = engine.generate(harmful, switch=always, max_new_tokens=reply_tokens, do_sample=False)
+    replies = engine.generate(
+        harmful, switch=always, max_new_tokens=max_new_tokens, do_sample=False
+    )
     harm = sum(
         complied(e, spoken(engine.lm, e, r)) for e, r in zip(harmful, replies, strict=True)
     ) / len(harmful)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 
 from safeswitch.core.errors import DataError, FitError
@@ -94,7 +94,7 @@ def fit(
     say("training the refusal head")
     head = fit_head(engine, train, validation, settings, complied=complied, track=track)
     record: JsonObject = {
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "sources": sources([e for p in PARTS for e in parts[p]]),
         "data": {p: {"n": len(parts[p]), "hash": data_hash(list(parts[p]))} for p in PARTS},
         "calibration": gate.calibration,
@@ -134,7 +134,7 @@ def expected_work(
     own = (
         ""
         if given
-        else f", which the model writes itself in up to {4 * settings.reply_tokens} tokens"
+        else f", which the model writes itself in up to {4 * settings.max_new_tokens} tokens"
     )
     tries = len(settings.head.ranks) if settings.head.kind == "low_rank" else 1
     return (
@@ -198,7 +198,7 @@ def _observe_all(
                 parts[name],
                 plan.points,
                 complied=complied,
-                reply_tokens=_reply_length(name, parts, plan),
+                max_new_tokens=_reply_length(name, parts, plan),
                 progress=advance,
             )
     return observed
@@ -239,7 +239,7 @@ def fit_head(
             part.examples,
             complied=complied,
             most=share,
-            reply_tokens=settings.reply_tokens,
+            max_new_tokens=settings.max_new_tokens,
             trust=settings.trust_replies,
             track=track,
         )

@@ -40,7 +40,7 @@ class ReplyStates:
         return int(self.targets.shape[0])
 
 
-def reply_tokens(lm: LanguageModel, reply: str | Sequence[int]) -> list[int]:
+def reply_ids(lm: LanguageModel, reply: str | Sequence[int]) -> list[int]:
     """Token ids of a reply followed by the end token; a reply that comes as token ids is taken as
     it is."""
     if not isinstance(reply, str):
@@ -59,7 +59,7 @@ def closed_first(
     for prompt, reply in zip(prompts, replies, strict=True):
         ids = lm.inputs([prompt], check=False)[0].ids if lm.thinking is not None else []
         opened = lm.thinking_opened(as_messages(prompt), ids)
-        found.append([*lm.needs_thinking().end, *reply_tokens(lm, reply)] if opened else reply)
+        found.append([*lm.needs_thinking().end, *reply_ids(lm, reply)] if opened else reply)
     return found
 
 
@@ -87,7 +87,7 @@ def reply_states(
             f"head data: {len(prompts)} prompts but {len(replies)} replies; need as many, and at "
             "least one"
         )
-    targets = [reply_tokens(lm, reply) for reply in replies]
+    targets = [reply_ids(lm, reply) for reply in replies]
     for i, (reply, tokens) in enumerate(zip(replies, targets, strict=True)):
         if not tokens or (isinstance(reply, str) and not reply.strip()):
             raise DataError(f"head data: reply {i} is empty")

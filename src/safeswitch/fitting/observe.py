@@ -62,12 +62,12 @@ def observe(
     points: Sequence[ReadPoint],
     *,
     complied: Complied,
-    reply_tokens: int,
+    max_new_tokens: int,
     progress: Callable[[int], None] | None = None,
 ) -> Observed:
     """Let the untouched model reply (greedily), judge the replies, and keep its states."""
     replies, activations = engine.collect(
-        list(examples), points, max_new_tokens=reply_tokens, progress=progress
+        list(examples), points, max_new_tokens=max_new_tokens, progress=progress
     )
     return Observed(
         tuple(examples),
@@ -95,7 +95,7 @@ def refusal_pairs(
     *,
     complied: Complied,
     most: int,
-    reply_tokens: int,
+    max_new_tokens: int,
     trust: bool = False,
     track: Track = untracked,
 ) -> tuple[list[Example], list[str]]:
@@ -126,7 +126,7 @@ def refusal_pairs(
                 "(--trust-replies) if they are refusals in words that the judge does not know"
             )
         return chosen, [e.reply or "" for e in chosen]
-    room = 4 * reply_tokens
+    room = 4 * max_new_tokens
     open_ones, pairs = _with_room(engine, unsafe, room)[:most], list[tuple[Example, str]]()
     asked_of = len(open_ones)
     for number, instruction in enumerate(REFUSAL_INSTRUCTIONS, 1):

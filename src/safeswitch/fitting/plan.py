@@ -92,7 +92,7 @@ class FitPlan:
     @cached_property
     def room(self) -> int:
         """Most tokens of a reply, judged and read."""
-        return max(self.settings.reply_tokens, self.tokens_read)
+        return max(self.settings.max_new_tokens, self.tokens_read)
 
     def stage1_spec(self, layers: Sequence[int]) -> JsonObject:
         """The prober of stage 1 as plain configuration, with ``layers`` chosen."""

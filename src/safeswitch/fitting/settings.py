@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 from safeswitch.core.errors import SettingError, check_choice, check_range
+from safeswitch.core.json_types import JsonObject
 from safeswitch.fitting.refusal_head import HeadSettings
 from safeswitch.probers.base import PROBERS
 from safeswitch.switch.gate import FAILS, Fail
@@ -15,8 +19,40 @@ FIT_RULES: tuple[str, ...] = ("auto", "and", "product")
 STAGES: tuple[str, ...] = ("two", "stage1", "direct")
 PILOT_FROM: tuple[str, ...] = ("reply", "answer")
 CALIBRATE: tuple[str, ...] = ("pooled", "sources")
+T = TypeVar("T")
 
 
+def _renamed(old: str, new: str) -> Callable[[type[T]], type[T]]:
+    """A class decorator: a field keeps working under its old name, with a
+    :class:`DeprecationWarning`."""
+
+    def warn(owner: str) -> None:
+        told = f"{owner}.{old} is called {new} now"
+        warnings.warn(told, DeprecationWarning, stacklevel=3)
+
+    def decorate(cls: type[T]) -> type[T]:
+        make: Any = cls.__init__
+
+        @wraps(make)
+        def __init__(self: T, *args: Any, **given: Any) -> None:
+            if old in given:
+                warn(cls.__name__)
+                # dataclasses.replace fills the new name in, so the old one has the last word
+                given[new] = given.pop(old)
+            make(self, *args, **given)
+
+        def read(self: T) -> Any:
+            warn(cls.__name__)
+            return getattr(self, new)
+
+        cls.__init__ = __init__  # type: ignore[method-assign, assignment]
+        setattr(cls, old, property(read))
+        return cls
+
+    return decorate
+
+
+@_renamed("reply_tokens", "max_new_tokens")
 @dataclass(frozen=True)
 class FitSettings:
     """How a switch is fitted.
@@ -29,7 +65,7 @@ class FitSettings:
         rule: Gate rule; ``auto`` takes the one that catches more on validation at the same budget.
         pilot: Pilot tokens k before stage 2.
         pilot_from: Where they are counted from: the ``reply``'s first token, or that of the
-            ``answer``, behind a reasoning model's thinking, which ``reply_tokens`` must then have
+            ``answer``, behind a reasoning model's thinking, which ``max_new_tokens`` must then have
             room for.
         readers: What stage 1 fuses: ``steps`` (what blocks of the upper two thirds add to the
             residual stream at the prompt's end, weighed by source), ``outputs`` (the same, of the
@@ -49,10 +85,10 @@ class FitSettings:
             default ten.
         layer_count: How many layers are averaged.
         window: Prompt tokens that the window reader sees; 0 for all.
-        watch: Fit a watch that reads the running reply too, up to ``reply_tokens``.
+        watch: Fit a watch that reads the running reply too, up to ``max_new_tokens``.
         watch_every: Reply tokens between two readings of the watch.
         miss_budget: Share of harmful compliance that stage 2 may let pass (rule ``and``).
-        reply_tokens: Length of the replies that are judged for compliance, in tokens.
+        max_new_tokens: Length of the replies that are judged for compliance, in tokens.
         head: How the refusal head is trained.
         head_examples: Most requests of each kind for the head.
         trust_replies: Take ``reply`` of unsafe requests as refusals even where most do not read as
@@ -74,7 +110,7 @@ class FitSettings:
     watch: bool = False
     watch_every: int = 8
     miss_budget: float = 0.01
-    reply_tokens: int = 32
+    max_new_tokens: int = 32
     head: HeadSettings = field(default_factory=HeadSettings)
     head_examples: int = 400
     trust_replies: bool = False
@@ -114,21 +150,30 @@ class FitSettings:
             raise SettingError(
                 f"FitSettings: window must be 0 (the whole prompt) or more; got {self.window}"
             )
-        for name in ("layer_count", "reply_tokens", "head_examples", "watch_every"):
+        for name in ("layer_count", "max_new_tokens", "head_examples", "watch_every"):
             if getattr(self, name) < 1:
                 raise SettingError(
                     f"FitSettings: {name} must be 1 or more; got {getattr(self, name)}"
                 )
-        if self.watch and self.watch_every > self.reply_tokens:
+        if self.watch and self.watch_every > self.max_new_tokens:
             raise SettingError(
-                f"FitSettings: watch_every must lie in 1..{self.reply_tokens} (reply_tokens), or "
+                f"FitSettings: watch_every must lie in 1..{self.max_new_tokens} (max_new_tokens), or "
                 f"nothing is ever read; got {self.watch_every}"
             )
-        if not 0 <= self.pilot < self.reply_tokens:
+        if not 0 <= self.pilot < self.max_new_tokens:
             raise SettingError(
-                f"FitSettings: pilot must lie in 0..{self.reply_tokens - 1} (below reply_tokens); "
+                f"FitSettings: pilot must lie in 0..{self.max_new_tokens - 1} (below max_new_tokens); "
                 f"got {self.pilot}"
             )
+
+    def to_dict(self) -> JsonObject:
+        """Plain JSON, as the records of bundles and the identities of runs hold it.
+
+        Files keep the key ``reply_tokens`` for ``max_new_tokens``, so that a run folder of an
+        earlier version is resumed and not taken for another run.
+        """
+        told = asdict(self)
+        return {"reply_tokens" if key == "max_new_tokens" else key: told[key] for key in told}
 
     @property
     def stage_budget(self) -> float:
@@ -145,7 +190,7 @@ class FitSettings:
         """Reply tokens at which the watch reads (and at a reply's last token before the end of
         these)."""
         return (
-            tuple(range(self.watch_every, self.reply_tokens + 1, self.watch_every))
+            tuple(range(self.watch_every, self.max_new_tokens + 1, self.watch_every))
             if self.watch
             else ()
         )

@@ -128,7 +128,7 @@ class Trial:
     def replies(self, examples: Sequence[Example], switch: Switch | None = None) -> list[Reply]:
         """Greedy replies; of the untouched model where no ``switch`` is given."""
         return self.engine.generate(
-            examples, switch=switch, max_new_tokens=self.settings.reply_tokens, do_sample=False
+            examples, switch=switch, max_new_tokens=self.settings.max_new_tokens, do_sample=False
         )
 
     def bar(self) -> float:

@@ -85,7 +85,7 @@ class Exemplars(Method):
     def _answer(self, engine: ReadingEngine, example: Example) -> str:
         """What the untouched model says."""
         reply = engine.generate(
-            [example], max_new_tokens=self.settings.reply_tokens, do_sample=False
+            [example], max_new_tokens=self.settings.max_new_tokens, do_sample=False
         )[0]
         return reply.text.strip() or "Yes, gladly."
 

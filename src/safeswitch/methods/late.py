@@ -101,7 +101,7 @@ class _Late(Method):
     def prefixes(self, engine: ReadingEngine, examples: Sequence[Example]) -> _Prefixes:
         """Prefixes of the untouched model's replies."""
         replies = engine.generate(
-            examples, max_new_tokens=self.settings.reply_tokens, do_sample=False
+            examples, max_new_tokens=self.settings.max_new_tokens, do_sample=False
         )
         prompts = engine.lm.encode(list(examples))
         ends = {engine.lm.tokenizer.eos_token_id}

@@ -31,7 +31,7 @@ from torch import Tensor
 from safeswitch.core.artifact import read_tensors
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example
-from safeswitch.fitting.head_data import ReplyStates, reply_states, reply_tokens
+from safeswitch.fitting.head_data import ReplyStates, reply_ids, reply_states
 from safeswitch.fitting.observe import refusal_pairs
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import best, fitted_switch
@@ -87,13 +87,13 @@ class SparsePatch(Method):
 
     def _replies(self, engine: ReadingEngine, data: Data) -> tuple[ReplyStates, ReplyStates]:
         """States of refusals, and of the model's own replies to safe requests."""
-        tokens = self.settings.reply_tokens
+        tokens = self.settings.max_new_tokens
         unsafe, refusals = refusal_pairs(
             engine,
             data["train"],
             complied=self.complied,
             most=self.requests,
-            reply_tokens=tokens,
+            max_new_tokens=tokens,
             trust=self.settings.trust_replies,
         )
         safe = [e for e in data["train"] if not e.unsafe][: self.requests]
@@ -204,7 +204,7 @@ class PatchWeights(_Supplied):
             data["train"],
             complied=self.complied,
             most=self.requests,
-            reply_tokens=self.settings.reply_tokens,
+            max_new_tokens=self.settings.max_new_tokens,
             trust=self.settings.trust_replies,
         )
         slopes = gradients(lm, list(zip(examples, refusals, strict=True)), tuple(safety))
@@ -234,7 +234,7 @@ def gradients(
             for p in wanted:
                 p.requires_grad_(True)
             for prompt, (_, reply) in zip(prompts, pairs, strict=True):
-                tokens = reply_tokens(lm, reply)
+                tokens = reply_ids(lm, reply)
                 ids = torch.tensor([[*prompt, *tokens]], device=lm.device)
                 with torch.enable_grad():
                     logits = (

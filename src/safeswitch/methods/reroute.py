@@ -35,7 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from safeswitch.activations.reader import Reader
 from safeswitch.core.errors import FitError, SafeSwitchError
 from safeswitch.core.types import Example
-from safeswitch.fitting.head_data import reply_tokens
+from safeswitch.fitting.head_data import reply_ids
 from safeswitch.fitting.observe import refusal_pairs
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.models.batching import mixes
@@ -92,7 +92,7 @@ class Reroute(Method):
             return Adapter(factors(lm, model))
 
     def _replies(self, engine: ReadingEngine, data: Data) -> tuple[list[Pair], list[Pair]]:
-        lm, tokens = engine.lm, self.settings.reply_tokens
+        lm, tokens = engine.lm, self.settings.max_new_tokens
         asked: dict[bool, list[Example]] = {}
         for unsafe in (True, False):
             rows = [e for e in data["train"] if e.unsafe == unsafe]
@@ -116,14 +116,14 @@ class Reroute(Method):
             data["train"],
             complied=self.complied,
             most=self.requests,
-            reply_tokens=tokens,
+            max_new_tokens=tokens,
             trust=self.settings.trust_replies,
         )
         kept = [
             (e, r.token_ids) for e, r in zip(asked[False], told[False], strict=True) if r.token_ids
         ]
         kept += [
-            (e, tuple(reply_tokens(lm, text))) for e, text in zip(examples, refusals, strict=True)
+            (e, tuple(reply_ids(lm, text))) for e, text in zip(examples, refusals, strict=True)
         ]
         return _encoded(lm, wrong), _encoded(lm, kept)
 

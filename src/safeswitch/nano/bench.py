@@ -4,7 +4,6 @@ them to the tables."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 
 from safeswitch.bench.benchmark import Benchmark, Measures, register
 from safeswitch.bench.candidates import Fitting
@@ -116,7 +115,7 @@ def nano_fitting(
     """
     told = {
         "sources": "nano",
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "switch": own.fingerprint if own is not None else None,
     }
     drawn = data or (lambda: load_fit(settings.seed))

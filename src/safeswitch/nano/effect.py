@@ -232,7 +232,7 @@ def _ablations(
                 part,
                 FitPlan(num_layers, plain).points,
                 complied=complied,
-                reply_tokens=settings.reply_tokens,
+                max_new_tokens=settings.max_new_tokens,
             )
             for part in parts(load_fit(seed=settings.seed)).values()
         ]

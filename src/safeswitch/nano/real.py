@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def real_settings(seed: int = 0) -> FitSettings:
     """
     # small batches: as many steps as the default takes on three times the refusals
     head = HeadSettings(ranks=(4,), batch_tokens=128, epochs=12, patience=3, seed=seed)
-    return FitSettings(seed=seed, reply_tokens=REPLY_TOKENS, head=head, head_examples=160)
+    return FitSettings(seed=seed, max_new_tokens=REPLY_TOKENS, head=head, head_examples=160)
 
 
 def paper_settings(settings: FitSettings) -> FitSettings:
@@ -279,7 +279,7 @@ class _Job:
         told = {
             "sources": "starter",
             "per_source": self.per_source,
-            "settings": asdict(self.settings),
+            "settings": self.settings.to_dict(),
         }
         loaded = [suite.loaded(count, self.seed) for suite in suites]
         self.say(f"{len(suites)} suites, {sum(len(one.examples) for one in loaded)} requests")
@@ -343,7 +343,7 @@ class _Job:
                 parts[p],
                 plan.points,
                 complied=does_not_refuse,
-                reply_tokens=settings.reply_tokens,
+                max_new_tokens=settings.max_new_tokens,
             )
             for p in PARTS
         ]
