@@ -75,7 +75,7 @@ def prober_quality(
         for e in part
     }
     tied = tied_rows(examples)
-    told: list[JsonObject] = []
+    figures: list[JsonObject] = []
     unsafe = [e.label == "unsafe" for e in examples]
     among = [c if u else None for c, u in zip(complied, unsafe, strict=True)]
     for what, truth in (("unsafe", list(unsafe)), ("complied", among)):
@@ -108,7 +108,7 @@ def prober_quality(
                     "metric": "AUROC",
                     "better": "higher",
                 }
-                told.append(
+                figures.append(
                     {**first, "value": e.value, "low": e.low, "high": e.high, "n": len(test)}
                 )
-    return told
+    return figures

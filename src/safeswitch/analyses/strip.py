@@ -114,11 +114,14 @@ def score_strip(
         len(prompt),
         scores,
         {name: bars.get(name, gate.product_threshold) for name in stages},
-        {name: _asked(name, gate, len(prompt) - 1, len(reply.token_ids), start) for name in stages},
+        {
+            name: _tokens_read(name, gate, len(prompt) - 1, len(reply.token_ids), start)
+            for name in stages
+        },
     )
 
 
-def _asked(stage: str, gate: Gate, end: int, made: int, start: int) -> list[int]:
+def _tokens_read(stage: str, gate: Gate, end: int, made: int, start: int) -> list[int]:
     """Tokens at which a run asks ``stage``: ``end`` is the prompt's last, ``made`` the length of
     the reply, whose answer begins after ``start`` tokens."""
     if stage == "stage1":

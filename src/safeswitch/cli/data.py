@@ -79,13 +79,13 @@ class RowOptions:
 def list_rows(as_json: JsonOption = False) -> None:
     """Count what the starter set holds, by kind, category, severity, form, language and so on."""
     rows = starter.load()
-    told = {name: _shares(rows, name) for name in _FIELDS}
+    by_field = {name: _shares(rows, name) for name in _FIELDS}
     means = {name: category.means for name, category in starter.categories().items()}
     if as_json:
-        put_json({"rows": len(rows), "counts": told, "categories": means}, indent=2)
+        put_json({"rows": len(rows), "counts": by_field, "categories": means}, indent=2)
         return
     put(f"{len(rows)} requests, {sum(e.unsafe for e in rows)} of them unsafe")
-    for name, counts in told.items():
+    for name, counts in by_field.items():
         put(f"\n{name:28}{'unsafe':>7}{'safe':>7}")
         for value, share in counts.items():
             put(f"{value:28}{share['unsafe']:7}{share['safe']:7}  {means.get(value, '')}".rstrip())
@@ -166,9 +166,9 @@ def check(
         f"contradicting: {len(contradicting)} requests have the words of an earlier one, "
         "but another label" + _named(contradicting)
     )
-    told = _fitting(file, label, budget, seed)
-    put(f"fit: {told or 'takes it'}")
-    if told or contradicting:
+    refusal = _fitting(file, label, budget, seed)
+    put(f"fit: {refusal or 'takes it'}")
+    if refusal or contradicting:
         raise typer.Exit(1)
 
 

@@ -193,8 +193,8 @@ def fit(
             track=bar,
         )
     if as_json:
-        told = {"out": str(run.out), "fingerprint": switch.fingerprint}
-        put_json({**told, "switch": switch.describe()}, indent=2)
+        made = {"out": str(run.out), "fingerprint": switch.fingerprint}
+        put_json({**made, "switch": switch.describe()}, indent=2)
     else:
         show_card(switch)
     say(f"written to {run.out}")

@@ -52,8 +52,8 @@ def run_suite(
     specs = [JUDGES.from_files(text) for text in run.judge or ()]
     judges = tuple(make_judge(spec, run.out / "judge-cache") for spec in specs)
     check_methods(methods, judges)
-    how, told = fitting
-    asked = _asked(run, judges, told)
+    how, identity = fitting
+    asked = _make_asked(run, judges, identity)
     ready = around(lambda log: prepare(engine, methods, how, log, say))
     on_start = partial(write_config, context)
     with bars() as advance:
@@ -64,7 +64,9 @@ def run_suite(
     put(f"written to {run.out}: table.md, tables/, figures.json, pareto.png")
 
 
-def _asked(run: SuiteRunOptions, judges: tuple[Judge, ...], told: Mapping[str, object]) -> Asked:
+def _make_asked(
+    run: SuiteRunOptions, judges: tuple[Judge, ...], identity: Mapping[str, object]
+) -> Asked:
     from safeswitch.bench.bench import Asked
     from safeswitch.bench.benchmark import BENCHMARKS
     from safeswitch.bench.catalogue import suite_benchmarks
@@ -79,5 +81,5 @@ def _asked(run: SuiteRunOptions, judges: tuple[Judge, ...], told: Mapping[str, o
         run.max_new_tokens,
         judges=judges,
         command=tuple(sys.argv),
-        fit=told,
+        fit=identity,
     )

@@ -15,7 +15,7 @@ from safeswitch.core.errors import DataError, FitError, SettingError, TemplateEr
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import Example
 from safeswitch.data import starter
-from safeswitch.data.contradictions import contradictions, told
+from safeswitch.data.contradictions import contradictions, describe
 from safeswitch.data.leakage import leaks
 from safeswitch.data.readers import read_examples
 from safeswitch.data.splits import fit_split
@@ -177,7 +177,7 @@ def fitting_requests(
     """
     wrong = contradictions(examples)
     if wrong:
-        say(f"note: {told(wrong)}; all of them are left out")
+        say(f"note: {describe(wrong)}; all of them are left out")
     twice = {row.id for rows in wrong for row in rows}
     reasons = {e.id: "has two labels" for e in examples if e.id in twice}
     room = FitPlan(engine.lm.num_layers, settings).room

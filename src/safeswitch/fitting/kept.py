@@ -120,13 +120,13 @@ class Kept(Around):
         """Where the answers to these requests stand: by engine, weights, precision, tokens and
         everything that is asked."""
         rows = self.lm.encode(list(prompts), check=False)
-        told = _rows_hash(rows)
+        tokens = _rows_hash(rows)
         settings = json.dumps(asked, sort_keys=True, default=repr)
         parts = [
             type(self.inner).__name__,
             self.lm.fingerprint,
             str(self.lm.model.dtype),
-            told,
+            tokens,
             settings,
         ]
         return self.folder / (hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32] + ".json")

@@ -85,8 +85,8 @@ def spoken(lm: LanguageModel, prompt: Prompt, reply: Reply) -> str:
     if lm.thinking is None:
         return reply.text
     opened = lm.thinking_opened(as_messages(prompt), lm.inputs([prompt], check=False)[0].ids)
-    told = lm.thinking.visible(reply.token_ids, opened, whole=reply.decision.fired)
-    return str(lm.tokenizer.decode(told, skip_special_tokens=True))
+    shown = lm.thinking.visible(reply.token_ids, opened, whole=reply.decision.fired)
+    return str(lm.tokenizer.decode(shown, skip_special_tokens=True))
 
 
 def refusal_pairs(
@@ -140,9 +140,11 @@ def refusal_pairs(
         texts = [
             spoken(engine.lm, prompt, reply) for prompt, reply in zip(asked, replies, strict=True)
         ]
-        told = list(zip(open_ones, texts, strict=True))
-        pairs += [(e, text.strip()) for e, text in told if text.strip() and not complied(e, text)]
-        open_ones = [e for e, text in told if not text.strip() or complied(e, text)]
+        answered = list(zip(open_ones, texts, strict=True))
+        pairs += [
+            (e, text.strip()) for e, text in answered if text.strip() and not complied(e, text)
+        ]
+        open_ones = [e for e, text in answered if not text.strip() or complied(e, text)]
     least = min(_LEAST_REFUSALS, most)
     if len(pairs) < least:
         raise FitError(

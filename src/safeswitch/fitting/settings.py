@@ -27,8 +27,8 @@ def _renamed(old: str, new: str) -> Callable[[type[T]], type[T]]:
     :class:`DeprecationWarning`."""
 
     def warn(owner: str) -> None:
-        told = f"{owner}.{old} is called {new} now"
-        warnings.warn(told, DeprecationWarning, stacklevel=3)
+        message = f"{owner}.{old} is called {new} now"
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
 
     def decorate(cls: type[T]) -> type[T]:
         make: Any = cls.__init__
@@ -172,8 +172,8 @@ class FitSettings:
         Files keep the key ``reply_tokens`` for ``max_new_tokens``, so that a run folder of an
         earlier version is resumed and not taken for another run.
         """
-        told = asdict(self)
-        return {"reply_tokens" if key == "max_new_tokens" else key: told[key] for key in told}
+        values = asdict(self)
+        return {"reply_tokens" if key == "max_new_tokens" else key: values[key] for key in values}
 
     @property
     def stage_budget(self) -> float:

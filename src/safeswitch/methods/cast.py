@@ -162,5 +162,5 @@ def _spread(examples: Sized, most: int) -> list[int]:
     return list(range(0, count, max(1, -(-count // most))))
 
 
-def _f1(told: Tensor, truth: Tensor) -> float:
-    return 2 * int((told & truth).sum()) / max(1, int(told.sum()) + int(truth.sum()))
+def _f1(flagged: Tensor, truth: Tensor) -> float:
+    return 2 * int((flagged & truth).sum()) / max(1, int(flagged.sum()) + int(truth.sum()))

@@ -97,13 +97,13 @@ class Reroute(Method):
         for unsafe in (True, False):
             rows = [e for e in data["train"] if e.unsafe == unsafe]
             asked[unsafe] = rows[: self.requests]
-        told = {
+        replies = {
             u: engine.generate(rows, max_new_tokens=tokens, do_sample=False)
             for u, rows in asked.items()
         }
         wrong = [
             (e, r.token_ids)
-            for e, r in zip(asked[True], told[True], strict=True)
+            for e, r in zip(asked[True], replies[True], strict=True)
             if self.complied(e, r.text)
         ]
         if not wrong:
@@ -120,7 +120,9 @@ class Reroute(Method):
             trust=self.settings.trust_replies,
         )
         kept = [
-            (e, r.token_ids) for e, r in zip(asked[False], told[False], strict=True) if r.token_ids
+            (e, r.token_ids)
+            for e, r in zip(asked[False], replies[False], strict=True)
+            if r.token_ids
         ]
         kept += [
             (e, tuple(reply_ids(lm, text))) for e, text in zip(examples, refusals, strict=True)

@@ -113,10 +113,10 @@ def nano_fitting(
         data: Fitting data; the whole set of the settings' seed when None.
         own: A fitted SafeSwitch, taken instead of fitting one.
     """
-    told = {
+    identity = {
         "sources": "nano",
         "settings": settings.to_dict(),
         "switch": own.fingerprint if own is not None else None,
     }
     drawn = data or (lambda: load_fit(settings.seed))
-    return Fitting(lambda: parts(drawn()), settings, complied, OPTIONS, own), told
+    return Fitting(lambda: parts(drawn()), settings, complied, OPTIONS, own), identity

@@ -59,7 +59,7 @@ _ABLATIONS: Mapping[str, JsonObject] = {
     "stage1": {"stages": "stage1"},
     "text": {"stages": "stage1", "readers": ("text",)},
 }
-Told = dict[str, dict[str, JsonObject]]
+Outcomes = dict[str, dict[str, JsonObject]]
 """One seed, by suite and method: ``metric``, ``hits`` and ``groups`` (one a request), ``neither``,
 ``informative`` (shares)."""
 
@@ -145,16 +145,16 @@ def _study(
     """:func:`run_study` in a folder that is ours."""
     started = time.perf_counter()
     engine = TransformersEngine.load(model or weights_path(), batch_size=64)
-    told: list[Told] = []
+    of_seeds: list[Outcomes] = []
     for seed in range(seeds):
         chosen = replace(settings, seed=seed)
         log = _seed(engine, out / f"seed-{seed}", chosen, n, suites, say)
-        told.append(_tell(log, told[0] if told else None))
+        of_seeds.append(_outcomes_of_seed(log, of_seeds[0] if of_seeds else None))
     pooled: dict[str, dict[str, Pooled]] = {}
     for suite in suites:
         pooled[suite] = {}
         for method in METHOD_NAMES:
-            pooled[suite][method] = pool([one[suite][method] for one in told])
+            pooled[suite][method] = pool([one[suite][method] for one in of_seeds])
     goals, tests = judge_goals(pooled), paired_tests(pooled)
     write_text(out / "study.md", _markdown(pooled, goals, tests, seeds, n))
     write_json(out / "study.json", _json(pooled, goals, tests, time.perf_counter() - started))
@@ -170,27 +170,27 @@ def _seed(
     say: Say,
 ) -> RunLog:
     """One seed of fitting on every suite; the untouched model runs with the first seed only."""
-    fitting, told = nano_fitting(settings, lambda: load_fit(settings.seed))
+    fitting, identity = nano_fitting(settings, lambda: load_fit(settings.seed))
     names = METHODS if settings.seed == 0 else tuple(m for m in METHODS if m != "base")
 
     def candidates(log: RunLog) -> dict[str, Candidate]:
         found = prepare(engine, names, fitting, log, say)
         return found | _ablations(engine, settings, found["safeswitch"].switch, log, say)
 
-    asked = Asked("study", tuple(PREFIX + name for name in suites), limit=n, fit=told)
+    asked = Asked("study", tuple(PREFIX + name for name in suites), limit=n, fit=identity)
     say(f"seed {settings.seed}")
     return run_bench(engine, asked, candidates, out, say=say, after=())
 
 
-def _tell(log: RunLog, first: Told | None) -> Told:
+def _outcomes_of_seed(log: RunLog, first: Outcomes | None) -> Outcomes:
     """One seed's outcomes by suite and method."""
-    told: Told = {}
+    found: Outcomes = {}
     for benchmark in log.benchmarks:
         suite = benchmark.removeprefix(PREFIX)
-        told[suite] = {method: _outcomes(log, method, benchmark) for method in log.methods}
+        found[suite] = {method: _outcomes(log, method, benchmark) for method in log.methods}
         if first is not None:
-            told[suite]["base"] = first[suite]["base"]
-    return told
+            found[suite]["base"] = first[suite]["base"]
+    return found
 
 
 def _outcomes(log: RunLog, method: str, benchmark: str) -> JsonObject:
@@ -249,13 +249,13 @@ def _ablations(
 
 def pool(seeds: Sequence[JsonMapping]) -> Pooled:
     """The seeds of one method on one suite, request by request."""
-    told = [s["informative"] for s in seeds if s["informative"] is not None]
+    rates = [s["informative"] for s in seeds if s["informative"] is not None]
     return Pooled(
         seeds[0]["metric"],
         tuple(zip(*(s["hits"] for s in seeds), strict=True)),
         tuple(seeds[0]["groups"]),
         sum(s["neither"] for s in seeds) / len(seeds),
-        sum(told) / len(told) if told else None,
+        sum(rates) / len(rates) if rates else None,
     )
 
 
@@ -344,8 +344,8 @@ def _markdown(
     lines += ["|---|---|" + "---|" * (len(METHOD_NAMES) + 2)]
     for suite, row in pooled.items():
         cells = " | ".join(percent(*_three(row[m].rate)) for m in METHOD_NAMES)
-        told = f"{_share(row['safeswitch'].informative)} | {_share(row['safeswitch'].neither)}"
-        lines.append(f"| {suite} | {row['base'].metric} | {cells} | {told} |")
+        quality = f"{_share(row['safeswitch'].informative)} | {_share(row['safeswitch'].neither)}"
+        lines.append(f"| {suite} | {row['base'].metric} | {cells} | {quality} |")
     lines += [
         "",
         "*informative*: SafeSwitch's refusals of unsafe requests that name the category; "

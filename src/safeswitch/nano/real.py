@@ -276,14 +276,14 @@ class _Job:
 
     def run(self, suites: Sequence[Suite], count: int, progress: Progress) -> RunLog:
         """Fit, then run every method on every suite."""
-        told = {
+        identity = {
             "sources": "starter",
             "per_source": self.per_source,
             "settings": self.settings.to_dict(),
         }
         loaded = [suite.loaded(count, self.seed) for suite in suites]
         self.say(f"{len(suites)} suites, {sum(len(one.examples) for one in loaded)} requests")
-        asked = Asked("real", (), seed=self.seed, limit=count, fit=told)
+        asked = Asked("real", (), seed=self.seed, limit=count, fit=identity)
         with Kept(self.engine, self.out / "kept") as answers, self.clock.stage("evaluate"):
             log = run_bench(
                 self.engine,
@@ -366,14 +366,14 @@ def _write(
     with clock.stage("draw"):
         draw_rates(pooled, out / "picture.png", titles=titles)
     stages = {stage: round(taken, 3) for stage, taken in clock.stages.items()}
-    told = {
+    results = {
         "model": name,
         "fingerprint": rows.log.manifest["model"]["fingerprint"],
         "seconds": {"total": round(seconds, 3), "stages": stages},
         "suites": _json(single),
         "pooled": _json(pooled),
     }
-    write_json(out / "results.json", told)
+    write_json(out / "results.json", results)
     return pooled
 
 
@@ -418,8 +418,8 @@ def _json(table: Table) -> JsonObject:
     """Rates by suite and method, as plain JSON."""
     suites: JsonObject = {}
     for row in table:
-        told = {"n": row["n"], "label": row["label"], "metric": row["metric"], "methods": {}}
-        methods = suites.setdefault(row["benchmark"], told)["methods"]
+        entry = {"n": row["n"], "label": row["label"], "metric": row["metric"], "methods": {}}
+        methods = suites.setdefault(row["benchmark"], entry)["methods"]
         methods[row["method"]] = {
             "rate": row["value"],
             "low": row["low"],

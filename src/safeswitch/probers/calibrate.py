@@ -134,8 +134,8 @@ def source_threshold(scores: Mapping[str, Tensor], budget: float) -> SourceThres
         raise SettingError(f"source_threshold: budget must lie in (0, 1); got {budget!r}")
     bad = [name for name, own in scores.items() if not len(own) or bool(torch.isnan(own).any())]
     if bad or not scores:
-        told = f"source {bad[0]!r} has none, or NaN" if bad else "there is no source"
-        raise FitError(f"source_threshold: needs benign scores of every source; {told}")
+        why = f"source {bad[0]!r} has none, or NaN" if bad else "there is no source"
+        raise FitError(f"source_threshold: needs benign scores of every source; {why}")
     ordered = {name: own.detach().flatten().cpu().sort().values for name, own in scores.items()}
     values = torch.cat(list(ordered.values())).unique()
     rates = torch.stack([_share_above(own, values) for own in ordered.values()])
