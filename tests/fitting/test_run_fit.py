@@ -22,7 +22,7 @@ from safeswitch.data.writers import write_examples
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting import left_out
 from safeswitch.fitting.files import fit_files, fitting_requests, read_sources, source_names
-from safeswitch.fitting.left_out import WRAPPER_FOLDS, by_wrapper, sources_to_leave_out
+from safeswitch.fitting.left_out import TEMPLATE_FOLDS, by_template, sources_to_leave_out
 from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.probers.base import PROBERS, Prober
@@ -234,7 +234,7 @@ def test_a_switch_fitted_without_data_says_what_it_was_fitted_on(tmp_path: Path)
     plans = [line for line in told if line.startswith("this fit: ")]
     assert len(plans) == 1
     assert told.index(plans[0]) < next(
-        i for i, line in enumerate(told) if "the untouched model answers" in line
+        i for i, line in enumerate(told) if "the base model answers" in line
     )
 
 
@@ -283,10 +283,10 @@ def test_many_wrappers_are_left_out_in_folds_and_plain_rows_never() -> None:
             f"w{i}", (Message("user", f"x {i}"),), "unsafe", wrapper=f"w{i % n}" if i else ""
         )
 
-    assert by_wrapper([wrapped(i, 4) for i in range(5)]) == ["", "w1", "w2", "w3", "w0"]
-    names = by_wrapper([wrapped(i, 25) for i in range(60)])
+    assert by_template([wrapped(i, 4) for i in range(5)]) == ["", "w1", "w2", "w3", "w0"]
+    names = by_template([wrapped(i, 25) for i in range(60)])
     assert names[0] == ""
-    assert len(set(names) - {""}) == WRAPPER_FOLDS
+    assert len(set(names) - {""}) == TEMPLATE_FOLDS
     assert all(len({names[i] for i in range(1, 60) if i % 25 == w}) == 1 for w in range(25))
 
 

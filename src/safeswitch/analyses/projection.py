@@ -66,9 +66,9 @@ def projection(
         seed: Of UMAP.
 
     Returns:
-        ``how``, ``layer``, ``token``, ``explained`` (variance shares of the two axes, PCA only) and
-        ``points``: one a request and moment, with ``id``, ``label``, ``moment``, ``fired``, ``x``
-        and ``y``.
+        ``how``, ``layer``, ``token``, ``explained`` (fraction of the variance on each axis, PCA
+        only) and ``points``: one a request and moment, with ``id``, ``label``, ``moment``,
+        ``fired``, ``x`` and ``y``.
 
     Raises:
         SafeSwitchError: UMAP is asked for and not installed.
@@ -109,7 +109,7 @@ def projection(
 
 
 def _flatten(states: np.ndarray, how: str, seed: int) -> tuple[np.ndarray, list[float] | None]:
-    """``[n, 2]``, and the share of variance that each axis explains."""
+    """``[n, 2]``, and the fraction of variance that each axis explains."""
     if how == "umap":
         umap = importlib.import_module("umap")
         return np.asarray(

@@ -37,7 +37,7 @@ def prober_quality(
     seed: int = 0,
 ) -> list[JsonObject]:
     """AUROC with a bootstrap interval at every layer, for every number of reply tokens of the
-    untouched model.
+    base model.
 
     Probers are fitted on half of the requests and measured on the other half; requests of one group
     stay together. What is told apart is ``unsafe`` (the request) and ``complied`` (the reply, among
@@ -46,7 +46,7 @@ def prober_quality(
     Args:
         engine: The model.
         examples: Labelled requests.
-        complied: Whether the untouched model complied, None where that is not known.
+        complied: Whether the base model complied, None where that is not known.
         pilots: Reply tokens fed.
         seed: Of split, fitting and bootstrap.
 

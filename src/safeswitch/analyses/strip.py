@@ -88,7 +88,7 @@ def _typical(
 def score_strip(
     engine: TransformersEngine, gate: Gate, example: Example, *, max_new_tokens: int = 48
 ) -> Strip:
-    """Every stage's prober at every token of a request and of the untouched model's reply to it.
+    """Every stage's prober at every token of a request and of the base model's reply to it.
 
     In a run a stage is asked at its own tokens only (stage 1 at the prompt's end, stage 2 after k
     reply tokens, the watch every so many); here each is asked everywhere, so that what it would

@@ -128,7 +128,9 @@ class Command(TyperCommand):
     """A command that knows old names of its options, and whose flags have no word for a value in
     the help."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+    def parse_args(  # type: ignore[override]
+        self, ctx: typer.Context, args: list[str]
+    ) -> list[str]:
         known = option_keys(self.params)
         return super().parse_args(ctx, [_newest_option(word, known) for word in args])
 

@@ -38,7 +38,7 @@ def read_sources(
         sources: Files and hub data sets.
         label: Of rows that have none.
         limit: Most rows of each source that the rows name (a row that names none is of its file's),
-            chosen evenly, each label and part by its share; None takes all.
+            chosen evenly, each label and part in proportion; None takes all.
         with_starter: Add the starter set; the rows are mixed then.
 
     Raises:
@@ -151,7 +151,7 @@ def fit_files(
     )
     switch.save_pretrained(out)
     if leave_out:
-        say("stage 1: leaving out one source and one wrapper at a time")
+        say("stage 1: leaving out one source and one jailbreak template at a time")
         report = left_out_report(engine, examples, settings, track=track)
         if not report:
             say(

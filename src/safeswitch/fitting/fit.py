@@ -1,4 +1,4 @@
-"""Fitting a switch, the whole way: observe the untouched model, fit and calibrate the gate, train
+"""Fitting a switch, the whole way: observe the base model, fit and calibrate the gate, train
 the refusal head.
 
 Needs an engine to generate with, and is handed one. Knows nothing of files.
@@ -61,17 +61,17 @@ def fit(
     """Fit gate and refusal head on the engine's model.
 
     Args:
-        engine: Generates with the untouched model.
+        engine: Generates with the base model.
         data: Labelled requests, which :func:`safeswitch.data.splits.fit_split` divides; or ready
             parts ``train``, ``validation``, ``calibration``; None: the starter set that ships with
             the package.
         settings: How.
-        complied: Judge of the untouched model's replies.
+        complied: Judge of the base model's replies.
         say: Told what the run will take, and of each step.
         track: Told how far each long step is.
 
     Raises:
-        FitError: data from which nothing can be learned, or with too few benign sources to
+        FitError: data from which nothing can be learned, or with too few safe sources to
             calibrate by.
         DataError: parts that are missing or empty.
         SettingError: a layer that the model does not have.
@@ -149,7 +149,7 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
 
     Args:
         parts: Requests of train, validation and calibration.
-        budget: False-trigger budget of a threshold set on the calibration part; None: none is set
+        budget: FPR budget of a threshold set on the calibration part; None: none is set
             on it.
 
     Raises:
@@ -191,7 +191,7 @@ def _observe_all(
 ) -> dict[str, Observed]:
     observed = {}
     for name in PARTS:
-        say(f"{name}: the untouched model answers {len(parts[name])} requests")
+        say(f"{name}: the base model answers {len(parts[name])} requests")
         with track(len(parts[name]), f"{name}: answers and states") as advance:
             observed[name] = observe(
                 engine,
@@ -233,12 +233,12 @@ def fit_head(
         with track(len(prompts), f"head, reading {what}") as advance:
             states.append(reply_states(lm, prompts, replies, progress=advance))
 
-    for part, share in ((train, most), (validation, max(1, most // 4))):
+    for part, count in ((train, most), (validation, max(1, most // 4))):
         examples, refusals = refusal_pairs(
             engine,
             part.examples,
             complied=complied,
-            most=share,
+            most=count,
             max_new_tokens=settings.max_new_tokens,
             trust=settings.trust_replies,
             track=track,
@@ -247,7 +247,7 @@ def fit_head(
             (e, r.token_ids)
             for e, r in zip(part.examples, part.replies, strict=True)
             if not e.unsafe and r.text.strip()
-        ][:share]
+        ][:count]
         if not safe:
             raise FitError(
                 "the model's replies to safe requests are all white space; the head has nothing to "

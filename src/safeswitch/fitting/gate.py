@@ -1,4 +1,4 @@
-"""Fitting the gate: probers on train, choices on validation, thresholds on benign calibration
+"""Fitting the gate: probers on train, choices on validation, thresholds on safe calibration
 requests.
 
 Knows observed requests and probers. Knows nothing of engines or heads.
@@ -52,10 +52,10 @@ def fit_gate(
     prober.
 
     Raises:
-        FitError: one class only, or too few benign calibration requests for the budget.
+        FitError: one class only, or too few safe calibration requests for the budget.
     """
     if bool(calibration.unsafe.all()):
-        raise FitError("calibration needs benign requests (label 'safe'); there are none")
+        raise FitError("calibration needs safe requests; there are none")
     with track(_count_probers(plan.settings), "probers") as advance:
         return _GateFitter(plan, train, validation, calibration, advance).fit()
 
@@ -87,14 +87,14 @@ class _GateFitter:
         self.plan, self.settings = plan, plan.settings
         self.train, self.validation, self.calibration = train, validation, calibration
         self.advance = advance
-        self.benign = _select(calibration, ~calibration.unsafe)
+        self.safe = _select(calibration, ~calibration.unsafe)
         both_labels = bool(calibration.unsafe.any())
         self.test = calibration if both_labels else validation
         self.metrics: JsonObject = {}
         self.notes: JsonObject = {
             "layers": [],
             "budget": self.settings.budget,
-            "benign": len(self.benign.unsafe),
+            "benign": len(self.safe.unsafe),
             "metrics_on": "calibration" if both_labels else "validation",
         }
 
@@ -110,10 +110,10 @@ class _GateFitter:
             second = self._fit_stage2(self.plan.stage2_spec(layers))
             self.advance(2)
         gate = _calibrated(
-            first, second, self.benign, self.validation, self.settings, self.notes, by_source
+            first, second, self.safe, self.validation, self.settings, self.notes, by_source
         )
         if self.settings.watch:
-            parts = (self.train, self.validation, self.benign)
+            parts = (self.train, self.validation, self.safe)
             gate = _with_watch(gate, self.plan, *parts, self.notes)
             self.advance(1)
         return GateFit(gate, self.metrics, self.notes)
@@ -210,7 +210,7 @@ def _named(
 def _calibrated(
     first: Prober | None,
     second: Prober | None,
-    benign: Observed,
+    safe: Observed,
     validation: Observed,
     settings: FitSettings,
     notes: JsonObject,
@@ -224,22 +224,22 @@ def _calibrated(
     alone = second if first is None else first
     if alone is None:
         raise FitError("no stage could be fitted: " + str(notes.get("stage2")))
-    bar = by_source or conformal_threshold(alone.score(benign.activations), settings.stage_budget)
+    bar = by_source or conformal_threshold(alone.score(safe.activations), settings.stage_budget)
     notes["threshold"] = asdict(bar)
     fixed: JsonObject = {"fail": settings.fail, "watch_every": settings.watch_every}
     if first is None:
         return Gate(stage2=Stage(alone, bar.value), **fixed)
-    notes["benign_stage1"] = Histogram.of(first.score(benign.activations).tolist()).to_dict()
+    notes["benign_stage1"] = Histogram.of(first.score(safe.activations).tolist()).to_dict()
     stage1 = Stage(first, bar.value)
     if second is None:
         return Gate(stage1=stage1, **fixed)
-    return _two_stages(stage1, second, benign, validation, settings, notes, by_source is None)
+    return _two_stages(stage1, second, safe, validation, settings, notes, by_source is None)
 
 
 def _two_stages(
     stage1: Stage,
     second: Prober,
-    benign: Observed,
+    safe: Observed,
     validation: Observed,
     settings: FitSettings,
     notes: JsonObject,
@@ -254,7 +254,7 @@ def _two_stages(
     seen = max(1, len(harmful.unsafe))
     caught = {"and": int(((s1 > stage1.threshold) & (s2 > passing)).sum()) / seen}
     if with_product:
-        both = stage1.prober.score(benign.activations) * second.score(benign.activations)
+        both = stage1.prober.score(safe.activations) * second.score(safe.activations)
         product = conformal_threshold(both, settings.stage_budget)
         fixed["product_threshold"] = product.value
         notes["product_threshold"] = asdict(product)
@@ -281,12 +281,12 @@ def _one_class(labels: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _lower_quantile(scores: Tensor, share: float) -> float:
-    """Largest threshold that at most ``share`` of ``scores`` do not exceed, never above one
+def _lower_quantile(scores: Tensor, fraction: float) -> float:
+    """Largest threshold that at most a ``fraction`` of ``scores`` do not exceed, never above one
     half."""
     if not len(scores):
         return 0.5
-    lost = int(share * len(scores))
+    lost = int(fraction * len(scores))
     below = float(scores.sort().values[lost]) - 1e-6
     return max(0.0, min(0.5, below))
 
@@ -296,12 +296,12 @@ def _with_watch(
     plan: FitPlan,
     train: Observed,
     validation: Observed,
-    benign: Observed,
+    safe: Observed,
     notes: JsonObject,
 ) -> Gate:
     """A watch fitted on states at every token that it will read.
 
-    Its threshold is set on each benign request's highest score over all those tokens, so its budget
+    Its threshold is set on each safe request's highest score over all those tokens, so its budget
     counts requests, not readings; after the last of them the gate stops watching.
     """
     missing = _one_class({"training": train.harmful, "validation": validation.harmful})
@@ -313,7 +313,7 @@ def _with_watch(
     stacked, held = _at_one_point(train, points), _at_one_point(validation, points)
     prober.fit(*stacked, validation=held, seed=settings.seed)
     scores = torch.stack(
-        [prober.score(Activations({points[0]: benign.activations.at(p)})) for p in points]
+        [prober.score(Activations({points[0]: safe.activations.at(p)})) for p in points]
     ).amax(0)
     bar = conformal_threshold(scores, settings.stage_budget)
     notes["watch"] = asdict(bar)

@@ -1,5 +1,4 @@
-"""An engine whose answers are kept in a folder, so that a fit that was cut off goes on where it
-stopped.
+"""An engine whose answers are kept in a folder, so that a fit that was cut off is resumed.
 
 Requests go to the engine in chunks; each chunk's answers stand in two files, named by a hash of all
 that decides them. States are whole before the replies beside them are written, and these are the

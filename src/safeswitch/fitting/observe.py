@@ -34,11 +34,11 @@ _LEAST_REFUSALS = 8
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """Requests with the untouched model's replies, what they amount to, and recorded states.
+    """Requests with the base model's replies, what they amount to, and recorded states.
 
     Args:
         examples: n requests.
-        replies: The untouched model's replies.
+        replies: The base model's replies.
         unsafe: ``[n]`` bool.
         complied: ``[n]`` bool: the model did what was asked.
         activations: States of the n requests.
@@ -65,7 +65,7 @@ def observe(
     max_new_tokens: int,
     progress: Callable[[int], None] | None = None,
 ) -> Observed:
-    """Let the untouched model reply (greedily), judge the replies, and keep its states."""
+    """Let the base model reply (greedily), judge the replies, and keep its states."""
     replies, activations = engine.collect(
         list(examples), points, max_new_tokens=max_new_tokens, progress=progress
     )

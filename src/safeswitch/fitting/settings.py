@@ -58,8 +58,9 @@ class FitSettings:
     """How a switch is fitted.
 
     Args:
-        budget: Largest share of benign requests that may trigger the gate (conformal, on the
-            calibration part); with a watch, half of it goes to the stages and half to the watch.
+        budget: False positive rate (FPR) that the gate is calibrated to (conformal, on safe
+            requests of the calibration part); with a watch, half of it goes to the stages and half
+            to the watch.
         stages: ``two`` (the paper's), ``stage1`` alone, or ``direct`` (one prober after k pilot
             tokens: unsafe and about to comply).
         rule: Gate rule; ``auto`` takes the one that catches more on validation at the same budget.
@@ -74,9 +75,9 @@ class FitSettings:
             n-grams), or any prober by its name that needs to be told no more than where to read
             (:data:`safeswitch.probers.build.PLACES`). On sets of requests that were left out of the
             fit, ``steps`` alone holds best.
-        calibrate: What stage 1's threshold is set on: ``pooled``, the benign requests of the
+        calibrate: What stage 1's threshold is set on: ``pooled``, the safe requests of the
             calibration part, which come from the sources that are fitted on; or ``sources``, each
-            benign source while it is left out of the fit
+            safe source while it is left out of the fit
             (:func:`safeswitch.fitting.by_source.calibrate_by_source`), for traffic of another kind
             than the fit data. The latter needs a stage 1, and sets no threshold for the rule
             ``product``: ``auto`` then means ``and``.
@@ -87,7 +88,7 @@ class FitSettings:
         window: Prompt tokens that the window reader sees; 0 for all.
         watch: Fit a watch that reads the running reply too, up to ``max_new_tokens``.
         watch_every: Reply tokens between two readings of the watch.
-        miss_budget: Share of harmful compliance that stage 2 may let pass (rule ``and``).
+        miss_budget: Fraction of harmful compliance that stage 2 may let pass (rule ``and``).
         max_new_tokens: Length of the replies that are judged for compliance, in tokens.
         head: How the refusal head is trained.
         head_examples: Most requests of each kind for the head.
@@ -157,13 +158,13 @@ class FitSettings:
                 )
         if self.watch and self.watch_every > self.max_new_tokens:
             raise SettingError(
-                f"FitSettings: watch_every must lie in 1..{self.max_new_tokens} (max_new_tokens), or "
-                f"nothing is ever read; got {self.watch_every}"
+                f"FitSettings: watch_every must lie in 1..{self.max_new_tokens} (max_new_tokens), "
+                f"or nothing is ever read; got {self.watch_every}"
             )
         if not 0 <= self.pilot < self.max_new_tokens:
             raise SettingError(
-                f"FitSettings: pilot must lie in 0..{self.max_new_tokens - 1} (below max_new_tokens); "
-                f"got {self.pilot}"
+                f"FitSettings: pilot must lie in 0..{self.max_new_tokens - 1} (below "
+                f"max_new_tokens); got {self.pilot}"
             )
 
     def to_dict(self) -> JsonObject:
@@ -177,12 +178,12 @@ class FitSettings:
 
     @property
     def stage_budget(self) -> float:
-        """The share of the budget that each calibrated threshold may spend."""
+        """What each calibrated threshold may spend of the FPR budget."""
         return self.budget / 2 if self.watch else self.budget
 
     @property
     def pooled_budget(self) -> float | None:
-        """The share that each threshold set on the calibration part may spend; None: none is."""
+        """What each threshold set on the calibration part may spend; None: none is set there."""
         return None if self.calibrate == "sources" and not self.watch else self.stage_budget
 
     @property

@@ -10,7 +10,7 @@ layers and h' the adapted model's,
 
 The paper does not divide by ``|h|``. A cosine's slope falls with the norm and a distance's does
 not, so that where norms are large (hundreds on the embedded model) its second term undoes the first
-and nothing is learned. Harmful replies: the untouched model's own, to unsafe fitting requests.
+and nothing is learned. Harmful replies: the base model's own, to unsafe fitting requests.
 Retained: its replies to safe requests, and refusals of unsafe ones. Layers at a third and two
 thirds of the depth (10 and 20 of 32), alpha 10, as remembered from the paper. The adapter's factors
 become an action of the switch (:class:`~safeswitch.switch.actuators.weights.Adapter`); the model is
@@ -78,14 +78,14 @@ class Reroute(Method):
 
         Raises:
             SafeSwitchError: PEFT is not installed.
-            FitError: the untouched model complies with no unsafe request.
+            FitError: the base model complies with no unsafe request.
         """
         if importlib.util.find_spec("peft") is None:
             raise SafeSwitchError('rerouting needs PEFT: pip install "safeswitch[methods]"')
         harmful, retained = self._replies(engine, data)
         lm = engine.lm
         layers = tuple(
-            dict.fromkeys(max(1, round(share * lm.num_layers)) for share in (1 / 3, 2 / 3))
+            dict.fromkeys(max(1, round(fraction * lm.num_layers)) for fraction in (1 / 3, 2 / 3))
         )
         with lm.lock, adapted(lm, self.rank, self.settings.seed) as model, torch.enable_grad():
             self._train(lm, model, harmful, retained, layers)
@@ -108,7 +108,7 @@ class Reroute(Method):
         ]
         if not wrong:
             raise FitError(
-                "reroute: the untouched model complies with no unsafe training request; there is "
+                "reroute: the base model complies with no unsafe training request; there is "
                 "nothing to reroute"
             )
         examples, refusals = refusal_pairs(
@@ -143,11 +143,11 @@ class Reroute(Method):
             [p for p in model.parameters() if p.requires_grad], lr=self.learning_rate
         )
         for step in range(self.steps):
-            share = step / (2 * self.steps)
+            progress = step / (2 * self.steps)
             loss = torch.zeros(())
             for pairs, weight, measure in (
-                (harmful, 1 - share, _likeness),
-                (retained, share, _distance),
+                (harmful, 1 - progress, _likeness),
+                (retained, progress, _distance),
             ):
                 rows = [
                     pairs[int(i)] for i in torch.randint(len(pairs), (self.batch,), generator=draw)

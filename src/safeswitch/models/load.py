@@ -150,7 +150,8 @@ def check_for_vllm(model: str | Path) -> None:
     source = find_source(model)
     if source.kind in ("gguf", "adapter"):
         raise ModelError(
-            f"vLLM is given a folder or hub id of weights, and {str(model)!r} is {source.described}: "
+            f"vLLM is given a folder or hub id of weights, and {str(model)!r} is "
+            f"{source.described}: "
             f"make one with `safeswitch export --model {model} --out FOLDER`, and give "
             "--model FOLDER"
         )

@@ -223,7 +223,7 @@ def run_real(
     """Fit on the starter set and compare; returns the rates over all suites of an origin and label.
 
     Writes ``results.json``, ``table.md``, ``picture.png``, ``switch`` and the run folder ``run``
-    to ``out``; ``kept`` there holds what the untouched model answered while fitting.
+    to ``out``; ``kept`` there holds what the base model answered while fitting.
 
     Args:
         out: Folder for all that; what an earlier run of the same settings did is not done again.

@@ -1,8 +1,8 @@
 """Logistic regression on what several blocks add to the residual stream at the prompt's end.
 
-Two probers: ``steps`` reads what a block adds as a whole, ``outputs`` what its attention and its MLP
-add. Shapes: n requests, F groups of features, P points read, d hidden size.
-Knows nothing of models.
+Two probers: ``steps`` reads what a block adds as a whole, ``outputs`` what its attention and its
+MLP add. Shapes: n requests, F groups of features, P points read, d hidden size. Knows nothing of
+models.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ shares its words, style and length. Knows nothing of models. Beside the usual fi
                 ``look-alike`` for the partner of an unsafe row, whose harm then stands in
                 ``meta["contrast"]``
     group       both sides of a contrast and all their variants
-    wrapper     the jailbreak frame or code around the request; each stands around safe ones too
+    wrapper     the jailbreak template or code around the request; each stands around safe ones too
     meta        ``form`` (question, story, script, ...), ``lang`` (ISO 639-1), ``split``, and where
                 it has one ``severity``, ``idea`` (how words mislead) and ``place`` (of the request
                 in a long text)
