@@ -316,6 +316,16 @@ def _percent(value: float | None, digits: int = 0) -> str:
     return "" if value is None else f"{100 * value:.{digits}f} %"
 
 
+_RATES_NOTE = """
+*informative*: SafeSwitch's refusals of unsafe requests that name the category; *neither*: its
+replies that neither refuse nor comply (for tasks: nor answer)."""
+_TESTS_NOTE = """
+Exact test that exchanges the methods group by group (McNemar's where groups hold one request), on
+each request's majority over the seeds: requests on which only that method scored / only SafeSwitch
+did, p. Not corrected for the number of comparisons.
+"""
+
+
 def _markdown(
     pooled: Mapping[str, Mapping[str, Pooled]],
     goals: Sequence[Goal],
@@ -323,56 +333,44 @@ def _markdown(
     seeds: int,
     n: int,
 ) -> str:
-    lines = [
-        f"# Effect on nano: {seeds} seeds of fitting, {n} requests a suite",
-        "",
-        "## Goals",
-        "",
-    ]
-    lines += ["| goal | asked | reached | met |", "|---|---|---|---|"]
-    lines += [
-        f"| {g.name} | {g.asked} | {_percent(g.reached, 1)} | {'yes' if g.met else 'NO'} |"
-        for g in goals
-    ]
+    """The study's page: goals, rates, tests."""
+    title = f"# Effect on nano: {seeds} seeds of fitting, {n} requests a suite"
+    lines = [title, "", "## Goals", "", "| goal | asked | reached | met |", "|---|---|---|---|"]
+    for goal in goals:
+        met = "yes" if goal.met else "NO"
+        lines.append(f"| {goal.name} | {goal.asked} | {_percent(goal.reached, 1)} | {met} |")
     lines += [
         "",
         "## Rates in per cent: mean over the seeds (95 % Wilson interval, variants of a request as "
         "a group)",
         "",
     ]
-    lines += ["| suite | measured | " + " | ".join(METHOD_NAMES) + " | informative | neither |"]
+    lines += [*_rates_table(pooled), *_RATES_NOTE.split("\n")]
+    lines += ["", "## SafeSwitch against each other method", *_TESTS_NOTE.split("\n")]
+    return "\n".join([*lines, *_tests_table(tests)]) + "\n"
+
+
+def _rates_table(pooled: Mapping[str, Mapping[str, Pooled]]) -> list[str]:
+    lines = ["| suite | measured | " + " | ".join(METHOD_NAMES) + " | informative | neither |"]
     lines += ["|---|---|" + "---|" * (len(METHOD_NAMES) + 2)]
     for suite, row in pooled.items():
-        cells = " | ".join(percent(*_three(row[m].rate)) for m in METHOD_NAMES)
-        quality = (
-            f"{_percent(row['safeswitch'].informative)} | {_percent(row['safeswitch'].neither)}"
-        )
-        lines.append(f"| {suite} | {row['base'].metric} | {cells} | {quality} |")
-    lines += [
-        "",
-        "*informative*: SafeSwitch's refusals of unsafe requests that name the category; "
-        "*neither*: its replies that",
-    ]
-    lines += ["neither refuse nor comply (for tasks: nor answer)."]
-    lines += ["", "## SafeSwitch against each other method", ""]
-    lines += [
-        "Exact test that exchanges the methods group by group (McNemar's where groups hold one "
-        "request), on each"
-    ]
-    lines += [
-        "request's majority over the seeds: requests on which only that method scored / only "
-        "SafeSwitch did, p. Not"
-    ]
-    lines += ["corrected for the number of comparisons.", ""]
-    others = [m for m in METHOD_NAMES if m != "safeswitch"]
-    lines += ["| suite | " + " | ".join(others) + " |", "|---|" + "---|" * len(others)]
+        own = row["safeswitch"]
+        cells = [percent(*_three(row[method].rate)) for method in METHOD_NAMES]
+        cells += [_percent(own.informative), _percent(own.neither)]
+        lines.append(f"| {suite} | {row['base'].metric} | {' | '.join(cells)} |")
+    return lines
+
+
+def _tests_table(tests: Mapping[str, Mapping[str, Paired]]) -> list[str]:
+    others = [method for method in METHOD_NAMES if method != "safeswitch"]
+    lines = ["| suite | " + " | ".join(others) + " |", "|---|" + "---|" * len(others)]
     for suite, pairs in tests.items():
-        cells = " | ".join(
-            f"{pairs[m].only_first} / {pairs[m].only_second}, {pairs[m].p_value:.2g}"
-            for m in others
-        )
-        lines.append(f"| {suite} | {cells} |")
-    return "\n".join(lines) + "\n"
+        cells = []
+        for method in others:
+            pair = pairs[method]
+            cells.append(f"{pair.only_first} / {pair.only_second}, {pair.p_value:.2g}")
+        lines.append(f"| {suite} | {' | '.join(cells)} |")
+    return lines
 
 
 def _json(
