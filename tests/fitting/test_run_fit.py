@@ -195,16 +195,20 @@ def test_stage_1_fuses_probers_by_their_names_and_is_loaded_again(
         ("appending", "constructor needs inner, appended; it may need no more than point, points"),
         ("likelihood", "constructor needs layer"),
         ("after_reply", "reads 3@pilot:2; stage 1 is asked before the reply"),
+        ("Mean", r"its class has the kind 'nearest_mean'; register it as @PROBERS.add\('nearest_m"),
     ],
 )
 def test_a_prober_that_stage_1_cannot_ask_is_refused_before_anything_runs(
     reader: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class AfterReply(NearestMean):
+        kind = "after_reply"
+
         def __init__(self) -> None:
             self.points = (ReadPoint(3, Position("pilot", 2)),)
 
     monkeypatch.setitem(PROBERS._members, "after_reply", AfterReply)
+    monkeypatch.setitem(PROBERS._members, "Mean", NearestMean)
     with pytest.raises(SettingError, match=said):
         _ = FitPlan(3, FitSettings(readers=(reader,))).points
 

@@ -33,9 +33,16 @@ def places_of(kind: str) -> tuple[str, ...]:
     """Those of ``PLACES`` that the constructor of a kind takes.
 
     Raises:
-        SettingError: an unknown kind, or one whose constructor cannot do without something else.
+        SettingError: an unknown kind, one registered under another name than its own, or one whose
+            constructor cannot do without something else.
     """
-    needed, taken = _arguments_of(PROBERS[kind])
+    member = PROBERS[kind]
+    if member.kind != kind:  # what is saved names the kind, and could not be loaded again
+        raise SettingError(
+            f"prober {kind!r}: its class has the kind {member.kind!r}; register it as "
+            f"@PROBERS.add({member.kind!r})"
+        )
+    needed, taken = _arguments_of(member)
     others = [name for name in needed if name not in PLACES]
     if others:
         raise SettingError(
