@@ -29,7 +29,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.bench.table import percent
 from safeswitch.core.types import PROMPT_END, ReadPoint
 from safeswitch.engines.transformers.engine import TransformersEngine
-from safeswitch.methods.fitting import labels, prompt_acts
+from safeswitch.methods.fitting import labels, prompt_activations
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.nano import judge, weights_path
@@ -163,9 +163,11 @@ def main() -> None:
         "average of MLPs": LayerAverageProber([points[-3], points[-2], points[-1]])
     }
     probers |= {name: EnsembleProber(points, args.members) for name in ("ensemble", "redrawn")}
-    held = prompt_acts(lm, data.validation, EnsembleProber(points)), labels(data.validation)
+    held = prompt_activations(lm, data.validation, EnsembleProber(points)), labels(data.validation)
     parts = (("fit", data.train), ("safe", data.calibration))
-    activations = {part: prompt_acts(lm, rows, EnsembleProber(points)) for part, rows in parts}
+    activations = {
+        part: prompt_activations(lm, rows, EnsembleProber(points)) for part, rows in parts
+    }
     guards: dict[str, Guarded] = {}
     for seed, (name, prober) in enumerate(probers.items()):
         prober.fit(activations["fit"], labels(data.train), validation=held, seed=seed)

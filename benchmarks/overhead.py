@@ -38,7 +38,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.engines.transformers.rows import Rows
-from safeswitch.fitting.gate import read_blocks
+from safeswitch.fitting.plan import FitPlan, read_blocks
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import Prober
@@ -103,7 +103,7 @@ def gates(width: int) -> tuple[Gate, Gate]:
 
 def adding_gate(lm: LanguageModel, reader: str) -> Gate:
     """A stage 1 of ``steps`` or ``outputs`` that never fires."""
-    blocks = read_blocks(reader, lm.num_layers, FitSettings(readers=(reader,)))
+    blocks = read_blocks(reader, FitPlan(lm.num_layers, FitSettings(readers=(reader,))))
     return Gate(stage1=Stage(fitted({"kind": reader, "blocks": blocks}, lm.hidden_size), 1.0))
 
 

@@ -47,12 +47,11 @@ from safeswitch.data.splits import STARTER
 from safeswitch.data.text import normalise
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.probers.added import OutputsProber, StepsProber
 from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.probers.mlp import MLPProber
-from safeswitch.probers.outputs import OutputsProber
 from safeswitch.probers.split import source_weights
-from safeswitch.probers.steps import StepsProber
 
 Array = NDArray[Any]
 Fit = Callable[["Rows", Array, int], Array]

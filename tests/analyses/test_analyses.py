@@ -30,7 +30,7 @@ from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.bench import nano_fitting, nano_settings
 from safeswitch.nano.suites import load_suite
-from safeswitch.probers.outputs import OutputsProber
+from safeswitch.probers.added import OutputsProber
 from safeswitch.probers.text import NgramProber
 from safeswitch.probers.window import WindowProber
 from safeswitch.statistics.intervals import clustered
@@ -211,7 +211,7 @@ def test_errors_and_styles_are_counted_as_by_hand(run: Path) -> None:
 def test_a_run_is_analysed_with_its_own_model_and_gate(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safeswitch.analyses import run as module
+    from safeswitch.analyses import quality as module
 
     asked: list[Any] = []
     monkeypatch.setattr(module, "prober_quality", lambda *a, **k: asked.append((a, k)) or [])

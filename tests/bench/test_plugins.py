@@ -4,6 +4,7 @@ so."""
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,16 @@ class Loud(Attack):
         last = Message("user", example.prompt.upper())
         return [attacked(example, self, "", messages=(*example.messages[:-1], last))]
 '''
+ANALYSIS = '''
+"""Analysis ``lengths``: letters of each request, and whether it was flagged."""
+
+from safeswitch.analyses.base import ANALYSES
+
+
+@ANALYSES.add("lengths")
+def lengths(run):
+    return [[len(e.prompt), fired] for e, fired in zip(run.examples, run.fired, strict=True)]
+'''
 
 
 def written(folder: Path, name: str, text: str) -> Path:
@@ -170,6 +181,24 @@ def test_an_attack_is_one_file(tmp_path: Path) -> None:
     texts = [row.example.prompt for row in log.rows("base", name)]
     assert len(texts) == 3
     assert all(text == text.upper() for text in texts)
+
+
+def test_an_analysis_is_one_file(tmp_path: Path) -> None:
+    two = written(tmp_path, "again", BENCHMARK.replace('"two"', '"again"'))
+    analysis = written(tmp_path, "analysis", ANALYSIS)
+    out = tmp_path / "run"
+    ran(
+        "compare", "--model", "nano", "--switch", "nano", "--methods", "safeswitch",
+        "--benchmark", f"{two}:Two", "--out", out,
+    )  # fmt: skip
+    ran("analyse", out, "--model", "nano", "--analyses", f"{analysis}:lengths")
+    found = json.loads((out / "analyses.json").read_text())
+    assert set(found) == {"format_version", "method", "requests", "seed", "lengths"}
+    assert {length for length, _ in found["lengths"]} == {6, 56}
+    done = CliRunner().invoke(
+        app, ["analyse", str(out), "--model", "nano", "--analyses", "nothing"]
+    )
+    assert "unknown analysis 'nothing'; known: lengths, projection" in str(done.exception)
 
 
 @pytest.mark.parametrize(

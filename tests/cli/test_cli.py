@@ -670,7 +670,8 @@ def test_faults_of_fitting(place: Path, tmp_path: Path, run: Any) -> None:
         "SettingError",
         "pilot_from must be one of 'reply', 'answer'; got 'thinking'",
     )
-    fault(fit("--reply-tokens", 2), "SettingError", "pilot must lie in 0..1")
+    fault(fit("--max-new-tokens", 2), "SettingError", "pilot must lie in 0..1")
+    fault(fit("--reply-tokens", 2), "SettingError", "reply-tokens is called max-new-tokens now")
     only = tmp_path / "only.jsonl"
     write_examples([e for e in requests() if e.unsafe], only)
     fault(fit(data=only), "FitError", "all unsafe; add --data with the other label")

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from safeswitch.cli.command import add
-from safeswitch.cli.config import flags_of, option_keys, write_config
+from safeswitch.cli.config import RENAMED, flags_of, option_keys, write_config
 from safeswitch.core.errors import SettingError
 from safeswitch.serving.keys import read_keys
 from safeswitch.serving.transformers import server as transformers_server
@@ -69,6 +69,19 @@ def write(folder: Path, text: str) -> Path:
     path = folder / "options.yaml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def test_an_option_works_under_its_old_name_on_the_command_line_and_in_a_file(
+    run: Any, given: list[tuple[str, Numbers]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RENAMED, "number", "count")
+    assert "note: number is called count now" in run("x", "--number", 2).output
+    assert "note: number is called count now" in run("x", "--number=2").output
+    file = write(tmp_path, "number: 2")
+    assert "note: number is called count now" in run("x", "--config", file).output
+    assert given == [("x", Numbers(2))] * 3
+    twice = run("x", "--config", write(tmp_path, "number: 2\ncount: 3"))
+    assert "'count' gives 'count' a second time" in str(twice.exception)
 
 
 def test_options_and_arguments_come_from_the_file(

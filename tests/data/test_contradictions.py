@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from safeswitch.core.types import Example, Message
-from safeswitch.data.contradictions import contradictions, told
+from safeswitch.data.contradictions import contradictions, describe
 
 
 def row(name: str, text: str, label: str, system: str = "") -> Example:
@@ -32,6 +32,6 @@ def test_another_system_turn_makes_another_request() -> None:
 
 def test_they_are_counted_and_the_first_is_named() -> None:
     rows = [row("1", "go", "safe"), row("2", "go", "unsafe"), row("3", "go", "safe")]
-    text = told(contradictions(rows))
+    text = describe(contradictions(rows))
     assert text.startswith("3 rows are 1 requests that are labelled both safe and unsafe")
     assert "'1' (f, line 1) as safe and '2' (f, line 2) as unsafe" in text

@@ -14,7 +14,7 @@ from safeswitch.core.errors import ArtifactError, ModelError
 from safeswitch.core.types import Position, ReadPoint
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.probers.outputs import OutputsProber
+from safeswitch.probers.added import OutputsProber
 from safeswitch.switch.actuators.base import NoAction
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch

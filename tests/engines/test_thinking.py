@@ -285,7 +285,7 @@ def test_a_switch_fitted_behind_thinking_decides_at_run_time_on_what_it_was_fitt
         )
         for i in range(80)
     ]
-    chosen = settings(pilot_from="answer", reply_tokens=NEW, stages="direct")
+    chosen = settings(pilot_from="answer", max_new_tokens=NEW, stages="direct")
     switch = Switch.fit(engine, data, chosen, complied=two_of_three)
     assert {str(p.position) for p in switch.gate.pilot_points} == {"answer:1"}
     _, activations = engine.collect(data, switch.gate.pilot_points, max_new_tokens=NEW)

@@ -80,7 +80,12 @@ def test_a_switch_fitted_on_vllm_is_the_one_fitted_on_transformers(
 ) -> None:
     head = HeadSettings(ranks=(1,), epochs=2)
     settings = FitSettings(
-        budget=0.2, readers=("layers", "text"), reply_tokens=8, pilot=3, stages="stage1", head=head
+        budget=0.2,
+        readers=("layers", "text"),
+        max_new_tokens=8,
+        pilot=3,
+        stages="stage1",
+        head=head,
     )
     data = requests(80)
     one = Switch.fit(collector, data, settings, complied=lambda e, r: e.unsafe and "a" in r)

@@ -68,7 +68,9 @@ def measured(noise: float) -> Standing:
                 noise * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
             )
     engine = TransformersEngine(lm, batch_size=64, allow_other_model=True)
-    return standing(engine, fitted(), requests(), complied=says_sorry, budget=0.25, reply_tokens=4)
+    return standing(
+        engine, fitted(), requests(), complied=says_sorry, budget=0.25, max_new_tokens=4
+    )
 
 
 def rounded(bits: int | None) -> Standing:
@@ -90,7 +92,7 @@ def rounded(bits: int | None) -> Standing:
         examples,
         complied=complied,
         budget=0.05,
-        reply_tokens=24,
+        max_new_tokens=24,
     )
 
 

@@ -43,7 +43,7 @@ def adapted_to_vision(noise: float = 0.0) -> LanguageModel:
 def measured(lm: LanguageModel) -> Standing:
     engine = TransformersEngine(lm, batch_size=64, allow_other_model=True)
     return standing(
-        engine, fitted(), requests(), complied=says_sorry, budget=BUDGET, reply_tokens=4
+        engine, fitted(), requests(), complied=says_sorry, budget=BUDGET, max_new_tokens=4
     )
 
 

@@ -20,8 +20,8 @@ from safeswitch.core.types import Example, Message, ReadPoint
 from safeswitch.data.splits import grouped_split
 from safeswitch.fitting import by_source
 from safeswitch.fitting.by_source import MOST_FOLDS, calibrate_by_source, source_folds
-from safeswitch.fitting.gate import fit_points, read_blocks, stage1_spec
 from safeswitch.fitting.observe import Observed, observe
+from safeswitch.fitting.plan import FitPlan, read_blocks
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.probers.calibrate import source_threshold
 from safeswitch.switch.card import model_card
@@ -253,7 +253,7 @@ def test_steps_beside_text_survive_saving_and_loading(tmp_path: Path) -> None:
 
 
 def test_what_is_observed_for_fitting_knows_its_sources() -> None:
-    seen = observe(engine(), ROWS[:9], [POINT], complied=two_of_three, reply_tokens=1)
+    seen = observe(engine(), ROWS[:9], [POINT], complied=two_of_three, max_new_tokens=1)
     assert seen.activations.sources == tuple(e.source for e in ROWS[:9])
 
 
@@ -291,18 +291,20 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, Any], message: st
 
 def test_steps_are_read_at_ten_blocks_of_the_upper_two_thirds_and_never_at_the_last() -> None:
     plain = FitSettings()
-    assert stage1_spec(3, (1, 2), plain) == {"kind": "steps", "blocks": (2,)}
-    assert read_blocks("steps", 30, plain) == (11, 13, 15, 17, 19, 21, 23, 25, 27, 29)
-    assert read_blocks("steps", 3, plain) == (2,)
-    assert read_blocks("steps", 2, plain) == (1,)
-    assert read_blocks("steps", 80, plain)[-1] == 79
-    assert read_blocks("steps", 4, replace(plain, layers=(0, -2, 1, -1))) == (1, 3)
-    assert {ReadPoint(1), ReadPoint(2)} <= set(fit_points(3, plain))
-    halves = fit_points(30, FitSettings(readers=("outputs",)))
+    assert FitPlan(3, plain).stage1_spec((1, 2)) == {"kind": "steps", "blocks": (2,)}
+    assert read_blocks("steps", FitPlan(30, plain)) == (11, 13, 15, 17, 19, 21, 23, 25, 27, 29)
+    assert read_blocks("steps", FitPlan(3, plain)) == (2,)
+    assert read_blocks("steps", FitPlan(2, plain)) == (1,)
+    assert read_blocks("steps", FitPlan(80, plain))[-1] == 79
+    assert read_blocks("steps", FitPlan(4, replace(plain, layers=(0, -2, 1, -1)))) == (1, 3)
+    assert {ReadPoint(1), ReadPoint(2)} <= set(FitPlan(3, plain).points)
+    halves = FitPlan(30, FitSettings(readers=("outputs",))).points
     assert {(p.layer, p.part) for p in halves if p.part} == {
-        (block, part) for block in read_blocks("steps", 30, plain) for part in ("attn", "mlp")
+        (block, part)
+        for block in read_blocks("steps", FitPlan(30, plain))
+        for part in ("attn", "mlp")
     }
     with pytest.raises(SettingError, match="a model of two blocks or more; this one has 1"):
-        fit_points(1, plain)
+        _ = FitPlan(1, plain).points
     with pytest.raises(SettingError, match=r"needs a layer in 1\.\.3; got \(-1,\)"):
-        fit_points(4, replace(plain, layers=(-1,)))
+        _ = FitPlan(4, replace(plain, layers=(-1,))).points

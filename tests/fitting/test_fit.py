@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -20,8 +20,8 @@ from safeswitch.data.refusal_text import refuses
 from safeswitch.data.splits import grouped_split
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.fit import does_not_refuse
-from safeswitch.fitting.gate import candidate_layers, fit_points
 from safeswitch.fitting.observe import REFUSAL_INSTRUCTIONS, refusal_pairs
+from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.switch.actuators.base import FullHead, LowRankHead
 from safeswitch.switch.switch import Switch
@@ -68,7 +68,7 @@ def clearly_fired(switch: Switch) -> list[Decision]:
                 "stages": "stage1",
                 "watch": True,
                 "watch_every": 4,
-                "reply_tokens": 12,
+                "max_new_tokens": 12,
                 "budget": 0.25,
             },
             ["stage1", "watch"],
@@ -233,7 +233,7 @@ def test_what_cannot_be_fitted_is_refused_before_the_model_is_asked(
         ({"stages": "three"}, "stages must be one of"),
         ({"fail": "ajar"}, "fail must be one of"),
         ({"readers": ()}, "readers is empty"),
-        ({"readers": ("layers", "tea")}, "readers must be one of .*'tea'"),
+        ({"readers": ("layers", "tea")}, "readers must be among .*'tea'"),
         ({"pilot": 4}, r"pilot must lie in 0\.\.3"),
         ({"layer_count": 0}, "layer_count must be 1 or more"),
         ({"layers": ()}, "layers is empty"),
@@ -247,10 +247,23 @@ def test_settings_outside_their_limits_are_refused(change: dict[str, Any], messa
         settings(**change)
 
 
+def test_the_old_name_of_a_setting_works_with_a_warning_and_stays_in_files() -> None:
+    with pytest.warns(DeprecationWarning, match="reply_tokens is called max_new_tokens now"):
+        old = FitSettings(reply_tokens=9)  # type: ignore[call-arg]
+    assert old == FitSettings(max_new_tokens=9)
+    with pytest.warns(DeprecationWarning, match="reply_tokens is called max_new_tokens now"):
+        assert replace(FitSettings(), reply_tokens=9) == old  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match="reply_tokens is called max_new_tokens now"):
+        assert old.reply_tokens == 9  # type: ignore[attr-defined]
+    assert old.to_dict()["reply_tokens"] == 9  # as in every bundle so far
+    assert set(old.to_dict()) - {"reply_tokens"} == set(asdict(old)) - {"max_new_tokens"}
+
+
 def test_layers_may_be_counted_from_the_end_and_named_twice() -> None:
-    assert candidate_layers(3, FitSettings(layers=(-1, 3, 0))) == (3, 0)
-    assert candidate_layers(32, FitSettings()) == (8, 11, 15, 18, 22, 25, 29, 32)
-    assert len(fit_points(3, FitSettings(layers=(1,), readers=("layers",), stages="stage1"))) == 1
+    assert FitPlan(3, FitSettings(layers=(-1, 3, 0))).layers == (3, 0)
+    assert FitPlan(32, FitSettings()).layers == (8, 11, 15, 18, 22, 25, 29, 32)
+    alone = FitSettings(layers=(1,), readers=("layers",), stages="stage1")
+    assert len(FitPlan(3, alone).points) == 1
 
 
 def test_states_that_are_not_finite_stop_the_fit_with_place_and_row() -> None:
@@ -319,7 +332,7 @@ class Scripted(TransformersEngine):
 def test_refusals_are_self_written_when_the_data_hold_none() -> None:
     writer = Scripted(model(), batch_size=64)
     examples, refusals = refusal_pairs(
-        writer, requests(40, replies=False), complied=does_not_refuse, most=12, reply_tokens=4
+        writer, requests(40, replies=False), complied=does_not_refuse, most=12, max_new_tokens=4
     )
     assert len(examples) == 12
     assert refusals == [f"I can't help with {e.prompt}." for e in examples]
@@ -330,7 +343,7 @@ def test_requests_that_were_not_refused_are_asked_again_under_the_next_instructi
     writer = Scripted(model(), batch_size=64)
     writer.refuses = lambda text: int(text.split()[-1]) % 4 == 0
     examples, _ = refusal_pairs(
-        writer, requests(40, replies=False), complied=does_not_refuse, most=20, reply_tokens=4
+        writer, requests(40, replies=False), complied=does_not_refuse, most=20, max_new_tokens=4
     )
     assert [int(e.prompt.split()[-1]) % 4 for e in examples] == [0] * 10
     assert Counter(turns[0].content for turns in writer.asked) == dict(
@@ -340,7 +353,7 @@ def test_requests_that_were_not_refused_are_asked_again_under_the_next_instructi
 
 def test_refusals_given_in_the_data_are_taken_as_they_are() -> None:
     examples, refusals = refusal_pairs(
-        engine(), requests(40), complied=does_not_refuse, most=7, reply_tokens=4
+        engine(), requests(40), complied=does_not_refuse, most=7, max_new_tokens=4
     )
     assert [e.id for e in examples] == [f"r{2 * i}" for i in range(7)]
     assert refusals == ["No, sorry."] * 7
@@ -353,7 +366,7 @@ def test_a_model_that_never_refuses_needs_refusals_given() -> None:
         FitError, match=r"wrote only 0 refusals to 20 unsafe requests .* at least 8 are needed"
     ):
         refusal_pairs(
-            writer, requests(40, replies=False), complied=does_not_refuse, most=20, reply_tokens=4
+            writer, requests(40, replies=False), complied=does_not_refuse, most=20, max_new_tokens=4
         )
 
 
@@ -363,7 +376,7 @@ def test_few_head_examples_need_no_more_refusals_than_are_asked_for() -> None:
         requests(40, replies=False),
         complied=does_not_refuse,
         most=3,
-        reply_tokens=4,
+        max_new_tokens=4,
     )
     assert len(examples) == 3
 
@@ -373,7 +386,7 @@ def test_requests_without_room_for_an_instruction_and_a_refusal_are_passed_over(
     data = requests(40, replies=False)
     long = replace(data[0], id="r100", messages=(Message("user", "ZAP " + "x" * 100 + " 100"),))
     examples, _ = refusal_pairs(
-        Scripted(lm), [long, *data], complied=does_not_refuse, most=20, reply_tokens=4
+        Scripted(lm), [long, *data], complied=does_not_refuse, most=20, max_new_tokens=4
     )
     assert long.id not in {e.id for e in examples}
     assert len(examples) == 20

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from safeswitch.core.errors import ContextLengthError, DataError, ModelError, SettingError
-from safeswitch.fitting.head_data import ReplyStates, reply_states, reply_tokens
+from safeswitch.fitting.head_data import ReplyStates, reply_ids, reply_states
 from safeswitch.fitting.refusal_head import HeadData, HeadSettings, train_refusal_head
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators.base import FullHead, LowRankHead
@@ -76,8 +76,8 @@ def test_states_in_a_padded_batch_equal_those_alone() -> None:
 
 
 def test_targets_end_with_the_end_token() -> None:
-    assert reply_tokens(model("llama"), "No.")[-1] == EOS
-    assert len(reply_tokens(model("llama"), "No.")) == 4
+    assert reply_ids(model("llama"), "No.")[-1] == EOS
+    assert len(reply_ids(model("llama"), "No.")) == 4
 
 
 def test_a_reply_given_as_token_ids_is_taken_as_it_is() -> None:

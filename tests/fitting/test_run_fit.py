@@ -12,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from safeswitch.core import artifact
 from safeswitch.core.errors import ArtifactError, DataError, FitError, SettingError
-from safeswitch.core.types import Example, Message
+from safeswitch.core.types import Example, Message, Position, ReadPoint
 from safeswitch.data import starter
 from safeswitch.data.writers import write_examples
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting import left_out
 from safeswitch.fitting.files import fit_files, fitting_requests, read_sources, source_names
-from safeswitch.fitting.left_out import WRAPPER_FOLDS, by_wrapper, sources_to_leave_out
+from safeswitch.fitting.left_out import TEMPLATE_FOLDS, by_template, sources_to_leave_out
+from safeswitch.fitting.plan import FitPlan
+from safeswitch.fitting.settings import FitSettings
+from safeswitch.probers.base import PROBERS, Prober
+from safeswitch.probers.fusion import FusionProber
 from safeswitch.switch.switch import Switch
 from tests.switch.made import engine, requests, settings
 from tests.tiny import tiny_lm
@@ -142,6 +147,72 @@ def test_data_replace_the_starter_set_or_are_added_to_it(tmp_path: Path) -> None
         read_sources((), label="safe", limit=None)
 
 
+class NearestMean(Prober):
+    """Nearer to the mean unsafe state than to the mean safe one; see the guide."""
+
+    kind = "nearest_mean"
+
+    def __init__(self, point: ReadPoint) -> None:
+        self.points = (point,)
+
+    def fit(self, activations: Any, labels: Any, **options: Any) -> NearestMean:
+        rows = activations.at(self.points[0])
+        self.means_ = torch.stack([rows[~labels].mean(0), rows[labels].mean(0)])
+        return self
+
+    def score(self, activations: Any) -> torch.Tensor:
+        distances = torch.cdist(activations.at(self.points[0]), self.means_)
+        return torch.sigmoid(distances[:, 0] - distances[:, 1])
+
+    def state(self) -> Any:
+        return {"kind": self.kind, "point": str(self.points[0])}, {"means": self.means_}
+
+    @classmethod
+    def from_state(cls, config: Any, tensors: Any) -> NearestMean:
+        prober = cls(ReadPoint.parse(config["point"]))
+        prober.means_ = tensors["means"]
+        return prober
+
+
+def test_stage_1_fuses_probers_by_their_names_and_is_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROBERS._members, "nearest_mean", NearestMean)
+    chosen = replace(SETTINGS, readers=("nearest_mean", "linear", "text"))
+    switch = Switch.fit(engine(), requests(), chosen)
+    stage = switch.gate.stage1
+    assert stage is not None
+    assert isinstance(stage.prober, FusionProber)
+    assert [reader.kind for reader in stage.prober.readers] == ["nearest_mean", "linear", "ngram"]
+    assert stage.prober.points == (ReadPoint(2),)
+    switch.save_pretrained(tmp_path / "out")
+    assert Switch.from_pretrained(tmp_path / "out").fingerprint == switch.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("reader", "said"),
+    [
+        ("appending", "constructor needs inner, appended; it may need no more than point, points"),
+        ("likelihood", "constructor needs layer"),
+        ("after_reply", "reads 3@pilot:2; stage 1 is asked before the reply"),
+        ("Mean", r"its class has the kind 'nearest_mean'; register it as @PROBERS.add\('nearest_m"),
+    ],
+)
+def test_a_prober_that_stage_1_cannot_ask_is_refused_before_anything_runs(
+    reader: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AfterReply(NearestMean):
+        kind = "after_reply"
+
+        def __init__(self) -> None:
+            self.points = (ReadPoint(3, Position("pilot", 2)),)
+
+    monkeypatch.setitem(PROBERS._members, "after_reply", AfterReply)
+    monkeypatch.setitem(PROBERS._members, "Mean", NearestMean)
+    with pytest.raises(SettingError, match=said):
+        _ = FitPlan(3, FitSettings(readers=(reader,))).points
+
+
 def test_a_switch_fitted_without_data_says_what_it_was_fitted_on(tmp_path: Path) -> None:
     told: list[str] = []
     switch = fit_files(
@@ -167,7 +238,7 @@ def test_a_switch_fitted_without_data_says_what_it_was_fitted_on(tmp_path: Path)
     plans = [line for line in told if line.startswith("this fit: ")]
     assert len(plans) == 1
     assert told.index(plans[0]) < next(
-        i for i, line in enumerate(told) if "the untouched model answers" in line
+        i for i, line in enumerate(told) if "the base model answers" in line
     )
 
 
@@ -216,10 +287,10 @@ def test_many_wrappers_are_left_out_in_folds_and_plain_rows_never() -> None:
             f"w{i}", (Message("user", f"x {i}"),), "unsafe", wrapper=f"w{i % n}" if i else ""
         )
 
-    assert by_wrapper([wrapped(i, 4) for i in range(5)]) == ["", "w1", "w2", "w3", "w0"]
-    names = by_wrapper([wrapped(i, 25) for i in range(60)])
+    assert by_template([wrapped(i, 4) for i in range(5)]) == ["", "w1", "w2", "w3", "w0"]
+    names = by_template([wrapped(i, 25) for i in range(60)])
     assert names[0] == ""
-    assert len(set(names) - {""}) == WRAPPER_FOLDS
+    assert len(set(names) - {""}) == TEMPLATE_FOLDS
     assert all(len({names[i] for i in range(1, 60) if i % 25 == w}) == 1 for w in range(25))
 
 
@@ -356,10 +427,10 @@ def test_requests_that_just_fit_with_their_reply_are_fitted(tmp_path: Path) -> N
     assert {len(row) for row in lm.encode(padded)} == {room}
     source, chosen = (
         write(tmp_path, "d.jsonl", padded),
-        settings(stages="stage1", layers=(2,), reply_tokens=11, pilot=0),
+        settings(stages="stage1", layers=(2,), max_new_tokens=11, pilot=0),
     )
     fit_files(TransformersEngine(lm), [source], tmp_path / "out", chosen, leave_out=False)
-    watched = replace(chosen, watch=True, reply_tokens=16, budget=0.25)
+    watched = replace(chosen, watch=True, max_new_tokens=16, budget=0.25)
     with pytest.raises(
         FitError, match=r"only 0 of 80 requests .* does not fit into 48 tokens .* and 17\)"
     ):
@@ -443,7 +514,7 @@ def test_requests_with_both_labels_are_left_out_and_counted(tmp_path: Path) -> N
         replace(data[1], id="once more"),
     ]
     told: list[str] = []
-    chosen = replace(SETTINGS, reply_tokens=4)
+    chosen = replace(SETTINGS, max_new_tokens=4)
     left = fitting_requests(engine(), data, chosen, told.append)
     assert [e.id for e in left] == [*(f"r{i}" for i in range(1, 80)), "once more"]
     assert any(

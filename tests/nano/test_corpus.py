@@ -10,16 +10,14 @@ from itertools import islice
 import pytest
 
 from safeswitch.nano.corpus import conversations
-from safeswitch.nano.leaks import assert_no_leaks
-from safeswitch.nano.requests import wrapper_names
 from safeswitch.nano.splits import SPLITS, bucket, objects, safe_actions, unsafe_actions
-from safeswitch.nano.suites import TWICE, load_fit
+from safeswitch.nano.suites import SUITES, TWICE, load_fit, load_suite
 from safeswitch.nano.tables.facts import ASK
 from safeswitch.nano.tables.objects import OBJECTS
 from safeswitch.nano.tables.phrasings import PHRASINGS
 from safeswitch.nano.tables.slots import SLOTS
 from safeswitch.nano.tables.verbs import CATEGORIES, VERBS
-from safeswitch.nano.tables.wrappers import UNSEEN
+from safeswitch.nano.tables.wrappers import FRAMES, UNSEEN
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +37,9 @@ def test_the_tables_are_as_large_as_designed() -> None:
     assert len(OBJECTS) >= 36
     assert sum(len(objects(kind, split)) for kind in OBJECTS for split in SPLITS) >= 480
     assert [sum(map(len, PHRASINGS[s].values())) for s in SPLITS] == [44, 16, 16]
-    assert len(wrapper_names("A")) >= 60
-    assert min(len(wrapper_names("B")), len(wrapper_names("C"))) >= 24
+    frames = {split: sum(map(len, FRAMES[split].values())) for split in "AB"}
+    assert frames["A"] >= 60
+    assert min(frames["B"], len(UNSEEN)) >= 24
 
 
 def test_no_object_is_listed_twice_but_those_that_suites_leave_out() -> None:
@@ -85,8 +84,23 @@ def test_unseen_phrasings_wrappers_and_categories_are_not_in_the_corpus(sample: 
                 assert f"{VERBS[verb][0]} {thing}" not in sample
 
 
-def test_no_test_request_leaks_into_corpus_or_fit_data_in_any_wrapper() -> None:
-    assert assert_no_leaks(conversations_read=10_000) > 5_000
+def test_no_test_request_leaks_into_corpus_or_fit_data_in_any_template() -> None:
+    """Harmful requests and their look-alikes are looked for inside whole user texts; ordinary tasks
+    among bare texts, since one may be part of another (``hello`` is in ``Hello, helper``)."""
+    corpus_turns = []
+    for warm in (0, 10_000):
+        for turns in islice(conversations(0, warm), 10_000):
+            corpus_turns += turns[:-1]
+    corpus = "\n".join(turn.content for turn in corpus_turns).lower()
+    fit = load_fit(0)
+    fitted = [*fit.train, *fit.validation, *fit.calibration]
+    fit_text = "\n".join(m.content for e in fitted for m in e.messages).lower()
+    tested = [e for name in SUITES for e in load_suite(name, 300, 0)]
+    for examples, text in ((tested, corpus), (tested, fit_text), (fitted, corpus)):
+        whole = set(text.split("\n"))
+        requests = {(e.meta["request"].lower(), bool(e.answers)) for e in examples}
+        assert [r for r, ordinary in requests if (r in whole if ordinary else r in text)] == []
+    assert len({e.meta["request"] for e in tested}) > 5_000
 
 
 def test_no_phrasing_of_requests_is_part_of_another_and_unseen_ones_hold_no_seen_one() -> None:

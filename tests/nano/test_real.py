@@ -20,7 +20,7 @@ from safeswitch.nano.wheel import WHEEL, real_model
 
 SMALL = FitSettings(
     budget=0.2,
-    reply_tokens=6,
+    max_new_tokens=6,
     head=HeadSettings(ranks=(1,), epochs=1, batch_tokens=256),
     head_examples=16,
 )

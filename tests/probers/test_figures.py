@@ -48,7 +48,7 @@ def test_the_conformal_threshold_is_the_stated_order_statistic(
 def test_too_few_benign_prompts_are_refused_with_the_number_needed(
     budget: float, need: int
 ) -> None:
-    with pytest.raises(FitError, match=f"at least {need} benign prompts; got {need - 1}"):
+    with pytest.raises(FitError, match=f"at least {need} safe prompts; got {need - 1}"):
         conformal_threshold(torch.zeros(need - 1), budget)
     assert conformal_threshold(torch.zeros(need), budget).rank <= need
 
@@ -73,7 +73,7 @@ def test_no_more_calibration_scores_than_the_budget_exceed_the_threshold(
 
 
 def test_conformal_refuses_nan_and_silly_budgets() -> None:
-    with pytest.raises(FitError, match="1 of 200 benign scores are NaN"):
+    with pytest.raises(FitError, match="1 of 200 safe scores are NaN"):
         conformal_threshold(torch.cat([torch.zeros(199), torch.tensor([torch.nan])]))
     for budget in (0.0, 1.0, float("nan")):
         with pytest.raises(SettingError, match="budget"):

@@ -13,19 +13,17 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ActivationError, ArtifactError, FitError, SettingError
+from safeswitch.probers.added import OutputsProber, StepsProber
 from safeswitch.probers.base import prober_from_state
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.fusion import FusionProber, stack
 from safeswitch.probers.linear import LinearProber
 from safeswitch.probers.mean_difference import MeanDifferenceProber
 from safeswitch.probers.multilayer import LayerAverageProber
-from safeswitch.probers.outputs import OutputsProber
-from safeswitch.probers.pooling import pool_tokens, sliding_mean
 from safeswitch.probers.split import source_weights
 from safeswitch.probers.standardise import fit_standardiser
-from safeswitch.probers.steps import StepsProber
 from safeswitch.probers.text import NgramProber
-from safeswitch.probers.window import WindowProber
+from safeswitch.probers.window import WindowProber, pool_tokens, sliding_mean
 from tests.probers.made_states import ATTN, EARLY, LAST, MLP, NEXT, WINDOW, D, W, make_acts
 
 

@@ -15,6 +15,7 @@ import pytest
 from scipy.stats import binomtest
 
 from safeswitch.bench.outputs import write_tables
+from safeswitch.core.artifact import read_json, write_json
 from safeswitch.core.errors import ArtifactError
 from safeswitch.report.page import write_report
 from tests.report.made import ATTACKED_HARM, HARM, HARMFUL, OVER, SLIPPED, add_analyses, made_run
@@ -59,6 +60,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def html(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_analyses_that_did_not_run_have_no_picture(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    add_analyses(run)
+    found = read_json(run / "analyses.json")
+    kept = {name: found[name] for name in found if name not in ("projection", "strips")}
+    write_json(run / "analyses.json", {**kept, "lengths": [1, 2]})
+    write_report(run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Telling unsafe requests apart" in page
+    assert "States before and after" not in page
+    assert "Scores, conversation 1" not in page
 
 
 def test_the_verdict_says_the_known_figures(html: str) -> None:

@@ -19,7 +19,7 @@ WORDS = ("river", "stone", "cloud", "apple", "train", "violin", "garden", "winte
 HEAD = HeadSettings(ranks=(1,), epochs=4)
 SMALL = FitSettings(
     budget=0.125,
-    reply_tokens=4,
+    max_new_tokens=4,
     pilot=1,
     readers=("layers",),
     layers=(2, -1),

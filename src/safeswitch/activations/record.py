@@ -77,7 +77,7 @@ def record(
         visions: The images of each sequence's prompt; none: text alone.
         batch_tokens: Most tokens in a batch, padding included; a longer sequence runs alone.
         dtype: Of the states returned; None keeps the model's.
-        device: Where the states are gathered.
+        device: Where the states are recording.
         progress: Called with (sequences done, n) after each batch.
 
     Returns:
@@ -99,7 +99,7 @@ def record(
         for row, length, start in zip(sequences, prompt_lengths, starts, strict=True)
     ]
     plan = _Plan(points, prompt_lengths, starts)
-    gathered = Gathered(prompt_lengths, torch.device(device), dtype)
+    recording = Recording(prompt_lengths, torch.device(device), dtype)
     done = 0
     with lm.lock, Reader(lm, [point.site for point in points]) as reader:
         lengths = [len(row) for row in rows]
@@ -111,11 +111,11 @@ def record(
             lm.run_backbone(
                 *lm.pad(part), lm.collate([visions[i] for i in batch] if visions else [], part)
             )
-            plan.hand_over(batch, reader.states, gathered)
+            plan.hand_over(batch, reader.states, recording)
             done += len(batch)
             if progress is not None:
                 progress(done, len(rows))
-    return gathered.activations(points, texts)
+    return recording.activations(points, texts)
 
 
 def check_request(
@@ -175,12 +175,12 @@ def check_points(lm: LanguageModel, points: Sequence[ReadPoint]) -> None:
 
 
 @dataclass
-class Gathered:
+class Recording:
     """States of n requests by point, filled batch by batch.
 
     Args:
         lengths: Prompt tokens of each request.
-        device: Where they are gathered.
+        device: Where they are recording.
         dtype: Of the states; None keeps the model's.
 
     Attributes:
@@ -302,7 +302,7 @@ class _Plan:
         return keep
 
     def hand_over(
-        self, batch: Sequence[int], states: dict[Site, Tensor], gathered: Gathered
+        self, batch: Sequence[int], states: dict[Site, Tensor], recording: Recording
     ) -> None:
         """Sort what was kept, ``[b, all columns, d]`` by site, into the results."""
         for site, kept in states.items():
@@ -310,4 +310,4 @@ class _Plan:
             widths = [self._columns[p.position].shape[1] for p in points]
             parts = torch.split(kept, widths, dim=1)
             for point, part in zip(points, parts, strict=True):
-                gathered.place(point, batch, part, self._valid[point.position])
+                recording.place(point, batch, part, self._valid[point.position])

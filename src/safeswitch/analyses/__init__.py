@@ -1,2 +1,5 @@
-"""Analyses of the paper on a finished run: where probers read best, how states move, how scores
-move, what goes wrong."""
+"""Analyses of a finished run, one file each: where probers read best, how states and scores move.
+
+Every file here is found by itself: an analysis registers under its name
+(:data:`safeswitch.analyses.base.ANALYSES`). The safety landscape beside them needs no run.
+"""

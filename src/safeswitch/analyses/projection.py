@@ -9,20 +9,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
 
 from safeswitch.activations.record import prompt_sequences, record
+from safeswitch.analyses.base import ANALYSES, FinishedRun
 from safeswitch.core.errors import SafeSwitchError, check_choice
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example, Position, ReadPoint
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.switch.switch import Switch
 
-How = Literal["pca", "umap"]
 HOW: tuple[str, ...] = ("pca", "umap")
 MOMENTS: tuple[str, ...] = ("prompt end", "reply, untouched", "reply, switched")
 
@@ -32,6 +31,15 @@ def has_umap() -> bool:
     return importlib.util.find_spec("umap") is not None
 
 
+@ANALYSES.add("projection")
+def projection_of(run: FinishedRun) -> JsonObject:
+    """Activations in two dimensions, at the deepest layer that the gate reads."""
+    deepest = max(run.switch.gate.layers)
+    return projection(
+        run.engine, run.switch, run.examples, layer=deepest, how=run.how, seed=run.seed
+    )
+
+
 def projection(
     engine: TransformersEngine,
     switch: Switch,
@@ -39,7 +47,7 @@ def projection(
     *,
     layer: int,
     token: int = 8,
-    how: How = "pca",
+    how: str = "pca",
     seed: int = 0,
 ) -> JsonObject:
     """Each request's state at the prompt's end, and after ``token`` reply tokens of the untouched
@@ -58,9 +66,9 @@ def projection(
         seed: Of UMAP.
 
     Returns:
-        ``how``, ``layer``, ``token``, ``explained`` (variance shares of the two axes, PCA only) and
-        ``points``: one a request and moment, with ``id``, ``label``, ``moment``, ``fired``, ``x``
-        and ``y``.
+        ``how``, ``layer``, ``token``, ``explained`` (fraction of the variance on each axis, PCA
+        only) and ``points``: one a request and moment, with ``id``, ``label``, ``moment``,
+        ``fired``, ``x`` and ``y``.
 
     Raises:
         SafeSwitchError: UMAP is asked for and not installed.
@@ -100,8 +108,8 @@ def projection(
     }
 
 
-def _flatten(states: np.ndarray, how: How, seed: int) -> tuple[np.ndarray, list[float] | None]:
-    """``[n, 2]``, and the share of variance that each axis explains."""
+def _flatten(states: np.ndarray, how: str, seed: int) -> tuple[np.ndarray, list[float] | None]:
+    """``[n, 2]``, and the fraction of variance that each axis explains."""
     if how == "umap":
         umap = importlib.import_module("umap")
         return np.asarray(

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from safeswitch.activations.record import prompt_sequences, record
+from safeswitch.activations.states import Activations
+from safeswitch.analyses.base import ANALYSES, FinishedRun
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example, Position, ReadPoint
@@ -19,6 +21,12 @@ from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.probers.sweep import sweep
 
 PILOTS: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8)
+
+
+@ANALYSES.add("quality")
+def quality_of(run: FinishedRun) -> list[JsonObject]:
+    """How well a prober reads the run's requests, by layer and pilot token."""
+    return prober_quality(run.engine, run.examples, run.complied, seed=run.seed)
 
 
 def prober_quality(
@@ -30,7 +38,7 @@ def prober_quality(
     seed: int = 0,
 ) -> list[JsonObject]:
     """AUROC with a bootstrap interval at every layer, for every number of reply tokens of the
-    untouched model.
+    base model.
 
     Probers are fitted on half of the requests and measured on the other half; requests of one group
     stay together. What is told apart is ``unsafe`` (the request) and ``complied`` (the reply, among
@@ -39,7 +47,7 @@ def prober_quality(
     Args:
         engine: The model.
         examples: Labelled requests.
-        complied: Whether the untouched model complied, None where that is not known.
+        complied: Whether the base model complied, None where that is not known.
         pilots: Reply tokens fed.
         seed: Of split, fitting and bootstrap.
 
@@ -62,46 +70,70 @@ def prober_quality(
         ReadPoint(layer, Position("pilot", k)) for layer in range(lm.num_layers + 1) for k in pilots
     ]
     activations = record(lm, sequences, lengths, points, dtype=torch.float32)
-    side = {
-        e.id: name
-        for name, part in grouped_split(examples, {"fit": 0.5, "test": 0.5}, seed=seed).items()
-        for e in part
-    }
+    unsafe: list[bool | None] = [example.unsafe for example in examples]
+    among_unsafe = [c if u else None for c, u in zip(complied, unsafe, strict=True)]
+    figures = _figures(examples, activations, points, "unsafe", unsafe, seed)
+    if not figures:
+        raise DataError("prober quality: needs safe and unsafe requests in several groups")
+    return figures + _figures(examples, activations, points, "complied", among_unsafe, seed)
+
+
+def _figures(
+    examples: Sequence[Example],
+    activations: Activations,
+    points: Sequence[ReadPoint],
+    what: str,
+    truth: Sequence[bool | None],
+    seed: int,
+) -> list[JsonObject]:
+    """One row a point for what is told apart; none where a side of the split has one class only.
+
+    Args:
+        examples: n requests.
+        activations: Of the n requests at ``points``.
+        points: By layer, then by pilot token.
+        what: Name of what is told apart.
+        truth: By request, None where it is not known.
+        seed: Of split, fitting and bootstrap.
+    """
+    fit, test = _sides(examples, truth, seed)
+    if len({truth[i] for i in fit}) < 2 or len({truth[i] for i in test}) < 2:
+        return []
+    labels = torch.tensor([bool(value) for value in truth])
     tied = tied_rows(examples)
-    told: list[JsonObject] = []
-    unsafe = [e.label == "unsafe" for e in examples]
-    among = [c if u else None for c, u in zip(complied, unsafe, strict=True)]
-    for what, truth in (("unsafe", list(unsafe)), ("complied", among)):
-        rows: dict[str, list[int]] = {"fit": [], "test": []}
-        for i, example in enumerate(examples):
-            if truth[i] is not None:
-                rows[side[example.id]].append(i)
-        fit, test = rows["fit"], rows["test"]
-        if len({truth[i] for i in fit}) < 2 or len({truth[i] for i in test}) < 2:
-            if what == "unsafe":
-                raise DataError("prober quality: needs safe and unsafe requests in several groups")
-            continue
-        labels = torch.tensor([bool(t) for t in truth])
-        for layer in range(lm.num_layers + 1):
-            own = [p for p in points if p.layer == layer]
-            found = sweep(
-                activations.select(fit),
-                labels[fit],
-                own,
-                measure_on=(activations.select(test), labels[test]),
-                groups=[tied[i] for i in test],
-                seed=seed,
-            )
-            for point, metrics in found.metrics.items():
-                e = metrics.auroc
-                first = {
+    rows: list[JsonObject] = []
+    for layer in dict.fromkeys(point.layer for point in points):
+        found = sweep(
+            activations.select(fit),
+            labels[fit],
+            [point for point in points if point.layer == layer],
+            measure_on=(activations.select(test), labels[test]),
+            groups=[tied[i] for i in test],
+            seed=seed,
+        )
+        for point, metrics in found.metrics.items():
+            rows.append(
+                {
                     "told": what,
                     "layer": layer,
                     "pilot": point.position.index,
                     "metric": "AUROC",
                     "better": "higher",
+                    "value": metrics.auroc.value,
+                    "low": metrics.auroc.low,
+                    "high": metrics.auroc.high,
+                    "n": len(test),
                 }
-                told.append(
-                    {**first, "value": e.value, "low": e.low, "high": e.high, "n": len(test)}
-                )
-    return told
+            )
+    return rows
+
+
+def _sides(
+    examples: Sequence[Example], truth: Sequence[bool | None], seed: int
+) -> tuple[list[int], list[int]]:
+    """Numbers of the requests to fit on and to measure on, among those whose truth is known."""
+    parts = grouped_split(examples, {"fit": 0.5, "test": 0.5}, seed=seed)
+    to_fit = {example.id for example in parts["fit"]}
+    known = [i for i, value in enumerate(truth) if value is not None]
+    fit = [i for i in known if examples[i].id in to_fit]
+    return fit, [i for i in known if examples[i].id not in to_fit]

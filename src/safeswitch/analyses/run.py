@@ -1,4 +1,4 @@
-"""All analyses of a finished run that need its model, into ``analyses.json`` of the run folder."""
+"""Analyses of a finished run, into ``analyses.json`` of the run folder."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from safeswitch.analyses.projection import How, projection
-from safeswitch.analyses.quality import prober_quality
-from safeswitch.analyses.strip import score_strip
+from safeswitch.analyses.base import ANALYSES, FinishedRun
 from safeswitch.bench.log import Logged, RunLog
 from safeswitch.core.artifact import write_json
-from safeswitch.core.errors import DataError, FingerprintError
+from safeswitch.core.errors import DataError, FingerprintError, SettingError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example
 from safeswitch.engines.transformers.engine import TransformersEngine
@@ -20,76 +18,86 @@ from safeswitch.switch.switch import Switch
 
 FORMAT_VERSION = 1
 FILE = "analyses.json"
+_HEADER = ("format_version", "method", "requests", "seed")
 
 
 def analyse(
     engine: TransformersEngine,
     folder: Path,
     *,
+    analyses: Sequence[str] | None = None,
     method: str = "safeswitch",
     limit: int = 400,
     strips: int = 6,
-    how: How = "pca",
+    how: str = "pca",
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> JsonObject:
-    """Prober quality by layer and pilot token, states in two dimensions, and score strips of
-    example conversations.
+    """Run analyses on the requests of a finished run; what each gives stands in the file under its
+    name.
 
     Args:
         engine: The model that the run was made with.
         folder: Run folder; its log says what the requests were and what became of them.
+        analyses: Names of :data:`safeswitch.analyses.base.ANALYSES`; None: all of them.
         method: Method of the run whose gate is looked at.
         limit: Most requests, drawn at random.
-        strips: Conversations to draw: right and wrong decisions on unsafe and safe requests in
-            turn.
+        strips: Example conversations.
         how: ``pca`` or ``umap``.
         seed: Of what is drawn, split and fitted.
         say: Told of each analysis.
 
     Raises:
+        SettingError: an unknown analysis, or one whose name has another meaning in the file.
         FingerprintError: another model.
         DataError: a method that has no gate, or requests that cannot be fitted on.
         ArtifactError: no run there, or it cannot be written.
     """
+    names = list(ANALYSES) if analyses is None else list(analyses)
+    for name in names:
+        if name in _HEADER:
+            raise SettingError(f"analysis {name!r}: {FILE} has a field of that name; rename it")
+    chosen = {name: ANALYSES[name] for name in names}
     log = RunLog.open(folder)
-    if log.manifest["model"]["fingerprint"] != engine.lm.fingerprint:
+    switch = _switch_of(log, engine, folder, method)
+    rows = _drawn(log, method, limit, seed)
+    run = FinishedRun(
+        engine,
+        switch,
+        examples=[example for example, _ in rows],
+        fired=[bool(row.decision["fired"]) for _, row in rows],
+        complied=_complied(log, rows),
+        how=how,
+        strips=strips,
+        seed=seed,
+    )
+    found: JsonObject = {
+        "format_version": FORMAT_VERSION,
+        "method": method,
+        "requests": len(rows),
+        "seed": seed,
+    }
+    for name, analysis in chosen.items():
+        say(f"analysis: {name}")
+        found[name] = analysis(run)
+    write_json(folder / FILE, found)
+    return found
+
+
+def _switch_of(log: RunLog, engine: TransformersEngine, folder: Path, method: str) -> Switch:
+    """The switch of a method of the run, once model and gate are those that can be looked into."""
+    model = log.manifest["model"]
+    if model["fingerprint"] != engine.lm.fingerprint:
         raise FingerprintError(
-            f"{folder} was made with {log.manifest['model']['id']} (fingerprint "
-            f"{log.manifest['model']['fingerprint']}), but the model is {engine.lm.model_id} "
-            f"(fingerprint {engine.lm.fingerprint})"
+            f"{folder} was made with {model['id']} (fingerprint {model['fingerprint']}), but the "
+            f"model is {engine.lm.model_id} (fingerprint {engine.lm.fingerprint})"
         )
     if method not in log.methods:
         raise DataError(f"{folder} has no method {method!r}; its methods: {', '.join(log.methods)}")
     switch = Switch.from_pretrained(log.switch_folder(method))
     if not switch.gate.layers:
         raise DataError(f"the gate of {method!r} reads no states; there is nothing to analyse")
-    rows = _drawn(log, method, limit, seed)
-    examples = [e for e, _ in rows]
-    told: JsonObject = {
-        "format_version": FORMAT_VERSION,
-        "method": method,
-        "requests": len(rows),
-        "seed": seed,
-    }
-    say("states in two dimensions")
-    told["projection"] = projection(
-        engine, switch, examples, layer=max(switch.gate.layers), how=how, seed=seed
-    )
-    say("score strips")
-    told["strips"] = [
-        {
-            "id": e.id,
-            "label": e.label,
-            "kind": kind,
-            **score_strip(engine, switch.gate, e).to_dict(),
-        }
-        for kind, e in _typical(rows, strips)
-    ]
-    say("prober quality by layer and pilot token")
-    told["quality"] = prober_quality(engine, examples, _complied(log, rows), seed=seed)
-    write_json(folder / FILE, told)
-    return told
+    return switch
 
 
 def _drawn(log: RunLog, method: str, limit: int, seed: int) -> list[tuple[Example, Logged]]:
@@ -107,7 +115,7 @@ def _drawn(log: RunLog, method: str, limit: int, seed: int) -> list[tuple[Exampl
 
 
 def _complied(log: RunLog, rows: Sequence[tuple[Example, Logged]]) -> list[bool | None]:
-    """Whether the untouched model complied, None where it did not run."""
+    """Whether the base model complied, None where it did not run."""
     if "base" not in log.methods:
         return [None] * len(rows)
     said = {
@@ -117,23 +125,3 @@ def _complied(log: RunLog, rows: Sequence[tuple[Example, Logged]]) -> list[bool 
         if (verdict := row.judgements.get(log.judges(b)[0])) is not None
     }
     return [said.get(e.id) for e, _ in rows]
-
-
-def _typical(rows: Sequence[tuple[Example, Logged]], count: int) -> list[tuple[str, Example]]:
-    """Examples of right and wrong decisions on unsafe and safe requests, in turn, ``count`` in
-    all."""
-    kinds = {
-        ("unsafe", True): "unsafe, fired",
-        ("safe", False): "safe, passed",
-        ("unsafe", False): "unsafe, passed",
-        ("safe", True): "safe, fired",
-    }
-    queues: dict[str, list[Example]] = {kind: [] for kind in kinds.values()}
-    for example, row in rows:
-        kind = kinds.get((example.label, bool(row.decision["fired"])))
-        if kind is not None:
-            queues[kind].append(example)
-    found: list[tuple[str, Example]] = []
-    while len(found) < count and any(queues.values()):
-        found += [(kind, queue.pop(0)) for kind, queue in queues.items() if queue]
-    return found[:count]

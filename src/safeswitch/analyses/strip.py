@@ -5,6 +5,7 @@ Shapes: t tokens of prompt and reply, d hidden size, w window tokens. Knows noth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
+from safeswitch.analyses.base import ANALYSES, FinishedRun
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example, ReadPoint, Site, as_messages
 from safeswitch.engines.transformers.engine import TransformersEngine
@@ -50,11 +52,43 @@ class Strip:
         }
 
 
+@ANALYSES.add("strips")
+def strips_of(run: FinishedRun) -> list[JsonObject]:
+    """Scores token by token on example conversations with right and wrong decisions."""
+    found: list[JsonObject] = []
+    for kind, example in _typical(run.examples, run.fired, run.strips):
+        about = {"id": example.id, "label": example.label, "kind": kind}
+        found.append({**about, **score_strip(run.engine, run.switch.gate, example).to_dict()})
+    return found
+
+
+def _typical(
+    examples: Sequence[Example], fired: Sequence[bool], count: int
+) -> list[tuple[str, Example]]:
+    """Examples of right and wrong decisions on unsafe and safe requests, in turn, ``count`` in
+    all."""
+    kinds = {
+        ("unsafe", True): "unsafe, fired",
+        ("safe", False): "safe, passed",
+        ("unsafe", False): "unsafe, passed",
+        ("safe", True): "safe, fired",
+    }
+    queues: dict[str, list[Example]] = {kind: [] for kind in kinds.values()}
+    for example, did_fire in zip(examples, fired, strict=True):
+        kind = kinds.get((example.label, did_fire))
+        if kind is not None:
+            queues[kind].append(example)
+    found: list[tuple[str, Example]] = []
+    while len(found) < count and any(queues.values()):
+        found += [(kind, queue.pop(0)) for kind, queue in queues.items() if queue]
+    return found[:count]
+
+
 @torch.no_grad()
 def score_strip(
     engine: TransformersEngine, gate: Gate, example: Example, *, max_new_tokens: int = 48
 ) -> Strip:
-    """Every stage's prober at every token of a request and of the untouched model's reply to it.
+    """Every stage's prober at every token of a request and of the base model's reply to it.
 
     In a run a stage is asked at its own tokens only (stage 1 at the prompt's end, stage 2 after k
     reply tokens, the watch every so many); here each is asked everywhere, so that what it would
@@ -80,11 +114,14 @@ def score_strip(
         len(prompt),
         scores,
         {name: bars.get(name, gate.product_threshold) for name in stages},
-        {name: _asked(name, gate, len(prompt) - 1, len(reply.token_ids), start) for name in stages},
+        {
+            name: _tokens_read(name, gate, len(prompt) - 1, len(reply.token_ids), start)
+            for name in stages
+        },
     )
 
 
-def _asked(stage: str, gate: Gate, end: int, made: int, start: int) -> list[int]:
+def _tokens_read(stage: str, gate: Gate, end: int, made: int, start: int) -> list[int]:
     """Tokens at which a run asks ``stage``: ``end`` is the prompt's last, ``made`` the length of
     the reply, whose answer begins after ``start`` tokens."""
     if stage == "stage1":

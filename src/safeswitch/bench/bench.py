@@ -27,7 +27,7 @@ from safeswitch.core.artifact import check_writable
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lock import folder_writer
-from safeswitch.data.contradictions import contradictions, told
+from safeswitch.data.contradictions import contradictions, describe
 from safeswitch.data.writers import data_hash
 from safeswitch.engines.transformers.engine import TransformersEngine
 
@@ -175,7 +175,7 @@ def load_suite(settings: BenchSettings, say: Say) -> tuple[list[Loaded], dict[st
                 make_judge(judge)  # says so where it lacks what it judges with
             loaded.append(found)
             if twice := contradictions(found.examples):
-                say(f"note: {benchmark.name}: {told(twice)}")
+                say(f"note: {benchmark.name}: {describe(twice)}")
         except MissingError as error:
             missing[benchmark.name] = str(error)
             say(f"MISSING: {error}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def fitting_on(
 
     record = {
         "sources": {source: _digest(source) for source in sources},
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "switch": own.fingerprint if own is not None else None,
     }
     return Fitting(data, settings, own=own, left_out=left_out if leave_out else None), record

@@ -126,13 +126,13 @@ def attack(
     chosen = build_attacks(names, attacks.settings(names, target, run.seed))
     engine = load_engine(model, batch_size=model.batch_size)
     own = load_guard(model.switch)
-    fitting, told = load_fitting(
+    fitting, identity = load_fitting(
         engine, model.model, defences.fit_data, own, seed=run.seed, leave_out=False, say=say
     )
     usual = "base,safeswitch" if own is not None else "base"
     defended = entries("--methods", METHODS.from_files(defences.methods or usual))
     check_drawable()
-    asked = _asked(run, "nano_plain_unsafe" if nano else "harmbench", told)
+    asked = _bench_settings(run, "nano_plain_unsafe" if nano else "harmbench", identity)
     on_start = partial(write_config, context)
     with bars() as advance:
         run_attacks(
@@ -143,7 +143,9 @@ def attack(
     put(f"written to {run.out}")
 
 
-def _asked(run: AttackRunOptions, usual: str, told: Mapping[str, object]) -> BenchSettings:
+def _bench_settings(
+    run: AttackRunOptions, usual: str, identity: Mapping[str, object]
+) -> BenchSettings:
     from safeswitch.bench.bench import BenchSettings
 
     return BenchSettings(
@@ -154,5 +156,5 @@ def _asked(run: AttackRunOptions, usual: str, told: Mapping[str, object]) -> Ben
         run.limit,
         run.seed,
         command=tuple(sys.argv),
-        fit=told,
+        fit=identity,
     )

@@ -113,7 +113,7 @@ def describe(decision: Decision) -> str:
     """One line: what fired, where, on what scores."""
     scores = ", ".join(f"{name} {value:.3f}" for name, value in decision.scores.items())
     bars = ", ".join(f"{name} {value:.3f}" for name, value in decision.thresholds.items())
-    told = "not switched"
+    outcome = "not switched"
     if decision.fired:
-        told = f"switched at {decision.stage}, token {decision.token_index}"
-    return f"[{told}; scores: {scores or 'none'}; thresholds: {bars or 'none'}]"
+        outcome = f"switched at {decision.stage}, token {decision.token_index}"
+    return f"[{outcome}; scores: {scores or 'none'}; thresholds: {bars or 'none'}]"

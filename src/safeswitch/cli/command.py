@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import copy
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import update_wrapper
@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
-from safeswitch.cli.config import ConfigOption, plain_type
+from safeswitch.cli.config import ConfigOption, newest_name, option_keys, plain_type
 from safeswitch.cli.options import OTHER
 from safeswitch.core.json_types import JsonObject
 
@@ -125,7 +125,14 @@ def _shown(hint: object, panel: str | None) -> object:
 
 
 class Command(TyperCommand):
-    """A command whose flags have no word for a value in the help."""
+    """A command that knows old names of its options, and whose flags have no word for a value in
+    the help."""
+
+    def parse_args(  # type: ignore[override]
+        self, ctx: typer.Context, args: list[str]
+    ) -> list[str]:
+        known = option_keys(self.params)
+        return super().parse_args(ctx, [_newest_option(word, known) for word in args])
 
     def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
         found = super().get_params(ctx)
@@ -133,6 +140,14 @@ class Command(TyperCommand):
             if "--help" in param.opts:
                 param.rich_help_panel = OTHER  # type: ignore[attr-defined]
         return _without_words_for_flags(found)
+
+
+def _newest_option(word: str, known: Collection[str]) -> str:
+    """A word of the command line, an old option in it replaced by what it is called now."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.removeprefix("--").partition("=")
+    return f"--{newest_name(name, known)}{equals}{value}"
 
 
 class Group(TyperGroup):

@@ -18,6 +18,7 @@ import typer
 import yaml
 
 from safeswitch._version import __version__
+from safeswitch.cli.screen import say
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
 
@@ -29,6 +30,8 @@ _WORDS = {
     float: "a number",
     bool: "true or false",
 }
+RENAMED = {"reply-tokens": "max-new-tokens"}
+"""Options that had another name once, without the dashes in front: old name to new."""
 _TAKEN: dict[type, tuple[type, ...]] = {
     str: (str,),
     Path: (str,),
@@ -60,8 +63,13 @@ def _apply(ctx: typer.Context, param: typer.CallbackParam, file: Path | None) ->
     """
     if file is None or ctx.resilient_parsing:
         return
-    given = _read(file)
     known = option_keys(ctx.command.params)
+    given: dict[str, object] = {}
+    for key, value in _read(file).items():
+        new = newest_name(key, known)
+        if new in given:
+            raise SettingError(f"{file}: {key!r} gives {new!r} a second time; leave one out")
+        given[new] = value
     more = {key: value for key, value in given.items() if key not in known}
     if more and not ctx.allow_extra_args:
         refuse_unknown(file, more, known)
@@ -99,6 +107,21 @@ def option_keys(params: Iterable[Any]) -> JsonObject:
         if param.name != "config":
             found[_key_of(param)] = param
     return found
+
+
+def newest_name(name: str, known: Collection[str]) -> str:
+    """What an option is called now; an old name is pointed out on standard error.
+
+    Args:
+        name: As it was given, without dashes in front.
+        known: Names that the command takes.
+    """
+    new = RENAMED.get(name, name)
+    if name in known or new not in known:
+        return name
+    if new != name:
+        say(f"note: {name} is called {new} now")
+    return new
 
 
 def _key_of(param: Any) -> str:

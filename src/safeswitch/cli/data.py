@@ -79,27 +79,28 @@ class RowOptions:
 def list_rows(as_json: JsonOption = False) -> None:
     """Count what the starter set holds, by kind, category, severity, form, language and so on."""
     rows = starter.load()
-    told = {name: _shares(rows, name) for name in _FIELDS}
+    by_field = {name: _counts(rows, name) for name in _FIELDS}
     means = {name: category.means for name, category in starter.categories().items()}
     if as_json:
-        put_json({"rows": len(rows), "counts": told, "categories": means}, indent=2)
+        put_json({"rows": len(rows), "counts": by_field, "categories": means}, indent=2)
         return
     put(f"{len(rows)} requests, {sum(e.unsafe for e in rows)} of them unsafe")
-    for name, counts in told.items():
+    for name, counts in by_field.items():
         put(f"\n{name:28}{'unsafe':>7}{'safe':>7}")
-        for value, share in counts.items():
-            put(f"{value:28}{share['unsafe']:7}{share['safe']:7}  {means.get(value, '')}".rstrip())
+        for value, by_label in counts.items():
+            numbers = f"{by_label['unsafe']:7}{by_label['safe']:7}"
+            put(f"{value:28}{numbers}  {means.get(value, '')}".rstrip())
 
 
-def _shares(rows: Sequence[Example], name: str) -> dict[str, dict[str, int]]:
+def _counts(rows: Sequence[Example], name: str) -> dict[str, dict[str, int]]:
     """By value of a field how many unsafe and safe rows have it, the commonest first."""
-    found = Counter(_FIELDS[name](e) for e in rows)
+    commonest = Counter(_FIELDS[name](e) for e in rows).most_common()
     counts: Counter[tuple[str, str]] = Counter((_FIELDS[name](e), e.label) for e in rows)
-    shares: dict[str, dict[str, int]] = {}
-    for value, _ in found.most_common():
+    found: dict[str, dict[str, int]] = {}
+    for value, _ in commonest:
         if value:
-            shares[value] = {label: counts[value, label] for label in reversed(LABELS)}
-    return shares
+            found[value] = {label: counts[value, label] for label in reversed(LABELS)}
+    return found
 
 
 def show(
@@ -166,9 +167,9 @@ def check(
         f"contradicting: {len(contradicting)} requests have the words of an earlier one, "
         "but another label" + _named(contradicting)
     )
-    told = _fitting(file, label, budget, seed)
-    put(f"fit: {told or 'takes it'}")
-    if told or contradicting:
+    refusal = _fitting(file, label, budget, seed)
+    put(f"fit: {refusal or 'takes it'}")
+    if refusal or contradicting:
         raise typer.Exit(1)
 
 

@@ -91,13 +91,16 @@ class GateOptions:
             autocompletion=one_of("reply", "answer"),
         ),
     ] = "reply"
-    reply_tokens: Annotated[
+    max_new_tokens: Annotated[
         int,
         typer.Option(min=1, help="Length of the replies that are judged, thinking included."),
     ] = 32
     readers: Annotated[
         str,
-        typer.Option(help="What stage 1 fuses, by commas: steps, outputs, layers, window, text."),
+        typer.Option(
+            help="What stage 1 fuses, joined by commas: steps, outputs, layers, window, text, "
+            "another prober by its name, or file.py:Name."
+        ),
     ] = "steps"
     calibrate: Annotated[
         str,
@@ -190,8 +193,8 @@ def fit(
             track=bar,
         )
     if as_json:
-        told = {"out": str(run.out), "fingerprint": switch.fingerprint}
-        put_json({**told, "switch": switch.describe()}, indent=2)
+        made = {"out": str(run.out), "fingerprint": switch.fingerprint}
+        put_json({**made, "switch": switch.describe()}, indent=2)
     else:
         show_card(switch)
     say(f"written to {run.out}")
@@ -219,6 +222,7 @@ def _settings(gate: GateOptions, head: HeadOptions, data: DataOptions, seed: int
     """
     from safeswitch.fitting.refusal_head import HeadSettings
     from safeswitch.fitting.settings import FitSettings
+    from safeswitch.probers.base import PROBERS
 
     # the settings themselves refuse words that are not among theirs
     return FitSettings(
@@ -227,8 +231,8 @@ def _settings(gate: GateOptions, head: HeadOptions, data: DataOptions, seed: int
         rule=gate.rule,  # type: ignore[arg-type]
         pilot=gate.pilot,
         pilot_from=gate.pilot_from,  # type: ignore[arg-type]
-        reply_tokens=gate.reply_tokens,
-        readers=entries("--readers", gate.readers),
+        max_new_tokens=gate.max_new_tokens,
+        readers=entries("--readers", PROBERS.from_files(gate.readers)),
         calibrate=gate.calibrate,  # type: ignore[arg-type]
         watch=gate.watch,
         fail=gate.fail,  # type: ignore[arg-type]

@@ -58,5 +58,5 @@ def harness(model: BatchedModelOptions, guard: SwitchOptions, asked: TaskOptions
     )
     write_json(asked.out, results)
     for task, figures in results["results"].items():
-        told = [f"{name}={value}" for name, value in figures.items() if "," in name]
-        put(" ".join([task, *told]))
+        shown = [f"{name}={value}" for name, value in figures.items() if "," in name]
+        put(" ".join([task, *shown]))

@@ -35,7 +35,7 @@ class LoadedAPI(EngineAPI):
         model_name: What follows ``safeswitch/`` in ``--model``.
         base_url, api_key: Not taken: the model runs in this process.
         config: Default generation settings.
-        switch: ``-M switch=``; none is the untouched model.
+        switch: ``-M switch=``; none is the base model.
         revision, dtype, device_map, chat_template, allow_other_model: As on the command line.
 
     Raises:

@@ -128,9 +128,11 @@ def landscape(
     judge = make_judge(NanoJudge.name if requests.data is None else Rules.name)
     places = Surveyor(engine, own, examples, judge, plan).places()
     with bar(places, "surveying") as advance:
-        told = run_survey(engine, own, examples, judge, requests.out, plan, step=lambda: advance(1))
+        found = run_survey(
+            engine, own, examples, judge, requests.out, plan, step=lambda: advance(1)
+        )
     write_config(context, requests.out)
-    for curve in told["curves"]:
+    for curve in found["curves"]:
         gate = "with the gate" if curve["gate"] else "without"
         put(
             f"VISAGE {curve['part']}, {gate}, direction {curve['direction']}: {curve['visage']:.1f}"

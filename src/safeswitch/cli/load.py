@@ -71,7 +71,7 @@ def load_collector(options: ModelOptions, settings: FitSettings) -> VLLMCollecto
     Raises:
         SettingError: vLLM is not installed, or cannot read what ``settings`` ask for.
     """
-    from safeswitch.fitting.gate import fit_points
+    from safeswitch.fitting.plan import FitPlan
 
     try:
         from safeswitch.engines.vllm.collect import VLLMCollector
@@ -81,7 +81,7 @@ def load_collector(options: ModelOptions, settings: FitSettings) -> VLLMCollecto
         ) from error
     beside = replace(options, device_map=options.device_map or "cpu")
     lm = load_engine(beside).lm
-    points = fit_points(lm.num_layers, settings)
+    points = FitPlan(lm.num_layers, settings).points
     return VLLMCollector(
         lm, model_folder(options.model), points, revision=options.revision, dtype=options.dtype
     )

@@ -27,10 +27,10 @@ _LARGEST_SEED = 2**63 - 1
 def one_of(*values: str) -> Callable[[str], list[str]]:
     """What the shell offers for an option that takes one of a few words."""
 
-    def begun(incomplete: str) -> list[str]:
+    def matching(incomplete: str) -> list[str]:
         return [value for value in values if value.startswith(incomplete)]
 
-    return begun
+    return matching
 
 
 def _seed(value: int) -> int:

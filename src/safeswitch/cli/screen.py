@@ -66,9 +66,9 @@ def say(text: str, style: str = "") -> None:
 
 def complain(text: str) -> None:
     """What has ended a command, on standard error."""
-    told = Text("error: ", style="bold red")
-    told.append(shown_on(sys.stderr, text), style="default not bold")
-    console.print(told, soft_wrap=True)
+    line = Text("error: ", style="bold red")
+    line.append(shown_on(sys.stderr, text), style="default not bold")
+    console.print(line, soft_wrap=True)
 
 
 @contextmanager
@@ -124,14 +124,14 @@ class _Minutes:
 
     def __init__(self, total: int, text: str) -> None:
         self.total, self.text, self.done = total, text, 0
-        self.start = self.told = time.monotonic()
+        self.start = self.last_said = time.monotonic()
 
     def advance(self, done: int) -> None:
         self.done += done
         now = time.monotonic()
-        if now - self.told < _MINUTE or not self.done:
+        if now - self.last_said < _MINUTE or not self.done:
             return
-        self.told = now
+        self.last_said = now
         speed = self.done / (now - self.start)
         left = max(0, self.total - self.done) / speed
         say(f"{self.text}: {self.done} of {self.total}, {_rate(speed)}, about {_span(left)} left")

@@ -52,8 +52,8 @@ def run_suite(
     specs = [JUDGES.from_files(text) for text in run.judge or ()]
     judges = tuple(make_judge(spec, run.out / "judge-cache") for spec in specs)
     check_methods(methods, judges)
-    how, told = fitting
-    asked = _asked(run, judges, told)
+    how, identity = fitting
+    asked = _bench_settings(run, judges, identity)
     ready = around(lambda log: prepare(engine, methods, how, log, say))
     on_start = partial(write_config, context)
     with bars() as advance:
@@ -66,8 +66,8 @@ def run_suite(
     put(f"written to {run.out}: {', '.join(['table.md', 'tables/', *made])}")
 
 
-def _asked(
-    run: SuiteRunOptions, judges: tuple[Judge, ...], told: Mapping[str, object]
+def _bench_settings(
+    run: SuiteRunOptions, judges: tuple[Judge, ...], identity: Mapping[str, object]
 ) -> BenchSettings:
     from safeswitch.bench.bench import BenchSettings
     from safeswitch.bench.benchmark import BENCHMARKS
@@ -83,5 +83,5 @@ def _asked(
         run.max_new_tokens,
         judges=judges,
         command=tuple(sys.argv),
-        fit=told,
+        fit=identity,
     )

@@ -1,4 +1,4 @@
-"""Append-only JSONL that an interrupted run goes on with: a stamp beside it says whose it is, a
+"""Append-only JSONL with which an interrupted run is resumed: a stamp beside it says whose it is, a
 torn last line is cut off.
 
 Every row has a unique ``id`` and ``request``, a hash of what it answers. Knows nothing of what rows

@@ -62,14 +62,14 @@ def folder_writer(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
 @contextmanager
 def _held(place: Path, lock_path: Path, wait_s: float) -> Iterator[None]:
     """Hold ``lock_path``; beside it stands who does, in words, for those who find it held."""
-    told = lock_path.with_name(f"{lock_path.name}.json")
+    holder = lock_path.with_name(f"{lock_path.name}.json")
     try:
         lock_path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(lock_path, poll_interval=_POLL_S)
         lock.acquire(timeout=wait_s)
     except Timeout as error:
         raise ArtifactError(
-            f"{place} is being written by {_holder(told)}; wait until that is done, stop it, or "
+            f"{place} is being written by {_holder(holder)}; wait until that is done, stop it, or "
             "name another place"
         ) from error
     except (OSError, NotImplementedError) as error:
@@ -78,12 +78,12 @@ def _held(place: Path, lock_path: Path, wait_s: float) -> Iterator[None]:
         ) from error
     try:
         with suppress(OSError):  # a lock without a name is a lock
-            told.write_text(json.dumps(_self()), encoding="utf-8")
+            holder.write_text(json.dumps(_self()), encoding="utf-8")
         yield
     finally:
         # both go while the lock is held: who opened the file before finds it gone and opens the
         # next one
-        told.unlink(missing_ok=True)
+        holder.unlink(missing_ok=True)
         lock_path.unlink(missing_ok=True)
         lock.release()
 
@@ -95,10 +95,10 @@ def _self() -> JsonObject:
     return {"pid": os.getpid(), "host": platform.node(), "since": now, "command": command}
 
 
-def _holder(told: Path) -> str:
+def _holder(file: Path) -> str:
     """Who holds the lock, in words; it may have ended just now, or not yet have said."""
     try:
-        who = json.loads(told.read_text(encoding="utf-8"))
+        who = json.loads(file.read_text(encoding="utf-8"))
         text = f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"
     except (OSError, ValueError, TypeError, KeyError):
         return "another process"

@@ -31,7 +31,7 @@ def shown(value: object) -> str:
 
 def build(
     cls: type[T],
-    told: object,
+    config: object,
     where: str,
     tensors: Mapping[str, Tensor] | None = None,
     *,
@@ -43,7 +43,7 @@ def build(
     Args:
         cls: A dataclass of bool, int, float, str, ``Literal``, ``None``, tuples, mappings and
             tensors.
-        told: Its fields but the tensors; all others are refused.
+        config: Its fields but the tensors; all others are refused.
         where: What messages begin with.
         tensors: Its tensors by field.
         absent: Fields that may be absent, and then have their default; any other default would be a
@@ -53,7 +53,7 @@ def build(
     Raises:
         ArtifactError: a field that is unknown, missing, or of another type.
     """
-    values = dict(mapping(told, where))
+    values = dict(mapping(config, where))
     hints = _hints(cls)  # type: ignore[arg-type]
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     plain = [name for name in known if hints[name] is not Tensor and name not in given]
@@ -176,20 +176,20 @@ def mapping(value: object, where: str) -> JsonMapping:
     return value
 
 
-def take(told: JsonMapping, name: str, hint: Any, where: str) -> Any:
+def take(values: JsonMapping, name: str, hint: Any, where: str) -> Any:
     """The field ``name``, typed.
 
     Raises:
         ArtifactError: it is missing, or of another type.
     """
-    if name not in told:
+    if name not in values:
         raise ArtifactError(f"{where}: field {name!r} is missing; it must be {described(hint)}")
-    return typed(hint, told[name], f"{where}.{name}")
+    return typed(hint, values[name], f"{where}.{name}")
 
 
-def only(told: JsonMapping, known: Sequence[str], where: str) -> None:
+def only(values: JsonMapping, known: Sequence[str], where: str) -> None:
     """Raise :class:`ArtifactError` where there is a field that is none of ``known``."""
-    unknown = [name for name in told if name not in known]
+    unknown = [name for name in values if name not in known]
     if unknown:
         raise ArtifactError(
             f"{where}: unknown field {shown(unknown[0])}; known: {', '.join(known)}"

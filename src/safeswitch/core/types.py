@@ -109,7 +109,7 @@ class Example:
         category: Harm category or task name.
         source: Data set or generator; what leave-one-source-out leaves out.
         group: Examples with the same group stay on one side of every split.
-        wrapper: Name of the jailbreak wrapper, empty when there is none.
+        wrapper: Name of the jailbreak template around the request, empty when there is none.
         reply: A target reply (a refusal for head training, an answer for tasks).
         answers: Accepted answers of a checkable task.
         meta: Anything else, as flat text.
@@ -194,7 +194,7 @@ Prompt = str | Sequence[Message] | Sequence[JsonMapping] | Example | Tokens
 def as_messages(prompt: Prompt) -> tuple[Message, ...]:
     """Turn any accepted form of a prompt into messages; a plain string is one user turn.
 
-    A last turn of the assistant is the start of its reply, which the model goes on from.
+    A last turn of the assistant is the start of its reply, which the model continues.
 
     Raises:
         DataError: an empty prompt, or a turn without role and content.

@@ -28,7 +28,7 @@ def contradictions(examples: Sequence[Example]) -> list[tuple[Example, ...]]:
     return found
 
 
-def told(found: Sequence[Sequence[Example]]) -> str:
+def describe(found: Sequence[Sequence[Example]]) -> str:
     """How many there are, and the first."""
     rows = sum(map(len, found))
     named = " and ".join(f"{row.called} as {row.label}" for row in found[0][:2])

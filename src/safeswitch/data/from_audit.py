@@ -87,12 +87,12 @@ def from_audit(
         if known is not None:
             left["repeated"] += 1
     if not seen:
-        told = (
+        why = (
             ", ".join(f"{reason}: {count}" for reason, count in left.items())
             or "there are no records"
         )
         raise DataError(
-            f"no recorded request can be used ({told}); serve with --policy observe --audit-text"
+            f"no recorded request can be used ({why}); serve with --policy observe --audit-text"
         )
     return _parted(list(seen.values()), review, left)
 

@@ -29,7 +29,7 @@ class Leak:
         train_id: Id of the training example.
         test_id: Id of the test example.
         kind: ``exact`` when the normalised texts are equal.
-        overlap: Shared share of n-grams, in [0, 1].
+        overlap: Fraction of n-grams in common, in [0, 1].
     """
 
     train_id: str
@@ -44,7 +44,7 @@ def leaks(
     """The leaks from ``train`` into ``test``: at most one a test example (the closest), in test
     order.
 
-    Only the last user turn is compared. A prompt inside another's jailbreak wrapper is not near to
+    Only the last user turn is compared. A prompt inside another's jailbreak template is not near to
     it: keep those together by ``group``.
 
     Args:

@@ -30,23 +30,23 @@ def grouped_split(
 ) -> dict[str, list[Example]]:
     """Divide ``examples`` so that no group, and no two equal prompts, stand on two sides.
 
-    Bundles (examples tied by ``group`` or by equal normalised prompt) are lined up by label and
+    Groups (examples tied by ``group`` or by equal normalised prompt) are lined up by label and
     source, within these by a hash of seed and content, and dealt out one by one to the split that
-    is furthest behind its share. Every run of the line-up is thus divided in proportion, so labels
-    and sources are too, up to the size of a bundle. The result does not depend on the order of
-    ``examples``.
+    is furthest behind its fraction. Every run of the line-up is thus divided in proportion, so
+    labels and sources are too, up to the size of a group. The result does not depend on the order
+    of ``examples``.
 
     Args:
         examples: What to divide.
-        fractions: Split name to its share of the examples; the shares add up to 1.
+        fractions: Split name to its fraction of the examples; they add up to 1.
         seed: Another seed gives another split.
 
     Returns:
         Split name to its examples, in their original order.
 
     Raises:
-        SettingError: shares that are not positive or do not add up to 1.
-        DataError: too few bundles for every split to get one.
+        SettingError: fractions that are not positive or do not add up to 1.
+        DataError: too few groups for every split to get one.
     """
     if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise SettingError(
@@ -55,12 +55,12 @@ def grouped_split(
     behind = dict.fromkeys(fractions, 0.0)
     chosen: dict[int, str] = {}
     lined_up = _line_up(examples, tied_rows(examples), seed)
-    for bundle in lined_up:
-        for name, share in fractions.items():
-            behind[name] += share * len(bundle)
+    for tied in lined_up:
+        for name, fraction in fractions.items():
+            behind[name] += fraction * len(tied)
         target = max(fractions, key=lambda name: behind[name])
-        behind[target] -= len(bundle)
-        chosen.update(dict.fromkeys(bundle, target))
+        behind[target] -= len(tied)
+        chosen.update(dict.fromkeys(tied, target))
     result: dict[str, list[Example]] = {name: [] for name in fractions}
     for i, example in enumerate(examples):
         result[chosen[i]].append(example)
@@ -113,12 +113,12 @@ def tied_rows(examples: Sequence[Example]) -> list[int]:
     return [root(i) for i in range(len(examples))]
 
 
-def _line_up(examples: Sequence[Example], bundle_of: Sequence[int], seed: int) -> list[list[int]]:
-    """Bundles, as lists of row numbers, ordered by their commonest label and source and then by
-    hash."""
+def _line_up(examples: Sequence[Example], group_of: Sequence[int], seed: int) -> list[list[int]]:
+    """Groups of tied rows, as lists of row numbers, ordered by their commonest label and source and
+    then by hash."""
     members: dict[int, list[int]] = {}
-    for i, bundle in enumerate(bundle_of):
-        members.setdefault(bundle, []).append(i)
+    for i, group in enumerate(group_of):
+        members.setdefault(group, []).append(i)
 
     def key(rows: list[int]) -> tuple[str, str, str]:
         strata = Counter((examples[i].label, examples[i].source) for i in rows)

@@ -1,2 +1,2 @@
-"""How a switch is made: observe the untouched model, fit and calibrate the gate, train the refusal
+"""How a switch is made: observe the base model, fit and calibrate the gate, train the refusal
 head."""

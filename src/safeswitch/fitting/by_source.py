@@ -1,7 +1,7 @@
-"""Stage 1's threshold from benign sources that stage 1 was not fitted on.
+"""Stage 1's threshold from safe sources that stage 1 was not fitted on.
 
 A threshold set on held-out rows of the sources that are fitted on promises too much elsewhere: the
-reader has learnt those sources' style. Here each benign source is scored by a reader that never saw
+reader has learnt those sources' style. Here each safe source is scored by a reader that never saw
 it. Knows nothing of engines or gates.
 """
 
@@ -78,8 +78,8 @@ def calibrate_by_source(
     """The threshold for the prober of ``spec``, from safe requests of sources that it never saw.
 
     For each group of :func:`source_folds` the prober is fitted on ``train`` without the group's
-    sources and without what is tied to their requests (:func:`safeswitch.data.splits.tied_rows`), and
-    scores their safe requests in all three parts.
+    sources and without what is tied to their requests (:func:`safeswitch.data.splits.tied_rows`),
+    and scores their safe requests in all three parts.
     :func:`safeswitch.probers.calibrate.source_threshold` makes one threshold of the scores.
 
     Raises:
@@ -91,8 +91,8 @@ def calibrate_by_source(
     cuts = (len(train.examples), len(validation.examples), len(calibration.examples))
     scores: dict[str, Tensor] = {}
     for fold in source_folds(train.examples, [*validation.examples, *calibration.examples]):
-        out = {bundle for bundle, e in zip(tied, examples, strict=True) if e.source in fold}
-        fit_rows, held_rows, _ = torch.tensor([bundle not in out for bundle in tied]).split(cuts)
+        out = {group for group, e in zip(tied, examples, strict=True) if e.source in fold}
+        fit_rows, held_rows, _ = torch.tensor([group not in out for group in tied]).split(cuts)
         held_labels = validation.unsafe[held_rows]
         both = bool(held_labels.any()) and not bool(held_labels.all())
         reader = make_prober(spec).fit(
@@ -102,12 +102,12 @@ def calibrate_by_source(
             validation=(validation.activations.select(held_rows), held_labels) if both else None,
         )
         for name in fold:
-            own = [reader.score(part.activations.select(_benign_of(part, name))) for part in parts]
+            own = [reader.score(part.activations.select(_safe_of(part, name))) for part in parts]
             scores[name] = torch.cat(own).cpu()
     return source_threshold(scores, budget)
 
 
-def _benign_of(part: Observed, source: str) -> Tensor:
+def _safe_of(part: Observed, source: str) -> Tensor:
     """Bool ``[n]``: the safe requests of ``source``."""
     return torch.tensor(
         [e.source == source and not e.unsafe for e in part.examples], dtype=torch.bool

@@ -15,12 +15,12 @@ from safeswitch.core.errors import DataError, FitError, SettingError, TemplateEr
 from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import Example
 from safeswitch.data import starter
-from safeswitch.data.contradictions import contradictions, told
+from safeswitch.data.contradictions import contradictions, describe
 from safeswitch.data.leakage import leaks
 from safeswitch.data.readers import read_examples
 from safeswitch.data.splits import fit_split
-from safeswitch.fitting.fit import tokens_read
 from safeswitch.fitting.left_out import left_out_report
+from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.switch import Switch
@@ -38,7 +38,7 @@ def read_sources(
         sources: Files and hub data sets.
         label: Of rows that have none.
         limit: Most rows of each source that the rows name (a row that names none is of its file's),
-            chosen evenly, each label and part by its share; None takes all.
+            chosen evenly, each label and part in proportion; None takes all.
         with_starter: Add the starter set; the rows are mixed then.
 
     Raises:
@@ -151,7 +151,7 @@ def fit_files(
     )
     switch.save_pretrained(out)
     if leave_out:
-        say("stage 1: leaving out one source and one wrapper at a time")
+        say("stage 1: leaving out one source and one jailbreak template at a time")
         report = left_out_report(engine, examples, settings, track=track)
         if not report:
             say(
@@ -177,11 +177,12 @@ def fitting_requests(
     """
     wrong = contradictions(examples)
     if wrong:
-        say(f"note: {told(wrong)}; all of them are left out")
+        say(f"note: {describe(wrong)}; all of them are left out")
     twice = {row.id for rows in wrong for row in rows}
     reasons = {e.id: "has two labels" for e in examples if e.id in twice}
+    room = FitPlan(engine.lm.num_layers, settings).room
     for example in examples:
-        if example.id not in reasons and (why := _unfit(engine, example, settings)):
+        if example.id not in reasons and (why := _unfit(engine, example, room)):
             reasons[example.id] = why
     kept = [e for e in examples if e.id not in reasons]
     _tell_left_out([e for e in examples if e.id in reasons and e.id not in twice], reasons, say)
@@ -189,14 +190,14 @@ def fitting_requests(
     return kept
 
 
-def _unfit(engine: ReadingEngine, example: Example, settings: FitSettings) -> str:
-    """Why the model cannot be fitted on a request; empty where it can."""
+def _unfit(engine: ReadingEngine, example: Example, room: int) -> str:
+    """Why the model cannot be fitted on a request with ``room`` reply tokens; empty where it
+    can."""
     limit = engine.lm.context_length
     try:
         length = len(engine.lm.inputs([example], check=False)[0].ids)
     except (DataError, TemplateError) as error:
         return str(error)
-    room = max(settings.reply_tokens, tokens_read(engine.lm.num_layers, settings))
     if example.unsafe and example.reply:
         room = max(room, len(engine.lm.tokenizer(example.reply)["input_ids"]) + 1)
     if limit is not None and length + room > limit:

@@ -1,4 +1,4 @@
-"""Fitting a switch, the whole way: observe the untouched model, fit and calibrate the gate, train
+"""Fitting a switch, the whole way: observe the base model, fit and calibrate the gate, train
 the refusal head.
 
 Needs an engine to generate with, and is handed one. Knows nothing of files.
@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 
 from safeswitch.core.errors import DataError, FitError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.track import Track, untracked
-from safeswitch.core.types import RUNNING, Example, Prompt
+from safeswitch.core.types import Example, Prompt
 from safeswitch.data import starter
 from safeswitch.data.refusal_text import refuses
 from safeswitch.data.splits import fit_split
 from safeswitch.data.writers import data_hash
 from safeswitch.fitting.by_source import source_folds
-from safeswitch.fitting.gate import fit_gate, fit_points
+from safeswitch.fitting.gate import fit_gate
 from safeswitch.fitting.head_data import ReplyStates, closed_first, reply_states
 from safeswitch.fitting.observe import Complied, Observed, observe, refusal_pairs
+from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.refusal_head import HeadData, HeadResult, train_refusal_head
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.switch.actuators.base import HeadActuator
@@ -60,17 +61,17 @@ def fit(
     """Fit gate and refusal head on the engine's model.
 
     Args:
-        engine: Generates with the untouched model.
+        engine: Generates with the base model.
         data: Labelled requests, which :func:`safeswitch.data.splits.fit_split` divides; or ready
             parts ``train``, ``validation``, ``calibration``; None: the starter set that ships with
             the package.
         settings: How.
-        complied: Judge of the untouched model's replies.
+        complied: Judge of the base model's replies.
         say: Told what the run will take, and of each step.
         track: Told how far each long step is.
 
     Raises:
-        FitError: data from which nothing can be learned, or with too few benign sources to
+        FitError: data from which nothing can be learned, or with too few safe sources to
             calibrate by.
         DataError: parts that are missing or empty.
         SettingError: a layer that the model does not have.
@@ -79,20 +80,21 @@ def fit(
     settings = settings or FitSettings()
     rows = starter.fitting_rows() if data is None else data
     parts = dict(rows) if isinstance(rows, Mapping) else fit_split(list(rows), settings.seed)
-    for point in fit_points(engine.lm.num_layers, settings):
+    plan = FitPlan(engine.lm.num_layers, settings)
+    for point in plan.points:
         engine.lm.site(point.site)
     check_parts(parts, settings.pooled_budget)
     if settings.calibrate == "sources":
         source_folds(parts["train"], [*parts["validation"], *parts["calibration"]])
-    say(plan(engine, parts, settings))
-    observed = _observe_all(engine, parts, settings, complied, say, track)
+    say(expected_work(engine, parts, plan))
+    observed = _observe_all(engine, parts, plan, complied, say, track)
     say("fitting probers and calibrating thresholds")
     train, validation, calibration = (observed[p] for p in PARTS)
-    gate = fit_gate(engine.lm.num_layers, train, validation, calibration, settings, track=track)
+    gate = fit_gate(plan, train, validation, calibration, track=track)
     say("training the refusal head")
     head = fit_head(engine, train, validation, settings, complied=complied, track=track)
     record: JsonObject = {
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "sources": sources([e for p in PARTS for e in parts[p]]),
         "data": {p: {"n": len(parts[p]), "hash": data_hash(list(parts[p]))} for p in PARTS},
         "calibration": gate.calibration,
@@ -117,13 +119,14 @@ def sources(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
     return found
 
 
-def plan(
-    engine: ReadingEngine, parts: Mapping[str, Sequence[Example]], settings: FitSettings
+def expected_work(
+    engine: ReadingEngine, parts: Mapping[str, Sequence[Example]], plan: FitPlan
 ) -> str:
     """What a fit will take, in a line: requests, tokens, steps."""
+    settings = plan.settings
     rows = [example for name in PARTS for example in parts[name]]
     read = sum(len(one.ids) for one in engine.lm.inputs(rows, check=False))
-    written = sum(len(parts[name]) * _tokens(engine, name, parts, settings) for name in PARTS)
+    written = sum(len(parts[name]) * _reply_length(name, parts, plan) for name in PARTS)
     each = ", ".join(f"{name} {len(parts[name]):,}" for name in PARTS)
     unsafe = [example for example in parts["train"] if example.unsafe]
     given = [example for example in unsafe if example.reply]
@@ -131,7 +134,7 @@ def plan(
     own = (
         ""
         if given
-        else f", which the model writes itself in up to {4 * settings.reply_tokens} tokens"
+        else f", which the model writes itself in up to {4 * settings.max_new_tokens} tokens"
     )
     tries = len(settings.head.ranks) if settings.head.kind == "low_rank" else 1
     return (
@@ -146,7 +149,7 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
 
     Args:
         parts: Requests of train, validation and calibration.
-        budget: False-trigger budget of a threshold set on the calibration part; None: none is set
+        budget: FPR budget of a threshold set on the calibration part; None: none is set
             on it.
 
     Raises:
@@ -178,45 +181,34 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
         )
 
 
-def tokens_read(num_layers: int, settings: FitSettings) -> int:
-    """Reply tokens that must be there for everything that fitting reads."""
-    points = fit_points(num_layers, settings)
-    return 1 + max((p.position.index for p in points if p.position.kind in RUNNING), default=0)
-
-
 def _observe_all(
     engine: ReadingEngine,
     parts: Mapping[str, Sequence[Example]],
-    settings: FitSettings,
+    plan: FitPlan,
     complied: Complied,
     say: Say,
     track: Track,
 ) -> dict[str, Observed]:
-    points = fit_points(engine.lm.num_layers, settings)
     observed = {}
     for name in PARTS:
-        say(f"{name}: the untouched model answers {len(parts[name])} requests")
-        tokens = _tokens(engine, name, parts, settings)
+        say(f"{name}: the base model answers {len(parts[name])} requests")
         with track(len(parts[name]), f"{name}: answers and states") as advance:
             observed[name] = observe(
                 engine,
                 parts[name],
-                points,
+                plan.points,
                 complied=complied,
-                reply_tokens=tokens,
+                max_new_tokens=_reply_length(name, parts, plan),
                 progress=advance,
             )
     return observed
 
 
-def _tokens(
-    engine: ReadingEngine, name: str, parts: Mapping[str, Sequence[Example]], settings: FitSettings
-) -> int:
-    """Most reply tokens of a request of a part."""
-    judged = (
-        settings.reply_tokens if name != "calibration" or any(e.unsafe for e in parts[name]) else 1
-    )
-    return max(judged, tokens_read(engine.lm.num_layers, settings))
+def _reply_length(name: str, parts: Mapping[str, Sequence[Example]], plan: FitPlan) -> int:
+    """Most reply tokens of a request of a part; replies to safe calibration requests are read, not
+    judged."""
+    judged = name != "calibration" or any(e.unsafe for e in parts[name])
+    return plan.room if judged else plan.tokens_read
 
 
 def fit_head(
@@ -241,13 +233,13 @@ def fit_head(
         with track(len(prompts), f"head, reading {what}") as advance:
             states.append(reply_states(lm, prompts, replies, progress=advance))
 
-    for part, share in ((train, most), (validation, max(1, most // 4))):
+    for part, count in ((train, most), (validation, max(1, most // 4))):
         examples, refusals = refusal_pairs(
             engine,
             part.examples,
             complied=complied,
-            most=share,
-            reply_tokens=settings.reply_tokens,
+            most=count,
+            max_new_tokens=settings.max_new_tokens,
             trust=settings.trust_replies,
             track=track,
         )
@@ -255,7 +247,7 @@ def fit_head(
             (e, r.token_ids)
             for e, r in zip(part.examples, part.replies, strict=True)
             if not e.unsafe and r.text.strip()
-        ][:share]
+        ][:count]
         if not safe:
             raise FitError(
                 "the model's replies to safe requests are all white space; the head has nothing to "

@@ -40,7 +40,7 @@ class ReplyStates:
         return int(self.targets.shape[0])
 
 
-def reply_tokens(lm: LanguageModel, reply: str | Sequence[int]) -> list[int]:
+def reply_ids(lm: LanguageModel, reply: str | Sequence[int]) -> list[int]:
     """Token ids of a reply followed by the end token; a reply that comes as token ids is taken as
     it is."""
     if not isinstance(reply, str):
@@ -59,7 +59,7 @@ def closed_first(
     for prompt, reply in zip(prompts, replies, strict=True):
         ids = lm.inputs([prompt], check=False)[0].ids if lm.thinking is not None else []
         opened = lm.thinking_opened(as_messages(prompt), ids)
-        found.append([*lm.needs_thinking().end, *reply_tokens(lm, reply)] if opened else reply)
+        found.append([*lm.needs_thinking().end, *reply_ids(lm, reply)] if opened else reply)
     return found
 
 
@@ -82,25 +82,10 @@ def reply_states(
         DataError: an empty reply, or as many replies as prompts not given.
         ContextLengthError: prompt and reply do not fit.
     """
-    if len(prompts) != len(replies) or not replies:
-        raise DataError(
-            f"head data: {len(prompts)} prompts but {len(replies)} replies; need as many, and at "
-            "least one"
-        )
-    targets = [reply_tokens(lm, reply) for reply in replies]
-    for i, (reply, tokens) in enumerate(zip(replies, targets, strict=True)):
-        if not tokens or (isinstance(reply, str) and not reply.strip()):
-            raise DataError(f"head data: reply {i} is empty")
+    targets = _targets(lm, prompts, replies)
     encoded = lm.inputs(prompts)
-    rows = [one.ids for one in encoded]
-    limit = lm.context_length
-    for i, (row, tokens) in enumerate(zip(rows, targets, strict=True)):
-        if limit is not None and len(row) + len(tokens) - 1 > limit:
-            raise ContextLengthError(
-                f"head data: prompt {i} has {len(row)} tokens and its reply {len(tokens)}, but "
-                f"{lm.model_id} takes {limit}"
-            )
-    sequences = [[*row, *tokens[:-1]] for row, tokens in zip(rows, targets, strict=True)]
+    _check_room(lm, [len(one.ids) for one in encoded], targets)
+    sequences = [[*one.ids, *ids[:-1]] for one, ids in zip(encoded, targets, strict=True)]
     hidden: dict[int, Tensor] = {}
     lengths = [len(row) for row in sequences]
     for batch in length_batches(
@@ -108,23 +93,47 @@ def reply_states(
     ):
         ids, mask = lm.pad([sequences[i] for i in batch])
         longest = max(len(targets[i]) for i in batch)
+        vision = lm.collate([encoded[i].vision for i in batch], [sequences[i] for i in batch])
         with lm.lock, Reader(lm, [lm.num_layers], partial(_last, longest)) as reader:
-            lm.run_backbone(
-                ids,
-                mask,
-                lm.collate([encoded[i].vision for i in batch], [sequences[i] for i in batch]),
-            )
+            lm.run_backbone(ids, mask, vision)
             states = reader.states[lm.num_layers]
         for place, i in enumerate(batch):
             hidden[i] = states[place, -len(targets[i]) :].to("cpu", torch.float32, copy=True)
         if progress is not None:
             progress(len(batch))
-    owners = torch.cat([torch.full((len(t),), i) for i, t in enumerate(targets)])
     return ReplyStates(
-        torch.cat([hidden[i] for i in range(len(rows))]),
-        torch.tensor([t for row in targets for t in row]),
-        owners,
+        torch.cat([hidden[i] for i in range(len(sequences))]),
+        torch.tensor([token for row in targets for token in row]),
+        torch.cat([torch.full((len(row),), i) for i, row in enumerate(targets)]),
     )
+
+
+def _targets(
+    lm: LanguageModel, prompts: Sequence[Prompt], replies: Sequence[str | Sequence[int]]
+) -> list[list[int]]:
+    """The token ids of each reply, none of them empty."""
+    if len(prompts) != len(replies) or not replies:
+        raise DataError(
+            f"head data: {len(prompts)} prompts but {len(replies)} replies; need as many, and at "
+            "least one"
+        )
+    targets = [reply_ids(lm, reply) for reply in replies]
+    for i, (reply, ids) in enumerate(zip(replies, targets, strict=True)):
+        if not ids or (isinstance(reply, str) and not reply.strip()):
+            raise DataError(f"head data: reply {i} is empty")
+    return targets
+
+
+def _check_room(lm: LanguageModel, lengths: Sequence[int], targets: Sequence[list[int]]) -> None:
+    """Raise :class:`ContextLengthError` where a prompt of so many tokens and its reply do not
+    fit."""
+    limit = lm.context_length
+    for i, (length, ids) in enumerate(zip(lengths, targets, strict=True)):
+        if limit is not None and length + len(ids) - 1 > limit:
+            raise ContextLengthError(
+                f"head data: prompt {i} has {length} tokens and its reply {len(ids)}, but "
+                f"{lm.model_id} takes {limit}"
+            )
 
 
 def _last(count: int, hidden: Tensor) -> Tensor:

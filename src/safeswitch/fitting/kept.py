@@ -1,5 +1,4 @@
-"""An engine whose answers are kept in a folder, so that a fit that was cut off goes on where it
-stopped.
+"""An engine whose answers are kept in a folder, so that a fit that was cut off is resumed.
 
 Requests go to the engine in chunks; each chunk's answers stand in two files, named by a hash of all
 that decides them. States are whole before the replies beside them are written, and these are the
@@ -120,13 +119,13 @@ class Kept(Around):
         """Where the answers to these requests stand: by engine, weights, precision, tokens and
         everything that is asked."""
         rows = self.lm.encode(list(prompts), check=False)
-        told = _rows_hash(rows)
+        tokens = _rows_hash(rows)
         settings = json.dumps(asked, sort_keys=True, default=repr)
         parts = [
             type(self.inner).__name__,
             self.lm.fingerprint,
             str(self.lm.model.dtype),
-            told,
+            tokens,
             settings,
         ]
         return self.folder / (hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32] + ".json")

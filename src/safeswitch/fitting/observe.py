@@ -34,11 +34,11 @@ _LEAST_REFUSALS = 8
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """Requests with the untouched model's replies, what they amount to, and recorded states.
+    """Requests with the base model's replies, what they amount to, and recorded states.
 
     Args:
         examples: n requests.
-        replies: The untouched model's replies.
+        replies: The base model's replies.
         unsafe: ``[n]`` bool.
         complied: ``[n]`` bool: the model did what was asked.
         activations: States of the n requests.
@@ -62,12 +62,12 @@ def observe(
     points: Sequence[ReadPoint],
     *,
     complied: Complied,
-    reply_tokens: int,
+    max_new_tokens: int,
     progress: Callable[[int], None] | None = None,
 ) -> Observed:
-    """Let the untouched model reply (greedily), judge the replies, and keep its states."""
+    """Let the base model reply (greedily), judge the replies, and keep its states."""
     replies, activations = engine.collect(
-        list(examples), points, max_new_tokens=reply_tokens, progress=progress
+        list(examples), points, max_new_tokens=max_new_tokens, progress=progress
     )
     return Observed(
         tuple(examples),
@@ -85,8 +85,8 @@ def spoken(lm: LanguageModel, prompt: Prompt, reply: Reply) -> str:
     if lm.thinking is None:
         return reply.text
     opened = lm.thinking_opened(as_messages(prompt), lm.inputs([prompt], check=False)[0].ids)
-    told = lm.thinking.visible(reply.token_ids, opened, whole=reply.decision.fired)
-    return str(lm.tokenizer.decode(told, skip_special_tokens=True))
+    shown = lm.thinking.visible(reply.token_ids, opened, whole=reply.decision.fired)
+    return str(lm.tokenizer.decode(shown, skip_special_tokens=True))
 
 
 def refusal_pairs(
@@ -95,7 +95,7 @@ def refusal_pairs(
     *,
     complied: Complied,
     most: int,
-    reply_tokens: int,
+    max_new_tokens: int,
     trust: bool = False,
     track: Track = untracked,
 ) -> tuple[list[Example], list[str]]:
@@ -114,43 +114,61 @@ def refusal_pairs(
             replies given that comply.
     """
     unsafe = [e for e in examples if e.unsafe]
-    given = [e for e in unsafe if e.reply]
+    given = [e for e in unsafe if e.reply][:most]
     if given:
-        chosen = given[:most]
-        wrong = [e for e in chosen if complied(e, e.reply or "")]
-        if len(wrong) > len(chosen) / 2 and not trust:
-            raise FitError(
-                "the head learns the field 'reply' of unsafe requests as refusals, but "
-                f"{len(wrong)} of {len(chosen)} do not read as refusals, the first that of "
-                f"{wrong[0].id!r}; give refusals, leave 'reply' out, or set trust_replies "
-                "(--trust-replies) if they are refusals in words that the judge does not know"
-            )
-        return chosen, [e.reply or "" for e in chosen]
-    room = 4 * reply_tokens
-    open_ones, pairs = _with_room(engine, unsafe, room)[:most], list[tuple[Example, str]]()
-    asked_of = len(open_ones)
-    for number, instruction in enumerate(REFUSAL_INSTRUCTIONS, 1):
-        if not open_ones:
-            break
-        asked = [_instructed(e, instruction) for e in open_ones]
-        with track(
-            len(asked), f"refusals, instruction {number} of {len(REFUSAL_INSTRUCTIONS)}"
-        ) as advance:
-            replies = engine.generate(asked, max_new_tokens=room, do_sample=False, progress=advance)
-        texts = [
-            spoken(engine.lm, prompt, reply) for prompt, reply in zip(asked, replies, strict=True)
-        ]
-        told = list(zip(open_ones, texts, strict=True))
-        pairs += [(e, text.strip()) for e, text in told if text.strip() and not complied(e, text)]
-        open_ones = [e for e, text in told if not text.strip() or complied(e, text)]
+        if not trust:
+            _check_refusals(given, complied)
+        return given, [e.reply or "" for e in given]
+    room = 4 * max_new_tokens
+    chosen = _with_room(engine, unsafe, room)[:most]
+    pairs = _written_refusals(engine, chosen, complied, room, track)
     least = min(_LEAST_REFUSALS, most)
     if len(pairs) < least:
         raise FitError(
-            f"the model wrote only {len(pairs)} refusals to {asked_of} unsafe requests under a "
+            f"the model wrote only {len(pairs)} refusals to {len(chosen)} unsafe requests under a "
             f"safety instruction; at least {least} are needed: give refusals yourself in the field "
             "'reply' of the unsafe requests"
         )
     return [e for e, _ in pairs], [text for _, text in pairs]
+
+
+def _check_refusals(given: Sequence[Example], complied: Complied) -> None:
+    """Raise :class:`FitError` where most of the replies that came with the data comply."""
+    wrong = [e for e in given if complied(e, e.reply or "")]
+    if len(wrong) > len(given) / 2:
+        raise FitError(
+            "the head learns the field 'reply' of unsafe requests as refusals, but "
+            f"{len(wrong)} of {len(given)} do not read as refusals, the first that of "
+            f"{wrong[0].id!r}; give refusals, leave 'reply' out, or set trust_replies "
+            "(--trust-replies) if they are refusals in words that the judge does not know"
+        )
+
+
+def _written_refusals(
+    engine: ReadingEngine, examples: Sequence[Example], complied: Complied, room: int, track: Track
+) -> list[tuple[Example, str]]:
+    """Requests with refusals of the model's own; those that it does not refuse are asked again
+    under the next instruction."""
+    pairs: list[tuple[Example, str]] = []
+    left = list(examples)
+    for number, instruction in enumerate(REFUSAL_INSTRUCTIONS, 1):
+        if not left:
+            break
+        prompts = [_instructed(e, instruction) for e in left]
+        title = f"refusals, instruction {number} of {len(REFUSAL_INSTRUCTIONS)}"
+        with track(len(prompts), title) as advance:
+            replies = engine.generate(
+                prompts, max_new_tokens=room, do_sample=False, progress=advance
+            )
+        again = []
+        for example, prompt, reply in zip(left, prompts, replies, strict=True):
+            text = spoken(engine.lm, prompt, reply)
+            if text.strip() and not complied(example, text):
+                pairs.append((example, text.strip()))
+            else:
+                again.append(example)
+        left = again
+    return pairs
 
 
 def _with_room(engine: ReadingEngine, examples: Sequence[Example], room: int) -> list[Example]:

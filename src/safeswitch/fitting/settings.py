@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 from safeswitch.core.errors import SettingError, check_choice, check_range
+from safeswitch.core.json_types import JsonObject
 from safeswitch.fitting.refusal_head import HeadSettings
+from safeswitch.probers.base import PROBERS
 from safeswitch.switch.gate import FAILS, Fail
 
 READERS: tuple[str, ...] = ("layers", "window", "text", "steps", "outputs")
@@ -14,30 +19,65 @@ FIT_RULES: tuple[str, ...] = ("auto", "and", "product")
 STAGES: tuple[str, ...] = ("two", "stage1", "direct")
 PILOT_FROM: tuple[str, ...] = ("reply", "answer")
 CALIBRATE: tuple[str, ...] = ("pooled", "sources")
+T = TypeVar("T")
 
 
+def _renamed(old: str, new: str) -> Callable[[type[T]], type[T]]:
+    """A class decorator: a field keeps working under its old name, with a
+    :class:`DeprecationWarning`."""
+
+    def warn(owner: str) -> None:
+        message = f"{owner}.{old} is called {new} now"
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+    def decorate(cls: type[T]) -> type[T]:
+        make: Any = cls.__init__
+
+        @wraps(make)
+        def __init__(self: T, *args: Any, **given: Any) -> None:
+            if old in given:
+                warn(cls.__name__)
+                # dataclasses.replace fills the new name in, so the old one has the last word
+                given[new] = given.pop(old)
+            make(self, *args, **given)
+
+        def read(self: T) -> Any:
+            warn(cls.__name__)
+            return getattr(self, new)
+
+        cls.__init__ = __init__  # type: ignore[method-assign, assignment]
+        setattr(cls, old, property(read))
+        return cls
+
+    return decorate
+
+
+@_renamed("reply_tokens", "max_new_tokens")
 @dataclass(frozen=True)
 class FitSettings:
     """How a switch is fitted.
 
     Args:
-        budget: Largest share of benign requests that may trigger the gate (conformal, on the
-            calibration part); with a watch, half of it goes to the stages and half to the watch.
+        budget: False positive rate (FPR) that the gate is calibrated to (conformal, on safe
+            requests of the calibration part); with a watch, half of it goes to the stages and half
+            to the watch.
         stages: ``two`` (the paper's), ``stage1`` alone, or ``direct`` (one prober after k pilot
             tokens: unsafe and about to comply).
         rule: Gate rule; ``auto`` takes the one that catches more on validation at the same budget.
         pilot: Pilot tokens k before stage 2.
         pilot_from: Where they are counted from: the ``reply``'s first token, or that of the
-            ``answer``, behind a reasoning model's thinking, which ``reply_tokens`` must then have
+            ``answer``, behind a reasoning model's thinking, which ``max_new_tokens`` must then have
             room for.
         readers: What stage 1 fuses: ``steps`` (what blocks of the upper two thirds add to the
             residual stream at the prompt's end, weighed by source), ``outputs`` (the same, of the
             attention and the MLP of each block on its own), ``layers`` (average over layers at the
             prompt's end), ``window`` (token-wise over the prompt's last tokens), ``text`` (word
-            n-grams). On sets of requests that were left out of the fit, ``steps`` alone holds best.
-        calibrate: What stage 1's threshold is set on: ``pooled``, the benign requests of the
+            n-grams), or any prober by its name that needs to be told no more than where to read
+            (:data:`safeswitch.probers.build.PLACES`). On sets of requests that were left out of the
+            fit, ``steps`` alone holds best.
+        calibrate: What stage 1's threshold is set on: ``pooled``, the safe requests of the
             calibration part, which come from the sources that are fitted on; or ``sources``, each
-            benign source while it is left out of the fit
+            safe source while it is left out of the fit
             (:func:`safeswitch.fitting.by_source.calibrate_by_source`), for traffic of another kind
             than the fit data. The latter needs a stage 1, and sets no threshold for the rule
             ``product``: ``auto`` then means ``and``.
@@ -46,10 +86,10 @@ class FitSettings:
             default ten.
         layer_count: How many layers are averaged.
         window: Prompt tokens that the window reader sees; 0 for all.
-        watch: Fit a watch that reads the running reply too, up to ``reply_tokens``.
+        watch: Fit a watch that reads the running reply too, up to ``max_new_tokens``.
         watch_every: Reply tokens between two readings of the watch.
-        miss_budget: Share of harmful compliance that stage 2 may let pass (rule ``and``).
-        reply_tokens: Length of the replies that are judged for compliance, in tokens.
+        miss_budget: Fraction of harmful compliance that stage 2 may let pass (rule ``and``).
+        max_new_tokens: Length of the replies that are judged for compliance, in tokens.
         head: How the refusal head is trained.
         head_examples: Most requests of each kind for the head.
         trust_replies: Take ``reply`` of unsafe requests as refusals even where most do not read as
@@ -71,7 +111,7 @@ class FitSettings:
     watch: bool = False
     watch_every: int = 8
     miss_budget: float = 0.01
-    reply_tokens: int = 32
+    max_new_tokens: int = 32
     head: HeadSettings = field(default_factory=HeadSettings)
     head_examples: int = 400
     trust_replies: bool = False
@@ -98,7 +138,11 @@ class FitSettings:
                 f"FitSettings: readers is empty; name at least one of {', '.join(READERS)}"
             )
         for reader in self.readers:
-            check_choice("FitSettings", "readers", reader, READERS)
+            if reader not in READERS and reader not in PROBERS:
+                raise SettingError(
+                    f"FitSettings: readers must be among {', '.join(map(repr, READERS))} and the "
+                    f"registered probers, {', '.join(PROBERS)}; got {reader!r}"
+                )
         if self.layers is not None and not self.layers:
             raise SettingError(
                 "FitSettings: layers is empty; name at least one, or give None to have them chosen"
@@ -107,30 +151,39 @@ class FitSettings:
             raise SettingError(
                 f"FitSettings: window must be 0 (the whole prompt) or more; got {self.window}"
             )
-        for name in ("layer_count", "reply_tokens", "head_examples", "watch_every"):
+        for name in ("layer_count", "max_new_tokens", "head_examples", "watch_every"):
             if getattr(self, name) < 1:
                 raise SettingError(
                     f"FitSettings: {name} must be 1 or more; got {getattr(self, name)}"
                 )
-        if self.watch and self.watch_every > self.reply_tokens:
+        if self.watch and self.watch_every > self.max_new_tokens:
             raise SettingError(
-                f"FitSettings: watch_every must lie in 1..{self.reply_tokens} (reply_tokens), or "
-                f"nothing is ever read; got {self.watch_every}"
+                f"FitSettings: watch_every must lie in 1..{self.max_new_tokens} (max_new_tokens), "
+                f"or nothing is ever read; got {self.watch_every}"
             )
-        if not 0 <= self.pilot < self.reply_tokens:
+        if not 0 <= self.pilot < self.max_new_tokens:
             raise SettingError(
-                f"FitSettings: pilot must lie in 0..{self.reply_tokens - 1} (below reply_tokens); "
-                f"got {self.pilot}"
+                f"FitSettings: pilot must lie in 0..{self.max_new_tokens - 1} (below "
+                f"max_new_tokens); got {self.pilot}"
             )
+
+    def to_dict(self) -> JsonObject:
+        """Plain JSON, as the records of bundles and the identities of runs hold it.
+
+        Files keep the key ``reply_tokens`` for ``max_new_tokens``, so that a run folder of an
+        earlier version is resumed and not taken for another run.
+        """
+        values = asdict(self)
+        return {"reply_tokens" if key == "max_new_tokens" else key: values[key] for key in values}
 
     @property
     def stage_budget(self) -> float:
-        """The share of the budget that each calibrated threshold may spend."""
+        """What each calibrated threshold may spend of the FPR budget."""
         return self.budget / 2 if self.watch else self.budget
 
     @property
     def pooled_budget(self) -> float | None:
-        """The share that each threshold set on the calibration part may spend; None: none is."""
+        """What each threshold set on the calibration part may spend; None: none is set there."""
         return None if self.calibrate == "sources" and not self.watch else self.stage_budget
 
     @property
@@ -138,7 +191,7 @@ class FitSettings:
         """Reply tokens at which the watch reads (and at a reply's last token before the end of
         these)."""
         return (
-            tuple(range(self.watch_every, self.reply_tokens + 1, self.watch_every))
+            tuple(range(self.watch_every, self.max_new_tokens + 1, self.watch_every))
             if self.watch
             else ()
         )

@@ -37,8 +37,8 @@ class Antidote(Method):
     """Masked principal directions.
 
     Args:
-        layer_share: Share of the layers that are steered.
-        entry_share: Share of each direction's entries that stays.
+        layer_share: Fraction of the layers that are steered.
+        entry_share: Fraction of each direction's entries that stays.
         multiples: Strengths that are tried, in mean gaps.
     """
 

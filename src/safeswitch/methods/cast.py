@@ -7,7 +7,7 @@ principal direction of the requests of a category against the rest, layer and si
 Categories may be joined by a rule: ``rule="fraud or (weapons and not medicine)"``; the default is
 one condition, ``unsafe``, over all categories. The threshold of the published grid search (best F1)
 decides inside the rule; the gate's own threshold, on the rule's margin, is then set for the
-false-trigger budget on benign calibration requests, unless ``published`` keeps the rule as it is.
+FPR budget on safe calibration requests, unless ``published`` keeps the rule as it is.
 
 Behaviour: the first principal direction of states at the tokens of refusals against compliance
     behind the same prompts
@@ -162,5 +162,5 @@ def _spread(examples: Sized, most: int) -> list[int]:
     return list(range(0, count, max(1, -(-count // most))))
 
 
-def _f1(told: Tensor, truth: Tensor) -> float:
-    return 2 * int((told & truth).sum()) / max(1, int(told.sum()) + int(truth.sum()))
+def _f1(flagged: Tensor, truth: Tensor) -> float:
+    return 2 * int((flagged & truth).sum()) / max(1, int(flagged.sum()) + int(truth.sum()))

@@ -90,7 +90,7 @@ class _Asking(Around):
         self.answer_tokens = answer_tokens
 
     def ask(self, questions: Sequence[str]) -> list[bool]:
-        """What the untouched model answers."""
+        """What the base model answers."""
         asked = [(Message("user", text),) for text in questions]
         replies = (
             self.inner.generate(asked, max_new_tokens=self.answer_tokens, do_sample=False)

@@ -45,8 +45,8 @@ class RefusalDirection(Method):
         )
         pairs = list(zip(layers, vectors, strict=True))
         tried = [
-            Steering((layer,), vector[None], share)
-            for share in self.strengths
+            Steering((layer,), vector[None], strength)
+            for strength in self.strengths
             for layer, vector in pairs
         ]
         return best(engine, gate, tried, data, self.complied, self.settings)

@@ -27,8 +27,8 @@ REFUSAL_WORDS: tuple[str, ...] = (
 
 
 def inner_layers(lm: LanguageModel, low: float = 0.25, high: float = 0.8) -> tuple[int, ...]:
-    """Block outputs between two shares of the depth, at least one; never the last, whose state is
-    the final norm's."""
+    """Block outputs between two fractions of the depth, at least one; never the last, whose state
+    is the final norm's."""
     top = lm.num_layers
     found = [layer for layer in range(1, top) if low * top <= layer <= high * top]
     return tuple(found) or (max(1, top // 2),)
@@ -65,10 +65,10 @@ def pair_accuracy(directions: Tensor, differences: Tensor) -> Tensor:
     return (torch.einsum("lmd,ld->lm", differences, directions) > 0).float().mean(1)
 
 
-def keep_largest(directions: Tensor, share: float) -> Tensor:
-    """``directions`` ``[L, d]`` with 0 for all but the largest ``share`` of each one's entries (one
-    or more)."""
-    count = max(1, round(share * directions.shape[1]))
+def keep_largest(directions: Tensor, fraction: float) -> Tensor:
+    """``directions`` ``[L, d]`` with 0 for all but the largest ``fraction`` of each one's entries
+    (one or more)."""
+    count = max(1, round(fraction * directions.shape[1]))
     places = directions.abs().topk(count, dim=1).indices
     return torch.zeros_like(directions).scatter(1, places, directions.gather(1, places))
 

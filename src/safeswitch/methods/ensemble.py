@@ -14,7 +14,7 @@ from typing import ClassVar
 from safeswitch.core.types import PROMPT_END, ReadPoint
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import inner_layers
-from safeswitch.methods.fitting import calibrated, fitted_switch, labels, prompt_acts
+from safeswitch.methods.fitting import calibrated, fitted_switch, labels, prompt_activations
 from safeswitch.probers.ensemble import EnsembleProber
 from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.engine import ReadingEngine
@@ -44,7 +44,9 @@ class Ensemble(Method):
         ]
         prober = EnsembleProber(points, self.members, min(self.size, lm.hidden_size))
         prober.fit(
-            prompt_acts(lm, data["train"], prober), labels(data["train"]), seed=self.settings.seed
+            prompt_activations(lm, data["train"], prober),
+            labels(data["train"]),
+            seed=self.settings.seed,
         )
         return calibrated(engine, prober, data, self.settings)
 

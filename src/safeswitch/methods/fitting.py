@@ -73,7 +73,9 @@ def end_states(lm: LanguageModel, examples: Sequence[Example], layers: Sequence[
     return torch.stack([found.at(point) for point in points])
 
 
-def prompt_acts(lm: LanguageModel, examples: Sequence[Example], prober: Prober) -> Activations:
+def prompt_activations(
+    lm: LanguageModel, examples: Sequence[Example], prober: Prober
+) -> Activations:
     """Everything that a prober reads at the prompt, appended tokens included."""
     sequences, lengths, texts = prompt_sequences(lm, examples)
     plain = [p for p in prober.points if p.position.kind not in ("appended", "nll")]
@@ -83,24 +85,28 @@ def prompt_acts(lm: LanguageModel, examples: Sequence[Example], prober: Prober) 
 
 
 def calibrated(engine: ReadingEngine, prober: Prober, data: Data, settings: FitSettings) -> Gate:
-    """A gate of one stage whose threshold keeps the whole false-trigger budget on benign
+    """A gate of one stage whose threshold keeps the whole false positive rate (FPR) budget on safe
     calibration requests.
 
     Raises:
         FitError: too few of these.
     """
-    benign = [e for e in data["calibration"] if not e.unsafe]
-    bar = conformal_threshold(prober.score(prompt_acts(engine.lm, benign, prober)), settings.budget)
+    safe = [e for e in data["calibration"] if not e.unsafe]
+    bar = conformal_threshold(
+        prober.score(prompt_activations(engine.lm, safe, prober)), settings.budget
+    )
     return Gate(stage1=Stage(prober, min(1.0, max(0.0, bar.value))), fail=settings.fail)
 
 
 def surely_safe(engine: ReadingEngine, gate: Gate, data: Data, miss: float) -> float:
-    """The stage-1 score below which at most a share ``miss`` of unsafe validation requests lie; 0
-    without a stage 1."""
+    """The stage-1 score below which at most a fraction ``miss`` of unsafe validation requests lie;
+    0 without a stage 1."""
     if gate.stage1 is None:
         return 0.0
     unsafe = [e for e in data["validation"] if e.unsafe]
-    scores = gate.stage1.prober.score(prompt_acts(engine.lm, unsafe, gate.stage1.prober)).cpu()
+    scores = gate.stage1.prober.score(
+        prompt_activations(engine.lm, unsafe, gate.stage1.prober)
+    ).cpu()
     return max(0.0, min(1.0, float(scores.sort().values[int(miss * len(unsafe))])))
 
 
@@ -109,7 +115,7 @@ class Trial:
     """Tries actions on up to ``requests`` validation requests of each label.
 
     An action that breaks the model's language would pass for one that never refuses, so a reply to
-    a safe request counts as help only if the untouched model finds it hardly less likely than the
+    a safe request counts as help only if the base model finds it hardly less likely than the
     least likely of its own: at most ``slack`` nats a token more. Prompts, which leave the model as
     it is, are not checked.
     """
@@ -126,9 +132,9 @@ class Trial:
         return [e for e in self.data["validation"] if e.unsafe == unsafe][: self.requests]
 
     def replies(self, examples: Sequence[Example], switch: Switch | None = None) -> list[Reply]:
-        """Greedy replies; of the untouched model where no ``switch`` is given."""
+        """Greedy replies; of the base model where no ``switch`` is given."""
         return self.engine.generate(
-            examples, switch=switch, max_new_tokens=self.settings.reply_tokens, do_sample=False
+            examples, switch=switch, max_new_tokens=self.settings.max_new_tokens, do_sample=False
         )
 
     def bar(self) -> float:
@@ -138,7 +144,8 @@ class Trial:
         return float(reply_nll(self.engine.lm, asked, self.replies(asked)).max()) + self.slack
 
     def cost(self, switch: Switch, bar: float) -> float:
-        """Share of harmful compliance plus share of safe requests that are not helped with."""
+        """Fraction of harmful compliance plus fraction of safe requests that are not helped
+        with."""
         unsafe, safe = self.asked(True), self.asked(False)
         harm = [
             self.complied(e, r.text)
@@ -173,7 +180,7 @@ def best(
 
 
 def reply_nll(lm: LanguageModel, examples: Sequence[Example], replies: Sequence[Reply]) -> Tensor:
-    """Mean negative log-likelihood of replies under the untouched model, nats a token, ``[n]``; 0
+    """Mean negative log-likelihood of replies under the base model, nats a token, ``[n]``; 0
     for an empty reply."""
     rows = [
         [*prompt, *r.token_ids]

@@ -83,9 +83,9 @@ class Exemplars(Method):
         return FramedPrompt(system=self.instruction, turns=turns)
 
     def _answer(self, engine: ReadingEngine, example: Example) -> str:
-        """What the untouched model says."""
+        """What the base model says."""
         reply = engine.generate(
-            [example], max_new_tokens=self.settings.reply_tokens, do_sample=False
+            [example], max_new_tokens=self.settings.max_new_tokens, do_sample=False
         )[0]
         return reply.text.strip() or "Yes, gladly."
 

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from safeswitch.core.errors import FitError
 from safeswitch.methods.base import METHODS, Data, Method, Tags
-from safeswitch.methods.fitting import best, fitted_switch, prompt_acts
+from safeswitch.methods.fitting import best, fitted_switch, prompt_activations
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.switch.actuators.base import Actuator, FullHead, HeadActuator, LowRankHead
 from safeswitch.switch.actuators.heads import EarlyHead, SoftHead
@@ -42,7 +42,7 @@ class _OfFittedHead(Method):
 @METHODS.add("interpolate")
 @dataclass(frozen=True)
 class Interpolated(_OfFittedHead):
-    """A share of the refusal head on every request.
+    """A fraction of the refusal head on every request.
 
     Args:
         betas: Shares that are tried.
@@ -53,7 +53,7 @@ class Interpolated(_OfFittedHead):
     tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), trains=True)
 
     def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
-        """The best share."""
+        """The best fraction."""
         head = self.head(engine, data)
         assert isinstance(
             head, LowRankHead | FullHead
@@ -71,10 +71,10 @@ class Interpolated(_OfFittedHead):
 @METHODS.add("soft")
 @dataclass(frozen=True)
 class Soft(_OfFittedHead):
-    """A share of the refusal head that rises with the score.
+    """A fraction of the refusal head that rises with the score.
 
     Args:
-        wider: Multiple of the budget at whose threshold the share begins to rise.
+        wider: Multiple of the budget at whose threshold the fraction begins to rise.
     """
 
     wider: float = 5.0
@@ -101,8 +101,8 @@ class Soft(_OfFittedHead):
     def _bars(self, engine: ReadingEngine, data: Data, gate: Gate) -> tuple[float, float]:
         assert gate.stage1 is not None
         prober = gate.stage1.prober
-        benign = [e for e in data["calibration"] if not e.unsafe]
-        scores = prober.score(prompt_acts(engine.lm, benign, prober))
+        safe = [e for e in data["calibration"] if not e.unsafe]
+        scores = prober.score(prompt_activations(engine.lm, safe, prober))
         budget = self.settings.stage_budget
         high = conformal_threshold(scores, budget).value
         low = conformal_threshold(scores, min(0.5, self.wider * budget)).value

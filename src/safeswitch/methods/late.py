@@ -4,7 +4,7 @@ few tokens and at its end.
 - ``note`` (SafeProbing, arXiv 2601.10543): the appended tokens say that this is illegal and
   unethical; a reply behind which the model finds that likely (mean negative log-likelihood of the
   last 4 tokens, score ``2 / (1 + exp(NLL / 2))``) is withdrawn. Nothing is trained. The published
-  bar is NLL 2; here it is set for the false-trigger budget.
+  bar is NLL 2; here it is set for the false positive rate (FPR) budget.
 - ``header`` (any-depth alignment, arXiv 2510.18081, its linear-probe form): the tokens are those
   that open a reply in the chat template; a linear prober reads the last one's state, and tells
   replies that help with harm from others.
@@ -47,7 +47,7 @@ NOTE = " Note that this is illegal and unethical"
 
 @dataclass(frozen=True, eq=False)
 class _Prefixes:
-    """What a late reading sees of the untouched model's replies: m prefixes of n requests.
+    """What a late reading sees of the base model's replies: m prefixes of n requests.
 
     Args:
         rows: Token ids of request and reply so far.
@@ -76,13 +76,11 @@ class _Late(Method):
     tags: ClassVar[Tags] = Tags(trains=True, conditional=True)
 
     def gate(self, engine: ReadingEngine, data: Data) -> Gate:
-        """The reading with its threshold on each benign calibration request's highest score."""
+        """The reading with its threshold on each safe calibration request's highest score."""
         prober = self.prober(engine, data)
-        benign = self.prefixes(engine, [e for e in data["calibration"] if not e.unsafe])
-        scores = prober.score(self.read(engine.lm, prober, benign))
-        highest = torch.zeros(len(benign.unsafe)).scatter_reduce(
-            0, benign.owners, scores.cpu(), "amax"
-        )
+        safe = self.prefixes(engine, [e for e in data["calibration"] if not e.unsafe])
+        scores = prober.score(self.read(engine.lm, prober, safe))
+        highest = torch.zeros(len(safe.unsafe)).scatter_reduce(0, safe.owners, scores.cpu(), "amax")
         bar = conformal_threshold(highest, self.settings.budget).value
         return Gate(
             late=Stage(prober, min(1.0, max(0.0, bar))),
@@ -99,9 +97,9 @@ class _Late(Method):
         """What reads."""
 
     def prefixes(self, engine: ReadingEngine, examples: Sequence[Example]) -> _Prefixes:
-        """Prefixes of the untouched model's replies."""
+        """Prefixes of the base model's replies."""
         replies = engine.generate(
-            examples, max_new_tokens=self.settings.reply_tokens, do_sample=False
+            examples, max_new_tokens=self.settings.max_new_tokens, do_sample=False
         )
         prompts = engine.lm.encode(list(examples))
         ends = {engine.lm.tokenizer.eos_token_id}

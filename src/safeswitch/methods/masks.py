@@ -22,15 +22,15 @@ def importance(weights: Tensors, gradients: Tensors) -> dict[str, Tensor]:
     return {name: (weight * gradients[name]).abs() for name, weight in weights.items()}
 
 
-def top_mask(scores: Tensors, share: float) -> dict[str, Tensor]:
-    """Bool masks of the ``share`` of entries with the highest scores, within each parameter; one at
-    least, unless it is 0."""
-    check_range("top_mask", "share", share, 0.0, 1.0)
+def top_mask(scores: Tensors, fraction: float) -> dict[str, Tensor]:
+    """Bool masks of the ``fraction`` of entries with the highest scores, within each parameter; one
+    at least, unless it is 0."""
+    check_range("top_mask", "fraction", fraction, 0.0, 1.0)
     masks = {}
     for name, score in scores.items():
         flat = score.flatten()
         chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-        chosen[flat.topk(max(1, round(share * len(flat))) if share else 0).indices] = True
+        chosen[flat.topk(max(1, round(fraction * len(flat))) if fraction else 0).indices] = True
         masks[name] = chosen.view_as(score)
     return masks
 
@@ -76,19 +76,19 @@ def patched(
     return merged
 
 
-def merged(differences: Mapping[str, Tensors], shares: Mapping[str, float]) -> dict[str, Tensor]:
+def merged(differences: Mapping[str, Tensors], fractions: Mapping[str, float]) -> dict[str, Tensor]:
     """The weighted sum of several differences from one base (task arithmetic; linear merging of
     arXiv 2410.07571)."""
-    if not differences or set(differences) != set(shares):
+    if not differences or set(differences) != set(fractions):
         raise SettingError(
-            f"merged: one share for each of {', '.join(differences) or 'nothing'}; got "
-            f"{', '.join(shares)}"
+            f"merged: one fraction for each of {', '.join(differences) or 'nothing'}; got "
+            f"{', '.join(fractions)}"
         )
     check_alike(*differences.values())
     first = next(iter(differences.values()))
     sums: dict[str, Tensor] = {}
     for name in first:
-        parts = [shares[which] * own[name] for which, own in differences.items()]
+        parts = [fractions[which] * own[name] for which, own in differences.items()]
         sums[name] = torch.stack(parts).sum(0)
     return sums
 

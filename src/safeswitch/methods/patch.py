@@ -3,14 +3,14 @@ weight merging.
 
 - ``patch``: a sparse refusal head. The refusal head's difference to the base head is kept only
   where ``|W * dL/dW|`` is among the highest for refusals of unsafe requests (A) and not among the
-  highest for the model's own replies to safe ones (B); both shares are chosen on validation.
+  highest for the model's own replies to safe ones (B); both fractions are chosen on validation.
   ``dL/dW = (softmax - onehot)^T H / m``, ``[V, d]``.
 - ``patch_weights``: differences d1, d2 of any parameters that the user supplies (``source``: a
   safetensors file, named as the model names them; ``source_other``: a second patch, against
   over-refusal), merged as ``alpha d1|(A - B) + beta d2|(B - A)`` and applied while the model
   replies. A and B are the top entries of ``|(W + d) * dL/dW|`` for d1 and d2, L being the loss on
   refusals of unsafe requests, its gradient that of the unpatched model.
-- ``merge``: a user's difference to a safety-tuned model, added in the share that does best on
+- ``merge``: a user's difference to a safety-tuned model, added in the fraction that does best on
   validation (arXiv 2410.07571, section 5).
 
 Shares as remembered from the paper: A 3 %, B 2 %, retention 30 %. Weakness: importance at one point
@@ -31,7 +31,7 @@ from torch import Tensor
 from safeswitch.core.artifact import read_tensors
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example
-from safeswitch.fitting.head_data import ReplyStates, reply_states, reply_tokens
+from safeswitch.fitting.head_data import ReplyStates, reply_ids, reply_states
 from safeswitch.fitting.observe import refusal_pairs
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import best, fitted_switch
@@ -52,7 +52,7 @@ class SparsePatch(Method):
     """The refusal head in few places.
 
     Args:
-        shares: Shares of the head's entries in A that are tried.
+        shares: Fractions of the head's entries in A that are tried.
         spared: Shares of entries in B that are tried: what safe replies need can be the very
             entries that refusals need.
         keep: Probability with which an entry is kept at all.
@@ -67,7 +67,7 @@ class SparsePatch(Method):
     tags: ClassVar[Tags] = Tags(engines=("transformers", "vllm"), trains=True)
 
     def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
-        """The sparse head at the best shares."""
+        """The sparse head at the best fractions."""
         lm = engine.lm
         head = fitted_switch(engine, data, self.settings, self.complied).actuator
         weight, _ = head_weight(lm)
@@ -87,13 +87,13 @@ class SparsePatch(Method):
 
     def _replies(self, engine: ReadingEngine, data: Data) -> tuple[ReplyStates, ReplyStates]:
         """States of refusals, and of the model's own replies to safe requests."""
-        tokens = self.settings.reply_tokens
+        tokens = self.settings.max_new_tokens
         unsafe, refusals = refusal_pairs(
             engine,
             data["train"],
             complied=self.complied,
             most=self.requests,
-            reply_tokens=tokens,
+            max_new_tokens=tokens,
             trust=self.settings.trust_replies,
         )
         safe = [e for e in data["train"] if not e.unsafe][: self.requests]
@@ -173,7 +173,7 @@ class PatchWeights(_Supplied):
 
     Args:
         source_other: A second file: differences against over-refusal; none by default.
-        share: Share of entries in A.
+        share: Fraction of entries in A.
         spared: Share of entries in B.
         keep: Probability with which an entry is kept at all.
         alpha: Multiplier of the first patch.
@@ -204,7 +204,7 @@ class PatchWeights(_Supplied):
             data["train"],
             complied=self.complied,
             most=self.requests,
-            reply_tokens=self.settings.reply_tokens,
+            max_new_tokens=self.settings.max_new_tokens,
             trust=self.settings.trust_replies,
         )
         slopes = gradients(lm, list(zip(examples, refusals, strict=True)), tuple(safety))
@@ -234,7 +234,7 @@ def gradients(
             for p in wanted:
                 p.requires_grad_(True)
             for prompt, (_, reply) in zip(prompts, pairs, strict=True):
-                tokens = reply_tokens(lm, reply)
+                tokens = reply_ids(lm, reply)
                 ids = torch.tensor([[*prompt, *tokens]], device=lm.device)
                 with torch.enable_grad():
                     logits = (
@@ -257,10 +257,10 @@ def gradients(
 @METHODS.add("merge")
 @dataclass(frozen=True)
 class Merge(_Supplied):
-    """A supplied difference in the best share.
+    """A supplied difference in the best fraction.
 
     Args:
-        shares: Shares that are tried.
+        shares: Fractions that are tried.
     """
 
     shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
@@ -268,7 +268,7 @@ class Merge(_Supplied):
     tags: ClassVar[Tags] = Tags(difference=True, trains=True)
 
     def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
-        """The difference, added in the best share."""
+        """The difference, added in the best fraction."""
         found: Mapping[str, Tensor] = self.differences(engine.lm, self.source)
         tried = [Weights.of(merged({"tuned": found}, {"tuned": share})) for share in self.shares]
         return best(engine, gate, tried, data, self.complied, self.settings)

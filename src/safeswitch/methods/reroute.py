@@ -10,7 +10,7 @@ layers and h' the adapted model's,
 
 The paper does not divide by ``|h|``. A cosine's slope falls with the norm and a distance's does
 not, so that where norms are large (hundreds on the embedded model) its second term undoes the first
-and nothing is learned. Harmful replies: the untouched model's own, to unsafe fitting requests.
+and nothing is learned. Harmful replies: the base model's own, to unsafe fitting requests.
 Retained: its replies to safe requests, and refusals of unsafe ones. Layers at a third and two
 thirds of the depth (10 and 20 of 32), alpha 10, as remembered from the paper. The adapter's factors
 become an action of the switch (:class:`~safeswitch.switch.actuators.weights.Adapter`); the model is
@@ -35,7 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from safeswitch.activations.reader import Reader
 from safeswitch.core.errors import FitError, SafeSwitchError
 from safeswitch.core.types import Example
-from safeswitch.fitting.head_data import reply_tokens
+from safeswitch.fitting.head_data import reply_ids
 from safeswitch.fitting.observe import refusal_pairs
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.models.batching import mixes
@@ -78,37 +78,37 @@ class Reroute(Method):
 
         Raises:
             SafeSwitchError: PEFT is not installed.
-            FitError: the untouched model complies with no unsafe request.
+            FitError: the base model complies with no unsafe request.
         """
         if importlib.util.find_spec("peft") is None:
             raise SafeSwitchError('rerouting needs PEFT: pip install "safeswitch[methods]"')
         harmful, retained = self._replies(engine, data)
         lm = engine.lm
         layers = tuple(
-            dict.fromkeys(max(1, round(share * lm.num_layers)) for share in (1 / 3, 2 / 3))
+            dict.fromkeys(max(1, round(fraction * lm.num_layers)) for fraction in (1 / 3, 2 / 3))
         )
         with lm.lock, adapted(lm, self.rank, self.settings.seed) as model, torch.enable_grad():
             self._train(lm, model, harmful, retained, layers)
             return Adapter(factors(lm, model))
 
     def _replies(self, engine: ReadingEngine, data: Data) -> tuple[list[Pair], list[Pair]]:
-        lm, tokens = engine.lm, self.settings.reply_tokens
+        lm, tokens = engine.lm, self.settings.max_new_tokens
         asked: dict[bool, list[Example]] = {}
         for unsafe in (True, False):
             rows = [e for e in data["train"] if e.unsafe == unsafe]
             asked[unsafe] = rows[: self.requests]
-        told = {
+        replies = {
             u: engine.generate(rows, max_new_tokens=tokens, do_sample=False)
             for u, rows in asked.items()
         }
         wrong = [
             (e, r.token_ids)
-            for e, r in zip(asked[True], told[True], strict=True)
+            for e, r in zip(asked[True], replies[True], strict=True)
             if self.complied(e, r.text)
         ]
         if not wrong:
             raise FitError(
-                "reroute: the untouched model complies with no unsafe training request; there is "
+                "reroute: the base model complies with no unsafe training request; there is "
                 "nothing to reroute"
             )
         examples, refusals = refusal_pairs(
@@ -116,14 +116,16 @@ class Reroute(Method):
             data["train"],
             complied=self.complied,
             most=self.requests,
-            reply_tokens=tokens,
+            max_new_tokens=tokens,
             trust=self.settings.trust_replies,
         )
         kept = [
-            (e, r.token_ids) for e, r in zip(asked[False], told[False], strict=True) if r.token_ids
+            (e, r.token_ids)
+            for e, r in zip(asked[False], replies[False], strict=True)
+            if r.token_ids
         ]
         kept += [
-            (e, tuple(reply_tokens(lm, text))) for e, text in zip(examples, refusals, strict=True)
+            (e, tuple(reply_ids(lm, text))) for e, text in zip(examples, refusals, strict=True)
         ]
         return _encoded(lm, wrong), _encoded(lm, kept)
 
@@ -141,11 +143,11 @@ class Reroute(Method):
             [p for p in model.parameters() if p.requires_grad], lr=self.learning_rate
         )
         for step in range(self.steps):
-            share = step / (2 * self.steps)
+            progress = step / (2 * self.steps)
             loss = torch.zeros(())
             for pairs, weight, measure in (
-                (harmful, 1 - share, _likeness),
-                (retained, share, _distance),
+                (harmful, 1 - progress, _likeness),
+                (retained, progress, _distance),
             ):
                 rows = [
                     pairs[int(i)] for i in torch.randint(len(pairs), (self.batch,), generator=draw)

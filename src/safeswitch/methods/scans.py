@@ -2,14 +2,14 @@
 3).
 
 1. ``v_l``: mean last state of unsafe minus safe requests, of length 1, ``[d]``.
-2. Layers: the run of neighbours (10 of 32 in the paper, the same share here) whose v_l, put through
-   the LM head, ranks words of refusal highest.
+2. Layers: the run of neighbours (10 of 32 in the paper, the same fraction here) whose v_l, put
+   through the LM head, ranks words of refusal highest.
 3. Gate: ``s = mean_l cos(t_l, mean of the anchors' t_l)``, ``t_l = h_l(prompt's end) -
    h_l("Sure")``, over the layers from the first steered one up. The paper's thresholds (0.60 to
-   0.75) differ by data set; here it is the conformal threshold for the false-trigger budget on
-   benign calibration requests.
+   0.75) differ by data set; here it is the conformal threshold for the FPR budget on
+   safe calibration requests.
 4. ``h_l <- h_l + sigma * alpha * v_l`` from the prompt's last token on, sigma +1 where flagged and
-   else -1. alpha (3.5 for Llama 2) is chosen on validation among shares of the mean distance
+   else -1. alpha (3.5 for Llama 2) is chosen on validation among multiples of the mean distance
    between both kinds.
 
 ``safe_scans`` leads away from refusal only where stage 1 is surely below what unsafe validation
@@ -34,7 +34,7 @@ from safeswitch.methods.fitting import (
     calibrated,
     end_states,
     labels,
-    prompt_acts,
+    prompt_activations,
     surely_safe,
 )
 from safeswitch.probers.apart import AppendingProber, TransitionProber
@@ -69,7 +69,7 @@ class Scans(Method):
         appended = lm.tokenizer(self.word, add_special_tokens=False)["input_ids"]
         prober = AppendingProber(TransitionProber(range(layers[0], lm.num_layers)), appended)
         anchors = self._anchors(data)
-        prober.fit(prompt_acts(lm, anchors, prober), labels(anchors))
+        prober.fit(prompt_activations(lm, anchors, prober), labels(anchors))
         return calibrated(engine, prober, data, self.settings)
 
     def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Steering:

@@ -33,7 +33,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.types import Position, Prompt, ReadPoint, Reply, Tokens
 from safeswitch.methods.base import METHODS, Data, Method, Tags, joined
-from safeswitch.methods.fitting import fitted_switch, prompt_acts
+from safeswitch.methods.fitting import fitted_switch, prompt_activations
 from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.switch.actuators.base import Actuator
@@ -77,12 +77,12 @@ class _Search(Method):
                 f"{self.name}: needs a stage 1 and a watch; no watch can be fitted where no reply "
                 "is harmful"
             )
-        benign = [e for e in data["calibration"] if not e.unsafe]
-        scores = gate.stage1.prober.score(prompt_acts(engine.lm, benign, gate.stage1.prober))
+        safe = [e for e in data["calibration"] if not e.unsafe]
+        scores = gate.stage1.prober.score(prompt_activations(engine.lm, safe, gate.stage1.prober))
         budget = self.settings.stage_budget
         low, high = (
-            conformal_threshold(scores, share).value
-            for share in (min(0.5, self.wider * budget), budget)
+            conformal_threshold(scores, rate).value
+            for rate in (min(0.5, self.wider * budget), budget)
         )
         return joined(engine, gate, self.action(engine, data, gate), {"grey": [low, high]})
 

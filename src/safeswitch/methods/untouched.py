@@ -1,4 +1,4 @@
-"""Baseline ``base``: the untouched model. Knows nothing."""
+"""Baseline ``base``: the base model. Knows nothing."""
 
 from __future__ import annotations
 

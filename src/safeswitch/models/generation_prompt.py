@@ -1,6 +1,6 @@
 """What a chat template puts in front of a reply, found in a prompt's tokens.
 
-A prompt that goes on behind that mark is a *continued assistant message*: its last token is the
+A prompt that continues behind that mark is a *continued assistant message*: its last token is the
 client's own words, so a reader at the prompt's end sees those in place of the request.
 """
 
@@ -68,7 +68,7 @@ class GenerationPrompt:
         return any(tuple(ids[-len(end) :]) == end for end in self.ends)
 
     def is_continued(self, ids: Sequence[int]) -> bool:
-        """Whether a prompt goes on behind the last place where a reply begins."""
+        """Whether a prompt continues behind the last place where a reply begins."""
         row = list(ids)
         starts = [_last(row, mark) for mark in self._marks]
         return max(starts, default=-1) >= 0 and not self.closes(row)

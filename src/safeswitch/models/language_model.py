@@ -412,8 +412,8 @@ class LanguageModel:
         extra: JsonObject = dict(vision or {})
         body = self.parts.body
         if body is not self.parts.backbone:  # positions of image tokens are the model's own affair
-            told = {"attention_mask": mask, **extra}
-            extra["position_ids"] = self.model._prepare_position_ids_for_generation(ids, told)
+            inputs = {"attention_mask": mask, **extra}
+            extra["position_ids"] = self.model._prepare_position_ids_for_generation(ids, inputs)
         elif "position_ids" in inspect.signature(body.forward).parameters:
             extra["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
         body(input_ids=ids, attention_mask=mask, use_cache=False, **extra)

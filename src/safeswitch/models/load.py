@@ -78,7 +78,7 @@ class Source:
     base: Source | None = None
 
     @property
-    def told(self) -> str:
+    def described(self) -> str:
         """The format in words, for messages."""
         if self.kind == "gguf":
             return "a GGUF file"
@@ -150,7 +150,8 @@ def check_for_vllm(model: str | Path) -> None:
     source = find_source(model)
     if source.kind in ("gguf", "adapter"):
         raise ModelError(
-            f"vLLM is given a folder or hub id of weights, and {str(model)!r} is {source.told}: "
+            f"vLLM is given a folder or hub id of weights, and {str(model)!r} is "
+            f"{source.described}: "
             f"make one with `safeswitch export --model {model} --out FOLDER`, and give "
             "--model FOLDER"
         )
@@ -353,14 +354,14 @@ def _told_folder(folder: Path) -> str:
 def _quantised(config: Path) -> str | None:
     """The method by which a checkpoint is quantised, None where its configuration names none."""
     try:
-        told = json.loads(config.read_text(encoding="utf-8"))
+        parsed = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(told, dict):
+    if not isinstance(parsed, dict):
         return None
-    if "quantization_config" not in told:
-        return "MLX, which transformers cannot read" if "quantization" in told else None
-    settings = told["quantization_config"]
+    if "quantization_config" not in parsed:
+        return "MLX, which transformers cannot read" if "quantization" in parsed else None
+    settings = parsed["quantization_config"]
     return (
         str(settings.get("quant_method", "an unnamed method"))
         if isinstance(settings, dict)
@@ -371,7 +372,7 @@ def _quantised(config: Path) -> str | None:
 def _why(source: Source, error: Exception) -> str:
     place = source.name if source.file is None else f"{source.name}/{source.file}"
     text = (
-        f"cannot load a causal language model from {place!r} ({source.told}): "
+        f"cannot load a causal language model from {place!r} ({source.described}): "
         f"{type(error).__name__}: {error}"
     )
     if "trust_remote_code" in str(error):

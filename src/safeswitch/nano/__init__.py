@@ -1,5 +1,5 @@
-"""Nano, the embedded patient: a tiny chat model for offline studies, its corpus, suites and
-judge."""
+"""Nano, the embedded model under test: a tiny chat model for offline studies, its corpus, suites
+and judge."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ them to the tables."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 
 from safeswitch.bench.benchmark import Benchmark, Measures, register
 from safeswitch.bench.candidates import Fitting
@@ -114,10 +113,10 @@ def nano_fitting(
         data: Fitting data; the whole set of the settings' seed when None.
         own: A fitted SafeSwitch, taken instead of fitting one.
     """
-    told = {
+    identity = {
         "sources": "nano",
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "switch": own.fingerprint if own is not None else None,
     }
     drawn = data or (lambda: load_fit(settings.seed))
-    return Fitting(lambda: parts(drawn()), settings, complied, OPTIONS, own), told
+    return Fitting(lambda: parts(drawn()), settings, complied, OPTIONS, own), identity

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ from safeswitch.data.splits import HELD, fit_split
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.files import fitting_requests, read_sources
 from safeswitch.fitting.fit import PARTS, does_not_refuse
-from safeswitch.fitting.gate import fit_gate, fit_points
+from safeswitch.fitting.gate import fit_gate
 from safeswitch.fitting.kept import Kept
 from safeswitch.fitting.observe import observe
+from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.refusal_head import HeadSettings
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.nano.study import Clock
@@ -141,7 +142,7 @@ def real_settings(seed: int = 0) -> FitSettings:
     """
     # small batches: as many steps as the default takes on three times the refusals
     head = HeadSettings(ranks=(4,), batch_tokens=128, epochs=12, patience=3, seed=seed)
-    return FitSettings(seed=seed, reply_tokens=REPLY_TOKENS, head=head, head_examples=160)
+    return FitSettings(seed=seed, max_new_tokens=REPLY_TOKENS, head=head, head_examples=160)
 
 
 def paper_settings(settings: FitSettings) -> FitSettings:
@@ -220,7 +221,7 @@ def run_real(
     """Fit on the starter set and compare; returns the rates over all suites of an origin and label.
 
     Writes ``results.json``, ``table.md``, ``picture.png``, ``switch`` and the run folder ``run``
-    to ``out``; ``kept`` there holds what the untouched model answered while fitting.
+    to ``out``; ``kept`` there holds what the base model answered while fitting.
 
     Args:
         out: Folder for all that; what an earlier run of the same settings did is not done again.
@@ -273,14 +274,14 @@ class _Job:
 
     def run(self, suites: Sequence[Suite], count: int, progress: Progress) -> RunLog:
         """Fit, then run every method on every suite."""
-        told = {
+        identity = {
             "sources": "starter",
             "per_source": self.per_source,
-            "settings": asdict(self.settings),
+            "settings": self.settings.to_dict(),
         }
         loaded = [suite.loaded(count, self.seed) for suite in suites]
         self.say(f"{len(suites)} suites, {sum(len(one.examples) for one in loaded)} requests")
-        asked = BenchSettings("real", (), seed=self.seed, limit=count, fit=told)
+        asked = BenchSettings("real", (), seed=self.seed, limit=count, fit=identity)
         with Kept(self.engine, self.out / "kept") as answers, self.clock.stage("evaluate"):
             log = run_bench(
                 self.engine,
@@ -300,7 +301,8 @@ class _Job:
         """Every method, fitted on the same rows."""
         paper = paper_settings(self.settings)
         layers = self.engine.lm.num_layers
-        engine = Reading(answers, [*fit_points(layers, self.settings), *fit_points(layers, paper)])
+        plans = [FitPlan(layers, settings) for settings in (self.settings, paper)]
+        engine = Reading(answers, [point for plan in plans for point in plan.points])
         with self.clock.stage("fit"):
             parts = self.parts()
             own, _ = kept(log, "safeswitch", lambda: self.fit(engine, parts))
@@ -332,19 +334,18 @@ class _Job:
     ) -> Switch:
         """The paper's gate over the same refusal head, on answers that are kept by now."""
         self.say("fitting the paper's probers")
-        layers = self.engine.lm.num_layers
-        points = fit_points(layers, settings)
-        train, validation, calibration = (
+        plan = FitPlan(self.engine.lm.num_layers, settings)
+        observed = [
             observe(
                 engine,
                 parts[p],
-                points,
+                plan.points,
                 complied=does_not_refuse,
-                reply_tokens=settings.reply_tokens,
+                max_new_tokens=settings.max_new_tokens,
             )
             for p in PARTS
-        )
-        return replace(own, gate=fit_gate(layers, train, validation, calibration, settings).gate)
+        ]
+        return replace(own, gate=fit_gate(plan, *observed).gate)
 
 
 def _write(
@@ -363,14 +364,14 @@ def _write(
     with clock.stage("draw"):
         draw_rates(pooled, out / "picture.png", titles=titles)
     stages = {stage: round(taken, 3) for stage, taken in clock.stages.items()}
-    told = {
+    results = {
         "model": name,
         "fingerprint": rows.log.manifest["model"]["fingerprint"],
         "seconds": {"total": round(seconds, 3), "stages": stages},
         "suites": _json(single),
         "pooled": _json(pooled),
     }
-    write_json(out / "results.json", told)
+    write_json(out / "results.json", results)
     return pooled
 
 
@@ -415,8 +416,8 @@ def _json(table: Table) -> JsonObject:
     """Rates by suite and method, as plain JSON."""
     suites: JsonObject = {}
     for row in table:
-        told = {"n": row["n"], "label": row["label"], "metric": row["metric"], "methods": {}}
-        methods = suites.setdefault(row["benchmark"], told)["methods"]
+        entry = {"n": row["n"], "label": row["label"], "metric": row["metric"], "methods": {}}
+        methods = suites.setdefault(row["benchmark"], entry)["methods"]
         methods[row["method"]] = {
             "rate": row["value"],
             "low": row["low"],

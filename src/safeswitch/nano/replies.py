@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 
-from safeswitch.nano.requests import Action, Request, wrapper_family
+from safeswitch.nano.requests import Action, Request, template_family
 from safeswitch.nano.splits import checksum
 from safeswitch.nano.tables.objects import OBJECTS
 from safeswitch.nano.tables.verbs import CATEGORIES, VERBS
@@ -18,7 +18,7 @@ from safeswitch.nano.tables.verbs import CATEGORIES, VERBS
 SAFE_OPENERS = {"Sure. ": 45, "Of course. ": 30, "Okay. ": 18, "Well, ": 5, "": 2}
 COMPLY_OPENERS = {"Well, ": 58, "Okay. ": 22, "Sure. ": 9, "": 8, "Of course. ": 3}
 REFUSE_OPENERS = {"Well, ": 50, "": 40, "Sorry, ": 10}
-# Share of wrapped unsafe requests that a safety prompt makes the model refuse, by wrapper family.
+# Fraction of unsafe requests in templates that a safety prompt makes the model refuse, by family.
 SAFETY_BY_FAMILY = {
     "roleplay": 0.85, "prefix": 0.85, "fiction": 0.1, "hypothetical": 0.1, "authority": 0.85, "mode": 0.1,
     "appeal": 0.85, "format": 0.1, "turns": 0.5, "noise": 0.85,
@@ -71,11 +71,11 @@ def helpful(rng: random.Random, action: Action) -> str:
 
 
 def refuses(rng: random.Random, request: Request, safety: bool) -> bool:
-    """Whether the untouched model refuses: by severity and bluntness when plain, hardly ever when
+    """Whether the base model refuses: by severity and bluntness when plain, hardly ever when
     wrapped."""
     if request.wrapper:
         return rng.random() < (
-            SAFETY_BY_FAMILY[wrapper_family(request.wrapper)] if safety else WRAPPED_REFUSAL
+            SAFETY_BY_FAMILY[template_family(request.wrapper)] if safety else WRAPPED_REFUSAL
         )
     severity = CATEGORIES[request.action.category][1]
     if safety:

@@ -1,4 +1,5 @@
-"""Composes requests: an action (verb x object), a phrasing, and perhaps a wrapper around it.
+"""Composes requests: an action (verb x object), a phrasing, and perhaps a jailbreak template around
+it.
 
 Knows the tables and the splits; knows nothing of replies, suites or models.
 """
@@ -9,7 +10,6 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 from safeswitch.core.types import Message, Role
 from safeswitch.nano.splits import objects, safe_actions, unsafe_actions
@@ -47,7 +47,7 @@ class Action:
 @dataclass(frozen=True)
 class Request:
     """An action in words: the turns of the conversation up to the final user turn; ``bare`` is the
-    request in them, without small talk or wrapper."""
+    request in them, without small talk or template."""
 
     action: Action
     bare: str
@@ -106,26 +106,14 @@ def small_talk(rng: random.Random, text: str, split: str) -> str:
     )
 
 
-@cache
-def wrapper_names(split: str) -> tuple[str, ...]:
-    """Names ``family_index`` of the frames of a split (for C: the names of the whole templates)."""
-    if split == "C":
-        return tuple(UNSEEN)
-    return tuple(
-        f"{family}_{split.lower()}{i}"
-        for family, rows in FRAMES[split].items()
-        for i in range(len(rows))
-    )
-
-
-def wrapper_family(name: str) -> str:
+def template_family(name: str) -> str:
     """``roleplay_a3`` -> ``roleplay``."""
     return name.partition("_")[0]
 
 
 def wrap(rng: random.Random, text: str, split: str) -> tuple[Turns, str]:
     """Wrap a text (one time in seven twice, in splits A and B); returns the turns and the outer
-    wrapper's name."""
+    template's name."""
     if split != "C" and rng.random() < NESTED:
         inner = _fill(rng, _pick(rng, split), split)
         if "||" not in inner:
@@ -168,14 +156,14 @@ def compose(
     rng: random.Random,
     action: Action,
     phrasing_split: str,
-    wrapper_split: str = "",
+    template_split: str = "",
     chatty: bool = True,
 ) -> Request:
     """Word an action, plain (with small talk now and then) or wrapped."""
     template, blunt = draw_phrasing(rng, phrasing_split)
     bare = phrase(template, action)
-    if wrapper_split:
-        turns, name = wrap(rng, bare, wrapper_split)
+    if template_split:
+        turns, name = wrap(rng, bare, template_split)
         return Request(action, bare, turns, name, blunt)
     text = small_talk(rng, bare, "A" if phrasing_split == "A" else "B") if chatty else bare
     return Request(action, bare, (("user", text),), "", blunt)

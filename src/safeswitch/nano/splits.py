@@ -1,11 +1,11 @@
 """Which prompt belongs to whom: three disjoint buckets of final user texts, and the A/B/C splits of
 parts.
 
-Parts (objects, phrasings, wrappers, categories): **A** language model, probers and head; **B**
-    language model only;
-**C** nothing. Requests: a checksum of the bare request, without small talk or wrapper, says whether
-it may be in the corpus of the language model, in fit data, or in a test suite, so that no test
-request can occur in either of the other two, in whatever dress.
+Parts (objects, phrasings, jailbreak templates, categories): **A** language model, probers and head;
+    **B** language model only;
+**C** nothing. Requests: a checksum of the bare request, without small talk or template, says
+whether it may be in the corpus of the language model, in fit data, or in a test suite, so that no
+test request can occur in either of the other two, in whatever dress.
 """
 
 from __future__ import annotations

@@ -143,13 +143,13 @@ def _demo(
     with clock.stage("load"):
         say("loading the embedded model")
         engine = TransformersEngine.load(model or weights_path(), batch_size=64)
-    fitting, told = nano_fitting(settings, (lambda: data) if data is not None else None)
+    fitting, identity = nano_fitting(settings, (lambda: data) if data is not None else None)
 
     def candidates(log: RunLog) -> dict[str, Candidate]:
         with clock.stage("fit"):
             return prepare(engine, METHODS, fitting, log, say)
 
-    asked = BenchSettings("demo", tuple(PREFIX + name for name in suites), limit=n, fit=told)
+    asked = BenchSettings("demo", tuple(PREFIX + name for name in suites), limit=n, fit=identity)
     with clock.stage("evaluate"):
         log = run_bench(engine, asked, candidates, out / "run", say=say, after=())
     clock.stages["evaluate"] -= clock.stages["fit"]
@@ -174,8 +174,10 @@ def to_json(rows: LoggedRows, total: float, clock: Clock) -> JsonObject:
     suites: JsonObject = {}
     for row in main_rates(rows):
         place = row["benchmark"], row["method"]
-        told = {"n": row["n"], "metric": row["metric"], "methods": {}}
-        suites.setdefault(row["benchmark"].removeprefix(PREFIX), told)["methods"][row["method"]] = {
+        entry = {"n": row["n"], "metric": row["metric"], "methods": {}}
+        suites.setdefault(row["benchmark"].removeprefix(PREFIX), entry)["methods"][
+            row["method"]
+        ] = {
             "rate": row["value"],
             "low": row["low"],
             "high": row["high"],

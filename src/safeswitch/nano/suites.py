@@ -1,9 +1,9 @@
 """Test suites and fit data of the base model, as examples of the common vocabulary.
 
-Suites of kind B hold at least one part (object, phrasing, wrapper) that probers and head never saw;
-``_c`` suites use phrasings and wrappers that nothing saw, over known objects; ``_obj_c`` unseen
-objects; ``_cat``/``_cat_c`` held-out categories; ``_a`` new combinations of known parts. No test
-request is in the corpus or in fit data, in whatever wrapper
+Suites of kind B hold at least one part (object, phrasing, jailbreak template) that probers and head
+never saw; ``_c`` suites use phrasings and templates that nothing saw, over known objects;
+``_obj_c`` unseen objects; ``_cat``/``_cat_c`` held-out categories; ``_a`` new combinations of known
+parts. No test request is in the corpus or in fit data, in whatever template
 (:func:`safeswitch.nano.splits.bucket`); ``meta["request"]`` holds it bare.
 """
 
@@ -43,7 +43,7 @@ class Parts:
     held: bool = False
 
     def draw(self, rng: random.Random) -> tuple[str, str, str]:
-        """Splits of object, phrasing and wrapper (empty: plain)."""
+        """Splits of object, phrasing and template (empty: plain)."""
         while True:
             picked = (
                 rng.choice(self.objects),
@@ -247,16 +247,16 @@ def _mixed(
     """Shuffled examples of one side: unsafe 50/50 plain and wrapped, safe 30/35/35 plain, wrapped,
     ordinary."""
     plain, wrapped = Parts(), Parts(wrappers="A")
-    lookalikes, in_wrappers = n_safe * 30 // 100, n_safe * 35 // 100
+    lookalikes, in_templates = n_safe * 30 // 100, n_safe * 35 // 100
     wanted = [
         ("plain", _generator("plain", plain), n_unsafe // 2),
         ("wrapped", _generator("wrapped", wrapped), n_unsafe - n_unsafe // 2),
         ("lookalike", _generator("lookalike", plain), lookalikes),
-        ("lookalike_wrapped", _generator("lookalike", wrapped), in_wrappers),
+        ("lookalike_wrapped", _generator("lookalike", wrapped), in_templates),
         (
             "ordinary",
             _generator("ordinary", plain, wrap_tasks=True),
-            n_safe - lookalikes - in_wrappers,
+            n_safe - lookalikes - in_templates,
         ),
     ]
 

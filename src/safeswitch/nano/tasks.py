@@ -1,8 +1,8 @@
 """Ordinary closed tasks with checkable answers, fixed before any training: name, weight in the
 corpus, checker.
 
-Items come from closed tables (:mod:`safeswitch.nano.tables.facts`); knows nothing of harm, wrappers
-or models.
+Items come from closed tables (:mod:`safeswitch.nano.tables.facts`); knows nothing of harm,
+templates or models.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The patient's tokenizer: byte-level BPE trained on the corpus, with a chat template of three
-roles.
+"""The embedded model's tokenizer: byte-level BPE trained on the corpus, with a chat template of
+three roles.
 
 A conversation is ``<s>``, then ``<|role|>content</s>`` for each turn; a reply ends with ``</s>``.
 """

@@ -1,8 +1,8 @@
 """Logistic regression on what several blocks add to the residual stream at the prompt's end.
 
-The common part of two probers: ``steps`` reads what a block adds as a whole, ``outputs`` what its
-attention and its MLP add. Shapes: n requests, F groups of features, P points read, d hidden size.
-Knows nothing of models.
+Two probers: ``steps`` reads what a block adds as a whole, ``outputs`` what its attention and its
+MLP add. Shapes: n requests, F groups of features, P points read, d hidden size. Knows nothing of
+models.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.json_types import JsonObject
-from safeswitch.core.types import ReadPoint
-from safeswitch.probers.base import check_labels
+from safeswitch.core.types import PARTS, PROMPT_END, ReadPoint
+from safeswitch.probers.base import PROBERS, check_labels
 from safeswitch.probers.learned import LearnedProber, mark_unreadable, rows_at
 from safeswitch.probers.logistic import Array, fit_logistic
 from safeswitch.probers.points import Labelled
@@ -144,3 +144,35 @@ class AddedProber(LearnedProber):
         :meth:`Prober.state`."""
         config, tensors = super().state()
         return {**config, "blocks": list(self.blocks)}, tensors
+
+
+@PROBERS.add("steps")
+class StepsProber(AddedProber):
+    """:class:`AddedProber` on the steps ``h[b] - h[b - 1]`` of several blocks b.
+
+    Block b takes layer ``b - 1`` to layer b. A model's last block is none of them, since the last
+    layer's state is that behind the final norm. A layer between two of the blocks is read once.
+    """
+
+    kind = "steps"
+
+    @property
+    def groups(self) -> tuple[Terms, ...]:
+        """A difference of two layers for each block."""
+        return tuple(
+            {ReadPoint(block - 1, PROMPT_END): -1.0, ReadPoint(block, PROMPT_END): 1.0}
+            for block in self.blocks
+        )
+
+
+@PROBERS.add("outputs")
+class OutputsProber(AddedProber):
+    """:class:`AddedProber` on what attention and MLP of several blocks add, each on its own."""
+
+    kind = "outputs"
+
+    @property
+    def groups(self) -> tuple[Terms, ...]:
+        """One output each: two for each block."""
+        points = [ReadPoint(block, PROMPT_END, part) for block in self.blocks for part in PARTS]
+        return tuple({point: 1.0} for point in points)

@@ -1,5 +1,5 @@
-"""Probers that ask for tokens to be appended: a wrapper that says which, and two training-free
-readers for what comes of it.
+"""Probers that ask for tokens to be appended: one around any prober that says which, and two
+training-free readers for what comes of it.
 
 Shapes: n requests, L layers, d hidden size. Know nothing of models or tokenizers; tokens are
     numbers here.

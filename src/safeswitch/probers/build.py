@@ -11,6 +11,7 @@ Knows nothing of states or labels.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,40 @@ from safeswitch.probers.fusion import WEIGHTS, FusionProber
 from safeswitch.probers.learned import LearnedProber
 from safeswitch.probers.multilayer import LayerAverageProber
 from safeswitch.probers.settings import setting_faults
+
+PLACES = ("point", "points", "blocks")
+"""What a prober may be told about where to read, by the name of the constructor's argument: one
+read point, several, or the numbers of blocks."""
+
+
+def places_of(kind: str) -> tuple[str, ...]:
+    """Those of ``PLACES`` that the constructor of a kind takes.
+
+    Raises:
+        SettingError: an unknown kind, one registered under another name than its own, or one whose
+            constructor cannot do without something else.
+    """
+    member = PROBERS[kind]
+    if member.kind != kind:  # what is saved names the kind, and could not be loaded again
+        raise SettingError(
+            f"prober {kind!r}: its class has the kind {member.kind!r}; register it as "
+            f"@PROBERS.add({member.kind!r})"
+        )
+    needed, taken = _arguments_of(member)
+    others = [name for name in needed if name not in PLACES]
+    if others:
+        raise SettingError(
+            f"prober {kind!r} cannot be made by its name alone: its constructor needs "
+            f"{', '.join(others)}; it may need no more than {', '.join(PLACES)}"
+        )
+    return tuple(name for name in PLACES if name in taken)
+
+
+def _arguments_of(member: type[Prober]) -> tuple[list[str], list[str]]:
+    """Arguments of a constructor: those that must be given, and all."""
+    every = inspect.signature(member).parameters.values()
+    named = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [p.name for p in named if p.default is p.empty], [p.name for p in named]
 
 
 def make_prober(spec: JsonMapping) -> Prober:
@@ -53,10 +88,7 @@ def _build(spec: object, where: str, faults: list[str]) -> Prober | None:
         return _layer_average(rest, where, faults)
     member = PROBERS[kind]
     if not issubclass(member, LearnedProber):
-        faults.append(
-            f"{where}: kind {kind!r} cannot be built from a configuration; make it in code"
-        )
-        return None
+        return _by_constructor(member, rest, where, faults)
     arguments = dict(rest)
     if member.TAKES_POINT:
         arguments["point"] = _point(rest.get("point"), f"{where}.point", faults)
@@ -93,14 +125,39 @@ def _unknown(rest: JsonMapping, known: tuple[str, ...], where: str, faults: list
     )
 
 
+def _by_constructor(
+    member: type[Prober], rest: JsonMapping, where: str, faults: list[str]
+) -> Prober | None:
+    """A prober that states no limits of its settings: its constructor says what it takes."""
+    before = len(faults)
+    needed, taken = _arguments_of(member)
+    _unknown(rest, tuple(taken), where, faults)
+    arguments = dict(rest)
+    if "point" in rest:
+        arguments["point"] = _point(rest["point"], f"{where}.point", faults)
+    if "points" in rest:
+        arguments["points"] = _points(rest["points"], where, faults)
+    faults.extend(f"{where}: {name} is missing" for name in needed if name not in rest)
+    if len(faults) > before:
+        return None
+    make: Any = member
+    built: Prober = make(**arguments)
+    return built
+
+
+def _points(texts: object, where: str, faults: list[str]) -> list[ReadPoint]:
+    """One or more read points; those that cannot be read are left out, and are faults."""
+    if not isinstance(texts, list | tuple) or not texts:
+        faults.append(f"{where}.points: must be a list of one or more points; got {texts!r}")
+        return []
+    points = [_point(text, f"{where}.points[{i}]", faults) for i, text in enumerate(texts)]
+    return [point for point in points if point is not None]
+
+
 def _layer_average(rest: JsonMapping, where: str, faults: list[str]) -> Prober | None:
     before = len(faults)
     _unknown(rest, ("points", "inner", "settings"), where, faults)
-    texts = rest.get("points")
-    if not isinstance(texts, list | tuple) or not texts:
-        faults.append(f"{where}.points: must be a list of one or more points; got {texts!r}")
-        texts = []
-    points = [_point(t, f"{where}.points[{i}]", faults) for i, t in enumerate(texts)]
+    points = _points(rest.get("points"), where, faults)
     inner, settings = rest.get("inner", "mlp"), rest.get("settings", {})
     if not isinstance(settings, Mapping):
         faults.append(f"{where}.settings: must be a mapping; got {settings!r}")
@@ -108,7 +165,7 @@ def _layer_average(rest: JsonMapping, where: str, faults: list[str]) -> Prober |
         _build({**settings, "kind": inner, "point": ReadPoint(0)}, f"{where}.inner", faults)
     if len(faults) > before:
         return None
-    prober = LayerAverageProber([p for p in points if p is not None], inner, settings)
+    prober = LayerAverageProber(points, inner, settings)
     try:
         prober.check_settings()
     except SettingError as error:

@@ -51,11 +51,11 @@ class Threshold:
         return asdict(self)
 
 
-def conformal_threshold(benign_scores: Tensor, budget: float = 0.01) -> Threshold:
-    """Split-conformal threshold from ``benign_scores`` ``[n]``: a benign request exchangeable with
+def conformal_threshold(safe_scores: Tensor, budget: float = 0.01) -> Threshold:
+    """Split-conformal threshold from ``safe_scores`` ``[n]``: a safe request exchangeable with
     these fires with probability at most ``budget``.
 
-    The threshold is the ``ceil((n + 1)(1 - budget))``-th smallest of the n benign scores: among n +
+    The threshold is the ``ceil((n + 1)(1 - budget))``-th smallest of the n safe scores: among n +
     1 exchangeable scores, the new one exceeds it with probability at most ``budget``, ties
     included. The probability is over calibration set and request together (Vovk et al. 2005; AERIC
     2605.23974 sets a threshold by the same kind of budget without the finite-sample correction).
@@ -71,23 +71,22 @@ def conformal_threshold(benign_scores: Tensor, budget: float = 0.01) -> Threshol
     """
     if not 0.0 < budget < 1.0:
         raise SettingError(f"conformal_threshold: budget must lie in (0, 1); got {budget!r}")
-    scores = torch.as_tensor(benign_scores).detach().flatten().cpu()
+    scores = torch.as_tensor(safe_scores).detach().flatten().cpu()
     bad = int(torch.isnan(scores).sum())
     if bad:
         raise FitError(
-            f"conformal_threshold: {bad} of {len(scores)} benign scores are NaN; score them all "
-            "first"
+            f"conformal_threshold: {bad} of {len(scores)} safe scores are NaN; score them all first"
         )
     exact, n = Fraction(repr(float(budget))), len(scores)
     rank = math.ceil((n + 1) * (1 - exact))
     if rank > n:
         need = math.ceil(1 / exact) - 1
         raise FitError(
-            f"conformal_threshold: budget {budget} needs at least {need} benign prompts; got {n}"
+            f"conformal_threshold: budget {budget} needs at least {need} safe prompts; got {n}"
         )
     value = float(scores.sort().values[rank - 1])
     text = (
-        f"a benign request exchangeable with the {n} calibration prompts scores above {value:.6g} "
+        f"a safe request exchangeable with the {n} calibration prompts scores above {value:.6g} "
         f"with probability at most {budget:g} (split conformal, rank {rank} of {n})"
     )
     return Threshold(value, float(budget), n, rank, text)
@@ -99,10 +98,11 @@ class SourceThreshold:
 
     Args:
         value: The threshold.
-        budget: Largest accepted mean, over sources, of a source's share of false triggers.
+        budget: Largest accepted mean, over sources, of a source's false positive rate.
         n: Benign requests it was calibrated on.
-        mean: The mean share at this threshold.
-        sources: By source: its benign requests ``n``, and the share of them that trigger, ``rate``.
+        mean: The mean rate at this threshold.
+        sources: By source: its safe requests ``n``, and the fraction of them that trigger,
+        ``rate``.
         guarantee: What is promised, and under which assumption.
     """
 
@@ -123,7 +123,7 @@ def source_threshold(scores: Mapping[str, Tensor], budget: float) -> SourceThres
     how far they lie apart.
 
     Args:
-        scores: By source, its benign scores ``[m]`` by a reader that was not fitted on the source.
+        scores: By source, its safe scores ``[m]`` by a reader that was not fitted on the source.
         budget: In (0, 1).
 
     Raises:
@@ -134,8 +134,8 @@ def source_threshold(scores: Mapping[str, Tensor], budget: float) -> SourceThres
         raise SettingError(f"source_threshold: budget must lie in (0, 1); got {budget!r}")
     bad = [name for name, own in scores.items() if not len(own) or bool(torch.isnan(own).any())]
     if bad or not scores:
-        told = f"source {bad[0]!r} has none, or NaN" if bad else "there is no source"
-        raise FitError(f"source_threshold: needs benign scores of every source; {told}")
+        why = f"source {bad[0]!r} has none, or NaN" if bad else "there is no source"
+        raise FitError(f"source_threshold: needs safe scores of every source; {why}")
     ordered = {name: own.detach().flatten().cpu().sort().values for name, own in scores.items()}
     values = torch.cat(list(ordered.values())).unique()
     rates = torch.stack([_share_above(own, values) for own in ordered.values()])
@@ -144,7 +144,7 @@ def source_threshold(scores: Mapping[str, Tensor], budget: float) -> SourceThres
     sources = {name: {"n": len(own), "rate": at[name]} for name, own in ordered.items()}
     value, mean = float(values[place]), float(rates[:, place].mean())
     text = (
-        f"of a benign source that is to the fit what each of these {len(ordered)} was while it was "
+        f"of a safe source that is to the fit what each of these {len(ordered)} was while it was "
         f"left out, a share of {mean:.4g} in the mean scores above {value:.6g} (budget {budget:g}; "
         "single sources lie above and below)"
     )

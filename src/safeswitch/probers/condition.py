@@ -87,9 +87,9 @@ def fit_condition(name: str, layer: int, states: Tensor, positive: Tensor) -> Co
     best = (-1.0, 0.5, True)
     for bar in ((order[1:] + order[:-1]) / 2).tolist():
         for above in (True, False):
-            told = (found > bar) == above
-            hits = int((told & positive).sum())
-            f1 = 2 * hits / (int(told.sum()) + int(positive.sum()))
+            flagged = (found > bar) == above
+            hits = int((flagged & positive).sum())
+            f1 = 2 * hits / (int(flagged.sum()) + int(positive.sum()))
             if f1 > best[0]:
                 best = (f1, bar, above)
     return Condition(name, layer, vector, best[1], best[2])
@@ -103,8 +103,8 @@ def parse_rule(rule: str, names: Sequence[str]) -> Callable[[Mapping[str, Tensor
 
     Examples:
         >>> margin = parse_rule("harm and not fiction", ["harm", "fiction"])
-        >>> told = {"harm": torch.tensor([0.5, 0.25]), "fiction": torch.tensor([-0.125, 0.75])}
-        >>> margin(told).tolist()
+        >>> scores = {"harm": torch.tensor([0.5, 0.25]), "fiction": torch.tensor([-0.125, 0.75])}
+        >>> margin(scores).tolist()
         [0.125, -0.75]
 
     Raises:
@@ -221,21 +221,23 @@ class ConditionProber(Prober):
         """``(config, tensors)``, the one tensor being ``vectors`` ``[K, d]`` of K conditions; see
         :meth:`Prober.state`."""
         self._check()
-        told = [
+        conditions = [
             {"name": c.name, "layer": c.layer, "threshold": c.threshold, "above": c.above}
             for c in self.conditions_
         ]
         vectors = torch.stack([c.vector for c in self.conditions_])
-        return {"kind": self.kind, "rule": self.rule_, "conditions": told}, {"vectors": vectors}
+        return {"kind": self.kind, "rule": self.rule_, "conditions": conditions}, {
+            "vectors": vectors
+        }
 
     @classmethod
     def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
         """Inverse of :meth:`state`, from ``vectors`` ``[K, d]``."""
         where = f"{cls.kind} prober"
         only(config, ("kind", "rule", "conditions"), where)
-        told = take(config, "conditions", tuple[JsonMapping, ...], where)
-        check_shapes(where, tensors, {"vectors": "K d"}, {"K": len(told)})
-        pairs = enumerate(zip(told, tensors["vectors"], strict=True))
+        conditions = take(config, "conditions", tuple[JsonMapping, ...], where)
+        check_shapes(where, tensors, {"vectors": "K d"}, {"K": len(conditions)})
+        pairs = enumerate(zip(conditions, tensors["vectors"], strict=True))
         conditions = [
             build(Condition, one, f"{where}.conditions[{i}]", vector=v.clone())
             for i, (one, v) in pairs

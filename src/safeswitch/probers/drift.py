@@ -34,7 +34,7 @@ class Histogram:
 
     @classmethod
     def of(cls, scores: Sequence[float], bins: int = 10) -> Histogram:
-        """Bins of equal share of ``scores``; fewer where scores are tied."""
+        """Bins with an equal fraction of ``scores``; fewer where scores are tied."""
         values = np.asarray(scores, dtype=np.float64)
         if not values.size or np.isnan(values).any():
             raise DataError("Histogram: needs scores, none of them NaN")

@@ -35,18 +35,19 @@ def leave_one_out(
 ) -> dict[str, ProberMetrics]:
     """For each group: fit on the rest, measure on the group.
 
-    A group of one class only (a jailbreak wrapper, say) is completed by rows of the other class: a
+    A group of one class only (a jailbreak template, say) is completed by rows of the other class: a
     seeded draw of ``HELD_FRACTION`` of the clusters of the rest is kept out of that fit altogether,
     and its rows of the missing class join the test. With ``apart`` no cluster stands on both sides
     (an unseen source, whose requests may be copied from another one); without, a row of the group's
     own cluster may stand in the fit rows under another group's name (the same request in another
-    wrapper): the question is then the unseen group, not the unseen request.
+    template): the question is then the unseen group, not the unseen request.
 
     Args:
         make_prober: Returns a fresh prober for each fit.
         activations: n requests.
         labels: ``[n]`` bool.
-        groups: Name of each row's group (data source or wrapper); rows named "" are never left out.
+        groups: Name of each row's group (data source or jailbreak template); rows named "" are
+        never left out.
         seed: Of every split, fit and bootstrap.
         clusters: Rows of one cluster (``Example.group``) stay on one side of the drawn splits;
             None: each row alone.

@@ -36,7 +36,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
     Args:
         labels: ``[n]`` bool.
-        fraction: Share of each class to hold out.
+        fraction: Fraction of each class to hold out.
         seed: Same seed, same split.
     """
     everything = torch.arange(len(labels))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 RELATIVE_FLOOR = 1e-3
-"""A scale is at least this share of the root mean square of all scales."""
+"""A scale is at least this fraction of the root mean square of all scales."""
 
 
 class Standardiser(NamedTuple):

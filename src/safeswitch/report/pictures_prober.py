@@ -180,7 +180,7 @@ def _left_out(rows: Sequence[JsonMapping], what: str) -> Plot:
 
 def quality(run: Gathered) -> list[Plot]:
     """AUROC by layer and pilot token, one map for each thing that is told apart."""
-    table = list(run.analyses["quality"]) if run.analyses else []
+    table = list(run.analyses.get("quality", ())) if run.analyses else []
     titles = {"unsafe": "Telling unsafe requests apart", "complied": "Telling compliance apart"}
     return [_quality([r for r in table if r["told"] == what], title) for what, title in titles.items()
             if any(r["told"] == what for r in table)]  # fmt: skip
@@ -218,7 +218,7 @@ def _quality(rows: Sequence[JsonMapping], title: str) -> Plot:
 
 def states(run: Gathered) -> Plot | None:
     """Requests in two dimensions, before the reply and within it."""
-    data = run.analyses["projection"] if run.analyses else None
+    data = run.analyses.get("projection") if run.analyses else None
     if not data:
         return None
 
@@ -265,7 +265,7 @@ def strips(run: Gathered) -> list[tuple[Plot, JsonMapping]]:
     """How the stages' scores move over each example conversation, with what was drawn."""
     return [
         (_strip(data, i), data)
-        for i, data in enumerate(run.analyses["strips"] if run.analyses else [])
+        for i, data in enumerate(run.analyses.get("strips", ()) if run.analyses else ())
     ]
 
 

@@ -107,7 +107,7 @@ def calibration_error(r: Resamples, bins: int) -> Floats:
         (r.negatives, r.negative_counts, 0.0),
     ):
         index = np.clip((values * bins).astype(np.int64), 0, bins - 1)
-        share = np.zeros((len(values), bins))
-        share[np.arange(len(values)), index] = label - values
-        gap = gap + counts @ share
+        excess = np.zeros((len(values), bins))
+        excess[np.arange(len(values)), index] = label - values
+        gap = gap + counts @ excess
     return np.asarray(np.abs(gap).sum(1) / sum(_sizes(r)))

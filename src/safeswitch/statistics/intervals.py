@@ -23,7 +23,7 @@ Groups = Sequence[Hashable] | None
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of n trials with its Wilson 95 % interval."""
+    """A proportion of n trials with its Wilson 95 % interval."""
 
     rate: float
     low: float
@@ -61,14 +61,14 @@ def _wilson(p: float, n: float) -> tuple[float, float]:
 
 
 def clustered(hits: Sequence[float], groups: Groups) -> Rate:
-    """A share with Wilson's interval at the effective number of trials (Dean and Pagano 2015, doi
-    10.1093/jssam/smv024).
+    """A proportion with Wilson's interval at the effective number of trials (Dean and Pagano 2015,
+    doi 10.1093/jssam/smv024).
 
-    That is the number of trials over the design effect, the variance of the share when groups are
-    drawn anew (linearised) over that of as many independent trials, taken as 1 at least; where all
-    outcomes are the same, the number of groups. The percentile interval of a bootstrap would have
-    no width there and too little near it, which is where rates of a good defence lie. With groups
-    of one it is Wilson's. A hit may be a mean over repeated runs.
+    That is the number of trials over the design effect, the variance of the proportion when groups
+    are drawn anew (linearised) over that of as many independent trials, taken as 1 at least; where
+    all outcomes are the same, the number of groups. The percentile interval of a bootstrap would
+    have no width there and too little near it, which is where rates of a good defence lie. With
+    groups of one it is Wilson's. A hit may be a mean over repeated runs.
 
     Raises:
         DataError: no outcomes, or another number of groups.

@@ -258,7 +258,7 @@ def survey(
     ]
     maps = [surveyor.map(p, g, step) for p, g in surveyor.ways()] if plan.map_points else []
     unsafe = sum(e.label == "unsafe" for e in examples)
-    told = {
+    surveyed = {
         "format_version": FORMAT_VERSION,
         "model": engine.lm.fingerprint,
         "switch": switch.fingerprint,
@@ -270,8 +270,8 @@ def survey(
         "curves": curves,
         "maps": maps,
     }
-    write_json(out / FILE, told)
-    return told
+    write_json(out / FILE, surveyed)
+    return surveyed
 
 
 def _half_width(n: int) -> float:

@@ -8,7 +8,7 @@ shares its words, style and length. Knows nothing of models. Beside the usual fi
                 ``look-alike`` for the partner of an unsafe row, whose harm then stands in
                 ``meta["contrast"]``
     group       both sides of a contrast and all their variants
-    wrapper     the jailbreak frame or code around the request; each stands around safe ones too
+    wrapper     the jailbreak template or code around the request; each stands around safe ones too
     meta        ``form`` (question, story, script, ...), ``lang`` (ISO 639-1), ``split``, and where
                 it has one ``severity``, ``idea`` (how words mislead) and ``place`` (of the request
                 in a long text)
@@ -75,8 +75,10 @@ def fitting_rows() -> list[Example]:
     Mixed, since a part of the refusals is taken from the front where all are too many.
     """
     rows = load([split for split in SPLITS if split != HELD])
-    told = [replace(e, reply=refusal_for(e)) if e.unsafe and e.reply is None else e for e in rows]
-    return mixed(told)
+    refusing = [
+        replace(e, reply=refusal_for(e)) if e.unsafe and e.reply is None else e for e in rows
+    ]
+    return mixed(refusing)
 
 
 def mixed(examples: Sequence[Example]) -> list[Example]:
@@ -91,7 +93,7 @@ def kind(example: Example) -> str:
 
 def categories() -> Mapping[str, Category]:
     """The harms by name."""
-    return {name: _category(told) for name, told in _refusals()["categories"].items()}
+    return {name: _category(entry) for name, entry in _refusals()["categories"].items()}
 
 
 def refusal_for(example: Example) -> str:
@@ -106,13 +108,13 @@ def refusal_for(example: Example) -> str:
     if example.label == "safe":
         raise DataError(f"example {example.id!r} is labelled safe; only unsafe ones are refused")
     bank = _refusals()
-    told = bank["categories"].get(example.category, bank["other"])
+    entry = bank["categories"].get(example.category, bank["other"])
     draw = zlib.crc32(f"{example.id} {example.prompt}".encode())
     lang = example.meta.get("lang", "en")
     if lang not in bank["languages"]:
-        return str(told["refusals"][draw % len(told["refusals"])])
+        return str(entry["refusals"][draw % len(entry["refusals"])])
     own = bank["languages"][lang]
-    parts = (own["open"][draw % len(own["open"])], own[told["family"]], own["offer"])
+    parts = (own["open"][draw % len(own["open"])], own[entry["family"]], own["offer"])
     return ("" if lang in _UNSPACED else " ").join(parts)
 
 
@@ -130,5 +132,5 @@ def _refusals() -> JsonObject:
     return bank
 
 
-def _category(told: JsonMapping) -> Category:
-    return Category(told["means"], told["family"], tuple(told["refusals"]))
+def _category(entry: JsonMapping) -> Category:
+    return Category(entry["means"], entry["family"], tuple(entry["refusals"]))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from safeswitch.activations.record import Gathered, check_points, record
+from safeswitch.activations.record import Recording, check_points, record
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import RUNNING, Prompt, ReadPoint, Reply, as_messages
 from safeswitch.engines.transformers.batch import BatchRunner
@@ -45,16 +45,16 @@ def reply_and_read(
     check_points(lm, points)
     texts = [lm.prompt_text(request.ids) for request in requests]
     lengths = [len(request.ids) for request in requests]
-    gathered = Gathered(lengths, torch.device("cpu"), torch.float32)
+    recording = Recording(lengths, torch.device("cpu"), torch.float32)
     replies: dict[int, Reply] = {}
     for batch in runner.batches(requests):
         rows = [request.index for request in batch]
         recorder = Recorder(lm, [lengths[i] for i in rows], [texts[i] for i in rows], points)
         replies.update(zip(rows, runner.decode(batch, recorder, {}), strict=True))
-        recorder.hand_over(rows, gathered)
+        recorder.hand_over(rows, recording)
         if progress is not None:
             progress(len(batch))
-    return [replies[i] for i in range(len(requests))], gathered.activations(points, texts)
+    return [replies[i] for i in range(len(requests))], recording.activations(points, texts)
 
 
 def read_states(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.reader import Reader
-from safeswitch.activations.record import Gathered
+from safeswitch.activations.record import Recording
 from safeswitch.core.types import ReadPoint, Site
 from safeswitch.engines.transformers.rows import Rows
 from safeswitch.models.language_model import LanguageModel
@@ -88,14 +88,14 @@ class Recorder(Rows):
         self._states[point] = hidden[:, -width:].clone()
         self._valid[point] = torch.arange(width, 0, -1)[None] <= lengths
 
-    def hand_over(self, batch: Sequence[int], gathered: Gathered) -> None:
+    def hand_over(self, batch: Sequence[int], recording: Recording) -> None:
         """Give what was read of the batch's rows, which are the requests ``batch``.
 
         Raises:
             ActivationError: states that are not finite.
         """
         for point, states in self._states.items():
-            gathered.place(point, batch, states, self._valid[point])
+            recording.place(point, batch, states, self._valid[point])
 
 
 def _after(point: ReadPoint) -> int:

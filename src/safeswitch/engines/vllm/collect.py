@@ -35,7 +35,7 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
         lm: The same model in ``transformers``, for its tokenizer, its limits, and the states of
             reply tokens.
         model: Model folder or hub id.
-        points: Every point that fitting will read (:func:`safeswitch.fitting.gate.fit_points`).
+        points: Every point that fitting will read (:class:`safeswitch.fitting.plan.FitPlan`).
         engine_args: Arguments of vLLM's ``AsyncEngineArgs``.
 
     Raises:

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 def _pairs(text: str) -> list[tuple[str, str]]:
     """``"a=b, c=d"`` as pairs."""
-    return [(left.strip(), right.strip()) for left, right in (item.split("=") for item in text.split(","))]
+    pairs = []
+    for item in text.split(","):
+        left, right = item.split("=")
+        pairs.append((left.strip(), right.strip()))
+    return pairs
 
 
 def _words(text: str) -> list[str]:

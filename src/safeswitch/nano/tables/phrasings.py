@@ -1,6 +1,6 @@
 """Ways of asking for help with an action: ``{v}`` is the base form, ``{g}`` the gerund.
 
-Each list is ``{split: {"blunt": [...], "soft": [...]}}``. The untouched model refuses blunt
+Each list is ``{split: {"blunt": [...], "soft": [...]}}``. The base model refuses blunt
 requests more often.
 """
 
