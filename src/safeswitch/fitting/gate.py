@@ -34,6 +34,8 @@ from safeswitch.switch.gate import Gate, Stage
 
 ADDED: tuple[type[AddedProber], ...] = (StepsProber, OutputsProber)
 """Readers of what blocks add, each under the name of its kind."""
+_UNSAFE_BINS = 50
+"""Fine enough to tell a loss of 2 % of unsafe requests."""
 
 
 def candidate_layers(num_layers: int, settings: FitSettings) -> tuple[int, ...]:
@@ -326,13 +328,13 @@ def _calibrated(
         )
         notes["threshold"] = asdict(bar)
         if first is not None:
-            notes["benign_stage1"] = _benign(first, benign)
+            notes |= _scores(first, benign, validation)
         stage = Stage(alone, bar.value)
         return Gate(stage1=stage, **fixed) if first is not None else Gate(stage2=stage, **fixed)
     bar = by_source or conformal_threshold(first.score(benign.activations), settings.stage_budget)
     passing = _lower_quantile(second.score(harmful.activations), settings.miss_budget)
     notes |= {"threshold": asdict(bar), "stage2_threshold": passing}
-    notes["benign_stage1"] = _benign(first, benign)
+    notes |= _scores(first, benign, validation)
     s1, s2 = first.score(harmful.activations), second.score(harmful.activations)
     seen = max(1, len(harmful.unsafe))
     caught = {"and": int(((s1 > bar.value) & (s2 > passing)).sum()) / seen}
@@ -356,9 +358,14 @@ def _calibrated(
     )
 
 
-def _benign(first: Prober, benign: Observed) -> JsonObject:
-    """How stage 1 scores benign calibration requests: what drift is measured against later."""
-    return Histogram.of(first.score(benign.activations).tolist()).to_dict()
+def _scores(first: Prober, benign: Observed, validation: Observed) -> JsonObject:
+    """How stage 1 scores benign calibration requests, against which drift is measured later, and
+    unsafe validation requests, by which a later threshold is told what it loses."""
+    unsafe = first.score(validation.activations)[validation.unsafe]
+    return {
+        "benign_stage1": Histogram.of(first.score(benign.activations).tolist()).to_dict(),
+        "unsafe_stage1": Histogram.of(unsafe.tolist(), bins=_UNSAFE_BINS).to_dict(),
+    }
 
 
 def _one_class(labels: Mapping[str, Tensor]) -> str | None:
