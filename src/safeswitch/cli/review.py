@@ -85,8 +85,8 @@ def review(
         return
     left = [one for one in seen.flagged if one.text_sha256 not in given]
     put(
-        f"{len(seen.flagged)} texts flagged in {seen.requests} requests; {len(given)} have a "
-        "verdict"
+        f"{len(seen.flagged)} texts flagged in {seen.requests} requests; "
+        f"{len(seen.flagged) - len(left)} have a verdict"
     )
     _ask(_ordered(left, order, own)[:limit], reviews, _name(by), own)
 

@@ -45,9 +45,9 @@ class RecalibrationSettings:
             that the gate has.
         budget: Largest expected fraction of all requests that are false alarms of this stage; None
             takes the FPR budget that the switch was fitted with.
-        max_shift: Furthest that the threshold may move from where it is, in log-odds of the score
-            (3: odds times 20). Whoever can give verdicts can move the threshold; this bounds how
-            far.
+        max_shift: Furthest that the threshold may lie from where the fit set it, over all
+            recalibrations since, in log-odds of the score (3: odds times 20). Whoever can give
+            verdicts can move the threshold; this bounds how far.
         per_day: Requests a day for which false alarms are stated.
         passed_is_benign: Take every request that was not flagged for benign. Only then may the
             threshold fall.
@@ -149,13 +149,8 @@ def recalibrate(
     rows = _Rows.of(seen, verdicts, chosen)
     before = switch.gate.thresholds()[chosen.stage]
     wanted = rows.threshold(before, _allowed(float(chosen.budget or 0.0), seen.requests))
-    after = _held(before, wanted, chosen.max_shift)
-    if after == before:
-        raise FitError(
-            f"recalibrate: {chosen.stage}'s threshold {before:.4f} already keeps false alarms "
-            f"within the budget of {chosen.budget:g} of all requests; nothing was changed (a "
-            "smaller budget asks for more)"
-        )
+    after = _held(_origin(switch, chosen.stage, before), before, wanted, chosen.max_shift)
+    _check_moves(before, after, wanted, chosen)
     caught = _caught(switch, chosen.stage, before, after)
     _check_catches(rows, before, after, caught)
     found = Recalibration(
@@ -322,14 +317,46 @@ def _reached(scores: Mapping[str, float], stage: str, seen: Traffic) -> float:
     return scores.get(stage, -math.inf)
 
 
-def _held(before: float, wanted: float, max_shift: float) -> float:
-    """``wanted``, or the furthest on the way there; never 0 or 1, where nothing or everything would
-    pass."""
-    odds = log_odds(torch.tensor([before, wanted], dtype=torch.float64))
-    shift = float(odds[1] - odds[0])
-    if wanted == before or (abs(shift) <= max_shift and 0.0 < wanted < 1.0):
+def _origin(switch: Switch, stage: str, now: float) -> float:
+    """Where the fit set a threshold, before any recalibration."""
+    entries = [entry for entry in switch.record.get(RECORD, ()) if entry["stage"] == stage]
+    return float(entries[0]["before"]) if entries else now
+
+
+def _held(origin: float, before: float, wanted: float, max_shift: float) -> float:
+    """``wanted``, or the furthest on the way there; never 0 or 1, where everything or nothing would
+    be flagged."""
+    odds = log_odds(torch.tensor([origin, before, wanted], dtype=torch.float64))
+    start, now, there = odds.tolist()
+    if wanted == before or (abs(there - start) <= max_shift and 0.0 < wanted < 1.0):
         return wanted
-    return float(torch.sigmoid(odds[0] + max(-max_shift, min(max_shift, shift))))
+    furthest = min(max(there, start - max_shift), start + max_shift)
+    if (furthest - now) * (there - now) <= 0:
+        return before
+    return float(torch.sigmoid(torch.tensor(furthest, dtype=torch.float64)))
+
+
+def _check_moves(
+    before: float, after: float, wanted: float, settings: RecalibrationSettings
+) -> None:
+    """Refuse a recalibration that changes nothing.
+
+    Raises:
+        FitError: the budget is kept already, or the threshold may move no further.
+    """
+    if after != before:
+        return
+    if wanted == before:
+        raise FitError(
+            f"recalibrate: {settings.stage}'s threshold {before:.4f} already keeps false alarms "
+            f"within the budget of {settings.budget:g} of all requests; nothing was changed (a "
+            "smaller budget asks for more)"
+        )
+    raise FitError(
+        f"recalibrate: {settings.stage}'s threshold {before:.4f} has moved by max_shift "
+        f"{settings.max_shift:g} already, and the budget asks for {wanted:.4f}; fit again, or "
+        "allow a larger shift"
+    )
 
 
 def _a_day(found: Interval, requests: int, per_day: float) -> Interval:

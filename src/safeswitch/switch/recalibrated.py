@@ -29,7 +29,7 @@ def sentences(found: JsonMapping) -> list[str]:
         most = found["settings"]["max_shift"]
         lines.append(
             f"held: the budget asks for {found['wanted']:.4f}; a threshold moves by at most "
-            f"{most:g} in log-odds at a time"
+            f"{most:g} in log-odds from where the fit set it"
         )
     if found["settings"]["passed_is_benign"]:
         lines.append("requests that were not flagged were taken for benign, as the caller said")
