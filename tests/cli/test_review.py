@@ -117,7 +117,7 @@ def test_the_loop_gives_a_bundle_with_fewer_false_alarms_that_still_catches(
     code, told, error = call("review", *base, "--by", "ann", "--import", given)
     assert (code, told) == (0, f"{len(rows)} verdicts added to {tmp_path / 'r.jsonl'}\n"), error
     new = tmp_path / "new"
-    code, told, error = call("recalibrate", *base, "--out", new, "--max-shift", 8)
+    code, told, error = call("recalibrate", *base, "--out", new, "--budget", 0.02, "--max-shift", 4)
     assert code == 0, error
     assert "false alarms a day at 10000 requests" in told
     assert "ann" in (new / "README.md").read_text()
@@ -135,7 +135,8 @@ def test_the_loop_gives_a_bundle_with_fewer_false_alarms_that_still_catches(
         for switch, own in fired.items()
     }
     assert false[jumpy] >= 5
-    assert false[after] == 0
+    # 160 requests at 2 %: 161 * .02 - 1 leaves room for two
+    assert false[after] == 2
     assert sum(fired[after]) - false[after] >= 30
 
 
