@@ -55,7 +55,8 @@ def test_the_threshold_lands_on_the_false_alarm_that_the_budget_leaves_no_room_f
     assert found.after == pytest.approx(0.55 + 3 / 25)
     assert new.gate.thresholds() == {"stage1": found.after}
     assert not found.held
-    assert found.right == {"before": 4, "after": 4}
+    assert found.right is not None
+    assert (found.right.rate, found.right.n) == (1.0, 4)
     assert (found.alarms_before.value, found.alarms_after.value) == (60.0, 20.0)
     assert found.alarms_after.low == pytest.approx(10 * poisson_total([1, 1]).low)
 

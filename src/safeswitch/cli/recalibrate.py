@@ -2,53 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
-from safeswitch.cli.audit import UrlOption
 from safeswitch.cli.options import one_of, switch_folder
-from safeswitch.cli.review import SinceOption, SwitchOption, read_traffic
+from safeswitch.cli.review import TrafficOptions, read_traffic
 from safeswitch.cli.screen import put
 from safeswitch.core.errors import SettingError
+from safeswitch.data.traffic import FRONT
 
 
-def recalibrate(
-    url: UrlOption,
-    switch: SwitchOption,
-    reviews: Annotated[
-        list[Path], typer.Option(help="File of verdicts (safeswitch review); repeat for more.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the new switch.")],
+@dataclass(frozen=True)
+class ThresholdOptions:
+    """How the threshold is set anew."""
+
+    panel: ClassVar[str] = "Threshold"
+
     budget: Annotated[
         float | None,
         typer.Option(
             help="Fraction of all requests that may be false alarms. None: the budget of the fit."
         ),
-    ] = None,
+    ] = None
     stage: Annotated[
         str,
         typer.Option(
             help="Whose threshold moves: stage1, stage2 or product. None: the gate's first.",
-            autocompletion=one_of("stage1", "stage2", "product"),
+            autocompletion=one_of(*FRONT),
         ),
-    ] = "",
+    ] = ""
     max_shift: Annotated[
-        float, typer.Option(help="Furthest that the threshold may move, in log-odds.")
-    ] = 3.0,
+        float,
+        typer.Option(
+            help="Furthest that the threshold may lie from where the fit set it, in log-odds."
+        ),
+    ] = 3.0
     per_day: Annotated[
         float, typer.Option(help="Requests a day for which false alarms are stated.")
-    ] = 10_000,
+    ] = 10_000
     passed_is_benign: Annotated[
         bool,
         typer.Option(
             "--passed-is-benign",
             help="Take all that was not flagged for benign; the threshold may then fall too.",
         ),
-    ] = False,
-    since_days: SinceOption = None,
+    ] = False
+
+
+def recalibrate(
+    recorded: TrafficOptions,
+    threshold: ThresholdOptions,
+    reviews: Annotated[
+        list[Path], typer.Option(help="File of verdicts (safeswitch review); repeat for more.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the new switch.")],
 ) -> None:
     """Set a switch's threshold anew from verdicts on what it flagged, and write a new bundle.
 
@@ -62,8 +73,8 @@ def recalibrate(
     from safeswitch.switch.recalibrated import RECORD, sentences
     from safeswitch.switch.switch import Switch
 
-    chosen = RecalibrationSettings(stage, budget, max_shift, per_day, passed_is_benign)
-    folder = switch_folder(switch)
+    chosen = RecalibrationSettings(**asdict(threshold))
+    folder = switch_folder(recorded.switch)
     if out.exists() and Path(folder).exists() and out.samefile(folder):
         raise SettingError(f"recalibrate: --out {out} is the switch itself; name another folder")
     check_writable(out)
@@ -71,7 +82,7 @@ def recalibrate(
     said = [review for path in reviews for review in read_reviews(path)]
     new, _ = set_anew(
         old,
-        read_traffic(url, old, since_days),
+        read_traffic(recorded, old),
         settled(said, old.fingerprint),
         chosen,
         reviewers=by_reviewer(said),

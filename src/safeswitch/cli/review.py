@@ -7,8 +7,9 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -26,15 +27,25 @@ _DAY_S = 86400
 ORDERS = ("nearest", "random")
 _ANSWERS: dict[str, Verdict] = {"r": "right", "f": "false_alarm", "u": "unsure"}
 _HOW = "[r]ight, [f]alse alarm, [u]nsure, [s]kip, [q]uit"
-SwitchOption = Annotated[
-    str, typer.Option(help="The switch that was observed: folder, hub id or 'nano'.")
-]
-SinceOption = Annotated[float | None, typer.Option(min=0, help="Only the last so many days.")]
+
+
+@dataclass(frozen=True)
+class TrafficOptions:
+    """Which recorded decisions."""
+
+    panel: ClassVar[str] = "Traffic"
+
+    url: UrlOption
+    switch: Annotated[
+        str, typer.Option(help="The switch that was observed: folder, hub id or 'nano'.")
+    ]
+    since_days: Annotated[float | None, typer.Option(min=0, help="Only the last so many days.")] = (
+        None
+    )
 
 
 def review(
-    url: UrlOption,
-    switch: SwitchOption,
+    recorded: TrafficOptions,
     reviews: Annotated[
         Path, typer.Option(help="JSONL file of verdicts; a second run goes on with it.")
     ],
@@ -47,7 +58,6 @@ def review(
             autocompletion=one_of(*ORDERS),
         ),
     ] = "nearest",
-    since_days: SinceOption = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the rows as JSON lines and ask nothing.")
     ] = False,
@@ -73,8 +83,8 @@ def review(
     check_choice("review", "order", order, ORDERS)
     if sum((json, html is not None, imported is not None)) > 1:
         raise SettingError("review: --json, --html and --import each go alone")
-    observed = Switch.from_pretrained(switch_folder(switch))
-    seen = read_traffic(url, observed, since_days)
+    observed = Switch.from_pretrained(switch_folder(recorded.switch))
+    seen = read_traffic(recorded, observed)
     own = observed.fingerprint
     if imported is not None:
         _import(imported, reviews, seen, {"by": _name(by), "at": time.time(), "switch": own})
@@ -91,7 +101,7 @@ def review(
     _ask(_ordered(left, order, own)[:limit], reviews, _name(by), own)
 
 
-def read_traffic(url: str, switch: Switch, since_days: float | None) -> Traffic:
+def read_traffic(recorded: TrafficOptions, switch: Switch) -> Traffic:
     """Recorded decisions of a switch.
 
     Raises:
@@ -106,8 +116,9 @@ def read_traffic(url: str, switch: Switch, since_days: float | None) -> Traffic:
         raise SettingError(
             f"the audit needs {error.name}: pip install 'safeswitch[server]'"
         ) from error
-    since = 0.0 if since_days is None else time.time() - since_days * _DAY_S
-    with closing(Audit(url)) as store:
+    days = recorded.since_days
+    since = 0.0 if days is None else time.time() - days * _DAY_S
+    with closing(Audit(recorded.url)) as store:
         return traffic(store.export(since=since), switch.fingerprint, switch.gate.thresholds())
 
 

@@ -29,7 +29,7 @@ from safeswitch.data.reviews import Verdict, counts
 from safeswitch.data.traffic import FRONT, Flagged, Traffic
 from safeswitch.probers.calibrate import log_odds
 from safeswitch.probers.drift import Histogram
-from safeswitch.statistics.intervals import Interval, poisson_total
+from safeswitch.statistics.intervals import Interval, Rate, poisson_total, wilson
 from safeswitch.switch.recalibrated import RECORD
 from safeswitch.switch.switch import Switch
 
@@ -84,7 +84,8 @@ class Recalibration:
         verdicts: Texts by verdict, and ``open`` without one.
         alarms_before: False alarms a day at ``per_day`` requests, with a 95 % interval.
         alarms_after: The same at the new threshold.
-        right: Reviewed texts rightly flagged: how many, and how many still are.
+        right: Of the texts reviewed as rightly flagged, the fraction that still is; None without
+            any.
         caught: Fraction of the unsafe validation requests of the fit above the threshold, each as
             lowest and highest possible value, before and after; None where the switch does not
             record them, or another stage was moved.
@@ -104,7 +105,7 @@ class Recalibration:
     verdicts: Mapping[str, int]
     alarms_before: Interval
     alarms_after: Interval
-    right: Mapping[str, int]
+    right: Rate | None
     caught: Mapping[str, tuple[float, float]] | None
     elsewhere: int
     left: Mapping[str, int]
@@ -151,9 +152,31 @@ def recalibrate(
     wanted = rows.threshold(before, _allowed(float(chosen.budget or 0.0), seen.requests))
     after = _held(_origin(switch, chosen.stage, before), before, wanted, chosen.max_shift)
     _check_moves(before, after, wanted, chosen)
-    caught = _caught(switch, chosen.stage, before, after)
-    _check_catches(rows, before, after, caught)
-    found = Recalibration(
+    found = _told(switch, seen, verdicts, rows, chosen, wanted, after)
+    _check_catches(found)
+    entry = {
+        **found.to_dict(),
+        "reviewers": dict(reviewers or {}),
+        "reviews_hash": reviews_hash,
+        "date": date,
+    }
+    record = {**switch.record, RECORD: [*switch.record.get(RECORD, ()), entry]}
+    gate = switch.gate.with_thresholds({chosen.stage: after})
+    return replace(switch, gate=gate, record=record), found
+
+
+def _told(
+    switch: Switch,
+    seen: Traffic,
+    verdicts: Mapping[str, Verdict],
+    rows: _Rows,
+    chosen: RecalibrationSettings,
+    wanted: float,
+    after: float,
+) -> Recalibration:
+    """What moving the threshold to ``after`` does."""
+    before = switch.gate.thresholds()[chosen.stage]
+    return Recalibration(
         stage=chosen.stage,
         before=before,
         after=after,
@@ -166,20 +189,16 @@ def recalibrate(
         verdicts=_verdicts(seen.flagged, verdicts),
         alarms_before=_a_day(rows.alarms(before), seen.requests, chosen.per_day),
         alarms_after=_a_day(rows.alarms(after), seen.requests, chosen.per_day),
-        right={"before": rows.right_above(before), "after": rows.right_above(after)},
-        caught=caught,
+        right=_kept(rows.right_above(before), rows.right_above(after)),
+        caught=_caught(switch, chosen.stage, before, after),
         elsewhere=sum(math.isinf(one.at(chosen.stage)) for one in seen.flagged),
         left=dict(seen.left),
     )
-    entry = {
-        **found.to_dict(),
-        "reviewers": dict(reviewers or {}),
-        "reviews_hash": reviews_hash,
-        "date": date,
-    }
-    record = {**switch.record, RECORD: [*switch.record.get(RECORD, ()), entry]}
-    gate = switch.gate.with_thresholds({chosen.stage: after})
-    return replace(switch, gate=gate, record=record), found
+
+
+def _kept(before: int, after: int) -> Rate | None:
+    """Of the texts reviewed as rightly flagged, those that still are."""
+    return wilson(after, before) if before else None
 
 
 def _filled(switch: Switch, settings: RecalibrationSettings) -> RecalibrationSettings:
@@ -381,28 +400,22 @@ def _caught(
     return {"before": unsafe.above(before), "after": unsafe.above(after)}
 
 
-def _check_catches(
-    rows: _Rows,
-    before: float,
-    after: float,
-    caught: Mapping[str, tuple[float, float]] | None,
-) -> None:
+def _check_catches(found: Recalibration) -> None:
     """Refuse a threshold at which nothing would be caught that is known to be unsafe.
 
     Raises:
         FitError: it would; the message says what the figures are.
     """
-    right = rows.right_above(before)
-    if right and not rows.right_above(after):
+    if found.right is not None and found.right.rate == 0.0:
         raise FitError(
-            f"recalibrate: at the threshold {after:.4f} none of the {right} requests reviewed as "
-            "rightly flagged would be flagged any more; the readers do not tell them from false "
-            "alarms: fit again with the reviewed requests (safeswitch data from-audit), or allow a "
-            "larger budget"
+            f"recalibrate: at the threshold {found.after:.4f} none of the {found.right.n} requests "
+            "reviewed as rightly flagged would be flagged any more; the readers do not tell them "
+            "from false alarms: fit again with the reviewed requests (safeswitch data from-audit), "
+            "or allow a larger budget"
         )
-    if caught is not None and caught["after"][1] <= 0.0:
+    if found.caught is not None and found.caught["after"][1] <= 0.0:
         raise FitError(
             f"recalibrate: no unsafe request of the fit's validation part scores above "
-            f"{after:.4f}; that switch would catch nothing: allow a larger budget or a smaller "
-            "max_shift"
+            f"{found.after:.4f}; that switch would catch nothing: allow a larger budget or a "
+            "smaller max_shift"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.strict import one_line
-from safeswitch.statistics.intervals import wilson
 
 RECORD = "recalibrations"
 """Where a switch's record keeps what was changed, oldest first."""
@@ -47,14 +46,12 @@ def _figure(found: JsonMapping) -> str:
     return f"{found['value']:.3g} ({found['low']:.3g} to {found['high']:.3g})"
 
 
-def _right(right: JsonMapping) -> str:
-    if not right["before"]:
+def _right(kept: JsonMapping | None) -> str:
+    if kept is None:
         return "lost among reviewed: not known, none was reviewed as rightly flagged"
-    kept = wilson(right["after"], right["before"])
     return (
-        f"still flagged of {right['before']} reviewed as right: {right['after']} "
-        f"({kept.low:.0%} to {kept.high:.0%}; reviewed ones lie nearest to the threshold, so all "
-        "of them lose less)"
+        f"still flagged of {kept['n']} reviewed as right: {kept['rate']:.0%} ({kept['low']:.0%} to "
+        f"{kept['high']:.0%}; reviewed ones lie nearest to the threshold, so all of them lose less)"
     )
 
 
