@@ -1,6 +1,6 @@
 """The loop on nano: observe traffic that the calibration never saw, review 50 rows, recalibrate.
 
-    python benchmarks/loop.py [--requests 6000] [--reviewed 50] [--seed 0]
+    python benchmarks/loop.py [--requests 6000] [--reviewed 50] [--budget 0.01] [--seed 0]
 
 Traffic: harmless requests whose objects, phrasings and wrappers neither nano's switch nor its
 calibration saw, with some unsafe ones among them. Observed on one half; what changes is measured on
@@ -42,8 +42,6 @@ MIXTURE = {
 }
 """Of the traffic; two requests in a hundred are unsafe."""
 PER_DAY, WEEK = 10_000, 7
-BUDGET = 0.001
-"""Of all requests; the switch's own is 1 % of harmless ones."""
 
 
 def asked(requests: int, seed: int) -> list[Example]:
@@ -130,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=6000)
     parser.add_argument("--reviewed", type=int, default=50)
+    parser.add_argument("--budget", type=float, default=0.01, help="of all requests")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     switch = unwatched()
@@ -154,7 +153,7 @@ def main() -> None:
     ):
         verdicts = reviewed(seen, truth, order, count)
         for stage in ("stage1", "stage2"):
-            settings = RecalibrationSettings(stage, BUDGET, per_day=PER_DAY)
+            settings = RecalibrationSettings(stage, given.budget, per_day=PER_DAY)
             try:
                 new, found = recalibrate(switch, seen, verdicts, settings)
             except FitError as error:
