@@ -19,5 +19,7 @@ from safeswitch.bench.conversations import conversations
 
 NAME = "conversation_after_refusal"
 register(
-    Benchmark(NAME, __doc__ or "", suites=("conversations",), make=conversations("after_refusal"))
+    Benchmark(
+        NAME, __doc__ or "", suites=("full", "conversations"), make=conversations("after_refusal")
+    )
 )

@@ -16,4 +16,6 @@ from safeswitch.bench.benchmark import Benchmark, register
 from safeswitch.bench.conversations import conversations
 
 NAME = "conversation_split"
-register(Benchmark(NAME, __doc__ or "", suites=("conversations",), make=conversations("split")))
+register(
+    Benchmark(NAME, __doc__ or "", suites=("full", "conversations"), make=conversations("split"))
+)
