@@ -51,7 +51,8 @@ def _right(kept: JsonMapping | None) -> str:
         return "lost among reviewed: not known, none was reviewed as rightly flagged"
     return (
         f"still flagged of {kept['n']} reviewed as right: {kept['rate']:.0%} ({kept['low']:.0%} to "
-        f"{kept['high']:.0%}; reviewed ones lie nearest to the threshold, so all of them lose less)"
+        f"{kept['high']:.0%}; where the nearest to the threshold were reviewed first, all of them "
+        "lose less)"
     )
 
 
