@@ -49,7 +49,7 @@ def test_a_request_is_one_span_below_its_callers_with_an_event_for_each_decision
 
 
 def test_drift_is_the_index_of_benign_scores_against_calibration() -> None:
-    metrics.calibrated_on({"shop": {"edges": [0.2, 0.4], "counts": [60, 30, 10]}})
+    metrics.calibrated_on({"shop": {"edges": [0.2, 0.4], "counts": [60, 30, 10]}}, 0.25)
     for i in range(100):
         metrics.count(replace(PASSED, scores={"stage1": 0.1 if i % 2 else 0.5}), "shop", "enforce")
         metrics.count(replace(FIRED, scores={"stage1": 0.99}), "shop", "enforce")
@@ -61,4 +61,29 @@ def test_drift_is_the_index_of_benign_scores_against_calibration() -> None:
     )
     assert REGISTRY.get_sample_value("safeswitch_drift_requests", {"bundle": "shop"}) == 100
     assert REGISTRY.get_sample_value("safeswitch_drift_psi", {"bundle": "unknown"}) is None
-    metrics.calibrated_on({})
+    metrics.calibrated_on({}, 0.25)
+
+
+def test_drift_beyond_its_bound_raises_a_metric_and_says_once_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics.calibrated_on({"shop": {"edges": [0.2, 0.4], "counts": [60, 30, 10]}}, 0.25)
+
+    def send(requests: int, score: float) -> float | None:
+        for _ in range(requests):
+            metrics.count(replace(PASSED, scores={"stage1": score}), "shop", "enforce")
+        return REGISTRY.get_sample_value("safeswitch_drift_exceeded", {"bundle": "shop"})
+
+    assert send(450, 0.5) == 0  # too few to tell
+    assert send(100, 0.5) == 1
+    assert send(400, 0.5) == 1
+    assert len(caplog.records) == 1
+    for words in ("shop", "safeswitch review", "safeswitch recalibrate", "bound 0.25"):
+        assert words in caplog.text
+    for _ in range(200):  # as in calibration, until the others have left the window
+        assert send(6, 0.1) is not None
+        send(3, 0.3)
+        last = send(1, 0.5)
+    assert last == 0
+    assert "within the bound again" in caplog.text
+    metrics.calibrated_on({}, 0.25)

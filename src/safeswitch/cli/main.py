@@ -31,7 +31,9 @@ from safeswitch.cli.landscape import landscape
 from safeswitch.cli.nano import nano_app
 from safeswitch.cli.push import push
 from safeswitch.cli.real import real
+from safeswitch.cli.recalibrate import recalibrate
 from safeswitch.cli.report import report
+from safeswitch.cli.review import review
 from safeswitch.cli.screen import complain, say, take_any_text
 from safeswitch.cli.serve import serve
 from safeswitch.cli.version import version
@@ -47,6 +49,7 @@ _KEPT = {
     "eval": _RESUMED,
     "attack": _RESUMED,
     "compare": _RESUMED,
+    "review": "the verdicts given so far are kept, and the same command goes on with the rest",
 }
 
 
@@ -112,6 +115,8 @@ BESIDE = "Beside these"
 add(app, fit, panel=MAKE)
 add(app, inspect, panel=MAKE)
 add(app, adapted, panel=MAKE)
+add(app, review, panel=MAKE)
+add(app, recalibrate, panel=MAKE)
 add(app, push, panel=MAKE)
 add(app, export, panel=MAKE)
 app.add_typer(data_app, name="data", rich_help_panel=MAKE)

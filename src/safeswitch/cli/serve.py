@@ -134,6 +134,10 @@ class AuditOptions:
     audit_text: Annotated[
         bool, typer.Option("--audit-text", help="Keep the requests' text, not only its hash.")
     ] = False
+    drift_bound: Annotated[
+        float,
+        typer.Option(help="Largest drift (safeswitch_drift_psi) that raises no alarm."),
+    ] = 0.25
 
 
 def serve(
@@ -195,6 +199,7 @@ def _server_settings(
         audit_failure=audit.audit_failure,
         audit_text=audit.audit_text,
         calibration=calibration_of(bundles),
+        drift_bound=audit.drift_bound,
     )
 
 

@@ -50,7 +50,6 @@ def take_up(path: Path, run: JsonMapping, requests: Mapping[str, str]) -> Rows:
         raise ArtifactError(
             f"{path} belongs to a run with another {differs}; name another file or remove it"
         )
-    text = path.read_bytes()
     rows = read_rows(path)
     for name, row in rows.items():
         if requests.get(name) != row["request"]:
@@ -58,10 +57,26 @@ def take_up(path: Path, run: JsonMapping, requests: Mapping[str, str]) -> Rows:
                 f"{path} answers a request {name!r} that the input does not hold, or holds with "
                 "other words; name another file or remove it"
             )
+    cut_torn_line(path)
+    return rows
+
+
+def cut_torn_line(path: Path) -> None:
+    """Take a half-written last line away, so that the next row does not go on in it."""
+    text = path.read_bytes()
     if not text.endswith(b"\n") and text:
         with path.open("r+b") as stream:
             stream.truncate(text.rfind(b"\n") + 1)
-    return rows
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of ``path`` but a half-written last one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    text = path.read_bytes()
+    return text[: text.rfind(b"\n") + 1].splitlines()
 
 
 def read_rows(path: Path) -> Rows:
@@ -72,8 +87,7 @@ def read_rows(path: Path) -> Rows:
     """
     rows: Rows = {}
     try:
-        text = path.read_bytes()
-        for row in map(json.loads, text[: text.rfind(b"\n") + 1].splitlines()):
+        for row in map(json.loads, whole_lines(path)):
             if not isinstance(row["request"], str):
                 raise TypeError("'request' must be text")
             rows[row["id"]] = row

@@ -8,7 +8,6 @@ records as plain mappings. Knows nothing of databases and models.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from safeswitch.core.errors import DataError, check_range
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Example, Message
+from safeswitch.data.traffic import numbers
 
 SplitTurns = Callable[[str], Sequence[Message] | None]
 """The turns of a prompt's text, None where they cannot be told."""
@@ -144,21 +144,9 @@ def _read(record: JsonMapping, turns: SplitTurns, left: Counter[str]) -> _Seen |
 
 def _above(record: JsonMapping) -> float | None:
     """How far the score lies above its threshold, negative below; None without a score."""
-    scores, thresholds = _numbers(record, "scores"), _numbers(record, "thresholds")
+    scores, thresholds = numbers(record, "scores"), numbers(record, "thresholds")
     scores.setdefault("product", scores.get("stage1", math.nan) * scores.get("stage2", 1.0))
     for stage in STAGES:
         if stage in thresholds and math.isfinite(scores.get(stage, math.nan)):
             return scores[stage] - thresholds[stage]
     return None
-
-
-def _numbers(record: JsonMapping, name: str) -> dict[str, float]:
-    """A field of numbers by stage, which the database holds as JSON text."""
-    value = record.get(name) or {}
-    try:
-        found = json.loads(value) if isinstance(value, str) else value
-        return {str(stage): float(number) for stage, number in found.items() if number is not None}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"record {record.get('request_id')!r}: field {name!r} is not numbers by stage: {error}"
-        ) from error

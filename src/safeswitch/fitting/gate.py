@@ -30,6 +30,9 @@ from safeswitch.probers.sweep import sweep
 from safeswitch.statistics.prober_metrics import measure
 from safeswitch.switch.gate import Gate, Stage
 
+_UNSAFE_BINS = 50
+"""Fine enough to tell a loss of 2 % of unsafe requests."""
+
 
 @dataclass(frozen=True, eq=False)
 class GateFit:
@@ -229,7 +232,7 @@ def _calibrated(
     fixed: JsonObject = {"fail": settings.fail, "watch_every": settings.watch_every}
     if first is None:
         return Gate(stage2=Stage(alone, bar.value), **fixed)
-    notes["benign_stage1"] = Histogram.of(first.score(safe.activations).tolist()).to_dict()
+    notes |= _scores(first, safe, validation)
     stage1 = Stage(first, bar.value)
     if second is None:
         return Gate(stage1=stage1, **fixed)
@@ -271,6 +274,16 @@ def _two_stages(
         rule=rule,  # type: ignore[arg-type]
         **fixed,
     )
+
+
+def _scores(first: Prober, safe: Observed, validation: Observed) -> JsonObject:
+    """How stage 1 scores safe calibration requests, against which drift is measured later, and
+    unsafe validation requests, by which a later threshold is told what it loses."""
+    unsafe = first.score(validation.activations)[validation.unsafe]
+    return {
+        "benign_stage1": Histogram.of(first.score(safe.activations).tolist()).to_dict(),
+        "unsafe_stage1": Histogram.of(unsafe.tolist(), bins=_UNSAFE_BINS).to_dict(),
+    }
 
 
 def _one_class(labels: Mapping[str, Tensor]) -> str | None:

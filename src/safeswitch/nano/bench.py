@@ -14,6 +14,7 @@ from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.types import Example
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.nano import judge
+from safeswitch.nano.conversations import CONVERSATIONS, load_conversations
 from safeswitch.nano.suites import SAFETY_PROMPTS_A, SUITES, FitData, load_fit, load_suite
 from safeswitch.switch.switch import Switch
 
@@ -81,6 +82,26 @@ def _benchmark(name: str) -> Benchmark:
 
 for _name in SUITES:
     register(_benchmark(_name))
+
+
+def _conversation(shape: str) -> Benchmark:
+    name = f"conversation_{shape}"
+    return Benchmark(
+        PREFIX + name,
+        _CARD.format(
+            name=name.replace("_", " "),
+            usual=_USUAL,
+            label="as given, half of the requests are unsafe",
+        ),
+        judges=("nano", "rules"),
+        max_new_tokens=REPLY_TOKENS,
+        suites=("nano_conversations",),
+        make=lambda n, seed: load_conversations(shape, n or _USUAL, seed),
+    )
+
+
+for _name in CONVERSATIONS:
+    register(_conversation(_name))
 
 
 def complied(example: Example, reply: str) -> bool:

@@ -49,6 +49,20 @@ class Histogram:
     def to_dict(self) -> JsonObject:
         return {"edges": list(self.edges), "counts": list(self.counts)}
 
+    def above(self, value: float) -> tuple[float, float]:
+        """Lowest and highest fraction of the counted scores that can lie above ``value``.
+
+        Examples:
+            >>> Histogram((0.25, 0.75), (1, 2, 1)).above(0.5)
+            (0.25, 0.75)
+        """
+        place = int(np.searchsorted(self.edges, value, side="left"))
+        higher, total = sum(self.counts[place + 1 :]), sum(self.counts)
+        # a score on an edge counts below it, so at the edge itself nothing of its bin is above
+        on_edge = place < len(self.edges) and self.edges[place] == value
+        own = 0 if on_edge else self.counts[place]
+        return higher / total, (higher + own) / total
+
     def psi(self, scores: Sequence[float]) -> float:
         """Population stability index of ``scores`` against this histogram: ``sum (p - q) ln(p /
         q)`` over the bins.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -34,33 +36,83 @@ DRIFT = Gauge(
     ("bundle",),
 )  # fmt: skip
 DRIFT_N = Gauge("safeswitch_drift_requests", "Requests in that index", ("bundle",))
+DRIFTED = Gauge(
+    "safeswitch_drift_exceeded",
+    "1 while that index lies above its bound (safeswitch serve --drift-bound)",
+    ("bundle",),
+)
 _WINDOW, _EVERY = 2000, 50
-_recent: dict[str, tuple[Scores, deque[float]]] = {}
+_FEWEST = 500
+"""Requests before the index is held against its bound: chance alone gives 9 / n in ten bins."""
+_log = logging.getLogger("safeswitch.server")
+
+
+@dataclass
+class _Recent:
+    """Scores of one bundle's latest requests.
+
+    Args:
+        reference: What they are held against.
+        bound: Largest index that is no alarm.
+        scores: The latest.
+        seen: How many there were in all.
+        beyond: Whether the last index lay above the bound.
+    """
+
+    reference: Scores
+    bound: float
+    scores: deque[float]
+    seen: int = 0
+    beyond: bool = False
+
+
+_recent: dict[str, _Recent] = {}
 _lock = threading.Lock()
 
 
-def calibrated_on(calibration: Mapping[str, JsonMapping]) -> None:
+def calibrated_on(calibration: Mapping[str, JsonMapping], bound: float) -> None:
     """Measure drift against these calibration scores, by bundle
-    (:class:`safeswitch.probers.drift.Histogram`)."""
+    (:class:`safeswitch.probers.drift.Histogram`); an index above ``bound`` raises
+    ``safeswitch_drift_exceeded`` and one line in the log."""
     with _lock:
         _recent.clear()
-        _recent.update(
-            {
-                name: (Scores.parse(found), deque(maxlen=_WINDOW))
-                for name, found in calibration.items()
-            }
-        )
+        for name, found in calibration.items():
+            _recent[name] = _Recent(Scores.parse(found), bound, deque(maxlen=_WINDOW))
+            DRIFTED.labels(name).set(0)
 
 
 def _drift(bundle: str, score: float) -> None:
     with _lock:
-        if bundle not in _recent:
+        recent = _recent.get(bundle)
+        if recent is None:
             return
-        reference, scores = _recent[bundle]
-        scores.append(score)
-        DRIFT_N.labels(bundle).set(len(scores))
-        if len(scores) % _EVERY == 0:
-            DRIFT.labels(bundle).set(reference.psi(scores))
+        recent.scores.append(score)
+        recent.seen += 1
+        DRIFT_N.labels(bundle).set(len(recent.scores))
+        if recent.seen % _EVERY == 0:
+            index = recent.reference.psi(recent.scores)
+            DRIFT.labels(bundle).set(index)
+            _hold_against_bound(bundle, recent, index)
+
+
+def _hold_against_bound(bundle: str, recent: _Recent, index: float) -> None:
+    """Say once that the bound is passed, and once that it is kept again."""
+    beyond = len(recent.scores) >= _FEWEST and index > recent.bound
+    DRIFTED.labels(bundle).set(beyond)
+    if beyond and not recent.beyond:
+        _log.warning(
+            "drift: the scores of %s have moved away from its calibration (index %.2f over %d "
+            "requests, bound %.2f), so its false alarms are no longer those of its budget; look at "
+            "what it flags (safeswitch review), set the threshold anew (safeswitch recalibrate), "
+            "or fit again with this traffic (safeswitch data from-audit)",
+            bundle,
+            index,
+            len(recent.scores),
+            recent.bound,
+        )
+    elif recent.beyond and not beyond:
+        _log.warning("drift: the scores of %s are within the bound again", bundle)
+    recent.beyond = beyond
 
 
 def count(decision: Decision, bundle: str, policy: str) -> None:

@@ -83,7 +83,7 @@ class SafeSwitchMiddleware:
             else None
         )
         self.access = Access(Path(chosen.keys), chosen.rate_storage) if chosen.keys else None
-        metrics.calibrated_on(chosen.calibration)
+        metrics.calibrated_on(chosen.calibration, chosen.drift_bound)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

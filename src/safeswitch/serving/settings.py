@@ -50,6 +50,8 @@ class ServerSettings:
         audit_text: Keep the request's text in the audit, not only its hash.
         calibration: Benign stage-1 scores of each bundle's calibration (see :class:`Histogram`), by
             name; what drift is measured against.
+        drift_bound: Largest population stability index of a bundle's scores against these that
+            raises no alarm.
     """
 
     clients_may: tuple[str, ...] = ()
@@ -68,6 +70,7 @@ class ServerSettings:
     audit_buffer_limit: int = 64 << 20
     audit_text: bool = False
     calibration: Mapping[str, JsonMapping] = field(default_factory=dict)
+    drift_bound: float = 0.25
 
     def __post_init__(self) -> None:
         for name in ("clients_may", "clients_bundles"):
@@ -81,6 +84,7 @@ class ServerSettings:
                 "more"
             )
         check_range("ServerSettings", "error_delay", self.error_delay, 0.0, 60.0)
+        check_range("ServerSettings", "drift_bound", self.drift_bound, 0.01, 100.0)
         if self.max_choices < 1:
             raise SettingError(
                 f"ServerSettings: max_choices must be 1 or more; got {self.max_choices}"

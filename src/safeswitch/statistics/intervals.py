@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from math import sqrt
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import chi2, norm
 
 from safeswitch.core.errors import DataError
 
@@ -216,6 +216,30 @@ def weighted_mean(parts: Sequence[tuple[float, Interval]]) -> Interval:
     down = sqrt(sum((weight * (part.value - part.low)) ** 2 for weight, part in parts))
     up = sqrt(sum((weight * (part.high - part.value)) ** 2 for weight, part in parts))
     return Interval(value, value - down, value + up, sum(part.n for _, part in parts))
+
+
+def poisson_total(sizes: Sequence[float]) -> Interval:
+    """A total of counted events with its exact Poisson interval (Garwood 1936).
+
+    Events that come together (one text that was sent several times) tell less than as many of
+    their own; the interval of the number of groups is stretched to their total (Dobson et al. 1991,
+    doi 10.1002/sim.4780100317). Nothing counted still leaves up to 3.7.
+
+    Args:
+        sizes: Events of each group.
+
+    Examples:
+        >>> found = poisson_total([1, 1, 1])
+        >>> round(found.low, 2), found.value, round(found.high, 2)
+        (0.62, 3.0, 8.77)
+    """
+    groups, total = len(sizes), float(sum(sizes))
+    low = float(chi2.ppf(0.025, 2 * groups)) / 2 if groups else 0.0
+    high = float(chi2.ppf(0.975, 2 * groups + 2)) / 2
+    spread = sqrt(sum(size * size for size in sizes) / groups) if groups else 1.0
+    return Interval(
+        total, max(0.0, total + spread * (low - groups)), total + spread * (high - groups), groups
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safeswitch.core.strict import one_line
+from safeswitch.switch.recalibrated import RECORD, sentences
 
 if TYPE_CHECKING:
     from safeswitch.switch.switch import Switch
@@ -60,6 +61,7 @@ def model_card(switch: Switch) -> str:
     lines += _measured(switch)
     lines += _by_source(switch)
     lines += _left_out(switch)
+    lines += _recalibrated(switch)
     lines += [
         "",
         "## Limits",
@@ -70,6 +72,15 @@ def model_card(switch: Switch) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _recalibrated(switch: Switch) -> list[str]:
+    """What verdicts on real traffic have changed since the fit."""
+    lines = []
+    for number, found in enumerate(switch.record.get(RECORD) or (), 1):
+        lines += ["", f"## Recalibration {number} {one_line(found['date'])}".rstrip(), ""]
+        lines += [f"- {sentence}" for sentence in sentences(found)]
+    return lines
 
 
 def _by_source(switch: Switch) -> list[str]:
