@@ -20,7 +20,7 @@ from safeswitch.core.types import Example, Message, ReadPoint
 from safeswitch.data.splits import grouped_split
 from safeswitch.fitting import by_source
 from safeswitch.fitting.by_source import MOST_FOLDS, calibrate_by_source, source_folds
-from safeswitch.fitting.observe import Observed, observe
+from safeswitch.fitting.observe import ReadPrompts, observe
 from safeswitch.fitting.plan import FitPlan, read_blocks
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.probers.calibrate import source_threshold
@@ -39,7 +39,7 @@ def made(source: str, label: Any, n: int, start: int = 0) -> list[Example]:
     return [Example(text, (Message("user", text),), label, source=source) for text in words]
 
 
-def observed(examples: Sequence[Example], seed: int) -> Observed:
+def observed(examples: Sequence[Example], seed: int) -> ReadPrompts:
     """States whose step at block 1 tells the labels apart, and leans towards unsafe in the last
     sources."""
     draw = torch.Generator().manual_seed(seed)
@@ -54,10 +54,10 @@ def observed(examples: Sequence[Example], seed: int) -> Observed:
     activations = Activations(
         {ReadPoint(0): before, POINT: before + step}, sources=tuple(e.source for e in examples)
     )
-    return Observed(tuple(examples), (), unsafe, unsafe, activations)
+    return ReadPrompts(tuple(examples), activations)
 
 
-def parts() -> tuple[Observed, Observed, Observed]:
+def parts() -> tuple[ReadPrompts, ReadPrompts, ReadPrompts]:
     found = []
     for place, rows in enumerate((20, 6, 8)):
         examples = [
@@ -108,10 +108,12 @@ def test_a_threshold_needs_a_budget_and_scores_of_every_source() -> None:
         source_threshold({"a": one, "b": torch.tensor([])}, 0.1)
 
 
-def by_hand(source: str, train: Observed, all_parts: Sequence[Observed]) -> np.ndarray[Any, Any]:
+def by_hand(
+    source: str, train: ReadPrompts, all_parts: Sequence[ReadPrompts]
+) -> np.ndarray[Any, Any]:
     """Scores of a source's safe requests, by sklearn, fitted on ``train`` without the source."""
 
-    def steps(part: Observed) -> np.ndarray[Any, Any]:
+    def steps(part: ReadPrompts) -> np.ndarray[Any, Any]:
         return (part.activations.at(POINT) - part.activations.at(ReadPoint(0))).double().numpy()
 
     names = np.array([e.source for e in train.examples])

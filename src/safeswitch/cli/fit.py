@@ -95,6 +95,14 @@ class GateOptions:
         int,
         typer.Option(min=1, help="Length of the replies that are judged, thinking included."),
     ] = 32
+    answered: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Most requests of each part that the model answers; of the others stage 1 reads "
+            "the prompt alone.",
+        ),
+    ] = 1600
     readers: Annotated[
         str,
         typer.Option(
@@ -232,6 +240,7 @@ def _settings(gate: GateOptions, head: HeadOptions, data: DataOptions, seed: int
         pilot=gate.pilot,
         pilot_from=gate.pilot_from,  # type: ignore[arg-type]
         max_new_tokens=gate.max_new_tokens,
+        answered=gate.answered,
         readers=entries("--readers", PROBERS.from_files(gate.readers)),
         calibrate=gate.calibrate,  # type: ignore[arg-type]
         watch=gate.watch,

@@ -34,7 +34,7 @@ def real(
     ] = 480,
     per_kind: Annotated[
         int, typer.Option(min=100, help="Most fitting rows of each kind of the starter set.")
-    ] = 120,
+    ] = 400,
     seed: SeedOption = 0,
 ) -> None:
     """The whole job on a real model: fit without data, compare, one table and one picture.

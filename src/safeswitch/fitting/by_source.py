@@ -17,7 +17,7 @@ from safeswitch.core.errors import FitError
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Example
 from safeswitch.data.splits import tied_rows
-from safeswitch.fitting.observe import Observed
+from safeswitch.fitting.observe import ReadPrompts
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.calibrate import SourceThreshold, source_threshold
 
@@ -68,9 +68,9 @@ def _missing(train: Sequence[Example], sources: Sequence[str]) -> str:
 
 def calibrate_by_source(
     spec: JsonMapping,
-    train: Observed,
-    validation: Observed,
-    calibration: Observed,
+    train: ReadPrompts,
+    validation: ReadPrompts,
+    calibration: ReadPrompts,
     *,
     budget: float,
     seed: int,
@@ -107,7 +107,7 @@ def calibrate_by_source(
     return source_threshold(scores, budget)
 
 
-def _safe_of(part: Observed, source: str) -> Tensor:
+def _safe_of(part: ReadPrompts, source: str) -> Tensor:
     """Bool ``[n]``: the safe requests of ``source``."""
     return torch.tensor(
         [e.source == source and not e.unsafe for e in part.examples], dtype=torch.bool

@@ -7,6 +7,7 @@ Needs an engine to generate with, and is handed one. Knows nothing of files.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -84,10 +85,11 @@ def fit(
     for point in plan.points:
         engine.lm.site(point.site)
     check_parts(parts, settings.pooled_budget)
+    answered = answered_rows(parts, settings)
     if settings.calibrate == "sources":
         source_folds(parts["train"], [*parts["validation"], *parts["calibration"]])
-    say(expected_work(engine, parts, plan))
-    observed = _observe_all(engine, parts, plan, complied, say, track)
+    say(expected_work(engine, parts, answered, plan))
+    observed = _observe_all(engine, parts, answered, plan, complied, say, track)
     say("fitting probers and calibrating thresholds")
     train, validation, calibration = (observed[p] for p in PARTS)
     gate = fit_gate(plan, train, validation, calibration, track=track)
@@ -96,7 +98,7 @@ def fit(
     record: JsonObject = {
         "settings": settings.to_dict(),
         "sources": sources([e for p in PARTS for e in parts[p]]),
-        "data": {p: {"n": len(parts[p]), "hash": data_hash(list(parts[p]))} for p in PARTS},
+        "data": {p: _part_record(parts[p], answered[p]) for p in PARTS},
         "calibration": gate.calibration,
         "metrics": gate.metrics,
         "head": {
@@ -119,14 +121,60 @@ def sources(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
     return found
 
 
+def _part_record(examples: Sequence[Example], answered: Sequence[int]) -> JsonObject:
+    told: JsonObject = {"n": len(examples), "hash": data_hash(list(examples))}
+    if len(answered) < len(examples):
+        told["answered"] = len(answered)
+    return told
+
+
+def answered_rows(
+    parts: Mapping[str, Sequence[Example]], settings: FitSettings
+) -> dict[str, list[int]]:
+    """Places of the requests in each part that the base model answers.
+
+    Each label and source keeps its fraction. Of the calibration part as many are answered as a
+    threshold on replies needs safe ones.
+    """
+    found: dict[str, list[int]] = {}
+    for name, examples in parts.items():
+        most = settings.answered
+        safe = sum(not e.unsafe for e in examples)
+        if name == "calibration" and safe:
+            # one more, for the cut may fall between two labels
+            needed = min(safe, safe_needed(settings.stage_budget) + 1)
+            most = max(most, math.ceil(len(examples) * needed / safe))
+        found[name] = _spread_over(examples, most, settings.seed)
+    return found
+
+
+def _spread_over(examples: Sequence[Example], most: int, seed: int) -> list[int]:
+    """Places of at most ``most`` examples, drawn so that each label and source keeps its
+    fraction."""
+    n = len(examples)
+    if n <= most:
+        return list(range(n))
+    draw = random.Random(f"answered-{seed}")
+    order = sorted(range(n), key=lambda i: (examples[i].label, examples[i].source, draw.random()))
+    return sorted(order[j * n // most] for j in range(most))
+
+
+def safe_needed(budget: float) -> int:
+    """Safe requests without which no threshold keeps ``budget`` (split conformal)."""
+    return math.ceil(1 / Fraction(repr(float(budget)))) - 1
+
+
 def expected_work(
-    engine: ReadingEngine, parts: Mapping[str, Sequence[Example]], plan: FitPlan
+    engine: ReadingEngine,
+    parts: Mapping[str, Sequence[Example]],
+    answered: Mapping[str, Sequence[int]],
+    plan: FitPlan,
 ) -> str:
     """What a fit will take, in a line: requests, tokens, steps."""
     settings = plan.settings
     rows = [example for name in PARTS for example in parts[name]]
     read = sum(len(one.ids) for one in engine.lm.inputs(rows, check=False))
-    written = sum(len(parts[name]) * _reply_length(name, parts, plan) for name in PARTS)
+    written = sum(len(answered[name]) * _reply_length(name, parts, plan) for name in PARTS)
     each = ", ".join(f"{name} {len(parts[name]):,}" for name in PARTS)
     unsafe = [example for example in parts["train"] if example.unsafe]
     given = [example for example in unsafe if example.reply]
@@ -171,7 +219,7 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
                 f"{only}"
             )
     safe = sum(not e.unsafe for e in parts["calibration"])
-    needed = math.ceil(1 / Fraction(repr(float(budget)))) - 1 if budget is not None else 1
+    needed = safe_needed(budget) if budget is not None else 1
     if safe < needed:
         what = "the record of safe scores" if budget is None else f"a budget of {budget:g}"
         larger = "" if budget is None else " or a larger budget"
@@ -184,6 +232,7 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
 def _observe_all(
     engine: ReadingEngine,
     parts: Mapping[str, Sequence[Example]],
+    answered: Mapping[str, Sequence[int]],
     plan: FitPlan,
     complied: Complied,
     say: Say,
@@ -191,7 +240,10 @@ def _observe_all(
 ) -> dict[str, Observed]:
     observed = {}
     for name in PARTS:
-        say(f"{name}: the base model answers {len(parts[name])} requests")
+        count = len(answered[name])
+        rest = len(parts[name]) - count
+        more = f" and reads the prompts of {rest} more" if rest else ""
+        say(f"{name}: the base model answers {count} requests{more}")
         with track(len(parts[name]), f"{name}: answers and states") as advance:
             observed[name] = observe(
                 engine,
@@ -199,6 +251,7 @@ def _observe_all(
                 plan.points,
                 complied=complied,
                 max_new_tokens=_reply_length(name, parts, plan),
+                answered=answered[name],
                 progress=advance,
             )
     return observed
@@ -236,7 +289,7 @@ def fit_head(
     for part, count in ((train, most), (validation, max(1, most // 4))):
         examples, refusals = refusal_pairs(
             engine,
-            part.examples,
+            part.prompts.examples,
             complied=complied,
             most=count,
             max_new_tokens=settings.max_new_tokens,

@@ -19,7 +19,7 @@ from safeswitch.core.track import Track, untracked
 from safeswitch.core.types import PROMPT_END, ReadPoint
 from safeswitch.data.splits import tied_rows
 from safeswitch.fitting.by_source import calibrate_by_source
-from safeswitch.fitting.observe import Observed
+from safeswitch.fitting.observe import Observed, ReadPrompts
 from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.probers.base import Prober
@@ -90,20 +90,21 @@ class _GateFitter:
         self.plan, self.settings = plan, plan.settings
         self.train, self.validation, self.calibration = train, validation, calibration
         self.advance = advance
-        self.safe = _select(calibration, ~calibration.unsafe)
+        self.safe = calibration.select(~calibration.unsafe)
+        self.safe_prompts = calibration.prompts.select(~calibration.prompts.unsafe)
         both_labels = bool(calibration.unsafe.any())
         self.test = calibration if both_labels else validation
         self.metrics: JsonObject = {}
         self.notes: JsonObject = {
             "layers": [],
             "budget": self.settings.budget,
-            "benign": len(self.safe.unsafe),
+            "benign": len(self.safe_prompts.examples),
             "metrics_on": "calibration" if both_labels else "validation",
         }
 
     def fit(self) -> GateFit:
         """The stages, their thresholds, and the watch."""
-        layers = choose_layers(self.plan, self.train, self.validation)
+        layers = choose_layers(self.plan, self.train.prompts, self.validation.prompts)
         self.notes["layers"] = list(layers)
         self.advance(1)
         first = second = by_source = None
@@ -112,9 +113,7 @@ class _GateFitter:
         if self.settings.stages != "stage1":
             second = self._fit_stage2(self.plan.stage2_spec(layers))
             self.advance(2)
-        gate = _calibrated(
-            first, second, self.safe, self.validation, self.settings, self.notes, by_source
-        )
+        gate = self._calibrated(first, second, by_source)
         if self.settings.watch:
             parts = (self.train, self.validation, self.safe)
             gate = _with_watch(gate, self.plan, *parts, self.notes)
@@ -123,11 +122,14 @@ class _GateFitter:
 
     def _fit_stage1(self, spec: JsonObject) -> tuple[Prober, SourceThreshold | None]:
         """Unsafe or safe, before the reply; with the threshold where it is set by source."""
-        prober = self._fit_prober(spec, self.train.unsafe, self.validation.unsafe)
-        parts = (self.train, self.validation, self.calibration)
+        train, validation = self.train.prompts, self.validation.prompts
+        held = (validation.activations, validation.unsafe)
+        prober = self._fit_prober(spec, train.activations, train.unsafe, held)
+        parts = (train, validation, self.calibration.prompts)
         by_source = _by_source(spec, parts, self.settings)
         self.advance(1)
-        self._measure("stage1", prober, self.train.unsafe, self.test.unsafe)
+        test = self.test.prompts
+        self._measure("stage1", prober, train, train.unsafe, test, test.unsafe)
         self.advance(1)
         return prober, by_source
 
@@ -141,28 +143,69 @@ class _GateFitter:
             what = "harmful compliance" if direct else "compliance"
             self.notes["stage2"] = f"left out: {what} on {missing}"
             return None
-        prober = self._fit_prober(spec, target, held)
-        self._measure("stage2", prober, target, truth)
+        on_validation = (self.validation.activations, held)
+        prober = self._fit_prober(spec, self.train.activations, target, on_validation)
+        self._measure("stage2", prober, self.train, target, self.test, truth)
         return prober
 
-    def _fit_prober(self, spec: JsonObject, target: Tensor, held: Tensor) -> Prober:
-        return make_prober(spec).fit(
-            self.train.activations,
-            target,
-            validation=(self.validation.activations, held),
-            seed=self.settings.seed,
-        )
+    def _fit_prober(
+        self,
+        spec: JsonObject,
+        activations: Activations,
+        target: Tensor,
+        validation: tuple[Activations, Tensor],
+    ) -> Prober:
+        seed = self.settings.seed
+        return make_prober(spec).fit(activations, target, validation=validation, seed=seed)
 
-    def _measure(self, stage: str, prober: Prober, target: Tensor, truth: Tensor) -> None:
+    def _measure(
+        self,
+        stage: str,
+        prober: Prober,
+        train: ReadPrompts | Observed,
+        target: Tensor,
+        test: ReadPrompts | Observed,
+        truth: Tensor,
+    ) -> None:
         """Note a prober's figures on the test requests, and those of word n-grams of the prompt
         alone, fitted on the same ``target``."""
         ngrams = make_prober({"kind": "ngram"})
-        ngrams.fit(self.train.activations, target, seed=self.settings.seed)
-        self.metrics |= _named(stage, prober, self.test, truth, self.settings)
-        self.metrics |= _named(f"{stage} text baseline", ngrams, self.test, truth, self.settings)
+        ngrams.fit(train.activations, target, seed=self.settings.seed)
+        self.metrics |= _named(stage, prober, test, truth, self.settings)
+        self.metrics |= _named(f"{stage} text baseline", ngrams, test, truth, self.settings)
+
+    def _calibrated(
+        self, first: Prober | None, second: Prober | None, by_source: SourceThreshold | None
+    ) -> Gate:
+        """The gate of the fitted stages with its thresholds.
+
+        ``by_source`` is stage 1's threshold where it has been set already; the product rule then
+        has none.
+        """
+        alone = second if first is None else first
+        if alone is None:
+            raise FitError("no stage could be fitted: " + str(self.notes.get("stage2")))
+        safe = self.safe if first is None else self.safe_prompts
+        budget = self.settings.stage_budget
+        bar = by_source or conformal_threshold(alone.score(safe.activations), budget)
+        self.notes["threshold"] = asdict(bar)
+        fixed: JsonObject = {
+            "fail": self.settings.fail,
+            "watch_every": self.settings.watch_every,
+        }
+        if first is None:
+            return Gate(stage2=Stage(alone, bar.value), **fixed)
+        self.notes |= _scores(first, self.safe_prompts, self.validation.prompts)
+        stage1 = Stage(first, bar.value)
+        if second is None:
+            return Gate(stage1=stage1, **fixed)
+        with_product = by_source is None
+        return _two_stages(
+            stage1, second, self.safe, self.validation, self.settings, self.notes, with_product
+        )
 
 
-def choose_layers(plan: FitPlan, train: Observed, validation: Observed) -> tuple[int, ...]:
+def choose_layers(plan: FitPlan, train: ReadPrompts, validation: ReadPrompts) -> tuple[int, ...]:
     """The layers whose own prober does best on validation (AUROC, then the deeper one)."""
     settings = plan.settings
     if settings.layers is not None or len(plan.layers) <= settings.layer_count:
@@ -184,7 +227,9 @@ def choose_layers(plan: FitPlan, train: Observed, validation: Observed) -> tuple
 
 
 def _by_source(
-    spec: JsonObject, parts: tuple[Observed, Observed, Observed], settings: FitSettings
+    spec: JsonObject,
+    parts: tuple[ReadPrompts, ReadPrompts, ReadPrompts],
+    settings: FitSettings,
 ) -> SourceThreshold | None:
     """Stage 1's threshold where it is set by source; None where it is set on pooled requests."""
     if settings.calibrate != "sources":
@@ -193,7 +238,11 @@ def _by_source(
 
 
 def _named(
-    name: str, prober: Prober, test: Observed, labels: Tensor, settings: FitSettings
+    name: str,
+    prober: Prober,
+    test: ReadPrompts | Observed,
+    labels: Tensor,
+    settings: FitSettings,
 ) -> JsonObject:
     """Figures of a prober by title; none where ``test`` is of one class."""
     if bool(labels.all()) or not bool(labels.any()):
@@ -210,35 +259,6 @@ def _named(
     return {f"{name} {title}": asdict(figure) for title, figure in titles.items()}
 
 
-def _calibrated(
-    first: Prober | None,
-    second: Prober | None,
-    safe: Observed,
-    validation: Observed,
-    settings: FitSettings,
-    notes: JsonObject,
-    by_source: SourceThreshold | None,
-) -> Gate:
-    """The gate of the fitted stages with its thresholds.
-
-    ``by_source`` is stage 1's threshold where it has been set already; the product rule then has
-    none.
-    """
-    alone = second if first is None else first
-    if alone is None:
-        raise FitError("no stage could be fitted: " + str(notes.get("stage2")))
-    bar = by_source or conformal_threshold(alone.score(safe.activations), settings.stage_budget)
-    notes["threshold"] = asdict(bar)
-    fixed: JsonObject = {"fail": settings.fail, "watch_every": settings.watch_every}
-    if first is None:
-        return Gate(stage2=Stage(alone, bar.value), **fixed)
-    notes |= _scores(first, safe, validation)
-    stage1 = Stage(first, bar.value)
-    if second is None:
-        return Gate(stage1=stage1, **fixed)
-    return _two_stages(stage1, second, safe, validation, settings, notes, by_source is None)
-
-
 def _two_stages(
     stage1: Stage,
     second: Prober,
@@ -250,7 +270,7 @@ def _two_stages(
 ) -> Gate:
     """Thresholds for the rules in question; ``auto`` keeps what catches more harmful compliance."""
     fixed: JsonObject = {"fail": settings.fail, "watch_every": settings.watch_every}
-    harmful = _select(validation, validation.harmful)
+    harmful = validation.select(validation.harmful)
     s1, s2 = stage1.prober.score(harmful.activations), second.score(harmful.activations)
     passing = _lower_quantile(s2, settings.miss_budget)
     notes["stage2_threshold"] = passing
@@ -276,7 +296,7 @@ def _two_stages(
     )
 
 
-def _scores(first: Prober, safe: Observed, validation: Observed) -> JsonObject:
+def _scores(first: Prober, safe: ReadPrompts, validation: ReadPrompts) -> JsonObject:
     """How stage 1 scores safe calibration requests, against which drift is measured later, and
     unsafe validation requests, by which a later threshold is told what it loses."""
     unsafe = first.score(validation.activations)[validation.unsafe]
@@ -342,14 +362,3 @@ def _at_one_point(observed: Observed, points: Sequence[ReadPoint]) -> tuple[Acti
     """The states of all ``points`` as requests at the first of them, and what is harmful."""
     states = torch.cat([observed.activations.at(point) for point in points])
     return Activations({points[0]: states}), observed.harmful.repeat(len(points))
-
-
-def _select(observed: Observed, rows: Tensor) -> Observed:
-    index = rows.nonzero().flatten().tolist()
-    return Observed(
-        tuple(observed.examples[i] for i in index),
-        tuple(observed.replies[i] for i in index),
-        observed.unsafe[rows],
-        observed.complied[rows],
-        observed.activations.select(rows),
-    )

@@ -6,8 +6,9 @@ Knows engines only as something that generates. Knows nothing of probers or thre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,7 +16,15 @@ from torch import Tensor
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, FitError, TemplateError
 from safeswitch.core.track import Track, untracked
-from safeswitch.core.types import Example, Message, Prompt, ReadPoint, Reply, as_messages
+from safeswitch.core.types import (
+    RUNNING,
+    Example,
+    Message,
+    Prompt,
+    ReadPoint,
+    Reply,
+    as_messages,
+)
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.engine import ReadingEngine
 
@@ -33,22 +42,62 @@ _LEAST_REFUSALS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
-    """Requests with the base model's replies, what they amount to, and recorded states.
+class ReadPrompts:
+    """Requests with the states of their prompts.
 
     Args:
         examples: n requests.
-        replies: The base model's replies.
-        unsafe: ``[n]`` bool.
-        complied: ``[n]`` bool: the model did what was asked.
         activations: States of the n requests.
     """
 
     examples: tuple[Example, ...]
+    activations: Activations
+
+    @cached_property
+    def unsafe(self) -> Tensor:
+        """``[n]`` bool."""
+        return torch.tensor([e.unsafe for e in self.examples], dtype=torch.bool)
+
+    def select(self, rows: Tensor) -> ReadPrompts:
+        """The requests at the ``[n]`` bool ``rows``."""
+        chosen = tuple(e for e, yes in zip(self.examples, rows.tolist(), strict=True) if yes)
+        return ReadPrompts(chosen, self.activations.select(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """Requests with the base model's replies, what they amount to, and recorded states; and those
+    of which the prompt alone was read.
+
+    Args:
+        examples: n requests that the model answered.
+        replies: The base model's replies.
+        complied: ``[n]`` bool: the model did what was asked.
+        activations: States of the n requests, of prompts and replies.
+        prompts: All requests of the part, these n among them, with the states of their prompts.
+    """
+
+    examples: tuple[Example, ...]
     replies: tuple[Reply, ...]
-    unsafe: Tensor
     complied: Tensor
     activations: Activations
+    prompts: ReadPrompts
+
+    @cached_property
+    def unsafe(self) -> Tensor:
+        """``[n]`` bool."""
+        return torch.tensor([e.unsafe for e in self.examples], dtype=torch.bool)
+
+    def select(self, rows: Tensor) -> Observed:
+        """The answered requests at the ``[n]`` bool ``rows``; ``prompts`` stay."""
+        index = rows.nonzero().flatten().tolist()
+        return replace(
+            self,
+            examples=tuple(self.examples[i] for i in index),
+            replies=tuple(self.replies[i] for i in index),
+            complied=self.complied[rows],
+            activations=self.activations.select(rows),
+        )
 
     @property
     def harmful(self) -> Tensor:
@@ -63,21 +112,48 @@ def observe(
     *,
     complied: Complied,
     max_new_tokens: int,
+    answered: Collection[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Observed:
-    """Let the base model reply (greedily), judge the replies, and keep its states."""
-    replies, activations = engine.collect(
-        list(examples), points, max_new_tokens=max_new_tokens, progress=progress
-    )
-    return Observed(
-        tuple(examples),
-        tuple(replies),
-        torch.tensor([e.unsafe for e in examples]),
-        torch.tensor(
-            [complied(e, spoken(engine.lm, e, r)) for e, r in zip(examples, replies, strict=True)]
-        ),
-        replace(activations, sources=tuple(e.source for e in examples)),
-    )
+    """Let the base model reply (greedily), judge the replies, and keep its states.
+
+    Args:
+        engine: Generates with the base model.
+        examples: The requests of one part.
+        points: What to read.
+        complied: Judge of the replies.
+        max_new_tokens: Longest reply.
+        answered: Places of the requests that are replied to; None: all. Of the others the prompt
+            alone is read, which costs a fraction.
+        progress: Called with the number of requests done since the last call.
+    """
+    chosen = range(len(examples)) if answered is None else sorted(answered)
+    told = [examples[i] for i in chosen]
+    rest = sorted(set(range(len(examples))).difference(chosen))
+    replies, states = engine.collect(told, points, max_new_tokens=max_new_tokens, progress=progress)
+    judged: list[bool] = []
+    for example, reply in zip(told, replies, strict=True):
+        judged.append(complied(example, spoken(engine.lm, example, reply)))
+    activations = _with_sources(states, told)
+    prompts = ReadPrompts(tuple(told), activations)
+    if rest:
+        before = [p for p in points if p.position.kind not in RUNNING]
+        alone = [examples[i] for i in rest]
+        _, others = engine.collect(alone, before, max_new_tokens=0, progress=progress)
+        parts = [_only(activations, before), _with_sources(others, alone)]
+        prompts = ReadPrompts((*told, *alone), Activations.concatenate(parts))
+    return Observed(tuple(told), tuple(replies), torch.tensor(judged), activations, prompts)
+
+
+def _with_sources(activations: Activations, examples: Sequence[Example]) -> Activations:
+    return replace(activations, sources=tuple(e.source for e in examples))
+
+
+def _only(activations: Activations, points: Sequence[ReadPoint]) -> Activations:
+    """The states at ``points`` alone."""
+    states = {p: activations.states[p] for p in points}
+    masks = {p: activations.masks[p] for p in points if p in activations.masks}
+    return replace(activations, states=states, masks=masks)
 
 
 def spoken(lm: LanguageModel, prompt: Prompt, reply: Reply) -> str:

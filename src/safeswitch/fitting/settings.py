@@ -90,6 +90,8 @@ class FitSettings:
         watch_every: Reply tokens between two readings of the watch.
         miss_budget: Fraction of harmful compliance that stage 2 may let pass (rule ``and``).
         max_new_tokens: Length of the replies that are judged for compliance, in tokens.
+        answered: Most requests of each part that the base model answers, drawn over labels and
+            sources alike; of the others stage 1 reads the prompt alone, which costs a fraction.
         head: How the refusal head is trained.
         head_examples: Most requests of each kind for the head.
         trust_replies: Take ``reply`` of unsafe requests as refusals even where most do not read as
@@ -112,6 +114,7 @@ class FitSettings:
     watch_every: int = 8
     miss_budget: float = 0.01
     max_new_tokens: int = 32
+    answered: int = 1600
     head: HeadSettings = field(default_factory=HeadSettings)
     head_examples: int = 400
     trust_replies: bool = False
@@ -151,7 +154,7 @@ class FitSettings:
             raise SettingError(
                 f"FitSettings: window must be 0 (the whole prompt) or more; got {self.window}"
             )
-        for name in ("layer_count", "max_new_tokens", "head_examples", "watch_every"):
+        for name in ("layer_count", "max_new_tokens", "answered", "head_examples", "watch_every"):
             if getattr(self, name) < 1:
                 raise SettingError(
                     f"FitSettings: {name} must be 1 or more; got {getattr(self, name)}"

@@ -30,13 +30,13 @@ from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lock import folder_writer
 from safeswitch.core.track import Track, untracked
-from safeswitch.core.types import LABELS, Example, Prompt, ReadPoint, Reply
+from safeswitch.core.types import LABELS, RUNNING, Example, Prompt, ReadPoint, Reply
 from safeswitch.data import starter
 from safeswitch.data.readers import read_examples
 from safeswitch.data.splits import HELD, fit_split
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.files import fitting_requests, read_sources
-from safeswitch.fitting.fit import PARTS, does_not_refuse
+from safeswitch.fitting.fit import PARTS, answered_rows, does_not_refuse
 from safeswitch.fitting.gate import fit_gate
 from safeswitch.fitting.kept import Kept
 from safeswitch.fitting.observe import observe
@@ -58,8 +58,10 @@ TITLES: Mapping[str, str] = {
 }
 JUDGE = "rules"
 REPLY_TOKENS = 24
-PER_SOURCE = 120
+PER_SOURCE = 400
 """Most fitting rows of a kind of the starter set."""
+ANSWERED = 250
+"""Most requests of a part that the model answers while it is fitted."""
 REQUESTS = 480
 """Measured requests in all, shared evenly among the suites."""
 _FEW = 10
@@ -130,9 +132,10 @@ class Reading(Around):
         max_new_tokens: int,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[list[Reply], Activations]:
-        return super().collect(
-            prompts, self._points, max_new_tokens=max_new_tokens, progress=progress
-        )
+        points = self._points
+        if not max_new_tokens:
+            points = tuple(p for p in points if p.position.kind not in RUNNING)
+        return super().collect(prompts, points, max_new_tokens=max_new_tokens, progress=progress)
 
 
 def real_settings(seed: int = 0) -> FitSettings:
@@ -142,7 +145,13 @@ def real_settings(seed: int = 0) -> FitSettings:
     """
     # small batches: as many steps as the default takes on three times the refusals
     head = HeadSettings(ranks=(4,), batch_tokens=128, epochs=12, patience=3, seed=seed)
-    return FitSettings(seed=seed, max_new_tokens=REPLY_TOKENS, head=head, head_examples=160)
+    return FitSettings(
+        seed=seed,
+        max_new_tokens=REPLY_TOKENS,
+        answered=ANSWERED,
+        head=head,
+        head_examples=160,
+    )
 
 
 def paper_settings(settings: FitSettings) -> FitSettings:
@@ -335,6 +344,7 @@ class _Job:
         """The paper's gate over the same refusal head, on answers that are kept by now."""
         self.say("fitting the paper's probers")
         plan = FitPlan(self.engine.lm.num_layers, settings)
+        answered = answered_rows(parts, settings)
         observed = [
             observe(
                 engine,
@@ -342,6 +352,7 @@ class _Job:
                 plan.points,
                 complied=does_not_refuse,
                 max_new_tokens=settings.max_new_tokens,
+                answered=answered[p],
             )
             for p in PARTS
         ]
