@@ -13,21 +13,32 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from opentelemetry.trace import Span
 from starlette._utils import get_route_path
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
+from safeswitch.core.types import Message
 from safeswitch.engines.context import CONTEXT, Context, Verdict
+from safeswitch.engines.settings import INJECTION, switched_off
 from safeswitch.serving import metrics
 from safeswitch.serving.access import OPEN_PATHS, Access
 from safeswitch.serving.audit import Audit, AuditError
-from safeswitch.serving.body import check_sizes, read_body, receive_body, replies_asked
+from safeswitch.serving.body import (
+    check_replies,
+    check_sizes,
+    read_body,
+    receive_body,
+    replies_asked,
+)
+from safeswitch.serving.checks.reading import Reading, Told
+from safeswitch.serving.checks.routes import CHECKS, read_check
 from safeswitch.serving.keys import Key
 from safeswitch.serving.refused import Event, Refused, Send, answer, named, refuse
 from safeswitch.serving.replies.asked import form_of, shape
@@ -35,7 +46,9 @@ from safeswitch.serving.replies.form import FIELD
 from safeswitch.serving.reply import Reply, inside, unrecorded
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.tracing import add_verdict, request_span
+from safeswitch.serving.transformers.errors import ApiError
 
+T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 
@@ -165,6 +178,10 @@ class SafeSwitchMiddleware:
             return
         with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
             context = self._told(key, request_id, span)
+            if get_route_path(scope) in CHECKS:
+                told = await self._checked(scope, receive, asked, key, context)
+                await answer(send, 200, {"id": f"safeswitch-{request_id}", **told}, request_id)
+                return
             if asked is not None:
                 check_sizes(asked, self.settings.max_choices)
                 if self.access is not None and key is not None:
@@ -195,6 +212,79 @@ class SafeSwitchMiddleware:
                     raise
             finally:
                 CONTEXT.reset(token)
+
+    async def _checked(
+        self,
+        scope: Scope,
+        receive: Receive,
+        asked: JsonObject | None,
+        key: Key | None,
+        context: Context,
+    ) -> JsonObject:
+        """The reply of a route that reads and does not answer."""
+        if switched_off():
+            raise Refused(503, "the guard is switched off; nothing is read", "server_error")
+        self._wish((asked or {}).pop(FIELD, None), key, context)
+        if context.policy is not None:
+            raise Refused(400, f"{FIELD!r} takes no policy here: nothing is answered")
+        check = read_check(get_route_path(scope), asked)
+        readings = check.readings
+        check_replies(len(readings), self.settings.max_choices)
+        if self.access is not None and key is not None:
+            await self.access.charge(key, len(readings) - 1)
+        await self._audit_is_there()
+        told = Told(self._sees_scores(key), self.settings.tool_results or "refuse")
+        reading = asyncio.ensure_future(self._read(scope, readings, context))
+        return check.reply(await until_left(reading, receive), told)
+
+    async def _read(
+        self, scope: Scope, readings: Sequence[Reading], context: Context
+    ) -> list[Verdict]:
+        """The verdict on each reading; each is on record."""
+        work = [self._read_one(scope, i, one, context) for i, one in enumerate(readings)]
+        found = await asyncio.gather(*work, return_exceptions=True)
+        verdicts = []
+        for one in found:
+            if isinstance(one, BaseException):
+                raise unrecorded() if context.unrecorded else one
+            verdicts.append(one)
+        return verdicts
+
+    async def _read_one(
+        self, scope: Scope, number: int, reading: Reading, context: Context
+    ) -> Verdict:
+        """Hand one reading to the engine, in a context of its own.
+
+        Raises:
+            Refused: why it cannot be read, naming the field of the body.
+        """
+
+        async def decided(verdict: Verdict) -> None:
+            if context.on_decision is not None:
+                await context.on_decision(replace(verdict, choice=number))
+
+        own = Context(bundle=context.bundle, score_only=True, on_decision=decided)
+        if reading.data and self.settings.injection:
+            own.bundle = INJECTION
+        token = CONTEXT.set(own)
+        try:
+            await self.screen(scope, reading.messages)
+        except Refused as refused:
+            if refused.status != 400:
+                raise
+            raise ApiError(400, f"{reading.where}: {refused}", param=reading.where) from refused
+        finally:
+            CONTEXT.reset(token)
+        return next(iter(own.decisions.values()))
+
+    async def screen(self, scope: Scope, messages: Sequence[Message]) -> None:
+        """Have the engine read a conversation and not answer it; the verdict goes into the
+        context's decisions. Overridden for each engine.
+
+        Raises:
+            Refused: it cannot be read.
+        """
+        raise Refused(501, "this server does not read without answering")
 
     def told(self, error: Exception, context: Context) -> Refused:
         """What a client is told of an error that nothing in the server has caught."""
@@ -347,6 +437,28 @@ def check(settings: ServerSettings) -> None:
     middleware = SafeSwitchMiddleware(None, settings)
     if middleware.audit is not None:
         middleware.audit.close()
+
+
+async def until_left(work: asyncio.Future[T], receive: Receive) -> T:
+    """What ``work`` returns; it is cancelled where the client leaves before.
+
+    Raises:
+        ApiError: 499, the client has left.
+    """
+    left = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ApiError(499, "the client has left")
+        return work.result()
+    finally:
+        left.cancel()
+        work.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _request_id(scope: Scope) -> str:

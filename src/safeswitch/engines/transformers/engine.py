@@ -331,7 +331,7 @@ class TransformersEngine(ReadingEngine):
             room=[reply_room(switch.gate, limit) for limit in limits],
         )
         rows = [one.ids for one in encoded]
-        _check_apart(switch.gate, encoded)
+        check_apart(switch.gate, encoded)
         if switch.actuator.place == "prompt":
             if any(isinstance(p, Tokens) for p in prompts):
                 kind = type(switch.actuator).__name__
@@ -363,7 +363,7 @@ class TransformersEngine(ReadingEngine):
             return requests
         bare = [r.messages[:-1] for r in begun]
         encoded = self.lm.inputs(bare, room=[r.limit for r in begun])
-        found = judge_prefill(self.lm, switch.gate, switch.actuator, bare, encoded)
+        found = judge_prefill(self.lm, switch.gate, switch.actuator, encoded)
         told = list(requests)
         for request, messages, one, decision in zip(begun, bare, encoded, found, strict=True):
             if decision is not None and switch.actuator.place == "none":
@@ -678,7 +678,7 @@ def _strength(request: Request, actuator: Actuator) -> float:
     return actuator.strength_on(fired, request.strength)
 
 
-def _check_apart(gate: Gate, encoded: Sequence[Encoded]) -> None:
+def check_apart(gate: Gate, encoded: Sequence[Encoded]) -> None:
     """Refuse images where a stage reads in a pass of its own, which is given tokens alone.
 
     Raises:

@@ -8,18 +8,14 @@ not asked, since it reads how the model's own reply begins.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
-import torch
-
-from safeswitch.activations.record import record
 from safeswitch.core.types import Decision, Message
+from safeswitch.engines.transformers.prompt_end import judge_prompts
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.vision import Encoded
 from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.gate import Gate
-from safeswitch.switch.session import Session, at_prompt
 
 
 def is_prefill(messages: Sequence[Message]) -> bool:
@@ -36,7 +32,6 @@ def judge_prefill(
     lm: LanguageModel,
     gate: Gate,
     actuator: Actuator,
-    conversations: Sequence[tuple[Message, ...]],
     encoded: Sequence[Encoded],
 ) -> list[Decision | None]:
     """What stage 1 decides on conversations without their prefill; None where it clears them.
@@ -45,20 +40,7 @@ def judge_prefill(
         lm: The model.
         gate: For which :func:`reads_prefill` holds.
         actuator: What is done to those it flags.
-        conversations: n conversations, the prefill left out.
-        encoded: Their inputs.
+        encoded: Inputs of n conversations, the prefill left out.
     """
-    started = time.perf_counter()
-    rows = [one.ids for one in encoded]
-    activations = record(
-        lm,
-        rows,
-        [len(row) for row in rows],
-        gate.prompt_points,
-        texts=[lm.prompt_text(row) for row in rows],
-        visions=[one.vision for one in encoded],
-        dtype=torch.float32,
-    )
-    sessions = [Session.begin(gate, actuator)] * len(rows)
-    found = at_prompt(sessions, activations, started, final=[True] * len(rows))
+    found = judge_prompts(lm, gate, actuator, encoded)
     return [session.decision if session.decision.fired else None for session in found]

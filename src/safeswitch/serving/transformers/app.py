@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
-from itertools import takewhile
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -27,7 +26,7 @@ from safeswitch.serving.audit import AuditError
 from safeswitch.serving.refused import Refused
 from safeswitch.serving.reply import unrecorded
 from safeswitch.serving.transformers.batcher import Closed
-from safeswitch.serving.transformers.errors import ApiError, broken, ending
+from safeswitch.serving.transformers.errors import ApiError, body_fault, broken, ending
 from safeswitch.serving.transformers.front_end import Answering, Asked, FrontEnd, Sampling
 from safeswitch.serving.transformers.openai_replies import DONE, Form, event, usage
 from safeswitch.serving.transformers.openai_schema import (
@@ -38,6 +37,7 @@ from safeswitch.serving.transformers.openai_schema import (
     TokenizeRequest,
 )
 from safeswitch.serving.transformers.stop_text import before_stop
+from safeswitch.serving.turns import turns_of
 
 _log = logging.getLogger("safeswitch.server")
 
@@ -111,8 +111,7 @@ def _conversation(messages: list[ChatMessage]) -> list[Message]:
             "the last message is the assistant's: prefilled replies are not served",
             param="messages",
         )
-    roles: JsonObject = {"developer": "system"}
-    return [Message(roles.get(m.role, m.role), m.text) for m in messages]
+    return turns_of(messages)
 
 
 def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
@@ -259,7 +258,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return _error(_fault(error))
+        return _error(body_fault(error.errors()))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -269,22 +268,6 @@ def _answer_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, failed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-
-
-def _fault(error: RequestValidationError) -> ApiError:
-    """The first fault of a body, with the field that has it."""
-    fault = error.errors()[0]
-    named = [str(part) for part in fault["loc"] if part != "body"]
-    path = (
-        list(takewhile(str.isidentifier, named)) if named[:1] in (["prompt"], ["stop"]) else named
-    )
-    if fault["type"] == "not_served":
-        return ApiError(400, str(fault["msg"]), param=".".join([*path, fault["ctx"]["field"]]))
-    if fault["type"] == "json_invalid":
-        return ApiError(400, "the body is not valid JSON")
-    reason = "not served" if fault["type"] == "extra_forbidden" else str(fault["msg"])
-    where = ".".join(path)
-    return ApiError(400, f"{where}: {reason}" if where else reason, param=where or None)
 
 
 def _error(error: Refused) -> Response:

@@ -16,9 +16,10 @@ from typing import Any
 from safeswitch.core.errors import DataError, ModelError, check_choice
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message, Prompt, Reply, Tokens, as_messages
-from safeswitch.engines.context import CONTEXT, Context, Verdict
+from safeswitch.engines.context import CONTEXT, SCORE, UNSCREENED, Context, Verdict
 from safeswitch.engines.settings import GuardSettings, switched_off
 from safeswitch.engines.transformers.engine import TransformersEngine, reply_room
+from safeswitch.engines.transformers.screen import screen
 from safeswitch.models.generation_prompt import GenerationPrompt
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.lanes import Lanes
@@ -163,8 +164,12 @@ class FrontEnd:
         """
         context = CONTEXT.get() or Context()
         bundle, policy = context.bundle or self.guard.default, context.policy or self._policy
+        if context.score_only:
+            policy = SCORE
         if bundle not in self._switches:
             raise ApiError(400, "there is no SafeSwitch bundle of that name", param="safeswitch")
+        if policy == SCORE and not self._switches[bundle].gate.screens:
+            raise ApiError(400, UNSCREENED)
         if len(prompts) * n > self._queue:
             raise ApiError(
                 400,
@@ -339,6 +344,9 @@ class FrontEnd:
         group = jobs[0].group
         assert isinstance(group, Group)
         choices = [job.waiter for job in jobs]
+        if group.policy == SCORE:
+            self._screen(choices, self._switches[group.bundle])
+            return
         self._engine.generate(
             [c.prompt for c in choices],
             self._switch(group),
@@ -347,6 +355,12 @@ class FrontEnd:
             followers=choices,
             **self._options(group.sampling),
         )
+
+    def _screen(self, choices: Sequence[Choice], switch: Switch) -> None:
+        """Decide on requests that are not answered; their replies are empty."""
+        decisions = screen(self._engine, [choice.prompt for choice in choices], switch)
+        for choice, decision in zip(choices, decisions, strict=True):
+            choice.done(Reply("", (), "stop", decision, 0))
 
     def _switch(self, group: Group) -> Switch | None:
         switch = self._switches[group.bundle]
