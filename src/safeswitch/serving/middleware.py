@@ -15,9 +15,9 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from opentelemetry.trace import Span
 from starlette._utils import get_route_path
@@ -38,17 +38,17 @@ from safeswitch.serving.body import (
     replies_asked,
 )
 from safeswitch.serving.checks.reading import Reading, Told
+from safeswitch.serving.checks.reads import read_all, until_left
 from safeswitch.serving.checks.routes import CHECKS, read_check
+from safeswitch.serving.checks.tool_results import tool_readings, without_instructions
 from safeswitch.serving.keys import Key
 from safeswitch.serving.refused import Event, Refused, Send, answer, named, refuse
-from safeswitch.serving.replies.asked import form_of, shape
+from safeswitch.serving.replies.asked import CHAT, form_of, shape
 from safeswitch.serving.replies.form import FIELD
 from safeswitch.serving.reply import Reply, inside, unrecorded
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.tracing import add_verdict, request_span
-from safeswitch.serving.transformers.errors import ApiError
 
-T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 
@@ -179,14 +179,14 @@ class SafeSwitchMiddleware:
         with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
             context = self._told(key, request_id, span)
             if get_route_path(scope) in CHECKS:
-                told = await self._checked(scope, receive, asked, key, context)
-                await answer(send, 200, {"id": f"safeswitch-{request_id}", **told}, request_id)
+                found = await self._checked(scope, receive, asked, key, context)
+                await answer(send, 200, {"id": f"safeswitch-{request_id}", **found}, request_id)
                 return
             if asked is not None:
                 check_sizes(asked, self.settings.max_choices)
                 if self.access is not None and key is not None:
                     await self.access.charge(key, replies_asked(asked) - 1)
-                body = self._asked(scope, asked, key, context)
+                body = await self._asked(scope, asked, key, context)
             await self._audit_is_there()
             headers = [
                 (k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")
@@ -234,48 +234,36 @@ class SafeSwitchMiddleware:
             await self.access.charge(key, len(readings) - 1)
         await self._audit_is_there()
         told = Told(self._sees_scores(key), self.settings.tool_results or "refuse")
-        reading = asyncio.ensure_future(self._read(scope, readings, context))
-        return check.reply(await until_left(reading, receive), told)
+        work = asyncio.ensure_future(self._read(scope, readings, context))
+        return check.reply(await until_left(work, receive), told)
 
     async def _read(
         self, scope: Scope, readings: Sequence[Reading], context: Context
     ) -> list[Verdict]:
         """The verdict on each reading; each is on record."""
-        work = [self._read_one(scope, i, one, context) for i, one in enumerate(readings)]
-        found = await asyncio.gather(*work, return_exceptions=True)
-        verdicts = []
-        for one in found:
-            if isinstance(one, BaseException):
-                raise unrecorded() if context.unrecorded else one
-            verdicts.append(one)
-        return verdicts
+        bundle = INJECTION if self.settings.injection else context.bundle
+        return await read_all(partial(self.screen, scope), readings, context, bundle)
 
-    async def _read_one(
-        self, scope: Scope, number: int, reading: Reading, context: Context
-    ) -> Verdict:
-        """Hand one reading to the engine, in a context of its own.
+    async def _tools_read(
+        self, scope: Scope, asked: JsonObject, key: Key | None, context: Context
+    ) -> JsonObject:
+        """A chat's body, once its tool results have been read."""
+        policy = context.policy or self.policy(scope)
+        readings = tool_readings(asked)
+        if policy == "off" or not readings:
+            return asked
+        check_replies(len(readings), self.settings.max_choices)
+        if self.access is not None and key is not None:
+            await self.access.charge(key, len(readings))
+        verdicts = await self._read(scope, list(readings.values()), context)
+        flagged = [i for i, v in zip(readings, verdicts, strict=True) if v.decision.fired]
+        if policy != "enforce":
+            return asked
+        return without_instructions(asked, flagged, self.settings.tool_results)
 
-        Raises:
-            Refused: why it cannot be read, naming the field of the body.
-        """
-
-        async def decided(verdict: Verdict) -> None:
-            if context.on_decision is not None:
-                await context.on_decision(replace(verdict, choice=number))
-
-        own = Context(bundle=context.bundle, score_only=True, on_decision=decided)
-        if reading.data and self.settings.injection:
-            own.bundle = INJECTION
-        token = CONTEXT.set(own)
-        try:
-            await self.screen(scope, reading.messages)
-        except Refused as refused:
-            if refused.status != 400:
-                raise
-            raise ApiError(400, f"{reading.where}: {refused}", param=reading.where) from refused
-        finally:
-            CONTEXT.reset(token)
-        return next(iter(own.decisions.values()))
+    def policy(self, scope: Scope) -> str:
+        """The policy of requests that do not say; overridden for each engine."""
+        return "enforce"
 
     async def screen(self, scope: Scope, messages: Sequence[Message]) -> None:
         """Have the engine read a conversation and not answer it; the verdict goes into the
@@ -300,11 +288,15 @@ class SafeSwitchMiddleware:
             _log.error("%s", error)
             raise unrecorded() from error
 
-    def _asked(self, scope: Scope, asked: JsonObject, key: Key | None, context: Context) -> bytes:
+    async def _asked(
+        self, scope: Scope, asked: JsonObject, key: Key | None, context: Context
+    ) -> bytes:
         """Fill ``context`` with what the client asks for, and give the body for the server."""
         wishes = asked.pop(FIELD, None)
         self._wish(wishes, key, context)
         context.max_tokens = self.settings.max_tokens or None
+        if self.settings.tool_results and get_route_path(scope) == CHAT and not switched_off():
+            asked = await self._tools_read(scope, asked, key, context)
         self.check_fields(scope, asked, key, context)
         shape(get_route_path(scope), asked, context)
         # written anew, so that the server reads what has been checked and nothing else
@@ -437,28 +429,6 @@ def check(settings: ServerSettings) -> None:
     middleware = SafeSwitchMiddleware(None, settings)
     if middleware.audit is not None:
         middleware.audit.close()
-
-
-async def until_left(work: asyncio.Future[T], receive: Receive) -> T:
-    """What ``work`` returns; it is cancelled where the client leaves before.
-
-    Raises:
-        ApiError: 499, the client has left.
-    """
-    left = asyncio.ensure_future(_left(receive))
-    try:
-        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ApiError(499, "the client has left")
-        return work.result()
-    finally:
-        left.cancel()
-        work.cancel()
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _request_id(scope: Scope) -> str:

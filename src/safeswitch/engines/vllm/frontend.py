@@ -26,7 +26,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Decision
-from safeswitch.engines.context import CONTEXT, POLICIES, Context, Verdict
+from safeswitch.engines.context import CONTEXT, POLICIES, SCORE, UNSCREENED, Context, Verdict
 from safeswitch.engines.settings import KEY, GuardSettings
 from safeswitch.engines.vllm.apart import apart
 from safeswitch.engines.vllm.calls import Coalesced, alive
@@ -108,6 +108,11 @@ class FrontEnd:
         if policy != "off":
             self._check_prompt(prompt, context)
             self._check_system(text, context)
+        if policy == SCORE:
+            async for out in self._screened(prompt, request_id, bundle, context, kwargs):
+                yield out
+            return
+        if policy != "off":
             self._check_sampling(params, policy, plan)
             self._limit(prompt, params, plan, context)
         task = Task(
@@ -131,6 +136,39 @@ class FrontEnd:
                 if getattr(out, "refusing", False):
                     context.refusing.add(base + out.outputs[0].index)
                 yield out
+
+    async def _screened(
+        self, prompt: Any, request_id: str, bundle: str, context: Context, kwargs: JsonObject
+    ) -> AsyncIterator[RequestOutput]:
+        """Have stage 1 read a prompt; the one token that vLLM wants to write is withheld.
+
+        Raises:
+            VLLMValidationError: the bundle has no stage 1.
+        """
+        plan = self.plans[bundle]
+        if not plan.asks_first:
+            raise VLLMValidationError(UNSCREENED)
+        text = self._prompt_text(_ids(prompt) or ())
+        own = text if plan.text else ""
+        task = Task(f"{request_id}-{uuid.uuid4().hex}", bundle, SCORE, text=own)
+        once = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={KEY: task.to_args()},
+        )
+        decision = None
+        try:
+            async with aclosing(self._submit(request_id, kwargs, prompt, once)) as outputs:
+                last = [out async for out in outputs][-1]
+        finally:
+            conclude = self._conclude(task, context, next(context.choices), text, 0)
+            decision = await self._shielded(conclude)
+        if decision is None:
+            raise SettingError("SafeSwitch: the engine has no verdict on this request")
+        last.outputs[0].text, last.outputs[0].token_ids = "", []
+        yield last
 
     def _choice(
         self,
@@ -166,6 +204,8 @@ class FrontEnd:
     def _policy(self, asked: Any, context: Context) -> str:
         if asked is not None and (asked not in POLICIES or asked != context.policy):
             raise VLLMValidationError(f"this client may not set the SafeSwitch policy to {asked!r}")
+        if context.score_only:
+            return SCORE
         return context.policy or self.settings.policy
 
     def _check_prompt(self, prompt: Any, context: Context) -> None:
@@ -269,7 +309,7 @@ class FrontEnd:
         found = await self._take(task.id, ended)
         if found is None:
             return None
-        if task.mode == "observe":
+        if task.mode in ("observe", SCORE):
             found = {**found, "actuator": "none"}
         decision = Decision(**found)
         bundle_id = self.plans[task.bundle].id

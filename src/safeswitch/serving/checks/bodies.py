@@ -88,8 +88,8 @@ class CheckRequest(Strict):
     tool result, each tool call's arguments and each document, by itself.
     """
 
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = []
-    documents: Texts = []
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(default_factory=list)
+    documents: Texts = Field(default_factory=list)
     model: str | None = None
 
     @model_validator(mode="after")
@@ -127,7 +127,9 @@ class CheckRequest(Strict):
 
     def reply(self, verdicts: list[Verdict], told: Told) -> JsonObject:
         """What is flagged, where, and the strictest action."""
-        messages, documents, actions = [], [], {"allow"}
+        messages: list[JsonObject] = []
+        documents: list[JsonObject] = []
+        actions = {"allow"}
         for (about, reading), verdict in zip(self._read, verdicts, strict=True):
             (messages if "role" in about else documents).append({**about, **told.verdict(verdict)})
             if verdict.decision.fired:

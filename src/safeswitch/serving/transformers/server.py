@@ -74,6 +74,9 @@ class Middleware(SafeSwitchMiddleware):
     def context_length(self, scope: Scope) -> int | None:
         return self._front.lm.context_length
 
+    def policy(self, scope: Scope) -> str:
+        return self._front.guard.policy
+
     async def screen(self, scope: Scope, messages: Sequence[Message]) -> None:
         reading = await self._front.begin([list(messages)], Sampling(), limit=1)
         try:

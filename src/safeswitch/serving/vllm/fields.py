@@ -377,6 +377,20 @@ DETOKENIZE = Route(
     ("serve.tokenize.protocol:DetokenizeRequest",),
     {"model": Field("neutral", "text"), "tokens": Field("neutral", "list")},
 )
+MODERATIONS = Route(
+    "POST",
+    "/v1/moderations",
+    fields={"model": Field("neutral", "text"), "input": Field("neutral", "text or list")},
+)
+CHECKS = Route(
+    "POST",
+    "/v1/checks",
+    fields={
+        "model": Field("neutral", "text"),
+        "messages": Field("neutral", "list"),
+        "documents": Field("neutral", "list"),
+    },
+)
 _READ = ("/health", "/ping", "/v1/models", "/version", "/metrics")
 ROUTES: tuple[Route, ...] = (
     CHAT,
@@ -386,6 +400,8 @@ ROUTES: tuple[Route, ...] = (
     COUNT,
     TOKENIZE,
     DETOKENIZE,
+    MODERATIONS,
+    CHECKS,
     *(Route("GET", path) for path in _READ),
     Route("POST", "/ping"),
 )
