@@ -179,8 +179,8 @@ class SafeSwitchMiddleware:
         with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
             context = self._told(key, request_id, span)
             if get_route_path(scope) in CHECKS:
-                found = await self._checked(scope, receive, asked, key, context)
-                await answer(send, 200, {"id": f"safeswitch-{request_id}", **found}, request_id)
+                checked = await self._checked(scope, receive, asked, key, context, request_id)
+                await answer(send, 200, checked, request_id)
                 return
             if asked is not None:
                 check_sizes(asked, self.settings.max_choices)
@@ -220,6 +220,7 @@ class SafeSwitchMiddleware:
         asked: JsonObject | None,
         key: Key | None,
         context: Context,
+        request_id: str,
     ) -> JsonObject:
         """The reply of a route that reads and does not answer."""
         if switched_off():
@@ -227,13 +228,16 @@ class SafeSwitchMiddleware:
         self._wish((asked or {}).pop(FIELD, None), key, context)
         if context.policy is not None:
             raise Refused(400, f"{FIELD!r} takes no policy here: nothing is answered")
-        check = read_check(get_route_path(scope), asked)
-        readings = check.readings
+        check, readings = read_check(get_route_path(scope), asked)
         check_replies(len(readings), self.settings.max_choices)
         if self.access is not None and key is not None:
-            await self.access.charge(key, len(readings) - 1)
+            await self.access.charge(key, max(0, len(readings) - 1))
         await self._audit_is_there()
-        told = Told(self._sees_scores(key), self.settings.tool_results or "refuse")
+        told = Told(
+            f"safeswitch-{request_id}",
+            self._sees_scores(key),
+            self.settings.tool_results or "refuse",
+        )
         work = asyncio.ensure_future(self._read(scope, readings, context))
         return check.reply(await until_left(work, receive), told)
 
@@ -242,7 +246,13 @@ class SafeSwitchMiddleware:
     ) -> list[Verdict]:
         """The verdict on each reading; each is on record."""
         bundle = INJECTION if self.settings.injection else context.bundle
-        return await read_all(partial(self.screen, scope), readings, context, bundle)
+        try:
+            return await read_all(partial(self.screen, scope), readings, context, bundle)
+        except Refused:
+            raise
+        except Exception as error:
+            _log.exception("reading without an answer")
+            raise self.told(error, context) from None
 
     async def _tools_read(
         self, scope: Scope, asked: JsonObject, key: Key | None, context: Context

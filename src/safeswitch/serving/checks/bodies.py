@@ -73,12 +73,12 @@ class ModerationRequest(Strict):
         return found
 
     def reply(self, verdicts: list[Verdict], told: Told) -> JsonObject:
-        """OpenAI's reply; ``id`` is set by the server."""
+        """OpenAI's reply."""
         results = []
         for verdict in verdicts:
             types = {name: ["text"] for name in told.verdict(verdict)["categories"]}
             results.append({**told.verdict(verdict), "category_applied_input_types": types})
-        return {"model": self.model or verdicts[0].bundle, "results": results}
+        return {"id": told.id, "model": self.model or verdicts[0].bundle, "results": results}
 
 
 class CheckRequest(Strict):
@@ -135,6 +135,7 @@ class CheckRequest(Strict):
             if verdict.decision.fired:
                 actions.add(told.tool_results if reading.data else "refuse")
         return {
+            "id": told.id,
             "object": "check",
             "flagged": any(verdict.decision.fired for verdict in verdicts),
             "action": next(action for action in _STRICTEST if action in actions),

@@ -35,10 +35,12 @@ class Told:
     """What a client may be told, and what is advised.
 
     Args:
+        id: Of the request.
         scores: Whether the client may see scores.
         tool_results: What is done with a flagged tool result: ``mark``, ``strip`` or ``refuse``.
     """
 
+    id: str
     scores: bool
     tool_results: str
 

@@ -9,23 +9,28 @@ from pydantic import ValidationError
 
 from safeswitch.core.json_types import JsonObject
 from safeswitch.serving.checks.bodies import CheckRequest, ModerationRequest
-from safeswitch.serving.checks.reading import Check
+from safeswitch.serving.checks.gateways import LiteLLMRequest, WebhookRequest, WebhookResponse
+from safeswitch.serving.checks.reading import Check, Reading
 from safeswitch.serving.transformers.errors import body_fault
 
 CHECKS: Mapping[str, Callable[[Any], Check]] = {
     "/v1/moderations": ModerationRequest.model_validate,
     "/v1/checks": CheckRequest.model_validate,
+    "/beta/litellm_basic_guardrail_api": LiteLLMRequest.model_validate,
+    "/request": WebhookRequest.model_validate,
+    "/response": WebhookResponse.model_validate,
 }
 """What reads a route's body, by its path."""
 
 
-def read_check(path: str, asked: JsonObject | None) -> Check:
-    """The body of a route of the table.
+def read_check(path: str, asked: JsonObject | None) -> tuple[Check, list[Reading]]:
+    """The body of a route of the table, and what is to be read of it.
 
     Raises:
         ApiError: a body that cannot be used, naming the field.
     """
     try:
-        return CHECKS[path](asked if asked is not None else {})
+        check = CHECKS[path](asked if asked is not None else {})
+        return check, check.readings
     except ValidationError as error:
         raise body_fault(error.errors()) from error

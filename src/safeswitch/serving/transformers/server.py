@@ -20,7 +20,8 @@ from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.middleware import SafeSwitchMiddleware, Scope
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers.app import create_app
-from safeswitch.serving.transformers.batcher import BatchSettings
+from safeswitch.serving.transformers.batcher import BatchSettings, Closed
+from safeswitch.serving.transformers.errors import ending
 from safeswitch.serving.transformers.front_end import FrontEnd, Sampling
 
 
@@ -81,6 +82,8 @@ class Middleware(SafeSwitchMiddleware):
         reading = await self._front.begin([list(messages)], Sampling(), limit=1)
         try:
             await asyncio.gather(*reading.replies)
+        except Closed:
+            raise ending() from None
         finally:
             reading.leave()
 

@@ -391,6 +391,8 @@ CHECKS = Route(
         "documents": Field("neutral", "list"),
     },
 )
+GATEWAYS = ("/beta/litellm_basic_guardrail_api", "/request", "/response")
+"""By which gateways ask; their contracts are those of the gateways."""
 _READ = ("/health", "/ping", "/v1/models", "/version", "/metrics")
 ROUTES: tuple[Route, ...] = (
     CHAT,
@@ -402,6 +404,7 @@ ROUTES: tuple[Route, ...] = (
     DETOKENIZE,
     MODERATIONS,
     CHECKS,
+    *(Route("POST", path) for path in GATEWAYS),
     *(Route("GET", path) for path in _READ),
     Route("POST", "/ping"),
 )
