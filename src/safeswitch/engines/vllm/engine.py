@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,21 +144,13 @@ class VLLMEngine(Engine):
             raise SettingError(
                 f"VLLMEngine.generate: vLLM's SamplingParams has no {', '.join(sorted(unknown))}"
             )
-        conversations = [as_messages(p) for p in prompts]
-        begun = [i for i, messages in enumerate(conversations) if is_prefill(messages)]
-        if self._guards and begun:
-            raise DataError(
-                f"VLLMEngine: prompt {begun[0]} ends in a prefilled reply, which hides the request "
-                "from vLLM's guard; the transformers engine reads it without"
-            )
         if isinstance(max_new_tokens, int):
             max_new_tokens = [max_new_tokens] * len(prompts)
         if len(max_new_tokens) != len(prompts):
             raise SettingError(
                 f"generate: {len(prompts)} prompts but {len(max_new_tokens)} max_new_tokens"
             )
-        limit = int(self.llm.model_config.max_model_len)
-        rows = [e.ids for e in self._chat.encode(conversations, limit=limit, room=max_new_tokens)]
+        rows = self._encode(prompts, max_new_tokens)
         stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
         if not do_sample:
             options = {**options, "temperature": 0.0}
@@ -171,20 +163,54 @@ class VLLMEngine(Engine):
         each = zip(max_new_tokens, row_seeds(seed, len(rows)), strict=True)
         params = [SamplingParams(max_tokens=tokens, seed=one, **common) for tokens, one in each]
 
-        async def everything() -> list[Reply]:
-            async def one(i: int) -> Reply:
-                reply = await self._reply(rows[i], params[i])
-                if progress is not None:
-                    progress(1)
-                return reply
+        async def one(i: int) -> Reply:
+            reply = await self._reply(rows[i], params[i], Context())
+            if progress is not None:
+                progress(1)
+            return reply
 
-            return list(await asyncio.gather(*(one(i) for i in range(len(rows)))))
+        return self._together(one(i) for i in range(len(rows)))
+
+    def screen(self, prompts: Sequence[Prompt]) -> list[Decision]:
+        """What stage 1 of the engine's switch decides on each prompt; nothing is written.
+
+        Args:
+            prompts: n texts, message lists or examples.
+
+        Raises:
+            DataError: an empty prompt, or one that ends in a prefilled reply.
+            ContextLengthError: a prompt that does not fit.
+            SettingError: the engine has no switch.
+        """
+        if not self._guards:
+            raise SettingError("VLLMEngine.screen: the engine has no switch to read with")
+        rows = self._encode(prompts, [1] * len(prompts))
+        once = SamplingParams(max_tokens=1, output_kind=RequestOutputKind.FINAL_ONLY)
+        work = (self._reply(row, once, Context(score_only=True)) for row in rows)
+        return [reply.decision for reply in self._together(work)]
+
+    def _encode(self, prompts: Sequence[Prompt], room: Sequence[int]) -> list[list[int]]:
+        """The prompts' tokens, with room for so many reply tokens behind each."""
+        conversations = [as_messages(p) for p in prompts]
+        begun = [i for i, messages in enumerate(conversations) if is_prefill(messages)]
+        if self._guards and begun:
+            raise DataError(
+                f"VLLMEngine: prompt {begun[0]} ends in a prefilled reply, which hides the request "
+                "from vLLM's guard; the transformers engine reads it without"
+            )
+        limit = int(self.llm.model_config.max_model_len)
+        return [e.ids for e in self._chat.encode(conversations, limit=limit, room=room)]
+
+    def _together(self, work: Iterable[Coroutine[Any, Any, Reply]]) -> list[Reply]:
+        """Replies of requests that are in the engine at one time, in order."""
+
+        async def everything() -> list[Reply]:
+            return list(await asyncio.gather(*work))
 
         replies: list[Reply] = self._wait(everything())
         return replies
 
-    async def _reply(self, ids: list[int], params: SamplingParams) -> Reply:
-        context = Context()
+    async def _reply(self, ids: list[int], params: SamplingParams, context: Context) -> Reply:
         token = CONTEXT.set(context)
         try:
             final: Any = None
