@@ -104,7 +104,7 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
             fed = len(reply.token_ids)
             if max_new_tokens and fed <= deepest:
                 ended = _stamped(once, Task(keys[i], "", "record-end", fed=fed))
-                await self._reply([*rows[i], *reply.token_ids], ended)
+                await self._reply([*rows[i], *reply.token_ids], ended, Context())
             if progress is not None:
                 progress(1)
             return reply
