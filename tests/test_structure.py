@@ -36,6 +36,7 @@ ORDER = (
     "bridges",
     "nano",
     "serving",
+    "integrations",
     "cli",
 )
 # methods hand switches to engines and never import one; nothing between them may either.

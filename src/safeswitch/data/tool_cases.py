@@ -6,8 +6,9 @@ results hold a sentence that asks a *person* for something, so that an imperativ
 nothing. The grammar has six parts that share no text and no phrase; each row's ``source`` names its
 part, so that leaving a source out leaves out what was seen, and how it was said.
 
-A row's ``group`` ties the two results that share a text, its ``meta`` tells ``holds``
-(``instructions``, ``request``, ``nothing``) and ``place`` of the sentence. Knows nothing of models.
+Rows are tied by no ``group``: within a part, texts and sentences meet in all ways, and only leaving
+a part out says how well a reader will do. A row's ``meta`` tells ``holds`` (``instructions``,
+``request``, ``nothing``) and the ``place`` of the sentence. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -242,7 +243,6 @@ def _row(part: Part, i: int, text: str, label: str, meta: dict[str, str]) -> Exa
         label="unsafe" if unsafe else "safe",
         category="instructions_in_data" if unsafe else "tool_result",
         source=f"tool_results/{part.name}",
-        group=f"tool-{part.name}-{i:02}",
         reply=REPLY if unsafe else None,
         meta=meta,
     )
