@@ -113,25 +113,29 @@ def test_the_agents_sdk_stops_a_run_before_the_model_is_asked(server: Served) ->
     asked: list[Any] = []
 
     class Model(agents.Model):  # type: ignore[misc]
-        async def get_response(self, system: Any, given: Any, *rest: Any, **more: Any) -> Any:
+        async def get_response(self, **given: Any) -> Any:
             from openai.types.responses import ResponseOutputMessage, ResponseOutputText
 
-            asked.append(given)
+            asked.append(given["input"])
             text = ResponseOutputText(annotations=[], text="Fine.", type="output_text")
             message = ResponseOutputMessage(
                 id="1", content=[text], role="assistant", status="completed", type="message"
             )
             return agents.ModelResponse(output=[message], usage=agents.Usage(), response_id=None)
 
-        def stream_response(self, *rest: Any, **more: Any) -> Any:
+        def stream_response(self, **given: Any) -> Any:
             raise NotImplementedError
 
     guard = agents_guardrail(ServerChecks(server[0]))
     agent = agents.Agent(name="a", model=Model(), input_guardrails=[guard])
     config = agents.RunConfig(tracing_disabled=True)
-    assert agents.Runner.run_sync(agent, "Hi", run_config=config).final_output == "Fine."
+
+    def ran(text: str) -> Any:
+        return asyncio.run(agents.Runner.run(agent, text, run_config=config)).final_output
+
+    assert ran("Hi") == "Fine."
     with pytest.raises(agents.InputGuardrailTripwireTriggered) as stopped:
-        agents.Runner.run_sync(agent, BAD, run_config=config)
+        ran(BAD)
     assert stopped.value.guardrail_result.output.output_info["action"] == "refuse"
     assert len(asked) == 1
 
