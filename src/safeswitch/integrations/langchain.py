@@ -1,7 +1,7 @@
 """A guard for LangChain: a Runnable in front of a chat model, ``guard | model``.
 
 What passes goes on as it came; what is flagged raises :class:`Flagged` before the model is asked.
-Needs ``langchain-core``.
+Needs ``safeswitch[langchain]``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def langchain_guard(checks: Checks) -> Runnable[Any, Any]:
         from langchain_core.prompt_values import PromptValue
         from langchain_core.runnables import RunnableLambda
     except ModuleNotFoundError as error:
-        raise SettingError(f"langchain_guard needs {error.name}: pip install langchain-core") from (
-            error
-        )
+        raise SettingError(
+            f"langchain_guard needs {error.name}: pip install 'safeswitch[langchain]'"
+        ) from error
 
     def turns(given: Any) -> Any:
         if isinstance(given, str):

@@ -2,7 +2,7 @@
 
 The SDK then raises ``InputGuardrailTripwireTriggered``, whose output holds the reply of
 ``POST /v1/checks``. It asks input guardrails once, for the first agent of a run; what tools return
-later is not shown to them. Needs ``openai-agents``.
+later is not shown to them. Needs ``safeswitch[agents]``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def agents_guardrail(checks: Checks) -> InputGuardrail[Any]:
         from agents import GuardrailFunctionOutput, InputGuardrail
     except ModuleNotFoundError as error:
         raise SettingError(
-            f"agents_guardrail needs {error.name}: pip install openai-agents"
+            f"agents_guardrail needs {error.name}: pip install 'safeswitch[agents]'"
         ) from error
 
     async def guard(context: Any, agent: Any, given: Any) -> GuardrailFunctionOutput:
