@@ -15,12 +15,17 @@ from safeswitch.data.refusal_text import refuses
 from safeswitch.data.splits import HELD
 
 LOOK_ALIKE = "look-alike"
+LONGEST = 300
+"""Characters of a request; longer ones do not fit into every model."""
 
 
 def rows() -> list[Example]:
     """Safe requests of one turn that share their words with unsafe ones."""
-    held = starter.load([HELD])
-    found = [row for row in held if row.category == LOOK_ALIKE and len(row.messages) == 1]
+    found = []
+    for row in starter.load([HELD]):
+        short = len(row.messages) == 1 and len(row.prompt) <= LONGEST
+        if row.category == LOOK_ALIKE and short:
+            found.append(row)
     return starter.mixed(found)
 
 
