@@ -1,12 +1,12 @@
 """What reading a request costs beside answering it, and beside a guard model.
 
-    python benchmarks/score_only.py [--quick] [--model FOLDER --switch FOLDER]
+    python benchmarks/score_only.py [--quick]
 
 Two comparisons, each in rounds that alternate; the ratio is the median over rounds.
 
 *Server*: one server on transformers, 8 clients at once; ``/v1/moderations`` with one text a request
-against ``/v1/chat/completions`` with 64 reply tokens, on the same benign requests. Nano by default;
-its replies end when they are done, so the tokens that were written are printed beside.
+against ``/v1/chat/completions`` with 64 reply tokens, on the same requests. A random Llama of about
+100 million parameters, which does not end its replies by itself; the gate never fires.
 
 *Guard model*: the same texts read by stage 1 of a switch (ten blocks' steps at the prompt's end),
 in one prefill of a random model of Qwen3-0.6B's shape, against that model as a guard that writes one
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +31,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.overhead import fitted
+from benchmarks.overhead import fitted, model_100m
 from benchmarks.running import in_process
+from benchmarks.serving import safe_switch
 from tests.tiny import tiny_tokenizer
 
 from safeswitch.core.types import Tokens
@@ -40,7 +42,6 @@ from safeswitch.engines.transformers.screen import screen
 from safeswitch.fitting.gate import read_blocks
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.switch.actuators.base import NoAction
 from safeswitch.switch.gate import Gate, Stage
@@ -51,6 +52,12 @@ REPLY = 64
 POLICY = 200
 TEXT = 40
 """Tokens of a text, for the comparison with the guard model."""
+
+
+def saved(switch: Switch, folder: str) -> str:
+    """A folder, with a switch in it."""
+    switch.save_pretrained(folder)
+    return folder
 
 
 def guard_model() -> LanguageModel:
@@ -87,13 +94,14 @@ def rounds(count: int, works: Sequence[Callable[[], object]]) -> list[list[float
     return [[seconds(work) for work in works] for _ in range(count)]
 
 
-def on_the_server(model: str, switch: str, requests: int, count: int) -> None:
+def on_the_server(requests: int, count: int) -> None:
     """Reading against answering, through HTTP."""
     prompts = [e.prompt for e in load_suite("ordinary", requests, 0)]
     written = [0]
-
+    lm = model_100m()
     with (
-        in_process(LanguageModel.load(model), switch) as url,
+        tempfile.TemporaryDirectory() as folder,
+        in_process(lm, saved(safe_switch(lm), folder)) as url,
         httpx.Client(base_url=url, timeout=600) as client,
         ThreadPoolExecutor(CLIENTS) as clients,
     ):
@@ -118,7 +126,7 @@ def on_the_server(model: str, switch: str, requests: int, count: int) -> None:
     reading, answering = (statistics.median(column) for column in zip(*found, strict=True))
     ratio = statistics.median(b / a for a, b in found)
     print(
-        f"server: reads {len(prompts) / reading:.1f} requests/s, answers "
+        f"server, 100M: reads {len(prompts) / reading:.1f} requests/s, answers "
         f"{len(prompts) / answering:.1f} requests/s of {tokens:.1f} tokens; ratio {ratio:.1f}"
     )
 
@@ -156,10 +164,8 @@ def beside_a_guard_model(texts: int, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few requests and rounds")
-    parser.add_argument("--model", default=str(weights_path()))
-    parser.add_argument("--switch", default=str(switch_path()))
     asked = parser.parse_args()
-    on_the_server(asked.model, asked.switch, 16 if asked.quick else 64, 1 if asked.quick else 5)
+    on_the_server(16 if asked.quick else 32, 1 if asked.quick else 3)
     beside_a_guard_model(4 if asked.quick else 16, 1 if asked.quick else 3)
 
 
