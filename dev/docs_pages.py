@@ -182,7 +182,7 @@ def vllm_fields() -> str:
         "field is refused (400) under `enforce`.\n",
         kinds,
         "",
-        f"Without a body: {', '.join(bare)}.\n",
+        f"Without a body, or with one by a gateway's contract: {', '.join(bare)}.\n",
     ]
     return "\n".join([*head, *(_route(route) for route in ROUTES if route.fields)])
 

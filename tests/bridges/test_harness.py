@@ -14,6 +14,7 @@ import pytest
 
 from safeswitch.bench.benchmark import BENCHMARKS, load
 from safeswitch.core.errors import SettingError
+from safeswitch.data.refusal_text import refuses
 from safeswitch.engines.mock import MockEngine
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.engines.transformers.score import log_likelihoods
@@ -239,3 +240,39 @@ def test_inspect_runs_our_benchmark_on_our_provider_by_their_names(
             model_base_url="http://x",
             display="none",
         )
+
+
+@pytest.mark.usefixtures("collected")
+@pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
+def test_both_harnesses_count_the_same_refusals_of_safe_requests(
+    nano: tuple[TransformersEngine, Switch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    pytest.importorskip("inspect_ai", reason="inspect-ai is not installed")
+    from inspect_ai import eval as inspect_eval
+
+    from safeswitch.bridges.inspect import inspect_model
+    from safeswitch.bridges.lm_eval import run_tasks
+    from safeswitch.bridges.tasks.over_refusal import rows
+    from safeswitch.cli.inspect_registry import over_refusal
+
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    engine, switch = nano
+    some = rows()[:12]
+    assert all(not row.unsafe and row.meta["split"] == "held" for row in rows())
+    replies = engine.generate(some, switch, max_new_tokens=64, do_sample=False)
+    refused = sum(refuses(reply.text) for reply in replies) / len(some)
+    found = run_tasks(engine, switch, ["safeswitch_over_refusal"], limit=12)
+    figures = found["results"]["safeswitch_over_refusal"]
+    assert figures["over_refusal,none"] == pytest.approx(refused)
+    (log,) = inspect_eval(
+        over_refusal(limit=12),
+        model=inspect_model(engine, switch),
+        display="none",
+        log_dir=str(tmp_path),
+    )
+    assert log.results is not None
+    scores = {score.name: score.metrics["mean"].value for score in log.results.scores}
+    assert scores["over-refusal"] == pytest.approx(refused)

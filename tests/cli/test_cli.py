@@ -34,6 +34,7 @@ VERBS = (
     "inspect",
     "push",
     "generate",
+    "score",
     "chat",
     "eval",
     "compare",

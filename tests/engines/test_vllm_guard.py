@@ -102,6 +102,18 @@ def test_stage_1_alone_switches_from_the_first_token_on() -> None:
     assert g.standing({"r": 1}) == {"r": "refusing"}
 
 
+@pytest.mark.parametrize(("prompt", "fired"), [([1, 0, 0, 0], True), ([0, 1, 0, 0], False)])
+def test_a_row_that_is_only_scored_is_decided_by_stage_1_and_never_changed(
+    prompt: list[float], fired: bool
+) -> None:
+    g = guard(gate())
+    row = g.add(task("score"))
+    assert [step(g, row, fed, prompt) for fed in range(2)] == [([], [])] * 2
+    decision = g.take({"r": 0})["r"]
+    assert (decision.fired, decision.stage, decision.token_index) == (fired, "stage1", 0)
+    assert decision.actuator == "none"
+
+
 def test_the_last_chunk_of_a_prompt_is_the_one_that_counts() -> None:
     g = guard(Gate(stage1=Stage(Axis(END, 0), 0.5)))
     row = g.add(task())

@@ -485,7 +485,7 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"n": 0}, 400, "n:"), ({"n": 1000}, 400, "at most"), ({"stop": [""]}, 400, "stop"), ({"best_of": 2}, 400, "best_of"),
     ({"mystery": 1}, 400, "mystery"), ({"stream_options": {}}, 400, "stream_options"), ({"top_p": 0}, 400, "top_p"),
     ({"messages": [{"role": "user", "content": IMAGE}]}, 400, "only text"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, 400, "tool_call_id"),
     ({"messages": [{"role": "user", "content": " "}]}, 400, "empty"),
     ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "context"),
     ({"seed": 2**63}, 400, "seed"), ({"seed": 2**70}, 400, "64 bits"),

@@ -291,6 +291,38 @@ def test_the_audit_has_one_record_for_each_choice(server: Served) -> None:
     ]
 
 
+def test_moderations_and_checks_say_what_stage_1_says_and_show_nothing_generated(
+    server: Served, told: list[tuple[Example, Reply]]
+) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.plain)
+    some = [(e, r) for e, r in told[::6] if len(e.messages) == 1]
+    found = client.moderations.create(input=[e.prompt for e, _ in some])
+    for result, (_, reply) in zip(found.results, some, strict=True):
+        decision = reply.decision
+        score = decision.scores["stage1"]
+        assert result.flagged == (score > decision.thresholds["stage1"])
+        assert result.category_scores.unsafe == pytest.approx(score, abs=1e-4)
+    assert {result.flagged for result in found.results} == {True, False}
+    turns = [
+        {"role": "user", "content": "Look it up."},
+        {"role": "tool", "tool_call_id": "1", "content": "A page."},
+        {"role": "user", "content": some[0][0].prompt},
+    ]
+    told_of = client.post(
+        "/checks", cast_to=object, body={"messages": turns, "documents": ["A page."]}
+    )
+    assert [m["read"] for m in told_of["messages"]] == ["tool_result", "conversation"]
+    tool, document = told_of["messages"][0], told_of["documents"][0]
+    assert tool["category_scores"]["unsafe"] == document["category_scores"]["unsafe"]
+    with pytest.raises(openai.BadRequestError, match=r"input.*512|input.*context"):
+        client.moderations.create(input="word " * 600)
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.blind) as blind:
+        assert not blind.moderations.create(input="Hi").results[0].category_scores.model_extra
+    client.close()
+
+
 def test_metrics_count_decisions_beside_vllms_own(server: Served) -> None:
     asked = [
         urllib.request.Request(f"{server.url}/metrics", headers=_bearer(key))

@@ -8,7 +8,7 @@ nothing of single benchmarks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from inspect_ai import Task
@@ -124,13 +124,34 @@ def _sample(example: Example) -> Sample:
 def inspect_task(loaded: Loaded) -> Task:
     """A benchmark as a task; scored by the benchmark's first judge."""
     benchmark = loaded.benchmark
-    samples = [_sample(example) for example in loaded.examples]
+    return task_of(
+        benchmark.name,
+        loaded.examples,
+        judge=benchmark.judges[0],
+        measures=benchmark.measures,
+        max_tokens=benchmark.max_new_tokens,
+    )
+
+
+def task_of(
+    name: str, examples: Sequence[Example], *, judge: str, measures: str, max_tokens: int
+) -> Task:
+    """Requests as a task.
+
+    Args:
+        name: Of the task.
+        examples: The requests.
+        judge: One of our judges.
+        measures: What they measure, as a benchmark says it.
+        max_tokens: Longest reply.
+    """
+    samples = [_sample(example) for example in examples]
     return Task(
-        name=benchmark.name,
-        dataset=MemoryDataset(samples, name=benchmark.name),
+        name=name,
+        dataset=MemoryDataset(samples, name=name),
         solver=generate(),
-        scorer=judged(benchmark.judges[0], benchmark.measures),
-        config=GenerateConfig(max_tokens=benchmark.max_new_tokens, temperature=0.0),
+        scorer=judged(judge, measures),
+        config=GenerateConfig(max_tokens=max_tokens, temperature=0.0),
     )
 
 

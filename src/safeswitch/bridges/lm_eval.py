@@ -24,6 +24,8 @@ from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.engines.transformers.score import log_likelihoods
 from safeswitch.switch.switch import Switch
 
+TASKS = Path(__file__).parent / "tasks"
+"""Folder of our own tasks."""
 _TURNS = "safeswitch-turns:"
 _LONGEST = 256
 
@@ -129,7 +131,7 @@ def run_tasks(
     Args:
         engine: What generates and scores.
         switch: None is the untouched model.
-        tasks: Names of the harness's tasks, or of those in ``include_path``.
+        tasks: Names of the harness's tasks, of ours, or of those in ``include_path``.
         include_path: Folder with more tasks.
         limit: Most requests of each task.
         chat_turns: Give the examples of few-shot tasks as turns of a conversation.
@@ -137,7 +139,8 @@ def run_tasks(
     Raises:
         SettingError: a task that the harness does not know.
     """
-    manager = TaskManager(include_path=str(include_path) if include_path else None)
+    folders = [TASKS, *([include_path] if include_path else [])]
+    manager = TaskManager(include_path=[str(folder) for folder in folders])
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise SettingError(

@@ -21,6 +21,7 @@ from safeswitch.data.leakage import leaks
 from safeswitch.data.readers import read_examples
 from safeswitch.data.splits import fit_split
 from safeswitch.data.text import normalise
+from safeswitch.data.tool_cases import tool_cases
 
 data_app = typer.Typer(
     cls=Group,
@@ -140,6 +141,21 @@ def export(
     put(f"{len(rows)} requests written to {out}")
 
 
+def tool_results(
+    out: Annotated[Path, typer.Option("--out", help="JSONL file to write.")],
+) -> None:
+    """Write 300 results of tools, half of them with instructions inside, to fit a reader on.
+
+    Fit it with safeswitch fit --data FILE --without-starter --stages stage1, and serve it with
+    --injection-switch.
+    """
+    from safeswitch.data.writers import write_examples  # torch comes with it
+
+    rows = tool_cases()
+    write_examples(rows, out)
+    put(f"{len(rows)} results of tools written to {out}")
+
+
 def check(
     file: Annotated[str, typer.Argument(help="JSONL or CSV file, or hub data set.")],
     label: LabelOption = None,
@@ -225,5 +241,6 @@ def _fitting(file: str, label: str | None, budget: float, seed: int) -> str:
 add(data_app, list_rows, "list")
 add(data_app, show)
 add(data_app, export)
+add(data_app, tool_results, "tool-results")
 add(data_app, check)
 add(data_app, from_audit, "from-audit")

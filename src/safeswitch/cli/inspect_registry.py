@@ -16,7 +16,8 @@ from inspect_ai.model import GenerateConfig, ModelAPI, modelapi
 
 import safeswitch.nano.bench  # noqa: F401  (adds nano's suites to the benchmarks)
 from safeswitch.bench.benchmark import BENCHMARKS, load
-from safeswitch.bridges.inspect import EngineAPI, inspect_task
+from safeswitch.bridges.inspect import EngineAPI, inspect_task, task_of
+from safeswitch.bridges.tasks import over_refusal as safe_rows
 from safeswitch.cli.load import load_engine, load_guard
 from safeswitch.cli.options import ModelOptions
 from safeswitch.core.errors import SettingError
@@ -80,3 +81,14 @@ def benchmark(
     """
     folder = Path(data) if data else None
     return inspect_task(load(BENCHMARKS[name], data=folder, hub=hub, limit=limit, seed=seed))
+
+
+@task
+def over_refusal(limit: int | None = None) -> Task:
+    """How often safe requests that sound unsafe are refused; lower is better.
+
+    Args:
+        limit: Only the first so many.
+    """
+    rows = safe_rows.rows()[:limit]
+    return task_of("over_refusal", rows, judge="rules", measures="safety", max_tokens=64)

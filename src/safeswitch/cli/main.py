@@ -34,6 +34,7 @@ from safeswitch.cli.real import real
 from safeswitch.cli.recalibrate import recalibrate
 from safeswitch.cli.report import report
 from safeswitch.cli.review import review
+from safeswitch.cli.score import score
 from safeswitch.cli.screen import complain, say, take_any_text
 from safeswitch.cli.serve import serve
 from safeswitch.cli.version import version
@@ -46,6 +47,7 @@ _KEPT = {
         "or is as it was"
     ),
     "generate": "the replies written so far are kept, and the same command resumes there",
+    "score": "the decisions written so far are kept, and the same command resumes there",
     "eval": _RESUMED,
     "attack": _RESUMED,
     "compare": _RESUMED,
@@ -122,6 +124,7 @@ add(app, export, panel=MAKE)
 app.add_typer(data_app, name="data", rich_help_panel=MAKE)
 add(app, chat, panel=USE)
 add(app, generate, panel=USE)
+add(app, score, panel=USE)
 add(app, serve, panel=USE, passes_on=True)
 app.add_typer(keys_app, name="keys", rich_help_panel=USE)
 app.add_typer(audit_app, name="audit", rich_help_panel=USE)

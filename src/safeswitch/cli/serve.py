@@ -49,6 +49,17 @@ class GuardOptions:
             autocompletion=one_of("enforce", "observe", "off"),
         ),
     ] = "enforce"
+    injection_switch: Annotated[
+        str | None,
+        typer.Option(help="Switch folder that reads tool results and documents."),
+    ] = None
+    tool_results: Annotated[
+        str,
+        typer.Option(
+            help="mark, strip or refuse flagged tool results of chats. None: not read.",
+            autocompletion=one_of("mark", "strip", "refuse"),
+        ),
+    ] = ""
     allow_other_model: OtherModelOption = False
     engine: Annotated[
         str,
@@ -153,13 +164,17 @@ def serve(
     every flag of vllm serve; transformers takes --host, --port, --batch-size and others, which
     safeswitch serve --model M --switch S --engine transformers -- --help lists.
     """
-    from safeswitch.engines.settings import GuardSettings
+    from safeswitch.engines.settings import INJECTION, GuardSettings
 
     bundles = {}
     for name, folder in named_folders("--switch", guard.switch).items():
         bundles[name] = _where(folder)
+    if guard.injection_switch:
+        if INJECTION in bundles:
+            raise SettingError(f"--switch {INJECTION}=... and --injection-switch are one; give one")
+        bundles[INJECTION] = _where(guard.injection_switch)
     guarded = GuardSettings(bundles, guard.policy, guard.allow_other_model)
-    server = _server_settings(bundles, clients, limits, audit)
+    server = _server_settings(bundles, guard.tool_results, clients, limits, audit)
     engine = _engine(guard.engine)
     file, more = rest_of_config(context)
     if file is not None and engine == "transformers":
@@ -175,13 +190,18 @@ def serve(
 
 
 def _server_settings(
-    bundles: dict[str, str], clients: ClientOptions, limits: LimitOptions, audit: AuditOptions
+    bundles: dict[str, str],
+    tool_results: str,
+    clients: ClientOptions,
+    limits: LimitOptions,
+    audit: AuditOptions,
 ) -> ServerSettings:
     """The settings that the options make.
 
     Raises:
         SettingError: a value outside its limits.
     """
+    from safeswitch.engines.settings import INJECTION
     from safeswitch.serving.settings import ServerSettings, calibration_of
 
     return ServerSettings(
@@ -195,6 +215,8 @@ def _server_settings(
         max_body=limits.max_body,
         error_delay=limits.error_delay,
         max_choices=limits.max_choices,
+        injection=INJECTION in bundles,
+        tool_results=tool_results,
         audit=audit.audit,
         audit_failure=audit.audit_failure,
         audit_text=audit.audit_text,

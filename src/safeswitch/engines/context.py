@@ -12,6 +12,9 @@ from typing import Any
 from safeswitch.core.types import Decision
 
 POLICIES: tuple[str, ...] = ("enforce", "observe", "off")
+SCORE = "score"
+"""In place of a policy: the request is read and not answered."""
+UNSCREENED = "this switch has no stage that reads a request by itself, without a reply"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Context:
             begins.
         system: Texts of the request's system turns, which must arrive in the prompt.
         max_tokens: Longest reply that the operator serves, None for any.
+        score_only: Whether the request is read, by stage 1 alone, and not answered.
         on_decision: Awaited with each decision before the last output of its choice is handed out.
         decisions: Decisions so far by choice.
         choices: Numbers of the choices of one request, handed out in order.
@@ -72,6 +76,7 @@ class Context:
     chat: bool = False
     system: tuple[str, ...] = ()
     max_tokens: int | None = None
+    score_only: bool = False
     on_decision: Callable[[ChoiceDecision], Awaitable[None]] | None = None
     decisions: dict[int, ChoiceDecision] = field(default_factory=dict)
     choices: Any = field(default_factory=itertools.count)

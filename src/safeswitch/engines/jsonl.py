@@ -70,6 +70,17 @@ class Written:
     errors: int
 
 
+def reply_fields(reply: Reply) -> JsonObject:
+    """What a row holds of a reply."""
+    return {
+        "reply": reply.text,
+        "finish_reason": reply.finish_reason,
+        "prompt_tokens": reply.prompt_tokens,
+        "reply_tokens": len(reply.token_ids),
+        "decision": reply.decision.to_dict(),
+    }
+
+
 def generate_file(
     engine: Engine,
     examples: Sequence[Example],
@@ -80,6 +91,7 @@ def generate_file(
     chunk: int = 64,
     progress: Callable[[int], None] = lambda done: None,
     measured: Callable[[int], JsonMapping] = lambda rows: {},
+    fields: Callable[[Reply], JsonObject] = reply_fields,
     seed: int | None = None,
     **options: Any,
 ) -> Written:
@@ -102,6 +114,7 @@ def generate_file(
         progress: Called with the number of rows written, resumed ones first.
         measured: Called after each chunk with its number of rows; what it gives is written into all
             of them.
+        fields: What a row holds of a reply.
         seed: Sampling seed; what a request draws depends on it and on the request's id, wherever
             the run was cut.
         options: Of :meth:`Engine.generate`.
@@ -130,7 +143,7 @@ def generate_file(
             _check_engine(engine, part, answers, witness, switch, options)
             cost = {"seconds": (time.perf_counter() - began) / len(part), **measured(len(part))}
             errors += sum(isinstance(answer, Failed) for answer in answers)
-            append(out, [_row(e, a) | cost for e, a in zip(part, answers, strict=True)])
+            append(out, [_row(e, a, fields) | cost for e, a in zip(part, answers, strict=True)])
             progress(len(part))
         return Written(len(left), len(examples), errors)
 
@@ -222,7 +235,9 @@ def _check_engine(
     ) from first.error
 
 
-def _row(example: Example, answer: Reply | Failed) -> JsonObject:
+def _row(
+    example: Example, answer: Reply | Failed, fields: Callable[[Reply], JsonObject]
+) -> JsonObject:
     known = {name: value for name, value in to_row(example).items() if name != "reply"}
     first = {
         "id": example.id,
@@ -233,14 +248,7 @@ def _row(example: Example, answer: Reply | Failed) -> JsonObject:
     row: JsonObject = {**first, "source": example.source, **known}
     if isinstance(answer, Failed):
         return {**row, "error": answer.describe(example)}
-    return {
-        **row,
-        "reply": answer.text,
-        "finish_reason": answer.finish_reason,
-        "prompt_tokens": answer.prompt_tokens,
-        "reply_tokens": len(answer.token_ids),
-        "decision": answer.decision.to_dict(),
-    }
+    return {**row, **fields(answer)}
 
 
 def request_hash(example: Example) -> str:

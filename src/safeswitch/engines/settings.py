@@ -13,6 +13,8 @@ from safeswitch.engines.context import POLICIES
 
 KEY = "safeswitch"
 """Name of our entry in vLLM's ``additional_config``, ``extra_args`` and ``vllm_xargs``."""
+INJECTION = "injection"
+"""Name of the bundle that reads what came with a request as data, where there is one."""
 OFF = "SAFESWITCH_OFF"
 """Environment variable: ``1`` lets every request pass untouched."""
 

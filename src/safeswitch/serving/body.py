@@ -225,6 +225,16 @@ def _listed(value: Any, inner: type) -> int:
     )
 
 
+def check_replies(count: int, most: int) -> None:
+    """Refuse more replies, or texts to be read, than one request may ask for.
+
+    Raises:
+        ApiError: there are more than ``most``.
+    """
+    if count > most:
+        raise ApiError(400, f"{count} replies are asked for; at most {most} can be", param="n")
+
+
 def check_sizes(payload: JsonObject, most: int) -> None:
     """Refuse more than is served, before anything is done for it.
 
@@ -235,9 +245,7 @@ def check_sizes(payload: JsonObject, most: int) -> None:
     Raises:
         ApiError: too many replies, or stop strings that are too many, too long or no strings.
     """
-    count = replies_asked(payload)
-    if count > most:
-        raise ApiError(400, f"{count} replies are asked for; at most {most} can be", param="n")
+    check_replies(replies_asked(payload), most)
     for name in ("stop", "stop_sequences"):
         _check_stops(name, payload.get(name))
 

@@ -6,7 +6,8 @@ Knows nothing of engines or HTTP frameworks.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from safeswitch.core.json_types import JsonObject
@@ -81,6 +82,22 @@ def not_recorded() -> ApiError:
     """The decision on a reply cannot be kept, so the reply must not leave."""
     message = "decisions cannot be recorded at the moment; try again later"
     return ApiError(503, message, "server_error")
+
+
+def body_fault(faults: Sequence[Any]) -> ApiError:
+    """The first of pydantic's faults of a body, with the field that has it."""
+    fault = faults[0]
+    named = [str(part) for part in fault["loc"] if part != "body"]
+    # behind these the path goes on with the forms that the field may have
+    if named[:1] in (["prompt"], ["stop"], ["input"]):
+        named = list(takewhile(str.isidentifier, named))
+    if fault["type"] == "not_served":
+        return ApiError(400, str(fault["msg"]), param=".".join([*named, fault["ctx"]["field"]]))
+    if fault["type"] == "json_invalid":
+        return ApiError(400, "the body is not valid JSON")
+    reason = "not served" if fault["type"] == "extra_forbidden" else str(fault["msg"])
+    path = ".".join(named)
+    return ApiError(400, f"{path}: {reason}" if path else reason, param=path or None)
 
 
 def with_request_id(send: Send, request_id: str) -> Send:

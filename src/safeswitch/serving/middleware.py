@@ -13,8 +13,9 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,23 @@ from starlette._utils import get_route_path
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
+from safeswitch.core.types import Message
 from safeswitch.engines.context import CONTEXT, ChoiceDecision, Context
+from safeswitch.engines.settings import INJECTION, switched_off
 from safeswitch.serving import metrics
 from safeswitch.serving.access import OPEN_PATHS, Access
 from safeswitch.serving.audit import Audit, AuditError
-from safeswitch.serving.body import check_sizes, read_body, receive_body, replies_asked
+from safeswitch.serving.body import (
+    check_replies,
+    check_sizes,
+    read_body,
+    receive_body,
+    replies_asked,
+)
+from safeswitch.serving.checks.reading import ClientView, Reading
+from safeswitch.serving.checks.reads import read_all, until_left
+from safeswitch.serving.checks.routes import CHECKS, read_check
+from safeswitch.serving.checks.tool_results import tool_readings, without_instructions
 from safeswitch.serving.errors import (
     ApiError,
     Event,
@@ -40,7 +53,7 @@ from safeswitch.serving.errors import (
 )
 from safeswitch.serving.keys import Key
 from safeswitch.serving.replies.form import FIELD
-from safeswitch.serving.replies.shape import form_of, shape
+from safeswitch.serving.replies.shape import CHAT, form_of, shape
 from safeswitch.serving.reply import GuardedResponse
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.tracing import add_decision, request_span
@@ -174,11 +187,15 @@ class SafeSwitchMiddleware:
             return
         with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
             context = self._make_context(key, request_id, span)
+            if get_route_path(scope) in CHECKS:
+                checked = await self._serve_check(scope, receive, payload, key, context, request_id)
+                await send_json(send, 200, checked, request_id)
+                return
             if payload is not None:
                 check_sizes(payload, self.settings.max_choices)
                 if self.access is not None and key is not None:
                     await self.access.charge(key, replies_asked(payload) - 1)
-                body = self._checked_body(scope, payload, key, context)
+                body = await self._checked_body(scope, payload, key, context)
             await self._check_audit()
             headers = [
                 (k, v) for k, v in scope["headers"] if k not in (b"content-length", b"x-request-id")
@@ -207,6 +224,77 @@ class SafeSwitchMiddleware:
             finally:
                 CONTEXT.reset(token)
 
+    async def _serve_check(
+        self,
+        scope: Scope,
+        receive: Receive,
+        payload: JsonObject | None,
+        key: Key | None,
+        context: Context,
+        request_id: str,
+    ) -> JsonObject:
+        """The reply of a route that reads and does not answer."""
+        if switched_off():
+            raise ApiError(503, "the guard is switched off; nothing is read", "server_error")
+        self._choose_switch((payload or {}).pop(FIELD, None), key, context)
+        if context.policy is not None:
+            raise ApiError(400, f"{FIELD!r} takes no policy here: nothing is answered")
+        check, readings = read_check(get_route_path(scope), payload)
+        check_replies(len(readings), self.settings.max_choices)
+        if self.access is not None and key is not None:
+            await self.access.charge(key, max(0, len(readings) - 1))
+        await self._check_audit()
+        view = ClientView(
+            f"safeswitch-{request_id}",
+            self._sees_scores(key),
+            self.settings.tool_results or "refuse",
+        )
+        work = asyncio.ensure_future(self._read(scope, readings, context))
+        return check.reply(await until_left(work, receive), view)
+
+    async def _read(
+        self, scope: Scope, readings: Sequence[Reading], context: Context
+    ) -> list[ChoiceDecision]:
+        """The decision on each reading; each is on record."""
+        bundle = INJECTION if self.settings.injection else context.bundle
+        try:
+            return await read_all(partial(self.screen, scope), readings, context, bundle)
+        except ApiError:
+            raise
+        except Exception as error:
+            _log.exception("reading without an answer")
+            raise self.error_for_client(error, context) from None
+
+    async def _read_tool_results(
+        self, scope: Scope, payload: JsonObject, key: Key | None, context: Context
+    ) -> JsonObject:
+        """A chat's body, once its tool results have been read."""
+        policy = context.policy or self.policy(scope)
+        readings = tool_readings(payload)
+        if policy == "off" or not readings:
+            return payload
+        check_replies(len(readings), self.settings.max_choices)
+        if self.access is not None and key is not None:
+            await self.access.charge(key, len(readings))
+        decisions = await self._read(scope, list(readings.values()), context)
+        flagged = [i for i, one in zip(readings, decisions, strict=True) if one.decision.fired]
+        if policy != "enforce":
+            return payload
+        return without_instructions(payload, flagged, self.settings.tool_results)
+
+    def policy(self, scope: Scope) -> str:
+        """The policy of requests that do not say; overridden for each engine."""
+        return "enforce"
+
+    async def screen(self, scope: Scope, messages: Sequence[Message]) -> None:
+        """Have the engine read a conversation and not answer it; the decision goes into the
+        context's decisions. Overridden for each engine.
+
+        Raises:
+            ApiError: it cannot be read.
+        """
+        raise ApiError(501, "this server does not read without answering")
+
     def error_for_client(self, error: Exception, context: Context) -> ApiError:
         """The answer to an error that nothing in the server has caught."""
         return not_recorded() if context.unrecorded else internal_error()
@@ -221,13 +309,15 @@ class SafeSwitchMiddleware:
             _log.error("%s", error)
             raise not_recorded() from error
 
-    def _checked_body(
+    async def _checked_body(
         self, scope: Scope, payload: JsonObject, key: Key | None, context: Context
     ) -> bytes:
         """Fill ``context`` with what the client asks for, and give the body for the server."""
         options = payload.pop(FIELD, None)
         self._choose_switch(options, key, context)
         context.max_tokens = self.settings.max_tokens or None
+        if self.settings.tool_results and get_route_path(scope) == CHAT and not switched_off():
+            payload = await self._read_tool_results(scope, payload, key, context)
         self.check_fields(scope, payload, key, context)
         shape(get_route_path(scope), payload, context)
         # written anew, so that the server reads what has been checked and nothing else

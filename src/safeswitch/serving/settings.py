@@ -15,6 +15,7 @@ from safeswitch.switch.switch import Switch
 
 VARIABLE = "SAFESWITCH_SERVER"
 AUDIT_FAILURES = ("block", "buffer")
+TOOL_RESULTS = ("mark", "strip", "refuse")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class ServerSettings:
         error_delay: Seconds before a request is told that it is refused, so that a client that
             sends nothing else cannot keep the server busy with it.
         max_choices: Most replies that one request may ask for, ``n`` to each of its prompts.
+        injection: Whether the engine has a bundle that reads tool results and documents for
+            instructions inside them.
+        tool_results: What is done with a flagged tool result in a chat: ``mark`` puts a warning in
+            front, ``strip`` takes the text out, ``refuse`` turns the request away. Empty reads none
+            there, and advises ``refuse`` where they are read without an answer.
         audit: SQLAlchemy URL of the audit database; empty for none.
         audit_failure: When the audit database cannot be written: ``block`` answers 503, ``buffer``
             keeps records in ``audit_buffer`` until it can.
@@ -64,6 +70,8 @@ class ServerSettings:
     max_body: int = 0
     error_delay: float = 0.0
     max_choices: int = 128
+    injection: bool = False
+    tool_results: str = ""
     audit: str = ""
     audit_failure: str = "block"
     audit_buffer: str = "audit-buffer.db"
@@ -78,6 +86,8 @@ class ServerSettings:
         for policy in self.clients_may:
             check_choice("ServerSettings", "clients_may", policy, POLICIES)
         check_choice("ServerSettings", "audit_failure", self.audit_failure, AUDIT_FAILURES)
+        if self.tool_results:
+            check_choice("ServerSettings", "tool_results", self.tool_results, TOOL_RESULTS)
         if self.max_body < 0 or self.audit_buffer_limit < 1:
             raise SettingError(
                 "ServerSettings: max_body must be 0 or more bytes, audit_buffer_limit 1 byte or "

@@ -1,4 +1,4 @@
-"""The text of a request's system turns, which a chat template may drop without a word.
+"""The text of a request's turns; that of system turns a chat template may drop without a word.
 
 Knows nothing of templates or engines.
 """
@@ -23,6 +23,11 @@ def system_texts(payload: JsonMapping) -> tuple[str, ...]:
             if isinstance(turn, Mapping) and turn.get("role") in ROLES:
                 found += _texts(turn.get("content"))
     return tuple(found)
+
+
+def text_of(content: Any) -> str:
+    """The plain text of a turn's content, its parts one below the other."""
+    return "\n".join(_texts(content))
 
 
 def _texts(content: Any) -> Iterator[str]:

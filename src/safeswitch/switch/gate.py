@@ -154,6 +154,11 @@ class Gate:
             raise SettingError("Gate: late must read after appended tokens and nothing else")
 
     @property
+    def screens(self) -> bool:
+        """Whether a request can be judged at its prompt's end alone, without a reply."""
+        return self.always or self.stage1 is not None
+
+    @property
     def pilot(self) -> int:
         """Tokens of the reply, or of the answer, after which every request without a watch is
         decided."""

@@ -8,20 +8,14 @@ there. Stage 2 is not asked, since it reads how the model's own reply begins.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
-from safeswitch.activations.record import record
-from safeswitch.core.types import Decision
 from safeswitch.engines.requests import ends_in_prefill
+from safeswitch.engines.transformers.prompt_end import judge_prompts
 from safeswitch.engines.transformers.requests import Request
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.models.vision import Encoded
 from safeswitch.switch.gate import Gate
-from safeswitch.switch.session import Session, at_prompt
 from safeswitch.switch.switch import Switch
 
 
@@ -36,8 +30,9 @@ def judge_without_prefill(
     bare = [request.messages[:-1] for request in prefilled]
     encoded = lm.inputs(bare, room=[request.limit for request in prefilled])
     found = list(requests)
-    decisions = _judge(lm, switch, encoded)
-    for request, messages, one, decision in zip(prefilled, bare, encoded, decisions, strict=True):
+    sessions = judge_prompts(lm, switch.gate, switch.actuator, encoded)
+    for request, messages, one, session in zip(prefilled, bare, encoded, sessions, strict=True):
+        decision = session.decision
         if not decision.fired:
             continue
         flagged = replace(request, decision=decision)
@@ -56,21 +51,3 @@ def judge_without_prefill(
 def _reads_without(gate: Gate) -> bool:
     """Whether the gate has a stage 1 that can read without the prefill."""
     return gate.stage1 is not None and not gate.always and not gate.apart_points
-
-
-def _judge(lm: LanguageModel, switch: Switch, encoded: Sequence[Encoded]) -> list[Decision]:
-    """What stage 1 decides on encoded conversations without their prefill."""
-    started = time.perf_counter()
-    rows = [one.ids for one in encoded]
-    activations = record(
-        lm,
-        rows,
-        [len(row) for row in rows],
-        switch.gate.prompt_points,
-        texts=[lm.prompt_text(row) for row in rows],
-        visions=[one.vision for one in encoded],
-        dtype=torch.float32,
-    )
-    sessions = [Session.begin(switch.gate, switch.actuator)] * len(rows)
-    judged = at_prompt(sessions, activations, started, final=[True] * len(rows))
-    return [session.decision for session in judged]

@@ -67,7 +67,7 @@ def make_requests(
     for prompt, messages in zip(prompts, conversations, strict=True):
         readable.append(prompt if isinstance(prompt, Tokens) else messages)
     encoded = lm.inputs(readable, room=[reply_room(switch.gate, limit) for limit in limits])
-    _check_images(switch.gate, encoded)
+    check_images(switch.gate, encoded)
     if switch.actuator.place == "prompt":
         if any(isinstance(prompt, Tokens) for prompt in prompts):
             kind = type(switch.actuator).__name__
@@ -141,7 +141,7 @@ def reply_room(gate: Gate, limit: int) -> int:
     return max(limit + last, gate.pilot + 1, first)
 
 
-def _check_images(gate: Gate, encoded: Sequence[Encoded]) -> None:
+def check_images(gate: Gate, encoded: Sequence[Encoded]) -> None:
     """Refuse images where a stage reads in a pass of its own, which is given tokens alone.
 
     Raises:

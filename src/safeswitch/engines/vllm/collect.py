@@ -18,6 +18,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Prompt, ReadPoint, Reply
+from safeswitch.engines.context import Context
 from safeswitch.engines.settings import KEY, GuardSettings
 from safeswitch.engines.vllm.engine import VLLMEngine
 from safeswitch.engines.vllm.settings import Task
@@ -61,10 +62,10 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
         settings = GuardSettings({}, "off", record=tuple(map(str, points)))
         super().__init__(model, settings, chat_template=lm.chat_template, **engine_args)
 
-    async def _reply(self, ids: list[int], params: SamplingParams) -> Reply:
+    async def _reply(self, ids: list[int], params: SamplingParams, context: Context) -> Reply:
         if KEY not in (params.extra_args or {}):
             params = _stamped(params, Task(f"plain-{next(self._numbers)}", "", "off"))
-        return await super()._reply(ids, params)
+        return await super()._reply(ids, params, context)
 
     def collect(
         self,
@@ -97,11 +98,13 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
         )
 
         async def one(i: int) -> Reply:
-            reply = await self._reply(rows[i], _stamped(greedy, Task(keys[i], "", "record")))
+            reply = await self._reply(
+                rows[i], _stamped(greedy, Task(keys[i], "", "record")), Context()
+            )
             fed = len(reply.token_ids)
             if max_new_tokens and fed <= deepest:
                 ended = _stamped(once, Task(keys[i], "", "record-end", fed=fed))
-                await self._reply([*rows[i], *reply.token_ids], ended)
+                await self._reply([*rows[i], *reply.token_ids], ended, Context())
             if progress is not None:
                 progress(1)
             return reply

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,19 +186,41 @@ class VLLMEngine(Engine):
         """Replies to encoded prompts, all of them in the engine at the same time."""
 
         async def one(ids: list[int], sampling: SamplingParams) -> Reply:
-            reply = await self._reply(ids, sampling)
+            reply = await self._reply(ids, sampling, Context())
             if progress is not None:
                 progress(1)
             return reply
 
+        return self._together(map(one, rows, params))
+
+    def screen(self, prompts: Sequence[Prompt]) -> list[Decision]:
+        """What stage 1 of the engine's switch decides on each prompt; nothing is written.
+
+        Args:
+            prompts: n texts, message lists or examples.
+
+        Raises:
+            DataError: an empty prompt, or one that ends in a prefilled reply.
+            ContextLengthError: a prompt that does not fit.
+            SettingError: the engine has no switch.
+        """
+        if not self._guards:
+            raise SettingError("VLLMEngine.screen: the engine has no switch to read with")
+        rows = self._encoded(prompts, [1] * len(prompts))
+        once = SamplingParams(max_tokens=1, output_kind=RequestOutputKind.FINAL_ONLY)
+        work = (self._reply(row, once, Context(score_only=True)) for row in rows)
+        return [reply.decision for reply in self._together(work)]
+
+    def _together(self, work: Iterable[Coroutine[Any, Any, Reply]]) -> list[Reply]:
+        """Replies of requests that are in the engine at one time, in order."""
+
         async def everything() -> list[Reply]:
-            return list(await asyncio.gather(*map(one, rows, params)))
+            return list(await asyncio.gather(*work))
 
         replies: list[Reply] = self._wait(everything())
         return replies
 
-    async def _reply(self, ids: list[int], params: SamplingParams) -> Reply:
-        context = Context()
+    async def _reply(self, ids: list[int], params: SamplingParams, context: Context) -> Reply:
         token = CONTEXT.set(context)
         try:
             final: Any = None

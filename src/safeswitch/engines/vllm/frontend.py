@@ -26,7 +26,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Decision
-from safeswitch.engines.context import CONTEXT, POLICIES, ChoiceDecision, Context
+from safeswitch.engines.context import CONTEXT, POLICIES, SCORE, UNSCREENED, ChoiceDecision, Context
 from safeswitch.engines.settings import KEY, GuardSettings
 from safeswitch.engines.vllm.calls import Coalesced, alive
 from safeswitch.engines.vllm.choice import BundlePlan, GuardedChoice, Outputs, Runs, Submit
@@ -113,6 +113,9 @@ class FrontEnd:
         context = CONTEXT.get() or Context()
         request = self._admitted(prompt, sampling_params, request_id, context)
         submit = partial(self._submit, request_id, kwargs)
+        if request.task.mode == SCORE:
+            yield await self._screened(request, next(context.choices), submit)
+            return
         n = request.params.n
         numbers = [next(context.choices) for _ in range(n)]
         choices: list[Outputs] = []
@@ -153,12 +156,45 @@ class FrontEnd:
         if policy != "off":
             self._check_prompt(prompt, context)
             self._check_system(text, context)
+        if policy == SCORE:
+            if not plan.asks_first:
+                raise VLLMValidationError(UNSCREENED)
+        elif policy != "off":
             self._check_sampling(params, policy, plan)
             self._limit(prompt, params, plan, context)
         # An id of our own: nothing keeps two clients from choosing the same request id.
         name = f"{request_id}-{uuid.uuid4().hex}"
         task = Task(name, bundle, policy, text=text if plan.text else "")
         return _Admitted(prompt, params, task, plan, text, context)
+
+    async def _screened(self, request: _Admitted, number: int, submit: Submit) -> RequestOutput:
+        """Have stage 1 read a prompt; the one token that vLLM wants to write is withheld.
+
+        Args:
+            request: The request.
+            number: Of the choice that the decision is put on record for.
+            submit: Sends one run to the engine.
+        """
+        task = request.task
+        once = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={KEY: task.to_args()},
+        )
+        decision = None
+        try:
+            async with aclosing(submit(request.prompt, once)) as outputs:
+                last = [out async for out in outputs][-1]
+        finally:
+            conclude = self._conclude(task, request.context, number, request.text, 0)
+            decision = await self._shielded(conclude)
+        if decision is None:
+            raise SettingError("SafeSwitch: the engine has no decision on this request")
+        last.outputs[0].text = ""
+        last.outputs[0].token_ids = []
+        return last
 
     def _choice(self, request: _Admitted, index: int, number: int, submit: Submit) -> Outputs:
         """The outputs of one choice; those of the engine as they are where nothing guards.
@@ -202,6 +238,8 @@ class FrontEnd:
             raise VLLMValidationError(
                 f"this client may not set the SafeSwitch policy to {wanted!r}"
             )
+        if context.score_only:
+            return SCORE
         return context.policy or self.settings.policy
 
     def _check_prompt(self, prompt: Any, context: Context) -> None:
@@ -307,7 +345,7 @@ class FrontEnd:
         found = await self._take(task.id, ended)
         if found is None:
             return None
-        if task.mode == "observe":
+        if task.mode in ("observe", SCORE):
             found = {**found, "actuator": "none"}
         decision = Decision(**found)
         bundle_id = self.plans[task.bundle].id

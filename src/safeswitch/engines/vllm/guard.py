@@ -9,6 +9,7 @@ A request's life in the worker, by the mode in which the front end sends it:
     pilot ──── stage 1 ──┬── pending ─── pilot tokens ── stage 2 ─┬── fired: rolled back
                          │                                        └── cleared: its reply, as above
                          └── else as ``enforce``
+    score ──── stage 1, which speaks alone: nothing is written
     judge ──── a reply that has ended: its last reading ──────────┬── fired: rolled back
                                                                   └── cleared
     refuse ─── the refusal head, from the first token on; comes of every other roll-back
@@ -43,6 +44,7 @@ from torch import Tensor
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import check_choice
 from safeswitch.core.types import Decision, ReadPoint, Site
+from safeswitch.engines.context import SCORE
 from safeswitch.engines.vllm.settings import Task
 from safeswitch.switch.actuators.base import Actuator, HeadActuator, NoAction
 from safeswitch.switch.gate import Gate
@@ -51,6 +53,8 @@ from safeswitch.switch.session import Session, at_pilot, at_prompt, at_watch
 Standing = Literal["pending", "refusing", "clear"]
 Read = Callable[[Site], Tensor]
 """States ``[n, d]`` of the whole batch at a site."""
+_READ_ONLY = ("observe", SCORE)
+"""Modes in which nothing is changed."""
 _KEPT = 8192
 """Requests that are remembered once they have left the batch. A front end takes its decisions soon;
 one that has died never does."""
@@ -91,7 +95,7 @@ class Row:
         self.task, self.tenant = task, tenant
         self.live = False
         action: Actuator = NoAction()
-        if tenant.head is not None and task.mode != "observe":
+        if tenant.head is not None and task.mode not in _READ_ONLY:
             action = tenant.head
         self._known = [(-1, Known(Session.begin(tenant.gate, action)))]
 
@@ -107,7 +111,9 @@ class Row:
 
     @property
     def speaks_once(self) -> bool:
-        """Whether stage 2 is not asked: it would read a reply that is not the model's own."""
+        """Whether stage 2 is not asked: there is no reply, or it is not the model's own."""
+        if self.task.mode == SCORE:
+            return True
         watched = self.task.mode == "observe" and self.tenant.gate.stage1 is not None
         return self.task.constrained and (watched or self.task.mode == "enforce")
 
@@ -280,7 +286,7 @@ def _switches(one: Due) -> bool:
 def _stops(one: Due) -> bool:
     """Whether a row that is not switched must be rolled back."""
     mode, session = one.row.task.mode, one.session
-    if one.row.tenant.head is None or mode == "observe":
+    if one.row.tenant.head is None or mode in _READ_ONLY:
         return False
     if session.decision.fired and (one.fed > 0 or one.row.bent):
         return True

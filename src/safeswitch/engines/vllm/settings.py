@@ -35,7 +35,8 @@ class Task:
         id: Key of the request's row in the worker; a resubmission keeps it.
         bundle: Name of the switch.
         mode: ``off``; ``enforce`` (roll back at once what waits for stage 2); ``pilot`` (let such a
-            request write the tokens that stage 2 reads); ``observe``; ``refuse`` (the refusal head
+            request write the tokens that stage 2 reads); ``observe``; ``score`` (stage 1 speaks
+            alone, and nothing is written); ``refuse`` (the refusal head
             from the first token); ``judge`` (speak on a reply that has ended, whose ``fed`` tokens
             follow the prompt); ``record`` and ``record-end`` (keep states for fitting; those of an
             ended reply).

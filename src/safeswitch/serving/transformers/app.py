@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
-from itertools import takewhile
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -24,7 +23,7 @@ from safeswitch._version import __version__
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message, Reply
 from safeswitch.serving.audit import AuditError
-from safeswitch.serving.errors import ApiError, ending, internal_error, not_recorded
+from safeswitch.serving.errors import ApiError, body_fault, ending, internal_error, not_recorded
 from safeswitch.serving.transformers.batcher import Closed
 from safeswitch.serving.transformers.front_end import Answering, ClientPrompt, FrontEnd, Sampling
 from safeswitch.serving.transformers.openai_replies import DONE, ReplyObjects, event, usage
@@ -36,6 +35,7 @@ from safeswitch.serving.transformers.openai_schema import (
     TokenizeRequest,
 )
 from safeswitch.serving.transformers.stop_text import before_stop
+from safeswitch.serving.turns import turns_of
 
 _log = logging.getLogger("safeswitch.server")
 
@@ -109,8 +109,7 @@ def _conversation(messages: list[ChatMessage]) -> list[Message]:
             "the last message is the assistant's: prefilled replies are not served",
             param="messages",
         )
-    roles: JsonObject = {"developer": "system"}
-    return [Message(roles.get(m.role, m.role), m.text) for m in messages]
+    return turns_of(messages)
 
 
 def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
@@ -256,7 +255,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return _error(_fault(error))
+        return _error(body_fault(error.errors()))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -266,22 +265,6 @@ def _answer_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, failed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-
-
-def _fault(error: RequestValidationError) -> ApiError:
-    """The first fault of a body, with the field that has it."""
-    fault = error.errors()[0]
-    named = [str(part) for part in fault["loc"] if part != "body"]
-    path = (
-        list(takewhile(str.isidentifier, named)) if named[:1] in (["prompt"], ["stop"]) else named
-    )
-    if fault["type"] == "not_served":
-        return ApiError(400, str(fault["msg"]), param=".".join([*path, fault["ctx"]["field"]]))
-    if fault["type"] == "json_invalid":
-        return ApiError(400, "the body is not valid JSON")
-    reason = "not served" if fault["type"] == "extra_forbidden" else str(fault["msg"])
-    where = ".".join(path)
-    return ApiError(400, f"{where}: {reason}" if where else reason, param=where or None)
 
 
 def _error(error: ApiError) -> Response:

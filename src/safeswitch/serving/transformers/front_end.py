@@ -16,10 +16,11 @@ from typing import Any
 from safeswitch.core.errors import DataError, ModelError, check_choice
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message, Prompt, Reply, Tokens, as_messages
-from safeswitch.engines.context import CONTEXT, ChoiceDecision, Context
+from safeswitch.engines.context import CONTEXT, SCORE, UNSCREENED, ChoiceDecision, Context
 from safeswitch.engines.settings import GuardSettings, switched_off
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.engines.transformers.requests import reply_room
+from safeswitch.engines.transformers.screen import screen
 from safeswitch.models.generation_prompt import GenerationPrompt
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.errors import ApiError, busy, ending
@@ -163,8 +164,9 @@ class FrontEnd:
             ApiError: why the client cannot be served.
         """
         context = CONTEXT.get() or Context()
-        bundle, policy = context.bundle or self.guard.default, context.policy or self._policy
-        self._check(prompts, sampling, bundle, n, limit)
+        bundle = context.bundle or self.guard.default
+        policy = SCORE if context.score_only else context.policy or self._policy
+        self._check(prompts, sampling, bundle, policy, n, limit)
         switch, size = self._switches[bundle], sum(map(_length, prompts))
         sized = await self.lanes.run(
             size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts]
@@ -196,6 +198,7 @@ class FrontEnd:
         prompts: Sequence[ClientPrompt],
         sampling: Sampling,
         bundle: str,
+        policy: str,
         n: int,
         limit: int | None,
     ) -> None:
@@ -206,6 +209,8 @@ class FrontEnd:
         """
         if bundle not in self._switches:
             raise ApiError(400, "there is no SafeSwitch bundle of that name", param="safeswitch")
+        if policy == SCORE and not self._switches[bundle].gate.screens:
+            raise ApiError(400, UNSCREENED)
         if len(prompts) * n > self._queue:
             raise ApiError(
                 400,
@@ -367,6 +372,9 @@ class FrontEnd:
         group = jobs[0].group
         assert isinstance(group, BatchKey)
         choices = [job.waiter for job in jobs]
+        if group.policy == SCORE:
+            self._screen(choices, self._switches[group.bundle])
+            return
         self._engine.generate(
             [c.prompt for c in choices],
             self._switch(group),
@@ -375,6 +383,12 @@ class FrontEnd:
             followers=choices,
             **self._options(group.sampling),
         )
+
+    def _screen(self, choices: Sequence[FollowedChoice], switch: Switch) -> None:
+        """Decide on requests that are not answered; their replies are empty."""
+        decisions = screen(self._engine, [choice.prompt for choice in choices], switch)
+        for choice, decision in zip(choices, decisions, strict=True):
+            choice.done(Reply("", (), "stop", decision, 0))
 
     def _switch(self, group: BatchKey) -> Switch | None:
         switch = self._switches[group.bundle]

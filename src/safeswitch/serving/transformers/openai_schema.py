@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from safeswitch.core.types import Role
 from safeswitch.serving.body import MAX_STOPS
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -23,6 +24,14 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 """Fields that are not honoured, each with the values besides null that ask for nothing."""
 
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "tool": "user",
+    "assistant": "assistant",
+}
+
 Text = Annotated[str, Field(min_length=1)]
 Token = Annotated[int, Field(ge=0)]
 Metadata = Annotated[dict[str, str], Field(max_length=16)]
@@ -32,7 +41,7 @@ Tokens = Annotated[list[Token], Field(fail_fast=True)]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
 
 
-def _not_served(field: str, reason: str) -> PydanticCustomError:
+def not_served(field: str, reason: str) -> PydanticCustomError:
     """A fault with the name of the field in its context."""
     return PydanticCustomError("not_served", "{reason}", {"field": field, "reason": reason})
 
@@ -58,17 +67,40 @@ class TextPart(Strict):
     cache_control: CacheControl | None = None
 
 
+class FunctionCall(Strict):
+    """What a tool was called with."""
+
+    name: Text
+    arguments: str
+
+
+class ToolCall(Strict):
+    """One call of a tool in an assistant's turn."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    index: int | None = None
+    function: FunctionCall
+
+    @property
+    def text(self) -> str:
+        """The call in one line."""
+        return f"{self.function.name}({self.function.arguments})"
+
+
 class ChatMessage(Strict):
     """A turn of a conversation; a reply of this server may be sent back as it came. The model is
     not told ``name``."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     refusal: str | None = None
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s<|\\/>]+$")] | None = (
         None
     )
     cache_control: CacheControl | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] = []
+    tool_call_id: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -80,9 +112,23 @@ class ChatMessage(Strict):
         content = value.get("content")
         for part in content if isinstance(content, list) else []:
             if not isinstance(part, dict) or part.get("type") != "text":
-                raise _not_served("content", "only text parts are served in messages")
+                raise not_served("content", "only text parts are served in messages")
         empty = ("tool_calls", "function_call", "audio", "annotations")
         return {k: v for k, v in value.items() if k not in empty or v not in (None, [])}
+
+    @model_validator(mode="after")
+    def _tools_where_they_belong(self) -> ChatMessage:
+        if self.tool_calls and self.role != "assistant":
+            raise not_served("tool_calls", "only turns of the assistant call tools")
+        if self.role == "tool" and not self.tool_call_id:
+            raise not_served("tool_call_id", "the result of a tool needs its tool_call_id")
+        return self
+
+    @property
+    def as_role(self) -> Role:
+        """Whose turn it is for the model, which knows three: what a tool returns comes with the
+        user's turns."""
+        return _ROLES[self.role]
 
     @property
     def text(self) -> str:
@@ -128,13 +174,13 @@ class Sampled(Strict):
             if name not in NEUTRAL:
                 kept[name] = given
             elif given not in NEUTRAL[name]:
-                raise _not_served(name, f"{name} is not served")
+                raise not_served(name, f"{name} is not served")
         return kept
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Sampled:
         if self.stream_options is not None and not self.stream:
-            raise _not_served("stream_options", "stream_options needs stream")
+            raise not_served("stream_options", "stream_options needs stream")
         return self
 
     @property
@@ -196,7 +242,7 @@ class TokenizeRequest(Strict):
     @model_validator(mode="after")
     def _one_of_them(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
-            raise _not_served("prompt", "give prompt or messages")
+            raise not_served("prompt", "give prompt or messages")
         return self
 
     @property

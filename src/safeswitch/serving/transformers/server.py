@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,13 +14,15 @@ from starlette.middleware.cors import CORSMiddleware
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonMapping
+from safeswitch.core.types import Message
 from safeswitch.engines.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.serving.errors import ending
 from safeswitch.serving.middleware import SafeSwitchMiddleware, Scope
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers.app import create_app
-from safeswitch.serving.transformers.batcher import BatchSettings
-from safeswitch.serving.transformers.front_end import FrontEnd
+from safeswitch.serving.transformers.batcher import BatchSettings, Closed
+from safeswitch.serving.transformers.front_end import FrontEnd, Sampling
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,18 @@ class Middleware(SafeSwitchMiddleware):
 
     def context_length(self, scope: Scope) -> int | None:
         return self._front.lm.context_length
+
+    def policy(self, scope: Scope) -> str:
+        return self._front.guard.policy
+
+    async def screen(self, scope: Scope, messages: Sequence[Message]) -> None:
+        reading = await self._front.begin([list(messages)], Sampling(), limit=1)
+        try:
+            await asyncio.gather(*reading.replies)
+        except Closed:
+            raise ending() from None
+        finally:
+            reading.leave()
 
     async def set_thresholds(
         self, scope: Scope, bundle: str, thresholds: Mapping[str, float]

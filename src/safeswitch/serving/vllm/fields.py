@@ -377,6 +377,22 @@ DETOKENIZE = Route(
     ("serve.tokenize.protocol:DetokenizeRequest",),
     {"model": Field("neutral", "text"), "tokens": Field("neutral", "list")},
 )
+MODERATIONS = Route(
+    "POST",
+    "/v1/moderations",
+    fields={"model": Field("neutral", "text"), "input": Field("neutral", "text or list")},
+)
+CHECKS = Route(
+    "POST",
+    "/v1/checks",
+    fields={
+        "model": Field("neutral", "text"),
+        "messages": Field("neutral", "list"),
+        "documents": Field("neutral", "list"),
+    },
+)
+GATEWAYS = ("/beta/litellm_basic_guardrail_api", "/request", "/response")
+"""By which gateways ask; their contracts are those of the gateways."""
 _READ = ("/health", "/ping", "/v1/models", "/version", "/metrics")
 ROUTES: tuple[Route, ...] = (
     CHAT,
@@ -386,6 +402,9 @@ ROUTES: tuple[Route, ...] = (
     COUNT,
     TOKENIZE,
     DETOKENIZE,
+    MODERATIONS,
+    CHECKS,
+    *(Route("POST", path) for path in GATEWAYS),
     *(Route("GET", path) for path in _READ),
     Route("POST", "/ping"),
 )

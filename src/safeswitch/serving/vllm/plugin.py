@@ -8,7 +8,7 @@ vLLM imports it in every API server process before the first request
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,8 @@ from vllm.exceptions import VLLMValidationError
 
 from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.json_types import JsonObject
-from safeswitch.engines.context import Context
+from safeswitch.core.types import Message
+from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.settings import switched_off
 from safeswitch.engines.vllm.install import Door, check_at_work, front_of, install
 from safeswitch.engines.vllm.sampling import SEEDS
@@ -25,8 +26,10 @@ from safeswitch.serving.errors import ApiError, Send, ending
 from safeswitch.serving.keys import Key
 from safeswitch.serving.middleware import THRESHOLDS, Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
+from safeswitch.serving.replies.shape import CHAT
 from safeswitch.serving.system_text import system_texts
 from safeswitch.serving.vllm import fields as vllm_fields
+from safeswitch.serving.within import ask_within
 
 install()
 
@@ -83,6 +86,19 @@ class SafeSwitchMiddleware(Base):
             route.check(payload, key is not None and key.extra_fields)
         except DataError as error:
             raise ApiError(400, str(error)) from error
+
+    def policy(self, scope: Scope) -> str:
+        return front_of(scope["app"].state.engine_client).settings.policy
+
+    async def screen(self, scope: Scope, messages: Sequence[Message]) -> None:
+        """Through vLLM's own chat route, whose template and checks are those of every chat."""
+        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+        context = CONTEXT.get()
+        assert context is not None
+        context.chat = True
+        payload: JsonObject = {"messages": turns, "max_tokens": 1}
+        context.system = system_texts(payload)
+        await ask_within(self.app, scope, CHAT, payload)
 
     def context_length(self, scope: Scope) -> int | None:
         return int(scope["app"].state.engine_client.vllm_config.model_config.max_model_len)

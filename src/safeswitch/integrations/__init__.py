@@ -1,0 +1,1 @@
+"""Guard objects for frameworks that take one: each module imports its framework when it is used."""

@@ -1,0 +1,54 @@
+"""A guard for LangChain: a Runnable in front of a chat model, ``guard | model``.
+
+What passes goes on as it came; what is flagged raises :class:`Flagged` before the model is asked.
+Needs ``safeswitch[langchain]``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from safeswitch.core.errors import SettingError
+from safeswitch.integrations.checks import Checks, Flagged
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import Runnable
+
+
+def langchain_guard(checks: Checks) -> Runnable[Any, Any]:
+    """A Runnable from whatever a chat model takes (text, messages, a prompt) to the same.
+
+    Args:
+        checks: Who is asked.
+
+    Raises:
+        SettingError: LangChain is not installed.
+    """
+    try:
+        from langchain_core.messages import convert_to_messages, convert_to_openai_messages
+        from langchain_core.prompt_values import PromptValue
+        from langchain_core.runnables import RunnableLambda
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"langchain_guard needs {error.name}: pip install 'safeswitch[langchain]'"
+        ) from error
+
+    def turns(given: Any) -> Any:
+        if isinstance(given, str):
+            return [{"role": "user", "content": given}]
+        found = given.to_messages() if isinstance(given, PromptValue) else given
+        return convert_to_openai_messages(convert_to_messages(found))
+
+    def guard(given: Any) -> Any:
+        return _passed(given, checks.check(turns(given)))
+
+    async def aguard(given: Any) -> Any:
+        return _passed(given, await checks.acheck(turns(given)))
+
+    return RunnableLambda(guard, aguard, name="safeswitch")
+
+
+def _passed(given: Any, found: Any) -> Any:
+    if found["flagged"]:
+        raise Flagged(found)
+    return given

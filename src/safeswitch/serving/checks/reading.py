@@ -1,0 +1,76 @@
+"""What is read by itself, and what a client is told of it. Knows nothing of routes or engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from safeswitch.core.json_types import JsonObject
+from safeswitch.core.types import Message
+from safeswitch.engines.context import ChoiceDecision
+from safeswitch.serving.replies.form import public
+
+UNSAFE = "unsafe"
+"""The one category: what stage 1 of the switch was fitted to find."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A conversation that is read once.
+
+    Args:
+        messages: It ends in a user's turn.
+        where: Field of the body that it stands in, for errors.
+        data: Whether it came with a request as data: the result of a tool, a document.
+    """
+
+    messages: tuple[Message, ...]
+    where: str
+    data: bool = False
+
+
+@dataclass(frozen=True)
+class ClientView:
+    """What a client may be told, and what is advised.
+
+    Args:
+        id: Of the request.
+        scores: Whether the client may see scores.
+        tool_results: What is done with a flagged tool result: ``mark``, ``strip`` or ``refuse``.
+    """
+
+    id: str
+    scores: bool
+    tool_results: str
+
+    def describe(self, decided: ChoiceDecision) -> JsonObject:
+        """Flag, categories and what stands in every reply's ``safeswitch``."""
+        return {
+            "flagged": decided.decision.fired,
+            "categories": categories_of(decided),
+            "category_scores": category_scores_of(decided) if self.scores else {},
+            "safeswitch": public(decided, self.scores),
+        }
+
+
+class Check(Protocol):
+    """The body of a route that reads and does not answer."""
+
+    @property
+    def readings(self) -> list[Reading]:
+        """What is read, in order."""
+
+    def reply(self, decisions: list[ChoiceDecision], view: ClientView) -> JsonObject:
+        """The reply, from the decision on each reading."""
+
+
+def categories_of(decided: ChoiceDecision) -> Mapping[str, bool]:
+    """Which categories a decision flags, by their key."""
+    return {UNSAFE: decided.decision.fired}
+
+
+def category_scores_of(decided: ChoiceDecision) -> Mapping[str, float]:
+    """The score of each category in [0, 1]; empty where the reader could not run."""
+    scores = decided.decision.scores
+    return {UNSAFE: scores["stage1"]} if "stage1" in scores else {}
