@@ -35,6 +35,7 @@ from safeswitch.serving.replies.form import FIELD
 from safeswitch.serving.reply import Reply, inside, unrecorded
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.tracing import add_verdict, request_span
+from safeswitch.serving.ui import rights
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -94,11 +95,7 @@ class SafeSwitchMiddleware:
             request_id = _request_id(scope)
             async with AsyncExitStack() as stack:
                 key = None
-                if (
-                    self.access is not None
-                    and get_route_path(scope) not in OPEN_PATHS
-                    and scope["method"] != "OPTIONS"
-                ):
+                if self.access is not None and not self._is_open(scope):
                     key = self.access.key(scope["headers"])
                     await stack.enter_async_context(self.access.admitted(key))
                 if (
@@ -110,6 +107,8 @@ class SafeSwitchMiddleware:
                     raise Refused(
                         403, "metrics are for keys with the right to see scores", "permission_error"
                     )
+                if self.settings.ui and get_route_path(scope).startswith(rights.API):
+                    scope[rights.VISITOR] = rights.visitor_of(key, self.settings)
                 self.check_route(scope)
                 if scope["method"] == "POST":
                     stack.enter_context(self.admitted(scope))
@@ -119,6 +118,12 @@ class SafeSwitchMiddleware:
         except Refused as refused:
             await asyncio.sleep(self.settings.error_delay)
             await refuse(send, refused, request_id)
+
+    def _is_open(self, scope: Scope) -> bool:
+        """Whether a request is answered without a key."""
+        path, method = get_route_path(scope), scope["method"]
+        page = self.settings.ui and path in rights.OPEN and method in ("GET", "HEAD")
+        return path in OPEN_PATHS or method == "OPTIONS" or page
 
     def admitted(self, scope: Scope) -> AbstractContextManager[None]:
         """Held while a request to the engine is inside; raises what it is refused with. Overridden

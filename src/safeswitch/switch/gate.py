@@ -291,6 +291,21 @@ class Gate:
         }
         return replace(self, product_threshold=now.get("product", self.product_threshold), **stages)
 
+    def undecided(self) -> Gate:
+        """The same stages, each asked as far as the reply goes and none firing: what they say of
+        the model's own reply.
+
+        The late stage is left out, since it reads in passes of its own.
+        """
+        # stage 2 is asked where stage 1 passes, and a score is never above 1
+        first = 1.0 if self.stage2 is None else 0.0
+        bars = {"stage1": first, "stage2": 1.0, "watch": 1.0}
+        stages: dict[str, Stage | None] = {"late": None}
+        for name, bar in bars.items():
+            stage: Stage | None = getattr(self, name)
+            stages[name] = None if stage is None else replace(stage, threshold=bar)
+        return replace(self, rule="and", always=False, fail="open", **stages)
+
     def _passed(self, scores: Tensor, bar: float) -> Tensor:
         """``scores > bar``; NaN fires when failing closed and not otherwise."""
         return torch.where(scores.isnan(), torch.tensor(self.fail == "closed"), scores > bar)

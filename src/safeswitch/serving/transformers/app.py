@@ -62,7 +62,7 @@ def create_app(front: FrontEnd, name: str) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         known(body.model)
-        return await _complete(front, request, body, [_conversation(body.messages)], name)
+        return await _complete(front, request, body, [conversation(body.messages)], name)
 
     @app.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
@@ -104,7 +104,7 @@ def create_app(front: FrontEnd, name: str) -> FastAPI:
     return app
 
 
-def _conversation(messages: list[ChatMessage]) -> list[Message]:
+def conversation(messages: list[ChatMessage]) -> list[Message]:
     if messages and messages[-1].role == "assistant":
         raise ApiError(
             400,
@@ -119,7 +119,7 @@ def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
     """The reply is written here as well, beside the event loop: it may hold a token for each
     character."""
     if body.messages is not None:
-        ids = front.encode(_conversation(body.messages))
+        ids = front.encode(conversation(body.messages))
     else:
         ids = list(
             front.lm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"]
@@ -162,7 +162,7 @@ async def _complete(
     )
     form = Form(name, isinstance(body, ChatRequest), usage_in_chunks=body.usage_wanted)
     if body.stream:
-        return _Events(answering, form)
+        return Events(answering, _stream(answering, form))
     return await _whole(request, answering, form, body.stops)
 
 
@@ -195,11 +195,11 @@ async def _left(request: Request) -> None:
         pass
 
 
-class _Events(StreamingResponse):
+class Events(StreamingResponse):
     """A stream that nobody waits for any more once it has ended, however it has ended."""
 
-    def __init__(self, answering: Answering, form: Form) -> None:
-        super().__init__(_stream(answering, form), media_type="text/event-stream")
+    def __init__(self, answering: Answering, lines: AsyncIterator[bytes]) -> None:
+        super().__init__(lines, media_type="text/event-stream")
         self._answering = answering
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -238,10 +238,10 @@ async def _stream(answering: Answering, form: Form) -> AsyncIterator[bytes]:
             )
         yield DONE
     except Exception as error:  # a stream that has begun can only tell of it in its last event
-        yield event(_told(error).to_dict())
+        yield event(told_of(error).to_dict())
 
 
-def _told(error: Exception) -> Refused:
+def told_of(error: Exception) -> Refused:
     """What the client is told of a failure."""
     if isinstance(error, Refused):
         return error
@@ -255,7 +255,7 @@ def _told(error: Exception) -> Refused:
 
 def _answer_errors(app: FastAPI) -> None:
     async def failed(request: Request, error: Exception) -> Response:
-        return _error(_told(error))
+        return _error(told_of(error))
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

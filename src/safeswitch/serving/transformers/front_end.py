@@ -8,8 +8,10 @@ Knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +36,8 @@ COLDEST = 0.01
 hold."""
 Asked = str | list[int] | list[Message]
 """A prompt as a client sends it: text or tokens for the model as they are, or a conversation."""
+Making = Callable[..., Choice]
+"""Makes a choice of the arguments of :class:`Choice`."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Group:
     bundle: str
     policy: str
     sampling: Sampling
+    traced: int = 0
+    """Number of a request that is traced, which shares a batch with no other; 0 for the rest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +141,7 @@ class FrontEnd:
         self._ids = {name: switch.fingerprint for name, switch in self._switches.items()}
         self._policy = "off" if switched_off() else guard.policy
         self._open: set[Answering] = set()
+        self._traced = itertools.count(1)
         template = None if lm.chat_template == "plain" else lm.chat_template
         self._reply_mark = GenerationPrompt.of(lm.tokenizer, template)
         self.lanes = Lanes()
@@ -144,6 +151,16 @@ class FrontEnd:
     def alive(self) -> bool:
         """Whether requests are taken and run."""
         return self._batcher.alive
+
+    @property
+    def policy(self) -> str:
+        """Policy of requests that ask for none."""
+        return self._policy
+
+    @property
+    def switches(self) -> Mapping[str, Switch]:
+        """The switches by bundle, with the thresholds in force."""
+        return self._switches
 
     async def begin(
         self,
@@ -155,8 +172,12 @@ class FrontEnd:
         limit: int | None = None,
         seed: int | None = None,
         stream: bool = False,
+        traced: Making | None = None,
     ) -> Answering:
         """Queue ``n`` replies to each prompt. All that can be wrong with them is found before.
+
+        ``traced`` makes the choices of a request that is traced. Under ``off`` every stage still
+        reads such a request, and decides nothing.
 
         Raises:
             ApiError: why the client cannot be served.
@@ -184,17 +205,19 @@ class FrontEnd:
         for prompt in prompts:
             self._check_length(prompt)
         switch, size = self._switches[bundle], sum(map(_length, prompts))
+        read_under = "observe" if traced is not None and policy == "off" else policy
         sized = await self.lanes.run(
-            size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts]
+            size, lambda: [self._size(prompt, switch, read_under, limit) for prompt in prompts]
         )
         news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
         tokenizer = self.lm.tokenizer if stream or stops else None
+        make = traced or Choice
         choices = [
-            Choice(p * n + i, one.prompt, one.limit, first + i, stops, tokenizer, news)
+            make(p * n + i, one.prompt, one.limit, first + i, stops, tokenizer, news)
             for p, one in enumerate(sized)
             for i in range(n)
         ]
-        group = Group(bundle, policy, sampling)
+        group = Group(bundle, policy, sampling, next(self._traced) if traced is not None else 0)
         try:
             self._batcher.submit([Job(group, choice) for choice in choices])
         except Full:
@@ -338,18 +361,23 @@ class FrontEnd:
         """Run one batch, on the batcher's thread."""
         group = jobs[0].group
         assert isinstance(group, Group)
-        choices = [job.waiter for job in jobs]
-        self._engine.generate(
-            [c.prompt for c in choices],
-            self._switch(group),
-            max_new_tokens=[c.limit for c in choices],
-            seed=[c.seed for c in choices],
-            followers=choices,
-            **self._options(group.sampling),
-        )
+        choices, switch = [job.waiter for job in jobs], self._switch(group)
+        with ExitStack() as stack:
+            for choice in choices:
+                stack.enter_context(choice.reading(switch.gate if switch is not None else Gate()))
+            self._engine.generate(
+                [c.prompt for c in choices],
+                switch,
+                max_new_tokens=[c.limit for c in choices],
+                seed=[c.seed for c in choices],
+                followers=choices,
+                **self._options(group.sampling),
+            )
 
     def _switch(self, group: Group) -> Switch | None:
         switch = self._switches[group.bundle]
+        if group.policy == "off" and group.traced:
+            return Switch(switch.gate.undecided(), NoAction(), switch.base)
         return {"enforce": switch, "observe": replace(switch, actuator=NoAction()), "off": None}[
             group.policy
         ]

@@ -21,6 +21,7 @@ from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers.app import create_app
 from safeswitch.serving.transformers.batcher import BatchSettings
 from safeswitch.serving.transformers.front_end import FrontEnd
+from safeswitch.serving.ui.routes import Page, add_page
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,11 @@ class Middleware(SafeSwitchMiddleware):
 
     def __init__(self, front: FrontEnd, name: str, settings: ServerSettings) -> None:
         # the front end knows the prompt's length and so holds replies to their limit itself
-        super().__init__(create_app(front, name), replace(settings, max_tokens=0))
+        app = create_app(front, name)
+        super().__init__(app, replace(settings, max_tokens=0))
         self._front = front
+        if settings.ui:
+            add_page(app, Page(front, name, settings, self.audit))
 
     def context_length(self, scope: Scope) -> int | None:
         return self._front.lm.context_length
