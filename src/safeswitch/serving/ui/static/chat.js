@@ -83,7 +83,7 @@ function turnView(turn, i) {
     <article class="turn" aria-labelledby="turn-${i}">
       <h3 id="turn-${i}">Request ${i + 1}</h3>
       <p class="asked">${turn.text}</p>
-      ${turn.prompt.length ? strip(`prompt-${i}`, "Stage 1 at each prompt token", turn.prompt, first) : nothing}
+      ${turn.prompt.length ? strip(`prompt-${i}`, "Stage 1 at each prompt token; it decides on the last", turn.prompt, first) : nothing}
       <div class="sides">
         ${sideView(turn.guarded, `guarded-${i}`)}
         ${turn.plain ? sideView(turn.plain, `plain-${i}`) : noPlain()}
@@ -98,7 +98,8 @@ function noPlain() {
 
 function sideView(side, id) {
   const bar = card().thresholds.watch;
-  const label = `${side.title}: the watch at each reply token`;
+  const every = card().watch_every;
+  const label = `${side.title}: the watch at each reply token; it decides every ${every} tokens`;
   return html`
     <div class="side" role="group" aria-labelledby=${id}>
       <h4 id=${id}>${side.title}</h4>
