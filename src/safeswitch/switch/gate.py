@@ -297,14 +297,18 @@ class Gate:
 
         The late stage is left out, since it reads in passes of its own.
         """
-        # stage 2 is asked where stage 1 passes, and a score is never above 1
+        # stage 2 is asked where stage 1 passes, and no score is above 1
         first = 1.0 if self.stage2 is None else 0.0
-        bars = {"stage1": first, "stage2": 1.0, "watch": 1.0}
-        stages: dict[str, Stage | None] = {"late": None}
-        for name, bar in bars.items():
-            stage: Stage | None = getattr(self, name)
-            stages[name] = None if stage is None else replace(stage, threshold=bar)
-        return replace(self, rule="and", always=False, fail="open", **stages)
+        return replace(
+            self,
+            stage1=_with(self.stage1, first),
+            stage2=_with(self.stage2, 1.0),
+            watch=_with(self.watch, 1.0),
+            late=None,
+            rule="and",
+            always=False,
+            fail="open",
+        )
 
     def _passed(self, scores: Tensor, bar: float) -> Tensor:
         """``scores > bar``; NaN fires when failing closed and not otherwise."""
@@ -326,6 +330,11 @@ class Reading:
     fired: Tensor
     pending: Tensor
     errors: tuple[str | None, ...]
+
+
+def _with(stage: Stage | None, threshold: float) -> Stage | None:
+    """The stage at another threshold, where there is one."""
+    return None if stage is None else replace(stage, threshold=threshold)
 
 
 def _score(stage: Stage, activations: Activations) -> tuple[Tensor, tuple[str | None, ...]]:

@@ -20,7 +20,7 @@ MOST_ROWS = 10_000
 _DAY, _HOUR = 86_400, 3_600
 _BINS = 20
 _DRIFT_WINDOW = 2_000
-_NEAREST = 20
+_NEAREST = 10
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,7 @@ def settled(row: JsonMapping) -> Decided | None:
     return Decided(row, *min(own, key=lambda one: abs(one[1] - one[2])))
 
 
-def _held(
-    scores: Mapping[str, float], bars: Mapping[str, float]
-) -> list[tuple[str, float, float]]:
+def _held(scores: Mapping[str, float], bars: Mapping[str, float]) -> list[tuple[str, float, float]]:
     """Stage, score and threshold of every stage that has both."""
     found = [(stage, score, bars[stage]) for stage, score in scores.items() if stage in bars]
     if "product" in bars and "stage1" in scores:
