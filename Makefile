@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.torch-$(firstword $(shell printf '%s' '$(TORCH)' | cksum))
 
-.PHONY: demo real serve test lint types study docs clean
+.PHONY: demo demo-ui real serve test lint types study docs clean
 
 $(BUILD):
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,11 @@ real: $(VENV)/.real  ## the same on a small real model: build/real/; DATA=FOLDER
 
 serve: $(VENV)/.server  ## the guarded server on the embedded model, http://127.0.0.1:8000/v1
 	$(BIN)/safeswitch serve --model nano --switch nano --engine transformers
+
+demo-ui: $(VENV)/.server  ## the same with its page, http://127.0.0.1:8000/ui, which also shows what is withheld
+	mkdir -p build
+	$(BIN)/safeswitch serve --model nano --switch nano --engine transformers --ui --ui-pilot-text \
+		--clients-scores --clients-may off --audit sqlite:///build/demo-ui.db --audit-text
 
 test: $(VENV)/.vllm  ## lint, types, tests; those of vLLM where its CPU wheel can be installed
 	$(BIN)/ruff check src tests benchmarks dev

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 
 from safeswitch.core.errors import DataError, SettingError
-from safeswitch.core.types import Reply, Tokens
+from safeswitch.core.types import Decision, Reply, Tokens
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.engines.transformers.streaming import Follower
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators.base import NoAction, SystemPrompt
 from safeswitch.switch.gate import Gate, Stage
+from safeswitch.switch.session import Session
 from safeswitch.switch.switch import Switch
 from tests.engines.slow import Projection, pilot_point, random_head
 from tests.engines.test_exactness import PROMPTS, two_stage
@@ -26,6 +27,8 @@ class Seen(Follower):
 
     def __init__(self, lm: LanguageModel, leave_after: int | None = None) -> None:
         self.tokens: list[int] = []
+        self.drafts: list[list[int]] = [[]]
+        self.readings: list[Decision] = []
         self.earlier: list[list[int]] = []
         self.reply: Reply | None = None
         self.passes = self.whole_at = 0
@@ -38,6 +41,15 @@ class Seen(Follower):
     def token(self, token: int) -> None:
         assert self.reply is None
         self.tokens.append(token)
+
+    def written(self, token: int) -> None:
+        self.drafts[-1].append(token)
+
+    def rolled_back(self) -> None:
+        self.drafts.append([])
+
+    def read(self, session: Session) -> None:
+        self.readings.append(session.decision)
 
     def restart(self) -> None:
         self.earlier.append(self.tokens)
@@ -103,6 +115,32 @@ def test_what_was_shown_before_a_late_switch_is_the_untouched_reply_up_to_the_la
             else:
                 assert follower.earlier == []
     assert late
+
+
+@pytest.mark.parametrize("how", ["staged", "watched", "edited"])
+def test_what_is_written_rolled_back_and_read_is_told_as_it_happens(how: str) -> None:
+    lm = tiny_lm("llama")
+    engine = TransformersEngine(lm)
+    switch = two_stage(lm)[0] if how == "staged" else watched(lm)
+    if how == "edited":
+        switch = replace(switch, actuator=SystemPrompt("x"))
+    plain = engine.generate(PROMPTS, max_new_tokens=12, do_sample=False)
+    followers = [Seen(lm) for _ in PROMPTS]
+    replies = engine.generate(
+        PROMPTS, switch, max_new_tokens=12, do_sample=False, followers=followers
+    )
+    fired = 0
+    for follower, reply, own in zip(followers, replies, plain, strict=True):
+        *dropped, last = follower.drafts
+        assert tuple(last) == reply.token_ids
+        scores: dict[str, float] = {}
+        for reading in follower.readings:
+            scores |= reading.scores
+        assert scores == reply.decision.scores
+        if reply.decision.fired and reply.decision.token_index:
+            fired += 1
+            assert dropped == [list(own.token_ids[: reply.decision.token_index])]
+    assert fired
 
 
 def test_a_short_reply_is_handed_out_while_the_others_run_on() -> None:

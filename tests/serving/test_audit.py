@@ -55,6 +55,8 @@ def test_records_come_back_in_order_and_old_ones_can_be_forgotten(tmp_path: Path
     for i in range(5):
         store.write({**record(i), "at": float(i)})
     assert [r["request_id"] for r in store.export(since=2.0)] == ["r2", "r3", "r4"]
+    assert [r["request_id"] for r in store.latest(2)] == ["r4", "r3"]
+    assert [r["request_id"] for r in store.latest(9, since=3.0)] == ["r4", "r3"]
     assert store.forget(before=3.0) == 3
     assert [r["request_id"] for r in store.export()] == ["r3", "r4"]
     store.close()

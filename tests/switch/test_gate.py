@@ -202,3 +202,21 @@ def test_a_watch_that_cannot_read_a_running_reply_is_refused(
             0.5,
         )
     )
+
+
+@pytest.mark.parametrize("rule", ["and", "product"])
+@pytest.mark.parametrize("second", [True, False])
+def test_an_undecided_gate_asks_every_stage_and_never_fires(rule: Any, second: bool) -> None:
+    read = (ReadPoint(2, Position("pilot", 1)),)
+    stage2 = Stage(Says(1.0, 0.1, NAN, points=read), 0.2) if second else None
+    watch = Stage(Says(1.0, 0.1, NAN, points=read), 0.3)
+    both = rule if second else "and"
+    gate = Gate(Stage(Says(0.01, 0.9, 1.0), 0.5), stage2, watch, rule=both).undecided()
+    states = Activations({HERE: torch.zeros(3, 3), read[0]: torch.zeros(3, 3)})
+    first = gate.at_prompt(states)
+    assert first.pending.tolist() == [second] * 3
+    readings = [first, gate.at_watch(states)]
+    if second:
+        readings.append(gate.at_pilot(states, first.scores))
+    assert not any(reading.fired.any() for reading in readings)
+    assert Gate(always=True).undecided().at_prompt(states).fired.tolist() == [False] * 3

@@ -5,7 +5,7 @@ Shapes: t tokens of prompt and reply, d hidden size, w window tokens. Knows noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,7 +107,7 @@ def score_strip(
     texts = tuple(
         str(lm.tokenizer.decode(ids[: i + 1], skip_special_tokens=True)) for i in range(len(ids))
     )
-    scores = {name: _scores(stage.prober, states, texts) for name, stage in stages.items()}
+    scores = {name: token_scores(stage.prober, states, texts) for name, stage in stages.items()}
     bars = gate.thresholds()
     return Strip(
         tuple(str(lm.tokenizer.decode([i])) for i in ids),
@@ -132,8 +132,16 @@ def _tokens_read(stage: str, gate: Gate, end: int, made: int, start: int) -> lis
     return [end + fed for fed in range(gate.watch_every, until + 1, gate.watch_every)]
 
 
-def _scores(prober: Prober, states: dict[Site, Tensor], texts: tuple[str, ...]) -> list[float]:
-    """Scores of all t tokens, each taken as the newest one."""
+def token_scores(
+    prober: Prober, states: Mapping[Site, Tensor], texts: tuple[str, ...]
+) -> list[float]:
+    """Scores in [0, 1] of t tokens, each taken as the newest one.
+
+    Args:
+        prober: Reads no appended tokens, which are no part of a conversation.
+        states: By site, ``[t, d]`` on the host.
+        texts: The text up to each of the t tokens.
+    """
     read: dict[ReadPoint, Tensor] = {}
     masks: dict[ReadPoint, Tensor] = {}
     t = len(texts)

@@ -151,12 +151,33 @@ class AuditOptions:
     ] = 0.25
 
 
+@dataclass(frozen=True)
+class PageOptions:
+    """The page in a browser."""
+
+    panel: ClassVar[str] = "Page"
+
+    ui: Annotated[
+        bool,
+        typer.Option("--ui", help="Serve a page at /ui: chat, scores, traffic. transformers only."),
+    ] = False
+    ui_pilot_text: Annotated[
+        bool,
+        typer.Option(
+            "--ui-pilot-text",
+            help="Let the page show what is withheld, as rolled-back pilot tokens: for a demo on "
+            "your own machine.",
+        ),
+    ] = False
+
+
 def serve(
     context: typer.Context,
     guard: GuardOptions,
     clients: ClientOptions,
     limits: LimitOptions,
     audit: AuditOptions,
+    page: PageOptions,
 ) -> None:
     """Serve the guarded model over HTTP, with OpenAI's API.
 
@@ -174,8 +195,10 @@ def serve(
             raise SettingError(f"--switch {INJECTION}=... and --injection-switch are one; give one")
         bundles[INJECTION] = _where(guard.injection_switch)
     guarded = GuardSettings(bundles, guard.policy, guard.allow_other_model)
-    server = _server_settings(bundles, guard.tool_results, clients, limits, audit)
+    server = _server_settings(bundles, guard.tool_results, clients, limits, audit, page)
     engine = _engine(guard.engine)
+    if page.ui and engine != "transformers":
+        raise SettingError("safeswitch serve: --ui needs --engine transformers; vLLM: not yet")
     file, more = rest_of_config(context)
     if file is not None and engine == "transformers":
         refuse_unknown(file, more, {*option_keys(context.command.params), *own_keys()})
@@ -195,6 +218,7 @@ def _server_settings(
     clients: ClientOptions,
     limits: LimitOptions,
     audit: AuditOptions,
+    page: PageOptions,
 ) -> ServerSettings:
     """The settings that the options make.
 
@@ -220,6 +244,8 @@ def _server_settings(
         audit=audit.audit,
         audit_failure=audit.audit_failure,
         audit_text=audit.audit_text,
+        ui=page.ui,
+        ui_pilot_text=page.ui_pilot_text,
         calibration=calibration_of(bundles),
         drift_bound=audit.drift_bound,
     )

@@ -310,6 +310,13 @@ class Audit:
             ):
                 yield dict(row._mapping)
 
+    def latest(self, most: int, *, since: float = 0.0) -> list[JsonObject]:
+        """The newest ``most`` records from ``since`` (Unix seconds) on, newest first."""
+        self._prepare()
+        query = select(RECORDS).where(RECORDS.c.at >= since).order_by(RECORDS.c.id.desc())
+        with self._engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(query.limit(most))]
+
     def count(self, *, before: float) -> int:
         """How many records are older than ``before`` (Unix seconds)."""
         self._prepare()

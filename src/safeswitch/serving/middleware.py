@@ -57,6 +57,7 @@ from safeswitch.serving.replies.shape import CHAT, form_of, shape
 from safeswitch.serving.reply import GuardedResponse
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.tracing import add_decision, request_span
+from safeswitch.serving.ui import rights
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -116,11 +117,7 @@ class SafeSwitchMiddleware:
             request_id = _request_id(scope)
             async with AsyncExitStack() as stack:
                 key = None
-                if (
-                    self.access is not None
-                    and get_route_path(scope) not in OPEN_PATHS
-                    and scope["method"] != "OPTIONS"
-                ):
+                if self.access is not None and not self._is_open(scope):
                     key = self.access.key(scope["headers"])
                     await stack.enter_async_context(self.access.admitted(key))
                 if (
@@ -132,6 +129,8 @@ class SafeSwitchMiddleware:
                     raise ApiError(
                         403, "metrics are for keys with the right to see scores", "permission_error"
                     )
+                if self.settings.ui and get_route_path(scope).startswith(rights.API):
+                    scope[rights.VISITOR] = rights.visitor_of(key, self.settings)
                 self.check_route(scope)
                 if scope["method"] == "POST":
                     stack.enter_context(self.admitted(scope))
@@ -141,6 +140,12 @@ class SafeSwitchMiddleware:
         except ApiError as error:
             await asyncio.sleep(self.settings.error_delay)
             await send_error(send, error, request_id)
+
+    def _is_open(self, scope: Scope) -> bool:
+        """Whether a request is answered without a key."""
+        path, method = get_route_path(scope), scope["method"]
+        page = self.settings.ui and path in rights.OPEN and method in ("GET", "HEAD")
+        return path in OPEN_PATHS or method == "OPTIONS" or page
 
     def admitted(self, scope: Scope) -> AbstractContextManager[None]:
         """Held while a request to the engine is inside; raises what it is refused with. Overridden

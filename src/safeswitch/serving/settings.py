@@ -54,6 +54,10 @@ class ServerSettings:
             is taken over.
         audit_buffer_limit: Most bytes of records in that file; beyond it requests are blocked.
         audit_text: Keep the request's text in the audit, not only its hash.
+        ui: Serve the page at ``/ui`` (transformers server only).
+        ui_pilot_text: Let the page show what is withheld: the text of pilot tokens, also of those
+            that are rolled back, and to clients of a server without keys the recorded requests'
+            text. For a demo on a machine of one's own.
         calibration: Benign stage-1 scores of each bundle's calibration (see :class:`Histogram`), by
             name; what drift is measured against.
         drift_bound: Largest population stability index of a bundle's scores against these that
@@ -77,6 +81,8 @@ class ServerSettings:
     audit_buffer: str = "audit-buffer.db"
     audit_buffer_limit: int = 64 << 20
     audit_text: bool = False
+    ui: bool = False
+    ui_pilot_text: bool = False
     calibration: Mapping[str, JsonMapping] = field(default_factory=dict)
     drift_bound: float = 0.25
 
@@ -95,6 +101,8 @@ class ServerSettings:
             )
         check_range("ServerSettings", "error_delay", self.error_delay, 0.0, 60.0)
         check_range("ServerSettings", "drift_bound", self.drift_bound, 0.01, 100.0)
+        if self.ui_pilot_text and not self.ui:
+            raise SettingError("ServerSettings: ui_pilot_text (--ui-pilot-text) needs ui (--ui)")
         if self.max_choices < 1:
             raise SettingError(
                 f"ServerSettings: max_choices must be 1 or more; got {self.max_choices}"

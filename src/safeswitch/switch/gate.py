@@ -296,6 +296,25 @@ class Gate:
         }
         return replace(self, product_threshold=now.get("product", self.product_threshold), **stages)
 
+    def undecided(self) -> Gate:
+        """The same stages, each asked as far as the reply goes and none firing: what they say of
+        the model's own reply.
+
+        The late stage is left out, since it reads in passes of its own.
+        """
+        # stage 2 is asked where stage 1 passes, and no score is above 1
+        first = 1.0 if self.stage2 is None else 0.0
+        return replace(
+            self,
+            stage1=_with(self.stage1, first),
+            stage2=_with(self.stage2, 1.0),
+            watch=_with(self.watch, 1.0),
+            late=None,
+            rule="and",
+            always=False,
+            fail="open",
+        )
+
     def _passed(self, scores: Tensor, bar: float) -> Tensor:
         """``scores > bar``; NaN fires when failing closed and not otherwise."""
         return torch.where(scores.isnan(), torch.tensor(self.fail == "closed"), scores > bar)
@@ -316,6 +335,11 @@ class Reading:
     fired: Tensor
     pending: Tensor
     errors: tuple[str | None, ...]
+
+
+def _with(stage: Stage | None, threshold: float) -> Stage | None:
+    """The stage at another threshold, where there is one."""
+    return None if stage is None else replace(stage, threshold=threshold)
 
 
 def _score(stage: Stage, activations: Activations) -> tuple[Tensor, tuple[str | None, ...]]:

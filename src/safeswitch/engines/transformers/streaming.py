@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from safeswitch.core.types import Reply
 from safeswitch.engines.transformers.rows import Rows
 from safeswitch.models.thinking import Thread
+from safeswitch.switch.session import Session
 
 
 class Follower:
@@ -32,6 +33,16 @@ class Follower:
 
     def restart(self) -> None:
         """What follows is another reply: the request has switched after tokens were shown."""
+
+    def written(self, token: int) -> None:
+        """The next token as the model writes it, decided or not: a follower that passes it on
+        shows what may yet be rolled back."""
+
+    def rolled_back(self) -> None:
+        """What was written is dropped; the next token written is the first of another reply."""
+
+    def read(self, session: Session) -> None:
+        """A stage has spoken; ``session`` is what is known of the request since."""
 
     def refuses(self) -> None:
         """From here on the reply is the switch's: the request has fired."""
@@ -79,10 +90,13 @@ class RowSink:
         self.over = False
         self._shown = 0
         self._fired = False
+        self._session: Session | None = None
 
     def begin(self) -> None:
         """The reply begins, or begins anew: what is still held back is dropped, what was shown is
         set off, once."""
+        if self.tokens:
+            self.follower.rolled_back()
         if self._shown:
             self.follower.restart()
         self.tokens, self._shown = [], 0
@@ -91,6 +105,7 @@ class RowSink:
     def take(self, token: int) -> None:
         """The row's next token."""
         self.tokens.append(token)
+        self.follower.written(token)
         if self._thread is not None:
             self._thread.take(token)
 
@@ -104,6 +119,12 @@ class RowSink:
         for token in self.tokens[start:count]:
             self.follower.token(token)
             self._shown = count
+
+    def read(self, session: Session) -> None:
+        """What is known of the request by now; a session is replaced whenever a stage speaks."""
+        if session is not self._session:
+            self._session = session
+            self.follower.read(session)
 
     def fire(self) -> None:
         """The request has fired and is acted on."""
@@ -153,6 +174,7 @@ class Sinks:
         for i, sink in enumerate(self._sinks):
             if sink.over:
                 continue
+            sink.read(rows.sessions[i])
             if i in back:
                 sink.begin()
             if bool(rows.fired[i]) and rows.changes_rows:

@@ -60,7 +60,7 @@ def create_app(front: FrontEnd, name: str) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         known(body.model)
-        return await _complete(front, request, body, [_conversation(body.messages)], name)
+        return await _complete(front, request, body, [conversation(body.messages)], name)
 
     @app.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
@@ -102,7 +102,7 @@ def create_app(front: FrontEnd, name: str) -> FastAPI:
     return app
 
 
-def _conversation(messages: list[ChatMessage]) -> list[Message]:
+def conversation(messages: list[ChatMessage]) -> list[Message]:
     if messages and messages[-1].role == "assistant":
         raise ApiError(
             400,
@@ -115,7 +115,7 @@ def _conversation(messages: list[ChatMessage]) -> list[Message]:
 def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
     """The tokens of a body. The JSON is written here too, on the thread: it may be long."""
     if body.messages is not None:
-        ids = front.encode(_conversation(body.messages))
+        ids = front.encode(conversation(body.messages))
     else:
         ids = list(
             front.lm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"]
@@ -158,7 +158,7 @@ async def _complete(
     )
     form = ReplyObjects(name, isinstance(body, ChatRequest), usage_in_chunks=body.usage_wanted)
     if body.stream:
-        return _Events(answering, form)
+        return Events(answering, _stream(answering, form))
     return await _whole(request, answering, form, body.stops)
 
 
@@ -191,11 +191,11 @@ async def _left(request: Request) -> None:
         pass
 
 
-class _Events(StreamingResponse):
+class Events(StreamingResponse):
     """A stream that nobody waits for any more once it has ended, however it has ended."""
 
-    def __init__(self, answering: Answering, form: ReplyObjects) -> None:
-        super().__init__(_stream(answering, form), media_type="text/event-stream")
+    def __init__(self, answering: Answering, lines: AsyncIterator[bytes]) -> None:
+        super().__init__(lines, media_type="text/event-stream")
         self._answering = answering
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -234,10 +234,10 @@ async def _stream(answering: Answering, form: ReplyObjects) -> AsyncIterator[byt
             )
         yield DONE
     except Exception as error:  # a stream that has begun can only tell of it in its last event
-        yield event(_error_for_client(error).to_dict())
+        yield event(error_for_client(error).to_dict())
 
 
-def _error_for_client(error: Exception) -> ApiError:
+def error_for_client(error: Exception) -> ApiError:
     """The answer to a failure."""
     if isinstance(error, ApiError):
         return error
@@ -251,7 +251,7 @@ def _error_for_client(error: Exception) -> ApiError:
 
 def _answer_errors(app: FastAPI) -> None:
     async def failed(request: Request, error: Exception) -> Response:
-        return _error(_error_for_client(error))
+        return _error(error_for_client(error))
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

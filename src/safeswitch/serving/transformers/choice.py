@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from safeswitch.core.types import Prompt, Reply
 from safeswitch.engines.transformers.streaming import Follower, Release
 from safeswitch.serving.transformers.stop_text import StopText
+from safeswitch.switch.gate import Gate
 
 Piece = tuple[bool, str]
 """Whether text is the refusal's, and the text."""
@@ -88,6 +90,10 @@ class FollowedChoice(Follower):
 
     def gone(self) -> bool:
         return self.reason is not None or self.stopped
+
+    def reading(self, gate: Gate) -> AbstractContextManager[object]:
+        """Held, on the thread that generates, while the reply is written under ``gate``."""
+        return nullcontext()
 
     def renew(self) -> bool:
         """Whether the reply can begin anew after a run that failed: not once some of it has been

@@ -8,8 +8,10 @@ Knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +38,8 @@ COLDEST = 0.01
 hold."""
 ClientPrompt = str | list[int] | list[Message]
 """A prompt as a client sends it: text or tokens for the model as they are, or a conversation."""
+Making = Callable[..., FollowedChoice]
+"""Makes a choice of the arguments of :class:`FollowedChoice`."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class BatchKey:
     bundle: str
     policy: str
     sampling: Sampling
+    traced: int = 0
+    """Number of a request that is traced, which shares a batch with no other; 0 for the rest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +143,7 @@ class FrontEnd:
         self._ids = {name: switch.fingerprint for name, switch in self._switches.items()}
         self._policy = "off" if switched_off() else guard.policy
         self._open: set[Answering] = set()
+        self._traced = itertools.count(1)
         template = None if lm.chat_template == "plain" else lm.chat_template
         self._reply_mark = GenerationPrompt.of(lm.tokenizer, template)
         self.lanes = Lanes()
@@ -146,6 +153,16 @@ class FrontEnd:
     def alive(self) -> bool:
         """Whether requests are taken and run."""
         return self._batcher.alive
+
+    @property
+    def policy(self) -> str:
+        """Policy of requests that ask for none."""
+        return self._policy
+
+    @property
+    def switches(self) -> Mapping[str, Switch]:
+        """The switches by bundle, with the thresholds in force."""
+        return self._switches
 
     async def begin(
         self,
@@ -157,8 +174,12 @@ class FrontEnd:
         limit: int | None = None,
         seed: int | None = None,
         stream: bool = False,
+        traced: Making | None = None,
     ) -> Answering:
         """Queue ``n`` replies to each prompt. All that can be wrong with them is found before.
+
+        ``traced`` makes the choices of a request that is traced. Under ``off`` every stage still
+        reads such a request, and decides nothing.
 
         Raises:
             ApiError: why the client cannot be served.
@@ -168,21 +189,23 @@ class FrontEnd:
         policy = SCORE if context.score_only else context.policy or self._policy
         self._check(prompts, sampling, bundle, policy, n, limit)
         switch, size = self._switches[bundle], sum(map(_length, prompts))
+        read_under = "observe" if traced is not None and policy == "off" else policy
         sized = await self.lanes.run(
-            size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts]
+            size, lambda: [self._size(prompt, switch, read_under, limit) for prompt in prompts]
         )
         news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
         tokenizer = self.lm.tokenizer if stream or stops else None
+        make = traced or FollowedChoice
         choices: list[FollowedChoice] = []
         texts: list[str] = []
         for one in sized:
             for i in range(n):
                 index = len(choices)
                 choices.append(
-                    FollowedChoice(index, one.prompt, one.limit, first + i, stops, tokenizer, news)
+                    make(index, one.prompt, one.limit, first + i, stops, tokenizer, news)
                 )
                 texts.append(one.text)
-        key = BatchKey(bundle, policy, sampling)
+        key = BatchKey(bundle, policy, sampling, next(self._traced) if traced is not None else 0)
         self._submit(choices, key)
         replies: list[asyncio.Task[Reply]] = []
         for choice, text in zip(choices, texts, strict=True):
@@ -375,14 +398,18 @@ class FrontEnd:
         if group.policy == SCORE:
             self._screen(choices, self._switches[group.bundle])
             return
-        self._engine.generate(
-            [c.prompt for c in choices],
-            self._switch(group),
-            max_new_tokens=[c.limit for c in choices],
-            seed=[c.seed for c in choices],
-            followers=choices,
-            **self._options(group.sampling),
-        )
+        switch = self._switch(group)
+        with ExitStack() as stack:
+            for choice in choices:
+                stack.enter_context(choice.reading(switch.gate if switch is not None else Gate()))
+            self._engine.generate(
+                [c.prompt for c in choices],
+                switch,
+                max_new_tokens=[c.limit for c in choices],
+                seed=[c.seed for c in choices],
+                followers=choices,
+                **self._options(group.sampling),
+            )
 
     def _screen(self, choices: Sequence[FollowedChoice], switch: Switch) -> None:
         """Decide on requests that are not answered; their replies are empty."""
@@ -392,6 +419,8 @@ class FrontEnd:
 
     def _switch(self, group: BatchKey) -> Switch | None:
         switch = self._switches[group.bundle]
+        if group.policy == "off" and group.traced:
+            return Switch(switch.gate.undecided(), NoAction(), switch.base)
         return {"enforce": switch, "observe": replace(switch, actuator=NoAction()), "off": None}[
             group.policy
         ]

@@ -4,6 +4,7 @@ and its end."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,10 @@ from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers.app import create_app
 from safeswitch.serving.transformers.batcher import BatchSettings, Closed
 from safeswitch.serving.transformers.front_end import FrontEnd, Sampling
+from safeswitch.serving.ui.rights import PAGE
+from safeswitch.serving.ui.routes import Page, add_page
+
+_log = logging.getLogger("safeswitch.server")
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,11 @@ class Middleware(SafeSwitchMiddleware):
 
     def __init__(self, front: FrontEnd, name: str, settings: ServerSettings) -> None:
         # the front end knows the prompt's length and so holds replies to their limit itself
-        super().__init__(create_app(front, name), replace(settings, max_tokens=0))
+        app = create_app(front, name)
+        super().__init__(app, replace(settings, max_tokens=0))
         self._front = front
+        if settings.ui:
+            add_page(app, Page(front, name, settings, self.audit))
 
     def context_length(self, scope: Scope) -> int | None:
         return self._front.lm.context_length
@@ -128,6 +136,14 @@ class GuardedServer(uvicorn.Server):
             app, host=settings.host, port=settings.port, ssl_keyfile=keyfile, ssl_certfile=certfile,
             timeout_graceful_shutdown=int(settings.grace) + 10, log_level="info", server_header=False,
         ))  # fmt: skip
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where the page is."""
+        await super().startup(sockets)
+        if self.started and self._guarded.settings.ui:
+            scheme = "https" if self.config.is_ssl else "http"
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            _log.info("the page is at %s://%s:%d%s", scheme, host, port, PAGE)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more requests, let running ones end within the grace, end the others cleanly."""

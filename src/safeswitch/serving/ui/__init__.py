@@ -1,0 +1,1 @@
+"""The page that ``safeswitch serve --ui`` serves at ``/ui``: chat, scores, traffic, the switch."""

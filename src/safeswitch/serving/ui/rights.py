@@ -1,0 +1,68 @@
+"""Who may see what of the page. Knows nothing of what is on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safeswitch.serving.errors import ApiError
+from safeswitch.serving.keys import Key
+from safeswitch.serving.settings import ServerSettings
+
+PAGE = "/ui"
+API = "/ui/api/"
+STATIC = Path(__file__).parent / "static"
+FILES = {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.is_file()}
+"""The page's files by address below ``/ui/``; there are no others."""
+OPEN = frozenset({PAGE, f"{PAGE}/", *(f"{PAGE}/{name}" for name in FILES)})
+"""Answered without a key, to ``GET`` and ``HEAD``: the page itself, which asks for the key."""
+VISITOR = "safeswitch.visitor"
+"""Where in an ASGI scope the :class:`Visitor` of a request stands."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """What a client may have of the page.
+
+    Args:
+        name: Of its key.
+        policies: Policies that it may ask for.
+        bundles: Bundles that it may ask for.
+        bundle: Bundle that it gets without asking; None leaves it the server's default.
+        records: Whether it may read what the audit holds of all clients.
+        texts: Whether it may read the requests' text there.
+    """
+
+    name: str | None
+    policies: tuple[str, ...]
+    bundles: tuple[str, ...]
+    bundle: str | None
+    records: bool
+    texts: bool
+
+
+def visitor_of(key: Key | None, settings: ServerSettings) -> Visitor:
+    """What the holder of ``key`` may have; without keys, everybody.
+
+    Raises:
+        ApiError: 403, a client that may not see scores: the page shows little else.
+    """
+    if key is None:
+        if not settings.clients_scores:
+            raise ApiError(
+                403,
+                "the page shows scores, which clients of this server may not see "
+                "(safeswitch serve --clients-scores)",
+                "permission_error",
+            )
+        return Visitor(
+            None, settings.clients_may, settings.clients_bundles, None, True, settings.ui_pilot_text
+        )
+    if not (key.scores or key.admin):
+        raise ApiError(
+            403,
+            "the page is for keys with the right to see scores (safeswitch keys add --scores)",
+            "permission_error",
+        )
+    default = key.bundles[0] if key.bundles else None
+    return Visitor(key.name, key.may, key.bundles, default, key.admin, key.admin)
