@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
 from safeswitch.core.errors import DataError, FitError
@@ -21,6 +21,7 @@ from safeswitch.data.splits import fit_split
 from safeswitch.data.writers import data_hash
 from safeswitch.fitting.by_source import source_folds
 from safeswitch.fitting.gate import fit_gate, fit_points
+from safeswitch.fitting.harms import fit_harms
 from safeswitch.fitting.head_data import ReplyStates, closed_first, reply_states
 from safeswitch.fitting.observe import Complied, Observed, observe, refusal_pairs
 from safeswitch.fitting.refusal_head import HeadData, HeadResult, train_refusal_head
@@ -89,6 +90,9 @@ def fit(
     say("fitting probers and calibrating thresholds")
     train, validation, calibration = (observed[p] for p in PARTS)
     gate = fit_gate(engine.lm.num_layers, train, validation, calibration, settings, track=track)
+    harms = fit_harms(
+        engine.lm.num_layers, gate.calibration["layers"], train, [validation, calibration], settings
+    )
     say("training the refusal head")
     head = fit_head(engine, train, validation, settings, complied=complied, track=track)
     record: JsonObject = {
@@ -97,6 +101,7 @@ def fit(
         "data": {p: {"n": len(parts[p]), "hash": data_hash(list(parts[p]))} for p in PARTS},
         "calibration": gate.calibration,
         "metrics": gate.metrics,
+        "harms": harms.notes,
         "head": {
             "loss": head.loss,
             "cross_entropy": head.cross_entropy,
@@ -105,7 +110,7 @@ def fit(
             "tried": head.tried,
         },
     }
-    return Fitted(gate.gate, head.head, record)
+    return Fitted(replace(gate.gate, harms=harms.reader), head.head, record)
 
 
 def sources(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
