@@ -409,6 +409,11 @@ class Decision:
     severity: str = ""
     act: str = ""
 
+    @property
+    def refuses(self) -> bool:
+        """Whether the request has fired and no policy has something milder done with it."""
+        return self.fired and self.act in ("", "refuse")
+
     def to_dict(self) -> JsonObject:
         """Plain JSON types."""
         row = asdict(self)

@@ -25,7 +25,7 @@ import torch
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import Decision
-from safeswitch.probers.harms import Seen
+from safeswitch.probers.harms import UNREAD, Seen
 from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.gate import Gate, Reading
 from safeswitch.switch.rules import Rule, action_for
@@ -120,8 +120,8 @@ class Session:
             error=error or old.error,
             act=act or old.act,
         )
-        if fired and self.seen is not None:
-            decision = _with_seen(decision, self.seen)
+        if fired and self.gate.harms is not None:
+            decision = _with_seen(decision, self.seen or UNREAD)
         first = score if stage == "stage1" and score is not None else self.stage1
         return replace(self, action=action, decision=decision, pending=pending, stage1=first)
 

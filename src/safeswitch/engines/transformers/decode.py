@@ -142,13 +142,14 @@ class Loop:
         """Take rows that have just fired back to the end of their prompt; ``input_ids`` and
         ``alive`` are changed in place."""
         rows = self.rows
-        turned = rows.turned
+        if not len(rows.turned):
+            return rows.turned
+        stopped = rows.stopped
+        alive[stopped] = False
+        ends[stopped] = 0
+        turned = rows.turned[~torch.isin(rows.turned, stopped)]
         if not len(turned):
-            return turned
-        if not rows.in_place:
-            alive[turned] = False
-            ends[turned] = 0
-            return turned
+            return rows.turned
         at = turned.to(input_ids.device)
         fed = input_ids.shape[1] - width
         if model_kwargs.get("attention_mask") is None:
@@ -166,7 +167,7 @@ class Loop:
         for row in turned.tolist() if self.generators else ():
             assert self.seeds is not None
             self.generators[row].manual_seed(self.seeds[row])
-        return turned
+        return rows.turned
 
     def _process(self, processor: Any, input_ids: Tensor, logits: Tensor) -> Tensor:
         """Scores ``[b, V]``; ``logits`` may be written to, and is copied only where several calls

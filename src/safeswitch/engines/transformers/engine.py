@@ -58,6 +58,7 @@ from safeswitch.models.vision import Encoded, Vision
 from safeswitch.switch.actuators.base import Actuator, HeadActuator, NoAction
 from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
+from safeswitch.switch.rules import action_for
 from safeswitch.switch.session import Session
 from safeswitch.switch.switch import Switch
 
@@ -221,7 +222,7 @@ class TransformersEngine(ReadingEngine):
                 for i, f in enumerate(followers or ())
             }
             replies: dict[int, Reply] = {}
-            acted = [r.decision is not None and switch.actuator.place != "none" for r in requests]
+            acted = [r.decision is not None and r.decision.actuator != "none" for r in requests]
             for yes, run in ((False, self._run), (True, self._run_acted)):
                 some = [r for r, taken in zip(requests, acted, strict=True) if taken == yes]
                 for batch in self._batches(some, _reach(switch.gate, chosen)):
@@ -366,7 +367,7 @@ class TransformersEngine(ReadingEngine):
         found = judge_prefill(self.lm, switch.gate, switch.actuator, bare, encoded)
         told = list(requests)
         for request, messages, one, decision in zip(begun, bare, encoded, found, strict=True):
-            if decision is not None and switch.actuator.place == "none":
+            if decision is not None and decision.actuator == "none":
                 told[request.index] = replace(request, decision=decision)
             elif decision is not None:
                 opened = self.lm.thinking_opened(messages, one.ids)
@@ -437,6 +438,7 @@ class TransformersEngine(ReadingEngine):
         stopped = [
             d.actuator != "none" and not r.token_ids for d, r in zip(found, replies, strict=True)
         ]
+        late = {i for i in late if found[i].actuator != "none"}
         again = [i for i in range(len(batch)) if place != "none" and (i in late or stopped[i])]
         if switch.gate.late is not None:
             replies = [replace(reply, decision=d) for reply, d in zip(replies, found, strict=True)]
@@ -471,8 +473,21 @@ class TransformersEngine(ReadingEngine):
     def _run_acted(
         self, batch: list[Request], switch: Switch, options: Options, followed: Followed
     ) -> list[Reply]:
-        """Run requests from their prompt with the actuator in force from the first token."""
-        actuator = switch.actuator
+        """Run requests from their prompt with the actuator in force from the first token; for those
+        that a policy has answered with care, that is its safety prompt."""
+        done: dict[int, Reply] = {}
+        for careful in (False, True):
+            part = [r for r in batch if _careful(r) == careful]
+            if part:
+                actuator = action_for("careful", switch.actuator) if careful else switch.actuator
+                replies = self._run_under(part, actuator, options, followed)
+                done |= {r.index: reply for r, reply in zip(part, replies, strict=True)}
+        return [done[r.index] for r in batch]
+
+    def _run_under(
+        self, batch: list[Request], actuator: Actuator, options: Options, followed: Followed
+    ) -> list[Reply]:
+        """Run requests from their prompt under one actuator."""
         if actuator.fixed_reply is not None:
             return [self._fixed(request, actuator.fixed_reply, followed) for request in batch]
         if actuator.place == "prompt":
@@ -617,7 +632,7 @@ class TransformersEngine(ReadingEngine):
         final = request.decision or decision
         text = whole = str(self.lm.tokenizer.decode(tokens, skip_special_tokens=True))
         if not options.show_thinking and self.lm.thinking is not None:
-            shown = self.lm.thinking.visible(tokens, request.opened, whole=final.fired)
+            shown = self.lm.thinking.visible(tokens, request.opened, whole=final.refuses)
             text = str(self.lm.tokenizer.decode(shown, skip_special_tokens=True))
         cut = len(tokens) >= request.limit and tokens[-1] not in options.end_ids
         cut = cut and not any(s in whole for s in options.stop)
@@ -670,6 +685,11 @@ def _strengths(
     if len(given) != count:
         raise SettingError(f"generate: {count} prompts but {len(given)} strengths")
     return [float(value) for value in given]
+
+
+def _careful(request: Request) -> bool:
+    """Whether a policy has the request answered under a safety prompt."""
+    return request.decision is not None and request.decision.act == "careful"
 
 
 def _strength(request: Request, actuator: Actuator) -> float:

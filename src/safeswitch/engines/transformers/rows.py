@@ -58,6 +58,9 @@ class Rows:
     Attributes:
         sessions: What is decided on each row.
         fired: ``[b]`` bool, of the sessions.
+        switched: ``[b]`` bool: fired, and the actuator acts on it.
+        edited: ``[b]`` bool: fired, and a policy has it answered under another prompt, which this
+            batch cannot do: it stops here.
         pending: ``[b]`` bool, of the sessions.
         fed: Reply tokens fed so far; set by the loop.
         valid: ``[b]`` bool: rows whose newest token is their own, not padding; set by the loop.
@@ -90,7 +93,9 @@ class Rows:
         self.texts = tuple(texts)
         self.sessions = [Session.begin(gate, actuator)] * len(lengths)
         self.fired = torch.zeros(len(lengths), dtype=torch.bool)
-        self.pending = torch.zeros(len(lengths), dtype=torch.bool)
+        self.switched = torch.zeros_like(self.fired)
+        self.edited = torch.zeros_like(self.fired)
+        self.pending = torch.zeros_like(self.fired)
         self.fed = 0
         self.valid = torch.ones(len(lengths), dtype=torch.bool)
         self.alive = torch.ones(len(lengths), dtype=torch.bool)
@@ -158,6 +163,12 @@ class Rows:
     def changes_rows(self) -> bool:
         """Whether a row that fires is changed, so that its text must wait until it is decided."""
         return self.actuator.place != "none"
+
+    @property
+    def stopped(self) -> Tensor:
+        """Those of ``turned`` that stop here, for the caller to run again; the others are rolled
+        back."""
+        return self.turned[self.edited[self.turned]] if self.in_place else self.turned
 
     @property
     def waiting(self) -> Tensor:
@@ -235,7 +246,7 @@ class Rows:
             self._close_reader()
             return None
         hidden, logits = args[0][:, -1], output[:, -1]
-        before = self.fired
+        before = self.switched | self.edited
         if self.fed == 0:
             self._judge_prompt(hidden)
         elif pending or bool(self._watched.any()):
@@ -246,17 +257,21 @@ class Rows:
         return output
 
     def _act(self, head: nn.Module, hidden: Tensor, logits: Tensor, before: Tensor) -> None:
-        """Give rows that have fired the second head's logits; ``before`` ``[b]``: fired earlier."""
+        """Give rows that have fired the second head's logits; ``before`` ``[b]``: acted on
+        earlier."""
         if not self.changes_rows:
             return
-        new = (self.fired & ~before).nonzero().flatten()
+        acted = self.switched | self.edited
         if self.fed > 0:
-            self.turned = new
+            self.turned = (acted & ~before).nonzero().flatten()
         elif self.head is None:
             relieved = torch.tensor([session.relieved for session in self.sessions])
-            self.turned = (self.fired | relieved).nonzero().flatten()
-        if self.head is None or not bool(self.fired.any()):
+            self.turned = (acted | relieved).nonzero().flatten()
+        else:
+            self.turned = self.edited.nonzero().flatten()
+        if self.head is None or not bool(self.switched.any()):
             return
+        new = (self.switched & ~before).nonzero().flatten()
         self.refusing[new] = True
         self._began[new] = self.fed
         if self.fed > 0 and len(new) and self.in_place:
@@ -265,10 +280,10 @@ class Rows:
             assert self._prompt_head_input is not None
             kept = self._prompt_head_input[new.to(hidden.device)]
             logits[new.to(logits.device)] = self._other(self.head, head.forward(kept), kept, new)
-        acting = before if self.fed > 0 else self.fired
+        acting = self.switched & before if self.fed > 0 else self.switched
         if self.head.reach is not None:
             acting = acting & (self.fed - self._began < self.head.reach)
-            self.refusing = acting | (self.fired & ~before)
+            self.refusing = acting | (self.switched & ~before)
         rows = acting.nonzero().flatten()
         if len(rows):
             there = rows.to(logits.device)
@@ -411,6 +426,9 @@ class Rows:
         for row, session in zip(rows, sessions, strict=True):
             self.sessions[row] = session
         self.fired = torch.tensor([session.decision.fired for session in self.sessions])
+        acted = torch.tensor([session.acts for session in self.sessions])
+        own = torch.tensor([session.action is self.actuator for session in self.sessions])
+        self.switched, self.edited = acted & own, acted & ~own
         self.pending = torch.tensor([session.pending for session in self.sessions])
         self._fraction = torch.tensor([session.fraction for session in self.sessions])
 
