@@ -44,7 +44,9 @@ def seen(category: str, *also: str, severity: Any = "refuse") -> Seen:
     return Seen(category, chances, severity)
 
 
-def gate(reader: HarmReader | None, *scores: float, rules: Rules | None = None, **more: Any) -> Gate:
+def gate(
+    reader: HarmReader | None, *scores: float, rules: Rules | None = None, **more: Any
+) -> Gate:
     made = Gate(stage1=stage(*scores), harms=reader, **more)
     return made if rules is None else made.with_rules(rules)
 

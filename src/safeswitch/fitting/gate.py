@@ -32,6 +32,8 @@ from safeswitch.probers.sweep import sweep
 from safeswitch.statistics.prober_metrics import measure
 from safeswitch.switch.gate import Gate, Stage
 
+BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
+"""False positive rates for which a bundle keeps a threshold of stage 1."""
 ADDED: tuple[type[AddedProber], ...] = (StepsProber, OutputsProber)
 """Readers of what blocks add, each under the name of its kind."""
 
@@ -326,13 +328,13 @@ def _calibrated(
         )
         notes["threshold"] = asdict(bar)
         if first is not None:
-            notes["benign_stage1"] = _benign(first, benign)
+            notes |= _benign(first, benign, by_source)
         stage = Stage(alone, bar.value)
         return Gate(stage1=stage, **fixed) if first is not None else Gate(stage2=stage, **fixed)
     bar = by_source or conformal_threshold(first.score(benign.activations), settings.stage_budget)
     passing = _lower_quantile(second.score(harmful.activations), settings.miss_budget)
     notes |= {"threshold": asdict(bar), "stage2_threshold": passing}
-    notes["benign_stage1"] = _benign(first, benign)
+    notes |= _benign(first, benign, by_source)
     s1, s2 = first.score(harmful.activations), second.score(harmful.activations)
     seen = max(1, len(harmful.unsafe))
     caught = {"and": int(((s1 > bar.value) & (s2 > passing)).sum()) / seen}
@@ -356,9 +358,18 @@ def _calibrated(
     )
 
 
-def _benign(first: Prober, benign: Observed) -> JsonObject:
-    """How stage 1 scores benign calibration requests: what drift is measured against later."""
-    return Histogram.of(first.score(benign.activations).tolist()).to_dict()
+def _benign(first: Prober, benign: Observed, by_source: SourceThreshold | None) -> JsonObject:
+    """How stage 1 scores benign calibration requests: what drift is measured against later, and
+    the thresholds for other budgets than the fit's, for policies.
+
+    A threshold that was set by source has none of these: they would promise less than it does.
+    """
+    scores = first.score(benign.activations)
+    found: JsonObject = {"benign_stage1": Histogram.of(scores.tolist()).to_dict()}
+    if by_source is None:
+        affordable = [budget for budget in BUDGETS if len(scores) >= round(1 / budget) - 1]
+        found["budgets"] = {f"{b:g}": conformal_threshold(scores, b).value for b in affordable}
+    return found
 
 
 def _one_class(labels: Mapping[str, Tensor]) -> str | None:

@@ -182,9 +182,7 @@ def _logits(
     return torch.einsum("npd,cpd->nc", states, weight) + bias
 
 
-def _calibrated(
-    weight: Tensor, bias: Tensor, raw: Tensor, targets: Array
-) -> tuple[Tensor, Tensor]:
+def _calibrated(weight: Tensor, bias: Tensor, raw: Tensor, targets: Array) -> tuple[Tensor, Tensor]:
     """Weight and bias with each row's Platt curve folded in: slope and shift of its logits."""
     slopes, shifts = [], []
     for column in range(len(bias)):

@@ -15,6 +15,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from safeswitch.serving.access import OPEN_PATHS, Access
 from safeswitch.serving.audit import Audit, AuditError
 from safeswitch.serving.body import check_sizes, read_body, receive_body, replies_asked
 from safeswitch.serving.keys import Key
+from safeswitch.serving.policy import Facts
+from safeswitch.serving.policy_in_force import PolicyInForce
 from safeswitch.serving.refused import Event, Refused, Send, answer, named, refuse
 from safeswitch.serving.replies.asked import form_of, shape
 from safeswitch.serving.replies.form import FIELD
@@ -42,6 +45,8 @@ Receive = Callable[[], Awaitable[Event]]
 THRESHOLDS = "/safeswitch/thresholds"
 """``POST {"bundle": ..., "thresholds": {...}}`` by an admin key: puts thresholds in force and
 answers those in force."""
+POLICY = "/safeswitch/policy"
+"""``POST {}`` by an admin key: reads the policy file again and answers what is in force."""
 METRICS = "/metrics"
 _LARGEST_BODY = 1 << 20
 _BODY_AROUND, _BODY_PER_TOKEN = 64 << 10, 32
@@ -74,6 +79,7 @@ class SafeSwitchMiddleware:
             else None
         )
         self.access = Access(Path(chosen.keys), chosen.rate_storage) if chosen.keys else None
+        self.policy = _policy_of(chosen)
         metrics.calibrated_on(chosen.calibration)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -163,6 +169,9 @@ class SafeSwitchMiddleware:
         if get_route_path(scope) == THRESHOLDS:
             await answer(send, 200, await self._thresholds(scope, asked, key), request_id)
             return
+        if get_route_path(scope) == POLICY:
+            await answer(send, 200, self._reload(asked, key), request_id)
+            return
         with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
             context = self._told(key, request_id, span)
             if asked is not None:
@@ -179,7 +188,9 @@ class SafeSwitchMiddleware:
                 (b"x-request-id", request_id.encode()),
             ]
             token = CONTEXT.set(context)
-            form = form_of(get_route_path(scope))(context, self._sees_scores(key))
+            form = form_of(get_route_path(scope))(
+                context, self._sees_scores(key), self.settings.tell_kinds
+            )
             reply = Reply(send, form, request_id, self.own_errors, self.settings.error_delay)
             try:
                 # vLLM calls ``AsyncLLM.generate`` in this context; there ``engines/vllm/install.py``
@@ -214,6 +225,7 @@ class SafeSwitchMiddleware:
         """Fill ``context`` with what the client asks for, and give the body for the server."""
         wishes = asked.pop(FIELD, None)
         self._wish(wishes, key, context)
+        self._hold_to_policy(key, context)
         context.max_tokens = self.settings.max_tokens or None
         self.check_fields(scope, asked, key, context)
         shape(get_route_path(scope), asked, context)
@@ -245,6 +257,35 @@ class SafeSwitchMiddleware:
                 403, f"you may not ask for the SafeSwitch bundle {bundle!r}", "permission_error"
             )
         context.policy, context.bundle = policy, bundle or context.bundle
+
+    def _hold_to_policy(self, key: Key | None, context: Context) -> None:
+        """Tell ``context`` what the policy has done with this client's requests."""
+        if self.policy is None:
+            return
+        self.policy.refresh()
+        name = key.name if key is not None else None
+        try:
+            context.rules = self.policy.rules(name, context.bundle)
+        except SettingError as error:
+            raise Refused(400, str(error)) from error
+        context.allows = partial(self.policy.allows, name)
+        context.policy_id = self.policy.id
+
+    def _reload(self, asked: Any, key: Key | None) -> JsonObject:
+        if key is None or not key.admin:
+            raise Refused(
+                403,
+                "the policy is for admin keys (safeswitch keys add --admin)",
+                "permission_error",
+            )
+        if self.policy is None:
+            raise Refused(400, "this server has no policy file (safeswitch serve --policy-file)")
+        if asked:
+            raise Refused(400, "give an empty object: the policy is read from its file")
+        self.policy.refresh(anyway=True)
+        if self.policy.fault:
+            raise Refused(400, f"the policy {self.policy.id} stays in force: {self.policy.fault}")
+        return {"policy": self.policy.id}
 
     def _sees_scores(self, key: Key | None) -> bool:
         return key.scores or key.admin if key is not None else self.settings.clients_scores
@@ -303,7 +344,7 @@ class SafeSwitchMiddleware:
             if self.audit is not None:
                 try:
                     await asyncio.to_thread(
-                        self.audit.write, self._record(verdict, request_id, key)
+                        self.audit.write, self._record(verdict, request_id, key, context.policy_id)
                     )
                 except AuditError:
                     context.unrecorded = True
@@ -312,7 +353,9 @@ class SafeSwitchMiddleware:
         context = Context(on_decision=decided, tell_refusals=self.settings.refusal_field)
         return context
 
-    def _record(self, verdict: Verdict, request_id: str, key: Key | None) -> JsonObject:
+    def _record(
+        self, verdict: Verdict, request_id: str, key: Key | None, policy_id: str
+    ) -> JsonObject:
         d, raw = verdict.decision, verdict.text.encode("utf-8", "surrogatepass")
         kept = (
             raw.decode("utf-8", "replace").replace("\0", "\ufffd")
@@ -334,6 +377,11 @@ class SafeSwitchMiddleware:
             "error": d.error,
             "text_sha256": hashlib.sha256(raw).hexdigest(),
             "text": kept,
+            "category": d.category or None,
+            "categories": json.dumps(dict(d.categories)) if d.categories else None,
+            "severity": d.severity or None,
+            "act": d.act or None,
+            "policy_id": policy_id or None,
         }
 
 
@@ -341,12 +389,19 @@ def check(settings: ServerSettings) -> None:
     """Refuse settings with which no server could start, before a model is loaded.
 
     Raises:
-        SettingError: an audit URL that cannot be used.
+        SettingError: an audit URL or a policy that cannot be used.
         ArtifactError: no file of keys.
     """
     middleware = SafeSwitchMiddleware(None, settings)
     if middleware.audit is not None:
         middleware.audit.close()
+
+
+def _policy_of(settings: ServerSettings) -> PolicyInForce | None:
+    if not settings.policy_file:
+        return None
+    bundles = {name: Facts.parse(name, dict(told)) for name, told in settings.bundles.items()}
+    return PolicyInForce(Path(settings.policy_file), bundles, settings.engine)
 
 
 def _request_id(scope: Scope) -> str:

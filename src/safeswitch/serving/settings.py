@@ -50,6 +50,13 @@ class ServerSettings:
         audit_text: Keep the request's text in the audit, not only its hash.
         calibration: Benign stage-1 scores of each bundle's calibration (see :class:`Histogram`), by
             name; what drift is measured against.
+        tell_kinds: Whether every client is told the kind of harm and its severity; else whoever may
+            see scores.
+        policy_file: What is done by client and kind of harm (:mod:`safeswitch.serving.policy`);
+            empty for the bundles' own thresholds and action.
+        engine: Engine behind the server, which a policy must fit.
+        bundles: What a policy must know of each bundle
+            (:class:`safeswitch.serving.policy.Facts`), by name, the default first.
     """
 
     clients_may: tuple[str, ...] = ()
@@ -68,6 +75,10 @@ class ServerSettings:
     audit_buffer_limit: int = 64 << 20
     audit_text: bool = False
     calibration: Mapping[str, JsonMapping] = field(default_factory=dict)
+    tell_kinds: bool = False
+    policy_file: str = ""
+    engine: str = "transformers"
+    bundles: Mapping[str, JsonMapping] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("clients_may", "clients_bundles"):
@@ -80,6 +91,7 @@ class ServerSettings:
                 "ServerSettings: max_body must be 0 or more bytes, audit_buffer_limit 1 byte or "
                 "more"
             )
+        check_choice("ServerSettings", "engine", self.engine, ("transformers", "vllm"))
         check_range("ServerSettings", "error_delay", self.error_delay, 0.0, 60.0)
         if self.max_choices < 1:
             raise SettingError(

@@ -97,7 +97,9 @@ class Rules:
 
     def filled(self, own: float) -> Rules:
         """The same rules, with a switch's ``own`` stage-1 threshold where they have none."""
-        return self._each(lambda r: replace(r, threshold=own if r.threshold is None else r.threshold))
+        return self._each(
+            lambda r: replace(r, threshold=own if r.threshold is None else r.threshold)
+        )
 
     def without_careful(self) -> Rules:
         """The same rules where a prompt cannot be edited: ``careful`` refuses."""
@@ -136,7 +138,8 @@ def _told(rule: Rule) -> JsonObject:
     return {"act": rule.act, "threshold": rule.threshold}
 
 
-_CAREFUL = SystemPrompt(CAREFUL)
+SAFETY_PROMPT = SystemPrompt(CAREFUL)
+"""The action of ``careful``."""
 _NONE = NoAction()
 
 
@@ -145,4 +148,4 @@ def action_for(act: str, own: Actuator) -> Actuator:
     nothing. Where the switch only observes, nothing."""
     if act == "refuse" or own.place == "none":
         return own
-    return _CAREFUL if act == "careful" else _NONE
+    return SAFETY_PROMPT if act == "careful" else _NONE

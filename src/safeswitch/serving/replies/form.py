@@ -11,21 +11,29 @@ FIELD = "safeswitch"
 """Field of a body that holds a client's wishes, and of a reply that holds the verdict."""
 
 
-def switched(verdict: Verdict) -> bool:
-    """Whether the gate's word was acted on."""
-    return verdict.decision.fired and verdict.policy == "enforce"
+def refused(verdict: Verdict) -> bool:
+    """Whether the request was refused because the gate fired."""
+    return verdict.decision.refuses and verdict.policy == "enforce"
 
 
-def public(verdict: Verdict, scores: bool) -> JsonObject:
-    """What a client is told of a verdict; scores, and what lets one guess at them, only where
-    ``scores`` says so."""
+def public(verdict: Verdict, scores: bool, kinds: bool = False) -> JsonObject:
+    """What a client is told of a verdict.
+
+    Args:
+        verdict: What was decided.
+        scores: Whether the client may see scores, and what lets one guess at them.
+        kinds: Whether it may see which kind of harm is seen; whoever may see scores, or is to be
+            told by the policy (``annotate``), may.
+    """
     d = verdict.decision
-    told: JsonObject = {
-        "fired": d.fired,
-        "switched": switched(verdict) and d.actuator != "none",
-    }
+    changed = d.fired and verdict.policy == "enforce" and d.actuator != "none"
+    told: JsonObject = {"fired": d.fired, "switched": changed}
+    if scores or kinds or d.act == "annotate":
+        told |= {"category": d.category, "severity": d.severity}
     if scores:
         told |= {
+            "act": d.act,
+            "categories": dict(d.categories),
             "stage": d.stage,
             "scores": dict(d.scores),
             "thresholds": dict(d.thresholds),
@@ -45,13 +53,14 @@ class Form:
     Args:
         context: Of the request; decisions and refusals are read from it while the reply leaves.
         scores: Whether the client may see scores.
+        kinds: Whether it may see kinds of harm without them.
     """
 
     names_events = False
     """Whether a stream's events are named by their ``type``."""
 
-    def __init__(self, context: Context, scores: bool) -> None:
-        self.context, self._scores = context, scores
+    def __init__(self, context: Context, scores: bool, kinds: bool = False) -> None:
+        self.context, self._scores, self._kinds = context, scores, kinds
 
     def whole(self, reply: JsonObject) -> None:
         """Put verdicts and refusals into a reply that is not streamed."""
@@ -71,7 +80,7 @@ class Form:
 
     def told(self, verdict: Verdict) -> JsonObject:
         """What this client is told of a verdict."""
-        return public(verdict, self._scores)
+        return public(verdict, self._scores, self._kinds)
 
     def last_verdict(self) -> Verdict | None:
         """The verdict on the reply as a whole, on routes with one choice: the one that was decided

@@ -27,6 +27,7 @@ from safeswitch.serving.transformers.choice import Choice
 from safeswitch.serving.transformers.errors import ApiError, busy, ending
 from safeswitch.switch.actuators.base import NoAction
 from safeswitch.switch.gate import Gate
+from safeswitch.switch.rules import SAFETY_PROMPT, Rules
 from safeswitch.switch.switch import Switch
 
 COLDEST = 0.01
@@ -45,12 +46,14 @@ class Sized:
         tokens: Its length.
         limit: Most reply tokens.
         text: What its tokens say, for the audit.
+        careful: Whether it can be read under the safety prompt of a policy, and has room for it.
     """
 
     prompt: Prompt
     tokens: int
     limit: int
     text: str
+    careful: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Group:
     bundle: str
     policy: str
     sampling: Sampling
+    rules: Rules | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +189,7 @@ class FrontEnd:
             self._check_length(prompt)
         switch, size = self._switches[bundle], sum(map(_length, prompts))
         sized = await self.lanes.run(
-            size, lambda: [self._size(prompt, switch, policy, limit) for prompt in prompts]
+            size, lambda: [self._size(prompt, switch, policy, limit, context) for prompt in prompts]
         )
         news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
         tokenizer = self.lm.tokenizer if stream or stops else None
@@ -194,9 +198,14 @@ class FrontEnd:
             for p, one in enumerate(sized)
             for i in range(n)
         ]
-        group = Group(bundle, policy, sampling)
+        groups = [
+            Group(bundle, context.policy_for(policy, one.text), sampling, _rules(context, one))
+            for one in sized
+            for _ in range(n)
+        ]
+        jobs = [Job(group, choice) for group, choice in zip(groups, choices, strict=True)]
         try:
-            self._batcher.submit([Job(group, choice) for choice in choices])
+            self._batcher.submit(jobs)
         except Full:
             raise busy() from None
         except Closed:
@@ -204,7 +213,7 @@ class FrontEnd:
         texts = [one.text for one in sized for _ in range(n)]
         replies = [
             asyncio.create_task(self._conclude(choice, text, group, context))
-            for choice, text in zip(choices, texts, strict=True)
+            for choice, text, group in zip(choices, texts, groups, strict=True)
         ]
         answering = Answering(choices, replies, sum(one.tokens for one in sized), news, context)
         self._open.add(answering)
@@ -272,7 +281,9 @@ class FrontEnd:
         message = f"this model's context holds {self.lm.context_length} tokens; {reason}"
         return ApiError(400, message, param="messages", code="context_length_exceeded")
 
-    def _size(self, asked: Asked, switch: Switch, policy: str, limit: int | None) -> Sized:
+    def _size(
+        self, asked: Asked, switch: Switch, policy: str, limit: int | None, context: Context
+    ) -> Sized:
         """A prompt as the engine takes it, with room for the reply in every form in which the model
         may read it.
 
@@ -299,13 +310,25 @@ class FrontEnd:
         self.check_known([*whole, *edited])
         longest, needed = max(len(whole), len(edited)), reply_room(gate, limit or 1)
         text = self.lm.prompt_text(whole)
+        careful = self._careful(prompt, context)
         if self.lm.context_length is None:
-            return Sized(prompt, len(whole), limit or self.max_tokens, text)
+            return Sized(prompt, len(whole), limit or self.max_tokens, text, careful is not None)
         room = self.lm.context_length - longest
         if room < needed:
             raise self._too_long(f"the prompt takes {longest} and the reply {needed}")
         behind = reply_room(gate, room) - room  # what a prober appends to the reply
-        return Sized(prompt, len(whole), limit or min(room - behind, self.max_tokens), text)
+        limit = limit or min(room - behind, self.max_tokens)
+        fits = careful is not None and careful + limit <= self.lm.context_length
+        return Sized(prompt, len(whole), limit, text, fits)
+
+    def _careful(self, prompt: Prompt, context: Context) -> int | None:
+        """Tokens of a conversation under the safety prompt of ``careful``; None where no rule asks
+        for it, or the prompt is no conversation."""
+        if context.rules is None or "careful" not in context.rules.acts:
+            return None
+        if isinstance(prompt, Tokens):
+            return None
+        return len(self.encode(SAFETY_PROMPT.edit(as_messages(prompt))))
 
     def _prompt(self, asked: Asked) -> Prompt:
         """For the engine; text and tokens go to the model as they are.
@@ -350,6 +373,8 @@ class FrontEnd:
 
     def _switch(self, group: Group) -> Switch | None:
         switch = self._switches[group.bundle]
+        if group.rules is not None:
+            switch = replace(switch, gate=switch.gate.with_rules(group.rules))
         return {"enforce": switch, "observe": replace(switch, actuator=NoAction()), "off": None}[
             group.policy
         ]
@@ -375,9 +400,12 @@ class FrontEnd:
         """The choice's reply, once its decision is on record; also where its client has left."""
         reply = await choice.reply
         if group.policy != "off":
+            decision = reply.decision
+            if group.policy == "enforce":
+                choice.explanation = self.guard.explanation(decision, text)
             verdict = Verdict(
                 choice.index,
-                reply.decision,
+                decision,
                 group.bundle,
                 self._ids[group.bundle],
                 group.policy,
@@ -389,6 +417,12 @@ class FrontEnd:
         if choice.reason is not None:
             raise choice.reason
         return reply
+
+
+def _rules(context: Context, sized: Sized) -> Rules | None:
+    """The rules for a prompt: what cannot be answered with care is refused."""
+    rules = context.rules
+    return rules if rules is None or sized.careful else rules.without_careful()
 
 
 def _first_given(*values: float | None) -> float:
