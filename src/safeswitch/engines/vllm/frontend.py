@@ -9,6 +9,7 @@ To roll back, the worker emits a reserved token and the prompt is submitted agai
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
@@ -105,14 +106,16 @@ class FrontEnd:
             raise VLLMValidationError(f"unknown SafeSwitch bundle {bundle!r}")
         plan = self.plans[bundle]
         text = self._prompt_text(_ids(prompt) or ())
+        policy = context.policy_for(policy, text)
         if policy != "off":
             self._check_prompt(prompt, context)
             self._check_system(text, context)
             self._check_sampling(params, policy, plan)
             self._limit(prompt, params, plan, context)
-        task = Task(
-            f"{request_id}-{uuid.uuid4().hex}", bundle, policy, text=text if plan.text else ""
-        )
+        rules = "" if context.rules is None else json.dumps(context.rules.to_dict())
+        name = f"{request_id}-{uuid.uuid4().hex}"
+        task = Task(name, bundle, policy, text=text if plan.text else "", rules=rules)
+        explain = partial(self._explanation, text)
         submit = partial(self._submit, request_id, kwargs)
         base = first = next(context.choices)
         choices = []
@@ -122,7 +125,7 @@ class FrontEnd:
             own.seed = None if params.seed is None else params.seed + index
             mine = replace(task, id=f"{task.id}-{index}")
             conclude = partial(self._conclude, mine, context, first, text)
-            run = self._choice(prompt, own, mine, plan, context, submit, conclude)
+            run = self._choice(prompt, own, mine, plan, context, submit, conclude, explain)
             choices.append(apart(run, context, first, plan.settled) if context.apart else run)
             first = first if index + 1 == params.n else next(context.choices)
         outputs = choices[0] if params.n == 1 else _merged(choices, params.output_kind)
@@ -141,6 +144,7 @@ class FrontEnd:
         context: Context,
         submit: Submit,
         conclude: Callable[[int | None], Coroutine[Any, Any, Decision | None]],
+        explain: Callable[[Decision], str],
     ) -> Outputs:
         """The outputs of one choice; those of the engine as they are where nothing guards."""
         if task.mode == "off":
@@ -155,7 +159,11 @@ class FrontEnd:
 
         peek = self._peek if context.tell_refusals else None
         task = replace(task, constrained=bool(bent_by))
-        return Choice(submit, prompt, runs, task, plan, self.stop, concluded, peek).outputs()
+        choice = Choice(submit, prompt, runs, task, plan, self.stop, concluded, peek, explain)
+        return choice.outputs()
+
+    def _explanation(self, text: str, decision: Decision) -> str:
+        return self.settings.explanation(decision, text)
 
     def _submit(
         self, request_id: str, kwargs: JsonObject, prompt: Any, params: SamplingParams
