@@ -47,6 +47,8 @@ VERBS = (
     "version",
     "keys",
     "keys add",
+    "policy",
+    "policy check",
     "audit",
     "audit export",
     "nano",

@@ -28,17 +28,17 @@ def public(verdict: Verdict, scores: bool, kinds: bool = False) -> JsonObject:
     d = verdict.decision
     changed = d.fired and verdict.policy == "enforce" and d.actuator != "none"
     told: JsonObject = {"fired": d.fired, "switched": changed}
-    if scores or kinds or d.act == "annotate":
+    if d.severity and (scores or kinds or d.act == "annotate"):
         told |= {"category": d.category, "severity": d.severity}
     if scores:
         told |= {
-            "act": d.act,
-            "categories": dict(d.categories),
             "stage": d.stage,
             "scores": dict(d.scores),
             "thresholds": dict(d.thresholds),
             "token_index": d.token_index,
         }
+        told |= {"categories": dict(d.categories)} if d.categories else {}
+        told |= {"act": d.act} if d.act else {}
     return told | {
         "policy": verdict.policy,
         "bundle": verdict.bundle,
