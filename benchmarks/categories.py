@@ -4,10 +4,11 @@
 
 Fits stage 1 and the reader of kinds on the starter set's rows, and measures both on its held rows
 and on every file given, whose ``category`` names kinds (:mod:`safeswitch.data.harm_names`; a list
-of names counts as several kinds). Files without safe rows borrow the starter set's held ones. For
-each kind: AUROC and recall at 1 % false positives, against all rows that are not of the kind. For
-all of them: of the unsafe requests that stage 1 flags, the fraction whose likeliest kind is one of
-those that they are tagged with.
+of names counts as several kinds). Nano speaks a small language of its own: there it fits on nano's
+requests and measures on nano's suites. Files without safe rows borrow the starter set's held ones.
+For each kind: AUROC and recall at 1 % false positives, against all rows that are not of the kind.
+For all of them: of the unsafe requests that stage 1 flags, the fraction whose likeliest kind is one
+of those that they are tagged with; a kind that is read as ``other`` counts as that.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from safeswitch.activations.states import Activations
+from safeswitch.core.harms import OTHER
 from safeswitch.core.types import Example
 from safeswitch.data import starter
 from safeswitch.data.harm_names import harm_named, harm_of
@@ -40,6 +42,7 @@ from safeswitch.fitting.observe import Observed
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.nano import weights_path
+from safeswitch.nano.suites import load_fit, load_suite
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.probers.harms import HarmReader
 from safeswitch.probers.steps import StepsProber
@@ -70,6 +73,11 @@ def tags_of(example: Example) -> frozenset[str]:
     return frozenset(filter(None, (harm_of(example),)))
 
 
+def as_read(tags: frozenset[str], names: Sequence[str]) -> frozenset[str]:
+    """Kinds as a reader of ``names`` has them."""
+    return frozenset(tag if tag in names else OTHER for tag in tags)
+
+
 def fitting_in(lm: LanguageModel, examples: Sequence[Example]) -> list[Example]:
     """Those that the model's context holds."""
     limit = lm.context_length
@@ -80,13 +88,18 @@ def fitting_in(lm: LanguageModel, examples: Sequence[Example]) -> list[Example]:
 class States:
     """States at the prompt's end, kept on disk between runs."""
 
-    def __init__(self, engine: TransformersEngine, folder: Path | None) -> None:
-        self.engine, self.folder = engine, folder
+    def __init__(
+        self, engine: TransformersEngine, folder: Path | None, most_chars: int | None = None
+    ) -> None:
+        self.engine, self.folder, self.most_chars = engine, folder, most_chars
         blocks = read_blocks("steps", engine.lm.num_layers, FitSettings())
         self.points = StepsProber(blocks=blocks).points
 
     def of(self, name: str, examples: Sequence[Example]) -> Observed:
         """The rows, with their states."""
+        if self.most_chars is not None:
+            english = [e for e in examples if e.meta.get("lang", "en") == "en"]
+            examples = [e for e in english if len(e.prompt) <= self.most_chars]
         rows = fitting_in(self.engine.lm, examples)
         unsafe = torch.tensor([row.unsafe for row in rows])
         kept = self._kept(name, len(rows))
@@ -128,7 +141,7 @@ class Words:
         rows = self.counts.fit_transform([e.prompt for e in train.examples])
         self.models = []
         for name in names:
-            truth = [harm_of(e) == name for e in train.examples]
+            truth = [name in as_read(tags_of(e), names) for e in train.examples]
             model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=300)
             self.models.append(model.fit(rows, truth))
 
@@ -149,7 +162,7 @@ def figures(suite: Suite, names: Sequence[str], scores: Array) -> dict[str, dict
     """AUROC and recall by kind."""
     found = {}
     for column, name in enumerate(names):
-        truth = np.array([name in tags for tags in suite.tags])
+        truth = np.array([name in as_read(tags, names) for tags in suite.tags])
         if truth.sum() >= FEWEST:
             area = float(roc_auc_score(truth, scores[:, column]))
             recall = recall_at(scores[:, column], truth)
@@ -162,9 +175,9 @@ def right(suite: Suite, names: Sequence[str], scores: Array, flagged: Array) -> 
     how many there are."""
     hits = rows = 0
     for row, tags in enumerate(suite.tags):
-        if tags & set(names) and flagged[row]:
+        if tags and flagged[row]:
             rows += 1
-            hits += names[int(scores[row].argmax())] in tags
+            hits += names[int(scores[row].argmax())] in as_read(tags, names)
     return hits, rows
 
 
@@ -188,11 +201,33 @@ def suites(states: States, held: Observed, files: Sequence[str]) -> list[Suite]:
     return found
 
 
-def measure(model: str, files: Sequence[str], folder: Path | None) -> dict[str, Any]:
-    """Everything, as plain JSON."""
-    engine = TransformersEngine.load(weights_path() if model == "nano" else model)
-    states = States(engine, folder)
+def nano_parts(states: States) -> tuple[dict[str, Observed], list[Suite]]:
+    """The requests that nano's own switch is fitted on, and suites that it was not."""
+    data = load_fit(0)
+    parts = {"train": data.train, "validation": data.validation, "calibration": data.calibration}
+    found = {name: states.of(f"nano-{name}", rows) for name, rows in parts.items()}
+    safe = [*load_suite("lookalike", 300, 0), *load_suite("ordinary", 300, 0)]
+    held = []
+    for name in ("plain_unsafe", "jailbroken", "plain_unsafe_cat", "plain_unsafe_obj_c"):
+        own = states.of(f"nano-{name}", [*load_suite(name, 300, 0), *safe])
+        held.append(Suite(name, own, tuple(map(tags_of, own.examples))))
+    return found, held
+
+
+def starter_parts(states: States, files: Sequence[str]) -> tuple[dict[str, Observed], list[Suite]]:
+    """The starter set's parts; its held rows, and the files."""
     parts = {part: states.of(part, starter.load([part])) for part in starter.SPLITS}
+    return parts, suites(states, parts["held"], files)
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Everything, as plain JSON."""
+    model, files = given.model, given.data
+    template = given.chat_template.read_text("utf-8") if given.chat_template else None
+    own = weights_path() if model == "nano" else model
+    engine = TransformersEngine.load(own, chat_template=template)
+    states = States(engine, given.states, given.most_chars)
+    parts, tested = nano_parts(states) if model == "nano" else starter_parts(states, files)
     train, settings = parts["train"], FitSettings()
     began = time.perf_counter()
     later = [parts["validation"], parts["calibration"]]
@@ -205,7 +240,7 @@ def measure(model: str, files: Sequence[str], folder: Path | None) -> dict[str, 
     bar = conformal_threshold(stage1.score(benign), FPR).value
     words = Words(train, fit.reader.names)
     result: dict[str, Any] = {"model": model, "fit_seconds": seconds, "notes": fit.notes}
-    for suite in suites(states, parts["held"], files):
+    for suite in tested:
         flagged = (stage1.score(suite.observed.activations) > bar).numpy()
         read = fit.reader.probabilities(suite.observed.activations)[:, :-1].double().numpy()
         result[suite.name] = {}
@@ -234,7 +269,9 @@ def table(result: dict[str, Any]) -> str:
             if rows:
                 share = wilson(hits, rows)
                 told += f" = {share.rate:.1%} ({share.low:.1%} to {share.high:.1%})"
-            lines.append(f"| {name} | {title} | {len(kinds)} | {area:.3f} | {recall:.3f} | {told} |")
+            lines.append(
+                f"| {name} | {title} | {len(kinds)} | {area:.3f} | {recall:.3f} | {told} |"
+            )
     return "\n".join(lines)
 
 
@@ -244,16 +281,19 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--data", action="append", default=[])
     parser.add_argument("--states", type=Path, help="folder in which states are kept")
+    parser.add_argument("--most-chars", type=int, help="English rows of at most so many characters")
+    parser.add_argument("--chat-template", type=Path, help="in place of the model's own")
     parser.add_argument("--out", type=Path, help="JSON file of all figures")
     given = parser.parse_args()
     if given.states is not None:
         given.states.mkdir(parents=True, exist_ok=True)
-    result = measure(given.model, given.data, given.states)
+    result = measure(given)
     if given.out is not None:
         given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result))
-    for name, kind in result["starter, held"]["states"]["kinds"].items():
-        plain = result["starter, held"]["words"]["kinds"][name]
+    first = next(own for own in result.values() if isinstance(own, dict) and "states" in own)
+    for name, kind in first["states"]["kinds"].items():
+        plain = first["words"]["kinds"][name]
         told = f"AUROC {kind['auroc']:.3f}, recall {kind['recall']:.2f}"
         print(f"{name} ({kind['n']}): {told}; words {plain['auroc']:.3f}, {plain['recall']:.2f}")
 

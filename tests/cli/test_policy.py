@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safeswitch.nano import switch_path
 from safeswitch.serving.keys import add_key
+from safeswitch.switch.switch import Switch
 
 
 def written(folder: Path, text: str) -> Path:
@@ -29,12 +32,19 @@ def test_a_good_file_is_shown_as_what_it_comes_to(tmp_path: Path, call: Any) -> 
 
 
 def test_a_file_that_cannot_be_used_ends_in_one_line_and_code_2(tmp_path: Path, call: Any) -> None:
-    for text, why in (
-        ("version: 1\ncolour: red", "colour"),
-        ("version: 1\norganisation: {kinds: {cyber: {act: log}}}", "does not read kinds of harm"),
+    own = Switch.from_pretrained(switch_path())
+    blind = replace(own, gate=replace(own.gate, harms=None))
+    blind.save_pretrained(tmp_path / "blind")
+    cyber = "version: 1\norganisation: {kinds: {cyber: {act: log}}}"
+    for text, switch, why in (
+        ("version: 1\ncolour: red", "nano", "colour"),
+        (cyber, tmp_path / "blind", "does not read kinds of harm"),
+        ("version: 1\norganisation: {fpr: 0.0005}", "nano", "no threshold for fpr 0.0005"),
     ):
-        code, _, err = call("policy", "check", written(tmp_path, text), "--switch", "nano")
+        code, _, err = call("policy", "check", written(tmp_path, text), "--switch", switch)
         assert (code, why in err) == (2, True)
+    file = written(tmp_path, cyber)
+    assert call("policy", "check", file, "--switch", "nano")[0] == 0
 
 
 def test_a_key_that_the_file_of_keys_does_not_have_is_named(tmp_path: Path, call: Any) -> None:

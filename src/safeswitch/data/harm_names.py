@@ -68,6 +68,14 @@ _PUBLIC: Mapping[str, tuple[str, ...]] = {
     "advice": ("financial advice", "legal opinion", "health consultation"),
 }
 """Categories of public sets in small letters, by kind."""
+_NANO: Mapping[str, tuple[str, ...]] = {
+    "violence": ("cruelty", "kidnapping"),
+    "cyber": ("hacking",),
+    "fraud": ("forgery", "tax evasion", "bribery"),
+    "crime": ("poaching", "arson", "sabotage", "tampering", "pollution"),
+    "harassment": ("extortion",),
+}
+"""Categories of the embedded model's own requests that stand in no table above, by kind."""
 
 
 def _by_name(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -78,7 +86,7 @@ def _by_name(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
 
 
 _OF_STARTER = _by_name(_STARTER)
-_OF_PUBLIC = _by_name(_PUBLIC)
+_OF_OTHERS = _by_name(_PUBLIC) | _by_name(_NANO)
 
 
 def harm_of(example: Example) -> str:
@@ -99,4 +107,4 @@ def harm_named(category: str) -> str:
     name = category.strip().lower()
     if name in HARMS:
         return name
-    return _OF_PUBLIC.get(name, _OF_STARTER.get(name, ""))
+    return _OF_OTHERS.get(name, _OF_STARTER.get(name, ""))
