@@ -283,7 +283,8 @@ def wins(rows: Rows) -> Table:
 
 
 def gate(rows: Rows) -> Table:
-    """How often the gate fired, by benchmark and label, and at which stage."""
+    """How often the gate fired, by benchmark and label, at which stage, and on which kinds of harm
+    as the switch sees them."""
     table: Table = []
     for benchmark, method, logged in rows.each():
         for label in ("unsafe", "safe"):
@@ -292,11 +293,17 @@ def gate(rows: Rows) -> Table:
                 continue
             hits = {row.example.id: bool(row.decision["fired"]) for row in asked}
             fired = [row.decision for row in asked if row.decision["fired"]]
-            stages = dict(sorted(Counter(decision["stage"] for decision in fired).items()))
+            kinds = Counter(decision.get("category", "") for decision in fired)
             first = {"benchmark": benchmark, "method": method, "label": label, "metric": "fired"}
-            stage = ", ".join(f"{s} {n}" for s, n in stages.items())
-            table.append({**first, **fraction(hits, groups_of(asked)), "stages": stage})
+            stages = Counter(decision["stage"] for decision in fired)
+            told = {"stages": _counted(stages), "kinds": _counted(kinds)}
+            table.append({**first, **fraction(hits, groups_of(asked)), **told})
     return table
+
+
+def _counted(names: Counter[str]) -> str:
+    """Names with how often each occurs, in the order of the alphabet; the empty one is left out."""
+    return ", ".join(f"{name} {n}" for name, n in sorted(names.items()) if name)
 
 
 def prober(rows: Rows) -> Table:

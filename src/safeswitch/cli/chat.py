@@ -116,4 +116,6 @@ def describe(decision: Decision) -> str:
     told = "not switched"
     if decision.fired:
         told = f"switched at {decision.stage}, token {decision.token_index}"
+        if decision.category:
+            told += f", {decision.category} ({decision.severity})"
     return f"[{told}; scores: {scores or 'none'}; thresholds: {bars or 'none'}]"

@@ -38,6 +38,8 @@ def add_verdict(span: Span, verdict: Verdict) -> None:
             "safeswitch.choice": verdict.choice,
             "safeswitch.fired": d.fired,
             "safeswitch.stage": d.stage,
+            "safeswitch.category": d.category,
+            "safeswitch.act": d.act,
             "safeswitch.policy": verdict.policy,
             "safeswitch.bundle": verdict.bundle_id,
             "safeswitch.reading_seconds": d.latency_s,
