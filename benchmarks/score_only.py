@@ -135,7 +135,7 @@ def beside_a_guard_model(texts: int, count: int) -> None:
     """Reading against a guard's one token, on the same weights."""
     lm = guard_model()
     engine = TransformersEngine(lm, batch_size=8)
-    blocks = read_blocks("steps", lm.num_layers, FitSettings())
+    blocks = read_blocks("steps", FitPlan(lm.num_layers, FitSettings()))
     prober = fitted({"kind": "steps", "blocks": list(blocks)}, lm.hidden_size)
     switch = Switch(Gate(stage1=Stage(prober, 0.5)), NoAction())
     draw = torch.Generator().manual_seed(0)
