@@ -18,6 +18,7 @@ from prometheus_client.metrics import MetricWrapperBase
 import safeswitch
 from safeswitch.bench.benchmark import BENCHMARKS
 from safeswitch.cli.main import app
+from safeswitch.core.harms import HARMS
 from safeswitch.engines.settings import GuardSettings
 from safeswitch.methods.base import METHODS, Method
 from safeswitch.probers.base import Prober
@@ -91,6 +92,31 @@ def _metric(metric: MetricWrapperBase) -> str:
     name = f"{family.name}_total" if family.type == "counter" else family.name
     labels = ", ".join(f"`{label}`" for label in metric._labelnames)
     return f"| `{name}` | {family.documentation} | {labels} | {family.type} |"
+
+
+def kinds_of_harm() -> str:
+    """The kinds of harm, and what other lists call them."""
+    lines = [
+        "# Kinds of harm\n",
+        _GENERATED,
+        "Once the gate has fired, a reader of the same hidden states says which kinds of harm it "
+        "sees, with a calibrated probability each, and how severe they are: `refuse` (no help) or "
+        "`careful` (help without the harmful part); `allow` stands on what did not fire. It never "
+        "changes whether the gate fires. A kind with fewer than 8 rows to fit on or to calibrate "
+        "on is read as `other`; the card of a switch says which (`safeswitch inspect`).\n",
+        "| kind | what belongs to it | AILuminate | Llama Guard 3 | Qwen3Guard | OpenAI |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, harm in HARMS.items():
+        lists = (harm.ailuminate, harm.llama_guard, harm.qwen3guard, harm.openai)
+        told = " | ".join(", ".join(names) or "–" for names in lists)
+        lines.append(f"| `{name}` | {harm.means} | {told} |")
+    lines.append(
+        "\nWhere lists cut differently, an entry stands with every kind that it overlaps: it is "
+        "no translation of one verdict into another. AILuminate's `dfm` (defamation) is part of "
+        "`harassment`, and elections are part of `misinformation`.\n"
+    )
+    return "\n".join(lines)
 
 
 def command_line() -> str:
@@ -222,6 +248,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/api.md": api,
     "reference/cli.md": command_line,
     "reference/configuration.md": configuration,
+    "reference/kinds.md": kinds_of_harm,
     "reference/metrics.md": metric_table,
     "reference/catalogue.md": catalogue,
     "reference/vllm-fields.md": vllm_fields,

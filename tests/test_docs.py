@@ -163,6 +163,7 @@ def test_links_between_files_lead_to_files(path: Path) -> None:
         "configuration.md",
         "metrics.md",
         "catalogue.md",
+        "kinds.md",
         "vllm-fields.md",
     }
     generated |= {"contributing.md", "changelog.md"}

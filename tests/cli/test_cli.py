@@ -48,6 +48,8 @@ VERBS = (
     "version",
     "keys",
     "keys add",
+    "policy",
+    "policy check",
     "audit",
     "audit export",
     "nano",
@@ -265,7 +267,7 @@ def test_chat_streams_replies_shows_decisions_and_ends_with_the_input(
     ran = run(*talk, stdin="ZAP the river\nask the stone\n")
     assert ran.code == 0
     decisions = re.findall(
-        r"^\[(switched at \w+, token \d+|not switched); scores: .+; thresholds: .+\]$",
+        r"^\[(switched at \w+, token \d+(, \w+ \(\w+\))?|not switched); scores: .+; thresholds: .+\]$",
         ran.err,
         re.M,
     )

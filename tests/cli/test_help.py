@@ -16,7 +16,9 @@ FIRST = 45
 """Last column in which the texts may begin."""
 
 
-@pytest.mark.parametrize("words", ["", "data", "keys", "audit", "nano", *sorted(commands())])
+@pytest.mark.parametrize(
+    "words", ["", "data", "keys", "policy", "audit", "nano", *sorted(commands())]
+)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_help_keeps_to_the_width_and_leaves_most_of_it_to_the_texts(
     words: str, width: int, call: Any, monkeypatch: pytest.MonkeyPatch

@@ -50,6 +50,29 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
+def test_a_table_of_an_earlier_version_is_given_the_columns_that_it_lacks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.db"
+    first = Audit(f"sqlite:///{path}")
+    first.write({**record(0), "at": 0.0})
+    first.close()
+    later = ("category", "categories", "severity", "act", "policy_id")
+    with closing(sqlite3.connect(path)) as connection:
+        for name in later:
+            connection.execute(f"alter table safeswitch_decisions drop column {name}")
+        connection.commit()
+    store = Audit(f"sqlite:///{path}")
+    store.write({**record(1), "at": 1.0, "category": "cyber", "policy_id": "ab"})
+    found = list(store.export())
+    store.close()
+    assert [(r["request_id"], r["category"], r["policy_id"]) for r in found] == [
+        ("r0", None, None),
+        ("r1", "cyber", "ab"),
+    ]
+    assert "has been given category" in caplog.text
+
+
 def test_records_come_back_in_order_and_old_ones_can_be_forgotten(tmp_path: Path) -> None:
     store = Audit(f"sqlite:///{tmp_path / 'a.db'}")
     for i in range(5):

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,37 @@ def test_a_json_reply_carries_the_decision_and_the_right_length() -> None:
     assert answer.json["choices"][0]["safeswitch"] == answer.json["safeswitch"]
     assert answer.json["choices"][0]["finish_reason"] == "stop"
     assert int(answer.headers["content-length"]) == len(answer.body)
+
+
+SEEN = replace(FIRED, category="cyber", categories={"cyber": 0.9}, severity="refuse")
+
+
+@pytest.mark.parametrize(
+    ("decision", "settings", "told"),
+    [
+        (SEEN, {}, set()),
+        (SEEN, {"tell_kinds": True}, {"category", "severity"}),
+        (SEEN, {"clients_scores": True}, {"category", "severity", "categories"}),
+        (replace(SEEN, act="annotate"), {}, {"category", "severity"}),
+        (replace(SEEN, act="log"), {}, set()),
+        (replace(SEEN, act="log"), {"clients_scores": True}, {"category", "severity", "categories", "act"}),
+        (FIRED, {"tell_kinds": True, "clients_scores": True}, set()),
+    ],
+)  # fmt: skip
+def test_kinds_of_harm_are_told_to_whom_they_are_meant_for(
+    decision: Decision, settings: dict[str, Any], told: set[str]
+) -> None:
+    answer = post(App([decision], [chat("x")]), {"messages": []}, ServerSettings(**settings))
+    about = {"category", "severity", "categories", "act"}
+    assert about & set(answer.json["safeswitch"]) == told
+
+
+def test_a_logged_request_was_not_switched_and_its_text_is_no_refusal() -> None:
+    logged = replace(SEEN, act="log", actuator="none")
+    answer = post(App([logged], [chat("x")]), {"messages": []}, ServerSettings(refusal_field=True))
+    told = answer.json["safeswitch"]
+    assert (told["fired"], told["switched"]) == (True, False)
+    assert answer.json["choices"][0]["message"]["content"] == "x"
 
 
 def test_every_choice_carries_its_own() -> None:

@@ -18,7 +18,8 @@ from safeswitch.statistics.prober_metrics import Estimate, measure
 
 
 def gate_table(rows: LoggedRows) -> Table:
-    """How often the gate fired, by benchmark and label, and at which stage."""
+    """How often the gate fired, by benchmark and label, at which stage, and on which kinds of harm
+    as the switch sees them."""
     table: Table = []
     for benchmark, method, logged in rows.each():
         for label in ("unsafe", "safe"):
@@ -27,11 +28,17 @@ def gate_table(rows: LoggedRows) -> Table:
                 continue
             hits = {row.example.id: bool(row.decision["fired"]) for row in counted}
             fired = [row.decision for row in counted if row.decision["fired"]]
-            stages = dict(sorted(Counter(decision["stage"] for decision in fired).items()))
+            stages = Counter(decision["stage"] for decision in fired)
+            kinds = Counter(decision.get("category", "") for decision in fired)
             first = {"benchmark": benchmark, "method": method, "label": label, "metric": "fired"}
-            stage = ", ".join(f"{s} {n}" for s, n in stages.items())
-            table.append({**first, **fraction(hits, groups_of(counted)), "stages": stage})
+            names = {"stages": _counted(stages), "kinds": _counted(kinds)}
+            table.append({**first, **fraction(hits, groups_of(counted)), **names})
     return table
+
+
+def _counted(names: Counter[str]) -> str:
+    """Names with how often each occurs, in the order of the alphabet; the empty one is left out."""
+    return ", ".join(f"{name} {n}" for name, n in sorted(names.items()) if name)
 
 
 def prober_table(rows: LoggedRows) -> Table:

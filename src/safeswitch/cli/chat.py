@@ -116,4 +116,6 @@ def describe(decision: Decision) -> str:
     outcome = "not switched"
     if decision.fired:
         outcome = f"switched at {decision.stage}, token {decision.token_index}"
+        if decision.category:
+            outcome += f", {decision.category} ({decision.severity})"
     return f"[{outcome}; scores: {scores or 'none'}; thresholds: {bars or 'none'}]"

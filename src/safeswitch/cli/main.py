@@ -29,6 +29,7 @@ from safeswitch.cli.inspect import inspect
 from safeswitch.cli.keys import keys_app
 from safeswitch.cli.landscape import landscape
 from safeswitch.cli.nano import nano_app
+from safeswitch.cli.policy import policy_app
 from safeswitch.cli.push import push
 from safeswitch.cli.real import real
 from safeswitch.cli.recalibrate import recalibrate
@@ -127,6 +128,7 @@ add(app, generate, panel=USE)
 add(app, score, panel=USE)
 add(app, serve, panel=USE, passes_on=True)
 app.add_typer(keys_app, name="keys", rich_help_panel=USE)
+app.add_typer(policy_app, name="policy", rich_help_panel=USE)
 app.add_typer(audit_app, name="audit", rich_help_panel=USE)
 add(app, evaluate, "eval", panel=MEASURE)
 add(app, compare, panel=MEASURE)

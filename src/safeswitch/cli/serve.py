@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -60,6 +60,17 @@ class GuardOptions:
             autocompletion=one_of("mark", "strip", "refuse"),
         ),
     ] = ""
+    policy_file: Annotated[
+        Path | None,
+        typer.Option(help="YAML of what is done by client and kind of harm (safeswitch policy)."),
+    ] = None
+    explain: Annotated[
+        str,
+        typer.Option(
+            help="sentence: a refusal is followed by its reason; off.",
+            autocompletion=one_of("off", "sentence"),
+        ),
+    ] = "off"
     allow_other_model: OtherModelOption = False
     engine: Annotated[
         str,
@@ -97,6 +108,10 @@ class ClientOptions:
             help="Where rate limits are counted: async+memory:// (each process), async+redis://..."
         ),
     ] = "async+memory://"
+    tell_kinds: Annotated[
+        bool,
+        typer.Option("--tell-kinds", help="Every client sees the kind of harm and its severity."),
+    ] = False
     refusal_field: Annotated[
         bool, typer.Option("--refusal-field", help="Put refusals into message.refusal.")
     ] = False
@@ -194,11 +209,16 @@ def serve(
         if INJECTION in bundles:
             raise SettingError(f"--switch {INJECTION}=... and --injection-switch are one; give one")
         bundles[INJECTION] = _where(guard.injection_switch)
-    guarded = GuardSettings(bundles, guard.policy, guard.allow_other_model)
-    server = _server_settings(bundles, guard.tool_results, clients, limits, audit, page)
+    guarded = GuardSettings(bundles, guard.policy, guard.allow_other_model, explain=guard.explain)
     engine = _engine(guard.engine)
     if page.ui and engine != "transformers":
         raise SettingError("safeswitch serve: --ui needs --engine transformers; vLLM: not yet")
+    policy = str(guard.policy_file.absolute()) if guard.policy_file else ""
+    server = replace(
+        _server_settings(bundles, guard.tool_results, clients, limits, audit, page),
+        policy_file=policy,
+        engine=engine,
+    )
     file, more = rest_of_config(context)
     if file is not None and engine == "transformers":
         refuse_unknown(file, more, {*option_keys(context.command.params), *own_keys()})
@@ -226,6 +246,7 @@ def _server_settings(
         SettingError: a value outside its limits.
     """
     from safeswitch.engines.settings import INJECTION
+    from safeswitch.serving.policy import facts_of
     from safeswitch.serving.settings import ServerSettings, calibration_of
 
     return ServerSettings(
@@ -248,6 +269,8 @@ def _server_settings(
         ui_pilot_text=page.ui_pilot_text,
         calibration=calibration_of(bundles),
         drift_bound=audit.drift_bound,
+        tell_kinds=clients.tell_kinds,
+        bundles=facts_of({name: bundles[name] for name in bundles if name != INJECTION}),
     )
 
 

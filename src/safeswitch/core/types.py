@@ -386,6 +386,13 @@ class Decision:
         latency_s: Wall seconds that reading and scoring took, shared evenly by the rows of the
             batch.
         error: Why a prober could not run, when it could not.
+        category: Likeliest kind of harm (:mod:`safeswitch.core.harms`) in a request that fired;
+            empty for others, and where the gate has no reader of kinds.
+        categories: Probability in [0, 1] by kind, where ``category`` is known.
+        severity: What the request deserves: ``refuse``, ``careful`` or ``allow``; empty where the
+            gate has no reader of kinds.
+        act: What a policy had done with the request (:mod:`safeswitch.switch.rules`); empty without
+            one, and where nothing was flagged.
     """
 
     fired: bool
@@ -397,12 +404,21 @@ class Decision:
     actuator: str = "none"
     latency_s: float = 0.0
     error: str | None = None
+    category: str = ""
+    categories: Mapping[str, float] = field(default_factory=dict)
+    severity: str = ""
+    act: str = ""
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the request has fired and no policy has something milder done with it."""
+        return self.fired and self.act in ("", "refuse")
 
     def to_dict(self) -> JsonObject:
         """Plain JSON types."""
         row = asdict(self)
-        row["scores"] = dict(self.scores)
-        row["thresholds"] = dict(self.thresholds)
+        for name in ("scores", "thresholds", "categories"):
+            row[name] = dict(getattr(self, name))
         return row
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safeswitch.core.types import Decision
+from safeswitch.switch.rules import Rules
 
 POLICIES: tuple[str, ...] = ("enforce", "observe", "off")
 SCORE = "score"
@@ -69,6 +70,9 @@ class Context:
         formatted: Whether it asks for a format of the text itself.
         separate_refusals: Whether refusals go into ``refusals`` instead of the engine's outputs.
         refusals: Those refusals so far, by choice.
+        rules: What a policy has done with this client's requests under ``bundle``; None without one.
+        allows: Whether the policy lets a text through, whatever is seen in it.
+        policy_id: Of the policy file in force; empty without one.
     """
 
     policy: str | None = None
@@ -87,6 +91,15 @@ class Context:
     formatted: bool = False
     separate_refusals: bool = False
     refusals: dict[int, Refusal] = field(default_factory=dict)
+    rules: Rules | None = None
+    allows: Callable[[str], bool] | None = None
+    policy_id: str = ""
+
+    def policy_for(self, policy: str, text: str) -> str:
+        """The policy for a request with this text: what is let through is only observed."""
+        if policy == "enforce" and self.allows is not None and self.allows(text):
+            return "observe"
+        return policy
 
 
 CONTEXT: ContextVar[Context | None] = ContextVar("safeswitch_context", default=None)

@@ -9,6 +9,8 @@ from typing import Any
 
 from safeswitch.core.errors import SettingError, check_choice
 from safeswitch.core.json_types import JsonObject
+from safeswitch.core.types import Decision
+from safeswitch.data.reasons import EXPLAIN, GAP, reason
 from safeswitch.engines.context import POLICIES
 
 KEY = "safeswitch"
@@ -33,6 +35,8 @@ class GuardSettings:
             produce it by itself.
         try_v2_runner: Let the engine start on vLLM's V2 model runner, on which the guard has not
             been run yet.
+        explain: ``sentence`` puts a sentence behind each refusal that names the kind of harm and a
+            safe way on (:mod:`safeswitch.data.reasons`); ``off`` leaves refusals as they are.
         record: Read points whose states are kept for fitting; such an engine guards nothing and has
             no bundles.
     """
@@ -42,10 +46,12 @@ class GuardSettings:
     allow_other_model: bool = False
     stop_token: int | None = None
     try_v2_runner: bool = False
+    explain: str = "off"
     record: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("GuardSettings", "policy", self.policy, POLICIES)
+        check_choice("GuardSettings", "explain", self.explain, EXPLAIN)
         object.__setattr__(self, "record", tuple(self.record))
         if bool(self.bundles) == bool(self.record):
             raise SettingError(
@@ -57,6 +63,11 @@ class GuardSettings:
     def default(self) -> str:
         """Name of the bundle for requests that name none."""
         return next(iter(self.bundles))
+
+    def explanation(self, decision: Decision, text: str) -> str:
+        """What is put behind the reply to a request with this ``text``; empty where nothing is."""
+        told = self.explain == "sentence" and decision.refuses and decision.actuator != "none"
+        return GAP + reason(decision.category, text) if told and decision.category else ""
 
     def to_dict(self) -> JsonObject:
         return {**asdict(self), "bundles": dict(self.bundles)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from safeswitch.core.errors import DataError, FitError
@@ -22,6 +22,7 @@ from safeswitch.data.splits import fit_split
 from safeswitch.data.writers import data_hash
 from safeswitch.fitting.by_source import source_folds
 from safeswitch.fitting.gate import fit_gate
+from safeswitch.fitting.harms import fit_harms
 from safeswitch.fitting.head_data import ReplyStates, closed_first, reply_states
 from safeswitch.fitting.observe import Complied, Observed, observe, refusal_pairs
 from safeswitch.fitting.plan import FitPlan
@@ -93,6 +94,8 @@ def fit(
     say("fitting probers and calibrating thresholds")
     train, validation, calibration = (observed[p] for p in PARTS)
     gate = fit_gate(plan, train, validation, calibration, track=track)
+    held = [validation.prompts, calibration.prompts]
+    harms = fit_harms(plan, gate.calibration["layers"], train.prompts, held)
     say("training the refusal head")
     head = fit_head(engine, train, validation, settings, complied=complied, track=track)
     record: JsonObject = {
@@ -101,6 +104,7 @@ def fit(
         "data": {p: _part_record(parts[p], answered[p]) for p in PARTS},
         "calibration": gate.calibration,
         "metrics": gate.metrics,
+        "harms": harms.notes,
         "head": {
             "loss": head.loss,
             "cross_entropy": head.cross_entropy,
@@ -109,7 +113,7 @@ def fit(
             "tried": head.tried,
         },
     }
-    return Fitted(gate.gate, head.head, record)
+    return Fitted(replace(gate.gate, harms=harms.reader), head.head, record)
 
 
 def sources(examples: Sequence[Example]) -> dict[str, dict[str, int]]:

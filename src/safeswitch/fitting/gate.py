@@ -30,6 +30,8 @@ from safeswitch.probers.sweep import sweep
 from safeswitch.statistics.prober_metrics import measure
 from safeswitch.switch.gate import Gate, Stage
 
+BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
+"""False positive rates for which a bundle keeps a threshold of stage 1."""
 _UNSAFE_BINS = 50
 """Fine enough to tell a loss of 2 % of unsafe requests."""
 
@@ -196,6 +198,9 @@ class _GateFitter:
         if first is None:
             return Gate(stage2=Stage(alone, bar.value), **fixed)
         self.notes |= _scores(first, self.safe_prompts, self.validation.prompts)
+        if by_source is None:
+            # One that was set by source has none of these: they would promise less than it does.
+            self.notes["budgets"] = _budgets(first, self.safe_prompts)
         stage1 = Stage(first, bar.value)
         if second is None:
             return Gate(stage1=stage1, **fixed)
@@ -304,6 +309,16 @@ def _scores(first: Prober, safe: ReadPrompts, validation: ReadPrompts) -> JsonOb
         "benign_stage1": Histogram.of(first.score(safe.activations).tolist()).to_dict(),
         "unsafe_stage1": Histogram.of(unsafe.tolist(), bins=_UNSAFE_BINS).to_dict(),
     }
+
+
+def _budgets(first: Prober, safe: ReadPrompts) -> JsonObject:
+    """Thresholds of stage 1 for other budgets than the fit's, for policies."""
+    scores = first.score(safe.activations)
+    found: JsonObject = {}
+    for budget in BUDGETS:
+        if len(scores) >= round(1 / budget) - 1:
+            found[f"{budget:g}"] = conformal_threshold(scores, budget).value
+    return found
 
 
 def _one_class(labels: Mapping[str, Tensor]) -> str | None:

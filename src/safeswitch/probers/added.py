@@ -89,11 +89,11 @@ class AddedProber(LearnedProber):
         effect."""
         self.check_settings()
         truth = check_labels(activations, labels, f"{self.kind} prober")
-        rows, scalings = self._features(activations)
+        rows, scalings = self.features(activations)
         weights = source_weights(truth, activations.sources).double().numpy()
         l2 = self.ridge * float(weights.sum())
         theta = fit_logistic(rows, truth.double().numpy(), weights, l2=l2)
-        self.weight_, self.bias_ = self._folded(torch.from_numpy(theta), scalings)
+        self.weight_, self.bias_ = self.folded(torch.from_numpy(theta), scalings)
         return self
 
     def _summed(self, activations: Activations, terms: Terms) -> Tensor:
@@ -105,7 +105,7 @@ class AddedProber(LearnedProber):
             total += terms[point] * rows_at(activations, point, owner, width=total.shape[1]).cpu()
         return total
 
-    def _features(self, activations: Activations) -> tuple[Array, list[Standardiser]]:
+    def features(self, activations: Activations) -> tuple[Array, list[Standardiser]]:
         """Features ``[n, F * d]`` in float64, and each group's scaling, ``sqrt(F)`` in it."""
         groups = self.groups
         scalings, columns = [], []
@@ -116,7 +116,7 @@ class AddedProber(LearnedProber):
             columns.append(scalings[-1].apply(summed))
         return torch.cat(columns, 1).double().numpy(), scalings
 
-    def _folded(self, theta: Tensor, scalings: Sequence[Standardiser]) -> tuple[Tensor, Tensor]:
+    def folded(self, theta: Tensor, scalings: Sequence[Standardiser]) -> tuple[Tensor, Tensor]:
         """``weight_`` and ``bias_`` from ``theta``, float64 ``[F * d + 1]``, intercept last."""
         place = {point: i for i, point in enumerate(self.points)}
         slopes = theta[:-1].reshape(len(self.groups), -1)

@@ -34,12 +34,14 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    inspect,
     make_url,
     select,
     text,
 )
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.schema import CreateColumn
 
 from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.json_types import JsonMapping, JsonObject
@@ -65,7 +67,14 @@ RECORDS = Table(
     Column("error", Text),
     Column("text_sha256", String(64), nullable=False),
     Column("text", Text),
+    Column("category", String(32)),
+    Column("categories", Text),
+    Column("severity", String(16)),
+    Column("act", String(16)),
+    Column("policy_id", String(16)),
 )  # fmt: skip
+"""Columns behind ``text`` have come later: a table that is there is given those that it lacks, so
+each of them may be empty."""
 
 
 _FIELDS = {column.name for column in RECORDS.columns} - {"id"}
@@ -223,18 +232,33 @@ class Audit:
             self._not_before = now + (now - began)
 
     def _prepare(self) -> None:
-        """Make the table where there is none; another process may be making it at this moment."""
+        """Make the table where there is none, or one of an earlier version; another process may be
+        doing so at this moment."""
         with self._making:
             if self._ready:
                 return
             began = time.monotonic()
             try:
-                _META.create_all(self._engine)
+                self._make()
             except Exception:
                 if time.monotonic() - began > _SLOW_S:
                     raise
-                _META.create_all(self._engine)
+                self._make()
             self._ready = True
+
+    def _make(self) -> None:
+        """Make the table, or the columns that an earlier version's lacks."""
+        _META.create_all(self._engine)
+        have = {column["name"] for column in inspect(self._engine).get_columns(RECORDS.name)}
+        missing = [column for column in RECORDS.columns if column.name not in have]
+        if not missing:
+            return
+        with self._engine.begin() as connection:
+            for column in missing:
+                new = CreateColumn(column).compile(dialect=self._engine.dialect)
+                connection.execute(text(f"ALTER TABLE {RECORDS.name} ADD COLUMN {new}"))
+        names = ", ".join(column.name for column in missing)
+        _log.warning("the audit table of an earlier version has been given %s", names)
 
     def _insert(self, rows: list[JsonObject]) -> None:
         unknown = {name for row in rows for name in row} - _FIELDS

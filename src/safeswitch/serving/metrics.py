@@ -17,6 +17,11 @@ from safeswitch.probers.drift import Histogram as Scores
 _TWENTIETHS = tuple(i / 20 for i in range(21))
 REQUESTS = Counter("safeswitch_requests", "Decided choices", ("bundle", "policy", "stage", "fired"))
 SCORES = Histogram("safeswitch_score", "Score of a stage", ("bundle", "stage"), buckets=_TWENTIETHS)
+FLAGGED = Counter(
+    "safeswitch_flagged",
+    "Choices on which the gate fired, by likeliest kind of harm and what was done",
+    ("bundle", "policy", "category", "severity", "act"),
+)
 LATENCY = Histogram(
     "safeswitch_latency_seconds",
     "Time spent reading and scoring one request",
@@ -29,7 +34,10 @@ DISCARDED = Counter(
 ERRORS = Counter(
     "safeswitch_prober_errors", "Decisions on which a prober could not run", ("bundle",)
 )
-
+POLICY_FAULT = Gauge(
+    "safeswitch_policy_fault",
+    "1 while the policy file has changed to one that cannot be used, and the old one is in force",
+)
 
 DRIFT = Gauge(
     "safeswitch_drift_psi", "Population stability index of stage-1 scores of requests that did not fire, against calibration",
@@ -118,12 +126,16 @@ def _hold_against_bound(bundle: str, recent: _Recent, index: float) -> None:
 def count(decision: Decision, bundle: str, policy: str) -> None:
     """Count one decision."""
     REQUESTS.labels(bundle, policy, decision.stage, str(decision.fired).lower()).inc()
+    if decision.fired:
+        act = decision.act or ("refuse" if policy == "enforce" else "log")
+        category, severity = decision.category or "unknown", decision.severity or "unknown"
+        FLAGGED.labels(bundle, policy, category, severity, act).inc()
     LATENCY.labels(bundle).observe(decision.latency_s)
     for stage, score in decision.scores.items():
         SCORES.labels(bundle, stage).observe(score)
     if "stage1" in decision.scores and not decision.fired:
         _drift(bundle, decision.scores["stage1"])
-    if decision.fired and policy == "enforce":
+    if decision.actuator != "none" and decision.fired and policy == "enforce":
         DISCARDED.labels(bundle).inc(decision.token_index)
     if decision.error is not None:
         ERRORS.labels(bundle).inc()

@@ -52,6 +52,8 @@ from safeswitch.serving.errors import (
     with_request_id,
 )
 from safeswitch.serving.keys import Key
+from safeswitch.serving.policy import Facts
+from safeswitch.serving.policy_in_force import PolicyInForce
 from safeswitch.serving.replies.form import FIELD
 from safeswitch.serving.replies.shape import CHAT, form_of, shape
 from safeswitch.serving.reply import GuardedResponse
@@ -65,6 +67,8 @@ Receive = Callable[[], Awaitable[Event]]
 THRESHOLDS = "/safeswitch/thresholds"
 """``POST {"bundle": ..., "thresholds": {...}}`` by an admin key: puts thresholds in force and
 answers those in force."""
+POLICY = "/safeswitch/policy"
+"""``POST {}`` by an admin key: reads the policy file again and answers what is in force."""
 METRICS = "/metrics"
 _LARGEST_BODY = 1 << 20
 _BODY_AROUND, _BODY_PER_TOKEN = 64 << 10, 32
@@ -97,6 +101,7 @@ class SafeSwitchMiddleware:
             else None
         )
         self.access = Access(Path(chosen.keys), chosen.rate_storage) if chosen.keys else None
+        self.policy_in_force = _policy_of(chosen)
         metrics.calibrated_on(chosen.calibration, chosen.drift_bound)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -190,6 +195,9 @@ class SafeSwitchMiddleware:
         if get_route_path(scope) == THRESHOLDS:
             await send_json(send, 200, await self._thresholds(scope, payload, key), request_id)
             return
+        if get_route_path(scope) == POLICY:
+            await send_json(send, 200, self._reload(payload, key), request_id)
+            return
         with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
             context = self._make_context(key, request_id, span)
             if get_route_path(scope) in CHECKS:
@@ -210,7 +218,9 @@ class SafeSwitchMiddleware:
                 (b"x-request-id", request_id.encode()),
             ]
             token = CONTEXT.set(context)
-            form = form_of(get_route_path(scope))(context, self._sees_scores(key))
+            form = form_of(get_route_path(scope))(
+                context, self._sees_scores(key), self.settings.tell_kinds
+            )
             reply = GuardedResponse(
                 send, form, request_id, self.own_errors, self.settings.error_delay
             )
@@ -253,6 +263,7 @@ class SafeSwitchMiddleware:
             f"safeswitch-{request_id}",
             self._sees_scores(key),
             self.settings.tool_results or "refuse",
+            self.settings.tell_kinds,
         )
         work = asyncio.ensure_future(self._read(scope, readings, context))
         return check.reply(await until_left(work, receive), view)
@@ -320,6 +331,7 @@ class SafeSwitchMiddleware:
         """Fill ``context`` with what the client asks for, and give the body for the server."""
         options = payload.pop(FIELD, None)
         self._choose_switch(options, key, context)
+        self._hold_to_policy(key, context)
         context.max_tokens = self.settings.max_tokens or None
         if self.settings.tool_results and get_route_path(scope) == CHAT and not switched_off():
             payload = await self._read_tool_results(scope, payload, key, context)
@@ -358,6 +370,42 @@ class SafeSwitchMiddleware:
                 403, f"you may not ask for the SafeSwitch bundle {bundle!r}", "permission_error"
             )
         context.policy, context.bundle = policy, bundle or context.bundle
+
+    def _hold_to_policy(self, key: Key | None, context: Context) -> None:
+        """Tell ``context`` what the policy has done with this client's requests."""
+        policy = self.policy_in_force
+        if policy is None:
+            return
+        policy.refresh()
+        name = key.name if key is not None else None
+        try:
+            context.rules = policy.rules(name, context.bundle)
+        except SettingError as error:
+            raise ApiError(400, str(error)) from error
+        context.allows = partial(policy.allows, name)
+        context.policy_id = policy.id
+
+    def _reload(self, payload: Any, key: Key | None) -> JsonObject:
+        """Read the policy file again; its id.
+
+        Raises:
+            ApiError: no admin key, no policy file, or a file that cannot be used.
+        """
+        if key is None or not key.admin:
+            raise ApiError(
+                403,
+                "the policy is for admin keys (safeswitch keys add --admin)",
+                "permission_error",
+            )
+        policy = self.policy_in_force
+        if policy is None:
+            raise ApiError(400, "this server has no policy file (safeswitch serve --policy-file)")
+        if payload:
+            raise ApiError(400, "give an empty object: the policy is read from its file")
+        policy.refresh(anyway=True)
+        if policy.fault:
+            raise ApiError(400, f"the policy {policy.id} stays in force: {policy.fault}")
+        return {"policy": policy.id}
 
     def _sees_scores(self, key: Key | None) -> bool:
         return key.scores or key.admin if key is not None else self.settings.clients_scores
@@ -417,7 +465,8 @@ class SafeSwitchMiddleware:
             if self.audit is not None:
                 try:
                     await asyncio.to_thread(
-                        self.audit.write, self._audit_row(decided, request_id, key)
+                        self.audit.write,
+                        self._audit_row(decided, request_id, key, context.policy_id),
                     )
                 except AuditError:
                     context.unrecorded = True
@@ -426,7 +475,9 @@ class SafeSwitchMiddleware:
         context = Context(on_decision=record, tell_refusals=self.settings.refusal_field)
         return context
 
-    def _audit_row(self, decided: ChoiceDecision, request_id: str, key: Key | None) -> JsonObject:
+    def _audit_row(
+        self, decided: ChoiceDecision, request_id: str, key: Key | None, policy_id: str
+    ) -> JsonObject:
         d, raw = decided.decision, decided.text.encode("utf-8", "surrogatepass")
         kept = (
             raw.decode("utf-8", "replace").replace("\0", "\ufffd")
@@ -448,6 +499,11 @@ class SafeSwitchMiddleware:
             "error": d.error,
             "text_sha256": hashlib.sha256(raw).hexdigest(),
             "text": kept,
+            "category": d.category or None,
+            "categories": json.dumps(dict(d.categories)) if d.categories else None,
+            "severity": d.severity or None,
+            "act": d.act or None,
+            "policy_id": policy_id or None,
         }
 
 
@@ -455,12 +511,19 @@ def check(settings: ServerSettings) -> None:
     """Refuse settings with which no server could start, before a model is loaded.
 
     Raises:
-        SettingError: an audit URL that cannot be used.
+        SettingError: an audit URL or a policy that cannot be used.
         ArtifactError: no file of keys.
     """
     middleware = SafeSwitchMiddleware(None, settings)
     if middleware.audit is not None:
         middleware.audit.close()
+
+
+def _policy_of(settings: ServerSettings) -> PolicyInForce | None:
+    if not settings.policy_file:
+        return None
+    bundles = {name: Facts.parse(name, dict(told)) for name, told in settings.bundles.items()}
+    return PolicyInForce(Path(settings.policy_file), bundles, settings.engine)
 
 
 def _request_id(scope: Scope) -> str:

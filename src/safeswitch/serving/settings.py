@@ -62,6 +62,13 @@ class ServerSettings:
             name; what drift is measured against.
         drift_bound: Largest population stability index of a bundle's scores against these that
             raises no alarm.
+        tell_kinds: Whether every client is told the kind of harm and its severity; else whoever may
+            see scores.
+        policy_file: What is done by client and kind of harm (:mod:`safeswitch.serving.policy`);
+            empty for the bundles' own thresholds and action.
+        engine: Engine behind the server, which a policy must fit.
+        bundles: What a policy must know of each bundle
+            (:class:`safeswitch.serving.policy.Facts`), by name, the default first.
     """
 
     clients_may: tuple[str, ...] = ()
@@ -85,6 +92,10 @@ class ServerSettings:
     ui_pilot_text: bool = False
     calibration: Mapping[str, JsonMapping] = field(default_factory=dict)
     drift_bound: float = 0.25
+    tell_kinds: bool = False
+    policy_file: str = ""
+    engine: str = "transformers"
+    bundles: Mapping[str, JsonMapping] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("clients_may", "clients_bundles"):
@@ -99,6 +110,7 @@ class ServerSettings:
                 "ServerSettings: max_body must be 0 or more bytes, audit_buffer_limit 1 byte or "
                 "more"
             )
+        check_choice("ServerSettings", "engine", self.engine, ("transformers", "vllm"))
         check_range("ServerSettings", "error_delay", self.error_delay, 0.0, 60.0)
         check_range("ServerSettings", "drift_bound", self.drift_bound, 0.01, 100.0)
         if self.ui_pilot_text and not self.ui:

@@ -38,6 +38,8 @@ def add_decision(span: Span, decided: ChoiceDecision) -> None:
             "safeswitch.choice": decided.choice,
             "safeswitch.fired": d.fired,
             "safeswitch.stage": d.stage,
+            "safeswitch.category": d.category,
+            "safeswitch.act": d.act,
             "safeswitch.policy": decided.policy,
             "safeswitch.bundle": decided.bundle_id,
             "safeswitch.reading_seconds": d.latency_s,

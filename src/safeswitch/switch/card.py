@@ -56,10 +56,13 @@ def model_card(switch: Switch) -> str:
             )
     if gate.rule == "product":
         lines.append(f"| product threshold | {gate.product_threshold:.4f} |")
+    if gate.harms is not None:
+        lines.append(f"| kinds of harm | {', '.join(gate.harms.names)} |")
     lines.append(f"| actuator | {switch.actuator.kind} |")
     lines += _fitted_on(switch)
     lines += _measured(switch)
     lines += _by_source(switch)
+    lines += _harms(switch)
     lines += _left_out(switch)
     lines += _recalibrated(switch)
     lines += [
@@ -100,6 +103,35 @@ def _by_source(switch: Switch) -> list[str]:
     ]
     for name, own in threshold["sources"].items():
         lines.append(f"| {name} | {own['n']} | {own['rate']:.1%} |")
+    return lines
+
+
+def _harms(switch: Switch) -> list[str]:
+    """How well the kinds of harm are told apart, and which have too little data for it."""
+    notes = switch.record.get("harms") or {}
+    if "left out" in notes:
+        return ["", "## Kinds of harm", "", f"Not read: {notes['left out']}."]
+    if not notes:
+        return []
+    lines = [
+        "",
+        "## Kinds of harm",
+        "",
+        "Read once the gate has fired; they never change whether it does. AUROC of each kind "
+        "against all other requests that it was calibrated on.",
+        "",
+        "| kind | rows fitted on | calibrated on | AUROC |",
+        "|---|---|---|---|",
+    ]
+    for name, own in notes["kinds"].items():
+        lines.append(f"| {name} | {own['fit']} | {own['calibration']} | {own['auroc']:.3f} |")
+    few = [f"{name} ({fit} and {held})" for name, (fit, held) in notes["in other"].items()]
+    if few:
+        lines += [
+            "",
+            f"With fewer than {notes['fewest']} rows to fit on or to calibrate on, and so read as "
+            f"`other`: {', '.join(few)}.",
+        ]
     return lines
 
 

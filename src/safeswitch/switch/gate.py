@@ -10,6 +10,7 @@ Shapes: n requests. Knows nothing of models, tokens or actuators.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,11 +22,14 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError, check_choice, check_range
 from safeswitch.core.types import APART, MOST_TOKENS, RUNNING, ReadPoint, Site
 from safeswitch.probers.base import Prober
+from safeswitch.probers.harms import UNREAD, HarmReader, Seen
+from safeswitch.switch.rules import Rules
 
 Rule = Literal["and", "product"]
 Fail = Literal["closed", "open"]
 RULES: tuple[str, ...] = ("and", "product")
 FAILS: tuple[str, ...] = ("closed", "open")
+_log = logging.getLogger("safeswitch.gate")
 MOST_PILOT = 2**16
 """Most tokens that a reply may be held back for stage 2."""
 
@@ -84,6 +88,8 @@ class Gate:
         always: Fire on every request without reading anything (an always-on baseline).
         fail: ``closed`` fires when a prober cannot run (exception, NaN); ``open`` lets the request
             pass.
+        harms: Reads which kind of harm is in a request that fires, from states of its prompt's end.
+        rules: What a policy has done by that kind; no part of a bundle. See :meth:`with_rules`.
     """
 
     stage1: Stage | None = None
@@ -97,6 +103,8 @@ class Gate:
     late_every: int = 8
     always: bool = False
     fail: Fail = "closed"
+    harms: HarmReader | None = None
+    rules: Rules | None = None
 
     def __post_init__(self) -> None:
         check_choice("Gate", "rule", self.rule, RULES)
@@ -179,7 +187,7 @@ class Gate:
             for p in s.prober.points
             if p.position.kind not in RUNNING
         ]
-        return tuple(dict.fromkeys(points))
+        return tuple(dict.fromkeys([*points, *self._harm_points]))
 
     @property
     def pilot_points(self) -> tuple[ReadPoint, ...]:
@@ -191,7 +199,12 @@ class Gate:
     def points(self) -> tuple[ReadPoint, ...]:
         """Everything that any stage reads, each once."""
         stages = [s for s in (self.stage1, self.stage2, self.watch, self.late) if s is not None]
-        return tuple(dict.fromkeys(point for stage in stages for point in stage.prober.points))
+        points = [point for stage in stages for point in stage.prober.points]
+        return tuple(dict.fromkeys([*points, *self._harm_points]))
+
+    @property
+    def _harm_points(self) -> tuple[ReadPoint, ...]:
+        return self.harms.points if self.harms is not None else ()
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -203,6 +216,7 @@ class Gate:
         """Where in the model the pass that replies is read."""
         stages = [s for s in (self.stage1, self.stage2, self.watch) if s is not None]
         points = [point for stage in stages for point in stage.prober.points]
+        points += self._harm_points
         return frozenset(point.site for point in points if point.position.kind not in APART)
 
     @property
@@ -314,6 +328,43 @@ class Gate:
             always=False,
             fail="open",
         )
+
+    def with_rules(self, rules: Rules) -> Gate:
+        """The same gate under a policy's ``rules``; stage 1 then lets through what any of them acts
+        on, and a request's own rule decides.
+
+        Raises:
+            SettingError: rules with thresholds, and a gate without a threshold of stage 1.
+        """
+        if self.stage1 is None or self.rule == "product" or self.always:
+            if any(rule.threshold is not None for rule in rules.all):
+                raise SettingError(
+                    "Gate: rules with thresholds need a stage 1 under the rule 'and'; this gate "
+                    "decides without a threshold of stage 1"
+                )
+            return replace(self, rules=rules)
+        filled = rules.filled(self.stage1.threshold)
+        lowest = min(rule.threshold or 0.0 for rule in filled.all)
+        return replace(self, stage1=replace(self.stage1, threshold=lowest), rules=filled)
+
+    def sees(self, activations: Activations, rows: Tensor) -> list[Seen | None]:
+        """What kinds of harm are seen in n requests, None for those not in ``rows`` ``[n]`` bool.
+
+        A reader that cannot run never changes what the gate decides: its requests are of the kind
+        ``other``.
+        """
+        found: list[Seen | None] = [None] * len(rows)
+        wanted = rows.nonzero().flatten().tolist()
+        if self.harms is None or not wanted:
+            return found
+        try:
+            seen = self.harms.read(activations.select(wanted))
+        except Exception:  # whatever it is, the gate has decided already
+            _log.exception("the reader of kinds of harm cannot run")
+            seen = [UNREAD] * len(wanted)
+        for row, one in zip(wanted, seen, strict=True):
+            found[row] = one
+        return found
 
     def _passed(self, scores: Tensor, bar: float) -> Tensor:
         """``scores > bar``; NaN fires when failing closed and not otherwise."""

@@ -7,7 +7,7 @@ states of the base model's width. Knows nothing of files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +17,9 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ArtifactError, SettingError
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import build, mapping, only, shown, take
+from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import Prober, prober_from_state
+from safeswitch.probers.harms import HarmReader
 from safeswitch.switch.actuators.base import Actuator, HeadActuator, Steering
 from safeswitch.switch.gate import Gate, Stage
 
@@ -46,13 +48,20 @@ def gate_from(config: JsonMapping, tensors: Mapping[str, Tensor]) -> Gate:
     stages = take(config, "stages", JsonMapping, "gate")
     only(stages, STAGES, "gate.stages")
     made: JsonObject = {name: _stage(entry, name, tensors) for name, entry in stages.items()}
-    own = {name: value for name, value in config.items() if name != "stages"}
+    own = {name: value for name, value in config.items() if name not in ("stages", "harms")}
+    made["harms"] = _harms(config["harms"], tensors) if "harms" in config else None
     if "late" not in made and "late_every" in own:
         raise ArtifactError("gate: late_every has no meaning without a stage 'late'")
     gate = build(
-        Gate, own, "gate", absent=[*STAGES, *([] if "late" in made else ["late_every"])], **made
+        Gate,
+        own,
+        "gate",
+        absent=[*STAGES, *([] if "late" in made else ["late_every"])],
+        rules=None,
+        **made,
     )
-    alone = [name for name in tensors if name.partition(".")[0] not in stages]
+    known = {*stages, *(["harms"] if "harms" in config else [])}
+    alone = [name for name in tensors if name.partition(".")[0] not in known]
     if alone:
         raise ArtifactError(
             f"tensor {shown(alone[0])} belongs to none of the stages "
@@ -61,21 +70,38 @@ def gate_from(config: JsonMapping, tensors: Mapping[str, Tensor]) -> Gate:
     return gate
 
 
+def _harms(stored: object, tensors: Mapping[str, Tensor]) -> HarmReader:
+    config = mapping(stored, "gate.harms")
+    try:
+        reader = HarmReader.from_state(config, _own(tensors, "harms"))
+    except (ArtifactError, SettingError) as error:
+        raise type(error)(f"gate.harms: {error}") from error
+    _check_positive("gate.harms", reader.points)
+    return reader
+
+
+def _own(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of one part, without its name."""
+    lead = f"{name}."
+    return {key.removeprefix(lead): t for key, t in tensors.items() if key.startswith(lead)}
+
+
+def _check_positive(where: str, points: Sequence[ReadPoint]) -> None:
+    negative = [point for point in points if point.layer < 0]
+    if negative:
+        raise ArtifactError(f"{where}: a layer must be 0 or more; got {negative[0]}")
+
+
 def _stage(stored: object, name: str, tensors: Mapping[str, Tensor]) -> Stage:
     where = f"gate.stages.{name}"
     entry = dict(mapping(stored, where))
     config = take(entry, "prober", JsonMapping, where)
-    own = {
-        key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")
-    }
     del entry["prober"]
     try:
-        prober = prober_from_state(config, own)
+        prober = prober_from_state(config, _own(tensors, name))
     except (ArtifactError, SettingError) as error:
         raise type(error)(f"{where}.prober: {error}") from error
-    negative = [point for point in prober.points if point.layer < 0]
-    if negative:
-        raise ArtifactError(f"{where}.prober: a layer must be 0 or more; got {negative[0]}")
+    _check_positive(f"{where}.prober", prober.points)
     return build(Stage, entry, where, prober=prober)
 
 
@@ -90,6 +116,8 @@ def check_fits(gate: Gate, actuator: Actuator, base: Sizes) -> None:
         stage: Stage | None = getattr(gate, name)
         if stage is not None:
             _check_stage(f"gate.stages.{name}", stage.prober, base)
+    if gate.harms is not None:
+        _check_harms(gate.harms, base)
     if isinstance(actuator, HeadActuator):
         actuator.check(base.hidden_size, base.vocab_size)
     if isinstance(actuator, Steering):
@@ -99,6 +127,16 @@ def check_fits(gate: Gate, actuator: Actuator, base: Sizes) -> None:
                 f"actuator 'steering': vectors are {actuator.vectors.shape[1]} wide; the base "
                 f"model is {base.hidden_size}"
             )
+
+
+def _check_harms(reader: HarmReader, base: Sizes) -> None:
+    _check_layers("gate.harms", tuple(point.layer for point in reader.points), base)
+    width = int(reader.weight.shape[2])
+    if width != base.hidden_size:
+        raise ArtifactError(
+            f"gate.harms: its reader reads states {width} wide; those of the base model are "
+            f"{base.hidden_size} wide"
+        )
 
 
 def _check_layers(where: str, layers: tuple[int, ...], base: Sizes) -> None:

@@ -10,6 +10,8 @@ preempted request) therefore continues from the session as it was before that re
                 │                         └── cleared
                 └── cleared ── at_watch and at_late, as often as they are due ── fired
 
+Beside what decides, it is looked which kind of harm is in a request, which never changes whether
+the gate fires; a policy (:mod:`safeswitch.switch.rules`) says by that kind what is then done.
 Knows nothing of models, batches, or tokens but their count.
 """
 
@@ -23,8 +25,10 @@ import torch
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import Decision
+from safeswitch.probers.harms import UNREAD, Seen
 from safeswitch.switch.actuators.base import Actuator
 from safeswitch.switch.gate import Gate, Reading
+from safeswitch.switch.rules import Rule, action_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,8 @@ class Session:
         fraction: How much of a refusal head is in force on it once it has fired, in [0, 1].
         relieved: Whether a two-sided action leads it the other way: stage 1 has cleared it, and is
             sure.
+        seen: What kinds of harm are seen in it, where it may still fire; None where nobody looked.
+        rule: The rule of the gate's policy that holds for it, once stage 1 has flagged it.
     """
 
     gate: Gate
@@ -50,12 +56,22 @@ class Session:
     stage1: float = 0.0
     fraction: float = 1.0
     relieved: bool = False
+    seen: Seen | None = None
+    rule: Rule | None = None
 
     @classmethod
     def begin(cls, gate: Gate, action: Actuator) -> Session:
         """The session of a request of which nothing has been read."""
-        decision = Decision(False, "none", thresholds=gate.thresholds(), rule=gate.rule)
+        severity = "allow" if gate.harms is not None else ""
+        decision = Decision(
+            False, "none", thresholds=gate.thresholds(), rule=gate.rule, severity=severity
+        )
         return cls(gate, action, decision)
+
+    @property
+    def acts(self) -> bool:
+        """Whether something is done with the request: it has fired, and not only on record."""
+        return self.decision.fired and self.action.place != "none"
 
     def lost(self, why: str, fed: int) -> Session:
         """After ``fed`` reply tokens, where a reading cannot be made: the failure rule decides."""
@@ -83,7 +99,10 @@ class Session:
             error: Why it failed. Once there is an error, it stays on record.
             seconds: What the reading took, for ``latency_s``.
         """
-        old = self.decision
+        old, action, act = self.decision, self.action, ""
+        if fired and self.gate.rules is not None:
+            act = self._act(error)
+            fired, action = act != "allow", action_for(act, action)
         if error is not None:
             name = "error"
         elif self.gate.always:
@@ -96,12 +115,22 @@ class Session:
             stage=name,
             scores=old.scores if score is None else {**old.scores, stage: score},
             token_index=fed,
-            actuator=self.action.kind if fired else old.actuator,
+            actuator=action.kind if fired else old.actuator,
             latency_s=old.latency_s + seconds,
             error=error or old.error,
+            act=act or old.act,
         )
+        if fired and self.gate.harms is not None:
+            decision = _with_seen(decision, self.seen or UNREAD)
         first = score if stage == "stage1" and score is not None else self.stage1
-        return replace(self, decision=decision, pending=pending, stage1=first)
+        return replace(self, action=action, decision=decision, pending=pending, stage1=first)
+
+    def _act(self, error: str | None) -> str:
+        """What the policy has done with the request now that it fires; what cannot be read is
+        refused."""
+        if error is not None or self.gate.always or self.gate.rules is None:
+            return "refuse"
+        return (self.rule or self.gate.rules.late(self.seen)).act
 
 
 def at_prompt(
@@ -121,6 +150,7 @@ def at_prompt(
     """
     gate = sessions[0].gate
     reading = gate.at_prompt(activations)
+    sessions, reading = _look(sessions, reading, activations)
     if any(final):
         last = torch.tensor(list(final))
         fired = reading.fired | (reading.pending & last)
@@ -193,6 +223,53 @@ def at_late(
             seconds=seconds if first else 0.0,
         )
     return found
+
+
+def _look(
+    sessions: Sequence[Session], reading: Reading, activations: Activations
+) -> tuple[Sequence[Session], Reading]:
+    """See what kinds of harm are in requests that may fire, and clear those that stage 1 flags but
+    no rule of the policy acts on.
+
+    Nothing is read of requests that are decided and have not fired.
+    """
+    gate = sessions[0].gate
+    if gate.harms is None and gate.rules is None:
+        return sessions, reading
+    flagged = reading.fired | reading.pending
+    later = gate.watch is not None or gate.late is not None
+    seen = gate.sees(activations, torch.ones_like(flagged) if later else flagged)
+    found = [replace(session, seen=one) for session, one in zip(sessions, seen, strict=True)]
+    if gate.rules is None or not _asks(gate, "stage1"):
+        return found, reading
+    cleared = torch.zeros_like(flagged)
+    for row in flagged.nonzero().flatten().tolist():
+        # what stage 1 could not read is not the policy's to clear
+        if reading.errors[row] is not None:
+            continue
+        rule = gate.rules.at(seen[row], float(reading.scores[row]))
+        cleared[row] = rule is None or rule.act == "allow"
+        found[row] = _under(found[row], rule)
+    return found, replace(
+        reading, fired=reading.fired & ~cleared, pending=reading.pending & ~cleared
+    )
+
+
+def _under(session: Session, rule: Rule | None) -> Session:
+    """The session with the rule that holds for it, and its threshold on record."""
+    if rule is None:
+        return session
+    decision = replace(session.decision, act=rule.act)
+    if rule.threshold is not None:
+        held = {**decision.thresholds, "stage1": rule.threshold}
+        decision = replace(decision, thresholds=held)
+    return replace(session, rule=rule, decision=decision)
+
+
+def _with_seen(decision: Decision, seen: Seen) -> Decision:
+    return replace(
+        decision, category=seen.category, categories=seen.categories, severity=seen.severity
+    )
 
 
 def _after(

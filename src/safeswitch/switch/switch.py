@@ -243,6 +243,9 @@ class Switch:
         action, head = self.actuator.state()
         gate = {n: getattr(self.gate, n) for n in _GATE_FIELDS}
         gate |= {"late_every": self.gate.late_every} if self.gate.late is not None else {}
+        if self.gate.harms is not None:
+            gate["harms"], learned = self.gate.harms.state()
+            tensors |= {f"harms.{key}": value for key, value in learned.items()}
         return (
             {
                 "format_version": FORMAT_VERSION,

@@ -115,7 +115,23 @@ def refusal_for(example: Example) -> str:
         return str(entry["refusals"][draw % len(entry["refusals"])])
     own = bank["languages"][lang]
     parts = (own["open"][draw % len(own["open"])], own[entry["family"]], own["offer"])
-    return ("" if lang in _UNSPACED else " ").join(parts)
+    return joined(parts, lang)
+
+
+def sentences(language: str) -> Mapping[str, str]:
+    """Of refusals in a language other than English, the reasons by family and the offer.
+
+    Raises:
+        SettingError: a language that there are none for.
+    """
+    languages = _refusals()["languages"]
+    check_choice("starter.sentences", "language", language, tuple(languages))
+    return {name: told for name, told in languages[language].items() if isinstance(told, str)}
+
+
+def joined(said: Sequence[str], language: str) -> str:
+    """Sentences of a language, one behind the other."""
+    return ("" if language in _UNSPACED else " ").join(said)
 
 
 @cache

@@ -31,6 +31,7 @@ from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thread
 from safeswitch.switch.actuators.base import Actuator, NoAction
 from safeswitch.switch.gate import Gate
+from safeswitch.switch.rules import action_for
 from safeswitch.switch.session import Session
 from safeswitch.switch.switch import Switch
 
@@ -76,9 +77,8 @@ class BatchRunner:
             requests: All of one call; those with a decision are acted on from the first token.
             progress: Called with the number of replies finished since the last call.
         """
-        acts = self.switch.actuator.place != "none"
-        decided = [r for r in requests if acts and r.decision is not None]
-        others = [r for r in requests if not acts or r.decision is None]
+        decided = [request for request in requests if _acts(request)]
+        others = [request for request in requests if not _acts(request)]
         replies: dict[int, Reply] = {}
         for some, run in ((others, self._run_gated), (decided, self._run_acted)):
             for batch in self.batches(some):
@@ -112,7 +112,7 @@ class BatchRunner:
         for i, decision in enumerate(self._read_late(batch, replies)):
             fires = decision.fired and not replies[i].decision.fired
             replies[i] = replace(replies[i], decision=decision)
-            if self.switch.actuator.place != "none" and (fires or _stopped(replies[i])):
+            if (fires and decision.actuator != "none") or _stopped(replies[i]):
                 again.append(i)
             elif self._sinks:
                 self._sinks[batch[i].index].hand(replies[i])
@@ -145,12 +145,26 @@ class BatchRunner:
         return replies
 
     def _run_acted(self, batch: list[Request]) -> list[Reply]:
-        """Run requests from their prompt with the actuator in force from the first token."""
-        actuator = self.switch.actuator
+        """Run requests from their prompt with the actuator in force from the first token; for those
+        that a policy has answered with care, that is its safety prompt."""
+        done: dict[int, Reply] = {}
+        for careful in (False, True):
+            part = [request for request in batch if _careful(request) == careful]
+            if not part:
+                continue
+            actuator = self.switch.actuator
+            if careful:
+                actuator = action_for("careful", actuator)
+            for request, reply in zip(part, self._run_under(part, actuator), strict=True):
+                done[request.index] = reply
+        return [done[request.index] for request in batch]
+
+    def _run_under(self, batch: list[Request], actuator: Actuator) -> list[Reply]:
+        """Run requests from their prompt under one actuator."""
         if actuator.fixed_reply is not None:
             return [self._fixed(request, actuator.fixed_reply) for request in batch]
         if actuator.place == "prompt":
-            batch = self._edited(batch)
+            batch = self._edited(batch, actuator)
         gate, inner = Gate(), self._placed
         if actuator.head is None:
             inner = NoAction()
@@ -164,11 +178,11 @@ class BatchRunner:
                 done[request.index] = reply
         return [done[request.index] for request in batch]
 
-    def _edited(self, batch: Sequence[Request]) -> list[Request]:
+    def _edited(self, batch: Sequence[Request], actuator: Actuator) -> list[Request]:
         """The requests with their conversations as the action makes them."""
         conversations, encoded = edited(
             self.lm,
-            self.switch.actuator,
+            actuator,
             [request.messages for request in batch],
             [request.limit for request in batch],
         )
@@ -281,7 +295,7 @@ class BatchRunner:
         final = request.decision or decision
         whole = text = self._text(tokens)
         if not options.show_thinking and self.lm.thinking is not None:
-            shown = self.lm.thinking.visible(tokens, request.opened, whole=final.fired)
+            shown = self.lm.thinking.visible(tokens, request.opened, whole=final.refuses)
             text = self._text(shown)
         reason: FinishReason = "stop"
         at_limit = len(tokens) >= request.limit and tokens[-1] not in options.end_ids
@@ -316,6 +330,16 @@ def _stopped(reply: Reply) -> bool:
     """Whether a row was stopped, since it could not be rolled back in the batch: no tokens, and an
     action that is still to be taken."""
     return reply.decision.actuator != "none" and not reply.token_ids
+
+
+def _acts(request: Request) -> bool:
+    """Whether an earlier reading has decided that something is done with the request."""
+    return request.decision is not None and request.decision.actuator != "none"
+
+
+def _careful(request: Request) -> bool:
+    """Whether a policy has the request answered under a safety prompt."""
+    return request.decision is not None and request.decision.act == "careful"
 
 
 def _strength(request: Request, actuator: Actuator) -> float:

@@ -43,7 +43,7 @@ class ThinkingBudget(LogitsProcessor):
         if replies.shape[1] < self._budget:
             return scores
         for row, reply in enumerate(replies.tolist()):
-            if bool(self._rows.fired[row]):
+            if bool(self._rows.switched[row]):
                 continue
             thread = Thread(self._thinking, self._opened[row])
             for token in reply:

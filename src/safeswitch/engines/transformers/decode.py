@@ -140,17 +140,19 @@ class Loop:
         return logits, model_kwargs
 
     def _roll_back(self, input_ids: Tensor, model_kwargs: JsonObject) -> Tensor:
-        """Put rows that have just fired back to the end of their prompt, or stop them where that
-        cannot be done in place; returns their numbers. ``input_ids`` and the mask and positions in
+        """Put rows that have just fired back to the end of their prompt, or stop those for which
+        that cannot be done in place; returns the numbers of both. ``input_ids`` and the mask and positions in
         ``model_kwargs`` are changed in place."""
         leaving = self.rows.leaving
         if not len(leaving):
             return leaving
-        if not self.rows.in_place:
-            self._alive[leaving] = False
-            self._end_column[leaving] = 0
+        stopped = self.rows.stopped
+        self._alive[stopped] = False
+        self._end_column[stopped] = 0
+        back = leaving[~torch.isin(leaving, stopped)]
+        if not len(back):
             return leaving
-        at = leaving.to(input_ids.device)
+        at = back.to(input_ids.device)
         width = self._width
         fed = input_ids.shape[1] - width
         if model_kwargs.get("attention_mask") is None:
@@ -162,12 +164,12 @@ class Loop:
         prompts = input_ids[at, :width].clone()
         input_ids[at, fed:] = prompts
         input_ids[at, :fed] = self._pad_id
-        self.offset[leaving] = fed
+        self.offset[back] = fed
         self.offsets = self.offset.unique().tolist()
         # Also a row that had ended: its end was the reply's that is thrown away.
-        self._end_column[leaving] = -1
-        self._alive[leaving] = True
-        self._reseed(leaving)
+        self._end_column[back] = -1
+        self._alive[back] = True
+        self._reseed(back)
         return leaving
 
     def _reseed(self, rows: Tensor) -> None:

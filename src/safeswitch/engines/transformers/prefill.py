@@ -36,7 +36,7 @@ def judge_without_prefill(
         if not decision.fired:
             continue
         flagged = replace(request, decision=decision)
-        if switch.actuator.place != "none":
+        if decision.actuator != "none":
             flagged = replace(
                 flagged,
                 messages=messages,

@@ -46,10 +46,12 @@ def judge_prompts(
 
 
 def _read(lm: LanguageModel, gate: Gate, encoded: Sequence[Encoded]) -> Activations:
-    """What stage 1 reads of n requests."""
+    """What stage 1 and the reader of kinds of harm read of n requests."""
     rows = [one.ids for one in encoded]
     texts = tuple(lm.prompt_text(row) for row in rows)
     points = gate.stage1.prober.points if gate.stage1 is not None else ()
+    if gate.harms is not None:
+        points = tuple(dict.fromkeys([*points, *gate.harms.points]))
     ends = [point for point in points if point.position.kind not in APART]
     found = Activations({}, {}, texts)
     if ends:

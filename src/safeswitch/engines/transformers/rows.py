@@ -64,6 +64,9 @@ class Rows:
     Attributes:
         sessions: What is decided on each row.
         fired: ``[b]`` bool, of the sessions.
+        switched: ``[b]`` bool: fired, and the actuator acts on it.
+        edited: ``[b]`` bool: fired, and a policy has it answered under another prompt, which this
+            batch cannot do: it stops here.
         pending: ``[b]`` bool, of the sessions.
         fed: Reply tokens fed so far; set by the loop.
         valid: ``[b]`` bool: rows whose newest token is their own, not padding; set by the loop.
@@ -96,7 +99,9 @@ class Rows:
         self.texts = tuple(texts)
         self.sessions = [Session.begin(gate, actuator)] * len(lengths)
         self.fired = torch.zeros(len(lengths), dtype=torch.bool)
-        self.pending = torch.zeros(len(lengths), dtype=torch.bool)
+        self.switched = torch.zeros_like(self.fired)
+        self.edited = torch.zeros_like(self.fired)
+        self.pending = torch.zeros_like(self.fired)
         self.fed = 0
         self.valid = torch.ones(len(lengths), dtype=torch.bool)
         self.alive = torch.ones(len(lengths), dtype=torch.bool)
@@ -164,6 +169,12 @@ class Rows:
     def changes_rows(self) -> bool:
         """Whether a row that fires is changed, so that its text must wait until it is decided."""
         return self.actuator.place != "none"
+
+    @property
+    def stopped(self) -> Tensor:
+        """Those of ``leaving`` that stop here, for the caller to run again; the others are rolled
+        back."""
+        return self.leaving[self.edited[self.leaving]] if self.in_place else self.leaving
 
     @property
     def waiting(self) -> Tensor:
@@ -242,7 +253,7 @@ class Rows:
             self._close_reader()
             return None
         hidden, logits = args[0][:, -1], output[:, -1]
-        before = self.fired
+        before = self.switched | self.edited
         if self.fed == 0:
             self._judge_prompt(hidden)
         elif pending or bool(self._watched.any()):
@@ -261,41 +272,42 @@ class Rows:
             head: The model's LM head.
             hidden: ``[b, d]``, its input for the newest tokens.
             logits: ``[b, V]``, its output.
-            before: ``[b]`` bool: rows that had fired before this reading.
+            before: ``[b]`` bool: rows that had been acted on before this reading.
         """
         if not self.changes_rows:
             return
-        new = (self.fired & ~before).nonzero().flatten()
-        self.leaving = self._leaving_now(new)
-        if self.head is None or not bool(self.fired.any()):
+        self.leaving = self._leaving_now(before)
+        if self.head is None or not bool(self.switched.any()):
             return
+        new = (self.switched & ~before).nonzero().flatten()
         self.refusing[new] = True
         self._began[new] = self.fed
         if self.fed > 0 and len(new) and self.in_place:
             self._speak_from_prompt(self.head, head, logits, new)
         # What fired after its prompt has its logits already, or is stopped.
-        acting = before if self.fed > 0 else self.fired
+        acting = self.switched & before if self.fed > 0 else self.switched
         if self.head.reach is not None:
             acting = acting & (self.fed - self._began < self.head.reach)
-            self.refusing = acting | (self.fired & ~before)
+            self.refusing = acting | (self.switched & ~before)
         rows = acting.nonzero().flatten()
         if len(rows):
             there = rows.to(logits.device)
             here = hidden[rows.to(hidden.device)]
             logits[there] = self._second_logits(self.head, logits[there], here, rows)
 
-    def _leaving_now(self, new: Tensor) -> Tensor:
-        """Rows that leave their reply, where ``new`` have just fired.
+    def _leaving_now(self, before: Tensor) -> Tensor:
+        """Rows that leave their reply; ``before`` ``[b]`` bool: acted on before this reading.
 
         A second head needs nobody to leave at the prompt's end, since no reply has begun. Every
         other action does: it reads the prompt anew, also for those that it leads the other way.
         """
+        acted = self.switched | self.edited
         if self.fed > 0:
-            return new
+            return (acted & ~before).nonzero().flatten()
         if self.head is not None:
-            return new[:0]
+            return self.edited.nonzero().flatten()
         relieved = torch.tensor([session.relieved for session in self.sessions])
-        return (self.fired | relieved).nonzero().flatten()
+        return (acted | relieved).nonzero().flatten()
 
     def _speak_from_prompt(
         self, second: HeadActuator, head: nn.Module, logits: Tensor, rows: Tensor
@@ -452,6 +464,9 @@ class Rows:
         for row, session in zip(rows, sessions, strict=True):
             self.sessions[row] = session
         self.fired = torch.tensor([session.decision.fired for session in self.sessions])
+        acted = torch.tensor([session.acts for session in self.sessions])
+        own = torch.tensor([session.action is self.actuator for session in self.sessions])
+        self.switched, self.edited = acted & own, acted & ~own
         self.pending = torch.tensor([session.pending for session in self.sessions])
         self._fraction = torch.tensor([session.fraction for session in self.sessions])
 

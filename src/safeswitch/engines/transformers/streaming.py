@@ -135,7 +135,7 @@ class RowSink:
     def hand(self, reply: Reply) -> None:
         """A whole reply at once."""
         self.begin()
-        if reply.decision.actuator != "none":
+        if reply.decision.actuator != "none" and reply.decision.act != "careful":
             self.fire()
         for token in reply.token_ids:
             self.take(token)
@@ -144,7 +144,7 @@ class RowSink:
     def finish(self, reply: Reply) -> None:
         """Let everything through, and the whole reply."""
         self.show(len(self.tokens))
-        if self._thread is not None and self._thread.answer is None and reply.decision.fired:
+        if self._thread is not None and self._thread.answer is None and reply.decision.refuses:
             self._give(0, len(self.tokens))
         self.over = True
         self.follower.done(reply)
@@ -177,7 +177,7 @@ class Sinks:
             sink.read(rows.sessions[i])
             if i in back:
                 sink.begin()
-            if bool(rows.fired[i]) and rows.changes_rows:
+            if bool(rows.switched[i]):
                 sink.fire()
             if bool(rows.valid[i]):
                 sink.take(chosen[i])

@@ -118,6 +118,7 @@ class GuardedChoice:
         conclude: Takes the decision on a reply of so many tokens (None: its client has left) from
             the workers and puts it on record; awaited exactly once, whatever happens.
         peek: How the request stands in the worker after so many tokens; None where nobody asks.
+        explain: What is put behind a refusal's text.
     """
 
     def __init__(
@@ -130,10 +131,11 @@ class GuardedChoice:
         stop: int,
         conclude: Callable[[int | None], Awaitable[Decision | None]],
         peek: Callable[[str, int], Awaitable[Any]] | None,
+        explain: Callable[[Decision], str] = lambda decision: "",
     ) -> None:
         self._submit, self._prompt, self._runs = submit, prompt, runs
         self._task, self._plan, self._stop = task, plan, stop
-        self._conclude, self._peek = conclude, peek
+        self._conclude, self._peek, self._explain = conclude, peek, explain
         self._enforcing = task.mode == "enforce" and plan.changes_replies
         self._streaming = runs.client.output_kind == RequestOutputKind.DELTA
         self._held: list[RequestOutput] = []
@@ -168,7 +170,9 @@ class GuardedChoice:
             if out.finished and decision is not None:
                 out.safeswitch = decision
             # a refusal that came whole, before anybody had asked how the request stands
-            refuses = self._enforcing and decision is not None and decision.fired
+            refuses = self._enforcing and decision is not None and decision.refuses
+            if out.finished and refuses and decision is not None:
+                out.outputs[0].text += self._explain(decision)
             yield marked(out, refuses)
 
     async def _fires_unbent(self) -> bool:
@@ -297,7 +301,7 @@ class GuardedChoice:
             raise SettingError(
                 "SafeSwitch: the engine has no decision on this request; its reply is withheld"
             )
-        in_reply = decision is not None and decision.fired and decision.token_index > 0
+        in_reply = decision is not None and decision.refuses and decision.token_index > 0
         if self._enforcing and not self._fired and in_reply:
             raise SettingError(
                 "SafeSwitch: the gate has fired on this reply after it had ended; it is withheld"

@@ -9,6 +9,7 @@ To roll back, the worker emits a reserved token and the prompt is submitted agai
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
@@ -153,6 +154,7 @@ class FrontEnd:
             raise VLLMValidationError(f"unknown SafeSwitch bundle {bundle!r}")
         plan = self.plans[bundle]
         text = self._prompt_text(_ids(prompt) or ())
+        policy = context.policy_for(policy, text)
         if policy != "off":
             self._check_prompt(prompt, context)
             self._check_system(text, context)
@@ -164,7 +166,8 @@ class FrontEnd:
             self._limit(prompt, params, plan, context)
         # An id of our own: nothing keeps two clients from choosing the same request id.
         name = f"{request_id}-{uuid.uuid4().hex}"
-        task = Task(name, bundle, policy, text=text if plan.text else "")
+        rules = "" if context.rules is None else json.dumps(context.rules.to_dict())
+        task = Task(name, bundle, policy, text=text if plan.text else "", rules=rules)
         return _Admitted(prompt, params, task, plan, text, context)
 
     async def _screened(self, request: _Admitted, number: int, submit: Submit) -> RequestOutput:
@@ -223,9 +226,21 @@ class FrontEnd:
 
         peek = self._peek if request.context.tell_refusals else None
         constrained = replace(task, constrained=bool(bent_by))
+        explain = partial(self._explanation, request.text)
         return GuardedChoice(
-            submit, request.prompt, runs, constrained, request.plan, self.stop, conclude, peek
+            submit,
+            request.prompt,
+            runs,
+            constrained,
+            request.plan,
+            self.stop,
+            conclude,
+            peek,
+            explain,
         ).outputs()
+
+    def _explanation(self, text: str, decision: Decision) -> str:
+        return self.settings.explanation(decision, text)
 
     def _submit(
         self, request_id: str, kwargs: JsonObject, prompt: Any, params: SamplingParams

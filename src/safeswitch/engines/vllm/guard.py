@@ -32,6 +32,7 @@ Letters: n rows of a step, d hidden size.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,7 @@ from safeswitch.engines.context import SCORE
 from safeswitch.engines.vllm.settings import Task
 from safeswitch.switch.actuators.base import Actuator, HeadActuator, NoAction
 from safeswitch.switch.gate import Gate
+from safeswitch.switch.rules import Rules
 from safeswitch.switch.session import Session, at_pilot, at_prompt, at_watch
 
 Standing = Literal["pending", "refusing", "clear"]
@@ -58,6 +60,8 @@ _READ_ONLY = ("observe", SCORE)
 _KEPT = 8192
 """Requests that are remembered once they have left the batch. A front end takes its decisions soon;
 one that has died never does."""
+_MOST_RULES = 1024
+"""Most sets of rules that are kept: one for each client and bundle, until thresholds change."""
 _LAG = 64
 """Tokens by which the workers may be ahead of the front end without anything being forgotten."""
 
@@ -180,16 +184,34 @@ class Guard:
         self.top = top
         self.rows: OrderedDict[str, Row] = OrderedDict()
         self._strays = 0
+        self._ruled: dict[tuple[Tenant, str], Tenant] = {}
 
     def add(self, task: Task) -> Row:
         """The row of a request that enters the batch, or comes back to it."""
         row = self.rows.get(task.id)
         if row is None:
-            row = self.rows[task.id] = Row(task, self.tenants[task.bundle])
+            row = self.rows[task.id] = Row(task, self._tenant(task))
         row.task, row.live = task, True
         self.rows.move_to_end(task.id)
         self._forget_oldest()
         return row
+
+    def _tenant(self, task: Task) -> Tenant:
+        """The tenant of a request: its bundle, under the rules that it comes with.
+
+        Requests of equal rules share one, so that they are scored together.
+        """
+        tenant = self.tenants[task.bundle]
+        if not task.rules:
+            return tenant
+        found = self._ruled.get((tenant, task.rules))
+        if found is None:
+            if len(self._ruled) >= _MOST_RULES:
+                self._ruled.clear()
+            rules = Rules.parse(json.loads(task.rules))
+            found = replace(tenant, gate=tenant.gate.with_rules(rules))
+            self._ruled[tenant, task.rules] = found
+        return found
 
     def _forget_oldest(self) -> None:
         for key in list(self.rows)[: max(0, len(self.rows) - _KEPT)]:
@@ -279,8 +301,8 @@ def _switches(one: Due) -> bool:
     if mode == "refuse":
         return True
     # What fired late is not switched in place: its prompt's end is not in this step.
-    fired = decision.fired and decision.token_index == 0
-    return fired and mode in ("enforce", "pilot") and not one.row.bent
+    at_once = one.session.acts and decision.token_index == 0
+    return at_once and mode in ("enforce", "pilot") and not one.row.bent
 
 
 def _stops(one: Due) -> bool:
@@ -288,7 +310,7 @@ def _stops(one: Due) -> bool:
     mode, session = one.row.task.mode, one.session
     if one.row.tenant.head is None or mode in _READ_ONLY:
         return False
-    if session.decision.fired and (one.fed > 0 or one.row.bent):
+    if session.acts and (one.fed > 0 or one.row.bent):
         return True
     return mode == "enforce" and session.pending
 
@@ -327,12 +349,13 @@ def _at_prompt(gate: Gate, rows: list[Due], read: Read) -> None:
     final = [one.row.speaks_once for one in rows]
     found = at_prompt([one.session for one in rows], activations, started, final)
     first = [point for point in gate.pilot_points if point.position.index == 0]
+    read_later = gate.stage2.prober.points if gate.stage2 is not None else ()
     for at, (one, session) in enumerate(zip(rows, found, strict=True)):
         if not session.pending:
             one.row.know(0, Known(session))
             continue
         # Copies: the step's states are overwritten by the next one.
-        prompt = {point: held[at].clone() for point, held in states.items()}
+        prompt = {p: states[p][at].clone() for p in read_later if p in states}
         pilot = {point: read(point.site)[one.place].clone() for point in first}
         one.row.know(0, Known(session, prompt, pilot))
     if gate.pilot == 0:
@@ -415,6 +438,7 @@ def _standing(row: Row, fed: int | None) -> Standing:
     known = _at(row, fed)
     decision = known.session.decision
     # A constrained row that has fired is about to be rolled back, whenever it fired.
-    if known.session.pending or (decision.fired and (decision.token_index > 0 or row.bent)):
+    acts = known.session.acts
+    if known.session.pending or (acts and (decision.token_index > 0 or row.bent)):
         return "pending"
-    return "refusing" if decision.fired else "clear"
+    return "refusing" if acts else "clear"

@@ -45,6 +45,8 @@ class Task:
         constrained: Whether the client's sampling bends the run (``sampling.py``): the reply is
             then not the model's own, so that stage 2 has nothing to read, and a refusal in it would
             be bent too.
+        rules: What a policy has done with it, as JSON (:class:`safeswitch.switch.rules.Rules`);
+            empty without one.
     """
 
     id: str
@@ -53,6 +55,7 @@ class Task:
     fed: int = 0
     text: str = ""
     constrained: bool = False
+    rules: str = ""
 
     def to_args(self) -> JsonObject:
         return asdict(self)

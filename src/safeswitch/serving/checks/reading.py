@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from safeswitch.core.harms import HARMS
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message
 from safeswitch.engines.context import ChoiceDecision
+from safeswitch.probers.harms import SURE
 from safeswitch.serving.replies.form import public
 
 UNSAFE = "unsafe"
-"""The one category: what stage 1 of the switch was fitted to find."""
+"""The category of whatever stage 1 of the switch was fitted to find."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,21 @@ class ClientView:
         id: Of the request.
         scores: Whether the client may see scores.
         tool_results: What is done with a flagged tool result: ``mark``, ``strip`` or ``refuse``.
+        kinds: Whether the client may see kinds of harm without scores.
     """
 
     id: str
     scores: bool
     tool_results: str
+    kinds: bool = False
 
     def describe(self, decided: ChoiceDecision) -> JsonObject:
         """Flag, categories and what stands in every reply's ``safeswitch``."""
         return {
             "flagged": decided.decision.fired,
-            "categories": categories_of(decided),
+            "categories": categories_of(decided, self.scores or self.kinds),
             "category_scores": category_scores_of(decided) if self.scores else {},
-            "safeswitch": public(decided, self.scores),
+            "safeswitch": public(decided, self.scores, self.kinds),
         }
 
 
@@ -65,12 +69,23 @@ class Check(Protocol):
         """The reply, from the decision on each reading."""
 
 
-def categories_of(decided: ChoiceDecision) -> Mapping[str, bool]:
-    """Which categories a decision flags, by their key."""
-    return {UNSAFE: decided.decision.fired}
+def categories_of(decided: ChoiceDecision, kinds: bool) -> Mapping[str, bool]:
+    """Which categories a decision flags, by their key.
+
+    Args:
+        decided: The decision.
+        kinds: Whether kinds of harm are told too, where the switch reads them.
+    """
+    d = decided.decision
+    found = {UNSAFE: d.fired}
+    for name in HARMS if kinds and d.severity else ():
+        found[name] = name == d.category or d.categories.get(name, 0.0) >= SURE
+    return found
 
 
 def category_scores_of(decided: ChoiceDecision) -> Mapping[str, float]:
-    """The score of each category in [0, 1]; empty where the reader could not run."""
-    scores = decided.decision.scores
-    return {UNSAFE: scores["stage1"]} if "stage1" in scores else {}
+    """The score of each category in [0, 1], of kinds of harm in what is flagged; empty where the
+    reader could not run."""
+    d = decided.decision
+    own = {UNSAFE: d.scores["stage1"]} if "stage1" in d.scores else {}
+    return {**own, **d.categories}

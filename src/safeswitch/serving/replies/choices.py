@@ -6,7 +6,7 @@ from typing import Any
 
 from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.context import ChoiceDecision, Refusal
-from safeswitch.serving.replies.form import FIELD, Form, add_tokens, switched
+from safeswitch.serving.replies.form import FIELD, Form, add_tokens, refused
 
 Chunk = JsonObject
 
@@ -37,7 +37,7 @@ class Choices(Form):
             elif (
                 self.context.tell_refusals
                 and decided is not None
-                and switched(decided)
+                and refused(decided)
                 and isinstance(message, dict)
             ):
                 message["refusal"], message["content"] = message.get("content"), None

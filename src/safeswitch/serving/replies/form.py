@@ -13,19 +13,25 @@ FIELD = "safeswitch"
 decision."""
 
 
-def switched(decided: ChoiceDecision) -> bool:
-    """Whether the gate fired and its action was allowed to run."""
-    return decided.decision.fired and decided.policy == "enforce"
+def refused(decided: ChoiceDecision) -> bool:
+    """Whether the request was refused because the gate fired."""
+    return decided.decision.refuses and decided.policy == "enforce"
 
 
-def public(decided: ChoiceDecision, scores: bool) -> JsonObject:
-    """What a client may see of a decision; scores, and what lets one guess at them, only with
-    ``scores``."""
+def public(decided: ChoiceDecision, scores: bool, kinds: bool = False) -> JsonObject:
+    """What a client may see of a decision.
+
+    Args:
+        decided: What was decided.
+        scores: Whether the client may see scores, and what lets one guess at them.
+        kinds: Whether it may see which kind of harm is seen; whoever may see scores, or is to be
+            told by the policy (``annotate``), may.
+    """
     d = decided.decision
-    shown: JsonObject = {
-        "fired": d.fired,
-        "switched": switched(decided) and d.actuator != "none",
-    }
+    changed = d.fired and decided.policy == "enforce" and d.actuator != "none"
+    shown: JsonObject = {"fired": d.fired, "switched": changed}
+    if d.severity and (scores or kinds or d.act == "annotate"):
+        shown |= {"category": d.category, "severity": d.severity}
     if scores:
         shown |= {
             "stage": d.stage,
@@ -33,6 +39,8 @@ def public(decided: ChoiceDecision, scores: bool) -> JsonObject:
             "thresholds": dict(d.thresholds),
             "token_index": d.token_index,
         }
+        shown |= {"categories": dict(d.categories)} if d.categories else {}
+        shown |= {"act": d.act} if d.act else {}
     return shown | {
         "policy": decided.policy,
         "bundle": decided.bundle,
@@ -47,13 +55,14 @@ class Form:
     Args:
         context: Of the request; decisions and refusals are read from it while the reply leaves.
         scores: Whether the client may see scores.
+        kinds: Whether it may see kinds of harm without them.
     """
 
     names_events = False
     """Whether a stream's events are named by their ``type``."""
 
-    def __init__(self, context: Context, scores: bool) -> None:
-        self.context, self._scores = context, scores
+    def __init__(self, context: Context, scores: bool, kinds: bool = False) -> None:
+        self.context, self._scores, self._kinds = context, scores, kinds
 
     def whole(self, reply: JsonObject) -> None:
         """Put decisions and refusals into a reply that is not streamed."""
@@ -73,7 +82,7 @@ class Form:
 
     def describe(self, decided: ChoiceDecision) -> JsonObject:
         """What this client may see of a decision."""
-        return public(decided, self._scores)
+        return public(decided, self._scores, self._kinds)
 
     def last_decision(self) -> ChoiceDecision | None:
         """The decision on the reply as a whole, on routes with one choice: the one that was decided

@@ -179,8 +179,8 @@ async def _whole(
         answering.leave()
         everything.add_done_callback(lambda done: done.cancelled() or done.exception())
     choices = []
-    for reply in replies:
-        text, stopped = before_stop(reply.text, stops)
+    for choice, reply in zip(answering.choices, replies, strict=True):
+        text, stopped = before_stop(reply.text + choice.explanation, stops)
         choices.append((text, "stop" if stopped else reply.finish_reason))
     written = usage(answering.prompt_tokens, sum(len(reply.token_ids) for reply in replies))
     return _json(200, form.whole(choices, written))
@@ -224,6 +224,9 @@ async def _stream(answering: Answering, form: ReplyObjects) -> AsyncIterator[byt
                         answering.context.refusing.add(choice.index)
                     yield form.piece(choice.index, text)
                 if reply is not None:
+                    if choice.explanation and not choice.stopped:
+                        answering.context.refusing.add(choice.index)
+                        yield form.piece(choice.index, choice.explanation)
                     yield form.closing(
                         choice.index, "stop" if choice.stopped else reply.finish_reason
                     )

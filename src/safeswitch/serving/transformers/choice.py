@@ -37,6 +37,9 @@ class FollowedChoice(Follower):
         tokenizer: For decoding tokens as they come; None where only the whole reply is wanted, and
             nothing stops it.
         news: Set whenever there is something new, shared by the choices of a request.
+
+    Attributes:
+        explanation: What is put behind the reply's text, once its decision is on record.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class FollowedChoice(Follower):
         self.reply: asyncio.Future[Reply] = self._loop.create_future()
         self.reason: Exception | None = None
         self.shown = 0
+        self.explanation = ""
         self._lock, self._pieces, self._notified = threading.Lock(), list[Piece](), False
         self._refuses = self._over = False
         self._stop = StopText(stops, self._say)

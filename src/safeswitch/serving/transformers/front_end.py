@@ -31,6 +31,7 @@ from safeswitch.serving.transformers.batcher import Batcher, BatchSettings, Clos
 from safeswitch.serving.transformers.choice import FollowedChoice
 from safeswitch.switch.actuators.base import NoAction
 from safeswitch.switch.gate import Gate
+from safeswitch.switch.rules import SAFETY_PROMPT, Rules
 from safeswitch.switch.switch import Switch
 
 COLDEST = 0.01
@@ -51,12 +52,14 @@ class SizedPrompt:
         tokens: Its length.
         limit: Most reply tokens.
         text: What its tokens say, for the audit.
+        careful: Whether it can be read under the safety prompt of a policy, and has room for it.
     """
 
     prompt: Prompt
     tokens: int
     limit: int
     text: str
+    careful: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class BatchKey:
     bundle: str
     policy: str
     sampling: Sampling
+    rules: Rules | None = None
     traced: int = 0
     """Number of a request that is traced, which shares a batch with no other; 0 for the rest."""
 
@@ -191,24 +195,29 @@ class FrontEnd:
         switch, size = self._switches[bundle], sum(map(_length, prompts))
         read_under = "observe" if traced is not None and policy == "off" else policy
         sized = await self.lanes.run(
-            size, lambda: [self._size(prompt, switch, read_under, limit) for prompt in prompts]
+            size,
+            lambda: [self._size(p, switch, read_under, limit, context) for p in prompts],
         )
         news, first = asyncio.Event(), secrets.randbits(62) if seed is None else seed
         tokenizer = self.lm.tokenizer if stream or stops else None
         make = traced or FollowedChoice
         choices: list[FollowedChoice] = []
         texts: list[str] = []
+        keys: list[BatchKey] = []
         for one in sized:
+            own = context.policy_for(policy, one.text)
+            alone = next(self._traced) if traced is not None else 0
+            key = BatchKey(bundle, own, sampling, _rules(context, one), alone)
             for i in range(n):
                 index = len(choices)
                 choices.append(
                     make(index, one.prompt, one.limit, first + i, stops, tokenizer, news)
                 )
                 texts.append(one.text)
-        key = BatchKey(bundle, policy, sampling, next(self._traced) if traced is not None else 0)
-        self._submit(choices, key)
+                keys.append(key)
+        self._submit(choices, keys)
         replies: list[asyncio.Task[Reply]] = []
-        for choice, text in zip(choices, texts, strict=True):
+        for choice, text, key in zip(choices, texts, keys, strict=True):
             replies.append(asyncio.create_task(self._conclude(choice, text, key, context)))
         answering = Answering(choices, replies, sum(one.tokens for one in sized), news, context)
         self._open.add(answering)
@@ -253,14 +262,15 @@ class FrontEnd:
         for prompt in prompts:
             self._check_length(prompt)
 
-    def _submit(self, choices: Sequence[FollowedChoice], key: BatchKey) -> None:
-        """Queue all of the choices, or none.
+    def _submit(self, choices: Sequence[FollowedChoice], keys: Sequence[BatchKey]) -> None:
+        """Queue all of the choices, each under its key, or none.
 
         Raises:
             ApiError: 429, there is no room for them; 503, the server is about to end.
         """
+        jobs = [Job(key, choice) for key, choice in zip(keys, choices, strict=True)]
         try:
-            self._batcher.submit([Job(key, choice) for choice in choices])
+            self._batcher.submit(jobs)
         except Full:
             raise busy() from None
         except Closed:
@@ -327,7 +337,12 @@ class FrontEnd:
         return ApiError(400, message, param="messages", code="context_length_exceeded")
 
     def _size(
-        self, given: ClientPrompt, switch: Switch, policy: str, limit: int | None
+        self,
+        given: ClientPrompt,
+        switch: Switch,
+        policy: str,
+        limit: int | None,
+        context: Context,
     ) -> SizedPrompt:
         """A prompt as the engine takes it, with room for the reply in every form in which the model
         may read it.
@@ -355,13 +370,27 @@ class FrontEnd:
         self.check_known([*whole, *edited])
         longest, needed = max(len(whole), len(edited)), reply_room(gate, limit or 1)
         text = self.lm.prompt_text(whole)
+        careful = self._careful(prompt, context)
         if self.lm.context_length is None:
-            return SizedPrompt(prompt, len(whole), limit or self.max_tokens, text)
+            return SizedPrompt(
+                prompt, len(whole), limit or self.max_tokens, text, careful is not None
+            )
         room = self.lm.context_length - longest
         if room < needed:
             raise self._too_long(f"the prompt takes {longest} and the reply {needed}")
         behind = reply_room(gate, room) - room  # what a prober appends to the reply
-        return SizedPrompt(prompt, len(whole), limit or min(room - behind, self.max_tokens), text)
+        limit = limit or min(room - behind, self.max_tokens)
+        fits = careful is not None and careful + limit <= self.lm.context_length
+        return SizedPrompt(prompt, len(whole), limit, text, fits)
+
+    def _careful(self, prompt: Prompt, context: Context) -> int | None:
+        """Tokens of a conversation under the safety prompt of ``careful``; None where no rule asks
+        for it, or the prompt is no conversation."""
+        if context.rules is None or "careful" not in context.rules.acts:
+            return None
+        if isinstance(prompt, Tokens):
+            return None
+        return len(self.encode(SAFETY_PROMPT.edit(as_messages(prompt))))
 
     def _prompt(self, given: ClientPrompt) -> Prompt:
         """For the engine; text and tokens go to the model as they are.
@@ -421,6 +450,8 @@ class FrontEnd:
         switch = self._switches[group.bundle]
         if group.policy == "off" and group.traced:
             return Switch(switch.gate.undecided(), NoAction(), switch.base)
+        if group.rules is not None:
+            switch = replace(switch, gate=switch.gate.with_rules(group.rules))
         return {"enforce": switch, "observe": replace(switch, actuator=NoAction()), "off": None}[
             group.policy
         ]
@@ -448,9 +479,12 @@ class FrontEnd:
         """The choice's reply, once its decision is on record; also where its client has left."""
         reply = await choice.reply
         if group.policy != "off":
+            decision = reply.decision
+            if group.policy == "enforce":
+                choice.explanation = self.guard.explanation(decision, text)
             decided = ChoiceDecision(
                 choice.index,
-                reply.decision,
+                decision,
                 group.bundle,
                 self._ids[group.bundle],
                 group.policy,
@@ -462,6 +496,12 @@ class FrontEnd:
         if choice.reason is not None:
             raise choice.reason
         return reply
+
+
+def _rules(context: Context, sized: SizedPrompt) -> Rules | None:
+    """The rules for a prompt: what cannot be answered with care is refused."""
+    rules = context.rules
+    return rules if rules is None or sized.careful else rules.without_careful()
 
 
 def _first_given(*values: float | None) -> float:

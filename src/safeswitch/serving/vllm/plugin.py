@@ -24,7 +24,7 @@ from safeswitch.engines.vllm.install import Door, check_at_work, front_of, insta
 from safeswitch.engines.vllm.sampling import SEEDS
 from safeswitch.serving.errors import ApiError, Send, ending
 from safeswitch.serving.keys import Key
-from safeswitch.serving.middleware import THRESHOLDS, Receive, Scope
+from safeswitch.serving.middleware import POLICY, THRESHOLDS, Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
 from safeswitch.serving.replies.shape import CHAT
 from safeswitch.serving.system_text import system_texts
@@ -56,7 +56,8 @@ class SafeSwitchMiddleware(Base):
     def check_route(self, scope: Scope) -> None:
         """Only routes of the table are open; control and development routes are not in it."""
         method, path = scope["method"], get_route_path(scope)
-        known = method == "OPTIONS" or (method, path) == ("POST", THRESHOLDS)
+        own = method == "POST" and path in (THRESHOLDS, POLICY)
+        known = method == "OPTIONS" or own
         if not known and not switched_off() and vllm_fields.find(method, path) is None:
             raise ApiError(404, f"{method} {path} is not served here", code="not_served")
 

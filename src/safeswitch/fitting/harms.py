@@ -1,0 +1,217 @@
+"""Fitting the reader of kinds of harm, beside stage 1 and on the states that it reads.
+
+One ridge regression for all kinds: each row's kind against all others, safe requests among these.
+A logistic curve for each kind (Platt 1999) then turns what it says into a probability, fitted on
+requests that the ridge has not seen: those of validation and calibration, of which nothing is
+chosen here. Knows observed requests. Knows nothing of engines, thresholds or files.
+
+Letters: n requests, C kinds, F features.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.harms import HARMS, OTHER
+from safeswitch.core.json_types import JsonObject
+from safeswitch.core.types import PROMPT_END, Example, ReadPoint
+from safeswitch.data.harm_names import harm_of
+from safeswitch.fitting.observe import ReadPrompts
+from safeswitch.fitting.plan import FitPlan, read_blocks
+from safeswitch.probers.added import AddedProber, OutputsProber, StepsProber, Terms
+from safeswitch.probers.harms import HarmReader
+from safeswitch.probers.logistic import Array, fit_logistic
+
+FEWEST = 8
+"""Fit rows, and rows to calibrate on, without which a kind is not told apart."""
+RIDGE = 0.01
+"""Penalty on the weighted mean squared error, as stage 1's reader of steps has it on its loss."""
+SAFE_WEIGHT = 0.5
+"""What all safe fit rows weigh together, in kinds of harm. Little: the reader is asked once the gate
+has fired, and a larger weight tells kinds apart less well (nano, half of validation: .5 gives 82 %,
+4 gives 79 %, 20 gives 78 %)."""
+_MILD = "careful"
+
+
+class _Layers(AddedProber):
+    """The states of single layers at the prompt's end, for switches that read no steps."""
+
+    kind = "layers"
+
+    @property
+    def groups(self) -> tuple[Terms, ...]:
+        return tuple({ReadPoint(layer, PROMPT_END): 1.0} for layer in self.blocks)
+
+
+class HarmFit(NamedTuple):
+    """A fitted reader (None where the data tell no kinds), and the record of it (plain JSON)."""
+
+    reader: HarmReader | None
+    notes: JsonObject
+
+
+class _Labelled(NamedTuple):
+    """Requests with what they ask for: a name of ``HARMS``, or empty for safe ones."""
+
+    activations: Activations
+    kinds: list[str]
+    mild: list[bool]
+
+
+def fit_harms(
+    plan: FitPlan, layers: Sequence[int], train: ReadPrompts, held: Sequence[ReadPrompts]
+) -> HarmFit:
+    """Fit the reader of kinds.
+
+    Args:
+        plan: What is read; its settings say which readers stage 1 has.
+        layers: Layers that the gate's stages read, where stage 1 reads no steps.
+        train: Rows to fit on.
+        held: Parts to calibrate on.
+    """
+    told = {kind for e in train.examples if e.unsafe and (kind := harm_of(e))}
+    if not told:
+        return HarmFit(None, {"left out": "no unsafe request is of a known category"})
+    rows = _labelled([train])
+    ready = _labelled(held)
+    names, few = _enough(rows.kinds, ready.kinds)
+    if not names:
+        return HarmFit(None, {"left out": _too_few(rows.kinds, ready.kinds)})
+    rows = rows._replace(kinds=_folded(rows.kinds, names))
+    ready = ready._replace(kinds=_folded(ready.kinds, names))
+    prober = _states(plan, layers)
+    features, scalings = prober.features(rows.activations)
+    slopes = _ridge(features, _targets(rows, names), _weights(rows.kinds))
+    folded = [prober.folded(torch.from_numpy(slope), scalings) for slope in slopes]
+    weight = torch.stack([one for one, _ in folded])
+    bias = torch.cat([one for _, one in folded])
+    raw = _logits(weight, bias, prober.points, ready.activations)
+    weight, bias = _calibrated(weight, bias, raw, _targets(ready, names))
+    notes: JsonObject = {
+        "fewest": FEWEST,
+        "kinds": _counts(names, rows.kinds, ready.kinds, raw),
+        "in other": few,
+    }
+    return HarmFit(HarmReader(names, prober.points, weight, bias), notes)
+
+
+def _labelled(parts: Sequence[ReadPrompts]) -> _Labelled:
+    """The requests of all parts but the unsafe ones of unknown kind, of which nothing is learned
+    but that they are of some kind: they are ``other``."""
+    activations = Activations.concatenate([part.activations for part in parts])
+    examples = [example for part in parts for example in part.examples]
+    kinds = [_kind(example) for example in examples]
+    mild = [example.meta.get("severity") == _MILD for example in examples]
+    return _Labelled(activations, kinds, mild)
+
+
+def _kind(example: Example) -> str:
+    return (harm_of(example) or OTHER) if example.unsafe else ""
+
+
+def _enough(fit: Sequence[str], held: Sequence[str]) -> tuple[list[str], JsonObject]:
+    """Kinds with enough rows, in the order of ``HARMS``; and the rows of the others, by kind."""
+    counts, later = Counter(fit), Counter(held)
+    known = [name for name in HARMS if counts[name]]
+    names = [n for n in known if n != OTHER and min(counts[n], later[n]) >= FEWEST]
+    few = {n: [counts[n], later[n]] for n in known if n not in names and n != OTHER}
+    rest = sum(counts[n] for n in known if n not in names)
+    rest_later = sum(later[n] for n in HARMS if n not in names)
+    if names and min(rest, rest_later) >= FEWEST:
+        names.append(OTHER)
+    return names, few
+
+
+def _too_few(fit: Sequence[str], held: Sequence[str]) -> str:
+    counts, later = Counter(fit), Counter(held)
+    told = ", ".join(f"{n} {counts[n]} and {later[n]}" for n in HARMS if counts[n])
+    return f"no kind has {FEWEST} rows to fit on and {FEWEST} to calibrate on; there are {told}"
+
+
+def _folded(kinds: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [kind if kind in names or not kind else OTHER for kind in kinds]
+
+
+def _states(plan: FitPlan, layers: Sequence[int]) -> AddedProber:
+    """What the reader sees: the steps or outputs that stage 1 reads, else single layers."""
+    for kind in (StepsProber, OutputsProber):
+        if kind.kind in plan.settings.readers:
+            return kind(blocks=read_blocks(kind.kind, plan))
+    return _Layers(blocks=tuple(layers))
+
+
+def _targets(rows: _Labelled, names: Sequence[str]) -> Array:
+    """``[n, C + 1]`` of 0 and 1: each kind, and whether an unsafe request is mild."""
+    columns = [[float(kind == name) for kind in rows.kinds] for name in names]
+    columns.append([float(mild) for mild in rows.mild])
+    return np.array(columns, dtype=np.float64).T
+
+
+def _weights(kinds: Sequence[str]) -> Array:
+    """``[n]`` with sum 1: every kind weighs the same, safe rows ``SAFE_WEIGHT`` times as much."""
+    counts = Counter(kinds)
+    each = [(SAFE_WEIGHT if not kind else 1.0) / counts[kind] for kind in kinds]
+    weights = np.array(each, dtype=np.float64)
+    return np.asarray(weights / weights.sum())
+
+
+def _ridge(features: Array, targets: Array, weights: Array) -> Array:
+    """``[C + 1, F + 1]``, intercept last, from features ``[n, F]``."""
+    from sklearn.linear_model import Ridge  # heavy, and only fitting needs it
+
+    found = Ridge(alpha=RIDGE).fit(features, targets, sample_weight=weights)
+    return np.column_stack([found.coef_, found.intercept_])
+
+
+def _logits(
+    weight: Tensor, bias: Tensor, points: Sequence[ReadPoint], activations: Activations
+) -> Tensor:
+    """``[n, C + 1]``."""
+    states = torch.stack([activations.at(point).float() for point in points], 1)
+    return torch.einsum("npd,cpd->nc", states, weight) + bias
+
+
+def _calibrated(weight: Tensor, bias: Tensor, raw: Tensor, targets: Array) -> tuple[Tensor, Tensor]:
+    """Weight and bias with each row's Platt curve folded in: slope and shift of its logits."""
+    slopes, shifts = [], []
+    for column in range(len(bias)):
+        slope, shift = _platt(raw[:, column], targets[:, column])
+        slopes.append(slope)
+        shifts.append(shift)
+    scale = torch.tensor(slopes)
+    return weight * scale[:, None, None], bias * scale + torch.tensor(shifts)
+
+
+def _platt(scores: Tensor, truth: Array) -> tuple[float, float]:
+    """Slope and shift that turn ``scores`` ``[n]`` into log-odds; targets are kept from 0 and 1 by
+    the counts of their classes (Platt 1999, section 2.2). The slope is 0 or more."""
+    positive = float(truth.sum())
+    high = (positive + 1) / (positive + 2)
+    low = 1 / (len(truth) - positive + 2)
+    targets = np.where(truth > 0.5, high, low)
+    spread = float(scores.std()) or 1.0  # the solver wants features of about 1
+    rows = scores.double().numpy()[:, None] / spread
+    slope, shift = fit_logistic(rows, targets, np.ones(len(truth)), l2=1e-6, nonnegative=True)
+    return float(slope) / spread, float(shift)
+
+
+def _counts(
+    names: Sequence[str], fit: Sequence[str], held: Sequence[str], raw: Tensor
+) -> JsonObject:
+    """By kind: rows fitted and calibrated on, and the AUROC on the latter against all others."""
+    from sklearn.metrics import roc_auc_score
+
+    counts, later = Counter(fit), Counter(held)
+    found: JsonObject = {}
+    for column, name in enumerate(names):
+        truth = np.array([kind == name for kind in held])
+        area = float(roc_auc_score(truth, raw[:, column].numpy()))
+        found[name] = {"fit": counts[name], "calibration": later[name], "auroc": area}
+    return found

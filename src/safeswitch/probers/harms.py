@@ -1,0 +1,131 @@
+"""Which kind of harm a request asks for, read from the states of its prompt's end.
+
+One logistic reader a kind, all of them one matrix: a request may be of several kinds. It is asked
+once the gate has fired, and decides nothing itself. Shapes: n requests, C kinds, P points read, d
+hidden size. Knows nothing of gates or thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from safeswitch.activations.states import Activations
+from safeswitch.core.errors import ArtifactError, SettingError, check_choice
+from safeswitch.core.harms import HARMS, OTHER, Severity
+from safeswitch.core.json_types import JsonMapping, JsonObject
+from safeswitch.core.strict import check_shapes, only, take
+from safeswitch.core.types import ReadPoint
+from safeswitch.probers.learned import rows_at
+
+SURE = 0.5
+"""Probability from which a request counts as of a kind, beside its likeliest one."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What kinds of harm are seen in one request.
+
+    Args:
+        category: The likeliest kind; ``other`` where the reader could not run.
+        categories: Probability by kind.
+        severity: What the request deserves.
+    """
+
+    category: str
+    categories: Mapping[str, float]
+    severity: Severity
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The likeliest kind, and every other that is more likely than not."""
+        sure = [name for name, value in self.categories.items() if value >= SURE]
+        return tuple(dict.fromkeys([self.category, *sure]))
+
+
+UNREAD = Seen(OTHER, {}, "refuse")
+"""Of a request on which the reader could not run."""
+
+
+class HarmReader:
+    """C kinds and one severity, each a linear function of P states, then the logistic function.
+
+    Calibration (a slope and a shift for each) is folded into the weights.
+
+    Args:
+        names: The C kinds, of :data:`safeswitch.core.harms.HARMS`.
+        points: The P points, all at the prompt's end.
+        weight: ``[C + 1, P, d]``; the last row reads how mild a harmful request is.
+        bias: ``[C + 1]``.
+
+    Raises:
+        SettingError: no kind, an unknown one, one twice, or a point elsewhere.
+    """
+
+    def __init__(
+        self, names: Sequence[str], points: Sequence[ReadPoint], weight: Tensor, bias: Tensor
+    ) -> None:
+        self.names, self.points = tuple(names), tuple(points)
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise SettingError("HarmReader: names must be one or more different kinds of harm")
+        for name in self.names:
+            check_choice("HarmReader", "names", name, tuple(HARMS))
+        for point in self.points:
+            check_choice("HarmReader", f"position of {point}", point.position.kind, ("prompt_end",))
+        self.weight, self.bias = weight, bias
+
+    def probabilities(self, activations: Activations) -> Tensor:
+        """``[n, C + 1]`` float32: of each kind, and of being mild; from states ``[n, d]``.
+
+        Raises:
+            ActivationError: states that are missing or of another width.
+        """
+        width = self.weight.shape[2]
+        states = [rows_at(activations, p, "harm reader", width=width) for p in self.points]
+        logits = self.bias.to(states[0].device)
+        for rows, weight in zip(states, self.weight.unbind(1), strict=True):
+            logits = logits + (rows @ weight.T.to(rows.device)).to(logits.device)
+        return torch.sigmoid(logits)
+
+    def read(self, activations: Activations) -> list[Seen]:
+        """What is seen in each of n requests; :data:`UNREAD` where that is not finite."""
+        found = []
+        for row in self.probabilities(activations).tolist():
+            found.append(self._seen(row))
+        return found
+
+    def _seen(self, row: Sequence[float]) -> Seen:
+        *kinds, mild = row
+        if any(value != value for value in row):  # NaN
+            return UNREAD
+        likeliest = max(range(len(kinds)), key=lambda i: kinds[i])
+        severity: Severity = "careful" if mild >= SURE else "refuse"
+        return Seen(self.names[likeliest], dict(zip(self.names, kinds, strict=True)), severity)
+
+    def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
+        """Plain-JSON config, and tensors ``weight`` ``[C + 1, P, d]`` and ``bias`` ``[C + 1]``."""
+        config = {"names": list(self.names), "points": [str(point) for point in self.points]}
+        return config, {"weight": self.weight.cpu().clone(), "bias": self.bias.cpu().clone()}
+
+    @classmethod
+    def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
+        """Inverse of :meth:`state`, tensors ``weight`` ``[C + 1, P, d]`` and ``bias`` ``[C + 1]``.
+
+        Raises:
+            ArtifactError: a field or tensor that is unknown, missing, or of another type or shape.
+            SettingError: see the class.
+        """
+        where = "harm reader"
+        only(config, ("names", "points"), where)
+        names = take(config, "names", tuple[str, ...], where)
+        told = take(config, "points", tuple[str, ...], where)
+        points = tuple(ReadPoint.parse(point) for point in told)
+        if not points:
+            raise ArtifactError(f"{where}: points must name one or more points")
+        sizes = {"C": len(names) + 1, "P": len(points)}
+        check_shapes(where, tensors, {"weight": "C P d", "bias": "C"}, sizes)
+        return cls(names, points, tensors["weight"].clone(), tensors["bias"].clone())
