@@ -29,7 +29,7 @@ from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lock import folder_writer
 from safeswitch.data.contradictions import contradictions, describe
 from safeswitch.data.writers import data_hash
-from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.switch.engine import EngineFacts, MeasuredEngine
 
 Say = Callable[[str], None]
 _LIBRARIES = (
@@ -74,7 +74,7 @@ class BenchSettings:
 
 
 def run_bench(
-    engine: TransformersEngine,
+    engine: MeasuredEngine,
     settings: BenchSettings,
     candidates: Callable[[RunLog], Mapping[str, Candidate]],
     out: Path,
@@ -111,7 +111,7 @@ def run_bench(
 
 
 def _run(
-    engine: TransformersEngine,
+    engine: MeasuredEngine,
     settings: BenchSettings,
     candidates: Callable[[RunLog], Mapping[str, Candidate]],
     out: Path,
@@ -124,11 +124,10 @@ def _run(
     """:func:`run_bench` in a folder that is ours."""
     loaded, missing = load_suite(settings, say)
     loaded += more(loaded)
-    loaded = [
-        _with_length(one, settings.max_new_tokens, engine.lm.context_length) for one in loaded
-    ]
+    facts = engine.facts
+    loaded = [_with_length(one, settings.max_new_tokens, facts.context_length) for one in loaded]
     judges = _judges(loaded, settings.judges)
-    log = RunLog.start(out, _manifest(engine, settings, loaded, missing, judges))
+    log = RunLog.start(out, _manifest(facts, settings, loaded, missing, judges))
     on_start(log.folder)
     log.add_judges(
         {one.benchmark.name: _benchmark_entry(one, settings.judges)["judges"] for one in loaded},
@@ -144,7 +143,7 @@ def _run(
             loaded,
             judges,
             log,
-            chunk=2 * engine.batch_size,
+            chunk=facts.chunk,
             progress=progress,
         )
     compare_replies(log, judges)
@@ -205,20 +204,17 @@ def _judges(loaded: Sequence[Loaded], more: Sequence[Judge]) -> dict[str, Judge]
 
 
 def _manifest(
-    engine: TransformersEngine,
+    facts: EngineFacts,
     settings: BenchSettings,
     loaded: Sequence[Loaded],
     missing: Mapping[str, str],
     judges: Mapping[str, Judge],
 ) -> JsonObject:
-    lm = engine.lm
     versions = {"safeswitch": __version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _LIBRARIES}
     return {
         "identity": {
-            "model": lm.fingerprint,
-            "chat_template": short_hash(str(lm.chat_template)),
-            "dtype": str(lm.model.dtype),
+            **identity_of(facts),
             "suite": settings.suite,
             "seed": settings.seed,
             "limit": settings.limit,
@@ -228,11 +224,11 @@ def _manifest(
             "data": {one.benchmark.name: data_hash(one.examples) for one in loaded},
         },
         "model": {
-            "id": lm.model_id,
-            "revision": lm.revision,
-            "fingerprint": lm.fingerprint,
-            "device": str(lm.device),
-            "num_layers": lm.num_layers,
+            "id": facts.model_id,
+            "revision": facts.revision,
+            "fingerprint": facts.fingerprint,
+            "device": facts.device,
+            "num_layers": facts.num_layers,
         },
         "command": list(settings.command),
         "started": now(),
@@ -245,6 +241,21 @@ def _manifest(
         "methods": {},
         "judges": _judge_entries(judges),
     }
+
+
+def identity_of(facts: EngineFacts) -> JsonObject:
+    """What must be the same of an engine for a run to be resumed.
+
+    Transformers is not named, as it was not before there were other back ends.
+    """
+    identity: JsonObject = {
+        "model": facts.fingerprint,
+        "chat_template": short_hash(str(facts.chat_template)),
+        "dtype": facts.dtype,
+    }
+    if facts.runs_in != "transformers":
+        identity["engine"] = facts.runs_in
+    return identity
 
 
 def _judge_entries(judges: Mapping[str, Judge]) -> JsonObject:

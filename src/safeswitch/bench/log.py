@@ -16,8 +16,9 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
 ``manifest.json``::
 
     format_version   1
-    identity         what must be the same for a run to be resumed: ``model`` (fingerprint),
-                     ``chat_template`` (hash), ``dtype``, ``suite``, ``seed``, ``limit``,
+    identity         what must be the same for a run to be resumed: ``model`` (fingerprint; its
+                     name at a server), ``chat_template`` (hash), ``dtype``, ``engine`` (where it
+                     is not transformers: ``vllm``, or a server's address), ``suite``, ``seed``, ``limit``,
                      ``max_new_tokens``, ``versions`` (of safeswitch, torch, transformers), ``fit``
                      (on what and how methods are fitted), ``data`` (hash of the chosen requests by
                      benchmark)

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from safeswitch.bench.judges.base import Judge
     from safeswitch.bench.log import RunLog
     from safeswitch.bench.runner import Candidate
-    from safeswitch.engines.transformers.engine import TransformersEngine
+    from safeswitch.switch.engine import MeasuredEngine
 
     Prepare = Callable[[RunLog], Mapping[str, Candidate]]
 
 
 def run_suite(
     context: typer.Context,
-    engine: TransformersEngine,
+    engine: MeasuredEngine,
     methods: Sequence[str],
     fitting: tuple[Fitting, Mapping[str, object]],
     run: SuiteRunOptions,

@@ -238,7 +238,8 @@ def _row(example: Example, answer: Reply | Failed) -> JsonObject:
         "reply": answer.text,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
-        "reply_tokens": len(answer.token_ids),
+        # a server counts tokens, and does not show them
+        "reply_tokens": len(answer.token_ids) or answer.generated or 0,
         "decision": answer.decision.to_dict(),
     }
 
