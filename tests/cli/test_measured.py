@@ -27,7 +27,7 @@ def test_a_server_is_measured_like_a_model_and_the_run_is_resumed(
     with chat_server(answer) as url:
         command = ("eval", "--url", url, "--served-model", "m", "--out", out)
         chosen = ("--benchmark", "nano_plain_unsafe", "--benchmark", "nano_lookalike")
-        code, told, error = call(*command, *chosen, "--limit", 3)
+        code, _, error = call(*command, *chosen, "--limit", 3)
         assert code == 0, error
         assert len(seen) == 6
         code, _, error = call(*command, *chosen, "--limit", 3)
@@ -41,6 +41,13 @@ def test_a_server_is_measured_like_a_model_and_the_run_is_resumed(
     assert all(row.judgements["rules"].refused and row.reply_tokens == 10 for row in rows)
     figures = json.loads((out / "figures.json").read_text(encoding="utf-8"))
     assert figures["tables"]["rates"]
+    code, printed, error = call("report", out, "--by", "category")
+    assert code == 0, error
+    categories = {row["category"] for row in figures["tables"]["category"]}
+    assert len(categories) > 1
+    assert all(category in printed for category in categories)
+    code, _, error = call("report", out, "--by", "colour")
+    assert "must be one of" in error
 
 
 @pytest.mark.parametrize(
