@@ -23,6 +23,7 @@ from safeswitch.bench.judges import (
 from safeswitch.bench.judges.base import Judge, make_judge
 from safeswitch.bench.log import RunLog
 from safeswitch.bench.runner import Candidate, Progress, compare_replies, run_method, short_hash
+from safeswitch.bench.shard import Shard
 from safeswitch.core.artifact import check_writable
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonMapping, JsonObject
@@ -57,6 +58,8 @@ class BenchSettings:
         max_new_tokens: Longest reply in place of each benchmark's own; never more than half of the
             model's context.
         judges: Judges beside each benchmark's own.
+        shard: Part of the requests that is answered, in a run folder inside ``out``, to be judged
+            by the whole run; None answers all.
         command: The words of the command, for the record.
         fit: On what and how methods are fitted, for the record, as plain JSON.
     """
@@ -69,6 +72,7 @@ class BenchSettings:
     seed: int = 0
     max_new_tokens: int | None = None
     judges: tuple[Judge, ...] = ()
+    shard: Shard | None = None
     command: tuple[str, ...] = ()
     fit: JsonMapping | None = None
 
@@ -105,6 +109,8 @@ def run_bench(
         ArtifactError: ``out`` holds another run, is being written by another process, or cannot be
             written.
     """
+    if settings.shard is not None:
+        out, after = settings.shard.folder(out), ()
     check_writable(out)
     with folder_writer(out):
         return _run(engine, settings, candidates, out, say, progress, more, after, on_start)
@@ -127,6 +133,8 @@ def _run(
     facts = engine.facts
     loaded = [_with_length(one, settings.max_new_tokens, facts.context_length) for one in loaded]
     judges = _judges(loaded, settings.judges)
+    if settings.shard is not None:
+        loaded, judges = settings.shard.part(loaded), {}
     log = RunLog.start(out, _manifest(facts, settings, loaded, missing, judges))
     on_start(log.folder)
     log.add_judges(

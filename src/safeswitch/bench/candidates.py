@@ -132,12 +132,27 @@ def _check_runs(name: str, runs_in: str, own: Switch | None) -> None:
         return
     if runs_in not in resolve(name).tags.engines:
         raise SettingError(f"method {name!r} does not run in vLLM; use --engine transformers")
-    if name == "base" or (name in _OF_SWITCH and own is not None):
-        return
-    ready = "give its switch with --switch" if name in _OF_SWITCH else "use --engine transformers"
-    raise SettingError(
-        f"method {name!r} has to be fitted, which is not done on vLLM's replies here; {ready}"
-    )
+    check_ready([name], own)
+
+
+def check_ready(names: Sequence[str], own: Switch | None) -> None:
+    """Refuse methods that would have to be fitted.
+
+    Args:
+        names: Methods that :func:`check_methods` takes.
+        own: A fitted SafeSwitch that was given.
+
+    Raises:
+        SettingError: which, and what to do.
+    """
+    for name in names:
+        if name == "base" or (name in _OF_SWITCH and own is not None):
+            continue
+        ready = "give its switch with --switch" if name in _OF_SWITCH else "leave it out"
+        raise SettingError(
+            f"method {name!r} has to be fitted, which is done neither in vLLM nor in a part of a "
+            f"run; {ready}, or use --engine transformers without --shard"
+        )
 
 
 def prepare(

@@ -177,6 +177,7 @@ def run_method(
             identity=identity,
             chunk=chunk,
             measured=meter.read,
+            also=log.shards_of(path),
             progress=lambda done, b=benchmark.name: progress(name, b, done),  # type: ignore[misc]
             max_new_tokens=benchmark.max_new_tokens,
             do_sample=False,

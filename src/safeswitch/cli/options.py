@@ -302,6 +302,14 @@ class SuiteRunOptions(RunOptions):
             help="Longest reply in tokens. None: each benchmark's own.",
         ),
     ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            help="Answer only part i of n, as 2/8; the same command without --shard then puts all "
+            "parts together.",
+        ),
+    ] = None
     judge: Annotated[
         list[str] | None,
         typer.Option(
