@@ -82,6 +82,6 @@ def test_what_cannot_be_is_told_before_anything_is_loaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, error = call(*words)
-    assert code == 1
+    assert code == 2
     assert told in " ".join(error.split())
     assert not list(tmp_path.iterdir())
