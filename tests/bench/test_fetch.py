@@ -81,6 +81,6 @@ def test_a_hub_that_does_not_answer_leaves_nothing(
         raise OSError("no network")
 
     monkeypatch.setattr("safeswitch.data.hub.HfApi.dataset_info", down)
-    with pytest.raises(DataError, match="cannot find hub data set .*no network"):
+    with pytest.raises(DataError, match=r"cannot find hub data set .*no network"):
         fetch(["or_bench"], tmp_path)
     assert not list(tmp_path.iterdir())

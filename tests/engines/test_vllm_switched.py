@@ -14,8 +14,9 @@ from safeswitch.switch.switch import Switch
 from tests.engines.vllm_made import needs_vllm, vllm_options
 
 
-@needs_vllm
-@pytest.mark.slow
+pytestmark = [needs_vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
 def test_each_switch_gets_an_engine_that_answers_as_transformers_does() -> None:
     from safeswitch.engines.vllm.switched import SwitchedVLLM
 
