@@ -13,7 +13,6 @@ from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 from tests.engines.vllm_made import needs_vllm, vllm_options
 
-
 pytestmark = [needs_vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 

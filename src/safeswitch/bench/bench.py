@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,7 +22,7 @@ from safeswitch.bench.judges import (
     rules,  # noqa: F401  (each registers its judges)
 )
 from safeswitch.bench.judges.base import Judge, make_judge
-from safeswitch.bench.log import RunLog
+from safeswitch.bench.log import SHARDS, RunLog
 from safeswitch.bench.runner import Candidate, Progress, compare_replies, run_method, short_hash
 from safeswitch.bench.shard import Shard
 from safeswitch.core.artifact import check_writable
@@ -112,7 +113,11 @@ def run_bench(
     if settings.shard is not None:
         out, after = settings.shard.folder(out), ()
     check_writable(out)
-    with folder_writer(out):
+    with ExitStack() as held:
+        held.enter_context(folder_writer(out))
+        for part in (out / SHARDS).glob("*"):
+            # what a part is still answering would be generated twice
+            held.enter_context(folder_writer(part))
         return _run(engine, settings, candidates, out, say, progress, more, after, on_start)
 
 

@@ -20,8 +20,8 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
     format_version   1
     identity         what must be the same for a run to be resumed: ``model`` (fingerprint; its
                      name at a server), ``chat_template`` (hash), ``dtype``, ``engine`` (where it
-                     is not transformers: ``vllm``, or a server's address), ``suite``, ``seed``, ``limit``,
-                     ``max_new_tokens``, ``versions`` (of safeswitch, torch, transformers), ``fit``
+                     is not transformers: vLLM's release, or a server's address), ``suite``,
+                     ``seed``, ``limit``, ``max_new_tokens``, ``versions`` (of safeswitch, torch, transformers), ``fit``
                      (on what and how methods are fitted), ``data`` (hash of the chosen requests by
                      benchmark)
     model            ``id``, ``revision``, ``fingerprint``, ``device``, ``num_layers``

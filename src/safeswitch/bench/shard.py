@@ -1,8 +1,8 @@
 """Parts of a run's requests, so that several processes, each with a GPU of its own, share the work.
 
-Which request belongs to which part is told by its id alone: nothing is generated twice, and nobody
-has to ask anybody. Each part is a run folder inside the whole run's; the whole run, made last, takes
-the replies over and generates what a part that was killed has left.
+Which request belongs to which part is told by its id alone: nothing is generated twice, and
+nobody has to ask anybody. Each part is a run folder inside the whole run's; the whole run, made
+last, takes the replies over and generates what a part that was killed has left.
 """
 
 from __future__ import annotations

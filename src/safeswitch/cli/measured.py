@@ -1,5 +1,5 @@
-"""The model under test as ``eval``, ``compare``, ``attack`` and ``generate`` name it: loaded here by
-transformers or vLLM, or behind a server.
+"""The model under test as ``eval``, ``compare``, ``attack`` and ``generate`` name it: loaded here
+by transformers or vLLM, or behind a server.
 
 Knows nothing of what is measured.
 """

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from safeswitch.cli.options import one_of
 from safeswitch.cli.screen import put, put_markdown
 from safeswitch.core.errors import DataError, check_choice
 
-_BY = ("category", "language", "length", "position")
+
+def _offered(incomplete: str) -> list[str]:
+    from safeswitch.bench.slices import BY  # torch comes with it
+
+    return [name for name in BY if name.startswith(incomplete)]
 
 
 def report(
@@ -21,15 +24,16 @@ def report(
         typer.Option(
             help="Also print the main figures by category, language, length of the prompt, or "
             "position of the request in a long context; repeat for more.",
-            autocompletion=one_of(*_BY),
+            autocompletion=_offered,
         ),
     ] = None,
 ) -> None:
     """Write report.html into a run folder, from its log, analyses and landscape."""
-    for name in by or ():
-        check_choice("command line", "by", name, _BY)
+    from safeswitch.bench.slices import BY
     from safeswitch.report.page import FILE, write_report
 
+    for name in by or ():
+        check_choice("command line", "by", name, BY)
     tables = [_table(run, name) for name in by or ()]
     write_report(run)
     for table in tables:

@@ -43,27 +43,27 @@ class Dialect:
     """How a server wants to be asked.
 
     Args:
-        thinks: Whether it takes ``max_completion_tokens`` in place of ``max_tokens``.
-        cools: Whether it takes a ``temperature``.
+        reasons: Whether it takes ``max_completion_tokens`` in place of ``max_tokens``.
+        takes_temperature: Whether it takes a ``temperature``.
     """
 
-    thinks: bool = False
-    cools: bool = True
+    reasons: bool = False
+    takes_temperature: bool = True
 
     def settings(self, max_tokens: int, temperature: float) -> JsonObject:
         """What a call says of the answer's length, in tokens, and of sampling."""
-        length = "max_completion_tokens" if self.thinks else "max_tokens"
-        asked: JsonObject = {length: max_tokens + (REASONING_ROOM if self.thinks else 0)}
-        if self.cools:
+        length = "max_completion_tokens" if self.reasons else "max_tokens"
+        asked: JsonObject = {length: max_tokens + (REASONING_ROOM if self.reasons else 0)}
+        if self.takes_temperature:
             asked["temperature"] = temperature
         return asked
 
     def after(self, words: str) -> Dialect | None:
         """The dialect that a refusal asks for; None where it asks for none that is known."""
-        if not self.thinks and "max_completion_tokens" in words:
-            return replace(self, thinks=True)
-        if self.cools and "temperature" in words:
-            return replace(self, cools=False)
+        if not self.reasons and "max_completion_tokens" in words:
+            return replace(self, reasons=True)
+        if self.takes_temperature and "temperature" in words:
+            return replace(self, takes_temperature=False)
         return None
 
 
@@ -146,7 +146,8 @@ class ChatServer:
         if not hasattr(answer, "choices"):
             raise SafeSwitchError(
                 f"model {self.model} at {self.address}: the answer is not of the form that "
-                f"OpenAI's API has; is the address right, up to /v1? It begins {str(answer)[:100]!r}"
+                "OpenAI's API has; is the address right, up to /v1? It begins "
+                f"{str(answer)[:100]!r}"
             )
         return answer
 

@@ -395,9 +395,13 @@ def _by(rows: LoggedRows, suites: Sequence[Suite], cut: Slice) -> JsonObject:
         members = [s for s in suites if (s.origin, s.label) == (origin, label)]
         logged = [row for suite in members for row in rows.of(METHODS[0], suite.name)]
         for value in cut.values(logged):
-            table = _rates(rows, value, members, lambda row, v=value: cut.key(row) == v)  # type: ignore[misc]
+            table = _rates(rows, value, members, partial(_has, cut, value))
             found.setdefault(f"{origin}_{label}", {}).update(_json(table))
     return found
+
+
+def _has(cut: Slice, value: str, row: Logged) -> bool:
+    return cut.key(row) == value
 
 
 def _rates(
