@@ -53,7 +53,11 @@ def objective() -> Objective:
     lm = nano().lm
     target = lm.tokenizer(TARGET, add_special_tokens=False)["input_ids"]
     return Objective(
-        Victim(lm, switch().gate), cut(lm, ASK, SUFFIX), target, weight=0.5, margin=2.0
+        Victim(TransformersEngine(lm), switch().gate),
+        cut(lm, ASK, SUFFIX),
+        target,
+        weight=0.5,
+        margin=2.0,
     )
 
 
@@ -108,10 +112,12 @@ def test_the_gradient_is_that_of_one_hot_rows(objective: Objective) -> None:
 
 def test_stages_that_the_target_does_not_reach_are_left_out() -> None:
     lm = nano().lm
-    short = Objective(Victim(lm, switch().gate), cut(lm, ASK, SUFFIX), [10, 11], weight=1.0)
+    short = Objective(
+        Victim(TransformersEngine(lm), switch().gate), cut(lm, ASK, SUFFIX), [10, 11], weight=1.0
+    )
     assert set(short._stages()) == {"stage1"}
     alone = Objective(
-        Victim(lm, replace(switch().gate, watch=None)),
+        Victim(TransformersEngine(lm), replace(switch().gate, watch=None)),
         cut(lm, ASK, SUFFIX),
         list(range(10, 19)),
         weight=1.0,
@@ -175,7 +181,7 @@ def test_an_average_of_saturated_readings_still_has_a_gradient() -> None:
 def test_what_was_searched_is_what_the_model_reads() -> None:
     lm, short = nano().lm, GCG(target=TARGET, steps=4, candidates=16)
     bare = lm.encode([ASK])[0]
-    (found,) = short.attack(ASK, Victim(lm))
+    (found,) = short.attack(ASK, Victim(TransformersEngine(lm)))
     slot = cut(lm, ASK, short.start)
     ids = lm.encode([found])[0]
     assert (ids[: len(slot.before)], ids[-len(slot.after) :]) == (
@@ -187,13 +193,13 @@ def test_what_was_searched_is_what_the_model_reads() -> None:
     assert found.prompt.startswith(ASK.prompt)
     assert not banned_tokens(lm)[ids[len(slot.before) : -len(slot.after)]].any()
     target = lm.tokenizer(TARGET, add_special_tokens=False)["input_ids"]
-    again = Objective(Victim(lm), slot, target)
+    again = Objective(Victim(TransformersEngine(lm)), slot, target)
     suffix = torch.tensor(ids[len(slot.before) : -len(slot.after)])
     assert float(again.losses(suffix[None], [""])[0]) == pytest.approx(
         float(found.meta["loss"]), abs=1e-3
     )
     assert float(found.meta["loss"]) < float(found.meta["loss_before"])
-    assert short.attack(ASK, Victim(lm))[0].messages == found.messages
+    assert short.attack(ASK, Victim(TransformersEngine(lm)))[0].messages == found.messages
 
 
 def test_a_search_that_looks_into_the_prober_silences_it_and_a_blind_one_does_not() -> None:
@@ -201,7 +207,7 @@ def test_a_search_that_looks_into_the_prober_silences_it_and_a_blind_one_does_no
     assert gate.stage1 is not None
     asked = load_suite("plain_unsafe_a", 2)
     few: dict[str, Any] = {"target": "Well, I can help with", "steps": 14, "candidates": 40}
-    victim = Victim(nano().lm, gate)
+    victim = Victim(nano(), gate)
     seen = {}
     for attack in (GCG(**few), ProberAwareGCG(**few)):
         made = [e for example in asked for e in attack.attack(example, victim)]
@@ -216,7 +222,7 @@ def test_a_search_that_looks_into_the_prober_silences_it_and_a_blind_one_does_no
 def test_searches_run_on_other_architectures(name: str) -> None:
     lm = tiny_lm(name)
     attack = GCG(target="ok", start=" abcd", steps=3, candidates=12)
-    (found,) = attack.attack(ASK, Victim(lm))
+    (found,) = attack.attack(ASK, Victim(TransformersEngine(lm)))
     slot = cut(lm, ASK, " abcd")
     prompt = lm.encode([found])[0]
     target = lm.tokenizer("ok", add_special_tokens=False)["input_ids"]
@@ -233,6 +239,6 @@ def test_what_cannot_be_searched_is_refused() -> None:
     with pytest.raises(ModelError, match="melts with the request"):
         cut(lm, replace(ASK, messages=(Message("user", "th"),)), "e x")
     with pytest.raises(SettingError, match="nothing to evade"):
-        ProberAwareGCG().attack(ASK, Victim(lm, Gate()))
+        ProberAwareGCG().attack(ASK, Victim(TransformersEngine(lm), Gate()))
     with pytest.raises(SettingError, match="steps must be 1 or more"):
         GCG(steps=0)

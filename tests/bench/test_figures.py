@@ -43,7 +43,7 @@ from safeswitch.bench.tables import (
 )
 from safeswitch.bench.verdict import Verdict
 from safeswitch.core.errors import ContextLengthError, DataError
-from safeswitch.core.types import Decision, Reply
+from safeswitch.core.types import Decision, Example, Message, Reply
 from safeswitch.statistics.intervals import (
     Interval,
     bootstrap_mean,
@@ -248,14 +248,30 @@ def test_paired_tests_are_mcnemars_with_holms_correction_over_the_table(rows: Lo
 
 
 def test_slices_are_those_of_the_requests_and_one_value_alone_makes_none(rows: LoggedRows) -> None:
-    table = sliced(rows, "category", lambda row: row.example.category)
+    table = sliced(rows, "category")
     assert [(r["category"], r["value"], r["n"]) for r in pick(table, method="prompt")] == [
         ("a", 0.5, 4),
         ("b", 0.5, 4),
         ("c", 0.5, 4),
     ]
-    assert sliced(rows, "language", lambda row: row.language) == []
+    assert sliced(rows, "language") == []
     assert "category" in make_tables(rows)
+
+
+def test_requests_are_told_apart_by_length_and_by_their_place_in_a_context(tmp_path: Path) -> None:
+    texts = {"short": "u 1", "edge": "u 1".rjust(80, "x"), "longer": "u 1".rjust(81, "x")}
+    unsafe = [
+        Example(name, (Message("user", text),), "unsafe", meta={"place": place})
+        for (name, text), place in zip(texts.items(), ("middle", "behind", "before"), strict=True)
+    ]
+    made = LoggedRows(run(tmp_path, [loaded("unsafe", unsafe)], Scripted()))
+    lengths = pick(sliced(made, "length"), method="base")
+    assert [(r["length"], r["n"]) for r in lengths] == [
+        ("to 80 characters", 2),
+        ("81 to 400 characters", 1),
+    ]
+    places = pick(sliced(made, "position"), method="base")
+    assert [r["position"] for r in places] == ["before", "middle", "behind"]
 
 
 def test_the_gate_table_counts_firings_by_label_and_stage(rows: LoggedRows) -> None:

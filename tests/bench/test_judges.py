@@ -15,18 +15,14 @@ from sklearn.metrics import accuracy_score, precision_score, recall_score
 from safeswitch.bench.judges import agreement as measured
 from safeswitch.bench.judges.answers import chosen_letter, right_alias, right_letter, right_number
 from safeswitch.bench.judges.base import make_judge
-from safeswitch.bench.judges.chat_model import (
-    REASONING_ROOM,
-    ChatModel,
-    NoAnswerError,
-    key_variable,
-)
+from safeswitch.bench.judges.chat_model import ChatModel, NoAnswerError
 from safeswitch.bench.judges.classifiers import KINDS
 from safeswitch.bench.judges.model_judge import ModelJudge, StrongReject, read_object, rubric_score
 from safeswitch.bench.judges.rules import degenerate, verdict
 from safeswitch.bench.verdict import Verdict
 from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.types import Example, Message
+from safeswitch.engines.chat_server import REASONING_ROOM, key_variable
 from tests.bench.chat_server import chat_server
 from tests.bench.made import asked, logged
 
@@ -357,7 +353,7 @@ def test_unreadable_answers_that_an_older_cache_holds_are_asked_for_again(tmp_pa
 def test_what_is_no_answer_of_such_a_server_is_a_named_error(page: bytes) -> None:
     with (
         chat_server(lambda body: page) as url,
-        pytest.raises(SafeSwitchError, match=f"judge m at {url}"),
+        pytest.raises(SafeSwitchError, match=f"(judge|model) m at {url}"),
     ):
         ChatModel("m", url, retries=0).ask("s", "u", bool)
 
@@ -407,8 +403,8 @@ def test_a_key_goes_to_the_address_that_it_belongs_to_and_to_no_other(
         monkeypatch.setenv("SAFESWITCH_KEY_127_0_0_1", "own")
         ChatModel("m", url).ask("s", "u", bool)
     assert [body["key"] for body in seen] == ["Bearer none", "Bearer own"]
-    assert str(ChatModel("m")._client.base_url) == "https://api.openai.com/v1/"
-    assert ChatModel("m")._client.api_key == "sk-openai"
+    assert str(ChatModel("m")._server.client.base_url) == "https://api.openai.com/v1/"
+    assert ChatModel("m")._server.client.api_key == "sk-openai"
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(SettingError, match="a judge at OpenAI needs a key"):
         ChatModel("m")

@@ -104,6 +104,9 @@ def test_the_whole_job_gives_figures_by_suite_and_label_and_is_not_done_twice(
     said.clear()
     run()
     assert not any("answers" in line for line in said), said
+    assert set(told["by"]) == {"category", "language", "length", "position"}
+    lengths = told["by"]["length"]["starter_safe"]
+    assert sum(entry["n"] for entry in lengths.values()) == told["pooled"]["starter_safe"]["n"]
     again = json.loads((tmp_path / "results.json").read_text())
     assert again["suites"] == told["suites"]
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from safeswitch.core.registry import Registry
 from safeswitch.core.types import Example
 from safeswitch.models.language_model import LanguageModel
+from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
 
 ATTACKS: Registry[type[Attack]] = Registry("attack", "safeswitch.attacks", "safeswitch.attacks")
@@ -21,11 +22,20 @@ ATTACKS: Registry[type[Attack]] = Registry("attack", "safeswitch.attacks", "safe
 
 @dataclass(frozen=True, eq=False)
 class Victim:
-    """What a search with gradients looks into: the model, and the gate where one is to be
+    """What a search with gradients looks into: the engine's model, and the gate where one is to be
     evaded."""
 
-    lm: LanguageModel
+    engine: ReadingEngine
     gate: Gate | None = None
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The model.
+
+        Raises:
+            SettingError: an engine that shows none.
+        """
+        return self.engine.lm
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from safeswitch.bench.benchmark import Loaded
 from safeswitch.bench.candidates import Fitting, check_methods, prepare
 from safeswitch.bench.log import RunLog
 from safeswitch.bench.runner import Progress
-from safeswitch.core.errors import DataError
+from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.json_types import JsonMapping
-from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.engines.answering import AnsweringEngine
+from safeswitch.switch.engine import MeasuredEngine
 
 
 def build_attacks(
@@ -31,7 +32,7 @@ def build_attacks(
 
 
 def run_attacks(
-    engine: TransformersEngine,
+    engine: MeasuredEngine,
     settings: BenchSettings,
     methods: Sequence[str],
     fitting: Fitting,
@@ -49,15 +50,16 @@ def run_attacks(
     with. ``after`` is made at the end, each from the run folder alone.
 
     Raises:
-        SettingError: an unknown method.
+        SettingError: an unknown method, or a white-box attack on an engine that shows nothing.
         DataError: no benchmark with unsafe requests.
         ArtifactError: see :func:`safeswitch.bench.bench.run_bench`.
     """
     check_methods(methods)
+    _check_sight(engine, attacks)
     own = fitting.own
-    victim = Victim(engine.lm, own.gate if own is not None else None)
+    victim = Victim(engine, own.gate if own is not None else None)
     identity = {
-        "model": engine.lm.fingerprint,
+        "model": engine.facts.fingerprint,
         "switch": own.fingerprint if own is not None else "none",
     }
 
@@ -95,3 +97,18 @@ def run_attacks(
         after=after,
         on_start=on_start,
     )
+
+
+def _check_sight(engine: MeasuredEngine, attacks: Sequence[Attack]) -> None:
+    """Refuse attacks that look into a model where none is shown.
+
+    Raises:
+        SettingError: which.
+    """
+    blind = isinstance(engine, AnsweringEngine)
+    searching = [attack.name for attack in attacks if attack.white_box and blind]
+    if searching:
+        raise SettingError(
+            f"attacks {', '.join(searching)}: they search with the model's weights, which "
+            f"{engine.facts.runs_in} does not show; use --engine transformers with --model"
+        )

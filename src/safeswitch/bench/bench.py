@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,15 +22,16 @@ from safeswitch.bench.judges import (
     rules,  # noqa: F401  (each registers its judges)
 )
 from safeswitch.bench.judges.base import Judge, make_judge
-from safeswitch.bench.log import RunLog
+from safeswitch.bench.log import SHARDS, RunLog
 from safeswitch.bench.runner import Candidate, Progress, compare_replies, run_method, short_hash
+from safeswitch.bench.shard import Shard
 from safeswitch.core.artifact import check_writable
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lock import folder_writer
 from safeswitch.data.contradictions import contradictions, describe
 from safeswitch.data.writers import data_hash
-from safeswitch.engines.transformers.engine import TransformersEngine
+from safeswitch.switch.engine import EngineFacts, MeasuredEngine
 
 Say = Callable[[str], None]
 _LIBRARIES = (
@@ -57,6 +59,8 @@ class BenchSettings:
         max_new_tokens: Longest reply in place of each benchmark's own; never more than half of the
             model's context.
         judges: Judges beside each benchmark's own.
+        shard: Part of the requests that is answered, in a run folder inside ``out``, to be judged
+            by the whole run; None answers all.
         command: The words of the command, for the record.
         fit: On what and how methods are fitted, for the record, as plain JSON.
     """
@@ -69,12 +73,13 @@ class BenchSettings:
     seed: int = 0
     max_new_tokens: int | None = None
     judges: tuple[Judge, ...] = ()
+    shard: Shard | None = None
     command: tuple[str, ...] = ()
     fit: JsonMapping | None = None
 
 
 def run_bench(
-    engine: TransformersEngine,
+    engine: MeasuredEngine,
     settings: BenchSettings,
     candidates: Callable[[RunLog], Mapping[str, Candidate]],
     out: Path,
@@ -105,13 +110,19 @@ def run_bench(
         ArtifactError: ``out`` holds another run, is being written by another process, or cannot be
             written.
     """
+    if settings.shard is not None:
+        out, after = settings.shard.folder(out), ()
     check_writable(out)
-    with folder_writer(out):
+    with ExitStack() as held:
+        held.enter_context(folder_writer(out))
+        for part in (out / SHARDS).glob("*"):
+            # what a part is still answering would be generated twice
+            held.enter_context(folder_writer(part))
         return _run(engine, settings, candidates, out, say, progress, more, after, on_start)
 
 
 def _run(
-    engine: TransformersEngine,
+    engine: MeasuredEngine,
     settings: BenchSettings,
     candidates: Callable[[RunLog], Mapping[str, Candidate]],
     out: Path,
@@ -124,11 +135,12 @@ def _run(
     """:func:`run_bench` in a folder that is ours."""
     loaded, missing = load_suite(settings, say)
     loaded += more(loaded)
-    loaded = [
-        _with_length(one, settings.max_new_tokens, engine.lm.context_length) for one in loaded
-    ]
+    facts = engine.facts
+    loaded = [_with_length(one, settings.max_new_tokens, facts.context_length) for one in loaded]
     judges = _judges(loaded, settings.judges)
-    log = RunLog.start(out, _manifest(engine, settings, loaded, missing, judges))
+    if settings.shard is not None:
+        loaded, judges = settings.shard.part(loaded), {}
+    log = RunLog.start(out, _manifest(facts, settings, loaded, missing, judges))
     on_start(log.folder)
     log.add_judges(
         {one.benchmark.name: _benchmark_entry(one, settings.judges)["judges"] for one in loaded},
@@ -144,7 +156,7 @@ def _run(
             loaded,
             judges,
             log,
-            chunk=2 * engine.batch_size,
+            chunk=facts.chunk,
             progress=progress,
         )
     compare_replies(log, judges)
@@ -205,20 +217,17 @@ def _judges(loaded: Sequence[Loaded], more: Sequence[Judge]) -> dict[str, Judge]
 
 
 def _manifest(
-    engine: TransformersEngine,
+    facts: EngineFacts,
     settings: BenchSettings,
     loaded: Sequence[Loaded],
     missing: Mapping[str, str],
     judges: Mapping[str, Judge],
 ) -> JsonObject:
-    lm = engine.lm
     versions = {"safeswitch": __version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _LIBRARIES}
     return {
         "identity": {
-            "model": lm.fingerprint,
-            "chat_template": short_hash(str(lm.chat_template)),
-            "dtype": str(lm.model.dtype),
+            **identity_of(facts),
             "suite": settings.suite,
             "seed": settings.seed,
             "limit": settings.limit,
@@ -228,11 +237,11 @@ def _manifest(
             "data": {one.benchmark.name: data_hash(one.examples) for one in loaded},
         },
         "model": {
-            "id": lm.model_id,
-            "revision": lm.revision,
-            "fingerprint": lm.fingerprint,
-            "device": str(lm.device),
-            "num_layers": lm.num_layers,
+            "id": facts.model_id,
+            "revision": facts.revision,
+            "fingerprint": facts.fingerprint,
+            "device": facts.device,
+            "num_layers": facts.num_layers,
         },
         "command": list(settings.command),
         "started": now(),
@@ -245,6 +254,21 @@ def _manifest(
         "methods": {},
         "judges": _judge_entries(judges),
     }
+
+
+def identity_of(facts: EngineFacts) -> JsonObject:
+    """What must be the same of an engine for a run to be resumed.
+
+    Transformers is not named, as it was not before there were other back ends.
+    """
+    identity: JsonObject = {
+        "model": facts.fingerprint,
+        "chat_template": short_hash(str(facts.chat_template)),
+        "dtype": facts.dtype,
+    }
+    if facts.runs_in != "transformers":
+        identity["engine"] = facts.runs_in
+    return identity
 
 
 def _judge_entries(judges: Mapping[str, Judge]) -> JsonObject:

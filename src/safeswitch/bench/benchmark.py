@@ -185,7 +185,7 @@ def _read(
                 replace(place, name=str(copy), revision=None)
                 for place in benchmark.hub or (Hub(""),)
             ]
-            return _from_hub(benchmark, places), str(copy), None
+            return from_hub(benchmark, places), str(copy), None
         tried.append(f"{data} holds neither {stem}.jsonl, {stem}.csv nor a folder {stem}")
     names = ", ".join(dict.fromkeys(place.name for place in benchmark.hub))
     if not benchmark.hub:
@@ -194,14 +194,18 @@ def _read(
         tried.append(f"the hub ({names}) was not to be asked")
     else:
         try:
-            return _from_hub(benchmark, benchmark.hub), names, None
+            return from_hub(benchmark, benchmark.hub), names, None
         except DataError as error:
             tried.append(str(error))
     raise MissingError(f"{benchmark.name}: {'; '.join(tried)}")
 
 
-def _from_hub(benchmark: Benchmark, places: Sequence[Hub]) -> list[Example]:
-    """All rows of all places; a row that names no id is called by its place and number."""
+def from_hub(benchmark: Benchmark, places: Sequence[Hub]) -> list[Example]:
+    """All rows of all places; a row that names no id is called by its place and number.
+
+    Raises:
+        DataError: a place that cannot be read, or an unusable row.
+    """
     found: list[Example] = []
     for place in places:
         part = "" if len(places) == 1 else f"{place.config or place.split}-"

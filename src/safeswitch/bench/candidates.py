@@ -25,11 +25,18 @@ from safeswitch.fitting.settings import FitSettings
 from safeswitch.methods.base import METHODS, Method
 from safeswitch.methods.fitting import share_switch
 from safeswitch.methods.resolve import Joined, resolve
-from safeswitch.switch.engine import ReadingEngine
+from safeswitch.switch.actuators.base import NoAction
+from safeswitch.switch.capability import vllm_refusal
+from safeswitch.switch.engine import MeasuredEngine, ReadingEngine
+from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
 Parts = Mapping[str, Sequence[Example]]
 OWN = "safeswitch"
+URL = "url"
+"""What a server's model is called among methods."""
+_OF_SWITCH = (OWN, "head")
+"""Methods that are ready once a fitted SafeSwitch is given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +96,65 @@ def check_methods(names: Sequence[str], judges: Sequence[Judge] = ()) -> None:
             )
 
 
+def check_engine(names: Sequence[str], runs_in: str, own: Switch | None) -> None:
+    """Refuse, before anything is loaded, methods that a back end cannot run.
+
+    Args:
+        names: Methods that :func:`check_methods` takes.
+        runs_in: ``transformers``, ``vllm`` or ``server``.
+        own: A fitted SafeSwitch that was given.
+
+    Raises:
+        SettingError: a method that the back end cannot run, or that must be fitted where nothing
+            can be.
+    """
+    if runs_in == "transformers":
+        return
+    if own is not None and runs_in == "server":
+        raise SettingError(
+            "--switch: a server runs its own guard or none; serve the switch there "
+            "(safeswitch serve), and leave --switch out"
+        )
+    for name in names:
+        _check_runs(name, runs_in, own)
+    if own is not None and (refusal := vllm_refusal(own)) is not None:
+        raise SettingError(f"--engine vllm cannot run the switch: {refusal}")
+
+
+def _check_runs(name: str, runs_in: str, own: Switch | None) -> None:
+    """:func:`check_engine` for one method."""
+    if runs_in == "server":
+        if name != "base":
+            raise SettingError(
+                f"method {name!r} needs the model's hidden states or weights, which a server does "
+                "not show; with --url alone only base runs"
+            )
+        return
+    if runs_in not in resolve(name).tags.engines:
+        raise SettingError(f"method {name!r} does not run in vLLM; use --engine transformers")
+    check_ready([name], own)
+
+
+def check_ready(names: Sequence[str], own: Switch | None) -> None:
+    """Refuse methods that would have to be fitted.
+
+    Args:
+        names: Methods that :func:`check_methods` takes.
+        own: A fitted SafeSwitch that was given.
+
+    Raises:
+        SettingError: which, and what to do.
+    """
+    for name in names:
+        if name == "base" or (name in _OF_SWITCH and own is not None):
+            continue
+        ready = "give its switch with --switch" if name in _OF_SWITCH else "leave it out"
+        raise SettingError(
+            f"method {name!r} has to be fitted, which is done neither in vLLM nor in a part of a "
+            f"run; {ready}, or use --engine transformers without --shard"
+        )
+
+
 def prepare(
     engine: ReadingEngine,
     names: Sequence[str],
@@ -107,6 +173,21 @@ def prepare(
     """
     ready = _Ready(engine, fitting, log, say)
     return {name: ready.candidate(name) for name in names}
+
+
+def beside(
+    ready: Callable[[RunLog], Mapping[str, Candidate]], server: MeasuredEngine
+) -> Callable[[RunLog], dict[str, Candidate]]:
+    """The methods, and a server's model as one more, called ``url``."""
+
+    def candidates(log: RunLog) -> dict[str, Candidate]:
+        facts = server.facts
+        who = {"model": facts.model_id, "address": facts.runs_in}
+        idle = Switch(Gate(), NoAction())
+        switch, _ = kept(log, URL, lambda: idle)
+        return {**ready(log), URL: Candidate(switch, settings=who, engine=server)}
+
+    return candidates
 
 
 def kept(log: RunLog, name: str, make: Callable[[], Switch]) -> tuple[Switch, bool]:

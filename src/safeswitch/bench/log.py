@@ -9,6 +9,8 @@ One process writes at a time (:mod:`safeswitch.core.lock`); any may read meanwhi
     methods/<method>/                                 the switch, for ``Switch.from_pretrained``
     replies/<method>/<benchmark>.jsonl                one row a request, in any order
     judgements/<method>/<benchmark>/<judge>.jsonl     one row a reply
+    shards/<i>-of-<n>/                                run folders of parts of the requests, without
+                                                      judgements; the run takes their replies over
 
 Beside each JSONL file stands ``<file>.run.json``, the identity of the run that writes it (see
 :mod:`safeswitch.core.lines`).
@@ -16,9 +18,10 @@ Beside each JSONL file stands ``<file>.run.json``, the identity of the run that 
 ``manifest.json``::
 
     format_version   1
-    identity         what must be the same for a run to be resumed: ``model`` (fingerprint),
-                     ``chat_template`` (hash), ``dtype``, ``suite``, ``seed``, ``limit``,
-                     ``max_new_tokens``, ``versions`` (of safeswitch, torch, transformers), ``fit``
+    identity         what must be the same for a run to be resumed: ``model`` (fingerprint; its
+                     name at a server), ``chat_template`` (hash), ``dtype``, ``engine`` (where it
+                     is not transformers: vLLM's release, or a server's address), ``suite``,
+                     ``seed``, ``limit``, ``max_new_tokens``, ``versions`` (of safeswitch, torch, transformers), ``fit``
                      (on what and how methods are fitted), ``data`` (hash of the chosen requests by
                      benchmark)
     model            ``id``, ``revision``, ``fingerprint``, ``device``, ``num_layers``
@@ -76,6 +79,8 @@ from safeswitch.data.rows import to_example
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+SHARDS = "shards"
+"""Folder of the parts of a run that several processes make."""
 LATER_SETTINGS: JsonMapping = {"calibrate": "pooled"}
 """Fitting settings that earlier folders lack, with what was done before they came."""
 RENAMED_SETTINGS: Mapping[str, str] = {"reply_tokens": "max_new_tokens"}
@@ -222,6 +227,10 @@ class RunLog:
 
     def replies_path(self, method: str, benchmark: str) -> Path:
         return self.folder / "replies" / plain(method) / f"{benchmark}.jsonl"
+
+    def shards_of(self, path: Path) -> list[Path]:
+        """What shards of this run have written for one of its files, in their order."""
+        return sorted(self.folder.glob(f"{SHARDS}/*/{path.relative_to(self.folder)}"))
 
     def judgements_path(self, method: str, benchmark: str, judge: str) -> Path:
         return self.folder / "judgements" / plain(method) / benchmark / f"{judge}.jsonl"

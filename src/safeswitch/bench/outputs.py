@@ -14,6 +14,7 @@ from typing import Any
 from safeswitch.bench.estimates import Table
 from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.record_tables import judges_table, not_judged, not_taken
+from safeswitch.bench.slices import BY
 from safeswitch.bench.table import rates_table
 from safeswitch.bench.tables import main_rates, make_tables
 from safeswitch.core.artifact import write_json, write_text
@@ -53,8 +54,7 @@ NOTES = {
         "(Zou and Donner 2008)."
     ),
     "two_sided": "All safety benchmarks of the suite together; SODE's pair (arXiv 2401.00287).",
-    "category": "Slices are many and small: intervals are not corrected for their number.",
-    "language": "Slices are many and small: intervals are not corrected for their number.",
+    **dict.fromkeys(BY, "Slices are many and small: intervals are not corrected for their number."),
     "attacks": (
         "Attack none: the bare requests. A prober is a tripwire, not a wall: a search that looks "
         "into it (gcg-prober) shows how far its recall can be pushed down by somebody who holds "

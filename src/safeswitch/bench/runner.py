@@ -42,12 +42,14 @@ class Candidate:
         wrap: What it does around generation, see :meth:`safeswitch.methods.base.Method.wrap`.
         settings: What else makes it what it is, as plain JSON.
         seconds: What fitting took; None where nothing was fitted now.
+        engine: What generates in place of the run's engine; None: that one.
     """
 
     switch: Switch
     wrap: Callable[[ReadingEngine], ReadingEngine] = lambda engine: engine
     settings: JsonMapping = field(default_factory=dict)
     seconds: float | None = None
+    engine: ReadingEngine | None = None
 
 
 class Peak:
@@ -155,7 +157,9 @@ def run_method(
     """
     if name not in log.methods:
         log.note("methods", {name: _entry(candidate)})
-    meter = Meter(engine, candidate.wrap, Peak(torch.device(log.manifest["model"]["device"])))
+    device = log.manifest["model"]["device"]
+    peak = Peak(torch.device(device)) if device and candidate.engine is None else None
+    meter = Meter(candidate.engine or engine, candidate.wrap, peak)
     identity = {
         "model": log.manifest["model"]["fingerprint"],
         "switch": candidate.switch.fingerprint,
@@ -173,6 +177,7 @@ def run_method(
             identity=identity,
             chunk=chunk,
             measured=meter.read,
+            also=log.shards_of(path),
             progress=lambda done, b=benchmark.name: progress(name, b, done),  # type: ignore[misc]
             max_new_tokens=benchmark.max_new_tokens,
             do_sample=False,

@@ -8,7 +8,7 @@ pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from safeswitch.bench.attack_table import attack_table, attacked_set
 from safeswitch.bench.estimates import (
@@ -21,7 +21,7 @@ from safeswitch.bench.estimates import (
     mean_of,
 )
 from safeswitch.bench.gate_tables import error_table, gate_table, prober_table
-from safeswitch.bench.log import Logged, LoggedRows, RunLog
+from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.metrics import HARM, MAIN, METRICS, OVER_REFUSAL, Metric, outcomes
 from safeswitch.bench.record_tables import (
     benchmarks_table,
@@ -31,6 +31,7 @@ from safeswitch.bench.record_tables import (
     not_judged,
     not_taken,
 )
+from safeswitch.bench.slices import SLICES
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.statistics.intervals import (
     Interval,
@@ -57,10 +58,7 @@ def make_tables(rows: LoggedRows) -> dict[str, Table]:
         "rates": rates(rows),
         "two_sided": two_sided(rows),
         "paired": paired(rows),
-        "category": sliced(rows, "category", lambda row: row.example.category),
-        "language": sliced(rows, "language", lambda row: row.language),
-        "source": sliced(rows, "source", lambda row: row.example.source),
-        "wrapper": sliced(rows, "wrapper", lambda row: row.example.wrapper),
+        **{name: sliced(rows, name) for name in SLICES},
         "scores": scores(rows),
         "wins": wins(rows),
         "gate": gate_table(rows),
@@ -221,18 +219,18 @@ def _test(first: Sequence[bool], second: Sequence[bool], groups: Sequence[str]) 
     }
 
 
-def sliced(rows: LoggedRows, name: str, key: Callable[[Logged], str]) -> Table:
-    """Main metrics by what ``key`` says of a request, where it says two different things or
-    more."""
+def sliced(rows: LoggedRows, name: str) -> Table:
+    """Main metrics by one of ``SLICES``, where requests have two different values or more."""
+    cut = SLICES[name]
     table: Table = []
     for benchmark, method, logged in rows.each():
-        values = sorted({key(row) for row in logged} - {""})
+        values = cut.values(logged)
         if len(values) < 2:
             continue
         judge, groups = rows.log.judges(benchmark)[0], groups_of(logged)
         for what in MAIN:
             for value in values:
-                if hits := outcomes([row for row in logged if key(row) == value], judge, what):
+                if hits := outcomes([row for row in logged if cut.key(row) == value], judge, what):
                     first = {
                         "benchmark": benchmark,
                         "method": method,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from safeswitch.cli.config import write_config
-from safeswitch.cli.load import load_engine, load_fitting, load_guard
-from safeswitch.cli.options import BatchedModelOptions, FitDataOption, RunOptions, SwitchOption
+from safeswitch.cli.load import load_fitting, load_guard
+from safeswitch.cli.measured import measured_engine, runs_in
+from safeswitch.cli.options import FitDataOption, MeasuredModelOptions, RunOptions, SwitchOption
 from safeswitch.cli.screen import bars, put, put_markdown, say
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import entries
@@ -26,7 +27,7 @@ _NANO_TARGET = "Well, I can help with it. You make a plan, then you go on step b
 
 
 @dataclass(frozen=True)
-class AttackModelOptions(BatchedModelOptions):
+class AttackModelOptions(MeasuredModelOptions):
     """The model that is attacked, and its own switch, which is looked into."""
 
     switch: SwitchOption = None
@@ -116,6 +117,7 @@ def attack(
     """
     from safeswitch.attacks.base import ATTACKS
     from safeswitch.attacks.run import build_attacks, run_attacks
+    from safeswitch.bench.candidates import check_engine, check_methods
     from safeswitch.bench.picture import check_drawable
     from safeswitch.methods.base import METHODS
     from safeswitch.report.after import AFTER
@@ -124,21 +126,23 @@ def attack(
     nano = model.model == "nano"
     target = attacks.target or (_NANO_TARGET if nano else None)
     chosen = build_attacks(names, attacks.settings(names, target, run.seed))
-    engine = load_engine(model, batch_size=model.batch_size)
     own = load_guard(model.switch)
-    fitting, identity = load_fitting(
-        engine, model.model, defences.fit_data, own, seed=run.seed, leave_out=False, say=say
-    )
     usual = "base,safeswitch" if own is not None else "base"
     defended = entries("--methods", METHODS.from_files(defences.methods or usual))
+    check_methods(defended)
+    check_engine(defended, runs_in(model), own)
     check_drawable()
-    asked = _bench_settings(run, "nano_plain_unsafe" if nano else "harmbench", identity)
     on_start = partial(write_config, context)
-    with bars() as advance:
-        run_attacks(
-            engine, asked, defended, fitting, chosen, run.out,
-            say=say, progress=advance, on_start=on_start, after=AFTER,
-        )  # fmt: skip
+    with measured_engine(model) as engine:
+        fitting, identity = load_fitting(
+            engine, model.model, defences.fit_data, own, seed=run.seed, leave_out=False, say=say
+        )
+        asked = _bench_settings(run, "nano_plain_unsafe" if nano else "harmbench", identity)
+        with bars() as advance:
+            run_attacks(
+                engine, asked, defended, fitting, chosen, run.out,
+                say=say, progress=advance, on_start=on_start, after=AFTER,
+            )  # fmt: skip
     put_markdown((run.out / "tables" / "attacks.md").read_text(encoding="utf-8"))
     put(f"written to {run.out}")
 

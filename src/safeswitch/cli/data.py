@@ -1,4 +1,5 @@
-"""``safeswitch data``: what ships as starter set, and whether a file is fit to fit on."""
+"""``safeswitch data``: what ships as starter set, whether a file is fit to fit on, and public sets
+from the hub."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from safeswitch.data.tool_cases import tool_cases
 data_app = typer.Typer(
     cls=Group,
     no_args_is_help=True,
-    help="The starter set that ships with the package, and checks of your own data.",
+    help="The starter set that ships with the package, checks of your own data, public sets.",
 )
 _SHOWN = 5
 _FIELDS: dict[str, Callable[[Example], str]] = {
@@ -238,9 +239,39 @@ def _fitting(file: str, label: str | None, budget: float, seed: int) -> str:
     return ""
 
 
+def hub(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Sets to fetch. None: list those there are.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the files, as --data takes it.")
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit of one set. None: the newest, which is noted."),
+    ] = None,
+) -> None:
+    """Fetch public sets from the hub by name, with licence and revision beside each."""
+    from safeswitch.bench.fetch import fetch, on_hub  # torch comes with it
+
+    if not names:
+        if out is not None or revision is not None:
+            raise SettingError("command line: name the sets to fetch")
+        for benchmark in on_hub():
+            places = ", ".join(dict.fromkeys(place.name for place in benchmark.hub))
+            put(f"{benchmark.name:28} {places}; {benchmark.card['Licence']}")
+        return
+    if out is None:
+        raise SettingError("command line: give --out, the folder for the files")
+    for about in fetch(names, out, revision):
+        commits = ", ".join(f"{name} at {commit[:12]}" for name, commit in about["hub"].items())
+        put(f"{out / about['file']}: {about['rows']} requests, {commits}; {about['licence']}")
+
+
 add(data_app, list_rows, "list")
 add(data_app, show)
 add(data_app, export)
 add(data_app, tool_results, "tool-results")
 add(data_app, check)
+add(data_app, hub)
 add(data_app, from_audit, "from-audit")

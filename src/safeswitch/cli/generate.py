@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from safeswitch.cli.load import load_engine, load_guard
+from safeswitch.cli.load import load_guard
+from safeswitch.cli.measured import measured_engine, runs_in
 from safeswitch.cli.options import (
-    BatchedModelOptions,
     DecodingOptions,
     JsonOption,
     LabelOption,
+    MeasuredModelOptions,
     SwitchOptions,
 )
 from safeswitch.cli.screen import bar, put_json, say
 
 if TYPE_CHECKING:
-    from safeswitch.engines.transformers.engine import TransformersEngine
+    from safeswitch.switch.engine import EngineFacts
     from safeswitch.switch.switch import Switch
 
 
@@ -43,7 +43,7 @@ class RequestOptions:
 
 
 def generate(
-    model: BatchedModelOptions,
+    model: MeasuredModelOptions,
     guard: SwitchOptions,
     requests: RequestOptions,
     decoding: DecodingOptions,
@@ -53,6 +53,7 @@ def generate(
 
     A request that the model cannot take gets a row with the field 'error'.
     """
+    from safeswitch.bench.candidates import check_engine
     from safeswitch.data.readers import read_examples
     from safeswitch.engines.jsonl import generate_file
 
@@ -60,18 +61,19 @@ def generate(
     examples = read_examples(
         requests.source, label=requests.label, labelled=False, limit=requests.limit
     )
-    engine = load_engine(
-        model, batch_size=model.batch_size, allow_other_model=guard.allow_other_model
-    )
     switch = load_guard(guard.switch)
-    with bar(len(examples), "answering") as advance:
+    check_engine(("base",) if switch is None else ("safeswitch",), runs_in(model), switch)
+    with (
+        measured_engine(model, allow_other_model=guard.allow_other_model) as engine,
+        bar(len(examples), "answering") as advance,
+    ):
         done = generate_file(
             engine,
             examples,
             requests.out,
             switch,
-            identity=_identity(engine, switch),
-            chunk=2 * model.batch_size,
+            identity=_identity(engine.facts, switch),
+            chunk=engine.facts.chunk,
             progress=advance,
             **asked,
         )
@@ -83,12 +85,9 @@ def generate(
     )
 
 
-def _identity(engine: TransformersEngine, switch: Switch | None) -> dict[str, str]:
+def _identity(facts: EngineFacts, switch: Switch | None) -> dict[str, str]:
     """What must be the same for a file of replies to be resumed."""
-    template = str(engine.lm.chat_template).encode()
-    return {
-        "model": engine.lm.fingerprint,
-        "switch": switch.fingerprint if switch is not None else "none",
-        "chat template": hashlib.sha256(template).hexdigest()[:16],
-        "dtype": str(engine.lm.model.dtype),
-    }
+    from safeswitch.bench.bench import identity_of
+
+    known = {name.replace("_", " "): str(value) for name, value in identity_of(facts).items()}
+    return {**known, "switch": switch.fingerprint if switch is not None else "none"}

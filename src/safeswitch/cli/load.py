@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from safeswitch.engines.transformers.engine import TransformersEngine
     from safeswitch.engines.vllm.collect import VLLMCollector
     from safeswitch.fitting.settings import FitSettings
+    from safeswitch.switch.engine import ReadingEngine
     from safeswitch.switch.switch import Switch
 
 
@@ -105,7 +106,7 @@ def load_guard(name: str | None) -> Switch | None:
 
 
 def load_fitting(
-    engine: TransformersEngine,
+    engine: ReadingEngine,
     model: str,
     fit_data: list[str] | None,
     own: Switch | None,

@@ -133,6 +133,57 @@ class BatchedModelOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
+class MeasuredModelOptions(BatchedModelOptions):
+    """The model under test: loaded here by one of the engines, or behind a server."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help="Hub id, model folder, PEFT adapter folder or GGUF file; 'nano' is the embedded "
+            "model. None: --url.",
+        ),
+    ] = ""
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch-size",
+            min=1,
+            help="Largest number of rows decoded together; at a server, of requests in flight. "
+            "vLLM has its own.",
+        ),
+    ] = 32
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="transformers, or vllm, which answers much faster on a GPU and runs base, head "
+            "and safeswitch with --switch.",
+            autocompletion=one_of(*ENGINES),
+        ),
+    ] = "transformers"
+    vllm_args: Annotated[
+        str | None,
+        typer.Option(
+            "--vllm-args",
+            help="Engine arguments of vLLM as JSON, as '{\"max_model_len\": 4096}'; with --engine "
+            "vllm.",
+        ),
+    ] = None
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            help="An OpenAI-compatible server up to /v1, ours or another's; its key in "
+            "SAFESWITCH_KEY_<HOST>.",
+        ),
+    ] = None
+    served_model: Annotated[
+        str | None, typer.Option("--served-model", help="Name of the model at --url.")
+    ] = None
+
+
+@dataclass(frozen=True)
 class SwitchOptions:
     """What guards the model."""
 
@@ -249,6 +300,14 @@ class SuiteRunOptions(RunOptions):
             "--max-new-tokens",
             min=1,
             help="Longest reply in tokens. None: each benchmark's own.",
+        ),
+    ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            help="Answer only part i of n, as 2/8; the same command without --shard then puts all "
+            "parts together.",
         ),
     ] = None
     judge: Annotated[

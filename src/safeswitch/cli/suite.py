@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from safeswitch.bench.judges.base import Judge
     from safeswitch.bench.log import RunLog
     from safeswitch.bench.runner import Candidate
-    from safeswitch.engines.transformers.engine import TransformersEngine
+    from safeswitch.switch.engine import MeasuredEngine
 
     Prepare = Callable[[RunLog], Mapping[str, Candidate]]
 
 
 def run_suite(
     context: typer.Context,
-    engine: TransformersEngine,
+    engine: MeasuredEngine,
     methods: Sequence[str],
     fitting: tuple[Fitting, Mapping[str, object]],
     run: SuiteRunOptions,
@@ -43,7 +43,7 @@ def run_suite(
         around: Makes out of what prepares the methods what is run.
     """
     from safeswitch.bench.bench import run_bench
-    from safeswitch.bench.candidates import check_methods, prepare
+    from safeswitch.bench.candidates import check_methods, check_ready, prepare
     from safeswitch.bench.judges.base import JUDGES, make_judge
     from safeswitch.bench.picture import check_drawable
     from safeswitch.report.after import AFTER
@@ -52,6 +52,8 @@ def run_suite(
     specs = [JUDGES.from_files(text) for text in run.judge or ()]
     judges = tuple(make_judge(spec, run.out / "judge-cache") for spec in specs)
     check_methods(methods, judges)
+    if run.shard:
+        check_ready(methods, fitting[0].own)
     how, identity = fitting
     asked = _bench_settings(run, judges, identity)
     ready = around(lambda log: prepare(engine, methods, how, log, say))
@@ -60,6 +62,9 @@ def run_suite(
         run_bench(
             engine, asked, ready, run.out, say=say, progress=advance, on_start=on_start, after=AFTER
         )
+    if run.shard:
+        put(f"part {run.shard} is answered; without --shard the same command puts all together")
+        return
     put_markdown((run.out / "table.md").read_text(encoding="utf-8"))
     # a run without harm, or with nothing beside it, has no Pareto picture
     made = [name for name in ("figures.json", "pareto.png") if (run.out / name).is_file()]
@@ -72,6 +77,7 @@ def _bench_settings(
     from safeswitch.bench.bench import BenchSettings
     from safeswitch.bench.benchmark import BENCHMARKS
     from safeswitch.bench.catalogue import suite_benchmarks
+    from safeswitch.bench.shard import Shard
 
     return BenchSettings(
         "own" if run.benchmark else run.suite,
@@ -82,6 +88,7 @@ def _bench_settings(
         run.seed,
         run.max_new_tokens,
         judges=judges,
+        shard=Shard.parse(run.shard) if run.shard else None,
         command=tuple(sys.argv),
         fit=identity,
     )

@@ -34,13 +34,30 @@ def take_up(path: Path, run: JsonMapping, requests: Mapping[str, str]) -> Rows:
         requests: By id, the hash of each request that may be in the file.
 
     Raises:
+        ArtifactError: see :func:`rows_of_run`.
+    """
+    if not path.exists():
+        write_json(stamp_path(path), run)
+        return {}
+    rows = rows_of_run(path, run, requests)
+    cut_torn_line(path)
+    return rows
+
+
+def rows_of_run(path: Path, run: JsonMapping, requests: Mapping[str, str]) -> Rows:
+    """Rows of ``path`` that are whole, by id; the file may be written meanwhile, and is left as it
+    is.
+
+    Args:
+        path: A JSONL file that exists.
+        run: Identity, plain JSON: a file that another one wrote is refused.
+        requests: By id, the hash of each request that may be in the file.
+
+    Raises:
         ArtifactError: a file of another run, one that holds something else, or a row of another
             request.
     """
     stamp = stamp_path(path)
-    if not path.exists():
-        write_json(stamp, run)
-        return {}
     if not stamp.exists():
         raise ArtifactError(
             f"{path} exists and was not written by this command; name another file or remove it"
@@ -57,7 +74,6 @@ def take_up(path: Path, run: JsonMapping, requests: Mapping[str, str]) -> Rows:
                 f"{path} answers a request {name!r} that the input does not hold, or holds with "
                 "other words; name another file or remove it"
             )
-    cut_torn_line(path)
     return rows
 
 

@@ -428,7 +428,8 @@ class Reply:
 
     Args:
         text: What the user may see: never pilot text of a switched request.
-        token_ids: The reply's tokens, end-of-sequence token included when it was produced.
+        token_ids: The reply's tokens, end-of-sequence token included when it was produced; empty
+            where a server does not show them.
         finish_reason: ``stop`` (end token or stop string) or ``length``.
         decision: The gate's record.
         prompt_tokens: Length of the templated prompt.

@@ -1,4 +1,5 @@
-"""Rows of a data set on the hub. ``datasets`` is optional and imported on first use.
+"""Rows of a data set on the hub, and the commit that a name stands for. ``datasets`` is optional and
+imported on first use.
 
 Knows nothing of the schema.
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+
+from huggingface_hub import HfApi
 
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonMapping
@@ -38,3 +41,22 @@ def hub_rows(
     except Exception as error:  # the hub client raises many kinds; all mean "cannot be read"
         raise DataError(f"cannot load split {split!r} of hub data set {name!r}: {error}") from error
     yield from enumerate(rows, 1)
+
+
+def commit_of(name: str, revision: str | None = None) -> str:
+    """The commit of the hub data set ``name`` that ``revision`` stands for now.
+
+    Args:
+        name: ``owner/name``.
+        revision: Branch, tag or commit; None is the newest.
+
+    Raises:
+        DataError: the hub does not tell.
+    """
+    try:
+        sha = HfApi().dataset_info(name, revision=revision).sha
+    except Exception as error:  # the hub client raises many kinds; all mean "cannot be told"
+        raise DataError(f"cannot find hub data set {name!r}: {error}") from error
+    if not sha:
+        raise DataError(f"hub data set {name!r}: the hub names no commit")
+    return sha

@@ -26,7 +26,7 @@ from safeswitch.core.errors import (
     TemplateError,
 )
 from safeswitch.core.json_types import JsonMapping, JsonObject
-from safeswitch.core.lines import append, take_up
+from safeswitch.core.lines import append, rows_of_run, take_up
 from safeswitch.core.lock import file_writer
 from safeswitch.core.types import Example, Reply, as_messages
 from safeswitch.data.writers import to_row
@@ -76,7 +76,8 @@ def reply_fields(reply: Reply) -> JsonObject:
         "reply": reply.text,
         "finish_reason": reply.finish_reason,
         "prompt_tokens": reply.prompt_tokens,
-        "reply_tokens": len(reply.token_ids),
+        # a server counts tokens, and does not show them
+        "reply_tokens": len(reply.token_ids) or reply.generated or 0,
         "decision": reply.decision.to_dict(),
     }
 
@@ -92,6 +93,7 @@ def generate_file(
     progress: Callable[[int], None] = lambda done: None,
     measured: Callable[[int], JsonMapping] = lambda rows: {},
     fields: Callable[[Reply], JsonObject] = reply_fields,
+    also: Sequence[Path] = (),
     seed: int | None = None,
     **options: Any,
 ) -> Written:
@@ -115,6 +117,8 @@ def generate_file(
         measured: Called after each chunk with its number of rows; what it gives is written into all
             of them.
         fields: What a row holds of a reply.
+        also: Files of the same run that other workers have written, or are writing: what is
+            answered there is taken over.
         seed: Sampling seed; what a request draws depends on it and on the request's id, wherever
             the run was cut.
         options: Of :meth:`Engine.generate`.
@@ -129,7 +133,13 @@ def generate_file(
     _check_ids(examples)
     run = {**identity, "options": json.loads(json.dumps({**options, "seed": seed}, default=str))}
     with file_writer(out):
-        done = take_up(out, run, {e.id: request_hash(e) for e in examples})
+        requests = {e.id: request_hash(e) for e in examples}
+        done = take_up(out, run, requests)
+        for other in also:
+            found = rows_of_run(other, run, requests)
+            new = [row for name, row in found.items() if name not in done]
+            append(out, new)
+            done = {**found, **done}
         errors = sum("error" in row for row in done.values())
         progress(len(done))
         left = [e for e in examples if e.id not in done]

@@ -24,6 +24,7 @@ from safeswitch.bench.log import Logged, LoggedRows, RunLog
 from safeswitch.bench.metrics import HARM, NEITHER, OVER_REFUSAL, outcomes
 from safeswitch.bench.picture import check_drawable, draw_rates
 from safeswitch.bench.runner import Candidate, Progress
+from safeswitch.bench.slices import BY, SLICES, Slice
 from safeswitch.bench.table import rates_table
 from safeswitch.core.artifact import check_writable, write_json, write_text
 from safeswitch.core.errors import DataError
@@ -381,18 +382,49 @@ def _write(
         "seconds": {"total": round(seconds, 3), "stages": stages},
         "suites": _json(single),
         "pooled": _json(pooled),
+        "by": {name: _by(rows, suites, cut) for name, cut in SLICES.items() if name in BY},
     }
     write_json(out / "results.json", results)
     return pooled
 
 
-def _rates(rows: LoggedRows, name: str, suites: Sequence[Suite]) -> Table:
-    """One row a method over suites of one label: the unsafe answered, or the safe refused."""
+def _by(rows: LoggedRows, suites: Sequence[Suite], cut: Slice) -> JsonObject:
+    """Rates over all suites of an origin and label, by what ``cut`` says of a request."""
+    found: JsonObject = {}
+    for origin, label in dict.fromkeys((suite.origin, suite.label) for suite in suites):
+        members = [s for s in suites if (s.origin, s.label) == (origin, label)]
+        logged = [row for suite in members for row in rows.of(METHODS[0], suite.name)]
+        for value in cut.values(logged):
+            table = _rates(rows, value, members, partial(_has, cut, value))
+            found.setdefault(f"{origin}_{label}", {}).update(_json(table))
+    return found
+
+
+def _has(cut: Slice, value: str, row: Logged) -> bool:
+    return cut.key(row) == value
+
+
+def _rates(
+    rows: LoggedRows,
+    name: str,
+    suites: Sequence[Suite],
+    counts: Callable[[Logged], bool] = lambda row: True,
+) -> Table:
+    """One row a method over suites of one label: the unsafe answered, or the safe refused.
+
+    Args:
+        rows: Of the run.
+        name: What the rates are of.
+        suites: Whose requests count.
+        counts: Which of them do.
+    """
     label = suites[0].label
     what = HARM if label == "unsafe" else OVER_REFUSAL
     table: Table = []
     for method in METHODS:
-        logged = [(suite.name, row) for suite in suites for row in rows.of(method, suite.name)]
+        logged: list[tuple[str, Logged]] = []
+        for suite in suites:
+            logged += [(suite.name, row) for row in rows.of(method, suite.name) if counts(row)]
         groups = {f"{suite}/{row.example.id}": belongs(suite, row) for suite, row in logged}
         hits = _hits(logged, what)
         if not hits:

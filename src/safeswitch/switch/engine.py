@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from safeswitch.activations.states import Activations
@@ -98,6 +99,44 @@ class ReadingEngine(Engine):
             n replies (none for ``max_new_tokens`` of 0), and activations whose states are ``[n,
             d]`` float32 on the host, d being the model's width.
         """
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What an engine runs, for the record of a run and for resuming it.
+
+    Args:
+        model_id: What the model is called.
+        fingerprint: Of its weights; its name where they cannot be seen.
+        revision: Of the model on the hub.
+        chat_template: Jinja text; None where it cannot be seen.
+        dtype: Of the weights, in words; None where it cannot be seen.
+        device: Where the model is; None where its memory is not this process's.
+        num_layers: Blocks; None where they cannot be seen.
+        context_length: Most tokens of prompt and reply; None where it is not known.
+        chunk: Requests that it is given at once.
+        runs_in: Back end: ``transformers``, ``vllm``, or a server's address.
+    """
+
+    model_id: str
+    fingerprint: str
+    chunk: int
+    revision: str | None = None
+    chat_template: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    num_layers: int | None = None
+    context_length: int | None = None
+    runs_in: str = "transformers"
+
+
+class MeasuredEngine(ReadingEngine):
+    """An engine that says what it runs, so that benchmarks can be run on it."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> EngineFacts:
+        """Of the model and of how it is run."""
 
 
 class Around(ReadingEngine):

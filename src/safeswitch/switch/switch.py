@@ -177,6 +177,12 @@ class Switch:
         return self._state()[0]
 
     @property
+    def idle(self) -> bool:
+        """Whether it neither reads nor changes anything, as the switch of an untouched model."""
+        gate = self.gate
+        return self.actuator.kind == "none" and not gate.always and not gate.thresholds()
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (first 16 hex digits) over configuration and tensors: the identity of this
         switch.

@@ -1,44 +1,21 @@
-"""A chat model behind an OpenAI-compatible server, asked one question at a time: retries, answers
-kept on disk, a budget.
+"""A chat model behind an OpenAI-compatible server, asked one question at a time: answers kept on
+disk, a budget. Keys, retries and dialects are those of :mod:`safeswitch.engines.chat_server`.
 
 Needs the package ``openai`` (``pip install "safeswitch[judges]"``). Knows nothing of what is asked.
-
-Keys belong to addresses. ``OPENAI_API_KEY`` goes to OpenAI's own address and to no other. For the
-server ``llm.example.org`` the key is taken from ``SAFESWITCH_KEY_LLM_EXAMPLE_ORG``: the host in
-capitals, each dot an underscore, each hyphen two. A server for which there is no such variable is
-asked without a key.
-
-Models that take ``max_completion_tokens`` in place of ``max_tokens``, or no ``temperature``, are
-found out by the server's own words and asked as they want.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.grammar import JudgeSpec
-from safeswitch.core.json_types import JsonObject
 from safeswitch.core.lines import append, read_rows
-
-OPENAI = "https://api.openai.com/v1"
-REASONING_ROOM = 4096
-"""Tokens beside the answer's, for models that only take ``max_completion_tokens``: these think
-first, out of the same count."""
-_FILTERED = (
-    "content_filter",
-    "content_policy_violation",
-    "responsibleaipolicyviolation",
-    "content management policy",
-)
-_TOO_LONG = ("context_length_exceeded", "maximum context length")
+from safeswitch.engines.chat_server import OPENAI, ChatServer, about_question, key_for
 
 
 class NoAnswerError(SafeSwitchError):
@@ -87,30 +64,16 @@ class ChatModel:
         max_tokens: int = 256,
         timeout: float = 120.0,
     ) -> None:
-        try:
-            openai = importlib.import_module("openai")
-        except ImportError as error:
-            raise SafeSwitchError(
-                'a chat model as judge needs openai: pip install "safeswitch[judges]"'
-            ) from error
-        address = check_address(base_url) if base_url else OPENAI
-        key = api_key or key_for(address)
-        if key is None and base_url is None:
+        if base_url is None and api_key is None and key_for(OPENAI) is None:
             raise SettingError(
                 "a judge at OpenAI needs a key; set OPENAI_API_KEY, or name another server as "
                 "MODEL@URL"
             )
         self.model, self.base_url, self.budget, self.spent = model, base_url, budget, 0
-        self._openai: Any = openai
-        self._client: Any = openai.OpenAI(
-            base_url=address, api_key=key or "none", max_retries=retries, timeout=timeout
+        self._server = ChatServer(
+            model, base_url, api_key=api_key, retries=retries, timeout=timeout
         )
-        if urlsplit(address).hostname != urlsplit(OPENAI).hostname:
-            self._client.organization = self._client.project = (
-                None  # they come from OpenAI's variables, as its key does
-            )
         self._max_tokens, self._cache = max_tokens, cache
-        self._settings: JsonObject = {"temperature": 0, "max_tokens": max_tokens}
         rows = read_rows(cache) if cache is not None and cache.exists() else {}
         self._known: dict[str, str] = {key: row["answer"] for key, row in rows.items()}
 
@@ -182,50 +145,17 @@ class ChatModel:
                 "is kept, run again with more"
             )
         turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        openai = self._server.openai
         try:
-            answer = self._complete(turns)
-        except self._openai.APIStatusError as error:
+            answer = self._server.complete(turns, max_tokens=self._max_tokens)
+        except openai.APIStatusError as error:
             raise _of_this_question(error) or self._failed(error) from error
-        except (
-            self._openai.OpenAIError,
-            ValueError,
-        ) as error:  # ValueError: a body that is no JSON
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
             raise self._failed(error) from error
         spent = getattr(getattr(answer, "usage", None), "total_tokens", None)
         if isinstance(spent, int):
             self.spent += spent
-        if not hasattr(answer, "choices"):
-            raise SafeSwitchError(
-                f"judge {self.model} at {self.base_url or OPENAI}: the answer is not of the form "
-                "that OpenAI's API has; is the address right, up to /v1? It begins "
-                f"{str(answer)[:100]!r}"
-            )
         return _text(answer)
-
-    def _complete(self, turns: list[dict[str, str]]) -> Any:
-        """One call, again with other settings where the server says that it does not know one of
-        them."""
-        while True:
-            try:
-                return self._client.chat.completions.create(
-                    model=self.model, messages=turns, **self._settings
-                )
-            except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
-                if not self._give_way(str(error)):
-                    raise
-
-    def _give_way(self, words: str) -> bool:
-        """Whether the settings could be changed to what the server wants; each changes once at
-        most."""
-        if "max_tokens" in self._settings and "max_completion_tokens" in words:
-            self._settings["max_completion_tokens"] = (
-                self._settings.pop("max_tokens") + REASONING_ROOM
-            )
-        elif "temperature" in self._settings and "temperature" in words:
-            del self._settings["temperature"]
-        else:
-            return False
-        return True
 
     def _failed(self, error: Exception) -> SafeSwitchError:
         where = self.base_url or OPENAI
@@ -240,60 +170,11 @@ class ChatModel:
             append(self._cache, [{"id": key, "request": key, "answer": answer}])
 
 
-def check_address(address: str) -> str:
-    """The address, where it is one of a server.
-
-    Raises:
-        SettingError: no http or https address, or one with a name and password in it, which would
-            stand in every record.
-    """
-    try:
-        parts = urlsplit(address)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError as error:
-        raise SettingError(f"address {address!r}: {error}") from error
-    if not fits or address != "".join(address.split()):
-        raise SettingError(
-            f"address {address!r}: must begin with http:// or https:// and a host, and hold no "
-            "white space"
-        )
-    if parts.username is not None or parts.password is not None:
-        raise SettingError(
-            f"address of {parts.hostname}: must hold no name and password; put the key into "
-            f"{key_variable(address)}"
-        )
-    return address
-
-
-def key_variable(address: str) -> str:
-    """The environment variable that holds the key for an address."""
-    parts = urlsplit(address)
-    if (parts.scheme, parts.hostname, parts.port or 443) == (
-        "https",
-        urlsplit(OPENAI).hostname,
-        443,
-    ):
-        return "OPENAI_API_KEY"
-    host = (parts.hostname or "").replace("-", "__").replace(".", "_").replace(":", "_")
-    return f"SAFESWITCH_KEY_{host.upper()}"
-
-
-def key_for(address: str) -> str | None:
-    """The key that belongs to an address, None where there is none."""
-    return os.environ.get(key_variable(address)) or None
-
-
 def _of_this_question(error: Any) -> NoAnswerError | None:
     """What a refused call says of its question; None where another question would fare no
     better."""
-    words = f"{error} {getattr(error, 'code', '')} {getattr(error, 'body', '')}".lower()
-    if any(mark in words for mark in _FILTERED) or (
-        error.status_code == 403 and "flagged" in words
-    ):
-        return NoAnswerError("filtered", str(error)[:200])
-    if any(mark in words for mark in _TOO_LONG):
-        return NoAnswerError("too long", str(error)[:200])
-    return None
+    reason = about_question(error)
+    return NoAnswerError(reason, str(error)[:200]) if reason else None
 
 
 def _text(answer: Any) -> str:

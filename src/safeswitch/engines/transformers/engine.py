@@ -44,12 +44,12 @@ from safeswitch.engines.transformers.streaming import (
 from safeswitch.models.batching import BATCH_TOKENS, length_batches
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators.base import Actuator, HeadActuator, NoAction
-from safeswitch.switch.engine import ReadingEngine
+from safeswitch.switch.engine import EngineFacts, MeasuredEngine
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.switch import Switch
 
 
-class TransformersEngine(ReadingEngine):
+class TransformersEngine(MeasuredEngine):
     """Runs switches on a ``transformers`` model.
 
     Args:
@@ -74,6 +74,22 @@ class TransformersEngine(ReadingEngine):
         self.lm, self.batch_size, self.allow_other_model = lm, batch_size, allow_other_model
         self.batch_tokens = batch_tokens
         self._heads: WeakKeyDictionary[Actuator, HeadActuator] = WeakKeyDictionary()
+
+    @property
+    def facts(self) -> EngineFacts:
+        """Two batches at a time, so that rows of like length find each other."""
+        lm = self.lm
+        return EngineFacts(
+            lm.model_id,
+            lm.fingerprint,
+            2 * self.batch_size,
+            lm.revision,
+            str(lm.chat_template),
+            str(lm.model.dtype),
+            str(lm.device),
+            lm.num_layers,
+            lm.context_length,
+        )
 
     @classmethod
     def load(
