@@ -169,12 +169,9 @@ class _GateFitter:
         test: ReadPrompts | Observed,
         truth: Tensor,
     ) -> None:
-        """Note a prober's figures on the test requests, and those of word n-grams of the prompt
-        alone, fitted on the same ``target``."""
-        ngrams = make_prober({"kind": "ngram"})
-        ngrams.fit(train.activations, target, seed=self.settings.seed)
+        """Note a prober's figures on the test requests, and those of the text alone."""
         self.metrics |= _named(stage, prober, test, truth, self.settings)
-        self.metrics |= _named(f"{stage} text baseline", ngrams, test, truth, self.settings)
+        self.metrics |= _text_baseline(stage, train, target, test, truth, self.settings)
 
     def _calibrated(
         self, first: Prober | None, second: Prober | None, by_source: SourceThreshold | None
@@ -240,6 +237,20 @@ def _by_source(
     if settings.calibrate != "sources":
         return None
     return calibrate_by_source(spec, *parts, budget=settings.stage_budget, seed=settings.seed)
+
+
+def _text_baseline(
+    stage: str,
+    train: ReadPrompts | Observed,
+    target: Tensor,
+    test: ReadPrompts | Observed,
+    truth: Tensor,
+    settings: FitSettings,
+) -> JsonObject:
+    """Figures of word n-grams of the prompt alone, fitted on the same ``target``."""
+    ngrams = make_prober({"kind": "ngram"})
+    ngrams.fit(train.activations, target, seed=settings.seed)
+    return _named(f"{stage} text baseline", ngrams, test, truth, settings)
 
 
 def _named(
