@@ -14,10 +14,16 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.artifact import read_tensors, write_tensors
-from safeswitch.core.errors import ActivationError, ArtifactError, FitError, NotFittedError
+from safeswitch.core.errors import (
+    ActivationError,
+    ArtifactError,
+    FitError,
+    NotFittedError,
+    SettingError,
+)
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS, Prober, prober_from_state
-from safeswitch.probers.build import make_prober
+from safeswitch.probers.build import make_prober, places_of
 from tests.probers.made_states import EARLY, LAST, WINDOW, make_acts
 
 MIXED = [
@@ -45,12 +51,28 @@ SPECS: dict[str, dict[str, Any]] = {
 }
 
 
+IN_CODE = {"appending", "transition", "likelihood", "condition", "ensemble"}
+"""Made in code by methods; ``tests/methods`` holds them to their formulas."""
+PLACES = {"point": str(LAST), "points": [str(EARLY), str(LAST)], "blocks": [3]}
+
+
+def by_itself(kind: str) -> dict[str, Any] | None:
+    """Where a kind reads, for one that needs to be told no more; None for others."""
+    try:
+        return {place: PLACES[place] for place in places_of(kind)}
+    except SettingError:
+        return None
+
+
+for found in PROBERS:
+    places = None if found in SPECS or found in IN_CODE else by_itself(found)
+    if places is not None:
+        SPECS[found] = places
+
+
 def make(name: str) -> Prober:
     return make_prober({"kind": name.split()[0], **SPECS[name]})
 
-
-IN_CODE = {"appending", "transition", "likelihood", "condition", "ensemble"}
-"""Made in code by methods; ``tests/methods`` holds them to their formulas."""
 
 Fitted = Callable[[str], Prober]
 
