@@ -16,6 +16,7 @@ from safeswitch.cli.from_audit import from_audit
 from safeswitch.cli.options import BudgetOption, JsonOption, LabelOption, SeedOption
 from safeswitch.cli.screen import put, put_json
 from safeswitch.core.errors import SafeSwitchError, SettingError
+from safeswitch.core.grammar import entries
 from safeswitch.core.types import LABELS, Example
 from safeswitch.data import starter
 from safeswitch.data.leakage import leaks
@@ -241,7 +242,8 @@ def _fitting(file: str, label: str | None, budget: float, seed: int) -> str:
 
 def hub(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Sets to fetch. None: list those there are.")
+        str | None,
+        typer.Argument(help="Sets to fetch, joined by commas. None: list those there are."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the files, as --data takes it.")
@@ -263,7 +265,7 @@ def hub(
         return
     if out is None:
         raise SettingError("command line: give --out, the folder for the files")
-    for about in fetch(names, out, revision):
+    for about in fetch(entries("names", names), out, revision):
         commits = ", ".join(f"{name} at {commit[:12]}" for name, commit in about["hub"].items())
         put(f"{out / about['file']}: {about['rows']} requests, {commits}; {about['licence']}")
 

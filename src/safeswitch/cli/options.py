@@ -166,8 +166,7 @@ class MeasuredModelOptions(BatchedModelOptions):
         str | None,
         typer.Option(
             "--vllm-args",
-            help="Engine arguments of vLLM as JSON, as '{\"max_model_len\": 4096}'; with --engine "
-            "vllm.",
+            help="Arguments of vLLM's engine as JSON, as '{\"max_model_len\": 4096}'.",
         ),
     ] = None
     url: Annotated[
@@ -306,8 +305,8 @@ class SuiteRunOptions(RunOptions):
         str | None,
         typer.Option(
             "--shard",
-            help="Answer only part i of n, as 2/8; the same command without --shard then puts all "
-            "parts together.",
+            help="Answer only part i of n, as 2/8; the command without it then puts all parts "
+            "together.",
         ),
     ] = None
     judge: Annotated[

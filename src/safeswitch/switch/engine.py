@@ -109,7 +109,7 @@ class EngineFacts:
         model_id: What the model is called.
         fingerprint: Of its weights; its name where they cannot be seen.
         revision: Of the model on the hub.
-        chat_template: Jinja text; None where it cannot be seen.
+        chat_template: Jinja text given in place of the model's own; None where none was.
         dtype: Of the weights, in words; None where it cannot be seen.
         device: Where the model is; None where its memory is not this process's.
         num_layers: Blocks; None where they cannot be seen.

@@ -84,7 +84,7 @@ class TransformersEngine(MeasuredEngine):
             lm.fingerprint,
             2 * self.batch_size,
             lm.revision,
-            str(lm.chat_template),
+            lm.chat_template,
             str(lm.model.dtype),
             str(lm.device),
             lm.num_layers,

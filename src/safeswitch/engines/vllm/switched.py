@@ -12,14 +12,13 @@ from typing import Any
 
 import vllm
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from safeswitch.core.errors import ModelError, SettingError
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Prompt, Reply
 from safeswitch.engines.answering import AnsweringEngine
 from safeswitch.engines.vllm.engine import VLLMEngine
-from safeswitch.models.chat import ChatEncoder
 from safeswitch.models.fingerprint import fingerprint_of_files
 from safeswitch.models.load import check_for_vllm
 from safeswitch.switch.engine import EngineFacts
@@ -67,7 +66,6 @@ class SwitchedVLLM(AnsweringEngine):
         """From the model's files, before an engine is made."""
         trusted = bool(self._args.get("trust_remote_code", False))
         config = AutoConfig.from_pretrained(self._model, trust_remote_code=trusted)
-        tokenizer = AutoTokenizer.from_pretrained(self._model, trust_remote_code=trusted)
         text = config.get_text_config()
         dtype = self._args.get("dtype", "auto")
         return EngineFacts(
@@ -75,7 +73,7 @@ class SwitchedVLLM(AnsweringEngine):
             fingerprint_of_files(self._model, trust_remote_code=trusted),
             _CHUNK,
             revision,
-            str(ChatEncoder(tokenizer, model_id, self._template).template),
+            self._template,
             str(config.dtype) if dtype == "auto" else f"torch.{dtype}",
             num_layers=text.num_hidden_layers,
             context_length=self._args.get("max_model_len") or text.max_position_embeddings,
