@@ -67,14 +67,16 @@ class SwitchedVLLM(AnsweringEngine):
         trusted = bool(self._args.get("trust_remote_code", False))
         config = AutoConfig.from_pretrained(self._model, trust_remote_code=trusted)
         text = config.get_text_config()
-        dtype = self._args.get("dtype", "auto")
+        if self._args.get("dtype", "auto") == "auto":
+            # vLLM's own "auto" would round float32 weights to bfloat16
+            self._args["dtype"] = str(config.dtype).removeprefix("torch.")
         return EngineFacts(
             model_id,
             fingerprint_of_files(self._model, trust_remote_code=trusted),
             _CHUNK,
             revision,
             self._template,
-            str(config.dtype) if dtype == "auto" else f"torch.{dtype}",
+            f"torch.{self._args['dtype']}",
             num_layers=text.num_hidden_layers,
             context_length=self._args.get("max_model_len") or text.max_position_embeddings,
             runs_in=f"vllm {vllm.__version__}",
