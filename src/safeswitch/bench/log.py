@@ -81,8 +81,9 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 """Folder of the parts of a run that several processes make."""
-LATER_SETTINGS: JsonMapping = {"calibrate": "pooled"}
-"""Fitting settings that earlier folders lack, with what was done before they came."""
+LATER_SETTINGS: JsonMapping = {"calibrate": "pooled", "answered": 1600}
+"""Fitting settings that earlier folders lack, with their default: what was done before they came (all
+requests were answered; of fits on fewer than 1,600 a part, all are)."""
 RENAMED_SETTINGS: Mapping[str, str] = {"reply_tokens": "max_new_tokens"}
 """Fitting settings under the name that earlier folders have."""
 _EXAMPLE = ("id", "label", "category", "source", "group", "wrapper", "answers", "meta", "prefill")
