@@ -22,5 +22,17 @@ def chromium() -> Iterator[Any]:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     with driver.sync_playwright() as play:
         found = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
+        yield _Patient(found)
         found.close()
+
+
+class _Patient:
+    """A browser whose pages wait two minutes: beside other tests half a minute can be too short."""
+
+    def __init__(self, browser: Any) -> None:
+        self._browser = browser
+
+    def new_context(self, **options: Any) -> Any:
+        context = self._browser.new_context(**options)
+        context.set_default_timeout(120_000)
+        return context

@@ -308,7 +308,7 @@ def test_search_finds_a_page_that_was_opened_from_disk(site: Path, browser: Any)
     page.goto((site / "guides/fit.html").as_uri())
     page.click("[data-md-component=search-query]")
     page.keyboard.type("fingerprint")
-    found = page.wait_for_selector(".md-search-result__link", timeout=10_000)
+    found = page.wait_for_selector(".md-search-result__link")
     assert found.get_attribute("href").startswith("file:")
     page.context.close()
 
