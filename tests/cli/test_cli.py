@@ -129,7 +129,7 @@ def test_fit_inspect_generate_and_resume_go_hand_in_hand(
         "fit", "--without-starter", *model, "--data", place / "data.jsonl", "--out", out, *FIT
     )
     assert (fitted_run.code, "written to" in fitted_run.err) == (0, True)
-    assert "the untouched model answers" in fitted_run.err
+    assert "the base model answers" in fitted_run.err
     assert "Stage 1 on each source that it was not fitted on" in fitted_run.out
     shown = run("inspect", out)
     assert (shown.code, "threshold" in shown.out) == (0, True)
@@ -650,7 +650,7 @@ def test_faults_of_fitting(place: Path, tmp_path: Path, run: Any) -> None:
     fault(
         fit("--readers", "tea"),
         "SettingError",
-        "must be one of 'layers', 'window', 'text', 'steps', 'outputs'; got 'tea'",
+        "must be among 'layers', 'window', 'text', 'steps', 'outputs' and the registered probers",
     )
     fault(
         fit("--calibrate", "all"),
@@ -674,7 +674,9 @@ def test_faults_of_fitting(place: Path, tmp_path: Path, run: Any) -> None:
         "pilot_from must be one of 'reply', 'answer'; got 'thinking'",
     )
     fault(fit("--max-new-tokens", 2), "SettingError", "pilot must lie in 0..1")
-    fault(fit("--reply-tokens", 2), "SettingError", "reply-tokens is called max-new-tokens now")
+    earlier = fit("--reply-tokens", 2)
+    fault(earlier, "SettingError", "pilot must lie in 0..1")
+    assert "reply-tokens is called max-new-tokens now" in earlier.err
     only = tmp_path / "only.jsonl"
     write_examples([e for e in requests() if e.unsafe], only)
     fault(fit(data=only), "FitError", "all unsafe; add --data with the other label")
@@ -714,14 +716,20 @@ def test_an_option_that_typer_refuses_ends_in_exit_code_2(place: Path, run: Any)
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt at the third batch."""
-    real, calls = TransformersEngine.generate, iter("12")
+    calls = iter("12")
 
-    def generate(*args: Any, **options: Any) -> Any:
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return real(*args, **options)
+    def interrupted(real: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return real(*args, **options)
 
-    monkeypatch.setattr(TransformersEngine, "generate", generate)
+        return call
+
+    for name in ("generate", "collect"):
+        monkeypatch.setattr(
+            TransformersEngine, name, interrupted(getattr(TransformersEngine, name))
+        )
 
 
 @pytest.mark.usefixtures("stopped")

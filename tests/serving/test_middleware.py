@@ -141,6 +141,7 @@ def test_every_reply_names_its_request_and_a_browser_may_ask_what_it_may_send_wi
 def test_decisions_are_logged_with_the_requests_id(capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("safeswitch")
     before = log.handlers[:], log.level, log.propagate
+    log.handlers[:] = []
     try:
         log_to_stderr()
         log_to_stderr()

@@ -12,6 +12,7 @@ seconds.
 from __future__ import annotations
 
 import logging
+import random
 import sqlite3
 import threading
 import time
@@ -89,6 +90,10 @@ _CONNECT_S = 5
 _STATEMENT_S = 10
 """Longest that a connection, and a statement, may take."""
 _SLOW_S = 0.5
+_RACE = ("already exists", "duplicate", "locked")
+"""What databases say where another process makes the table at the same moment."""
+_FIRST_WRITERS = 4
+"""Further attempts at making the table, where other processes make it at the same moment."""
 _log = logging.getLogger("safeswitch.server")
 
 
@@ -237,13 +242,14 @@ class Audit:
         with self._making:
             if self._ready:
                 return
-            began = time.monotonic()
-            try:
-                self._make()
-            except Exception:
-                if time.monotonic() - began > _SLOW_S:
-                    raise
-                self._make()
+            for last in (False,) * _FIRST_WRITERS + (True,):
+                try:
+                    self._make()
+                    break
+                except Exception as error:
+                    if last or not any(sign in str(error) for sign in _RACE):
+                        raise
+                    time.sleep(random.uniform(0.01, 0.06))  # so that they do not meet again
             self._ready = True
 
     def _make(self) -> None:
