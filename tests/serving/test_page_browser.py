@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +76,9 @@ def fill(url: str) -> None:
     store.close()
 
 
+REQUEST = re.compile(r"^Request \d+$")
+
+
 @contextmanager
 def opened(browser: Any, server: Paged, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
     """The page; at the end, everything it asked for must have been this server's, and nothing may
@@ -97,9 +101,11 @@ def opened(browser: Any, server: Paged, width: int = 1280, scheme: str = "light"
 
 def ask(page: Any, text: str) -> None:
     """Send a request by keyboard, and wait until both replies are whole."""
+    before = page.get_by_text(REQUEST).count()
     page.fill("#draft", text)
     page.press("#draft", "Enter")
-    page.wait_for_selector(".composer .main:disabled", state="attached")
+    # not for the button to be disabled: a quick reply is whole before anybody looks
+    page.get_by_text(f"Request {before + 1}", exact=True).first.wait_for()
     page.wait_for_selector(".composer .main:enabled")
 
 
