@@ -101,6 +101,9 @@ def test_verdicts_come_back_from_their_file_and_a_torn_line_does_not(tmp_path: P
     with path.open("a") as stream:
         stream.write('{"text_sha256": "')
     assert read_reviews(path) == given
+    more = [verdict("c", "right")]
+    add_reviews(path, more)
+    assert read_reviews(path) == [*given, *more]
 
 
 def test_the_last_word_of_each_reviewer_counts_and_a_contradiction_settles_nothing() -> None:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
 from safeswitch.data.reviews import Verdict
 from safeswitch.data.traffic import Traffic, traffic
-from safeswitch.fitting.recalibrate import RecalibrationSettings, recalibrate
+from safeswitch.fitting.recalibrate import RecalibrationSettings, _held, recalibrate
 from safeswitch.probers.drift import Histogram
 from safeswitch.probers.linear import LinearProber
 from safeswitch.statistics.intervals import poisson_total
 from safeswitch.switch.actuators.base import NoAction
 from safeswitch.switch.card import model_card
 from safeswitch.switch.gate import Gate, Stage
+from safeswitch.switch.session import Session, at_prompt
 from safeswitch.switch.switch import Switch
 from tests.data.made_records import SWITCH, record, sha
 from tests.probers.made_states import LAST, make_acts
+from tests.switch.test_gate import Says
 
 BAR = 0.5
 
@@ -67,8 +73,17 @@ def test_a_request_in_front_of_the_new_threshold_is_decided_differently() -> Non
     between = (found.before + found.after) / 2
     for gate, fires in ((old.gate, True), (new.gate, False)):
         assert gate.stage1 is not None
-        assert (between > gate.stage1.threshold) is fires
+        stage = replace(gate.stage1, prober=Says(between, points=(LAST,)))
+        begun = Session.begin(replace(gate, stage1=stage), NoAction())
+        row = Activations({LAST: torch.zeros(1, 4)})
+        (session,) = at_prompt([begun], row, time.perf_counter())
+        assert session.decision.fired is fires
     assert new.fingerprint != old.fingerprint
+
+
+def test_the_bound_holds_where_thresholds_lie_close_to_one() -> None:
+    # log-odds of .9995 are 7.6, of .9999999 16.1: 3 of them end at .999975
+    assert _held(0.9995, 0.9995, 0.9999999, 3.0) == pytest.approx(1 / (1 + math.exp(-10.6005)))
 
 
 def test_flagged_requests_without_a_verdict_count_by_what_was_reviewed_below_them() -> None:

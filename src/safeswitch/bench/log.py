@@ -277,16 +277,13 @@ class LoggedRows:
 
 
 def _as_now(identity: JsonMapping, now: JsonMapping) -> JsonObject:
-    """The identity that a run folder holds, in the words of ``now``: fitting settings that have
-    come since stand at what was done before, and renamed ones under their new name."""
+    """The identity that a run folder holds, with the fitting settings that have come since at what
+    was done before. (Renamed ones keep their old name in files: ``FitSettings.to_dict``.)"""
     known = (now.get("fit") or {}).get("settings")
     fit = dict(identity.get("fit") or {})
     if known is None or "settings" not in fit:
         return dict(identity)
     settings = dict(fit["settings"])
-    for old, new in RENAMED_SETTINGS.items():
-        if old in settings and new in known:
-            settings[new] = settings.pop(old)
     for name, value in LATER_SETTINGS.items():
         if name in known:
             settings.setdefault(name, value)

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
-
-import typer
+from dataclasses import asdict
 
 from safeswitch.cli.load import load_guard
-from safeswitch.cli.measured import measured_engine, runs_in
+from safeswitch.cli.measured import file_identity, measured_engine, runs_in
 from safeswitch.cli.options import (
     DecodingOptions,
     JsonOption,
-    LabelOption,
     MeasuredModelOptions,
+    RequestOptions,
     SwitchOptions,
 )
 from safeswitch.cli.screen import bar, put_json, say
-
-if TYPE_CHECKING:
-    from safeswitch.switch.engine import EngineFacts
-    from safeswitch.switch.switch import Switch
-
-
-@dataclass(frozen=True)
-class RequestOptions:
-    """Which requests are answered, and where the replies go."""
-
-    panel: ClassVar[str] = "Requests"
-
-    source: Annotated[
-        str, typer.Option("--in", help="JSONL or CSV file of requests, or hub data set.")
-    ]
-    out: Annotated[
-        Path, typer.Option("--out", help="JSONL file of replies; an unfinished one is resumed.")
-    ]
-    label: LabelOption = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many requests.")] = (
-        None
-    )
 
 
 def generate(
@@ -72,7 +46,7 @@ def generate(
             examples,
             requests.out,
             switch,
-            identity=_identity(engine.facts, switch),
+            identity=file_identity(engine.facts, switch),
             chunk=engine.facts.chunk,
             progress=advance,
             **asked,
@@ -83,11 +57,3 @@ def generate(
         f"{done.new} new rows, {done.rows} in all, {done.errors} of them with an error "
         f"in place of a reply, in {requests.out}"
     )
-
-
-def _identity(facts: EngineFacts, switch: Switch | None) -> dict[str, str]:
-    """What must be the same for a file of replies to be resumed."""
-    from safeswitch.bench.bench import identity_of
-
-    known = {name.replace("_", " "): str(value) for name, value in identity_of(facts).items()}
-    return {**known, "switch": switch.fingerprint if switch is not None else "none"}

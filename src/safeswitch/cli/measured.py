@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from safeswitch.cli.load import load_engine, model_folder, no_bars_in_a_file
-from safeswitch.cli.options import ENGINES, MeasuredModelOptions
+from safeswitch.cli.options import ENGINES, MeasuredModelOptions, ModelOptions
 from safeswitch.core.errors import SettingError, check_choice
-from safeswitch.core.json_types import JsonObject
+from safeswitch.core.json_types import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
     from safeswitch.engines.remote import RemoteEngine
     from safeswitch.engines.vllm.switched import SwitchedVLLM
-    from safeswitch.switch.engine import MeasuredEngine
+    from safeswitch.switch.engine import EngineFacts, MeasuredEngine
+    from safeswitch.switch.switch import Switch
 
 RunsIn = Literal["transformers", "vllm", "server"]
 _LOADING = ("revision", "dtype", "device_map", "chat_template", "trust_remote_code")
@@ -49,8 +50,6 @@ def runs_in(options: MeasuredModelOptions, *, beside: bool = False) -> RunsIn:
         runs: RunsIn = "server"
     else:
         runs = "vllm" if options.engine == "vllm" else "transformers"
-    if runs == "vllm" and options.device_map is not None:
-        _refuse_idle(["device_map"], "vLLM places the model itself")
     if runs != "vllm" and options.vllm_args is not None:
         _refuse_idle(["vllm_args"], "they are for --engine vllm")
     return runs
@@ -85,7 +84,8 @@ def measured_engine(
     if runs == "server":
         yield remote_engine(options)
     elif runs == "vllm":
-        with _vllm_engine(options, allow_other_model) as engine:
+        arguments = _arguments(options.vllm_args)
+        with vllm_engine(options, allow_other_model, arguments) as engine:
             yield engine
     else:
         yield load_engine(
@@ -110,7 +110,20 @@ def remote_engine(options: MeasuredModelOptions) -> RemoteEngine:
     return RemoteEngine(server, in_flight=options.batch_size)
 
 
-def _vllm_engine(options: MeasuredModelOptions, allow_other_model: bool) -> SwitchedVLLM:
+def vllm_engine(
+    options: ModelOptions, allow_other_model: bool, arguments: JsonMapping
+) -> SwitchedVLLM:
+    """A vLLM engine for each switch that it is given, over the model that the options name.
+
+    Args:
+        options: Of the command.
+        allow_other_model: Whether a switch may have been fitted on other weights.
+        arguments: More of vLLM's engine arguments.
+
+    Raises:
+        SettingError: vLLM is not installed, or options that would have no effect.
+        ModelError: a model that vLLM cannot read.
+    """
     from safeswitch.models.chat import read_template
 
     try:
@@ -119,6 +132,8 @@ def _vllm_engine(options: MeasuredModelOptions, allow_other_model: bool) -> Swit
         raise SettingError(
             f"--engine vllm needs {error.name}: pip install 'safeswitch[vllm]'"
         ) from error
+    if options.device_map is not None:
+        _refuse_idle(["device_map"], "vLLM places the model itself")
     no_bars_in_a_file()
     return SwitchedVLLM(
         model_folder(options.model),
@@ -129,9 +144,17 @@ def _vllm_engine(options: MeasuredModelOptions, allow_other_model: bool) -> Swit
         engine_args={
             "dtype": options.dtype,
             "trust_remote_code": options.trust_remote_code,
-            **_arguments(options.vllm_args),
+            **arguments,
         },
     )
+
+
+def file_identity(facts: EngineFacts, switch: Switch | None) -> dict[str, str]:
+    """What must be the same for a file of replies or decisions to be resumed."""
+    from safeswitch.bench.bench import identity_of
+
+    known = {name.replace("_", " "): str(value) for name, value in identity_of(facts).items()}
+    return {**known, "switch": switch.fingerprint if switch is not None else "none"}
 
 
 def _arguments(text: str | None) -> JsonObject:

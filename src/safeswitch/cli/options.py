@@ -183,6 +183,27 @@ class MeasuredModelOptions(BatchedModelOptions):
 
 
 @dataclass(frozen=True)
+class RequestOptions:
+    """A file of requests, and the file that is made of it."""
+
+    panel: ClassVar[str] = "Requests"
+
+    source: Annotated[
+        str, typer.Option("--in", help="JSONL or CSV file of requests, or hub data set.")
+    ]
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="JSONL file to write, a row a request; an unfinished one is resumed."
+        ),
+    ]
+    label: LabelOption = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many requests.")] = (
+        None
+    )
+
+
+@dataclass(frozen=True)
 class SwitchOptions:
     """What guards the model."""
 

@@ -7,14 +7,9 @@ from typing import Annotated
 
 import typer
 
+from safeswitch.cli.options import one_of
 from safeswitch.cli.screen import put, put_markdown
 from safeswitch.core.errors import DataError, check_choice
-
-
-def _offered(incomplete: str) -> list[str]:
-    from safeswitch.bench.slices import BY  # torch comes with it
-
-    return [name for name in BY if name.startswith(incomplete)]
 
 
 def report(
@@ -24,7 +19,7 @@ def report(
         typer.Option(
             help="Also print the main figures by category, language, length of the prompt, or "
             "position of the request in a long context; repeat for more.",
-            autocompletion=_offered,
+            autocompletion=one_of("category", "language", "length", "position"),
         ),
     ] = None,
 ) -> None:

@@ -19,7 +19,7 @@ from safeswitch.cli.screen import put, put_json, say
 from safeswitch.core.errors import DataError, SettingError, check_choice
 
 if TYPE_CHECKING:
-    from safeswitch.data.reviews import Review, Verdict
+    from safeswitch.data.reviews import Verdict
     from safeswitch.data.traffic import Flagged, Traffic
     from safeswitch.switch.switch import Switch
 
@@ -143,11 +143,11 @@ def _ordered(rows: Sequence[Flagged], order: str, seed: str) -> list[Flagged]:
 
 def _import(source: Path, reviews: Path, seen: Traffic, absent: dict[str, object]) -> None:
     from safeswitch.core.lock import file_writer
-    from safeswitch.data.reviews import import_reviews
+    from safeswitch.data.reviews import add_reviews, import_reviews
 
     found = import_reviews(source, absent, [one.text_sha256 for one in seen.flagged])
     with file_writer(reviews):
-        _append(reviews, found)
+        add_reviews(reviews, found)
     put(f"{len(found)} verdicts added to {reviews}")
 
 
@@ -175,7 +175,7 @@ def _show(
 def _ask(rows: Sequence[Flagged], reviews: Path, by: str, switch_id: str) -> None:
     """Show row by row and write each verdict as it is given."""
     from safeswitch.core.lock import file_writer
-    from safeswitch.data.reviews import Review
+    from safeswitch.data.reviews import Review, add_reviews
 
     if rows and all(one.text is None for one in rows):
         raise DataError(
@@ -191,18 +191,9 @@ def _ask(rows: Sequence[Flagged], reviews: Path, by: str, switch_id: str) -> Non
                 break
             if answer != "s":
                 verdict = _ANSWERS[answer]
-                _append(reviews, [Review(one.text_sha256, verdict, by, time.time(), switch_id)])
+                add_reviews(reviews, [Review(one.text_sha256, verdict, by, time.time(), switch_id)])
                 said += 1
     put(f"{said} verdicts added to {reviews}")
-
-
-def _append(path: Path, found: Sequence[Review]) -> None:
-    from safeswitch.core.lines import cut_torn_line
-    from safeswitch.data.reviews import add_reviews
-
-    if path.exists():
-        cut_torn_line(path)
-    add_reviews(path, found)
 
 
 def _described(one: Flagged, place: str) -> str:

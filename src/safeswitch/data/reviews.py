@@ -17,7 +17,7 @@ from typing import Literal
 
 from safeswitch.core.errors import ArtifactError, DataError, SafeSwitchError
 from safeswitch.core.json_types import JsonMapping
-from safeswitch.core.lines import append, whole_lines
+from safeswitch.core.lines import append, cut_torn_line, whole_lines
 from safeswitch.core.strict import build, one_line, shown
 from safeswitch.core.strict_json import parse_json
 
@@ -118,11 +118,14 @@ def _review(line: bytes, where: str, absent: JsonMapping) -> Review:
 
 
 def add_reviews(path: Path, reviews: Sequence[Review]) -> None:
-    """Add verdicts to a file and wait until they are on disk.
+    """Add verdicts to a file and wait until they are on disk; half a line that an interrupted
+    writer left is cut off first.
 
     Raises:
         ArtifactError: it cannot be written.
     """
+    if path.exists():
+        cut_torn_line(path)
     append(path, [asdict(review) for review in reviews])
 
 

@@ -10,7 +10,6 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 from safeswitch.core.errors import DataError, FitError
 from safeswitch.core.json_types import JsonObject
@@ -28,6 +27,7 @@ from safeswitch.fitting.observe import Complied, Observed, observe, refusal_pair
 from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.refusal_head import HeadData, HeadResult, train_refusal_head
 from safeswitch.fitting.settings import FitSettings
+from safeswitch.probers.calibrate import safe_needed
 from safeswitch.switch.actuators.base import HeadActuator
 from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
@@ -161,11 +161,6 @@ def _spread_over(examples: Sequence[Example], most: int, seed: int) -> list[int]
     draw = random.Random(f"answered-{seed}")
     order = sorted(range(n), key=lambda i: (examples[i].label, examples[i].source, draw.random()))
     return sorted(order[j * n // most] for j in range(most))
-
-
-def safe_needed(budget: float) -> int:
-    """Safe requests without which no threshold keeps ``budget`` (split conformal)."""
-    return math.ceil(1 / Fraction(repr(float(budget)))) - 1
 
 
 def expected_work(

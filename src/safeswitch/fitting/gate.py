@@ -24,7 +24,7 @@ from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.probers.base import Prober
 from safeswitch.probers.build import make_prober
-from safeswitch.probers.calibrate import SourceThreshold, conformal_threshold
+from safeswitch.probers.calibrate import SourceThreshold, conformal_threshold, safe_needed
 from safeswitch.probers.drift import Histogram
 from safeswitch.probers.sweep import sweep
 from safeswitch.statistics.prober_metrics import measure
@@ -185,8 +185,8 @@ class _GateFitter:
         if alone is None:
             raise FitError("no stage could be fitted: " + str(self.notes.get("stage2")))
         safe = self.safe if first is None else self.safe_prompts
-        budget = self.settings.stage_budget
-        bar = by_source or conformal_threshold(alone.score(safe.activations), budget)
+        scores = alone.score(safe.activations)
+        bar = by_source or conformal_threshold(scores, self.settings.stage_budget)
         self.notes["threshold"] = asdict(bar)
         fixed: JsonObject = {
             "fail": self.settings.fail,
@@ -194,10 +194,10 @@ class _GateFitter:
         }
         if first is None:
             return Gate(stage2=Stage(alone, bar.value), **fixed)
-        self.notes |= _scores(first, self.safe_prompts, self.validation.prompts)
+        self.notes |= _scores(first, scores, self.validation.prompts)
         if by_source is None:
             # One that was set by source has none of these: they would promise less than it does.
-            self.notes["budgets"] = _budgets(first, self.safe_prompts)
+            self.notes["budgets"] = _budgets(scores)
         stage1 = Stage(first, bar.value)
         if second is None:
             return Gate(stage1=stage1, **fixed)
@@ -312,22 +312,22 @@ def _two_stages(
     )
 
 
-def _scores(first: Prober, safe: ReadPrompts, validation: ReadPrompts) -> JsonObject:
-    """How stage 1 scores safe calibration requests, against which drift is measured later, and
+def _scores(first: Prober, safe: Tensor, validation: ReadPrompts) -> JsonObject:
+    """How stage 1 scores safe calibration requests (``safe`` ``[n]``), against which drift is measured later, and
     unsafe validation requests, by which a later threshold is told what it loses."""
     unsafe = first.score(validation.activations)[validation.unsafe]
     return {
-        "benign_stage1": Histogram.of(first.score(safe.activations).tolist()).to_dict(),
+        "benign_stage1": Histogram.of(safe.tolist()).to_dict(),
         "unsafe_stage1": Histogram.of(unsafe.tolist(), bins=_UNSAFE_BINS).to_dict(),
     }
 
 
-def _budgets(first: Prober, safe: ReadPrompts) -> JsonObject:
-    """Thresholds of stage 1 for other budgets than the fit's, for policies."""
-    scores = first.score(safe.activations)
+def _budgets(scores: Tensor) -> JsonObject:
+    """Thresholds of stage 1 for other budgets than the fit's, for policies; from the scores ``[n]``
+    of safe calibration requests."""
     found: JsonObject = {}
     for budget in BUDGETS:
-        if len(scores) >= round(1 / budget) - 1:
+        if len(scores) >= safe_needed(budget):
             found[f"{budget:g}"] = conformal_threshold(scores, budget).value
     return found
 

@@ -26,6 +26,7 @@ from safeswitch.data.harm_names import harm_of
 from safeswitch.fitting.observe import ReadPrompts
 from safeswitch.fitting.plan import FitPlan, read_blocks
 from safeswitch.probers.added import AddedProber, OutputsProber, StepsProber, Terms
+from safeswitch.probers.calibrate import platt_targets
 from safeswitch.probers.harms import HarmReader
 from safeswitch.probers.logistic import Array, fit_logistic
 
@@ -92,7 +93,7 @@ def fit_harms(
     folded = [prober.folded(torch.from_numpy(slope), scalings) for slope in slopes]
     weight = torch.stack([one for one, _ in folded])
     bias = torch.cat([one for _, one in folded])
-    raw = _logits(weight, bias, prober.points, ready.activations)
+    raw = HarmReader(names, prober.points, weight, bias).logits(ready.activations)
     weight, bias = _calibrated(weight, bias, raw, _targets(ready, names))
     notes: JsonObject = {
         "fewest": FEWEST,
@@ -103,8 +104,8 @@ def fit_harms(
 
 
 def _labelled(parts: Sequence[ReadPrompts]) -> _Labelled:
-    """The requests of all parts but the unsafe ones of unknown kind, of which nothing is learned
-    but that they are of some kind: they are ``other``."""
+    """All requests of all parts, each with its kind of harm: empty for a safe request, ``other`` for
+    an unsafe one whose category is in no table."""
     activations = Activations.concatenate([part.activations for part in parts])
     examples = [example for part in parts for example in part.examples]
     kinds = [_kind(example) for example in examples]
@@ -170,14 +171,6 @@ def _ridge(features: Array, targets: Array, weights: Array) -> Array:
     return np.column_stack([found.coef_, found.intercept_])
 
 
-def _logits(
-    weight: Tensor, bias: Tensor, points: Sequence[ReadPoint], activations: Activations
-) -> Tensor:
-    """``[n, C + 1]``."""
-    states = torch.stack([activations.at(point).float() for point in points], 1)
-    return torch.einsum("npd,cpd->nc", states, weight) + bias
-
-
 def _calibrated(weight: Tensor, bias: Tensor, raw: Tensor, targets: Array) -> tuple[Tensor, Tensor]:
     """Weight and bias with each row's Platt curve folded in: slope and shift of its logits."""
     slopes, shifts = [], []
@@ -192,13 +185,11 @@ def _calibrated(weight: Tensor, bias: Tensor, raw: Tensor, targets: Array) -> tu
 def _platt(scores: Tensor, truth: Array) -> tuple[float, float]:
     """Slope and shift that turn ``scores`` ``[n]`` into log-odds; targets are kept from 0 and 1 by
     the counts of their classes (Platt 1999, section 2.2). The slope is 0 or more."""
-    positive = float(truth.sum())
-    high = (positive + 1) / (positive + 2)
-    low = 1 / (len(truth) - positive + 2)
-    targets = np.where(truth > 0.5, high, low)
     spread = float(scores.std()) or 1.0  # the solver wants features of about 1
     rows = scores.double().numpy()[:, None] / spread
-    slope, shift = fit_logistic(rows, targets, np.ones(len(truth)), l2=1e-6, nonnegative=True)
+    slope, shift = fit_logistic(
+        rows, platt_targets(truth), np.ones(len(truth)), l2=1e-6, nonnegative=True
+    )
     return float(slope) / spread, float(shift)
 
 

@@ -27,7 +27,7 @@ from safeswitch.core.errors import FitError, SettingError, check_choice, check_r
 from safeswitch.core.json_types import JsonObject
 from safeswitch.data.reviews import Verdict, counts
 from safeswitch.data.traffic import FRONT, Flagged, Traffic
-from safeswitch.probers.calibrate import log_odds
+from safeswitch.probers.calibrate import safe_needed
 from safeswitch.probers.drift import Histogram
 from safeswitch.statistics.intervals import Interval, Rate, poisson_total, wilson
 from safeswitch.switch.recalibrated import RECORD
@@ -217,8 +217,9 @@ def _filled(switch: Switch, settings: RecalibrationSettings) -> RecalibrationSet
 
 
 def _allowed(budget: float, requests: int) -> float:
-    """False alarms among the recorded requests with which one more of the same kind is a false
-    alarm with probability ``budget`` at most, as in split conformal thresholds.
+    """How many of the n recorded requests may be false alarms, so that the next request is one with
+    probability at most ``budget``: ``budget * (n + 1) - 1`` (the rule of split conformal
+    thresholds).
 
     Raises:
         FitError: fewer requests than the budget needs.
@@ -227,7 +228,7 @@ def _allowed(budget: float, requests: int) -> float:
     if allowed < -1e-9:
         raise FitError(
             f"recalibrate: a budget of {budget:g} of all requests needs at least "
-            f"{math.ceil(1 / budget) - 1} recorded ones; got {requests}"
+            f"{safe_needed(budget)} recorded ones; got {requests}"
         )
     return allowed
 
@@ -253,6 +254,11 @@ class _Rows:
     def of(
         cls, seen: Traffic, verdicts: Mapping[str, Verdict], settings: RecalibrationSettings
     ) -> _Rows:
+        """Of recorded traffic and what reviewers said of it.
+
+        Raises:
+            FitError: no verdict says that anything was flagged wrongly.
+        """
         scores = [one.at(settings.stage) for one in seen.flagged]
         times = [float(one.times) for one in seen.flagged]
         said: list[str] = [verdicts.get(one.text_sha256, "") for one in seen.flagged]
@@ -306,7 +312,8 @@ class _Rows:
 
 
 def _fractions(scores: Array, times: Array, said: NDArray[np.str_]) -> Array:
-    """How far each flagged text counts as a false alarm; other stages' texts for themselves."""
+    """For each flagged text, the estimated probability that it is a false alarm. Texts that another
+    stage flagged (of infinite score) are estimated by themselves."""
     false = np.ones(len(said))
     for group in (np.isfinite(scores), np.isinf(scores)):
         false[group] = _fractions_of(scores[group], times[group], said[group])
@@ -314,8 +321,9 @@ def _fractions(scores: Array, times: Array, said: NDArray[np.str_]) -> Array:
 
 
 def _fractions_of(scores: Array, times: Array, said: NDArray[np.str_]) -> Array:
-    """A verdict decides; without one, the fraction among reviewed texts of the next lower score,
-    fitted to fall with it; all where nothing was reviewed."""
+    """1 or 0 where a reviewer has decided. Otherwise the rate of false alarms at the nearest reviewed
+    score below, from a curve that may only fall as the score rises (isotonic regression). Where
+    nothing was reviewed, 1."""
     false: Array = (said == "false_alarm").astype(np.float64)
     known = (said == "false_alarm") | (said == "right")
     if not known.any():
@@ -345,7 +353,8 @@ def _origin(switch: Switch, stage: str, now: float) -> float:
 def _held(origin: float, before: float, wanted: float, max_shift: float) -> float:
     """``wanted``, or the furthest on the way there; never 0 or 1, where everything or nothing would
     be flagged."""
-    odds = log_odds(torch.tensor([origin, before, wanted], dtype=torch.float64))
+    # not the log-odds that Platt scaling reads, which end at 1e-4 from 0 and 1: thresholds lie closer
+    odds = torch.logit(torch.tensor([origin, before, wanted], dtype=torch.float64), eps=1e-12)
     start, now, there = odds.tolist()
     if wanted == before or (abs(there - start) <= max_shift and 0.0 < wanted < 1.0):
         return wanted

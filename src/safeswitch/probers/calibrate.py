@@ -80,9 +80,9 @@ def conformal_threshold(safe_scores: Tensor, budget: float = 0.01) -> Threshold:
     exact, n = Fraction(repr(float(budget))), len(scores)
     rank = math.ceil((n + 1) * (1 - exact))
     if rank > n:
-        need = math.ceil(1 / exact) - 1
         raise FitError(
-            f"conformal_threshold: budget {budget} needs at least {need} safe prompts; got {n}"
+            f"conformal_threshold: budget {budget} needs at least {safe_needed(budget)} safe "
+            f"prompts; got {n}"
         )
     value = float(scores.sort().values[rank - 1])
     text = (
@@ -90,6 +90,16 @@ def conformal_threshold(safe_scores: Tensor, budget: float = 0.01) -> Threshold:
         f"with probability at most {budget:g} (split conformal, rank {rank} of {n})"
     )
     return Threshold(value, float(budget), n, rank, text)
+
+
+def safe_needed(budget: float) -> int:
+    """Safe requests without which no threshold keeps ``budget`` (split conformal).
+
+    Examples:
+        >>> safe_needed(0.01), safe_needed(0.03)
+        (99, 33)
+    """
+    return math.ceil(1 / Fraction(repr(float(budget)))) - 1
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,8 @@ class HarmReader:
             check_choice("HarmReader", f"position of {point}", point.position.kind, ("prompt_end",))
         self.weight, self.bias = weight, bias
 
-    def probabilities(self, activations: Activations) -> Tensor:
-        """``[n, C + 1]`` float32: of each kind, and of being mild; from states ``[n, d]``.
+    def logits(self, activations: Activations) -> Tensor:
+        """``[n, C + 1]`` float32, one for each kind and one for being mild; from states ``[n, d]``.
 
         Raises:
             ActivationError: states that are missing or of another width.
@@ -89,7 +89,11 @@ class HarmReader:
         logits = self.bias.to(states[0].device)
         for rows, weight in zip(states, self.weight.unbind(1), strict=True):
             logits = logits + (rows @ weight.T.to(rows.device)).to(logits.device)
-        return torch.sigmoid(logits)
+        return logits
+
+    def probabilities(self, activations: Activations) -> Tensor:
+        """``[n, C + 1]`` float32 in [0, 1]: the logistic function of :meth:`logits`."""
+        return torch.sigmoid(self.logits(activations))
 
     def read(self, activations: Activations) -> list[Seen]:
         """What is seen in each of n requests; :data:`UNREAD` where that is not finite."""

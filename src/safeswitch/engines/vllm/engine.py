@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -33,6 +33,16 @@ from safeswitch.switch.engine import Engine
 from safeswitch.switch.switch import Switch
 
 
+def run_dtype(config: PretrainedConfig, asked: str) -> str:
+    """The precision that a model runs in, as vLLM takes it: for ``auto`` that of its weights.
+
+    vLLM's own ``auto`` would round float32 weights to bfloat16, and a switch that was fitted on the
+    weights as they are would see other states.
+    """
+    own = config.dtype or config.get_text_config().dtype
+    return asked if asked != "auto" or own is None else str(own).removeprefix("torch.")
+
+
 class VLLMEngine(Engine):
     """A vLLM engine that serves one switch.
 
@@ -43,8 +53,8 @@ class VLLMEngine(Engine):
         policy: ``enforce``, ``observe`` or ``off``.
         allow_other_model: Accept a switch fitted on other weights.
         chat_template: A Jinja template instead of the tokenizer's.
-        engine_args: Arguments of vLLM's ``AsyncEngineArgs`` (``dtype``, ``max_model_len``,
-            ``tensor_parallel_size``, ...).
+        engine_args: Arguments of vLLM's ``AsyncEngineArgs`` (``max_model_len``,
+            ``tensor_parallel_size``, ...); ``dtype`` as in :func:`run_dtype`.
 
     Raises:
         SettingError: an engine or a bundle in which the guard would not be at work.
@@ -67,10 +77,11 @@ class VLLMEngine(Engine):
         trusted = bool(engine_args.get("trust_remote_code", False))
         self._folder = tempfile.TemporaryDirectory(prefix="safeswitch-")
         settings = self._settings(switch, policy, allow_other_model)
-        flags: JsonObject = dict(engine_args)
+        config = AutoConfig.from_pretrained(str(model), trust_remote_code=trusted)
+        dtype = run_dtype(config, str(engine_args.get("dtype", "auto")))
+        flags: JsonObject = {**engine_args, "dtype": dtype}
         if settings is not None:
             prefer_v1_runner()
-            config = AutoConfig.from_pretrained(str(model), trust_remote_code=trusted)
             own = engine_flags(settings, list(config.architectures or []))
             given = engine_args.get("additional_config", {})
             flags |= own | {"additional_config": {**given, **own["additional_config"]}}

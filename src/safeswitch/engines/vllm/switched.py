@@ -16,9 +16,9 @@ from transformers import AutoConfig
 
 from safeswitch.core.errors import ModelError, SettingError
 from safeswitch.core.json_types import JsonMapping
-from safeswitch.core.types import Prompt, Reply
+from safeswitch.core.types import Decision, Prompt, Reply
 from safeswitch.engines.answering import AnsweringEngine
-from safeswitch.engines.vllm.engine import VLLMEngine
+from safeswitch.engines.vllm.engine import VLLMEngine, run_dtype
 from safeswitch.models.fingerprint import fingerprint_of_files
 from safeswitch.models.load import check_for_vllm
 from safeswitch.switch.engine import EngineFacts
@@ -67,16 +67,13 @@ class SwitchedVLLM(AnsweringEngine):
         trusted = bool(self._args.get("trust_remote_code", False))
         config = AutoConfig.from_pretrained(self._model, trust_remote_code=trusted)
         text = config.get_text_config()
-        if self._args.get("dtype", "auto") == "auto":
-            # vLLM's own "auto" would round float32 weights to bfloat16
-            self._args["dtype"] = str(config.dtype).removeprefix("torch.")
         return EngineFacts(
             model_id,
             fingerprint_of_files(self._model, trust_remote_code=trusted),
             _CHUNK,
             revision,
             self._template,
-            f"torch.{self._args['dtype']}",
+            f"torch.{run_dtype(config, str(self._args.get('dtype', 'auto')))}",
             num_layers=text.num_hidden_layers,
             context_length=self._args.get("max_model_len") or text.max_position_embeddings,
             runs_in=f"vllm {vllm.__version__}",
@@ -102,6 +99,10 @@ class SwitchedVLLM(AnsweringEngine):
             FingerprintError: a switch of another model.
         """
         return self._engine_for(switch).generate(prompts, **options)
+
+    def screen(self, prompts: Sequence[Prompt], switch: Switch) -> list[Decision]:
+        """What stage 1 of ``switch`` decides on each prompt; see :meth:`VLLMEngine.screen`."""
+        return self._engine_for(switch).screen(prompts)
 
     def _engine_for(self, switch: Switch | None) -> VLLMEngine:
         wanted = "" if switch is None or switch.idle else switch.fingerprint

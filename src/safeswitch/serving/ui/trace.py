@@ -99,6 +99,7 @@ class TracedChoice(FollowedChoice):
         self._tell(type="rollback")
 
     def read(self, session: Session) -> None:
+        """A stage has read this row: tell its score once."""
         decision = session.decision
         score = decision.scores.get(decision.stage)
         reading = (decision.stage, decision.token_index)
