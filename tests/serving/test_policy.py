@@ -203,7 +203,14 @@ def test_a_changed_file_is_in_force_at_once_and_a_bad_one_leaves_the_old_one(
     assert held.rules(None, "default").default == Rule("annotate")
     assert held.id not in ("", first)
     second = held.id
-    for bad in ("version: 1\ncolour: red", "a: [", "version: 1\norganisation: {fpr: 0.0001}"):
+    for bad in (
+        "version: 1\ncolour: red",
+        "a: [",
+        "version: 1\norganisation: {fpr: 0.0001}",
+        "until: 2026-02-30",
+        "a: &a [*a]",
+        "? [a, b]\n: 1",
+    ):
         written(path, bad)
         held.refresh()
         assert held.fault

@@ -149,6 +149,28 @@ def test_stage_two_keeps_what_the_rule_says_and_a_failure_is_refused() -> None:
     assert (second.fired, second.act, second.actuator) == (True, "log", "none")
 
 
+def test_what_cannot_be_read_is_held_to_the_strictest_rule_of_all() -> None:
+    rules = Rules(Rule("annotate"), kinds=(("cyber", Rule("refuse")),))
+    assert acts(rules, UNREAD, scores=(0.8,)) == [(True, "refuse", "low_rank_head")]
+
+
+def test_a_watch_is_held_to_the_strictest_act_however_high_stage_one_scored() -> None:
+    rules = Rules(kinds=(("cyber", Rule("allow", 0.3)), ("violence", Rule("refuse", 0.9))))
+    both = seen("cyber", "violence")
+    watched = gate(Tells(both, both), 0.2, 0.5, rules=rules, watch=stage(0.9, 0.9, read="pilot:1"))
+    first = read(watched, 2)
+    assert [s.decision.act for s in first] == ["", "allow"]
+    late = at_watch(first, activations(2), [8, 8], 0.0)
+    assert [(s.decision.fired, s.decision.act) for s in late] == [(True, "refuse")] * 2
+
+
+def test_an_act_is_on_record_only_once_it_is_done() -> None:
+    staged = gate(Tells(seen("cyber")), 0.8, rules=Rules(Rule("annotate")), stage2=stage(0.1))
+    (pending,) = read(staged, 1)
+    (cleared,) = at_pilot([pending], activations(1), [3], 0.0)
+    assert (pending.decision.act, cleared.decision.act, cleared.decision.fired) == ("", "", False)
+
+
 def test_thresholds_are_refused_where_stage_one_has_none() -> None:
     product = Gate(stage1=stage(0.5), stage2=stage(0.5), rule="product")
     with pytest.raises(SettingError, match="stage 1 under the rule 'and'"):

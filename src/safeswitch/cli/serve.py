@@ -209,6 +209,10 @@ def serve(
         if INJECTION in bundles:
             raise SettingError(f"--switch {INJECTION}=... and --injection-switch are one; give one")
         bundles[INJECTION] = _where(guard.injection_switch)
+    if next(iter(bundles), None) == INJECTION:
+        raise SettingError(
+            f"--switch: the first bundle is the default, and cannot be {INJECTION!r}"
+        )
     guarded = GuardSettings(bundles, guard.policy, guard.allow_other_model, explain=guard.explain)
     engine = _engine(guard.engine)
     if page.ui and engine != "transformers":

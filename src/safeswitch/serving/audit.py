@@ -340,10 +340,12 @@ class Audit:
             ):
                 yield dict(row._mapping)
 
-    def latest(self, most: int, *, since: float = 0.0) -> list[JsonObject]:
-        """The newest ``most`` records from ``since`` (Unix seconds) on, newest first."""
+    def latest(self, most: int, *, since: float = 0.0, texts: bool = True) -> list[JsonObject]:
+        """The newest ``most`` records from ``since`` (Unix seconds) on, newest first; ``texts``:
+        with the requests' texts, which may be long."""
         self._prepare()
-        query = select(RECORDS).where(RECORDS.c.at >= since).order_by(RECORDS.c.id.desc())
+        columns = [column for column in RECORDS.c if texts or column is not RECORDS.c.text]
+        query = select(*columns).where(RECORDS.c.at >= since).order_by(RECORDS.c.id.desc())
         with self._engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query.limit(most))]
 

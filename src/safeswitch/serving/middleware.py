@@ -333,7 +333,8 @@ class SafeSwitchMiddleware:
         self._choose_switch(options, key, context)
         self._hold_to_policy(key, context)
         context.max_tokens = self.settings.max_tokens or None
-        if self.settings.tool_results and get_route_path(scope) == CHAT and not switched_off():
+        chats = (CHAT, f"{rights.API}chat")
+        if self.settings.tool_results and get_route_path(scope) in chats and not switched_off():
             payload = await self._read_tool_results(scope, payload, key, context)
         self.check_fields(scope, payload, key, context)
         shape(get_route_path(scope), payload, context)

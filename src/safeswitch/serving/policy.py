@@ -299,7 +299,8 @@ def read_policy(path: Path) -> tuple[Policy, str]:
         raw = path.read_bytes()
         _check_once(yaml.compose(raw, yaml.SafeLoader))
         told = yaml.safe_load(raw)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        # YAML's reader raises the last three for dates that are none, odd keys and endless aliases
         raise SettingError(f"{path} is no policy: {error}") from error
     try:
         policy = Policy.model_validate(told)

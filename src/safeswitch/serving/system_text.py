@@ -11,6 +11,8 @@ from typing import Any
 from safeswitch.core.json_types import JsonMapping
 
 ROLES = ("system", "developer")
+_TEXTS = ("text", "refusal", "thinking")
+"""Fields of a content part that servers render as text."""
 
 
 def system_texts(payload: JsonMapping) -> tuple[str, ...]:
@@ -36,5 +38,7 @@ def _texts(content: Any) -> Iterator[str]:
         yield content
     elif isinstance(content, list):
         for part in content:
-            if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-                yield part["text"]
+            if isinstance(part, str):
+                yield part
+            elif isinstance(part, Mapping):
+                yield from (part[name] for name in _TEXTS if isinstance(part.get(name), str))

@@ -79,9 +79,10 @@ class Rules:
         return frozenset(rule.act for rule in self.all)
 
     def of(self, seen: Seen | None) -> tuple[Rule, ...]:
-        """The rules for a request: one for each kind that is seen in it."""
-        if seen is None:
-            return (self.default,)
+        """The rules for a request: one for each kind that is seen in it; all of them where none
+        could be read, since any may be the right one."""
+        if seen is None or not seen.categories:
+            return self.all
         return tuple(self._by_kind.get(kind, self.default) for kind in seen.kinds)
 
     def at(self, seen: Seen | None, score: float) -> Rule | None:

@@ -101,7 +101,7 @@ class Session:
         """
         old, action, act = self.decision, self.action, ""
         if fired and self.gate.rules is not None:
-            act = self._act(error)
+            act = self._act(stage, error)
             fired, action = act != "allow", action_for(act, action)
         if error is not None:
             name = "error"
@@ -125,12 +125,15 @@ class Session:
         first = score if stage == "stage1" and score is not None else self.stage1
         return replace(self, action=action, decision=decision, pending=pending, stage1=first)
 
-    def _act(self, error: str | None) -> str:
-        """What the policy has done with the request now that it fires; what cannot be read is
+    def _act(self, stage: str, error: str | None) -> str:
+        """What the policy has done with the request now that ``stage`` fires; what cannot be read is
         refused."""
         if error is not None or self.gate.always or self.gate.rules is None:
             return "refuse"
-        return (self.rule or self.gate.rules.late(self.seen)).act
+        # the rule was found by stage 1's score, of which later stages know nothing
+        if self.rule is not None and stage in ("stage1", "stage2"):
+            return self.rule.act
+        return self.gate.rules.late(self.seen).act
 
 
 def at_prompt(
@@ -256,10 +259,13 @@ def _look(
 
 
 def _under(session: Session, rule: Rule | None) -> Session:
-    """The session with the rule that holds for it, and its threshold on record."""
+    """The session with the rule that holds for it, and its threshold on record; what it has done is
+    on record once it is, which for ``allow`` is now."""
     if rule is None:
         return session
-    decision = replace(session.decision, act=rule.act)
+    decision = session.decision
+    if rule.act == "allow":
+        decision = replace(decision, act=rule.act)
     if rule.threshold is not None:
         held = {**decision.thresholds, "stage1": rule.threshold}
         decision = replace(decision, thresholds=held)

@@ -100,16 +100,19 @@ class BatchRunner:
             return self._run_acted([replace(r, decision=decision) for r in batch])
         # Before the late reading nothing of a reply is decided, so nobody may follow it.
         sinks = self._sinks if gate.late is None else {}
-        replies = self.decode(batch, self._rows(batch, gate, self._placed), sinks)
+        rows = self._rows(batch, gate, self._placed)
+        replies = self.decode(batch, rows, sinks)
         if gate.late is not None:
-            return self._after_late_reading(batch, replies)
+            return self._after_late_reading(batch, replies, rows.sessions)
         again = [i for i, reply in enumerate(replies) if _stopped(reply)]
         return self._run_again(batch, replies, again)
 
-    def _after_late_reading(self, batch: list[Request], replies: list[Reply]) -> list[Reply]:
+    def _after_late_reading(
+        self, batch: list[Request], replies: list[Reply], sessions: Sequence[Session]
+    ) -> list[Reply]:
         """The replies once the late stage has read them; those on which it fires are run again."""
         again: list[int] = []
-        for i, decision in enumerate(self._read_late(batch, replies)):
+        for i, decision in enumerate(self._read_late(batch, replies, sessions)):
             fires = decision.fired and not replies[i].decision.fired
             replies[i] = replace(replies[i], decision=decision)
             if (fires and decision.actuator != "none") or _stopped(replies[i]):
@@ -118,13 +121,17 @@ class BatchRunner:
                 self._sinks[batch[i].index].hand(replies[i])
         return self._run_again(batch, replies, again)
 
-    def _read_late(self, batch: Sequence[Request], replies: Sequence[Reply]) -> list[Decision]:
-        """The decisions after the late reading."""
+    def _read_late(
+        self, batch: Sequence[Request], replies: Sequence[Reply], sessions: Sequence[Session]
+    ) -> list[Decision]:
+        """The decisions after the late reading, to which the kinds of harm that ``sessions`` have
+        seen still count."""
         ends = self._options.end_ids
         bodies: list[list[int]] = []
         for reply in replies:
             bodies.append([token for token in reply.token_ids if token not in ends])
-        sessions = [Session(self.switch.gate, self.switch.actuator, r.decision) for r in replies]
+        ended = zip(sessions, replies, strict=True)
+        sessions = [replace(s, decision=r.decision, pending=False) for s, r in ended]
         texts = [self.lm.prompt_text(request.ids) for request in batch]
         prompts = [request.ids for request in batch]
         judged = judge_late(self.lm, sessions, prompts, bodies, texts)

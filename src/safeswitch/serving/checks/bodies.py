@@ -15,6 +15,7 @@ from safeswitch.core.types import Message
 from safeswitch.data.tool_results import framed
 from safeswitch.engines.context import ChoiceDecision
 from safeswitch.serving.checks.reading import ClientView, Reading
+from safeswitch.serving.system_text import ROLES
 from safeswitch.serving.transformers.openai_schema import (
     ChatMessage,
     Strict,
@@ -81,11 +82,18 @@ class ModerationRequest(Strict):
         return {"id": view.id, "model": self.model or decisions[0].bundle, "results": results}
 
 
+def _behind(messages: list[ChatMessage], i: int) -> bool:
+    """Whether a turn behind the last user turn is one that a model would follow or go on from."""
+    role = messages[i].role
+    return role in ROLES or (role == "assistant" and i == len(messages) - 1)
+
+
 class CheckRequest(Strict):
     """``POST /v1/checks``: a conversation, documents, or both.
 
-    Read are: the conversation up to its last user turn, without tool calls and tool results; each
-    tool result, each tool call's arguments and each document, by itself.
+    Read are: the conversation up to its last user turn, without tool calls and tool results; behind
+    it each system turn and a last assistant turn, by itself; each tool result, each tool call's
+    arguments and each document, by itself.
     """
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(default_factory=list)
@@ -109,6 +117,9 @@ class CheckRequest(Strict):
             if i == last:
                 turns = plain_turns(self.messages[: i + 1])
                 found.append(({**about, "read": "conversation"}, Reading(turns, where)))
+            if i > last and _behind(self.messages, i) and message.text.strip():
+                apart = Reading((Message("user", message.text),), where)
+                found.append(({**about, "read": "turn"}, apart))
             if message.role == "tool" and message.text.strip():
                 apart = Reading((framed(message.text),), where, data=True)
                 found.append(({**about, "read": "tool_result"}, apart))

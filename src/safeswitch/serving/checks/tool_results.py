@@ -58,7 +58,7 @@ def without_instructions(payload: JsonObject, flagged: Collection[int], action: 
 
 
 def _is_tools(turn: Any) -> bool:
-    return isinstance(turn, dict) and turn.get("role") == "tool"
+    return isinstance(turn, dict) and turn.get("role") in ("tool", "function")
 
 
 def _changed(content: Any, action: str) -> Any:

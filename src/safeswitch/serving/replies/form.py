@@ -30,7 +30,7 @@ def public(decided: ChoiceDecision, scores: bool, kinds: bool = False) -> JsonOb
     d = decided.decision
     changed = d.fired and decided.policy == "enforce" and d.actuator != "none"
     shown: JsonObject = {"fired": d.fired, "switched": changed}
-    if d.severity and (scores or kinds or d.act == "annotate"):
+    if d.severity and (scores or kinds or (d.fired and d.act == "annotate")):
         shown |= {"category": d.category, "severity": d.severity}
     if scores:
         shown |= {

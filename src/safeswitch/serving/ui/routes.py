@@ -98,13 +98,14 @@ class Page:
             raise ApiError(404, "this server keeps no records (safeswitch serve --audit)")
         now = time.time()
         since = now - days * _DAY_S
-        rows = self.audit.latest(MOST_ROWS, since=since)
+        rows = self.audit.latest(MOST_ROWS, since=since, texts=visitor.texts)
         return traffic(rows, self.settings.calibration, since, now, visitor.texts)
 
 
 def add_page(app: FastAPI, page: Page) -> None:
     """Serve the page at ``/ui``."""
     files = {name: path.read_bytes() for name, path in FILES.items()}
+    counting = asyncio.Semaphore(1)
 
     @app.get(PAGE)
     async def moved() -> Response:
@@ -118,7 +119,9 @@ def add_page(app: FastAPI, page: Page) -> None:
     async def records(
         request: Request, days: Annotated[int, Query(ge=1, le=365)] = 7
     ) -> JsonObject:
-        return await asyncio.to_thread(page.traffic, request.scope[VISITOR], days)
+        # one at a time: the threads are those that write the audit
+        async with counting:
+            return await asyncio.to_thread(page.traffic, request.scope[VISITOR], days)
 
     @app.post(f"{API}chat")
     async def chat(body: TracedRequest) -> Response:

@@ -23,6 +23,8 @@ from safeswitch.probers.base import Prober
 from safeswitch.switch.gate import Gate, Stage
 
 Scores = list[float | None]
+_MOST = 1 << 16
+"""Tokens that may be read for one prompt's scores: they are read on the thread that answers."""
 """One a token, in [0, 1]; None where a prober has none."""
 _log = logging.getLogger("safeswitch.server")
 
@@ -80,12 +82,24 @@ class LiveScores:
             self._tell_reply(score)
 
     def _prompt_scores(self, states: dict[Site, Tensor]) -> Scores:
+        if self._work() > _MOST:
+            return [None] * len(self._ids)
         texts = ("",) * len(self._ids)
         if self._first is not None and self._first.reads_text:
             decode = self._lm.tokenizer.decode
             ends = range(1, len(self._ids) + 1)
             texts = tuple(str(decode(self._ids[:end], skip_special_tokens=True)) for end in ends)
         return self._asked(self._first, states, texts)
+
+    def _work(self) -> int:
+        """Tokens that are read for a score at each prompt token: its prefix, or a window."""
+        t = len(self._ids)
+        if self._first is None:
+            return t
+        windows = [p.position for p in self._first.points if p.position.kind == "window"]
+        widths = [min(position.index or t, t) for position in windows]
+        widths += [t] if self._first.reads_text else []
+        return t * max(widths, default=1)
 
     def _asked(
         self, prober: Prober | None, states: dict[Site, Tensor], texts: tuple[str, ...]
