@@ -45,7 +45,9 @@ def earlier_settings() -> FitSettings:
     head = {**stored.pop("head")}
     head["ranks"] = tuple(head["ranks"])
     lists = {name: tuple(stored[name]) for name in ("readers", "layers")}
-    return FitSettings(**{**stored, **lists, "head": HeadSettings(**head)})
+    # no token of a refusal weighed more than another
+    before = HeadSettings(**head, opening=0, opening_weight=1.0)
+    return FitSettings(**{**stored, **lists, "head": before})
 
 
 def test_a_bundle_of_an_earlier_version_decides_and_replies_as_it_did() -> None:
@@ -130,6 +132,11 @@ def test_settings_that_came_later_are_read_as_what_was_done_before(
 
     RunLog.start(tmp_path, identity(budget=0.1, reply_tokens=12))
     RunLog.start(tmp_path, identity(budget=0.1, reply_tokens=12, calibrate="pooled"))
+    head = {"opening": 0, "opening_weight": 1.0}
+    RunLog.start(tmp_path / "head", identity(head={"epochs": 2}))
+    RunLog.start(tmp_path / "head", identity(head={"epochs": 2, **head}))
+    with pytest.raises(ArtifactError, match="another fit"):
+        RunLog.start(tmp_path / "head", identity(head={"epochs": 2, **head, "opening": 6}))
     for other in ({"reply_tokens": 12, "calibrate": "sources"}, {"reply_tokens": 13}):
         with pytest.raises(ArtifactError, match="another fit"):
             RunLog.start(tmp_path, identity(budget=0.1, **other))

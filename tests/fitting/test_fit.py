@@ -20,6 +20,7 @@ from safeswitch.data.refusal_text import refuses
 from safeswitch.data.splits import grouped_split
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.fit import does_not_refuse
+from safeswitch.fitting.head_data import reply_ids
 from safeswitch.fitting.observe import REFUSAL_INSTRUCTIONS, refusal_pairs
 from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.settings import FitSettings
@@ -393,12 +394,16 @@ def test_requests_without_room_for_an_instruction_and_a_refusal_are_passed_over(
 
 
 def test_a_switch_is_fitted_on_self_written_refusals_the_whole_way() -> None:
-    switch = Switch.fit(
-        Scripted(model(), batch_size=64),
-        grouped_split(requests(replies=False)),
-        settings(stages="stage1", head_examples=16),
-    )
-    assert switch.record["head"]["trained_parameters"] == model().hidden_size + model().vocab_size
+    writer = Scripted(model(), batch_size=64)
+    parts = grouped_split(requests(replies=False))
+    switch = Switch.fit(writer, parts, settings(stages="stage1", head_examples=16))
+    words: set[int] = set()
+    for part, most in (("train", 16), ("validation", 4)):
+        _, refusals = refusal_pairs(
+            writer, parts[part], complied=does_not_refuse, most=most, max_new_tokens=4
+        )
+        words.update(token for text in refusals for token in reply_ids(model(), text))
+    assert switch.record["head"]["trained_parameters"] == model().hidden_size + len(words)
 
 
 def test_replies_of_white_space_leave_the_head_nothing_to_stay_close_to() -> None:

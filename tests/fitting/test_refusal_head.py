@@ -141,7 +141,16 @@ def test_the_losses_reported_are_those_of_full_logits_by_hand(name: str, kind: A
     divergence = (base.exp() * (base - new)).sum(-1).mean()
     assert result.cross_entropy == pytest.approx(float(entropy), rel=1e-4)
     assert result.kl == pytest.approx(float(divergence), rel=1e-3, abs=1e-5)
-    assert result.loss == pytest.approx(float(entropy + 0.5 * divergence), rel=1e-4)
+    each = functional.cross_entropy(
+        logits_by_hand(lm, refusals, result.head), refusals.targets, reduction="none"
+    )
+    # openings of six tokens weigh five times as much, by hand
+    per_reply = [each[refusals.rows == i] for i in range(2)]
+    opening = torch.cat([one[:6] for one in per_reply])
+    later = torch.cat([one[6:] for one in per_reply])
+    weighted = (5 * opening.sum() + later.sum()) / (5 * len(opening) + len(later))
+    assert len(later)
+    assert result.loss == pytest.approx(float(weighted + 0.5 * divergence), rel=1e-4)
 
 
 def test_a_model_that_does_something_else_to_its_heads_output_is_refused_by_name() -> None:
@@ -220,6 +229,37 @@ def test_a_larger_rank_is_kept_only_when_it_beats_the_margin() -> None:
     assert list(strict.tried) == ["rank 1", "rank 2"]
 
 
+def test_a_low_rank_head_moves_only_tokens_that_occur_in_refusals() -> None:
+    lm, parts = model("llama"), data("llama")
+    head = train_refusal_head(lm, parts, HeadSettings(ranks=(2,), epochs=3)).head
+    assert isinstance(head, LowRankHead)
+    words = set(torch.cat([parts.refusals.targets, parts.refusals_validation.targets]).tolist())
+    moved = set(head.up.any(1).nonzero().flatten().tolist())
+    assert moved
+    assert moved <= words
+
+
+def test_an_opening_that_weighs_more_is_learnt_better() -> None:
+    lm, parts = model("llama"), data("llama")
+    found = []
+    for weight in (1.0, 100.0):
+        settings = HeadSettings(
+            ranks=(1,), epochs=30, patience=30, opening=1, opening_weight=weight, batch_tokens=16
+        )
+        head = train_refusal_head(lm, parts, settings).head
+        states = parts.refusals
+        entropy = functional.cross_entropy(
+            logits_by_hand(lm, states, head), states.targets, reduction="none"
+        )
+        found.append(float(entropy[states.places == 0].mean()))
+    assert found[1] < found[0]
+
+
+def test_places_count_from_the_start_of_each_reply() -> None:
+    found = reply_states(model("llama"), PROMPTS, ["No.", "No", "Not."])
+    assert found.places.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_an_untrained_full_head_is_the_base_head_whatever_beta(name: str, beta: float) -> None:
@@ -236,7 +276,8 @@ def test_beta_is_carried_into_the_head_and_trained_parameters_are_counted() -> N
     lm, parts = model("llama"), data("llama")
     low = train_refusal_head(lm, parts, HeadSettings(ranks=(2,), epochs=1, beta=0.3))
     assert low.head.beta == 0.3  # type: ignore[attr-defined]
-    assert low.trained_parameters == 2 * (lm.hidden_size + lm.vocab_size)
+    words = set(torch.cat([parts.refusals.targets, parts.refusals_validation.targets]).tolist())
+    assert low.trained_parameters == 2 * (lm.hidden_size + len(words))
     assert (
         train_refusal_head(lm, parts, HeadSettings("full", epochs=1)).trained_parameters
         == (32 + 1) * lm.vocab_size
@@ -254,6 +295,8 @@ def test_beta_is_carried_into_the_head_and_trained_parameters_are_counted() -> N
         ({"beta": 1.2}, r"beta must lie in \[0.0, 1.0\]; got 1.2"),
         ({"margin": -0.1}, r"margin must lie in"),
         ({"kl_weight": -1.0}, "kl_weight must lie in"),
+        ({"opening": -1}, "opening must lie in"),
+        ({"opening_weight": 0.5}, "opening_weight must lie in"),
         ({"learning_rate": 0.0}, "learning_rate must lie in"),
     ],
 )

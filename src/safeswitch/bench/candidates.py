@@ -21,6 +21,7 @@ from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.types import Example
 from safeswitch.fitting.fit import does_not_refuse
 from safeswitch.fitting.observe import Complied
+from safeswitch.fitting.refusal_head import HeadSettings
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.methods.base import METHODS, Method
 from safeswitch.methods.fitting import share_switch
@@ -293,12 +294,13 @@ def _settings_text(value: Any) -> str:
     if isinstance(value, Mapping):
         entries = [f"{name!r}: {_settings_text(entry)}" for name, entry in value.items()]
         return f"{{{', '.join(entries)}}}"
-    if not isinstance(value, FitSettings):
+    if not isinstance(value, FitSettings | HeadSettings):
         return repr(value)
     first_names = {new: old for old, new in RENAMED_SETTINGS.items()}
     parts: list[str] = []
     for field_ in fields(value):
         setting = getattr(value, field_.name)
         if field_.name not in LATER_SETTINGS or setting != LATER_SETTINGS[field_.name]:
-            parts.append(f"{first_names.get(field_.name, field_.name)}={setting!r}")
-    return f"FitSettings({', '.join(parts)})"
+            name = first_names.get(field_.name, field_.name)
+            parts.append(f"{name}={_settings_text(setting)}")
+    return f"{type(value).__name__}({', '.join(parts)})"

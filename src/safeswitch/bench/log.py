@@ -81,9 +81,14 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 """Folder of the parts of a run that several processes make."""
-LATER_SETTINGS: JsonMapping = {"calibrate": "pooled", "answered": 1600}
-"""Fitting settings that earlier folders lack, with their default: what was done before they came (all
-requests were answered; of fits on fewer than 1,600 a part, all are)."""
+LATER_SETTINGS: JsonMapping = {
+    "calibrate": "pooled",
+    "answered": 1600,
+    "opening": 0,
+    "opening_weight": 1.0,
+}
+"""Settings of a fit, or of its refusal head, that earlier folders lack, with what was done before they
+came (all requests were answered; of fits on fewer than 1,600 a part, all are)."""
 RENAMED_SETTINGS: Mapping[str, str] = {"reply_tokens": "max_new_tokens"}
 """Fitting settings under the name that earlier folders have."""
 _EXAMPLE = ("id", "label", "category", "source", "group", "wrapper", "answers", "meta", "prefill")
@@ -283,11 +288,16 @@ def _as_now(identity: JsonMapping, now: JsonMapping) -> JsonObject:
     fit = dict(identity.get("fit") or {})
     if known is None or "settings" not in fit:
         return dict(identity)
-    settings = dict(fit["settings"])
-    for name, value in LATER_SETTINGS.items():
-        if name in known:
-            settings.setdefault(name, value)
+    settings = _filled(fit["settings"], known)
+    if "head" in settings and "head" in known:
+        settings["head"] = _filled(settings["head"], known["head"])
     return {**identity, "fit": {**fit, "settings": settings}}
+
+
+def _filled(settings: JsonMapping, known: JsonMapping) -> JsonObject:
+    """``settings`` with those later ones that they lack and today's, ``known``, have."""
+    later = {name: value for name, value in LATER_SETTINGS.items() if name in known}
+    return {**later, **settings}
 
 
 def plain(method: str) -> str:

@@ -39,6 +39,12 @@ class ReplyStates:
     def __len__(self) -> int:
         return int(self.targets.shape[0])
 
+    @property
+    def places(self) -> Tensor:
+        """``[m]``: which token of its reply each position predicts, from 0."""
+        _, counts = torch.unique_consecutive(self.rows, return_counts=True)
+        return torch.cat([torch.arange(int(count)) for count in counts])
+
 
 def reply_ids(lm: LanguageModel, reply: str | Sequence[int]) -> list[int]:
     """Token ids of a reply followed by the end token; a reply that comes as token ids is taken as
