@@ -76,8 +76,9 @@ sbom:  ## what the server is made of, as CycloneDX: build/sbom/safeswitch.cdx.js
 	$(MAKE) VENV=build/sbom/server build/sbom/server/.server
 	$(PYTHON) -m venv build/sbom/tool
 	build/sbom/tool/bin/python -m pip install --quiet "cyclonedx-bom>=7,<8"
-	build/sbom/tool/bin/cyclonedx-py environment --output-format JSON \
-		--output-file build/sbom/safeswitch.cdx.json build/sbom/server
+	# beside a pyproject.toml it would take that for the package, which has its version elsewhere
+	cd build/sbom && tool/bin/cyclonedx-py environment --output-format JSON \
+		--output-file safeswitch.cdx.json server
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
