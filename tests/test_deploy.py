@@ -410,6 +410,14 @@ def test_a_query_of_something_that_the_server_does_not_have_is_found(
     assert fault_of_query(expression) == wrong
 
 
+def test_the_guide_names_metrics_that_the_server_has() -> None:
+    text = (ROOT / "docs" / "guides" / "production.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`(safeswitch_\w+)`", text))
+    histograms = {name.removesuffix("_bucket") for name in KNOWN if name.endswith("_bucket")}
+    assert told
+    assert told <= set(KNOWN) | histograms
+
+
 def test_every_alert_says_what_happened_and_what_to_do() -> None:
     for rule in rules():
         assert rule["labels"]["severity"] in ("page", "ticket")

@@ -298,3 +298,35 @@ def test_an_engine_that_does_not_exist_is_bad_usage(
         main.main()
     assert end.value.code == 2
     assert "'steam'" in capsys.readouterr().err
+
+
+# --- the guide's block
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "guides" / "production.md"
+OF_THE_MACHINE = {"python", "packages", "device", "threads", "disk"}
+
+
+def shown_lines() -> list[str]:
+    block = GUIDE.read_text(encoding="utf-8").split("<!-- doctor -->\n```text\n")[1]
+    return block.split("```")[0].splitlines()
+
+
+def test_the_guide_shows_what_doctor_says_of_the_embedded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    add_key(Path("keys.json"), "alice")
+    at = Installation(
+        "transformers",
+        bundle=str(switch_path()),
+        model=str(weights_path()),
+        policy_file=ROOT / "deploy" / "kubernetes" / "policy.yaml",
+        keys=Path("keys.json"),
+        audit_db="sqlite:///audit.db",
+    )
+    printed = {one.check: f"{one.state:<5} {one.check:<11} {one.text}" for one in table.examine(at)}
+    shown = {line.split()[1]: line for line in shown_lines()}
+    assert list(shown) == list(printed)
+    for name in printed.keys() - OF_THE_MACHINE:
+        assert shown[name] == printed[name]
