@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.torch-$(firstword $(shell printf '%s' '$(TORCH)' | cksum))
 
-.PHONY: demo demo-ui real serve test lint types study docs clean
+.PHONY: demo demo-ui real serve test lint types study docs sbom clean
 
 $(BUILD):
 	$(PYTHON) -m venv $(VENV)
@@ -71,6 +71,14 @@ study: $(VENV)/.demo  ## three seeds, 300 requests a suite, against the goals: b
 
 docs: $(VENV)/.docs  ## the documentation, built strictly: build/docs/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+sbom:  ## what the server is made of, as CycloneDX: build/sbom/safeswitch.cdx.json
+	$(MAKE) VENV=build/sbom/server build/sbom/server/.server
+	$(PYTHON) -m venv build/sbom/tool
+	build/sbom/tool/bin/python -m pip install --quiet "cyclonedx-bom>=7,<8"
+	# beside a pyproject.toml it would take that for the package, which has its version elsewhere
+	cd build/sbom && tool/bin/cyclonedx-py environment --output-format JSON \
+		--output-file safeswitch.cdx.json server
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

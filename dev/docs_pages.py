@@ -24,6 +24,7 @@ from safeswitch.methods.base import METHODS, Method
 from safeswitch.probers.base import Prober
 from safeswitch.serving import metrics
 from safeswitch.serving.settings import ServerSettings
+from safeswitch.serving.transformers import batcher
 from safeswitch.serving.vllm.fields import KINDS, ROUTES, Field, Route
 
 ROOT = Path(__file__).parents[1]
@@ -77,11 +78,12 @@ def metric_table() -> str:
     lines = [
         "# Metrics\n",
         _GENERATED,
-        "The guard adds these to `/metrics`. With API keys that wants a key that may see scores.\n",
+        "The guard adds these to `/metrics`. With API keys that wants a key that may see scores. "
+        "The last three are of the server on transformers; vLLM shows its own queue.\n",
         "| metric | what it counts | labels | type |",
         "|---|---|---|---|",
     ]
-    for found in vars(metrics).values():
+    for found in [*vars(metrics).values(), *vars(batcher).values()]:
         if isinstance(found, MetricWrapperBase):
             lines.append(_metric(found))
     return "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from safeswitch.cli import options
 from safeswitch.cli import serve as command
 from safeswitch.cli.main import app
 from safeswitch.core.errors import SettingError
@@ -54,7 +55,7 @@ def test_flags_after_those_of_the_guard_go_to_the_engine(
 def test_where_vllm_is_absent_transformers_is_taken_and_said(
     started: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
     result = CliRunner().invoke(app, NANO, catch_exceptions=False)
     assert "engine: transformers" in result.output
     assert len(started) == 1

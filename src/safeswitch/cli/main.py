@@ -20,6 +20,7 @@ from safeswitch.cli.command import Group, add
 from safeswitch.cli.compare import compare
 from safeswitch.cli.data import data_app
 from safeswitch.cli.demo import demo
+from safeswitch.cli.doctor import doctor
 from safeswitch.cli.eval import evaluate
 from safeswitch.cli.export import export
 from safeswitch.cli.fit import fit
@@ -127,6 +128,7 @@ add(app, chat, panel=USE)
 add(app, generate, panel=USE)
 add(app, score, panel=USE)
 add(app, serve, panel=USE, passes_on=True)
+add(app, doctor, panel=USE)
 app.add_typer(keys_app, name="keys", rich_help_panel=USE)
 app.add_typer(policy_app, name="policy", rich_help_panel=USE)
 app.add_typer(audit_app, name="audit", rich_help_panel=USE)

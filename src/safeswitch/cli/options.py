@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
 
-from safeswitch.core.errors import SettingError
+from safeswitch.core.errors import SettingError, check_choice
 from safeswitch.core.json_types import JsonObject
 
 OTHER = "Other"
@@ -338,6 +339,16 @@ class SuiteRunOptions(RunOptions):
             "SAFESWITCH_KEY_<HOST>; repeat for more.",
         ),
     ] = None
+
+
+def chosen_engine(asked: str) -> str:
+    """The engine that is asked for, or vLLM where it is installed; says which if nobody asked."""
+    if asked:
+        check_choice("command line", "engine", asked, ENGINES)
+        return asked
+    chosen = "vllm" if find_spec("vllm") is not None else "transformers"
+    typer.echo(f"engine: {chosen} (--engine {' or '.join(ENGINES)} chooses)", err=True)
+    return chosen
 
 
 def switch_folder(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,6 @@ import typer
 from safeswitch.cli.command import Group, add
 from safeswitch.cli.options import ENGINES, JsonOption, one_of, switch_folder
 from safeswitch.cli.screen import put_json, say
-from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import named_folders
 from safeswitch.core.json_types import JsonObject
 
@@ -41,6 +39,7 @@ def check(
     One line for each client and bundle; (no key) stands for every client that the file does not
     name. Ends with exit code 2 where the file cannot be used.
     """
+    from safeswitch.serving.keys import check_names
     from safeswitch.serving.policy import Facts, check_policy, facts_of, read_policy
 
     policy, name = read_policy(file)
@@ -48,7 +47,7 @@ def check(
     bundles = [Facts.parse(n, told) for n, told in facts_of(folders).items()]
     check_policy(policy, bundles, engine)
     if keys is not None:
-        _check_keys(policy.keys, keys)
+        check_names(policy.keys, keys)
     found: list[JsonObject] = []
     for bundle in bundles:
         for client in (None, *policy.keys):
@@ -67,16 +66,6 @@ def schema() -> None:
     from safeswitch.serving.policy import schema as policy_schema
 
     put_json(policy_schema(), indent=2)
-
-
-def _check_keys(named: Collection[str], file: Path) -> None:
-    from safeswitch.serving.keys import read_keys
-
-    known = {key.name for key in read_keys(file).values()}
-    unknown = sorted(set(named) - known)
-    if unknown:
-        have = ", ".join(sorted(known)) or "none"
-        raise SettingError(f"{file} has no key named {unknown[0]!r}; it has: {have}")
 
 
 def _line(row: JsonObject) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -16,11 +15,12 @@ from safeswitch.cli.options import (
     ModelOption,
     ModelOptions,
     OtherModelOption,
+    chosen_engine,
     one_of,
     switch_folder,
 )
 from safeswitch.cli.serve_flags import own_keys, parse_flags
-from safeswitch.core.errors import SettingError, check_choice
+from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import named_folders
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def serve(
             f"--switch: the first bundle is the default, and cannot be {INJECTION!r}"
         )
     guarded = GuardSettings(bundles, guard.policy, guard.allow_other_model, explain=guard.explain)
-    engine = _engine(guard.engine)
+    engine = chosen_engine(guard.engine)
     if page.ui and engine != "transformers":
         raise SettingError("safeswitch serve: --ui needs --engine transformers; vLLM: not yet")
     policy = str(guard.policy_file.absolute()) if guard.policy_file else ""
@@ -304,16 +304,6 @@ def _run(
 
     own = ["--served-model-name", "nano", "--dtype", "float32"] if model == "nano" else []
     run_vllm(where, guard, server, [*own, *flags])
-
-
-def _engine(asked: str) -> str:
-    """The engine that is asked for, or vLLM where it is installed; says which if nobody asked."""
-    if asked:
-        check_choice("command line", "engine", asked, ENGINES)
-        return asked
-    chosen = "vllm" if find_spec("vllm") is not None else "transformers"
-    typer.echo(f"engine: {chosen} (--engine {' or '.join(ENGINES)} chooses)", err=True)
-    return chosen
 
 
 def _where(folder: str) -> str:

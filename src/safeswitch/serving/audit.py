@@ -46,6 +46,7 @@ from sqlalchemy.schema import CreateColumn
 
 from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.json_types import JsonMapping, JsonObject
+from safeswitch.serving import metrics
 from safeswitch.serving.spool import FullError, Spool, make_private
 
 _META = MetaData()
@@ -176,10 +177,11 @@ class Audit:
             self._is_down(False, began)
         except Exception as error:  # see check
             self._is_down(True, began, error)
-            self._keep(lambda: spool.put(row), error)
+            self._keep(lambda: metrics.AUDIT_WAITING.set(spool.put(row)), error)
             return
         if refused is not None:
             self._keep(lambda: spool.damaged(row, refused), AuditError(refused))
+            metrics.AUDIT_DAMAGED.inc()
 
     def _ask(self, now: float) -> None:
         """Raise where the database has just made somebody wait in vain, so that not everybody
@@ -230,6 +232,7 @@ class Audit:
         elif self._down and not down:
             _log.warning("the audit database can be written again")
         self._down = down
+        metrics.AUDIT_DOWN.set(down)
         now = time.monotonic()
         if not down:
             self._not_before = 0.0
@@ -255,15 +258,14 @@ class Audit:
     def _make(self) -> None:
         """Make the table, or the columns that an earlier version's lacks."""
         _META.create_all(self._engine)
-        have = {column["name"] for column in inspect(self._engine).get_columns(RECORDS.name)}
-        missing = [column for column in RECORDS.columns if column.name not in have]
+        missing = self.columns_lacking()
         if not missing:
             return
         with self._engine.begin() as connection:
-            for column in missing:
-                new = CreateColumn(column).compile(dialect=self._engine.dialect)
+            for name in missing:
+                new = CreateColumn(RECORDS.c[name]).compile(dialect=self._engine.dialect)
                 connection.execute(text(f"ALTER TABLE {RECORDS.name} ADD COLUMN {new}"))
-        names = ", ".join(column.name for column in missing)
+        names = ", ".join(missing)
         _log.warning("the audit table of an earlier version has been given %s", names)
 
     def _insert(self, rows: list[JsonObject]) -> None:
@@ -288,6 +290,9 @@ class Audit:
                     spool.done([number])
                 else:
                     spool.damaged(row, refused, number)
+                    metrics.AUDIT_DAMAGED.inc()
+        # another process may have emptied what this one put in
+        metrics.AUDIT_WAITING.set(0)
 
     def _all_inserted(self, rows: list[JsonObject]) -> bool:
         """Insert many records at once; False where that cannot be done, and none of them was."""
@@ -329,6 +334,18 @@ class Audit:
                 f"the audit database cannot be written: {type(error).__name__}"
             ) from error
         self._keep(lambda: spool.check_room(size), error)
+
+    def columns_lacking(self) -> list[str] | None:
+        """Columns that the table does not have yet, None where there is no table; writes nothing.
+
+        Raises:
+            Exception: what the driver says of a database that does not answer.
+        """
+        found = inspect(self._engine)
+        if not found.has_table(RECORDS.name):
+            return None
+        have = {column["name"] for column in found.get_columns(RECORDS.name)}
+        return [column.name for column in RECORDS.columns if column.name not in have]
 
     def export(self, *, since: float = 0.0) -> Iterator[JsonObject]:
         """Records from ``since`` (Unix seconds) on, oldest first."""

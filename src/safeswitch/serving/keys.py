@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,20 @@ def read_keys(path: Path) -> dict[str, Key]:
             f"{', '.join(sorted(known))}"
         )
     return {key.sha256: key for key in keys}
+
+
+def check_names(named: Collection[str], path: Path) -> None:
+    """Refuse names of which the file has no key.
+
+    Raises:
+        SettingError: the first of them.
+        ArtifactError: see :func:`read_keys`.
+    """
+    known = {key.name for key in read_keys(path).values()}
+    unknown = sorted(set(named) - known)
+    if unknown:
+        have = ", ".join(sorted(known)) or "none"
+        raise SettingError(f"{path} has no key named {unknown[0]!r}; it has: {have}")
 
 
 def write_keys(path: Path, keys: Mapping[str, Key]) -> None:

@@ -38,6 +38,24 @@ POLICY_FAULT = Gauge(
     "safeswitch_policy_fault",
     "1 while the policy file has changed to one that cannot be used, and the old one is in force",
 )
+RESPONSES = Counter("safeswitch_responses", "Answers to POST requests, by HTTP status", ("status",))
+FIRST_TEXT = Histogram(
+    "safeswitch_first_text_seconds",
+    "Time from a request's admission to the first text of its stream",
+    buckets=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+)
+AUDIT_DOWN = Gauge("safeswitch_audit_down", "1 while the audit database cannot be written")
+AUDIT_WAITING = Gauge(
+    "safeswitch_audit_waiting_records", "Records in the buffer that wait for the audit database"
+)
+AUDIT_DAMAGED = Counter(
+    "safeswitch_audit_damaged_records",
+    "Records that the audit database refused, kept in the buffer",
+)
+AUDIT_LOST = Counter(
+    "safeswitch_audit_unrecorded",
+    "Decisions that could be kept nowhere; their replies did not leave",
+)
 
 DRIFT = Gauge(
     "safeswitch_drift_psi", "Population stability index of stage-1 scores of requests that did not fire, against calibration",

@@ -56,7 +56,7 @@ from safeswitch.serving.policy import Facts
 from safeswitch.serving.policy_in_force import PolicyInForce
 from safeswitch.serving.replies.form import FIELD
 from safeswitch.serving.replies.shape import CHAT, form_of, shape
-from safeswitch.serving.reply import GuardedResponse
+from safeswitch.serving.reply import GuardedResponse, counted
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.tracing import add_decision, request_span
 from safeswitch.serving.ui import rights
@@ -118,6 +118,8 @@ class SafeSwitchMiddleware:
             await self.app(scope, receive, send)
             return
         request_id = ""
+        if scope["method"] == "POST":
+            send = counted(send)
         try:
             request_id = _request_id(scope)
             async with AsyncExitStack() as stack:
@@ -471,6 +473,7 @@ class SafeSwitchMiddleware:
                     )
                 except AuditError:
                     context.unrecorded = True
+                    metrics.AUDIT_LOST.inc()
                     raise
 
         context = Context(on_decision=record, tell_refusals=self.settings.refusal_field)

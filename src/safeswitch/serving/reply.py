@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 
-from safeswitch.core.json_types import JsonObject
+from safeswitch.core.json_types import JsonMapping, JsonObject
+from safeswitch.serving import metrics
 from safeswitch.serving.errors import (
     ApiError,
     Event,
@@ -21,6 +23,8 @@ from safeswitch.serving.replies.form import Form
 
 _log = logging.getLogger("safeswitch.server")
 _JSON, _STREAM, _DATA, _DONE = "application/json", "text/event-stream", b"data: ", b"[DONE]"
+_TEXTS = ("content", "text", "refusal", "reasoning", "reasoning_content", "tool_calls")
+"""Fields of a chunk's choice that hold what the model wrote."""
 
 
 class GuardedResponse:
@@ -42,6 +46,7 @@ class GuardedResponse:
         self._context = form.context
         self._start: Event | None = None
         self._kind, self._rest, self.begun = "", b"", False
+        self._admitted: float | None = time.monotonic()
 
     async def _send(self, event: Event) -> None:
         self.begun = True
@@ -132,6 +137,9 @@ class GuardedResponse:
             return part
         if isinstance(event.get("error"), dict):
             return before + _data(self._failed(event["error"]))
+        if self._admitted is not None and _holds_text(event):
+            metrics.FIRST_TEXT.observe(time.monotonic() - self._admitted)
+            self._admitted = None
         return b"".join(
             before + _data(sent) if sent is event else self._line(sent)
             for sent in self._form.event(event)
@@ -151,6 +159,28 @@ class GuardedResponse:
         return self._form.failed(
             (not_recorded() if self._context.unrecorded else internal_error()).to_dict()
         )
+
+
+def counted(send: Send) -> Send:
+    """``send``, which counts the reply by its status."""
+
+    async def through(event: Event) -> None:
+        if event["type"] == "http.response.start":
+            metrics.RESPONSES.labels(str(event["status"])).inc()
+        await send(event)
+
+    return through
+
+
+def _holds_text(event: JsonMapping) -> bool:
+    """Whether an event of a stream brings text; those before it name roles and open blocks."""
+    if isinstance(event.get("type"), str):
+        return str(event["type"]).endswith("delta")
+    for choice in event.get("choices") or ():
+        delta = choice.get("delta") or choice
+        if any(delta.get(name) for name in _TEXTS):
+            return True
+    return False
 
 
 def _data(event: JsonObject) -> bytes:

@@ -63,8 +63,8 @@ class Spool:
         self.path, self.limit = path, limit
         self._taken = False
 
-    def put(self, row: JsonMapping) -> None:
-        """Add a record, which has a name of its own in ``record``.
+    def put(self, row: JsonMapping) -> int:
+        """Add a record, which has a name of its own in ``record``; returns how many wait now.
 
         Raises:
             FullError: there is no room for it.
@@ -77,6 +77,7 @@ class Spool:
                 "insert or ignore into waiting (record, row) values (?, ?)",
                 (str(row["record"]), text),
             )
+            return int(spool.execute("select count(*) from waiting").fetchone()[0])
 
     def check_room(self, size: int) -> None:
         """Raise :class:`FullError` where ``size`` bytes more would be too many."""

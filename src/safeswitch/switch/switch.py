@@ -51,6 +51,7 @@ from safeswitch.core.strict import (
 from safeswitch.core.track import Track, untracked
 from safeswitch.switch.actuators.base import Actuator, actuator_from_state
 from safeswitch.switch.card import model_card
+from safeswitch.switch.format import FORMAT_VERSION, Stored, check_format, migrate
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.rebuild import STAGES, check_fits, gate_from
 
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from safeswitch.models.language_model import LanguageModel
     from safeswitch.switch.engine import ReadingEngine
 
-FORMAT_VERSION = 1
 _CONFIG, _PROBERS, _HEAD, _CARD = (
     "config.json",
     "probers.safetensors",
@@ -274,7 +274,8 @@ class Switch:
         token: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> Switch:
-        """Load a bundle from a folder or a hub repository.
+        """Load a bundle from a folder or a hub repository; one of an older format is migrated in
+        memory (:mod:`safeswitch.switch.format`), and stays on disk as it is.
 
         Raises:
             ArtifactError: no bundle there, or one that is damaged, of another format, or holds
@@ -282,19 +283,13 @@ class Switch:
         """
         folder = _folder(name, revision, token, cache_dir)
         config = _config(folder / _CONFIG)
-        if (
-            type(config.get("format_version")) is not int
-            or config["format_version"] != FORMAT_VERSION
-        ):
-            raise ArtifactError(
-                f"{folder / _CONFIG}: format version {config.get('format_version')!r} is not "
-                f"supported; this library ({__version__}) reads {FORMAT_VERSION}"
-            )
+        # asked first: what a later version keeps in its other files is not for us to judge
+        check_format(config, str(folder / _CONFIG))
         learned, head = _tensors(folder / _PROBERS), _tensors(folder / _HEAD)
         if _config(folder / _CONFIG) != config:
             raise ArtifactError(f"{folder} was written anew while it was read; load it again")
         try:
-            return cls._rebuilt(config, learned, head)
+            return cls._rebuilt(*migrate(Stored(config, learned, head), str(folder / _CONFIG)))
         except (
             ArithmeticError,
             AttributeError,

@@ -20,6 +20,7 @@ from prometheus_client import Gauge, Histogram
 from safeswitch.core.errors import SettingError
 
 WAITING = Gauge("safeswitch_waiting_choices", "Choices that wait for a batch")
+MOST = Gauge("safeswitch_queue_limit", "Most choices that may wait (serve --queue)")
 ROWS = Histogram(
     "safeswitch_batch_rows", "Choices run together", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
 )
@@ -98,6 +99,7 @@ class Batcher(Generic[W]):
 
     def __init__(self, run: Callable[[Sequence[Job[W]]], None], settings: BatchSettings) -> None:
         self._run, self._settings = run, settings
+        MOST.set(settings.queue)
         self._waiting: list[Job[W]] = []
         self._changed = threading.Condition()
         self._closed = False

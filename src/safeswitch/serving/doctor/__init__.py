@@ -1,0 +1,1 @@
+"""``safeswitch doctor``: what of an installation is wrong, and what to do about it."""
