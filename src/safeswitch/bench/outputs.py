@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 from safeswitch.bench.estimates import Table
 from safeswitch.bench.log import LoggedRows, RunLog
@@ -170,7 +169,7 @@ def figure(value: float, low: float | None, high: float | None, *, percent: bool
     return f"{scale * value:.{digits}f} ({scale * low:.{digits}f}{dash}{scale * high:.{digits}f})"
 
 
-def cell(value: Any) -> str:
+def cell(value: object) -> str:
     """A value as Markdown and the report show it."""
     if value is None:
         return ""

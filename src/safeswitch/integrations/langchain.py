@@ -6,16 +6,18 @@ Needs ``safeswitch[langchain]``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.integrations.checks import Checks, Flagged
 
 if TYPE_CHECKING:
+    from langchain_core.language_models import LanguageModelInput
     from langchain_core.runnables import Runnable
 
 
-def langchain_guard(checks: Checks) -> Runnable[Any, Any]:
+def langchain_guard(checks: Checks) -> Runnable[LanguageModelInput, LanguageModelInput]:
     """A Runnable from whatever a chat model takes (text, messages, a prompt) to the same.
 
     Args:
@@ -33,22 +35,25 @@ def langchain_guard(checks: Checks) -> Runnable[Any, Any]:
             f"langchain_guard needs {error.name}: pip install 'safeswitch[langchain]'"
         ) from error
 
-    def turns(given: Any) -> Any:
+    def turns(given: LanguageModelInput) -> list[JsonObject]:
         if isinstance(given, str):
             return [{"role": "user", "content": given}]
         found = given.to_messages() if isinstance(given, PromptValue) else given
         return convert_to_openai_messages(convert_to_messages(found))
 
-    def guard(given: Any) -> Any:
+    def guard(given: LanguageModelInput) -> LanguageModelInput:
         return _passed(given, checks.check(turns(given)))
 
-    async def aguard(given: Any) -> Any:
+    async def aguard(given: LanguageModelInput) -> LanguageModelInput:
         return _passed(given, await checks.acheck(turns(given)))
 
     return RunnableLambda(guard, aguard, name="safeswitch")
 
 
-def _passed(given: Any, found: Any) -> Any:
+T = TypeVar("T")
+
+
+def _passed(given: T, found: JsonObject) -> T:
     if found["flagged"]:
         raise Flagged(found)
     return given

@@ -4,7 +4,7 @@ states, score strips."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -17,13 +17,17 @@ from safeswitch.report.gathered import Gathered
 from safeswitch.report.svg import DASHES, INK, Plot, colour, draw, mark, short, spread
 from safeswitch.statistics.intervals import clustered
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
 _BINS = 10
 _STAGES = {"stage1": 2, "stage2": 3, "watch": 4}
 _SAFE, _UNSAFE = 2, 4
 _MAP = "cividis"
 
 
-def _scored(run: Gathered, stage: str) -> tuple[list[Logged], Any, Any]:
+def _scored(run: Gathered, stage: str) -> tuple[list[Logged], np.ndarray, np.ndarray]:
     """Decided requests that ``stage`` scored, their scores and their labels; empty where one label
     is absent."""
     rows = [r for r in run.decided(run.own) if stage in r.decision["scores"]]
@@ -48,7 +52,7 @@ def roc(run: Gathered) -> Plot | None:
     )
     area = float(roc_auc_score(truth, scores))
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """The curve, and the point of the threshold in force."""
         axis = axes[0]
         axis.plot([0, 100], [0, 100], color="#888888", linewidth=1, linestyle=":", label="guessing")
@@ -98,11 +102,15 @@ def reliability(run: Gathered) -> Plot | None:
     found = {b: (float(scores[bins == b].mean()), clustered(truth[bins == b].tolist(), groups[bins == b].tolist()))
              for b in sorted(set(bins.tolist()))}  # fmt: skip
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """Above, the fraction of unsafe requests by score beside the diagonal; below, how many
         requests had that score."""
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+
         curve, counts = axes
-        curve.figure.get_layout_engine().set(hspace=0.06)
+        layout = curve.figure.get_layout_engine()
+        assert isinstance(layout, ConstrainedLayoutEngine)  # as ``draw`` asks for
+        layout.set(hspace=0.06)
         curve.plot(
             [0, 1], [0, 100], color="#888888", linewidth=1, linestyle=":", label="calibrated"
         )
@@ -121,7 +129,7 @@ def reliability(run: Gathered) -> Plot | None:
         curve.set_ylabel("unsafe in %")
         curve.set_ylim(-4, 104)
         curve.legend(loc="lower right")
-        counts.hist(scores, bins=np.linspace(0, 1, _BINS + 1), color=colour(2))
+        counts.hist(scores, bins=np.linspace(0, 1, _BINS + 1).tolist(), color=colour(2))
         counts.set_yscale("log")
         counts.set_ylabel("requests")
         counts.set_xlabel("score")
@@ -150,7 +158,7 @@ def _left_out(rows: Sequence[JsonMapping], what: str) -> Plot:
     names = list(dict.fromkeys(r["name"] for r in rows))
     readers = list(dict.fromkeys(r["reader"] for r in rows))
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """A row for each group that was left out, a mark with its interval for each reader."""
         axis = axes[0]
         for i, reader in enumerate(readers):
@@ -194,7 +202,7 @@ def _quality(rows: Sequence[JsonMapping], title: str) -> Plot:
     grid = np.array(values).reshape(len(layers), len(pilots))
     best = max(rows, key=lambda r: r["value"])
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """The grid in colours, with its values written in."""
         axis = axes[0]
         axis.grid(False)
@@ -222,7 +230,7 @@ def states(run: Gathered) -> Plot | None:
     if not data:
         return None
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """One panel a moment, a mark for each request."""
         places = np.array([(p["x"], p["y"]) for p in data["points"]])
         low, high = places.min(0), places.max(0)
@@ -276,7 +284,7 @@ def _strip(data: JsonMapping, number: int) -> Plot:
     for name, tokens in peaked.items():
         peaks[name] = max(data["scores"][name][t] for t in tokens)
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """A line for each stage's scores, with marks where it was asked and a line at its
         threshold."""
         axis = axes[0]
