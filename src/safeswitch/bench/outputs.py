@@ -103,8 +103,11 @@ def remarks(rows: LoggedRows) -> list[str]:
             about = f"Judge {row['judge']}, {row['what']}, on {row['n']} replies labelled by hand"
             lines += [f"{about}: {row['metric']} {value}.", ""]
     for row in not_taken(rows):
-        lines += [f"NOT TAKEN: {row['requests']} of {row['of']} requests of {row['benchmark']} by {row['method']}: "
-                  f"{row['first reason']}.", ""]  # fmt: skip
+        lines += [
+            f"NOT TAKEN: {row['requests']} of {row['of']} requests of {row['benchmark']} by {row['method']}: "
+            f"{row['first reason']}.",
+            "",
+        ]
     for row in not_judged(rows):
         about = f"{row['replies']} of {row['of']} replies of {row['method']} to {row['benchmark']}"
         lines += [f"NOT JUDGED: {about} by {row['judge']}, {row['reason']}.", ""]

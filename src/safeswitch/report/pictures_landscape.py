@@ -54,8 +54,15 @@ def visage_table(run: Gathered) -> list[JsonObject]:
             c["visage"] for c in run.landscape["curves"] if (c["part"], c["gate"]) == (part, gate)
         ]
         if scores:
-            table.append({"moved": name, "VISAGE": sum(scores) / len(scores), "lowest": min(scores), "highest": max(scores),
-                          "directions": len(scores)})  # fmt: skip
+            table.append(
+                {
+                    "moved": name,
+                    "VISAGE": sum(scores) / len(scores),
+                    "lowest": min(scores),
+                    "highest": max(scores),
+                    "directions": len(scores),
+                }
+            )
     return table
 
 

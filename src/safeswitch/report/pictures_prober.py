@@ -99,8 +99,13 @@ def reliability(run: Gathered) -> Plot | None:
         return None
     bins = np.clip((scores * _BINS).astype(int), 0, _BINS - 1)
     groups = np.array([group_of(row) for row in rows])
-    found = {b: (float(scores[bins == b].mean()), clustered(truth[bins == b].tolist(), groups[bins == b].tolist()))
-             for b in sorted(set(bins.tolist()))}  # fmt: skip
+    found = {
+        b: (
+            float(scores[bins == b].mean()),
+            clustered(truth[bins == b].tolist(), groups[bins == b].tolist()),
+        )
+        for b in sorted(set(bins.tolist()))
+    }
 
     def paint(axes: Sequence[Axes]) -> None:
         """Above, the fraction of unsafe requests by score beside the diagonal; below, how many
@@ -169,8 +174,17 @@ def _left_out(rows: Sequence[JsonMapping], what: str) -> Plot:
                 list(zip(*(spread(r) for r in own.values()), strict=True)),
             )
             which = (3, 1)[i % 2]
-            axis.errorbar(values, at, xerr=[[x / 100 for x in bar] for bar in bars], fmt=mark(i), color=colour(which),
-                          markersize=6.5, capsize=2.5, elinewidth=1.1, label=reader)  # fmt: skip
+            axis.errorbar(
+                values,
+                at,
+                xerr=[[x / 100 for x in bar] for bar in bars],
+                fmt=mark(i),
+                color=colour(which),
+                markersize=6.5,
+                capsize=2.5,
+                elinewidth=1.1,
+                label=reader,
+            )
         axis.axvline(0.5, color="#888888", linewidth=1, linestyle=":")
         axis.set_yticks(range(len(names)), [short(name) for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
@@ -208,8 +222,15 @@ def _quality(rows: Sequence[JsonMapping], title: str) -> Plot:
         axis.grid(False)
         drawn = axis.pcolormesh(grid, cmap=_MAP, vmin=0.5, vmax=1.0, edgecolors="none")
         for (i, j), value in np.ndenumerate(grid):
-            axis.text(j + 0.5, i + 0.5, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=11,
-                      color="#ffffff" if value < 0.78 else "#000000")  # fmt: skip
+            axis.text(
+                j + 0.5,
+                i + 0.5,
+                f"{value:.2f}".lstrip("0"),
+                ha="center",
+                va="center",
+                fontsize=11,
+                color="#ffffff" if value < 0.78 else "#000000",
+            )
         axis.set_xticks(np.arange(len(pilots)) + 0.5, pilots)
         axis.set_yticks(np.arange(len(layers)) + 0.5, layers)
         axis.set_xlabel("reply tokens fed (0: prompt end)")
@@ -291,8 +312,14 @@ def _strip(data: JsonMapping, number: int) -> Plot:
         for i, (name, scores) in enumerate(data["scores"].items()):
             which = _STAGES.get(name, 5)
             first = 0 if name == "stage1" else end
-            axis.plot(range(first, len(scores)), scores[first:], color=colour(which), linestyle=DASHES[i % 4], linewidth=1.5,
-                      label=name)  # fmt: skip
+            axis.plot(
+                range(first, len(scores)),
+                scores[first:],
+                color=colour(which),
+                linestyle=DASHES[i % 4],
+                linewidth=1.5,
+                label=name,
+            )
             peaked = data["asked"][name]
             axis.plot(
                 peaked, [scores[t] for t in peaked], "osD"[i % 3], color=colour(which), markersize=7
