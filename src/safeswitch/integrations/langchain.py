@@ -6,7 +6,7 @@ Needs ``safeswitch[langchain]``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
@@ -27,6 +27,7 @@ def langchain_guard(checks: Checks) -> Runnable[LanguageModelInput, LanguageMode
         SettingError: LangChain is not installed.
     """
     try:
+        from langchain_core.language_models import LanguageModelInput
         from langchain_core.messages import convert_to_messages, convert_to_openai_messages
         from langchain_core.prompt_values import PromptValue
         from langchain_core.runnables import RunnableLambda
@@ -47,7 +48,10 @@ def langchain_guard(checks: Checks) -> Runnable[LanguageModelInput, LanguageMode
     async def aguard(given: LanguageModelInput) -> LanguageModelInput:
         return _passed(given, await checks.acheck(turns(given)))
 
-    return RunnableLambda(guard, aguard, name="safeswitch")
+    step = RunnableLambda(guard, aguard, name="safeswitch")
+    # its schema would be made of the annotations above, whose names LangChain cannot look up
+    taken: Any = LanguageModelInput  # a union, which with_types takes though it declares classes
+    return step.with_types(input_type=taken, output_type=taken)
 
 
 T = TypeVar("T")
