@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.torch-$(firstword $(shell printf '%s' '$(TORCH)' | cksum))
 
-.PHONY: demo demo-ui real serve test lint types study docs sbom clean
+.PHONY: demo demo-ui real serve test test-extended lint types study docs sbom clean
 
 $(BUILD):
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +59,9 @@ test: $(VENV)/.vllm  ## lint, types, tests; those of vLLM where its CPU wheel ca
 	$(BIN)/mypy & types=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile; tests=$$?; \
 	wait $$types && exit $$tests
+
+test-extended: $(VENV)/.vllm  ## what make test leaves out: the same behaviours on further architectures
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m extended
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks

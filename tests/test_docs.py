@@ -313,9 +313,7 @@ def test_search_finds_a_page_that_was_opened_from_disk(site: Path, browser: Any)
     page.context.close()
 
 
-@pytest.mark.parametrize(
-    ("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)]
-)
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_pages_fit_their_screen_and_fetch_nothing(
     site: Path, browser: Any, scheme: str, width: int
 ) -> None:

@@ -189,6 +189,7 @@ EXTRAS = {
     "gguf": ("switch/",),
     "jinja2": ("report/",),
     "PIL": ("models/vision",),
+    "openai": ("engines/chat_server", "engines/remote", "bench/judges/chat_model"),
     "agents": ("integrations/openai_agents",),
     "langchain_core": ("integrations/langchain",),
 }

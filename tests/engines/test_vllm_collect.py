@@ -20,6 +20,18 @@ from tests.switch.made import requests
 
 PILOTS = (PROMPT_END, Position("pilot", 1), Position("pilot", 3))
 POINTS = tuple(ReadPoint(layer, position) for layer in (2, 3) for position in PILOTS)
+ADDED = tuple(
+    ReadPoint.parse(text)
+    for text in (
+        "1.attn@prompt_end",
+        "3.mlp@prompt_end",
+        "2.attn@pilot:3",
+        "2.mlp@pilot:3",
+        "2@prompt_end",
+        "3@prompt_end",
+    )
+)
+"""What halves of blocks add, beside states of the same blocks."""
 
 
 def test_the_recorder_keeps_the_last_reading_of_a_count_and_an_ended_replys_last_state() -> None:
@@ -47,10 +59,11 @@ def collector() -> Iterator[Any]:
     layers = range(1, reference("llama").lm.num_layers + 1)
     points = {
         *POINTS,
+        *ADDED,
         *(ReadPoint(layer, p) for layer in layers for p in (PROMPT_END, Position("pilot", 3))),
     }
     with VLLMCollector(
-        reference("llama").lm, saved("llama"), sorted(points), **vllm_options()
+        reference("llama").lm, saved("llama"), sorted(points, key=str), **vllm_options()
     ) as made:
         yield made
 
@@ -70,6 +83,17 @@ def test_replies_and_states_are_those_of_the_transformers_engine(collector: Any,
         torch.testing.assert_close(
             activations.at(point), reference_acts.at(point), atol=1e-4, rtol=1e-4
         )
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_blocks_add_is_recorded_as_by_the_transformers_engine(collector: Any) -> None:
+    rows = requests(40)
+    _, activations = collector.collect(rows, ADDED, max_new_tokens=4)
+    _, wanted = reference("llama").collect(rows, ADDED, max_new_tokens=4)
+    for point in ADDED:
+        torch.testing.assert_close(activations.at(point), wanted.at(point), rtol=1e-4, atol=1e-4)
 
 
 @needs_vllm

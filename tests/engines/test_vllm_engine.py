@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,16 +21,20 @@ from safeswitch.core.errors import ContextLengthError, DataError, FingerprintErr
 from safeswitch.core.types import Reply
 from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.settings import GuardSettings
-from safeswitch.engines.transformers.engine import TransformersEngine
-from safeswitch.methods.base import METHODS
-from safeswitch.methods.resolve import resolve
-from safeswitch.nano import switch_path, weights_path
-from safeswitch.nano.suites import load_suite
 from safeswitch.switch.gate import Gate
-from safeswitch.switch.switch import Switch
+from tests.engines.vllm_asked import (
+    ROWS,
+    assert_same,
+    be_late,
+    collect,
+    expected,
+    facts,
+    sampling,
+    sent,
+    unwatched,
+)
 from tests.engines.vllm_made import (
     NEW,
-    SUPPRESS,
     needs_vllm,
     reference,
     saved,
@@ -40,11 +42,8 @@ from tests.engines.vllm_made import (
     vllm_engine,
     vllm_options,
 )
-from tests.methods.test_contract import PARTS, SETTINGS, obeys
-from tests.switch.made import requests, settings, two_of_three
 
 pytestmark = [needs_vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-ROWS = requests(80)
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +51,6 @@ def engine() -> Iterator[Any]:
     made = vllm_engine("llama", num_gpu_blocks_override=14)
     yield made
     made.close()
-
-
-def unwatched() -> Switch:
-    full = switch("llama")
-    return replace(full, gate=replace(full.gate, watch=None, watch_until=None))
 
 
 @pytest.fixture(scope="module")
@@ -70,94 +64,14 @@ def unchunked() -> Iterator[Any]:
     made.close()
 
 
-@cache
-def stepped() -> Switch:
-    """Fitted on what the first two of three blocks add, so that it reads the embedding and both
-    middle layers."""
-    chosen = settings(stages="stage1", readers=("steps",), layers=(1, 2))
-    made = Switch.fit(reference("llama"), ROWS, chosen, complied=two_of_three)
-    assert made.gate.stage1 is not None
-    midway = replace(
-        made.gate.stage1, threshold=0.5
-    )  # the fitted one is a row's own score, where rounding decides
-    return replace(made, gate=replace(made.gate, stage1=midway))
-
-
 @pytest.fixture(scope="module")
-def stepping() -> Iterator[Any]:
-    made = vllm_engine("llama", switch=stepped())
+def stock() -> Iterator[Any]:
+    """An engine with nothing of ours in it."""
+    from safeswitch.engines.vllm.engine import VLLMEngine
+
+    made = VLLMEngine(saved("llama"), None, **vllm_options())
     yield made
     made.close()
-
-
-def expected(name: str, made: Switch | None = None, **options: Any) -> list[Reply]:
-    options = {"max_new_tokens": NEW, "do_sample": False, **SUPPRESS, **options}
-    return reference(name).generate(ROWS, made or switch(name), **options)
-
-
-def facts(reply: Reply) -> tuple[Any, ...]:
-    d = reply.decision
-    return (
-        reply.token_ids,
-        reply.text,
-        reply.finish_reason,
-        d.fired,
-        d.stage,
-        d.token_index,
-        d.actuator,
-        reply.prompt_tokens,
-    )
-
-
-def assert_same(got: list[Reply], want: list[Reply]) -> None:
-    for one, other in zip(got, want, strict=True):
-        assert facts(one) == facts(other)
-        assert one.decision.scores == pytest.approx(other.decision.scores, abs=1e-4)
-        assert one.decision.thresholds == other.decision.thresholds
-
-
-def both(engine: Any, **options: Any) -> tuple[list[Reply], list[Reply]]:
-    return engine.generate(ROWS, max_new_tokens=NEW, **options), expected("llama")
-
-
-async def collect(
-    engine: Any, rows: list[list[int]], params: Any, policy: str | None = None, tell: bool = False
-) -> list[list[Any]]:
-    """Every output of requests sent together."""
-    from vllm.inputs import tokens_input
-
-    async def one(i: int) -> list[Any]:
-        CONTEXT.set(Context(policy=policy, tell_refusals=tell))
-        return [
-            out
-            async for out in engine.llm.generate(
-                tokens_input(rows[i]), params, f"test-{policy}-{id(params)}-{i}"
-            )
-        ]
-
-    return await asyncio.gather(*(asyncio.create_task(one(i)) for i in range(len(rows))))
-
-
-def sent(
-    engine: Any, params: Any, policy: str | None = None, count: int = 80, tell: bool = False
-) -> list[list[Any]]:
-    rows = reference("llama").lm.encode(ROWS[:count])
-    result: list[list[Any]] = engine._wait(collect(engine, rows, params, policy, tell))
-    return result
-
-
-def single(engine: Any, i: int, params: Any) -> list[Any]:
-    rows = reference("llama").lm.encode([ROWS[i]])
-    result: list[Any] = engine._wait(collect(engine, rows, params))[0]
-    return result
-
-
-def sampling(kind: str = "DELTA", **options: Any) -> Any:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    return SamplingParams(
-        **{"max_tokens": NEW, "temperature": 0.0, "output_kind": RequestOutputKind[kind], **options}
-    )
 
 
 def preempted(engine: Any) -> float:
@@ -183,17 +97,10 @@ def test_the_engine_does_preempt(engine: Any) -> None:
 
 
 def test_all_at_once_equals_the_transformers_engine(engine: Any) -> None:
-    got, want = both(engine)
-    assert_same(got, want)
+    want = expected("llama")
+    assert_same(engine.generate(ROWS, max_new_tokens=NEW), want)
     stages = {(reply.decision.stage, reply.decision.fired) for reply in want}
     assert {("stage2", True), ("watch", True), ("watch", False)} <= stages
-
-
-def test_steps_between_layers_score_as_in_the_transformers_engine(stepping: Any) -> None:
-    got, want = stepping.generate(ROWS, max_new_tokens=NEW), expected("llama", stepped())
-    assert stepped().gate.layers == (0, 1, 2)
-    assert {reply.decision.fired for reply in want} == {True, False}
-    assert_same(got, want)
 
 
 def test_one_after_the_other_equals_the_transformers_engine(engine: Any) -> None:
@@ -263,31 +170,21 @@ def test_streams_show_decided_tokens_only_and_end_in_the_same_reply(
         assert ("\n\n" in text) >= (shown > 0)
 
 
-@pytest.mark.parametrize("late", [0.0, 0.1], ids=["prompt", "late"])
+@pytest.mark.parametrize("late", [0.0, 0.05], ids=["prompt", "late"])
 def test_streams_say_which_of_their_tokens_are_a_refusals(
     engine: Any, late: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     be_late(engine, late, monkeypatch)
     want = expected("llama")
-    for reply, outs in zip(want, sent(engine, sampling("DELTA"), tell=True), strict=True):
+    for reply, outs in zip(want, sent(engine, sampling("DELTA"), tell_refusals=True), strict=True):
         refusal = [t for o in outs if o.refusing for t in o.outputs[0].token_ids]
         assert refusal == (list(reply.token_ids) if reply.decision.fired else [])
 
 
-def test_refusals_that_begin_with_the_first_token_are_known_in_streams(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Also where a whole reply comes as one output, as it does when the front end is late."""
-    made = switch("llama")
-    first = replace(made, gate=replace(made.gate, stage2=None, watch=None, watch_until=None))
-    want = expected("llama", first)
-    assert {reply.decision.token_index for reply in want if reply.decision.fired} == {0}
-    with vllm_engine("llama", switch=first) as engine:
-        for late in (0.0, 0.1):
-            be_late(engine, late, monkeypatch)
-            for reply, outs in zip(want, sent(engine, sampling("DELTA"), tell=True), strict=True):
-                assert [o.refusing for o in outs] == [reply.decision.fired] * len(outs)
-                assert tuple(t for o in outs for t in o.outputs[0].token_ids) == reply.token_ids
+def single(engine: Any, i: int, params: Any) -> list[Any]:
+    rows = reference("llama").lm.encode([ROWS[i]])
+    result: list[Any] = engine._wait(collect(engine, rows, params))[0]
+    return result
 
 
 def test_several_choices_are_each_decided(unchunked: Any) -> None:
@@ -323,14 +220,7 @@ def test_a_seed_gives_the_same_reply_in_any_company(unchunked: Any) -> None:
         )
 
 
-def be_late(engine: Any, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hold the front end up at every output, so that the workers get ahead of it."""
-    process = engine.llm.output_processor.process_outputs
-    held_up = lambda *a, **k: (time.sleep(seconds), process(*a, **k))[1]  # noqa: E731
-    monkeypatch.setattr(engine.llm.output_processor, "process_outputs", held_up)
-
-
-@pytest.mark.parametrize("late", [0.0, 0.1], ids=["prompt", "late"])
+@pytest.mark.parametrize("late", [0.0, 0.05], ids=["prompt", "late"])
 def test_stop_strings_hold_on_both_sides(
     engine: Any, late: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,32 +263,38 @@ def constraints(name: str) -> dict[str, Any]:
     }[name]
 
 
-@pytest.mark.parametrize("kind", ["FINAL_ONLY", "DELTA"])
+@cache
+def refusals() -> list[Reply]:
+    """Replies under a head that is always on."""
+    return expected("llama", replace(switch("llama"), gate=Gate(always=True)))
+
+
 @pytest.mark.parametrize("name", ["min_tokens", "regex", "bias", "allowed", "penalty"])
 def test_what_stage_1_does_not_clear_is_refused_outside_the_clients_constraints(
-    engine: Any, name: str, kind: str
+    engine: Any, name: str
 ) -> None:
     """The refusal is the one of a head that is always on, token for token."""
-    refusals = expected("llama", replace(switch("llama"), gate=Gate(always=True)))
-    judged = expected("llama")
     bent = constraints(name)
-    outs = sent(engine, sampling(kind, **bent))
     plain = sent(engine, sampling("FINAL_ONLY", **bent), "off")
-    seen = set()
-    for own, refusal, bare, out in zip(judged, refusals, plain, outs, strict=True):
-        decision = out[-1].safeswitch
-        tokens = tuple(t for o in out for t in o.outputs[0].token_ids)
-        cleared = own.decision.scores["stage1"] <= own.decision.thresholds["stage1"]
-        seen.add((cleared, decision.stage))
-        if not cleared:
-            assert (decision.fired, decision.stage, decision.token_index) == (True, "stage1", 0)
-            assert tokens == refusal.token_ids
-        elif not decision.fired and 0 not in bare[-1].outputs[0].token_ids:
-            assert tokens == tuple(bare[-1].outputs[0].token_ids), "cleared: as the client asked"
-        elif decision.fired:
-            assert decision.stage == "watch"
-            assert tokens[-len(refusal.token_ids) :] == refusal.token_ids
-    assert {(True, "watch"), (False, "stage1")} <= seen
+    for kind in ("FINAL_ONLY", "DELTA"):
+        outs = sent(engine, sampling(kind, **bent))
+        seen = set()
+        for own, refusal, bare, out in zip(expected("llama"), refusals(), plain, outs, strict=True):
+            decision = out[-1].safeswitch
+            tokens = tuple(t for o in out for t in o.outputs[0].token_ids)
+            cleared = own.decision.scores["stage1"] <= own.decision.thresholds["stage1"]
+            seen.add((cleared, decision.stage))
+            if not cleared:
+                assert (decision.fired, decision.stage, decision.token_index) == (True, "stage1", 0)
+                assert tokens == refusal.token_ids
+            elif not decision.fired and 0 not in bare[-1].outputs[0].token_ids:
+                assert tokens == tuple(bare[-1].outputs[0].token_ids), (
+                    "cleared: as the client asked"
+                )
+            elif decision.fired:
+                assert decision.stage == "watch"
+                assert tokens[-len(refusal.token_ids) :] == refusal.token_ids
+        assert {(True, "watch"), (False, "stage1")} <= seen
 
 
 def test_a_hot_request_is_refused_at_a_temperature_that_leaves_the_refusal_whole(
@@ -608,7 +504,7 @@ def test_logprobs_are_those_of_the_head_that_spoke(engine: Any) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("gemma3_text", marks=pytest.mark.extended)])
 def test_other_architectures_equal_the_transformers_engine(name: str) -> None:
     """All at once, with prefill in chunks, cached prefixes and preemption; then one by one; and the
     engine without a guard."""
@@ -634,17 +530,12 @@ def test_other_architectures_equal_the_transformers_engine(name: str) -> None:
 
 
 def test_unflagged_requests_equal_a_stock_engine_and_with_the_off_switch_all_do(
-    monkeypatch: pytest.MonkeyPatch,
+    engine: Any, stock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safeswitch.engines.vllm.engine import VLLMEngine
-
     params = sampling("FINAL_ONLY", logit_bias={0: -100.0})
-    want = expected("llama")
-    with VLLMEngine(saved("llama"), None, **vllm_options()) as stock:
-        plain = [outs[-1].outputs[0].token_ids for outs in sent(stock, params)]
-    with vllm_engine("llama") as made:
-        guarded = [outs[-1].outputs[0].token_ids for outs in sent(made, sampling("FINAL_ONLY"))]
-    fired = [reply.decision.fired for reply in want]
+    plain = [outs[-1].outputs[0].token_ids for outs in sent(stock, params)]
+    guarded = [outs[-1].outputs[0].token_ids for outs in sent(engine, sampling("FINAL_ONLY"))]
+    fired = [reply.decision.fired for reply in expected("llama")]
     assert {
         one == other
         for one, other, flagged in zip(plain, guarded, fired, strict=True)
@@ -667,9 +558,8 @@ def test_two_workers_that_share_a_model_decide_alike() -> None:
     ("parts", "said"), [("nothing", "no 'safeswitch' entry"), ("settings", "not at work")]
 )
 def test_a_server_whose_requests_would_pass_unguarded_does_not_start(
-    parts: str, said: str, engine: Any
+    parts: str, said: str, engine: Any, stock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safeswitch.engines.vllm.engine import VLLMEngine
     from safeswitch.serving.settings import ServerSettings
     from safeswitch.serving.vllm.plugin import SafeSwitchMiddleware
 
@@ -695,8 +585,9 @@ def test_a_server_whose_requests_would_pass_unguarded_does_not_start(
         if parts == "settings"
         else {}
     )
-    with VLLMEngine(saved("llama"), None, **vllm_options(additional_config=entry)) as bare:
-        bare._wait(start(bare.llm))
+    # workers that were started without our extension, whatever the entry says now
+    monkeypatch.setattr(stock.llm.vllm_config, "additional_config", entry)
+    stock._wait(start(stock.llm))
     assert [event["type"] for event in told] == ["lifespan.startup.failed"]
     assert said in told[0]["message"]
     engine._wait(start(engine.llm))
@@ -709,122 +600,6 @@ def test_worker_and_engine_may_share_a_process(monkeypatch: pytest.MonkeyPatch) 
     with vllm_engine("llama", num_gpu_blocks_override=14) as made:
         assert made.llm.vllm_config.parallel_config.distributed_executor_backend == "uni"
         assert_same(made.generate(ROWS, max_new_tokens=NEW), expected("llama"))
-
-
-def test_two_bundles_in_one_batch_are_each_enforced(tmp_path: Path) -> None:
-    """The second has no watch and other thresholds; its own change by HTTP's way leaves the first
-    alone."""
-    from vllm.inputs import tokens_input
-
-    other = unwatched()
-    switch("llama").save_pretrained(tmp_path / "default")
-    other.save_pretrained(tmp_path / "other")
-    settings = GuardSettings(
-        {"default": str(tmp_path / "default"), "other": str(tmp_path / "other")}
-    )
-    rows = reference("llama").lm.encode(ROWS)
-
-    async def one(engine: Any, i: int, bundle: str) -> Any:
-        CONTEXT.set(Context(bundle=bundle))
-        outs = [
-            out
-            async for out in engine.llm.generate(
-                tokens_input(rows[i]), sampling("FINAL_ONLY"), f"{bundle}-{i}"
-            )
-        ]
-        return (
-            tuple(outs[-1].outputs[0].token_ids),
-            outs[-1].safeswitch.fired,
-            outs[-1].safeswitch.stage,
-        )
-
-    async def mixed(engine: Any) -> list[Any]:
-        return await asyncio.gather(
-            *(
-                asyncio.create_task(one(engine, i, bundle))
-                for i in range(len(rows))
-                for bundle in settings.bundles
-            )
-        )
-
-    def facts_of(replies: list[Reply]) -> list[Any]:
-        return [(r.token_ids, r.decision.fired, r.decision.stage) for r in replies]
-
-    first, second = facts_of(expected("llama")), facts_of(expected("llama", other))
-    assert first != second
-    with vllm_engine("llama", switch=settings) as engine:
-        got = engine._wait(mixed(engine))
-        assert (got[::2], got[1::2]) == (first, second)
-        never = {"stage1": 1.0}
-        engine._wait(engine.llm.collective_rpc("safeswitch_thresholds", args=("other", never)))
-        got = engine._wait(mixed(engine))
-        assert got[::2] == first
-        assert not any(fired for _, fired, _ in got[1::2])
-
-
-def test_every_method_that_says_so_runs_here_as_in_the_transformers_engine(tmp_path: Path) -> None:
-    from vllm.inputs import tokens_input
-
-    names = [name for name in METHODS if "vllm" in METHODS[name].tags.engines]
-    assert {"safeswitch", "head", "interpolate", "patch", "ensemble"} <= set(names)
-    made = {}
-    for name in [*names, "ensemble+patch"]:
-        made[name] = resolve(name, SETTINGS, obeys).prepare(reference("llama"), PARTS)
-        made[name].save_pretrained(tmp_path / name)
-    bundles = GuardSettings({name: str(tmp_path / name) for name in made})
-    rows, asked = reference("llama").lm.encode(ROWS[:32]), ROWS[:32]
-
-    async def one(engine: Any, i: int, bundle: str) -> Any:
-        CONTEXT.set(Context(bundle=bundle))
-        params = sampling("FINAL_ONLY", logit_bias={0: -100.0} if bundle == "base" else None)
-        outs = [
-            out async for out in engine.llm.generate(tokens_input(rows[i]), params, f"{bundle}-{i}")
-        ]
-        return (
-            tuple(outs[-1].outputs[0].token_ids),
-            outs[-1].safeswitch.fired,
-            outs[-1].safeswitch.stage,
-        )
-
-    async def everything(engine: Any) -> list[Any]:
-        return await asyncio.gather(
-            *(asyncio.create_task(one(engine, i, b)) for b in made for i in range(len(asked)))
-        )
-
-    with vllm_engine("llama", switch=bundles) as engine:
-        found = engine._wait(everything(engine))
-    fired = {}
-    for place, (name, own) in enumerate(made.items()):
-        options = {"max_new_tokens": NEW, "do_sample": False, **SUPPRESS}
-        want = [
-            (r.token_ids, r.decision.fired, r.decision.stage)
-            for r in reference("llama").generate(asked, own, **options)
-        ]
-        assert found[place * len(asked) : (place + 1) * len(asked)] == want, name
-        fired[name] = sum(flagged for _, flagged, _ in want)
-    assert fired["base"] == 0 < fired["ensemble"] < fired["head"] == len(asked)
-
-
-def test_nano_equals_the_transformers_engine_at_64_and_at_1() -> None:
-    from safeswitch.engines.vllm.engine import VLLMEngine
-
-    rows = [
-        e
-        for suite in ("jailbroken", "plain_unsafe", "lookalike", "ordinary")
-        for e in load_suite(suite, 16, 0)
-    ]
-    made = Switch.from_pretrained(switch_path())
-    want = TransformersEngine.load(weights_path()).generate(
-        rows, made, max_new_tokens=48, do_sample=False
-    )
-    assert {reply.decision.stage for reply in want if reply.decision.fired} >= {"stage2", "watch"}
-    options = vllm_options(max_model_len=512, num_gpu_blocks_override=56)
-    with VLLMEngine(weights_path(), made, **options) as engine:
-        before = preempted(engine)
-        assert_same(engine.generate(rows, max_new_tokens=48), want)
-        assert preempted(engine) > before
-        for i in range(0, 64, 8):
-            assert_same(engine.generate([rows[i]], max_new_tokens=48), [want[i]])
 
 
 @pytest.mark.parametrize(("patience", "ended"), [(30, True), (0, False)])

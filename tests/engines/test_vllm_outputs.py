@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from safeswitch.core.errors import ModelError
-from safeswitch.core.types import Output, ReadPoint, Reply, Site
+from safeswitch.core.types import Output, Reply, Site
 from safeswitch.engines.settings import GuardSettings
 from safeswitch.engines.vllm.outputs import PAIRED, let_out, plan_taps, refuse_unless_paired
 from safeswitch.switch.switch import Switch
@@ -23,9 +23,7 @@ from tests.engines.vllm_made import (
     SUPPRESS,
     needs_vllm,
     reference,
-    saved,
     vllm_engine,
-    vllm_options,
 )
 from tests.switch.made import requests, settings, two_of_three
 
@@ -126,16 +124,6 @@ def assert_same(got: Sequence[Reply], name: str, switch: Switch) -> None:
 
 
 @needs_vllm
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_outputs_score_as_in_the_transformers_engine() -> None:
-    with vllm_engine("llama", switch=fitted("llama")) as engine:
-        got = engine.generate(ROWS, max_new_tokens=NEW)
-    assert {reply.decision.fired for reply in got} == {True, False}
-    assert_same(got, "llama", fitted("llama"))
-
-
-@needs_vllm
 @pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_models_read_what_the_bundle_at_a_path_reads_now(tmp_path: Path) -> None:
@@ -158,27 +146,3 @@ def test_a_model_of_which_vllm_lets_nothing_out_is_refused() -> None:
     )
     with pytest.raises(ModelError, match=said):
         GuardedModel._let_out(nn.Linear(1, 1), {Output(1, "attn")}, None)  # type: ignore[arg-type]
-
-
-@needs_vllm
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_outputs_are_recorded_for_fitting_as_by_the_transformers_engine() -> None:
-    from safeswitch.engines.vllm.collect import VLLMCollector
-
-    texts = (
-        "1.attn@prompt_end",
-        "3.mlp@prompt_end",
-        "2.attn@pilot:2",
-        "2.mlp@pilot:2",
-        "2@prompt_end",
-        "3@prompt_end",
-    )
-    points = [ReadPoint.parse(text) for text in texts]
-    with VLLMCollector(
-        reference("llama").lm, saved("llama"), points, **vllm_options()
-    ) as collector:
-        _, activations = collector.collect(ROWS, points, max_new_tokens=4)
-    _, expected = reference("llama").collect(ROWS, points, max_new_tokens=4)
-    for point in points:
-        torch.testing.assert_close(activations.at(point), expected.at(point), rtol=1e-4, atol=1e-4)

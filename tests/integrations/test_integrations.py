@@ -76,7 +76,9 @@ def test_langchain_stops_before_the_model_is_asked(server: Served) -> None:
     from langchain_core.prompts import ChatPromptTemplate
 
     model = FakeListChatModel(responses=["Fine."] * 8)
-    chain = langchain_guard(ServerChecks(server[0])) | model
+    guard = langchain_guard(ServerChecks(server[0]))
+    assert {"type": "string"} in guard.get_input_jsonschema()["anyOf"]
+    chain = guard | model
     assert chain.invoke("Hi").content == "Fine."
     assert "".join(str(chunk.content) for chunk in chain.stream("Hi")) == "Fine."
     assert asyncio.run(chain.ainvoke("Hi")).content == "Fine."

@@ -1,7 +1,7 @@
 """One battery for every method: what the contract promises, whatever the method does.
 
 Every method is fitted on one tiny model; a sample of them, one for each kind of gate, action and
-wrapper, on every architecture (``slow`` for those that the everyday run leaves out).
+wrapper, on every architecture (``extended`` for those that the everyday run leaves out).
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ def test_a_strength_a_request_is_that_request_alone_with_it(prepared: Prepared) 
 
 
 GRID = [
-    pytest.param(arch, name, marks=() if arch in FAST else pytest.mark.slow)
+    pytest.param(arch, name, marks=() if arch in FAST else pytest.mark.extended)
     for arch in NAMES if arch != "llama" for name in EVERY
 ]  # fmt: skip
 

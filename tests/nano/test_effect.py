@@ -95,7 +95,9 @@ def test_a_study_goes_on_where_it_was_stopped_and_gives_the_same(
     options: dict[str, Any] = {
         "n": 10,
         "suites": ("jailbroken",),
-        "settings": replace(SETTINGS, max_new_tokens=8),
+        "settings": replace(
+            SETTINGS, head=HeadSettings(ranks=(1,), epochs=1), head_examples=8, max_new_tokens=8
+        ),
         "say": lambda text: None,
     }
     whole = run_study(tmp_path, seeds=2, **options)

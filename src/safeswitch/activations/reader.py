@@ -96,7 +96,7 @@ class Reader:
         parts = self.lm.parts
         where = f"output {site}" if isinstance(site, Output) else f"layer {site}"
 
-        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        def after(_module: nn.Module, _args: object, output: object) -> None:
             self._store(site, hidden_in(output, where))
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: JsonObject) -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Any
 
 from safeswitch.bench.judges.base import Judge
 from safeswitch.bench.log import LATER_SETTINGS, RENAMED_SETTINGS, RunLog, plain
@@ -288,7 +287,7 @@ def _settings_hash(method: Method) -> str:
     return short_hash(_settings_text(own))
 
 
-def _settings_text(value: Any) -> str:
+def _settings_text(value: object) -> str:
     """``repr`` of settings as versions before the last fields and names came would write it, so
     that a run folder of theirs is resumed."""
     if isinstance(value, Mapping):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 from safeswitch.bench.estimates import Table
 from safeswitch.bench.log import LoggedRows, RunLog
@@ -104,8 +103,11 @@ def remarks(rows: LoggedRows) -> list[str]:
             about = f"Judge {row['judge']}, {row['what']}, on {row['n']} replies labelled by hand"
             lines += [f"{about}: {row['metric']} {value}.", ""]
     for row in not_taken(rows):
-        lines += [f"NOT TAKEN: {row['requests']} of {row['of']} requests of {row['benchmark']} by {row['method']}: "
-                  f"{row['first reason']}.", ""]  # fmt: skip
+        lines += [
+            f"NOT TAKEN: {row['requests']} of {row['of']} requests of {row['benchmark']} by {row['method']}: "
+            f"{row['first reason']}.",
+            "",
+        ]
     for row in not_judged(rows):
         about = f"{row['replies']} of {row['of']} replies of {row['method']} to {row['benchmark']}"
         lines += [f"NOT JUDGED: {about} by {row['judge']}, {row['reason']}.", ""]
@@ -170,7 +172,7 @@ def figure(value: float, low: float | None, high: float | None, *, percent: bool
     return f"{scale * value:.{digits}f} ({scale * low:.{digits}f}{dash}{scale * high:.{digits}f})"
 
 
-def cell(value: Any) -> str:
+def cell(value: object) -> str:
     """A value as Markdown and the report show it."""
     if value is None:
         return ""

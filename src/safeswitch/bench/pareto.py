@@ -12,7 +12,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from safeswitch.bench.log import LoggedRows, RunLog
 from safeswitch.bench.metrics import ACCURACY, HARM, NEITHER, OVER_REFUSAL
@@ -21,6 +21,10 @@ from safeswitch.bench.table import FEW
 from safeswitch.bench.tables import main_rates, rates, summary
 from safeswitch.core.artifact import write_atomic
 from safeswitch.core.json_types import JsonObject
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 _MARKS = "osD^vPX*<>"
 ALWAYS = ("base", "prompt", "head", "safeswitch")
@@ -154,7 +158,7 @@ def _panels(rows: LoggedRows) -> list[_Panel]:
 
 
 def _draw_panel(
-    axis: Any, panel: _Panel, looks: Mapping[str, tuple[str, str]], silent: set[str]
+    axis: Axes, panel: _Panel, looks: Mapping[str, tuple[str, str]], silent: set[str]
 ) -> None:
     """One panel: the line of the front, and a point for each method, those with a look of their own
     on top."""
@@ -173,7 +177,7 @@ def _draw_panel(
 
 
 def _point(
-    axis: Any,
+    axis: Axes,
     method: str,
     x: Mapping[str, float],
     y: Mapping[str, float],

@@ -9,11 +9,15 @@ import importlib.util
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from safeswitch.bench.estimates import Table
 from safeswitch.core.artifact import write_atomic
 from safeswitch.core.errors import DataError, SafeSwitchError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 # Okabe and Ito's colours, told apart with any colour vision, with hatching as a second sign.
 COLOURS = ("#7f7f7f", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
@@ -71,7 +75,7 @@ def draw_rates(
     write_atomic(path, lambda p: p.write_bytes(image.getvalue()))
 
 
-def _draw_panel(axis: Any, title: str, bars: Table, names: Mapping[str, str]) -> None:
+def _draw_panel(axis: Axes, title: str, bars: Table, names: Mapping[str, str]) -> None:
     """A bar with its interval for each method."""
     for i, bar in enumerate(bars):
         value, low, high = (100 * bar[name] for name in ("value", "low", "high"))

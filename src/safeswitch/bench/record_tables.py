@@ -69,8 +69,15 @@ def not_taken(rows: LoggedRows) -> Table:
     for benchmark, method, logged in rows.each():
         reasons = [row.error for row in logged if row.error is not None]
         if reasons:
-            table.append({"benchmark": benchmark, "method": method, "requests": len(reasons), "of": len(logged),
-                          "first reason": reasons[0]})  # fmt: skip
+            table.append(
+                {
+                    "benchmark": benchmark,
+                    "method": method,
+                    "requests": len(reasons),
+                    "of": len(logged),
+                    "first reason": reasons[0],
+                }
+            )
     return table
 
 
@@ -84,8 +91,17 @@ def not_judged(rows: LoggedRows) -> Table:
             counts = Counter(verdict.unjudged for verdict in counted if verdict.unjudged)
             for reason, count in sorted(counts.items()):
                 first = next(verdict.note for verdict in counted if verdict.unjudged == reason)
-                table.append({"benchmark": benchmark, "method": method, "judge": judge, "reason": reason,
-                              "replies": count, "of": len(counted), "first note": first})  # fmt: skip
+                table.append(
+                    {
+                        "benchmark": benchmark,
+                        "method": method,
+                        "judge": judge,
+                        "reason": reason,
+                        "replies": count,
+                        "of": len(counted),
+                        "first note": first,
+                    }
+                )
     return table
 
 

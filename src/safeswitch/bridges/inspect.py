@@ -28,6 +28,7 @@ from inspect_ai.model import (
 from inspect_ai.model._model_output import ChatCompletionChoice
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState, generate
+from inspect_ai.tool import ToolChoice, ToolInfo
 
 from safeswitch.bench.benchmark import Loaded
 from safeswitch.bench.judges.base import Judge, make_judge
@@ -73,7 +74,11 @@ class EngineAPI(ModelAPI):
         return 1
 
     async def generate(
-        self, input: list[ChatMessage], tools: Any, tool_choice: Any, config: GenerateConfig
+        self,
+        input: list[ChatMessage],
+        tools: list[ToolInfo],
+        tool_choice: ToolChoice,
+        config: GenerateConfig,
     ) -> ModelOutput:
         """Reply to a conversation; tools are not offered to the model."""
         messages = [Message(m.role, m.text) for m in input if m.role != "tool"]

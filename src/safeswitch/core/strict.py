@@ -36,7 +36,7 @@ def build(
     tensors: Mapping[str, Tensor] | None = None,
     *,
     absent: Sequence[str] = (),
-    **given: Any,
+    **given: object,
 ) -> T:
     """Make the dataclass ``cls`` from a JSON object.
 
@@ -82,7 +82,7 @@ def _hints(cls: type) -> JsonObject:
     }
 
 
-def typed(hint: Any, value: object, where: str) -> Any:
+def typed(hint: object, value: object, where: str) -> Any:
     """``value`` as ``hint`` wants it: lists become tuples, whole numbers may stand for others.
 
     Raises:
@@ -97,7 +97,7 @@ def typed(hint: Any, value: object, where: str) -> Any:
 _MISFIT = object()
 
 
-def _fitted(hint: Any, value: object, where: str) -> Any:
+def _fitted(hint: object, value: object, where: str) -> object:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         fits = (_fitted(one, value, where) for one in arguments)
@@ -113,15 +113,15 @@ def _fitted(hint: Any, value: object, where: str) -> Any:
     return _fitted_plain(hint, value)
 
 
-def _fitted_plain(hint: Any, value: object) -> Any:
-    if hint is float and type(value) in (int, float):
+def _fitted_plain(hint: object, value: object) -> object:
+    if hint is float and (type(value) is int or type(value) is float):
         return _finite(value)
     if hint is type(None):
         return value if value is None else _MISFIT
     return value if type(value) is hint else _MISFIT
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: float) -> object:
     try:
         number = float(value)
     except OverflowError:
@@ -129,7 +129,7 @@ def _finite(value: Any) -> Any:
     return number if math.isfinite(number) else _MISFIT
 
 
-def _fitted_tuple(arguments: Sequence[Any], value: object, where: str) -> Any:
+def _fitted_tuple(arguments: Sequence[object], value: object, where: str) -> object:
     if not isinstance(value, list | tuple):
         return _MISFIT
     if arguments[-1] is Ellipsis:
@@ -142,7 +142,7 @@ def _fitted_tuple(arguments: Sequence[Any], value: object, where: str) -> Any:
     )
 
 
-_WORDS: Mapping[Any, str] = {
+_WORDS: Mapping[object, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a finite number",
@@ -151,7 +151,7 @@ _WORDS: Mapping[Any, str] = {
 }
 
 
-def described(hint: Any) -> str:
+def described(hint: object) -> str:
     """A type in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -176,7 +176,7 @@ def mapping(value: object, where: str) -> JsonMapping:
     return value
 
 
-def take(values: JsonMapping, name: str, hint: Any, where: str) -> Any:
+def take(values: JsonMapping, name: str, hint: object, where: str) -> Any:
     """The field ``name``, typed.
 
     Raises:
@@ -223,7 +223,7 @@ def _controls(character: str) -> bool:
     return character not in "\n\r\t" and unicodedata.category(character) in ("Cc", "Cs")
 
 
-def check_texts(value: Any, where: str, *, controls: bool = False) -> None:
+def check_texts(value: object, where: str, *, controls: bool = False) -> None:
     """Raise :class:`ArtifactError` for a text, key or value, that :func:`cleaned` would change.
 
     With ``controls`` only half a surrogate pair is refused: a model's own words may hold anything

@@ -73,12 +73,12 @@ def _constant(text: str) -> float:
     raise DataError(f"{text} is no JSON; numbers must be finite")
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: object) -> None:
     """Level by level, not by recursion: the value may be nested nearly as deep as Python's stack
     allows."""
     level = [value]
     for _ in range(DEEPEST + 1):
-        inner: list[Any] = []
+        inner: list[object] = []
         for one in level:
             if isinstance(one, Mapping):
                 inner += one.values()

@@ -106,7 +106,7 @@ def to_example(
     )
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     """Every text in a JSON value, keys of mappings included."""
     if isinstance(value, str):
         yield value

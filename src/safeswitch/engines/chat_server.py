@@ -19,11 +19,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.json_types import JsonMapping, JsonObject
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
+
 
 OPENAI = "https://api.openai.com/v1"
 REASONING_ROOM = 4096
@@ -161,7 +165,7 @@ class ChatServer:
             return wanted is not None
 
 
-def about_question(error: Any) -> str:
+def about_question(error: APIStatusError) -> str:
     """What a refused call says of its question: ``filtered`` (by the server's content filter),
     ``too long``, or nothing where another question would fare no better."""
     words = f"{error} {getattr(error, 'code', '')} {getattr(error, 'body', '')}".lower()

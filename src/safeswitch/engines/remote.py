@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safeswitch.core.errors import ContextLengthError, DataError, SafeSwitchError, SettingError
 from safeswitch.core.json_types import JsonMapping, JsonObject
@@ -19,6 +19,10 @@ from safeswitch.engines.chat_server import ChatServer, about_question
 from safeswitch.engines.requests import ends_in_prefill, row_limits, row_seeds
 from safeswitch.switch.engine import EngineFacts
 from safeswitch.switch.switch import Switch
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
+
 
 _CHUNK = 4
 """Requests written at a time, in multiples of those in flight: the last ones of a chunk wait for
@@ -42,7 +46,7 @@ class RemoteEngine(AnsweringEngine):
             raise SettingError(f"RemoteEngine: in_flight must be 1 or more; got {in_flight}")
         super().__init__(f"the server at {server.address}")
         self.server, self.in_flight = server, in_flight
-        self._answered: dict[tuple[Any, ...], Reply] = {}
+        self._answered: dict[tuple[object, ...], Reply] = {}
 
     @property
     def facts(self) -> EngineFacts:
@@ -156,7 +160,7 @@ class RemoteEngine(AnsweringEngine):
             raise self._failed(error) from error
         return self._read(answer)
 
-    def _refused(self, error: Any) -> Exception:
+    def _refused(self, error: APIStatusError) -> Exception:
         """What a call without a reply means: the request's own fault, or the run's."""
         about = about_question(error)
         if about == "too long":
@@ -190,7 +194,7 @@ class RemoteEngine(AnsweringEngine):
         )
 
 
-def _key(messages: tuple[Message, ...], settings: JsonObject) -> tuple[Any, ...]:
+def _key(messages: tuple[Message, ...], settings: JsonObject) -> tuple[object, ...]:
     return messages, repr(settings)
 
 

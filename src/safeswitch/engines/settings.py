@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from safeswitch.core.errors import SettingError, check_choice
 from safeswitch.core.json_types import JsonObject
@@ -73,7 +72,7 @@ class GuardSettings:
         return {**asdict(self), "bundles": dict(self.bundles)}
 
     @classmethod
-    def parse(cls, additional_config: Any) -> GuardSettings | None:
+    def parse(cls, additional_config: object) -> GuardSettings | None:
         """Settings in an engine's ``additional_config``, None when it holds none.
 
         Raises:

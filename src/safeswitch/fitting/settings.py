@@ -41,7 +41,7 @@ def _renamed(old: str, new: str) -> Callable[[type[T]], type[T]]:
                 given[new] = given.pop(old)
             make(self, *args, **given)
 
-        def read(self: T) -> Any:
+        def read(self: T) -> object:
             warn(cls.__name__)
             return getattr(self, new)
 

@@ -6,16 +6,18 @@ Needs ``safeswitch[langchain]``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safeswitch.core.errors import SettingError
+from safeswitch.core.json_types import JsonObject
 from safeswitch.integrations.checks import Checks, Flagged
 
 if TYPE_CHECKING:
+    from langchain_core.language_models import LanguageModelInput
     from langchain_core.runnables import Runnable
 
 
-def langchain_guard(checks: Checks) -> Runnable[Any, Any]:
+def langchain_guard(checks: Checks) -> Runnable[LanguageModelInput, LanguageModelInput]:
     """A Runnable from whatever a chat model takes (text, messages, a prompt) to the same.
 
     Args:
@@ -25,6 +27,7 @@ def langchain_guard(checks: Checks) -> Runnable[Any, Any]:
         SettingError: LangChain is not installed.
     """
     try:
+        from langchain_core.language_models import LanguageModelInput
         from langchain_core.messages import convert_to_messages, convert_to_openai_messages
         from langchain_core.prompt_values import PromptValue
         from langchain_core.runnables import RunnableLambda
@@ -33,22 +36,28 @@ def langchain_guard(checks: Checks) -> Runnable[Any, Any]:
             f"langchain_guard needs {error.name}: pip install 'safeswitch[langchain]'"
         ) from error
 
-    def turns(given: Any) -> Any:
+    def turns(given: LanguageModelInput) -> list[JsonObject]:
         if isinstance(given, str):
             return [{"role": "user", "content": given}]
         found = given.to_messages() if isinstance(given, PromptValue) else given
         return convert_to_openai_messages(convert_to_messages(found))
 
-    def guard(given: Any) -> Any:
+    def guard(given: LanguageModelInput) -> LanguageModelInput:
         return _passed(given, checks.check(turns(given)))
 
-    async def aguard(given: Any) -> Any:
+    async def aguard(given: LanguageModelInput) -> LanguageModelInput:
         return _passed(given, await checks.acheck(turns(given)))
 
-    return RunnableLambda(guard, aguard, name="safeswitch")
+    step = RunnableLambda(guard, aguard, name="safeswitch")
+    # its schema would be made of the annotations above, whose names LangChain cannot look up
+    taken: Any = LanguageModelInput  # a union, which with_types takes though it declares classes
+    return step.with_types(input_type=taken, output_type=taken)
 
 
-def _passed(given: Any, found: Any) -> Any:
+T = TypeVar("T")
+
+
+def _passed(given: T, found: JsonObject) -> T:
     if found["flagged"]:
         raise Flagged(found)
     return given

@@ -35,7 +35,9 @@ def agents_guardrail(checks: Checks) -> InputGuardrail[Any]:
             f"agents_guardrail needs {error.name}: pip install 'safeswitch[agents]'"
         ) from error
 
-    async def guard(context: Any, agent: Any, given: Any) -> GuardrailFunctionOutput:
+    async def guard(
+        context: object, agent: object, given: str | list[JsonObject]
+    ) -> GuardrailFunctionOutput:
         found = await checks.acheck(turns_of(given))
         return GuardrailFunctionOutput(output_info=found, tripwire_triggered=found["flagged"])
 
@@ -43,7 +45,7 @@ def agents_guardrail(checks: Checks) -> InputGuardrail[Any]:
     return InputGuardrail(guard, name="safeswitch", run_in_parallel=False)
 
 
-def turns_of(given: str | list[Any]) -> list[JsonObject]:
+def turns_of(given: str | list[JsonObject]) -> list[JsonObject]:
     """Input of the Agents SDK, which is that of the Responses API, as chat messages.
 
     Items that are neither messages nor calls of functions nor their results hold nothing to read.
@@ -66,12 +68,12 @@ def turns_of(given: str | list[Any]) -> list[JsonObject]:
     return turns
 
 
-def _text(content: Any) -> str:
+def _text(content: object) -> str:
     """The text of a message's content."""
     if isinstance(content, str):
         return content
     parts = []
-    for part in content or ():
+    for part in content if isinstance(content, list) else ():
         if isinstance(part, Mapping) and isinstance(part.get("text"), str):
             parts.append(part["text"])
     return "\n".join(parts)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 from safeswitch.core.types import Decision, Message, Prompt, Reply, as_messages
 from safeswitch.methods.base import METHODS, Data, Method, Tags
@@ -100,7 +100,7 @@ class _Asking(Around):
         return [says_yes(r.text) for r in replies]
 
     def refuse(
-        self, prompts: Sequence[Any], switch: Switch, options: GenerationOptions, stage: str
+        self, prompts: Sequence[Prompt], switch: Switch, options: GenerationOptions, stage: str
     ) -> list[Reply]:
         """Replies with the switch's action in force."""
         acting = replace(switch, gate=Gate(always=True))

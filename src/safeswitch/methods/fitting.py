@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,7 +32,7 @@ from safeswitch.switch.switch import Switch
 
 A = TypeVar("A", bound=Actuator)
 REFUSAL = "I'm sorry, but I can't help with that."
-_FITTED: WeakKeyDictionary[ReadingEngine, dict[tuple[Any, ...], Switch]] = WeakKeyDictionary()
+_FITTED: WeakKeyDictionary[ReadingEngine, dict[tuple[object, ...], Switch]] = WeakKeyDictionary()
 
 
 def fitted_switch(
@@ -53,7 +53,7 @@ def share_switch(
     _FITTED.setdefault(engine, {})[_key(data, settings, complied)] = switch
 
 
-def _key(data: Data, settings: FitSettings, complied: Complied) -> tuple[Any, ...]:
+def _key(data: Data, settings: FitSettings, complied: Complied) -> tuple[object, ...]:
     return (
         settings,
         complied,

@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
@@ -81,7 +82,7 @@ def fingerprint_of_files(
     return _digest(tensors())
 
 
-def _empty(config: Any, trust_remote_code: bool) -> PreTrainedModel:
+def _empty(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
     kind = AutoModelForImageTextToText if loads_with_vision(config) else AutoModelForCausalLM
     made: PreTrainedModel = kind.from_config(  # type: ignore[no-untyped-call]
         config, trust_remote_code=trust_remote_code
@@ -89,7 +90,7 @@ def _empty(config: Any, trust_remote_code: bool) -> PreTrainedModel:
     return made
 
 
-def loads_with_vision(config: Any) -> bool:
+def loads_with_vision(config: PretrainedConfig) -> bool:
     """Whether the model of this configuration is loaded with its vision part."""
     return sees_images(config) and type(config) in AutoModelForImageTextToText._model_mapping
 

@@ -7,7 +7,8 @@ client's own words, so a reader at the prompt's end sees those in place of the r
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from safeswitch.core.json_types import JsonObject
 
@@ -37,7 +38,9 @@ class GenerationPrompt:
         self._marks = {_without_tail(end, blank) for end in self.ends}
 
     @classmethod
-    def of(cls, tokenizer: Any, chat_template: str | None = None) -> GenerationPrompt:
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
+    ) -> GenerationPrompt:
         """Those of a tokenizer's template; none where it has no template, or one of another kind.
 
         Args:
@@ -52,7 +55,9 @@ class GenerationPrompt:
                 options["chat_template"] = chat_template
             try:
                 bare, whole = (
-                    tokenizer.apply_chat_template(turns, add_generation_prompt=asked, **options)
+                    str(
+                        tokenizer.apply_chat_template(turns, add_generation_prompt=asked, **options)
+                    )
                     for asked in (False, True)
                 )
             except Exception:  # a template is foreign code
@@ -61,7 +66,7 @@ class GenerationPrompt:
             if text is not None:
                 found.append(_tokens(tokenizer, text))
         last = {token for end in found for token in end}
-        return cls(found, {token for token in last if not tokenizer.decode([token]).strip()})
+        return cls(found, {token for token in last if not str(tokenizer.decode([token])).strip()})
 
     def closes(self, ids: Sequence[int]) -> bool:
         """Whether a prompt ends where a reply begins."""
@@ -83,7 +88,7 @@ def _behind(bare: str, whole: str) -> str | None:
     return rest if found and rest.strip() else None
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """``text`` in tokens, without those at its start that could merge with what stands before."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -8,10 +8,9 @@ embedding. Knows nothing of tokenizers or of what is read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from safeswitch.core.errors import ModelError
 
@@ -77,12 +76,12 @@ def locate(model: PreTrainedModel) -> Parts:
     return Parts(body, backbone, lists[0], head, tied)
 
 
-def sees_images(config: Any) -> bool:
+def sees_images(config: PretrainedConfig) -> bool:
     """Whether a model of this configuration has a vision part."""
     return getattr(config, "vision_config", None) is not None
 
 
-def hidden_in(found: Any, where: str) -> Tensor:
+def hidden_in(found: object, where: str) -> Tensor:
     """The hidden states ``[b, t, d]`` in what a block, a part of one, or a backbone took or gave.
 
     Args:

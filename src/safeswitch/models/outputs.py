@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,15 +104,15 @@ def _watch(
     """Have both outputs of a block put into ``modules`` when it runs, while ``stack`` is open."""
     seen = _Seen()
 
-    def enter(_block: nn.Module, args: tuple[Any, ...], kwargs: JsonObject) -> None:
+    def enter(_block: nn.Module, args: tuple[object, ...], kwargs: JsonObject) -> None:
         seen.before = _host(args or kwargs.get("hidden_states"))
 
-    def inside(module: nn.Module, _args: Any, output: Any) -> None:
+    def inside(module: nn.Module, _args: object, output: object) -> None:
         found = _host(output)
         if found is not None:
             seen.inner.append((module, found))
 
-    def leave(_block: nn.Module, _args: Any, output: Any) -> None:
+    def leave(_block: nn.Module, _args: object, output: object) -> None:
         dtype = hidden_in(output, f"block {number}").dtype
         pair = _pair(seen, _host(output), torch.finfo(dtype).eps)
         if pair is not None:
@@ -128,7 +127,7 @@ def _watch(
     stack.callback(block.register_forward_hook(leave, prepend=True).remove)
 
 
-def _host(found: Any) -> Tensor | None:
+def _host(found: object) -> Tensor | None:
     """The hidden states in what a module took or gave, a copy; None where there are none."""
     try:
         return hidden_in(found, "module")[0].to("cpu", torch.float64, copy=True)

@@ -7,7 +7,8 @@ model does not read, and none kept from it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 
 class PromptText:
@@ -17,7 +18,7 @@ class PromptText:
         tokenizer: Of ``transformers``.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.items()
         marks = {index for index, token in added if token.special}

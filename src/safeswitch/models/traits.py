@@ -15,14 +15,14 @@ Knows nothing of prompts, probers or switches.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from safeswitch.core.errors import ModelError
 from safeswitch.core.json_types import JsonObject
@@ -142,7 +142,7 @@ def _masked_back(model: PreTrainedModel, prompt: Tensor, pilot: Tensor, after: T
     )
 
 
-def _same(reference: Tensor, run: Any, exact: bool) -> bool:
+def _same(reference: Tensor, run: Callable[[], Tensor], exact: bool) -> bool:
     try:
         found = run()
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
@@ -167,7 +167,7 @@ def _cache_name(model: PreTrainedModel) -> str:
     )
 
 
-def _cache_layers(model: PreTrainedModel, prompt: Tensor) -> list[Any]:
+def _cache_layers(model: PreTrainedModel, prompt: Tensor) -> list[CacheLayerMixin]:
     name = _cache_name(model)
     cache = getattr(model(input_ids=prompt, use_cache=True), name)
     return list(getattr(cache, "layers", []))
@@ -195,10 +195,10 @@ def _head_scale(model: PreTrainedModel, prompt: Tensor, exact: bool) -> float | 
     squares."""
     parts, seen = locate(model), {}
 
-    def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+    def leave(_module: nn.Module, _args: object, output: tuple[Tensor, ...]) -> None:
         seen["backbone"] = output[0][0, -1].to("cpu", torch.float64)
 
-    def enter(_module: nn.Module, args: tuple[Any, ...]) -> None:
+    def enter(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen["head"] = args[0][0, -1].to("cpu", torch.float64)
 
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from torch import Tensor
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.pictures import Picture
+
+if TYPE_CHECKING:
+    from PIL import Image
+
 
 Vision = Mapping[str, Tensor]
 """What a model is given of the images of one row, by the names of its arguments; empty for text."""
@@ -60,7 +64,7 @@ def collate(visions: Sequence[Vision], lengths: Sequence[int], width: int) -> di
     return found
 
 
-def open_picture(picture: Picture) -> Any:
+def open_picture(picture: Picture) -> Image.Image:
     """The image, loaded, in RGB.
 
     Raises:
@@ -73,7 +77,8 @@ def open_picture(picture: Picture) -> Any:
             "prompts with images need Pillow: pip install 'safeswitch[vision]'"
         ) from error
     if not isinstance(picture.source, str):
-        return picture.source.convert("RGB")
+        converted: Image.Image = picture.source.convert("RGB")
+        return converted
     try:
         with Image.open(picture.source) as image:
             return image.convert("RGB")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from safeswitch.core.types import Example, Message
 from safeswitch.nano import judge
@@ -27,7 +28,7 @@ def with_system(examples: Sequence[Example], prompts: Sequence[str]) -> list[Exa
 @torch.no_grad()
 def replies(
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     max_new_tokens: int = 56,
     batch_size: int = 64,
@@ -37,7 +38,7 @@ def replies(
     for example in examples:
         turns = [{"role": m.role, "content": m.content} for m in example.messages]
         prompts.append(
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
@@ -79,7 +80,11 @@ def behaviour(examples: Sequence[Example], texts: Sequence[str]) -> Row:
 
 
 def base_model_table(
-    model: Any, tokenizer: Any, n: int = 300, seed: int = 0, progress: bool = True
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    n: int = 300,
+    seed: int = 0,
+    progress: bool = True,
 ) -> list[Row]:
     """Base behaviour on every suite, then on four of them behind safety prompts; prints a Markdown
     table."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from safeswitch.activations.states import Activations
 from safeswitch.bench.bench import BenchSettings, run_bench
@@ -21,7 +20,7 @@ from safeswitch.bench.benchmark import Benchmark, Loaded, drawn
 from safeswitch.bench.candidates import Fitting, kept, prepare
 from safeswitch.bench.estimates import Table, belongs, fraction
 from safeswitch.bench.log import Logged, LoggedRows, RunLog
-from safeswitch.bench.metrics import HARM, NEITHER, OVER_REFUSAL, outcomes
+from safeswitch.bench.metrics import HARM, NEITHER, OVER_REFUSAL, Metric, outcomes
 from safeswitch.bench.picture import check_drawable, draw_rates
 from safeswitch.bench.runner import Candidate, Progress
 from safeswitch.bench.slices import BY, SLICES, Slice
@@ -443,7 +442,7 @@ def _rates(
     return table
 
 
-def _hits(logged: Sequence[tuple[str, Logged]], what: Any) -> dict[str, bool]:
+def _hits(logged: Sequence[tuple[str, Logged]], what: Metric) -> dict[str, bool]:
     """By suite and request whether it counts."""
     found: dict[str, bool] = {}
     for suite, row in logged:

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from safeswitch.core.errors import FitError, SettingError
@@ -186,7 +186,7 @@ class Platt:
         return torch.sigmoid(self.slope * log_odds(scores) + self.offset).float()
 
 
-def platt_targets(labels: np.ndarray) -> np.ndarray[Any, np.dtype[np.float64]]:
+def platt_targets(labels: np.ndarray) -> NDArray[np.float64]:
     """Platt's soft targets ``(n+ + 1) / (n+ + 2)`` and ``1 / (n- + 2)``: finite slopes on separable
     data."""
     positives = int(labels.sum())

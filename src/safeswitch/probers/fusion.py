@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
@@ -135,7 +136,7 @@ class FusionProber(Prober):
         return prober
 
 
-def stack(odds: np.ndarray[Any, np.dtype[np.float64]], labels: Tensor) -> tuple[Tensor, Tensor]:
+def stack(odds: NDArray[np.float64], labels: Tensor) -> tuple[Tensor, Tensor]:
     """Non-negative weights ``[R]`` and bias ``[1]`` from log-odds ``[n, R]`` and labels ``[n]``
     bool."""
     count = odds.shape[1]

@@ -69,9 +69,12 @@ def write_report(folder: Path) -> None:
 def render(run: Gathered) -> str:
     """The page."""
     environment = Environment(
-        loader=PackageLoader("safeswitch.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("safeswitch.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.globals.update(cell=cell, named=named, percent=lambda x: f"{100 * x:.0f} %")
     manifest = run.log.manifest
     tables = {**run.tables, **({"visage": visage_table(run)} if run.landscape else {})}

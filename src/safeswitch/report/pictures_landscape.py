@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.report.gathered import Gathered
 from safeswitch.report.svg import DASHES, Plot, colour, draw, per_cent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 _WAYS = {("model", False): ("model, no gate", 0), ("model", True): ("model, gate", 3), ("head", True): ("refusal head", 1),
          ("probers", True): ("probers", 5)}  # fmt: skip
@@ -50,8 +54,15 @@ def visage_table(run: Gathered) -> list[JsonObject]:
             c["visage"] for c in run.landscape["curves"] if (c["part"], c["gate"]) == (part, gate)
         ]
         if scores:
-            table.append({"moved": name, "VISAGE": sum(scores) / len(scores), "lowest": min(scores), "highest": max(scores),
-                          "directions": len(scores)})  # fmt: skip
+            table.append(
+                {
+                    "moved": name,
+                    "VISAGE": sum(scores) / len(scores),
+                    "lowest": min(scores),
+                    "highest": max(scores),
+                    "directions": len(scores),
+                }
+            )
     return table
 
 
@@ -69,7 +80,7 @@ def _curves(data: JsonMapping, what: str, title: str, label: str) -> Plot:
                 f"{middle[[0, -1]].mean():.0f} % at the ends"
             )
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """A line for each part that was moved: the mean over directions, and a band from lowest to
         highest."""
         axis = axes[0]
@@ -104,7 +115,7 @@ def _map(data: JsonMapping, one: JsonMapping) -> Plot:
     grid, distances = 100 * np.array(one["refused"]), one["distances"]
     name = _WAYS[one["part"], one["gate"]][0]
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """The grid in colours, with a cross at the unmoved model."""
         axis = axes[0]
         axis.grid(False)

@@ -4,7 +4,7 @@ states, score strips."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -17,13 +17,17 @@ from safeswitch.report.gathered import Gathered
 from safeswitch.report.svg import DASHES, INK, Plot, colour, draw, mark, short, spread
 from safeswitch.statistics.intervals import clustered
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
 _BINS = 10
 _STAGES = {"stage1": 2, "stage2": 3, "watch": 4}
 _SAFE, _UNSAFE = 2, 4
 _MAP = "cividis"
 
 
-def _scored(run: Gathered, stage: str) -> tuple[list[Logged], Any, Any]:
+def _scored(run: Gathered, stage: str) -> tuple[list[Logged], np.ndarray, np.ndarray]:
     """Decided requests that ``stage`` scored, their scores and their labels; empty where one label
     is absent."""
     rows = [r for r in run.decided(run.own) if stage in r.decision["scores"]]
@@ -48,7 +52,7 @@ def roc(run: Gathered) -> Plot | None:
     )
     area = float(roc_auc_score(truth, scores))
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """The curve, and the point of the threshold in force."""
         axis = axes[0]
         axis.plot([0, 100], [0, 100], color="#888888", linewidth=1, linestyle=":", label="guessing")
@@ -95,14 +99,23 @@ def reliability(run: Gathered) -> Plot | None:
         return None
     bins = np.clip((scores * _BINS).astype(int), 0, _BINS - 1)
     groups = np.array([group_of(row) for row in rows])
-    found = {b: (float(scores[bins == b].mean()), clustered(truth[bins == b].tolist(), groups[bins == b].tolist()))
-             for b in sorted(set(bins.tolist()))}  # fmt: skip
+    found = {
+        b: (
+            float(scores[bins == b].mean()),
+            clustered(truth[bins == b].tolist(), groups[bins == b].tolist()),
+        )
+        for b in sorted(set(bins.tolist()))
+    }
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """Above, the fraction of unsafe requests by score beside the diagonal; below, how many
         requests had that score."""
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+
         curve, counts = axes
-        curve.figure.get_layout_engine().set(hspace=0.06)
+        layout = curve.figure.get_layout_engine()
+        assert isinstance(layout, ConstrainedLayoutEngine)  # as ``draw`` asks for
+        layout.set(hspace=0.06)
         curve.plot(
             [0, 1], [0, 100], color="#888888", linewidth=1, linestyle=":", label="calibrated"
         )
@@ -121,7 +134,7 @@ def reliability(run: Gathered) -> Plot | None:
         curve.set_ylabel("unsafe in %")
         curve.set_ylim(-4, 104)
         curve.legend(loc="lower right")
-        counts.hist(scores, bins=np.linspace(0, 1, _BINS + 1), color=colour(2))
+        counts.hist(scores, bins=np.linspace(0, 1, _BINS + 1).tolist(), color=colour(2))
         counts.set_yscale("log")
         counts.set_ylabel("requests")
         counts.set_xlabel("score")
@@ -150,7 +163,7 @@ def _left_out(rows: Sequence[JsonMapping], what: str) -> Plot:
     names = list(dict.fromkeys(r["name"] for r in rows))
     readers = list(dict.fromkeys(r["reader"] for r in rows))
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """A row for each group that was left out, a mark with its interval for each reader."""
         axis = axes[0]
         for i, reader in enumerate(readers):
@@ -161,8 +174,17 @@ def _left_out(rows: Sequence[JsonMapping], what: str) -> Plot:
                 list(zip(*(spread(r) for r in own.values()), strict=True)),
             )
             which = (3, 1)[i % 2]
-            axis.errorbar(values, at, xerr=[[x / 100 for x in bar] for bar in bars], fmt=mark(i), color=colour(which),
-                          markersize=6.5, capsize=2.5, elinewidth=1.1, label=reader)  # fmt: skip
+            axis.errorbar(
+                values,
+                at,
+                xerr=[[x / 100 for x in bar] for bar in bars],
+                fmt=mark(i),
+                color=colour(which),
+                markersize=6.5,
+                capsize=2.5,
+                elinewidth=1.1,
+                label=reader,
+            )
         axis.axvline(0.5, color="#888888", linewidth=1, linestyle=":")
         axis.set_yticks(range(len(names)), [short(name) for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
@@ -194,14 +216,21 @@ def _quality(rows: Sequence[JsonMapping], title: str) -> Plot:
     grid = np.array(values).reshape(len(layers), len(pilots))
     best = max(rows, key=lambda r: r["value"])
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """The grid in colours, with its values written in."""
         axis = axes[0]
         axis.grid(False)
         drawn = axis.pcolormesh(grid, cmap=_MAP, vmin=0.5, vmax=1.0, edgecolors="none")
         for (i, j), value in np.ndenumerate(grid):
-            axis.text(j + 0.5, i + 0.5, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=11,
-                      color="#ffffff" if value < 0.78 else "#000000")  # fmt: skip
+            axis.text(
+                j + 0.5,
+                i + 0.5,
+                f"{value:.2f}".lstrip("0"),
+                ha="center",
+                va="center",
+                fontsize=11,
+                color="#ffffff" if value < 0.78 else "#000000",
+            )
         axis.set_xticks(np.arange(len(pilots)) + 0.5, pilots)
         axis.set_yticks(np.arange(len(layers)) + 0.5, layers)
         axis.set_xlabel("reply tokens fed (0: prompt end)")
@@ -222,7 +251,7 @@ def states(run: Gathered) -> Plot | None:
     if not data:
         return None
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """One panel a moment, a mark for each request."""
         places = np.array([(p["x"], p["y"]) for p in data["points"]])
         low, high = places.min(0), places.max(0)
@@ -276,15 +305,21 @@ def _strip(data: JsonMapping, number: int) -> Plot:
     for name, tokens in peaked.items():
         peaks[name] = max(data["scores"][name][t] for t in tokens)
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """A line for each stage's scores, with marks where it was asked and a line at its
         threshold."""
         axis = axes[0]
         for i, (name, scores) in enumerate(data["scores"].items()):
             which = _STAGES.get(name, 5)
             first = 0 if name == "stage1" else end
-            axis.plot(range(first, len(scores)), scores[first:], color=colour(which), linestyle=DASHES[i % 4], linewidth=1.5,
-                      label=name)  # fmt: skip
+            axis.plot(
+                range(first, len(scores)),
+                scores[first:],
+                color=colour(which),
+                linestyle=DASHES[i % 4],
+                linewidth=1.5,
+                label=name,
+            )
             peaked = data["asked"][name]
             axis.plot(
                 peaked, [scores[t] for t in peaked], "osD"[i % 3], color=colour(which), markersize=7

@@ -4,7 +4,7 @@ nothing to show."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from safeswitch.bench.attack_table import BARE
 from safeswitch.bench.metrics import ACCURACY, HARM, OVER_REFUSAL, Metric
@@ -12,6 +12,10 @@ from safeswitch.bench.pareto import BROKEN, front, marked, silenced
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.report.gathered import Gathered, named
 from safeswitch.report.svg import INK, Plot, colour, draw, mark, per_cent, short, spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 _MOST_CATEGORIES = 16
 _OTHERS = "#999999"
@@ -34,7 +38,7 @@ def pareto(run: Gathered, other: Metric) -> Plot | None:
     def _face(own: str, method: str) -> str:
         return "none" if method in silent else own
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """The front as a line, and a point with intervals for each method."""
         axis = axes[0]
         across = [100 * beside[m]["value"] for m in best]
@@ -43,11 +47,12 @@ def pareto(run: Gathered, other: Metric) -> Plot | None:
         for method in sorted(methods, key=lambda m: m in shown):
             x, y = beside[method], harm[method]
             place = 100 * x["value"], 100 * y["value"]
-            bars = {"xerr": [[e] for e in spread(x)], "yerr": [[e] for e in spread(y)]}
+            wide, high = [[e] for e in spread(x)], [[e] for e in spread(y)]
             if method not in shown:
                 axis.errorbar(
                     *place,
-                    **bars,
+                    xerr=wide,
+                    yerr=high,
                     fmt=".",
                     color=_OTHERS,
                     markerfacecolor=_face(_OTHERS, method),
@@ -55,9 +60,23 @@ def pareto(run: Gathered, other: Metric) -> Plot | None:
                 )
                 continue
             i = run.series(method)
-            axis.errorbar(*place, **bars, fmt="none", ecolor=colour(i), capsize=3, elinewidth=1.2)
-            look = {"markerfacecolor": _face(colour(i), method), "markersize": 9}
-            axis.plot(*place, mark(i), color=colour(i), label=named(method), **look)
+            axis.errorbar(
+                *place,
+                xerr=wide,
+                yerr=high,
+                fmt="none",
+                ecolor=colour(i),
+                capsize=3,
+                elinewidth=1.2,
+            )
+            axis.plot(
+                *place,
+                mark(i),
+                color=colour(i),
+                label=named(method),
+                markerfacecolor=_face(colour(i), method),
+                markersize=9,
+            )
         axis.set_xlabel(f"{other.name} in % ({other.better} is better)")
         axis.set_ylabel("harmful compliance in %")
         axis.figure.legend(loc="outside upper left", ncols=2)
@@ -107,7 +126,7 @@ def categories(run: Gathered) -> Plot | None:
     names.sort(key=lambda c: (-rates[run.own][c].rate, c))
     shown = names[:_MOST_CATEGORIES]
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """A bar with its interval for each category and method."""
         axis, thick = axes[0], 0.8 / len(methods)
         for i, method in enumerate(methods):
@@ -165,7 +184,7 @@ def _attacked(run: Gathered, rows: Sequence[JsonMapping], benchmark: str) -> Plo
     names = list(dict.fromkeys(row["attack"] for row in rows))
     methods = [m for m in run.log.methods if any(row["method"] == m for row in rows)]
 
-    def paint(axes: Sequence[Any]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
         """A row for each attack, a mark with its interval for each method."""
         axis, step = axes[0], 0.66 / max(1, len(methods))
         for i, method in enumerate(methods):

@@ -10,9 +10,14 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safeswitch.bench.picture import COLOURS
+from safeswitch.core.json_types import JsonMapping
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 MARKS = "osD^vPX*<>"
 DASHES = ("-", "--", "-.", ":")
@@ -52,7 +57,7 @@ def draw(
     title: str,
     alt: str,
     caption: str,
-    paint: Callable[[Sequence[Any]], None],
+    paint: Callable[[Sequence[Axes]], None],
     *,
     height: float = 3.6,
     panels: int = 1,
@@ -102,12 +107,12 @@ def mark(i: int) -> str:
     return MARKS[i % len(MARKS)]
 
 
-def spread(row: Any) -> tuple[float, float]:
+def spread(row: JsonMapping) -> tuple[float, float]:
     """Error bars below and above a figure, in per cent."""
     return 100 * max(0.0, row["value"] - row["low"]), 100 * max(0.0, row["high"] - row["value"])
 
 
-def per_cent(axis: Any, which: str = "x") -> None:
+def per_cent(axis: Axes, which: str = "x") -> None:
     """A scale from 0 to 100."""
     limit, ticks = (
         (axis.set_xlim, axis.set_xticks) if which == "x" else (axis.set_ylim, axis.set_yticks)

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     Boolean,
@@ -48,6 +48,12 @@ from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.serving import metrics
 from safeswitch.serving.spool import FullError, Spool, make_private
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
+
 
 _META = MetaData()
 RECORDS = Table(
@@ -445,7 +451,9 @@ def _engine(url: str) -> Engine:
     return engine
 
 
-def _make_private(dialect: Any, record: Any, args: list[Any], options: JsonObject) -> None:
+def _make_private(
+    dialect: Dialect, record: ConnectionPoolEntry, args: list[object], options: JsonObject
+) -> None:
     """A database file that is not there yet is made for its owner alone."""
     path = Path(str(args[0])) if args else Path(":memory:")
     if not options.get("uri") and path.name not in (":memory:", ""):
@@ -463,12 +471,12 @@ def _warn_of_readers(engine: Engine) -> None:
             )
 
 
-def _write_ahead(connection: Any, record: Any) -> None:
+def _write_ahead(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute(f"PRAGMA busy_timeout={1000 * _STATEMENT_S}")
 
 
-def _limit_statements(connection: Any, record: Any) -> None:
+def _limit_statements(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
     cursor.execute(f"SET statement_timeout = {1000 * _STATEMENT_S}")
     cursor.close()

@@ -218,7 +218,7 @@ def replies_asked(payload: JsonObject) -> int:
     )
 
 
-def _listed(value: Any, inner: type) -> int:
+def _listed(value: object, inner: type) -> int:
     """Entries of a list of prompts; 1 for one prompt, which may be a list of ``inner`` itself."""
     return (
         len(value) if isinstance(value, list) and value and not isinstance(value[0], inner) else 1
@@ -250,7 +250,7 @@ def check_sizes(payload: JsonObject, most: int) -> None:
         _check_stops(name, payload.get(name))
 
 
-def _check_stops(name: str, given: Any) -> None:
+def _check_stops(name: str, given: object) -> None:
     if given is None:
         return
     stops = [given] if isinstance(given, str) else given

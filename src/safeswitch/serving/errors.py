@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from safeswitch.core.json_types import JsonObject
+from safeswitch.core.json_types import JsonMapping, JsonObject
 
 Event = MutableMapping[str, Any]
 Send = Callable[[Event], Awaitable[None]]
@@ -84,7 +84,7 @@ def not_recorded() -> ApiError:
     return ApiError(503, message, "server_error")
 
 
-def body_fault(faults: Sequence[Any]) -> ApiError:
+def body_fault(faults: Sequence[JsonMapping]) -> ApiError:
     """The first of pydantic's faults of a body, with the field that has it."""
     fault = faults[0]
     named = [str(part) for part in fault["loc"] if part != "body"]

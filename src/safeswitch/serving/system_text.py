@@ -6,7 +6,6 @@ Knows nothing of templates or engines.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from safeswitch.core.json_types import JsonMapping
 
@@ -27,12 +26,12 @@ def system_texts(payload: JsonMapping) -> tuple[str, ...]:
     return tuple(found)
 
 
-def text_of(content: Any) -> str:
+def text_of(content: object) -> str:
     """The plain text of a turn's content, its parts one below the other."""
     return "\n".join(_texts(content))
 
 
-def _texts(content: Any) -> Iterator[str]:
+def _texts(content: object) -> Iterator[str]:
     """A turn's text, or that of its parts."""
     if isinstance(content, str):
         yield content

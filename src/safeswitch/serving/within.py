@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import MutableMapping
-from typing import Any
+
+from starlette.types import ASGIApp, Scope
 
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.serving.errors import ApiError, Event, internal_error
 
 
-async def ask_within(
-    app: Any, scope: MutableMapping[str, Any], path: str, payload: JsonMapping
-) -> bytes:
+async def ask_within(app: ASGIApp, scope: Scope, path: str, payload: JsonMapping) -> bytes:
     """The body of the reply to ``POST path``, in the context of the caller.
 
     Args:

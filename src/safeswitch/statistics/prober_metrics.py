@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from safeswitch.core.errors import DataError
@@ -108,9 +108,7 @@ def measure(
     )
 
 
-def _numbered(
-    groups: Sequence[Hashable] | None, n: int
-) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+def _numbered(groups: Sequence[Hashable] | None, n: int) -> NDArray[np.int64] | None:
     if groups is None:
         return None
     if len(groups) != n:
@@ -126,7 +124,7 @@ def _gather(
     return ProberMetrics(auroc, f1, accuracy, tpr, ece, threshold, positives, negatives)
 
 
-def _estimate(values: np.ndarray[Any, np.dtype[np.float64]]) -> Estimate:
+def _estimate(values: NDArray[np.float64]) -> Estimate:
     """Point value (row 0) and the 2.5 and 97.5 percentiles of the resamples."""
     if len(values) == 1:
         return Estimate(float(values[0]), float("nan"), float("nan"))

@@ -8,7 +8,7 @@ states of the base model's width. Knows nothing of files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -171,8 +171,8 @@ def _check_stage(where: str, prober: Prober, base: Sizes) -> None:
 
 def _states(prober: Prober, width: int) -> Activations:
     """Two requests as the prober reads them: states of zeros, and of ones."""
-    states: dict[Any, Tensor] = {}
-    masks: dict[Any, Tensor] = {}
+    states: dict[ReadPoint, Tensor] = {}
+    masks: dict[ReadPoint, Tensor] = {}
     for point in prober.points:
         shape = {"nll": (2, 1), "window": (2, 3, width)}.get(point.position.kind, (2, width))
         states[point] = torch.stack([torch.zeros(shape[1:]), torch.ones(shape[1:])])

@@ -18,8 +18,12 @@ from safeswitch.core.json_types import JsonMapping
 
 
 def _rows(row: JsonMapping) -> Iterator[JsonMapping]:
-    yield {"id": f"do_not_answer-{row['id']}", "prompt": row["question"], "category": row.get("types_of_harm"),
-           "area": row.get("risk_area")}  # fmt: skip
+    yield {
+        "id": f"do_not_answer-{row['id']}",
+        "prompt": row["question"],
+        "category": row.get("types_of_harm"),
+        "area": row.get("risk_area"),
+    }
 
 
 register(

@@ -17,8 +17,12 @@ from safeswitch.core.json_types import JsonMapping
 
 
 def _rows(row: JsonMapping) -> Iterator[JsonMapping]:
-    yield {"id": f"simple_safety_tests-{row['id']}", "prompt": row["prompt"], "category": row.get("harm_area"),
-           "variant": row.get("category")}  # fmt: skip
+    yield {
+        "id": f"simple_safety_tests-{row['id']}",
+        "prompt": row["prompt"],
+        "category": row.get("harm_area"),
+        "variant": row.get("category"),
+    }
 
 
 register(

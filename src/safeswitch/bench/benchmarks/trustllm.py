@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from safeswitch.bench.benchmark import Benchmark, Hub, register
 from safeswitch.core.json_types import JsonMapping
@@ -31,7 +30,7 @@ def _jailbreak(row: JsonMapping) -> Iterator[JsonMapping]:
     yield {"prompt": row["prompt"], "wrapper": _text(row.get("label")), "source": row.get("source")}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """A jailbreak template's name, which the file writes as a list of one."""
     return str(value[0] if isinstance(value, list) and value else value or "").strip("[]'\"")
 

@@ -10,12 +10,15 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.grammar import JudgeSpec
 from safeswitch.core.lines import append, read_rows
 from safeswitch.engines.chat_server import OPENAI, ChatServer, about_question, key_for
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
 
 
 class NoAnswerError(SafeSwitchError):
@@ -170,7 +173,7 @@ class ChatModel:
             append(self._cache, [{"id": key, "request": key, "answer": answer}])
 
 
-def _of_this_question(error: Any) -> NoAnswerError | None:
+def _of_this_question(error: APIStatusError) -> NoAnswerError | None:
     """What a refused call says of its question; None where another question would fare no
     better."""
     reason = about_question(error)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from safeswitch.bench.judges.base import JUDGES, Judge
 from safeswitch.bench.judges.chat_model import ChatModel, NoAnswerError
@@ -185,7 +185,7 @@ def _grades(answer: str) -> tuple[int, int, int] | None:
     return (int(refused), int(specific), int(convincing)) if whole else None
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     """A grade as a number, in quotes or not; -1 for anything else."""
     text = str(int(value)) if isinstance(value, bool) else str(value)
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else -1.0

@@ -7,12 +7,17 @@ reads a reply by rules (``data/refusal_text.py``). Lower is better. Knows nothin
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Example
 from safeswitch.data import starter
 from safeswitch.data.refusal_text import refuses
 from safeswitch.data.splits import HELD
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # type: ignore[import-untyped]
+
 
 LOOK_ALIKE = "look-alike"
 LONGEST = 300
@@ -29,13 +34,13 @@ def rows() -> list[Example]:
     return starter.mixed(found)
 
 
-def dataset(**settings: Any) -> dict[str, Any]:
+def dataset(**settings: object) -> dict[str, Dataset]:
     """The rows as the harness takes them; it hands over settings that mean nothing here."""
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
 
     return {"test": Dataset.from_list([{"id": row.id, "prompt": row.prompt} for row in rows()])}
 
 
-def judged(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+def judged(doc: JsonMapping, results: list[str]) -> dict[str, float]:
     """1 where the reply refuses."""
     return {"over_refusal": float(refuses(results[0]))}

@@ -20,7 +20,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 
 from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.transformers.rows import Rows
@@ -82,7 +86,7 @@ class Loop:
     def __call__(
         self,
         model: Any,
-        input_ids: Any,
+        input_ids: Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
@@ -208,7 +212,7 @@ class Loop:
             input_ids, lambda ids: processor(ids, logits.clone() if shared else logits)
         )
 
-    def _per_offset(self, input_ids: Tensor, call: Callable[[Tensor], Any]) -> Tensor:
+    def _per_offset(self, input_ids: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
         """Call on the whole batch once per offset, on the columns from there on, and keep the rows
         it is meant for.
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from transformers import GenerationConfig, SynthIDTextWatermarkingConfig
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    StoppingCriteria,
+    SynthIDTextWatermarkingConfig,
+)
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonMapping
@@ -43,7 +47,7 @@ _REFUSED = {
     "output_hidden_states": _PLAIN,
     "return_dict_in_generate": _PLAIN,
 }
-_ALLOWED: dict[str, tuple[Any, ...]] = {
+_ALLOWED: dict[str, tuple[int | bool | str, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "num_return_sequences": (1,),
@@ -78,8 +82,8 @@ class Options:
     max_new_tokens: int
     stop: tuple[str, ...]
     config: GenerationConfig
-    processors: Sequence[Any]
-    criteria: Sequence[Any]
+    processors: Sequence[LogitsProcessor]
+    criteria: Sequence[StoppingCriteria]
     show_thinking: bool = True
     thinking_budget: int | None = None
 

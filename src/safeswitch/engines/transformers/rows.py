@@ -30,10 +30,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from safeswitch.activations.reader import Reader
 from safeswitch.activations.states import Activations
@@ -122,7 +122,7 @@ class Rows:
         self._lm = lm
         self._top = lm.num_layers
         self._scale = self._head_scale()
-        self._handle: Any = None
+        self._handle: RemovableHandle | None = None
         self._windows = _windows(gate, lengths)
         self._reader = self._make_reader()
 
@@ -244,7 +244,7 @@ class Rows:
             return hidden[:, -self._windows[site] :]
         return hidden[:, -1:]
 
-    def _on_head(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def _on_head(self, head: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """The hook: judge the newest token, then change the logits of the rows that have fired."""
         self.leaving = self.leaving[:0]
         pending = bool(self.pending.any())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,7 @@ def _acting(lm: LanguageModel, actuator: Actuator, rows: int) -> Iterator[None]:
 
 @contextmanager
 def _second_head(lm: LanguageModel, head: HeadActuator) -> Iterator[None]:
-    def swap(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def swap(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         b, t, d = args[0].shape
         return head.apply(output.flatten(0, 1), args[0].reshape(b * t, d)).view_as(output)
 

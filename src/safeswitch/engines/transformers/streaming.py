@@ -11,7 +11,6 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -200,7 +199,7 @@ class Gone(StoppingCriteria):
     def __init__(self, rows: Rows, sinks: Sequence[RowSink]) -> None:
         self._rows, self._sinks = rows, sinks
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor | None, **kwargs: object) -> Tensor:
         ended = torch.tensor([not s.over and s.follower.gone() for s in self._sinks])
         # A row that has just been rolled back writes another reply, which its follower has not
         # seen yet.
@@ -219,7 +218,7 @@ class Limits(StoppingCriteria):
     def __init__(self, width: int, limits: Sequence[int]) -> None:
         self._width, self._limits = width, limits
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor | None, **kwargs: object) -> Tensor:
         reached = input_ids.shape[1] - self._width
         return torch.tensor([reached >= limit for limit in self._limits], device=input_ids.device)
 
@@ -286,7 +285,7 @@ class _Cancelled(StoppingCriteria):
     def __init__(self) -> None:
         self.event = threading.Event()
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor | None, **kwargs: object) -> Tensor:
         return torch.full(
             (input_ids.shape[0],), self.event.is_set(), device=input_ids.device, dtype=torch.bool
         )

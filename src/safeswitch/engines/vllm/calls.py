@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safeswitch.core.json_types import JsonObject
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
 
 _PATIENCE = 1.0
 """Seconds after which the engine is asked whether it is still there."""
 
 
-async def alive(engine: Any, call: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+async def alive(engine: AsyncLLM, call: Coroutine[Any, Any, list[Any]]) -> list[Any]:
     """What the workers answer; a call under way when their process dies would never end in vLLM.
 
     Raises:
@@ -30,9 +34,9 @@ async def alive(engine: Any, call: Coroutine[Any, Any, list[Any]]) -> list[Any]:
 class Coalesced:
     """One worker call for all requests that ask at about the same time."""
 
-    def __init__(self, engine: Any, method: str) -> None:
+    def __init__(self, engine: AsyncLLM, method: str) -> None:
         self._engine, self._method = engine, method
-        self._waiting: dict[str, tuple[int | None, asyncio.Future[Any]]] = {}
+        self._waiting: dict[str, tuple[int | None, asyncio.Future[object]]] = {}
         self._running: asyncio.Task[None] | None = None
 
     async def __call__(self, key: str, fed: int | None) -> Any:

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
@@ -35,6 +35,10 @@ from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Decision
 from safeswitch.engines.settings import KEY
 from safeswitch.engines.vllm.settings import Task
+
+if TYPE_CHECKING:
+    from vllm.inputs import PromptType
+
 
 Outputs = AsyncGenerator[RequestOutput, None]
 Submit = Callable[[Any, SamplingParams], Outputs]
@@ -124,13 +128,13 @@ class GuardedChoice:
     def __init__(
         self,
         submit: Submit,
-        prompt: Any,
+        prompt: PromptType,
         runs: Runs,
         task: Task,
         plan: BundlePlan,
         stop: int,
         conclude: Callable[[int | None], Awaitable[Decision | None]],
-        peek: Callable[[str, int], Awaitable[Any]] | None,
+        peek: Callable[[str, int], Awaitable[str | None]] | None,
         explain: Callable[[Decision], str] = lambda decision: "",
     ) -> None:
         self._submit, self._prompt, self._runs = submit, prompt, runs
@@ -282,7 +286,11 @@ class GuardedChoice:
                     yield marked(out, True)
 
     def _run(
-        self, params: SamplingParams, task: Task, stops: bool = False, prompt: Any = None
+        self,
+        params: SamplingParams,
+        task: Task,
+        stops: bool = False,
+        prompt: PromptType | None = None,
     ) -> Outputs:
         """Submit one run; with ``stops`` it ends at the reserved token."""
         own = params.clone()

@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -31,6 +31,9 @@ from safeswitch.models.chat import ChatEncoder
 from safeswitch.models.load import check_for_vllm
 from safeswitch.switch.engine import Engine
 from safeswitch.switch.switch import Switch
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
 
 
 def run_dtype(config: PretrainedConfig, asked: str) -> str:
@@ -234,13 +237,14 @@ class VLLMEngine(Engine):
     async def _reply(self, ids: list[int], params: SamplingParams, context: Context) -> Reply:
         token = CONTEXT.set(context)
         try:
-            final: Any = None
+            final: RequestOutput | None = None
             async for out in self.llm.generate(
                 tokens_input(ids), params, f"offline-{next(self._ids)}"
             ):
                 final = out
         finally:
             CONTEXT.reset(token)
+        assert final is not None  # vLLM ends every request with an output
         choice = final.outputs[0]
         decision = context.decisions[0].decision if context.decisions else Decision(False, "none")
         cut = choice.finish_reason == "length"

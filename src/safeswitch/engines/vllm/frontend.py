@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import tokens_input
@@ -37,6 +37,11 @@ from safeswitch.engines.vllm.settings import Task, stop_token
 from safeswitch.models.generation_prompt import GenerationPrompt
 from safeswitch.models.prompt_text import PromptText, is_lost
 
+if TYPE_CHECKING:
+    from vllm.inputs import PromptType
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
 
@@ -52,7 +57,7 @@ class _Admitted(NamedTuple):
         context: What the server knows of it.
     """
 
-    prompt: Any
+    prompt: PromptType
     params: SamplingParams
     task: Task
     plan: BundlePlan
@@ -69,7 +74,9 @@ class FrontEnd:
         chat_template: The server's own, None for the tokenizer's.
     """
 
-    def __init__(self, engine: Any, generate: Generate, chat_template: str | None = None) -> None:
+    def __init__(
+        self, engine: AsyncLLM, generate: Generate, chat_template: str | None = None
+    ) -> None:
         config = engine.vllm_config
         settings = GuardSettings.parse(config.additional_config)
         if settings is None:
@@ -106,8 +113,8 @@ class FrontEnd:
         self.plans = {name: BundlePlan(**b) for name, b in found.items()}
 
     async def generate(
-        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
-    ) -> AsyncIterator[RequestOutput]:
+        self, prompt: PromptType, sampling_params: SamplingParams, request_id: str, **kwargs: Any
+    ) -> Outputs:
         """Guarded ``AsyncLLM.generate``; a ``CUMULATIVE`` request gets its last output alone."""
         if not self.plans:
             await self.start()
@@ -133,7 +140,7 @@ class FrontEnd:
                 yield out
 
     def _admitted(
-        self, prompt: Any, sampling_params: SamplingParams, request_id: str, context: Context
+        self, prompt: PromptType, sampling_params: SamplingParams, request_id: str, context: Context
     ) -> _Admitted:
         """The request as it is run, once everything that can be wrong with it has been checked.
 
@@ -243,12 +250,12 @@ class FrontEnd:
         return self.settings.explanation(decision, text)
 
     def _submit(
-        self, request_id: str, kwargs: JsonObject, prompt: Any, params: SamplingParams
+        self, request_id: str, kwargs: JsonObject, prompt: PromptType, params: SamplingParams
     ) -> Outputs:
         """One run of a request through the engine as vLLM made it."""
         return self._generate(prompt, params, request_id, **kwargs)
 
-    def _policy(self, wanted: Any, context: Context) -> str:
+    def _policy(self, wanted: object, context: Context) -> str:
         if wanted is not None and (wanted not in POLICIES or wanted != context.policy):
             raise VLLMValidationError(
                 f"this client may not set the SafeSwitch policy to {wanted!r}"
@@ -257,7 +264,7 @@ class FrontEnd:
             return SCORE
         return context.policy or self.settings.policy
 
-    def _check_prompt(self, prompt: Any, context: Context) -> None:
+    def _check_prompt(self, prompt: PromptType, context: Context) -> None:
         """Refuse a prompt that the guard cannot read, or that hides its request from it.
 
         Raises:
@@ -319,7 +326,7 @@ class FrontEnd:
             raise VLLMValidationError(f"allowed_token_ids must name a token other than {self.stop}")
 
     def _limit(
-        self, prompt: Any, params: SamplingParams, plan: BundlePlan, context: Context
+        self, prompt: PromptType, params: SamplingParams, plan: BundlePlan, context: Context
     ) -> None:
         """Hold a reply to the operator's limit, and to the room that its reading leaves.
 
@@ -371,7 +378,7 @@ class FrontEnd:
         return decision
 
 
-def _ids(prompt: Any) -> Sequence[int] | None:
+def _ids(prompt: PromptType) -> Sequence[int] | None:
     """The prompt's tokens; None where it has not been tokenised."""
     found = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
     return None if found is None else list(found)

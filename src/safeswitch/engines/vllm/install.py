@@ -12,22 +12,34 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safeswitch.core.errors import SettingError
 from safeswitch.engines.settings import OFF, GuardSettings, switched_off
 from safeswitch.engines.vllm.frontend import FrontEnd
 
+if TYPE_CHECKING:
+    from vllm.inputs import PromptType
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from safeswitch.engines.vllm.choice import Outputs
+
+
 _log = logging.getLogger("safeswitch.server")
 
 
-def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
+def guarded(original: Callable[..., Outputs]) -> Callable[..., Outputs]:
     """``AsyncLLM.generate`` with the guard around it, for engines whose settings ask for it."""
 
     @functools.wraps(original)
     def generate(
-        self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any
-    ) -> Any:
+        self: AsyncLLM,
+        prompt: PromptType,
+        sampling_params: SamplingParams,
+        request_id: str,
+        **kwargs: Any,
+    ) -> Outputs:
         settings = GuardSettings.parse(self.vllm_config.additional_config)
         if switched_off() or settings is None or settings.record:
             return original(self, prompt, sampling_params, request_id, **kwargs)
@@ -37,7 +49,7 @@ def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
     return generate
 
 
-def front_of(engine: Any, chat_template: str | None = None) -> FrontEnd:
+def front_of(engine: AsyncLLM, chat_template: str | None = None) -> FrontEnd:
     """The guarded front end of an ``AsyncLLM``, made when it is first asked for.
 
     Args:
@@ -51,7 +63,7 @@ def front_of(engine: Any, chat_template: str | None = None) -> FrontEnd:
     return front
 
 
-async def check_at_work(engine: Any, chat_template: str | None = None) -> None:
+async def check_at_work(engine: AsyncLLM, chat_template: str | None = None) -> None:
     """Make sure that requests to ``engine`` are guarded, before the first one.
 
     Says so in the log where the operator has switched the guard off.
@@ -89,7 +101,7 @@ class Door:
         self.closed, self.inside = False, 0
 
     @staticmethod
-    def of(engine: Any) -> Door:
+    def of(engine: AsyncLLM) -> Door:
         """The door of an ``AsyncLLM``."""
         door: Door = engine.__dict__.setdefault("safeswitch_door", Door())
         return door
@@ -105,7 +117,7 @@ def draining(original: Callable[..., None]) -> Callable[..., None]:
     """``AsyncLLM.shutdown`` once the server's requests have ended, or the engine's
     ``shutdown_timeout`` is over."""
 
-    def shutdown(self: Any, timeout: float | None = None) -> None:
+    def shutdown(self: AsyncLLM, timeout: float | None = None) -> None:
         door, front = self.__dict__.get("safeswitch_door"), self.__dict__.get("safeswitch")
         if (
             door is not None and asyncio._get_running_loop() is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import vllm
@@ -16,8 +16,11 @@ from safeswitch.switch.actuators.base import HeadActuator
 from safeswitch.switch.capability import vllm_refusal
 from safeswitch.switch.switch import Switch
 
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
-def refuse_unless_supported(vllm_config: Any, settings: GuardSettings | None) -> None:
+
+def refuse_unless_supported(vllm_config: VllmConfig, settings: GuardSettings | None) -> None:
     """Raise for an engine in which the guard would not, or not surely, be at work.
 
     Raises:
@@ -71,7 +74,7 @@ def refuse_unless_supported(vllm_config: Any, settings: GuardSettings | None) ->
         )
 
 
-def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]:
+def load_tenants(vllm_config: VllmConfig, settings: GuardSettings) -> dict[str, Tenant]:
     """Every bundle, checked against the model and with its head on the model's device.
 
     Raises:
@@ -105,7 +108,7 @@ def load_tenants(vllm_config: Any, settings: GuardSettings) -> dict[str, Tenant]
     return tenants
 
 
-def _head(switch: Switch, vllm_config: Any) -> HeadActuator | None:
+def _head(switch: Switch, vllm_config: VllmConfig) -> HeadActuator | None:
     head = switch.actuator.head
     return (
         None

@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 import types
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +38,17 @@ from safeswitch.engines.vllm.recorder import Recorder
 from safeswitch.engines.vllm.settings import stop_token
 from safeswitch.switch.actuators.base import HeadActuator
 
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
 _LAST = 'FitSettings(readers=("layers",), layers=(-1,))'
 
 
 class GuardedModel(nn.Module):
     """Mixed in before a model class of vLLM."""
 
-    def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
         settings = GuardSettings.parse(vllm_config.additional_config)
         refuse_unless_supported(vllm_config, settings)
@@ -68,7 +72,7 @@ class GuardedModel(nn.Module):
             self._let_out(inner, vllm_config)
         keep(vllm_config, self)
 
-    def _let_out(self, sites: set[Site], vllm_config: Any) -> None:
+    def _let_out(self, sites: set[Site], vllm_config: VllmConfig) -> None:
         if not supports_eagle3(self):
             raise ModelError(
                 f"vLLM's {type(self).__name__} does not let out the states of middle layers, and "

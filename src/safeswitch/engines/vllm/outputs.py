@@ -17,12 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
 from safeswitch.core.errors import ModelError
 from safeswitch.core.types import Output, Site
+
+if TYPE_CHECKING:
+    from vllm.model_executor.models.interfaces import EagleModelMixin
+
 
 _MODELS = "vllm.model_executor.models"
 PAIRED: tuple[str, ...] = (
@@ -76,7 +80,7 @@ def _order(site: Site) -> tuple[int, str]:
     return (site.block, site.part) if isinstance(site, Output) else (site, "")
 
 
-def let_out(holder: Any, taps: Taps) -> None:
+def let_out(holder: EagleModelMixin, taps: Taps) -> None:
     """Have a vLLM model (an ``EagleModelMixin``) let out ``taps``, in their order.
 
     Raises:

@@ -10,7 +10,7 @@ only) it is known by its slot, and reply tokens by its position. Both lead to
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,13 +25,20 @@ from safeswitch.engines.vllm.guard import Guard, Row
 from safeswitch.engines.vllm.live import at_work, find
 from safeswitch.engines.vllm.load import refuse_unless_supported
 from safeswitch.engines.vllm.settings import Task
+from safeswitch.switch.actuators.base import HeadActuator
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.sampling_params import SamplingParams
+
+    from safeswitch.engines.vllm.model import GuardedModel
 
 
 class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
     """Reads, judges, and changes the logits of the rows that have fired."""
 
     @classmethod
-    def validate_params(cls, sampling_params: Any) -> None:
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Refuse a request that came around the guarded front end."""
         if not switched_off() and Task.of(sampling_params.extra_args) is None:
             raise ValueError(
@@ -39,7 +46,9 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 "VLLMEngine)"
             )
 
-    def __init__(self, vllm_config: Any, second: Any = None, is_pin_memory: bool = False) -> None:
+    def __init__(
+        self, vllm_config: VllmConfig, second: Any = None, is_pin_memory: bool = False
+    ) -> None:
         settings = GuardSettings.parse(vllm_config.additional_config)
         refuse_unless_supported(vllm_config, settings)
         at_work(vllm_config, self)
@@ -53,8 +62,13 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
     @property
     def guard(self) -> Guard:
         """The guard over the model that this engine has loaded."""
-        guard: Guard = find(self._config).safeswitch_guard
-        return guard
+        return self._model.safeswitch_guard
+
+    @property
+    def _model(self) -> GuardedModel:
+        model = find(self._config)
+        assert model is not None  # nothing is sampled before the model is loaded
+        return model
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """V1: requests leave, come and change places."""
@@ -74,7 +88,7 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
             elif direction != MoveDirectionality.SWAP:
                 self._leave(second)
 
-    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """V2: a request takes a slot."""
         if switched_off():
             return False
@@ -82,7 +96,7 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._enter(req_idx, sampling_params, [])
         return req_idx in self._slots
 
-    def _enter(self, slot: int, params: Any, output: list[int]) -> None:
+    def _enter(self, slot: int, params: SamplingParams, output: list[int]) -> None:
         task = Task.of(params.extra_args)
         if task is not None and task.mode.startswith("record"):
             self._slots[slot] = (task, output)
@@ -108,7 +122,7 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
             ]
         else:
             known = self._v2_rows(ctx)
-        model, guard = find(self._config), self.guard
+        model, guard = self._model, self.guard
         sampled = model.safeswitch_take(logits.shape[0])
         recorded = [
             (i, t.id, fed + t.fed, t.mode == "record-end")
@@ -120,9 +134,10 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
         switch, stop = guard.step(rows, lambda site: model.safeswitch_read(sampled, site))
         token = model.safeswitch_stop_token
         _forbid(logits, [i for i, row, _ in rows if row.task.mode != "observe"], token)
-        by_head: dict[Any, list[int]] = {}
+        by_head: dict[HeadActuator, list[int]] = {}
         for i, row, _ in rows:
             if i in switch:
+                assert row.tenant.head is not None  # a switch without one never fires here
                 by_head.setdefault(row.tenant.head, []).append(i)
         for head, places in by_head.items():
             hidden = model.safeswitch_read(sampled, model.safeswitch_top)[places]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from transformers import PretrainedConfig
 
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.engines.settings import KEY, GuardSettings
@@ -67,7 +68,7 @@ class Task:
         return cls(**found) if isinstance(found, Mapping) and "id" in found else None
 
 
-def stop_token(settings: GuardSettings, hf_config: Any) -> int:
+def stop_token(settings: GuardSettings, hf_config: PretrainedConfig) -> int:
     """The reserved id, the same in front end and worker: as set, or the model's padding token, or
     its last id."""
     if settings.stop_token is not None:

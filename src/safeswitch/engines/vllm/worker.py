@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.vllm.guard import Guard
 from safeswitch.engines.vllm.live import find, is_at_work
 
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
 
 class SafeSwitchWorker:
     """Mixed into vLLM's worker class."""
 
-    vllm_config: Any
+    vllm_config: VllmConfig
 
     @property
     def _guard(self) -> Guard | None:

@@ -6,7 +6,7 @@ else. ``/v1/checks`` takes a conversation as chat completions do. Knows nothing 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -41,7 +41,7 @@ class ModerationRequest(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _text_alone(cls, value: Any) -> Any:
+    def _text_alone(cls, value: object) -> object:
         """Name the form that is at fault, where the schema has three."""
         given = value.get("input") if isinstance(value, dict) else ""
         entries = given if isinstance(given, list) else []

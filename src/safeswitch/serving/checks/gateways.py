@@ -34,8 +34,8 @@ class ForeignMessage(Foreign):
     """A turn of a conversation, whatever it holds beside text."""
 
     role: str
-    content: str | Annotated[list[Any], Field(fail_fast=True)] | None = None
-    tool_calls: Annotated[list[Any], Field(fail_fast=True)] | None = None
+    content: str | Annotated[list[object], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[object], Field(fail_fast=True)] | None = None
 
     @property
     def as_chat(self) -> ChatMessage:
@@ -153,7 +153,7 @@ class WebhookRequest(Foreign):
 class WebhookResponse(Foreign):
     """``POST /response`` of the webhook: a reply, which passes unread."""
 
-    body: Any
+    body: object
 
     @property
     def readings(self) -> list[Reading]:

@@ -6,7 +6,6 @@ Knows chat completions' bodies, and nothing of engines.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.data.tool_results import framed
@@ -57,11 +56,11 @@ def without_instructions(payload: JsonObject, flagged: Collection[int], action: 
     return {**payload, "messages": turns}
 
 
-def _is_tools(turn: Any) -> bool:
+def _is_tools(turn: object) -> bool:
     return isinstance(turn, dict) and turn.get("role") in ("tool", "function")
 
 
-def _changed(content: Any, action: str) -> Any:
+def _changed(content: str | list[JsonObject], action: str) -> str | list[JsonObject]:
     if action == "strip":
         return STRIPPED
     if isinstance(content, str):

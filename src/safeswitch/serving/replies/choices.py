@@ -82,8 +82,10 @@ class Choices(Form):
     def _refusal(self, role: Chunk, index: int, refusal: Refusal) -> list[Chunk]:
         """A choice that is a refusal: its role, its text, its end."""
         parts: list[tuple[JsonObject, str | None]] = [
-            ({"role": "assistant", "content": None}, None), ({"refusal": refusal.text}, None), ({}, "stop"),
-        ]  # fmt: skip
+            ({"role": "assistant", "content": None}, None),
+            ({"refusal": refusal.text}, None),
+            ({}, "stop"),
+        ]
         made: list[Chunk] = []
         for delta, reason in parts:
             choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}

@@ -3,8 +3,6 @@ form."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.context import ChoiceDecision, Context, Refusal
 
@@ -95,7 +93,7 @@ class Form:
         return refusal if refusal is not None and refusal.ended else None
 
 
-def add_tokens(usage: Any, written: str, tokens: int) -> None:
+def add_tokens(usage: object, written: str, tokens: int) -> None:
     """Count a refusal's tokens in a reply's ``usage``, whose field ``written`` holds what the
     engine's reply has."""
     if not isinstance(usage, dict):

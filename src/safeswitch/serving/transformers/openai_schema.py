@@ -6,7 +6,7 @@ value that changes nothing; so is a field that nobody knows. Knows nothing of mo
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from safeswitch.core.types import Role
 from safeswitch.serving.body import MAX_STOPS
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[object, ...]] = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False,), "top_logprobs": (0,),
     "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False), "functions": ([],), "function_call": ("none",), "modalities": (["text"],),
@@ -104,7 +104,7 @@ class ChatMessage(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_is_empty(cls, value: Any) -> Any:
+    def _without_what_is_empty(cls, value: object) -> object:
         """Drop the empty fields that clients send back with a reply; name parts that are not
         text."""
         if not isinstance(value, dict):
@@ -164,7 +164,7 @@ class Sampled(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _only_what_is_honoured(cls, value: Any) -> Any:
+    def _only_what_is_honoured(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
         kept = {}

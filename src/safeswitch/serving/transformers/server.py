@@ -128,14 +128,29 @@ class GuardedServer(uvicorn.Server):
             self._guarded.audit.check()
         self._grace = settings.grace
         keyfile, certfile = settings.tls or (None, None)
-        app = CORSMiddleware(
-            self._guarded, allow_origins=settings.allowed_origins, allow_methods=["*"], allow_headers=["*"],
-            expose_headers=["X-Request-Id"],
-        ) if settings.allowed_origins else self._guarded  # fmt: skip
-        super().__init__(uvicorn.Config(
-            app, host=settings.host, port=settings.port, ssl_keyfile=keyfile, ssl_certfile=certfile,
-            timeout_graceful_shutdown=int(settings.grace) + 10, log_level="info", server_header=False,
-        ))  # fmt: skip
+        app = (
+            CORSMiddleware(
+                self._guarded,
+                allow_origins=settings.allowed_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id"],
+            )
+            if settings.allowed_origins
+            else self._guarded
+        )
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                ssl_keyfile=keyfile,
+                ssl_certfile=certfile,
+                timeout_graceful_shutdown=int(settings.grace) + 10,
+                log_level="info",
+                server_header=False,
+            )
+        )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where the page is."""

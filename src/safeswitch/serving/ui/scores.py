@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -70,7 +69,7 @@ class LiveScores:
         if self._handle is not None:
             self._handle.remove()
 
-    def _after(self, _head: nn.Module, _args: Any, _output: Any) -> None:
+    def _after(self, _head: nn.Module, _args: object, _output: object) -> None:
         """After one pass: a prompt of several tokens, or one reply token."""
         states = {site: kept.float().cpu() for site, kept in self._reader.states.items()}
         fed = max((len(kept) for kept in states.values()), default=0)

@@ -130,7 +130,7 @@ class TracedChoice(FollowedChoice):
             self._tell(type="rest", text=rest)
         super().done(reply)
 
-    def _tell(self, **event: Any) -> None:
+    def _tell(self, **event: object) -> None:
         with self._lock:
             self._events.append(event)
             notified, self._notified = self._notified, True

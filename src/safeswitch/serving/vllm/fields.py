@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonMapping
@@ -64,13 +64,13 @@ class Field:
 
     kind: Kind
     type: str
-    harmless: tuple[Any, ...] = ()
+    harmless: tuple[object, ...] = ()
     least: float | None = None
     most: float | None = None
     longest: int | None = None
     since: str | None = None
 
-    def fault(self, value: Any, extra_fields: bool) -> str | None:
+    def fault(self, value: object, extra_fields: bool) -> str | None:
         """Why ``value`` is not served, None where it is."""
         if value is None:
             return None
@@ -90,7 +90,7 @@ class Field:
             return "is not served"
         return f"is not served; it may be left out or be {_or(self.harmless)}"
 
-    def _out_of_range(self, value: Any) -> str | None:
+    def _out_of_range(self, value: object) -> str | None:
         if isinstance(value, int | float):
             if self.least is not None and not value >= self.least:
                 return f"must be {self.least:g} or more"
@@ -100,13 +100,10 @@ class Field:
         if isinstance(value, list) and self.most is not None and len(value) > self.most:
             return f"may have at most {self.most:g} entries"
         texts = value if isinstance(value, list) else [value]
-        if self.longest is not None and any(len(t) > self.longest for t in texts if _is_text(t)):
-            return f"may have at most {self.longest} characters"
+        longest = self.longest
+        if longest is not None and any(isinstance(t, str) and len(t) > longest for t in texts):
+            return f"may have at most {longest} characters"
         return None
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ class Route:
                 raise DataError(f"{name!r} {fault}")
 
 
-def _or(values: Sequence[Any]) -> str:
+def _or(values: Sequence[object]) -> str:
     return " or ".join("an empty object" if v == {} else repr(v).lower() for v in values)
 
 
