@@ -1,6 +1,6 @@
 """Guard a model in ten lines: what is decided, what is answered, and the same as a stream.
 
-    python examples/guard.py
+python examples/guard.py
 """
 
 from safeswitch import Switch, TransformersEngine
