@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import FitError, SettingError, check_range
+from safeswitch.core.errors import DataError, FitError, SettingError, check_range
 from safeswitch.core.json_types import JsonObject
-from safeswitch.core.types import Example, Message
+from safeswitch.core.types import Example, Label, Message
 from safeswitch.data.reviews import Verdict
 from safeswitch.data.splits import tied_rows
 from safeswitch.data.traffic import FRONT, Flagged, Traffic
+from safeswitch.data.writers import data_hash
 from safeswitch.fitting.gate import budgets_of, scores_on_record
 from safeswitch.fitting.recalibrate import (
     RecalibrationSettings,
@@ -201,6 +202,32 @@ def refit_last(
 # --- rows
 
 
+def calibration_rows(parts: Mapping[str, Sequence[Example]], switch: Switch) -> list[Example]:
+    """The rows that a switch was calibrated and validated on, none of which its probers were fitted
+    on.
+
+    Args:
+        parts: Of the data that it was fitted on, divided as then.
+        switch: Its record names each part by its hash.
+
+    Raises:
+        DataError: other rows than those of the fit.
+    """
+    told = switch.record.get("data") or {}
+    found: list[Example] = []
+    for name in ("validation", "calibration"):
+        rows = list(parts[name])
+        own, wanted = data_hash(rows), (told.get(name) or {}).get("hash", "none on record")
+        if own != wanted:
+            raise DataError(
+                f"refit-last: these are not the rows that the switch was fitted on (part {name}: "
+                f"hash {own}, the switch has {wanted}); give --data and --without-starter as for "
+                "its fit"
+            )
+        found += rows
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class _Rows:
     """What is fitted and measured on.
@@ -221,7 +248,8 @@ class _Rows:
 
     def _of(self, source: str, unsafe: bool) -> NDArray[np.bool_]:
         own = np.asarray([one == source for one in self.sources])
-        return own & (self.labels.numpy() == unsafe)
+        labelled: NDArray[np.bool_] = self.labels.numpy() == unsafe
+        return own & labelled
 
     @property
     def safe(self) -> NDArray[np.bool_]:
@@ -270,7 +298,7 @@ def _reviewed(
         elif messages is None:
             left["without a text, or turns cannot be told"] += 1
         else:
-            label = "unsafe" if verdict == "right" else "safe"
+            label: Label = "unsafe" if verdict == "right" else "safe"
             example = Example(one.request_id, tuple(messages), label, source=_REVIEWED)
             found.append((one, example))
     return found, left
