@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from safeswitch.cli.options import BatchOption, is_nano, one_of, switch_folder
+from safeswitch.cli.options import BatchOption, SourceOptions, one_of, switch_folder
 from safeswitch.cli.review import TrafficOptions, read_traffic
 from safeswitch.cli.screen import put, say
 from safeswitch.core.errors import SettingError
@@ -81,23 +81,23 @@ class RefitOptions:
         str | None,
         typer.Option(help="With --refit-last: the model of the switch, which reads each row once."),
     ] = None
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="With --refit-last: the data that the switch was fitted on, as fit took it. None: "
-            "the starter set; for nano its own."
-        ),
-    ] = None
-    without_starter: Annotated[
-        bool, typer.Option("--without-starter", help="The fit had this option too.")
-    ] = False
     batch_size: BatchOption = 32
+
+
+@dataclass(frozen=True)
+class FittedOnOptions(SourceOptions):
+    """The data of the switch's own fit."""
+
+    panel: ClassVar[str] = (
+        "With --refit-last: the data that the switch was fitted on, as fit took it"
+    )
 
 
 def recalibrate(
     recorded: TrafficOptions,
     threshold: ThresholdOptions,
     refit: RefitOptions,
+    data: FittedOnOptions,
     reviews: Annotated[
         list[Path], typer.Option(help="File of verdicts (safeswitch review); repeat for more.")
     ],
@@ -114,7 +114,7 @@ def recalibrate(
     from safeswitch.switch.recalibrated import RECORD, sentences
     from safeswitch.switch.switch import Switch
 
-    _check_together(threshold, refit)
+    _check_together(threshold, refit, data)
     folder = switch_folder(recorded.switch)
     if out.exists() and Path(folder).exists() and out.samefile(folder):
         raise SettingError(f"recalibrate: --out {out} is the switch itself; name another folder")
@@ -126,25 +126,28 @@ def recalibrate(
         "reviews_hash": reviews_hash(said),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    change = _new_layer if refit.refit_last else _new_threshold
-    verdicts = settled(said, old.fingerprint)
-    new = change(old, read_traffic(recorded, old), verdicts, threshold, refit, told)
+    seen, verdicts = read_traffic(recorded, old), settled(said, old.fingerprint)
+    given = (old, seen, verdicts, threshold, told)
+    new = _new_layer(*given, refit, data) if refit.refit_last else _new_threshold(*given)
     new.save_pretrained(out)
     for sentence in sentences(new.record[RECORD][-1]):
         put(sentence)
     put(f"written to {out}: switch {new.fingerprint}")
 
 
-def _check_together(threshold: ThresholdOptions, refit: RefitOptions) -> None:
+def _check_together(
+    threshold: ThresholdOptions, refit: RefitOptions, data: FittedOnOptions
+) -> None:
     """Refuse options that would have no effect.
 
     Raises:
         SettingError: which, and with what they go.
     """
     if not refit.refit_last:
-        given = [name for name in ("model", "data", "without_starter") if getattr(refit, name)]
-        if given:
-            raise SettingError(f"recalibrate: --{_flag(given[0])} goes with --refit-last alone")
+        given = {"model": refit.model, "data": data.data, "label": data.label, "limit": data.limit}
+        for name, value in given.items():
+            if value is not None:
+                raise SettingError(f"recalibrate: --{name} goes with --refit-last alone")
         return
     if refit.model is None:
         raise SettingError("recalibrate: --refit-last needs --model, which reads the rows")
@@ -160,16 +163,11 @@ def _check_together(threshold: ThresholdOptions, refit: RefitOptions) -> None:
         )
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
 def _new_threshold(
     old: Switch,
     seen: Traffic,
     verdicts: dict[str, Verdict],
     threshold: ThresholdOptions,
-    refit: RefitOptions,
     told: JsonObject,
 ) -> Switch:
     from safeswitch.fitting.recalibrate import RecalibrationSettings
@@ -184,8 +182,9 @@ def _new_layer(
     seen: Traffic,
     verdicts: dict[str, Verdict],
     threshold: ThresholdOptions,
-    refit: RefitOptions,
     told: JsonObject,
+    refit: RefitOptions,
+    data: FittedOnOptions,
 ) -> Switch:
     from safeswitch.cli.load import model_folder
     from safeswitch.engines.transformers.engine import TransformersEngine
@@ -196,14 +195,16 @@ def _new_layer(
     assert refit.model is not None  # see _check_together
     engine = TransformersEngine.load(model_folder(refit.model), batch_size=refit.batch_size)
     old.check(engine.lm)
-    rows = calibration_rows(_parts(engine, old, refit), old)
+    rows = calibration_rows(_parts(engine, old, data), old)
     say(f"reading {len(rows)} rows of the calibration and what was reviewed")
     turns = Turns(ChatEncoder(engine.lm.tokenizer, refit.model))
     settings = RefitSettings(threshold.budget, threshold.per_day)
     return refit_last(engine, old, seen, verdicts, rows, turns, settings, **told)[0]
 
 
-def _parts(engine: ReadingEngine, switch: Switch, refit: RefitOptions) -> dict[str, list[Example]]:
+def _parts(
+    engine: ReadingEngine, switch: Switch, data: FittedOnOptions
+) -> dict[str, list[Example]]:
     """The data of the fit, divided as then."""
     from safeswitch.data.splits import fit_split
     from safeswitch.fitting.files import fitting_requests, read_sources
@@ -213,9 +214,11 @@ def _parts(engine: ReadingEngine, switch: Switch, refit: RefitOptions) -> dict[s
 
     then = switch.record.get("settings") or {}
     seed = int(then.get("seed", 0))
-    if is_nano(refit.model or "") and not refit.data:
+    # ``safeswitch fit`` puts on record how many rows it read; nano's own switch was not made by it
+    if "rows" not in switch.record and not data.data:
         return parts(load_fit(seed))
-    starter = bool(refit.data) and not refit.without_starter
-    read = read_sources(refit.data or (), label=None, limit=None, with_starter=starter)
+    read = read_sources(
+        data.data or (), label=data.label, limit=data.limit, with_starter=data.with_starter
+    )
     settings = FitSettings(seed=seed, max_new_tokens=int(then.get("reply_tokens", 32)))
     return fit_split(fitting_requests(engine, read, settings, say), seed)
