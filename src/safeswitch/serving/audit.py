@@ -48,6 +48,7 @@ from safeswitch.core.errors import SafeSwitchError, SettingError
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.serving.spool import FullError, Spool, make_private
 
+_DAY_S = 86_400
 _META = MetaData()
 RECORDS = Table(
     "safeswitch_decisions", _META,
@@ -95,6 +96,11 @@ _RACE = ("already exists", "duplicate", "locked")
 _FIRST_WRITERS = 4
 """Further attempts at making the table, where other processes make it at the same moment."""
 _log = logging.getLogger("safeswitch.server")
+
+
+def days_ago(days: float | None) -> float:
+    """Unix seconds of so many days before now; None: of the beginning, before every record."""
+    return 0.0 if days is None else time.time() - days * _DAY_S
 
 
 class AuditError(SafeSwitchError):

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from safeswitch._version import __version__
 from safeswitch.core.json_types import JsonObject
-from safeswitch.serving.audit import Audit
+from safeswitch.serving.audit import Audit, days_ago
 from safeswitch.serving.errors import ApiError
 from safeswitch.serving.replies.form import public
 from safeswitch.serving.settings import ServerSettings
@@ -42,7 +42,6 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 """Of every file of the page."""
-_DAY_S = 86_400
 
 
 class TracedRequest(Strict):
@@ -96,10 +95,16 @@ class Page:
             raise ApiError(403, "records are for admin keys", "permission_error")
         if self.audit is None:
             raise ApiError(404, "this server keeps no records (safeswitch serve --audit)")
-        now = time.time()
-        since = now - days * _DAY_S
+        since = days_ago(days)
         rows = self.audit.latest(MOST_ROWS, since=since)
-        return traffic(rows, self.settings.calibration, since, now, visitor.texts)
+        return traffic(
+            rows,
+            self.settings.calibration,
+            self.settings.drift_bound,
+            since,
+            time.time(),
+            visitor.texts,
+        )
 
 
 def add_page(app: FastAPI, page: Page) -> None:

@@ -63,12 +63,12 @@ function tile(name, value) {
   return html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
 }
 
-/** The population stability index in words; by custom 0.1 and 0.25 are its bounds. */
-function drift({ psi, requests }) {
+/** The population stability index, and whether it raises the alarm. */
+function drift({ psi, requests, enough, bound, exceeded }) {
   if (psi === null) return "no requests";
-  if (requests < 100) return `${number(psi)}, too few requests (${requests})`;
-  const word = psi < 0.1 ? "none" : psi <= 0.25 ? "some" : "large: thresholds may not hold";
-  return `${number(psi)}, ${word}`;
+  if (!enough) return `${number(psi)}, too few requests (${requests})`;
+  const word = exceeded ? "above its bound: thresholds may not hold" : "within its bound";
+  return `${number(psi)}, ${word} (${bound})`;
 }
 
 function when(seconds) {
