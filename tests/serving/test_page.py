@@ -18,6 +18,7 @@ from safeswitch.analyses.strip import score_strip
 from safeswitch.cli.main import app
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example, Message
+from safeswitch.data.reviews import read_reviews
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.nano import switch_path, weights_path
@@ -339,3 +340,47 @@ def test_traffic_is_read_from_the_records(page: Paged) -> None:
     assert told["queue"][0]["text"] is None, "without keys texts are withheld"
     for days in ("0", "366", "x"):
         assert page.get(f"/ui/api/traffic?days={days}").status_code == 400
+
+
+# --- verdicts on what was flagged
+
+
+def test_a_verdict_on_what_was_flagged_goes_into_the_file_of_review(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    keys, reviews = tmp_path / "keys.json", tmp_path / "reviews.jsonl"
+    sees = add_key(keys, "sees", scores=True)
+    ann = add_key(keys, "ann", admin=True)
+    url = f"sqlite:///{tmp_path / 'audit.db'}"
+    settings = {"ui": True, "keys": str(keys), "audit": url, "ui_reviews": str(reviews)}
+    with paged(settings, lm=lm) as server:
+        server.post("/ui/api/chat", {"messages": [{"role": "user", "content": UNSAFE}]}, ann)
+        (row,) = server.get("/ui/api/traffic", ann).json()["queue"]
+        assert row["verdict"] is None
+        path = f"/ui/api/verdicts/{row['text_sha256']}"
+        for place, key, status in (
+            (f"{path}/right", None, 401),
+            (f"{path}/right", sees, 403),
+            (f"{path}/wrong", ann, 400),
+            (f"/ui/api/verdicts/{'0' * 64}/right", ann, 404),
+            ("/ui/api/verdicts/x/right", ann, 400),
+        ):
+            assert server.put(place, key).status_code == status, place
+        assert not reviews.exists()
+        assert server.put(f"{path}/false_alarm", ann).status_code == 200
+        assert server.get("/ui/api/traffic", ann).json()["queue"][0]["verdict"] == "false_alarm"
+        (given,) = read_reviews(reviews)
+        switch = Switch.from_pretrained(switch_path()).fingerprint
+        assert (given.text_sha256, given.by, given.switch) == (row["text_sha256"], "ann", switch)
+        assert server.get("/ui/api/about", ann).json()["reviews"]
+        assert not server.get("/ui/api/about", sees).json()["reviews"]
+
+
+def test_verdicts_are_taken_only_where_the_operator_names_a_file(page: Paged) -> None:
+    page.chat(UNSAFE)
+    row = page.get("/ui/api/traffic?days=1").json()["queue"][0]
+    assert page.put(f"/ui/api/verdicts/{row['text_sha256']}/right").status_code == 404
+    with pytest.raises(SettingError, match="needs ui"):
+        ServerSettings(ui_reviews="reviews.jsonl", audit="sqlite://")
+    with pytest.raises(SettingError, match="and audit"):
+        ServerSettings(ui_reviews="reviews.jsonl", ui=True)

@@ -138,12 +138,10 @@ def _ordered(rows: Sequence[Flagged], order: str, seed: str) -> list[Flagged]:
 
 
 def _import(source: Path, reviews: Path, seen: Traffic, absent: dict[str, object]) -> None:
-    from safeswitch.core.lock import file_writer
-    from safeswitch.data.reviews import add_reviews, import_reviews
+    from safeswitch.data.reviews import import_reviews, record_reviews
 
     found = import_reviews(source, absent, [one.text_sha256 for one in seen.flagged])
-    with file_writer(reviews):
-        add_reviews(reviews, found)
+    record_reviews(reviews, found)
     put(f"{len(found)} verdicts added to {reviews}")
 
 

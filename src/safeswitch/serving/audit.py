@@ -353,6 +353,15 @@ class Audit:
         with self._engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query.limit(most))]
 
+    def flagged(self, text_sha256: str) -> JsonObject | None:
+        """The newest record of a text that a switch fired on; None where there is none."""
+        self._prepare()
+        own = (RECORDS.c.text_sha256 == text_sha256) & RECORDS.c.fired
+        query = select(RECORDS).where(own).order_by(RECORDS.c.id.desc()).limit(1)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else dict(row._mapping)
+
     def count(self, *, before: float) -> int:
         """How many records are older than ``before`` (Unix seconds)."""
         self._prepare()

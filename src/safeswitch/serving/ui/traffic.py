@@ -46,11 +46,11 @@ class Decided:
 
     def describe(self, texts: bool) -> JsonObject:
         """For the page; the request's text only where ``texts`` says so."""
-        names = ("at", "request_id", "client", "bundle", "policy", "category")
+        names = ("at", "request_id", "client", "bundle", "bundle_id", "policy", "category")
         found: JsonObject = {name: self.row.get(name) for name in names}
         found |= {"stage": self.stage, "score": self.score, "threshold": self.threshold}
         found["text"] = self.row.get("text") if texts else None
-        found["hash"] = str(self.row["text_sha256"])[:12]
+        found["text_sha256"] = self.row["text_sha256"]
         return found
 
 
