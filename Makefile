@@ -55,7 +55,7 @@ demo-ui: $(VENV)/.server  ## the same with its page, http://127.0.0.1:8000/ui, w
 		--clients-scores --clients-may off --audit sqlite:///build/demo-ui.db --audit-text
 
 test: $(VENV)/.vllm  ## lint, types, tests; those of vLLM where its CPU wheel can be installed
-	$(BIN)/ruff check src tests benchmarks dev
+	$(BIN)/ruff check src tests benchmarks dev examples
 	$(BIN)/mypy & types=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile; tests=$$?; \
 	wait $$types && exit $$tests
@@ -64,7 +64,7 @@ test-extended: $(VENV)/.vllm  ## what make test leaves out: the same behaviours 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m extended
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

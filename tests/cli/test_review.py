@@ -201,3 +201,50 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
     code, _, error = call("review", *base, "--json", "--html", tmp_path / "page.html")
     assert code == 2
     assert "each go alone" in error
+
+
+def test_fifty_verdicts_refit_the_last_layer_and_the_new_bundle_tells_of_it(
+    call: Any,
+    base: list[object],
+    observed: tuple[Path, str],
+    asked: Sequence[Example],
+    tmp_path: Path,
+) -> None:
+    unsafe = {example.prompt: example.unsafe for example in asked}
+    verdicts = []
+    for line in call("review", *base, "--json", "--limit", 1000)[1].splitlines():
+        row = json.loads(line)
+        if row["text"] in unsafe:
+            verdict = "right" if unsafe[row["text"]] else "false_alarm"
+            verdicts.append({"text_sha256": row["text_sha256"], "verdict": verdict})
+    given = tmp_path / "given.jsonl"
+    given.write_text("".join(json.dumps(verdict) + "\n" for verdict in verdicts))
+    assert call("review", *base, "--by", "ann", "--import", given)[0] == 0
+    refit = ("recalibrate", *base, "--refit-last", "--model", "nano", "--out", tmp_path / "new")
+    code, told, error = call(*refit)
+    assert code == 0, error
+    card = (tmp_path / "new/README.md").read_text()
+    for line in told.splitlines()[:-1]:
+        assert line in card
+    assert "stage1: last layer fitted anew" in card
+    assert Switch.from_pretrained(tmp_path / "new").fingerprint in told
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--model", "nano"], "--model goes with --refit-last alone"),
+        (["--limit", 5], "--limit goes with --refit-last alone"),
+        (["--refit-last"], "needs --model"),
+        (["--refit-last", "--model", "nano", "--stage", "stage2"], "fits stage1"),
+        (["--refit-last", "--model", "nano", "--max-shift", 1], "--max-shift is about the scores"),
+        (["--refit-last", "--model", "nano", "--without-starter"], "needs --data"),
+    ],
+)
+def test_options_of_a_refit_that_would_have_no_effect_are_refused(
+    call: Any, base: list[object], tmp_path: Path, options: list[object], why: str
+) -> None:
+    code, _, error = call("recalibrate", *base, "--out", tmp_path / "new", *options)
+    assert code == 2
+    assert why in error
+    assert not (tmp_path / "new").exists()

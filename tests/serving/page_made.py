@@ -38,6 +38,9 @@ class Paged:
     def post(self, path: str, body: Any, key: str | None = None) -> httpx.Response:
         return self.client.post(path, json=body, headers=_headers(key))
 
+    def put(self, path: str, key: str | None = None) -> httpx.Response:
+        return self.client.put(path, headers=_headers(key))
+
     def chat(self, text: str, **more: Any) -> list[dict[str, Any]]:
         """The events of one traced reply."""
         body = {"messages": [{"role": "user", "content": text}], **more}

@@ -18,6 +18,7 @@ from safeswitch.analyses.strip import score_strip
 from safeswitch.cli.main import app
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example, Message
+from safeswitch.data.reviews import read_reviews
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.nano import switch_path, weights_path
@@ -281,7 +282,7 @@ def test_traffic_is_counted_and_the_nearest_come_first() -> None:
     ]
     reference = Histogram.of([i / 100 for i in range(100)])
     calibration = {"default": reference.to_dict()}
-    told = traffic(rows, calibration, 3 * day, 9.9 * day, texts=False)
+    told = traffic(rows, calibration, 0.25, 3 * day, 9.9 * day, texts=False)
     assert (told["requests"], told["flagged"], told["errors"]) == (5, 3, 1)
     assert told["stages"] == {"stage1": 2, "error": 1}
     assert told["policies"] == {"observe": 5}
@@ -292,9 +293,43 @@ def test_traffic_is_counted_and_the_nearest_come_first() -> None:
     assert told["scores"][-1] == {"from": 0.95, "requests": 1, "flagged": 1}
     assert [one["score"] for one in told["queue"]] == [0.51, 0.95]
     assert [one["score"] for one in told["misses"]] == [0.49, 0.1]
-    assert told["drift"]["default"] == {"psi": reference.psi([0.1, 0.49]), "requests": 2}
+    assert told["drift"]["default"] == {
+        "psi": reference.psi([0.1, 0.49]),
+        "requests": 2,
+        "enough": False,
+        "bound": 0.25,
+        "exceeded": False,
+    }
     assert told["misses"][0]["text"] is None
-    assert traffic(rows, {}, 0, 1, texts=True)["misses"][0]["text"] == "said"
+    assert traffic(rows, {}, 0.25, 0, 1, texts=True)["misses"][0]["text"] == "said"
+
+
+def test_the_page_raises_the_alarm_that_the_metrics_raise_at_the_operators_bound() -> None:
+    reference = Histogram.of([i / 100 for i in range(100)])
+    index = reference.psi([0.9] * 500)
+    for requests, bound, raised in ((499, 0.25, False), (500, 0.25, True), (500, index, False)):
+        rows = [row(1.0, False, "stage1", scores={"stage1": 0.9}) for _ in range(requests)]
+        told = traffic(rows, {"default": reference.to_dict()}, bound, 0, 1, texts=False)
+        assert told["drift"]["default"]["exceeded"] is raised
+
+
+def test_the_card_tells_what_was_changed_since() -> None:
+    from safeswitch.serving.ui.card import card_of
+
+    own = Switch.from_pretrained(switch_path())
+    assert card_of(own)["recalibrations"] == []
+    figure = {"value": 2.0, "low": 1.0, "high": 3.0, "n": 9}
+    entry = {
+        "stage": "stage1", "before": 0.5, "after": 0.75, "wanted": 0.75, "held": False,
+        "settings": {"per_day": 100, "passed_is_benign": False}, "parent": "abc", "requests": 10, "days": 1.0,
+        "flagged": 3, "verdicts": {"right": 1, "false_alarm": 2, "unsure": 0, "open": 0},
+        "alarms_before": figure, "alarms_after": figure, "right": None, "caught": None,
+        "elsewhere": 0, "left": {}, "reviewers": {}, "reviews_hash": "", "date": "2026-01-02",
+    }  # fmt: skip
+    changed = replace(own, record={**own.record, "recalibrations": [entry]})
+    (told,) = card_of(changed)["recalibrations"]
+    assert told["date"] == "2026-01-02"
+    assert "0.5000 -> 0.7500" in " ".join(told["said"])
 
 
 def test_traffic_is_read_from_the_records(page: Paged) -> None:
@@ -305,3 +340,47 @@ def test_traffic_is_read_from_the_records(page: Paged) -> None:
     assert told["queue"][0]["text"] is None, "without keys texts are withheld"
     for days in ("0", "366", "x"):
         assert page.get(f"/ui/api/traffic?days={days}").status_code == 400
+
+
+# --- verdicts on what was flagged
+
+
+def test_a_verdict_on_what_was_flagged_goes_into_the_file_of_review(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    keys, reviews = tmp_path / "keys.json", tmp_path / "reviews.jsonl"
+    sees = add_key(keys, "sees", scores=True)
+    ann = add_key(keys, "ann", admin=True)
+    url = f"sqlite:///{tmp_path / 'audit.db'}"
+    settings = {"ui": True, "keys": str(keys), "audit": url, "ui_reviews": str(reviews)}
+    with paged(settings, lm=lm) as server:
+        server.post("/ui/api/chat", {"messages": [{"role": "user", "content": UNSAFE}]}, ann)
+        (row,) = server.get("/ui/api/traffic", ann).json()["queue"]
+        assert row["verdict"] is None
+        path = f"/ui/api/verdicts/{row['text_sha256']}"
+        for place, key, status in (
+            (f"{path}/right", None, 401),
+            (f"{path}/right", sees, 403),
+            (f"{path}/wrong", ann, 400),
+            (f"/ui/api/verdicts/{'0' * 64}/right", ann, 404),
+            ("/ui/api/verdicts/x/right", ann, 400),
+        ):
+            assert server.put(place, key).status_code == status, place
+        assert not reviews.exists()
+        assert server.put(f"{path}/false_alarm", ann).status_code == 200
+        assert server.get("/ui/api/traffic", ann).json()["queue"][0]["verdict"] == "false_alarm"
+        (given,) = read_reviews(reviews)
+        switch = Switch.from_pretrained(switch_path()).fingerprint
+        assert (given.text_sha256, given.by, given.switch) == (row["text_sha256"], "ann", switch)
+        assert server.get("/ui/api/about", ann).json()["reviews"]
+        assert not server.get("/ui/api/about", sees).json()["reviews"]
+
+
+def test_verdicts_are_taken_only_where_the_operator_names_a_file(page: Paged) -> None:
+    page.chat(UNSAFE)
+    row = page.get("/ui/api/traffic?days=1").json()["queue"][0]
+    assert page.put(f"/ui/api/verdicts/{row['text_sha256']}/right").status_code == 404
+    with pytest.raises(SettingError, match="needs ui"):
+        ServerSettings(ui_reviews="reviews.jsonl", audit="sqlite://")
+    with pytest.raises(SettingError, match="and audit"):
+        ServerSettings(ui_reviews="reviews.jsonl", ui=True)

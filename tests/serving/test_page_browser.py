@@ -57,7 +57,9 @@ def server(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """The server of ``make demo-ui``, with a week of records in its audit."""
     url = f"sqlite:///{tmp_path_factory.mktemp('page') / 'audit.db'}"
     fill(url)
+    reviews = tmp_path_factory.mktemp("reviews") / "reviews.jsonl"
     settings = {**OPEN, "ui_pilot_text": True, "audit": url, "audit_text": True}
+    settings["ui_reviews"] = str(reviews)
     with paged(settings, lm=lm) as found:
         yield found
 
@@ -178,6 +180,18 @@ def test_sliders_say_what_would_have_been_decided(browser: Any, server: Paged) -
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         playwright.expect(cells).to_have_text([refused, refused, "passes", "passes"])
+
+
+def test_a_verdict_is_given_in_the_queue_and_stays(browser: Any, server: Paged) -> None:
+    with opened(browser, server) as page:
+        page.click("nav a[href='#traffic']")
+        button = page.get_by_role("button", name="false alarm").first
+        button.click()
+        playwright.expect(button).to_have_attribute("aria-pressed", "true")
+        page.reload()
+        playwright.expect(button).to_have_attribute("aria-pressed", "true")
+        unsure = page.get_by_role("button", name="unsure").first
+        playwright.expect(unsure).to_have_attribute("aria-pressed", "false")
 
 
 def test_a_keyboard_is_enough_and_the_key_is_kept_nowhere(

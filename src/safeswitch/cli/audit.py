@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
@@ -15,21 +14,20 @@ UrlOption = Annotated[
     str,
     typer.Option("--url", help="SQLAlchemy URL of the audit database, as sqlite:///audit.db."),
 ]
-_DAY_S = 86400
+SinceOption = Annotated[
+    float | None, typer.Option("--since-days", min=0, help="Only the last so many days.")
+]
 
 
 def export(
     url: UrlOption,
-    since_days: Annotated[
-        float | None, typer.Option(min=0, help="Only the last so many days.")
-    ] = None,
+    since_days: SinceOption = None,
 ) -> None:
     """Print the records, oldest first, one JSON object a line."""
-    from safeswitch.serving.audit import Audit
+    from safeswitch.serving.audit import Audit, days_ago
 
     store = Audit(url)
-    since = 0.0 if since_days is None else time.time() - since_days * _DAY_S
-    for row in store.export(since=since):
+    for row in store.export(since=days_ago(since_days)):
         put_json(row)
     store.close()
 
@@ -42,10 +40,10 @@ def forget(
     ] = False,
 ) -> None:
     """Delete records older than so many days."""
-    from safeswitch.serving.audit import Audit
+    from safeswitch.serving.audit import Audit, days_ago
 
     store = Audit(url)
-    before = time.time() - days * _DAY_S
+    before = days_ago(days)
     try:
         if yes:
             put(f"{store.forget(before=before)} records deleted")

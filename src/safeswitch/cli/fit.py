@@ -16,13 +16,13 @@ from safeswitch.cli.options import (
     BatchedModelOptions,
     BudgetOption,
     JsonOption,
-    LabelOption,
     LeaveOutOption,
     SeedOption,
+    SourceOptions,
     one_of,
 )
 from safeswitch.cli.screen import bar, put_json, say
-from safeswitch.core.errors import SettingError, check_choice
+from safeswitch.core.errors import check_choice
 from safeswitch.core.grammar import entries
 
 if TYPE_CHECKING:
@@ -31,32 +31,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(SourceOptions):
     """What is fitted on."""
 
-    panel: ClassVar[str] = "Data"
-
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data",
-            help=(
-                "JSONL or CSV file, or hub data set; repeat for more. None: the starter set alone."
-            ),
-        ),
-    ] = None
-    without_starter: Annotated[
-        bool,
-        typer.Option(
-            "--without-starter",
-            help="Fit on --data alone, without the starter set; false alarms on new traffic rise.",
-        ),
-    ] = False
-    label: LabelOption = None
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most rows of each source that rows name, spread evenly."),
-    ] = None
     trust_replies: Annotated[
         bool,
         typer.Option(
@@ -181,10 +158,6 @@ def fit(
     """Fit a switch on labelled requests and the starter set, and write it to a folder."""
     from safeswitch.fitting.files import fit_files
 
-    if not data.data and data.without_starter:
-        raise SettingError(
-            "command line: --without-starter needs --data, or there is nothing to fit on"
-        )
     settings = _settings(gate, head, data, run.seed)
     check_choice("command line", "engine", run.engine, ENGINES)
     with ExitStack() as stack:
@@ -195,7 +168,7 @@ def fit(
             settings,
             label=data.label,
             limit=data.limit,
-            with_starter=bool(data.data) and not data.without_starter,
+            with_starter=data.with_starter,
             leave_out=leave_out,
             say=say,
             track=bar,

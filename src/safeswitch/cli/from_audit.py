@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from safeswitch.cli.audit import UrlOption
+from safeswitch.cli.audit import SinceOption, UrlOption
 from safeswitch.cli.options import ModelOption, TemplateOption, TrustOption
 from safeswitch.cli.screen import put
 from safeswitch.core.errors import SettingError
@@ -33,9 +32,7 @@ def from_audit(
             help="Fraction of requests put aside that did not fire but came near the threshold."
         ),
     ] = 0.05,
-    since_days: Annotated[
-        float | None, typer.Option(min=0, help="Only the last so many days.")
-    ] = None,
+    since_days: SinceOption = None,
     chat_template: TemplateOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -53,7 +50,7 @@ def from_audit(
     from safeswitch.models.turns import Turns
 
     try:
-        from safeswitch.serving.audit import Audit
+        from safeswitch.serving.audit import Audit, days_ago
     except ModuleNotFoundError as error:
         raise SettingError(
             f"data from-audit needs {error.name}: pip install 'safeswitch[server]'"
@@ -64,8 +61,7 @@ def from_audit(
     turns = Turns(ChatEncoder(tokenizer, model, read_template(chat_template)))
     store = Audit(url)
     try:
-        since = 0.0 if since_days is None else time.time() - since_days * 86400
-        found = make_rows(store.export(since=since), turns, review=review)
+        found = make_rows(store.export(since=days_ago(since_days)), turns, review=review)
     finally:
         store.close()
     apart = aside or out.with_name(f"{out.stem}.review.jsonl")

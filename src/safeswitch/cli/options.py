@@ -113,6 +113,46 @@ TokensOption = Annotated[
 
 
 @dataclass(frozen=True)
+class SourceOptions:
+    """Labelled requests, as a switch is fitted on them."""
+
+    panel: ClassVar[str] = "Data"
+
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            help=(
+                "JSONL or CSV file, or hub data set; repeat for more. None: the starter set alone."
+            ),
+        ),
+    ] = None
+    without_starter: Annotated[
+        bool,
+        typer.Option(
+            "--without-starter",
+            help="Fit on --data alone, without the starter set; false alarms on new traffic rise.",
+        ),
+    ] = False
+    label: LabelOption = None
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most rows of each source that rows name, spread evenly."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if not self.data and self.without_starter:
+            raise SettingError(
+                "command line: --without-starter needs --data, or there is nothing to fit on"
+            )
+
+    @property
+    def with_starter(self) -> bool:
+        """Whether the starter set is added to the data."""
+        return bool(self.data) and not self.without_starter
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """Which model is loaded, and how."""
 

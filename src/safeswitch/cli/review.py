@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from safeswitch.cli.audit import UrlOption
+from safeswitch.cli.audit import SinceOption, UrlOption
 from safeswitch.cli.options import one_of, switch_folder
 from safeswitch.cli.screen import put, put_json, say
 from safeswitch.core.errors import DataError, SettingError, check_choice
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from safeswitch.data.traffic import Flagged, Traffic
     from safeswitch.switch.switch import Switch
 
-_DAY_S = 86400
 ORDERS = ("nearest", "random")
 _ANSWERS: dict[str, Verdict] = {"r": "right", "f": "false_alarm", "u": "unsure"}
 _HOW = "[r]ight, [f]alse alarm, [u]nsure, [s]kip, [q]uit"
@@ -39,9 +38,7 @@ class TrafficOptions:
     switch: Annotated[
         str, typer.Option(help="The switch that was observed: folder, hub id or 'nano'.")
     ]
-    since_days: Annotated[float | None, typer.Option(min=0, help="Only the last so many days.")] = (
-        None
-    )
+    since_days: SinceOption = None
 
 
 def review(
@@ -111,13 +108,12 @@ def read_traffic(recorded: TrafficOptions, switch: Switch) -> Traffic:
     from safeswitch.data.traffic import traffic
 
     try:
-        from safeswitch.serving.audit import Audit
+        from safeswitch.serving.audit import Audit, days_ago
     except ModuleNotFoundError as error:
         raise SettingError(
             f"the audit needs {error.name}: pip install 'safeswitch[server]'"
         ) from error
-    days = recorded.since_days
-    since = 0.0 if days is None else time.time() - days * _DAY_S
+    since = days_ago(recorded.since_days)
     with closing(Audit(recorded.url)) as store:
         return traffic(store.export(since=since), switch.fingerprint, switch.gate.thresholds())
 
@@ -142,12 +138,10 @@ def _ordered(rows: Sequence[Flagged], order: str, seed: str) -> list[Flagged]:
 
 
 def _import(source: Path, reviews: Path, seen: Traffic, absent: dict[str, object]) -> None:
-    from safeswitch.core.lock import file_writer
-    from safeswitch.data.reviews import add_reviews, import_reviews
+    from safeswitch.data.reviews import import_reviews, record_reviews
 
     found = import_reviews(source, absent, [one.text_sha256 for one in seen.flagged])
-    with file_writer(reviews):
-        add_reviews(reviews, found)
+    record_reviews(reviews, found)
     put(f"{len(found)} verdicts added to {reviews}")
 
 

@@ -184,6 +184,13 @@ class PageOptions:
             "your own machine.",
         ),
     ] = False
+    ui_reviews: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL file of verdicts (safeswitch review) that those who see the records may "
+            "add to on the page."
+        ),
+    ] = None
 
 
 def serve(
@@ -271,6 +278,7 @@ def _server_settings(
         audit_text=audit.audit_text,
         ui=page.ui,
         ui_pilot_text=page.ui_pilot_text,
+        ui_reviews=str(page.ui_reviews.absolute()) if page.ui_reviews else "",
         calibration=calibration_of(bundles),
         drift_bound=audit.drift_bound,
         tell_kinds=clients.tell_kinds,

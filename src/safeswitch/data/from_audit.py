@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from safeswitch.core.errors import DataError, check_range
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Example, Message
-from safeswitch.data.traffic import numbers
+from safeswitch.data.traffic import numbers, with_product
 
 SplitTurns = Callable[[str], Sequence[Message] | None]
 """The turns of a prompt's text, None where they cannot be told."""
@@ -144,8 +144,8 @@ def _read(record: JsonMapping, turns: SplitTurns, left: Counter[str]) -> _Seen |
 
 def _above(record: JsonMapping) -> float | None:
     """How far the score lies above its threshold, negative below; None without a score."""
-    scores, thresholds = numbers(record, "scores"), numbers(record, "thresholds")
-    scores.setdefault("product", scores.get("stage1", math.nan) * scores.get("stage2", 1.0))
+    thresholds = numbers(record, "thresholds")
+    scores = with_product(numbers(record, "scores"), thresholds)
     for stage in STAGES:
         if stage in thresholds and math.isfinite(scores.get(stage, math.nan)):
             return scores[stage] - thresholds[stage]

@@ -18,6 +18,7 @@ from typing import Literal
 from safeswitch.core.errors import ArtifactError, DataError, SafeSwitchError
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.lines import append, cut_torn_line, whole_lines
+from safeswitch.core.lock import file_writer
 from safeswitch.core.strict import build, one_line, shown
 from safeswitch.core.strict_json import parse_json
 
@@ -127,6 +128,16 @@ def add_reviews(path: Path, reviews: Sequence[Review]) -> None:
     if path.exists():
         cut_torn_line(path)
     append(path, [asdict(review) for review in reviews])
+
+
+def record_reviews(path: Path, reviews: Sequence[Review], *, wait_s: float = 0.0) -> None:
+    """:func:`add_reviews` as the only writer of the file meanwhile.
+
+    Raises:
+        ArtifactError: it cannot be written, or another writer has it for longer than ``wait_s``.
+    """
+    with file_writer(path, wait_s=wait_s):
+        add_reviews(path, reviews)
 
 
 def settled(reviews: Iterable[Review], switch: str) -> dict[str, Verdict]:

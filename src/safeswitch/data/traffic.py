@@ -106,7 +106,7 @@ def traffic(
             left[why] += 1
             continue
         times.append(float(record["at"]))
-        scores = _with_product(numbers(record, "scores"), thresholds)
+        scores = with_product(numbers(record, "scores"), thresholds)
         if not record["fired"]:
             passed.append(scores)
             continue
@@ -137,12 +137,12 @@ def _left_out(record: JsonMapping, switch_id: str, thresholds: Mapping[str, floa
     return "" if same else "decided under other thresholds"
 
 
-def _with_product(scores: dict[str, float], thresholds: Mapping[str, float]) -> dict[str, float]:
+def with_product(scores: Mapping[str, float], thresholds: Mapping[str, float]) -> dict[str, float]:
     """The product beside its factors, under the product rule. Where stage 2 was not asked, stage 1
     alone: the product can be no higher."""
     if "product" in thresholds and "stage1" in scores:
-        scores["product"] = scores["stage1"] * scores.get("stage2", 1.0)
-    return scores
+        return {**scores, "product": scores["stage1"] * scores.get("stage2", 1.0)}
+    return dict(scores)
 
 
 def _flagged(

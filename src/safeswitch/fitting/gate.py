@@ -194,10 +194,11 @@ class _GateFitter:
         }
         if first is None:
             return Gate(stage2=Stage(alone, bar.value), **fixed)
-        self.notes |= _scores(first, scores, self.validation.prompts)
+        held = self.validation.prompts
+        self.notes |= scores_on_record(scores, first.score(held.activations)[held.unsafe])
         if by_source is None:
             # One that was set by source has none of these: they would promise less than it does.
-            self.notes["budgets"] = _budgets(scores)
+            self.notes["budgets"] = budgets_of(scores)
         stage1 = Stage(first, bar.value)
         if second is None:
             return Gate(stage1=stage1, **fixed)
@@ -312,17 +313,17 @@ def _two_stages(
     )
 
 
-def _scores(first: Prober, safe: Tensor, validation: ReadPrompts) -> JsonObject:
-    """How stage 1 scores safe calibration requests (``safe`` ``[n]``), against which drift is measured later, and
-    unsafe validation requests, by which a later threshold is told what it loses."""
-    unsafe = first.score(validation.activations)[validation.unsafe]
+def scores_on_record(safe: Tensor, unsafe: Tensor) -> JsonObject:
+    """How stage 1 scores safe calibration requests (``safe`` ``[n]``), against which drift is
+    measured later, and ``unsafe`` ``[m]`` others, by which a later threshold is told what it
+    loses."""
     return {
         "benign_stage1": Histogram.of(safe.tolist()).to_dict(),
         "unsafe_stage1": Histogram.of(unsafe.tolist(), bins=_UNSAFE_BINS).to_dict(),
     }
 
 
-def _budgets(scores: Tensor) -> JsonObject:
+def budgets_of(scores: Tensor) -> JsonObject:
     """Thresholds of stage 1 for other budgets than the fit's, for policies; from the scores ``[n]``
     of safe calibration requests."""
     found: JsonObject = {}

@@ -30,7 +30,7 @@ from safeswitch.data.traffic import FRONT, Flagged, Traffic
 from safeswitch.probers.calibrate import safe_needed
 from safeswitch.probers.drift import Histogram
 from safeswitch.statistics.intervals import Interval, Rate, poisson_total, wilson
-from safeswitch.switch.recalibrated import RECORD
+from safeswitch.switch.recalibrated import RECORD, REFIT
 from safeswitch.switch.switch import Switch
 
 Array = NDArray[np.float64]
@@ -147,7 +147,7 @@ def recalibrate(
             the switch would catch nothing.
     """
     chosen = _filled(switch, settings or RecalibrationSettings())
-    rows = _Rows.of(seen, verdicts, chosen)
+    rows = ReviewedRows.of(seen, verdicts, chosen)
     before = switch.gate.thresholds()[chosen.stage]
     wanted = rows.threshold(before, _allowed(float(chosen.budget or 0.0), seen.requests))
     after = _held(_origin(switch, chosen.stage, before), before, wanted, chosen.max_shift)
@@ -169,7 +169,7 @@ def _told(
     switch: Switch,
     seen: Traffic,
     verdicts: Mapping[str, Verdict],
-    rows: _Rows,
+    rows: ReviewedRows,
     chosen: RecalibrationSettings,
     wanted: float,
     after: float,
@@ -186,7 +186,7 @@ def _told(
         requests=seen.requests,
         days=seen.days,
         flagged=len(seen.flagged),
-        verdicts=_verdicts(seen.flagged, verdicts),
+        verdicts=verdict_counts(seen.flagged, verdicts),
         alarms_before=_a_day(rows.alarms(before), seen.requests, chosen.per_day),
         alarms_after=_a_day(rows.alarms(after), seen.requests, chosen.per_day),
         right=_kept(rows.right_above(before), rows.right_above(after)),
@@ -211,9 +211,13 @@ def _filled(switch: Switch, settings: RecalibrationSettings) -> RecalibrationSet
         )
     stage = settings.stage or have[0]
     check_choice("recalibrate", "stage", stage, tuple(have))
-    fitted = (switch.record.get("settings") or {}).get("budget", 0.01)
-    budget = settings.budget if settings.budget is not None else float(fitted)
+    budget = settings.budget if settings.budget is not None else fitted_budget(switch)
     return replace(settings, stage=stage, budget=budget)
+
+
+def fitted_budget(switch: Switch) -> float:
+    """The FPR budget that a switch was fitted with."""
+    return float((switch.record.get("settings") or {}).get("budget", 0.01))
 
 
 def _allowed(budget: float, requests: int) -> float:
@@ -234,7 +238,7 @@ def _allowed(budget: float, requests: int) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class ReviewedRows:
     """Texts as numbers, by falling score.
 
     Args:
@@ -253,7 +257,7 @@ class _Rows:
     @classmethod
     def of(
         cls, seen: Traffic, verdicts: Mapping[str, Verdict], settings: RecalibrationSettings
-    ) -> _Rows:
+    ) -> ReviewedRows:
         """Of recorded traffic and what reviewers said of it.
 
         Raises:
@@ -345,9 +349,15 @@ def _reached(scores: Mapping[str, float], stage: str, seen: Traffic) -> float:
 
 
 def _origin(switch: Switch, stage: str, now: float) -> float:
-    """Where the fit set a threshold, before any recalibration."""
-    entries = [entry for entry in switch.record.get(RECORD, ()) if entry["stage"] == stage]
-    return float(entries[0]["before"]) if entries else now
+    """Where a fit set a threshold, before any recalibration of its scores."""
+    start = now
+    for entry in reversed(switch.record.get(RECORD, ())):
+        if entry["stage"] != stage:
+            continue
+        if entry.get("kind") == REFIT:
+            return start  # scores of before are another layer's
+        start = float(entry["before"])
+    return start
 
 
 def _held(origin: float, before: float, wanted: float, max_shift: float) -> float:
@@ -392,7 +402,8 @@ def _a_day(found: Interval, requests: int, per_day: float) -> Interval:
     return Interval(found.value * scale, found.low * scale, found.high * scale, found.n)
 
 
-def _verdicts(flagged: Sequence[Flagged], verdicts: Mapping[str, Verdict]) -> dict[str, int]:
+def verdict_counts(flagged: Sequence[Flagged], verdicts: Mapping[str, Verdict]) -> dict[str, int]:
+    """Flagged texts by verdict, and ``open`` without one."""
     own = {
         one.text_sha256: verdicts[one.text_sha256] for one in flagged if one.text_sha256 in verdicts
     }

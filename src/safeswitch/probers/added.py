@@ -96,7 +96,7 @@ class AddedProber(LearnedProber):
         self.weight_, self.bias_ = self.folded(torch.from_numpy(theta), scalings)
         return self
 
-    def _summed(self, activations: Activations, terms: Terms) -> Tensor:
+    def summed(self, activations: Activations, terms: Terms) -> Tensor:
         """The features of one group, float32 ``[n, d]`` on the CPU."""
         owner = f"{self.kind} prober"
         points = list(terms)
@@ -110,7 +110,7 @@ class AddedProber(LearnedProber):
         groups = self.groups
         scalings, columns = [], []
         for terms in groups:
-            summed = self._summed(activations, terms)
+            summed = self.summed(activations, terms)
             own = fit_standardiser(summed)
             scalings.append(Standardiser(own.mean, own.scale * math.sqrt(len(groups))))
             columns.append(scalings[-1].apply(summed))

@@ -11,6 +11,16 @@ import numpy as np
 from safeswitch.core.errors import DataError
 from safeswitch.core.json_types import JsonMapping, JsonObject
 
+WINDOW = 2000
+"""Newest scores that the index is of."""
+FEWEST = 500
+"""Scores before the index is held against its bound: chance alone gives 9 / n in ten bins."""
+
+
+def exceeds(index: float, scores: int, bound: float) -> bool:
+    """Whether the index of so many scores lies above its bound; of too few it says nothing."""
+    return scores >= FEWEST and index > bound
+
 
 @dataclass(frozen=True)
 class Histogram:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from safeswitch.bench.picture import COLOURS
@@ -23,6 +23,8 @@ MARKS = "osD^vPX*<>"
 DASHES = ("-", "--", "-.", ":")
 INK, FAINT = "#010203", "#010204"
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)"}
+_ALONE = {"var(--ink)": "#222222", "var(--faint)": "#8a8a8a"}
+_ALONE_PX = 640
 _STYLE: Any = {
     "svg.fonttype": "none", "font.size": 12.5, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -48,9 +50,20 @@ class Plot:
     """
 
     title: str
-    svg: str
+    svg: str = field(repr=False)
     alt: str
     caption: str
+
+    def _repr_svg_(self) -> str:
+        """The picture by itself, dark on white, as notebooks show it."""
+        head = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'width="{_ALONE_PX}" style="background: #ffffff; color: #222222"'
+        )
+        svg = self.svg.replace("<svg", head, 1)
+        for variable, value in _ALONE.items():
+            svg = svg.replace(variable, value)
+        return svg
 
 
 def draw(

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
-
+_DAY_S = 86_400
 _META = MetaData()
 RECORDS = Table(
     "safeswitch_decisions", _META,
@@ -102,6 +102,11 @@ _RACE = ("already exists", "duplicate", "locked")
 _FIRST_WRITERS = 4
 """Further attempts at making the table, where other processes make it at the same moment."""
 _log = logging.getLogger("safeswitch.server")
+
+
+def days_ago(days: float | None) -> float:
+    """Unix seconds of so many days before now; None: of the beginning, before every record."""
+    return 0.0 if days is None else time.time() - days * _DAY_S
 
 
 class AuditError(SafeSwitchError):
@@ -371,6 +376,15 @@ class Audit:
         query = select(*columns).where(RECORDS.c.at >= since).order_by(RECORDS.c.id.desc())
         with self._engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query.limit(most))]
+
+    def flagged(self, text_sha256: str) -> JsonObject | None:
+        """The newest record of a text that a switch fired on; None where there is none."""
+        self._prepare()
+        own = (RECORDS.c.text_sha256 == text_sha256) & RECORDS.c.fired
+        query = select(RECORDS).where(own).order_by(RECORDS.c.id.desc()).limit(1)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else dict(row._mapping)
 
     def count(self, *, before: float) -> int:
         """How many records are older than ``before`` (Unix seconds)."""

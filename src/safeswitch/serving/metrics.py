@@ -12,6 +12,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from safeswitch.core.json_types import JsonMapping
 from safeswitch.core.types import Decision
+from safeswitch.probers.drift import WINDOW, exceeds
 from safeswitch.probers.drift import Histogram as Scores
 
 _TWENTIETHS = tuple(i / 20 for i in range(21))
@@ -67,9 +68,7 @@ DRIFTED = Gauge(
     "1 while that index lies above its bound (safeswitch serve --drift-bound)",
     ("bundle",),
 )
-_WINDOW, _EVERY = 2000, 50
-_FEWEST = 500
-"""Requests before the index is held against its bound: chance alone gives 9 / n in ten bins."""
+_EVERY = 50
 _log = logging.getLogger("safeswitch.server")
 
 
@@ -103,7 +102,7 @@ def calibrated_on(calibration: Mapping[str, JsonMapping], bound: float) -> None:
     with _lock:
         _recent.clear()
         for name, found in calibration.items():
-            _recent[name] = _Recent(Scores.parse(found), bound, deque(maxlen=_WINDOW))
+            _recent[name] = _Recent(Scores.parse(found), bound, deque(maxlen=WINDOW))
             DRIFTED.labels(name).set(0)
 
 
@@ -123,7 +122,7 @@ def _drift(bundle: str, score: float) -> None:
 
 def _hold_against_bound(bundle: str, recent: _Recent, index: float) -> None:
     """Say once that the bound is passed, and once that it is kept again."""
-    beyond = len(recent.scores) >= _FEWEST and index > recent.bound
+    beyond = exceeds(index, len(recent.scores), recent.bound)
     DRIFTED.labels(bundle).set(beyond)
     if beyond and not recent.beyond:
         _log.warning(

@@ -58,6 +58,7 @@ class ServerSettings:
         ui_pilot_text: Let the page show what is withheld: the text of pilot tokens, also of those
             that are rolled back, and to clients of a server without keys the recorded requests'
             text. For a demo on a machine of one's own.
+        ui_reviews: File of verdicts (``safeswitch review``) that the page adds to; empty takes none.
         calibration: Benign stage-1 scores of each bundle's calibration (see :class:`Histogram`), by
             name; what drift is measured against.
         drift_bound: Largest population stability index of a bundle's scores against these that
@@ -90,6 +91,7 @@ class ServerSettings:
     audit_text: bool = False
     ui: bool = False
     ui_pilot_text: bool = False
+    ui_reviews: str = ""
     calibration: Mapping[str, JsonMapping] = field(default_factory=dict)
     drift_bound: float = 0.25
     tell_kinds: bool = False
@@ -115,6 +117,10 @@ class ServerSettings:
         check_range("ServerSettings", "drift_bound", self.drift_bound, 0.01, 100.0)
         if self.ui_pilot_text and not self.ui:
             raise SettingError("ServerSettings: ui_pilot_text (--ui-pilot-text) needs ui (--ui)")
+        if self.ui_reviews and not (self.ui and self.audit):
+            raise SettingError(
+                "ServerSettings: ui_reviews (--ui-reviews) needs ui (--ui) and audit (--audit)"
+            )
         if self.max_choices < 1:
             raise SettingError(
                 f"ServerSettings: max_choices must be 1 or more; got {self.max_choices}"

@@ -8,10 +8,57 @@ from safeswitch.core.strict import one_line
 
 RECORD = "recalibrations"
 """Where a switch's record keeps what was changed, oldest first."""
+REFIT = "refit_last"
+"""The ``kind`` of an entry that tells of a new last layer; others tell of a threshold."""
 
 
 def sentences(found: JsonMapping) -> list[str]:
     """What a recalibration did, in words, from its entry in a switch's record."""
+    lines = _of_layer(found) if found.get("kind") == REFIT else _of_threshold(found)
+    if found["reviewers"]:
+        told = (f"{one_line(name)} {sum(own.values())}" for name, own in found["reviewers"].items())
+        lines.append(f"verdicts by {', '.join(told)} (hash {found['reviews_hash']})")
+    return lines
+
+
+def _of_layer(found: JsonMapping) -> list[str]:
+    rows, said = found["rows"], found["verdicts"]
+    auroc, caught, right = found["auroc"], found["caught"], found["right"]
+    lines = [
+        f"{found['stage']}: last layer fitted anew ({found['weights']} numbers, pull "
+        f"{found['ridge']:g} towards the shipped ones), threshold {found['before']:.4f} -> "
+        f"{found['after']:.4f} (switch {found['parent']}; {found['requests']} requests over "
+        f"{found['days']:.1f} days)",
+        f"fitted on {rows['safe']} safe and {rows['unsafe']} unsafe calibration rows, "
+        f"{rows['false']} false alarms and {rows['right']} rightly flagged; figures after are of "
+        "rows left out (cross-fitted)",
+        f"AUROC on the calibration rows: {_share(auroc['before'])} -> {_share(auroc['after'])}",
+        f"unsafe calibration rows above the threshold: {_rate(caught['before'])} -> "
+        f"{_rate(caught['after'])}",
+        f"false alarms a day at {found['settings']['per_day']:g} requests: "
+        f"{_figure(found['alarms_before'])} -> {_figure(found['alarms_after'])}",
+        f"verdicts on {found['flagged']} flagged texts: {said['false_alarm']} false alarms, "
+        f"{said['right']} right, {said['unsure']} unsure, {said['open']} without one",
+        f"still flagged of {right['n']} reviewed as right: {_rate(right)}",
+    ]
+    if found["after"] < found["wanted"]:
+        lines.append(
+            f"held: the budget asks for {found['wanted']:.4f}, at which significantly fewer unsafe "
+            "calibration rows would be caught"
+        )
+    lines += [f"{count} reviewed texts left out: {why}" for why, count in found["left"].items()]
+    return lines
+
+
+def _share(found: JsonMapping) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _rate(found: JsonMapping) -> str:
+    return f"{found['rate']:.1%} ({found['low']:.1%} to {found['high']:.1%})"
+
+
+def _of_threshold(found: JsonMapping) -> list[str]:
     before, after = found["alarms_before"], found["alarms_after"]
     per_day = found["settings"]["per_day"]
     said = found["verdicts"]
@@ -36,9 +83,6 @@ def sentences(found: JsonMapping) -> list[str]:
         lines.append(
             f"{found['elsewhere']} texts were flagged by another stage, which this leaves as it is"
         )
-    if found["reviewers"]:
-        told = (f"{one_line(name)} {sum(own.values())}" for name, own in found["reviewers"].items())
-        lines.append(f"verdicts by {', '.join(told)} (hash {found['reviews_hash']})")
     return lines
 
 

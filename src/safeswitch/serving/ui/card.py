@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from safeswitch.core.json_types import JsonObject
+from safeswitch.switch.recalibrated import RECORD, sentences
 from safeswitch.switch.switch import Switch
 
 
@@ -32,6 +33,10 @@ def card_of(switch: Switch) -> JsonObject:
         "guarantee": guarantee,
         "measured_on": calibration.get("metrics_on"),
         "measured": _figures(switch.record.get("metrics") or {}),
+        "recalibrations": [
+            {"date": entry.get("date", ""), "said": sentences(entry)}
+            for entry in switch.record.get(RECORD, ())
+        ],
     }
 
 

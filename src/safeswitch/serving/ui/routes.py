@@ -7,19 +7,24 @@ Who may come in is settled before, by :mod:`safeswitch.serving.ui.rights`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from mimetypes import guess_type
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request, Response
+from fastapi import Path as Parameter
 from pydantic import Field
 
 from safeswitch._version import __version__
+from safeswitch.core.errors import ArtifactError
 from safeswitch.core.json_types import JsonObject
-from safeswitch.serving.audit import Audit
+from safeswitch.data.reviews import Review, Verdict, read_reviews, record_reviews, settled
+from safeswitch.serving.audit import Audit, days_ago
 from safeswitch.serving.errors import ApiError
 from safeswitch.serving.replies.form import public
 from safeswitch.serving.settings import ServerSettings
@@ -42,7 +47,10 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 """Of every file of the page."""
-_DAY_S = 86_400
+NAMELESS = "page"
+"""Who gives a verdict on a server without keys."""
+_LOCK_S = 2.0
+_log = logging.getLogger("safeswitch.server")
 
 
 class TracedRequest(Strict):
@@ -82,6 +90,7 @@ class Page:
             "policies": list(visitor.policies),
             "pilot_text": self.settings.ui_pilot_text,
             "records": self.audit is not None and visitor.records,
+            "reviews": bool(self.settings.ui_reviews) and visitor.records,
             "bundle": default,
             "bundles": {name: card_of(switches[name]) for name in bundles if name in switches},
         }
@@ -90,16 +99,63 @@ class Page:
         """The audit of the last ``days``, in figures.
 
         Raises:
+            ApiError: see :meth:`records`.
+        """
+        audit = self.records(visitor)
+        since = days_ago(days)
+        rows = audit.latest(MOST_ROWS, since=since, texts=visitor.texts)
+        found = traffic(
+            rows,
+            self.settings.calibration,
+            self.settings.drift_bound,
+            since,
+            time.time(),
+            visitor.texts,
+        )
+        return found | {"queue": self._with_verdicts(found["queue"])}
+
+    def records(self, visitor: Visitor) -> Audit:
+        """The audit, for those who may read it.
+
+        Raises:
             ApiError: 403, another client's records; 404, none are kept.
         """
         if not visitor.records:
             raise ApiError(403, "records are for admin keys", "permission_error")
         if self.audit is None:
             raise ApiError(404, "this server keeps no records (safeswitch serve --audit)")
-        now = time.time()
-        since = now - days * _DAY_S
-        rows = self.audit.latest(MOST_ROWS, since=since, texts=visitor.texts)
-        return traffic(rows, self.settings.calibration, since, now, visitor.texts)
+        return self.audit
+
+    def review(self, visitor: Visitor, text_sha256: str, verdict: Verdict) -> JsonObject:
+        """Add the visitor's verdict on a flagged text to the file of ``safeswitch review``.
+
+        Raises:
+            ApiError: see :meth:`records`; 404, no verdicts are taken or the text was not flagged;
+                503, the file cannot be written now.
+        """
+        audit = self.records(visitor)
+        if not self.settings.ui_reviews:
+            raise ApiError(404, "this server takes no verdicts (safeswitch serve --ui-reviews)")
+        record = audit.flagged(text_sha256)
+        if record is None:
+            raise ApiError(404, f"no request with text_sha256 {text_sha256} was flagged")
+        by = visitor.name or NAMELESS
+        given = Review(text_sha256, verdict, by, time.time(), str(record["bundle_id"]))
+        try:
+            record_reviews(Path(self.settings.ui_reviews), [given], wait_s=_LOCK_S)
+        except ArtifactError as error:
+            _log.warning("a verdict from the page was lost: %s", error)
+            raise ApiError(503, "verdicts cannot be written now; try again") from error
+        return asdict(given)
+
+    def _with_verdicts(self, queue: Sequence[JsonObject]) -> list[JsonObject]:
+        """Rows of the queue with what reviewers say of each in the end; None without a verdict."""
+        path = Path(self.settings.ui_reviews)
+        said = read_reviews(path) if self.settings.ui_reviews and path.exists() else []
+        verdicts = {row["bundle_id"]: settled(said, row["bundle_id"]) for row in queue}
+        return [
+            {**row, "verdict": verdicts[row["bundle_id"]].get(row["text_sha256"])} for row in queue
+        ]
 
 
 def add_page(app: FastAPI, page: Page) -> None:
@@ -122,6 +178,15 @@ def add_page(app: FastAPI, page: Page) -> None:
         # one at a time: the threads are those that write the audit
         async with counting:
             return await asyncio.to_thread(page.traffic, request.scope[VISITOR], days)
+
+    @app.put(f"{API}verdicts/{{text_sha256}}/{{verdict}}")
+    async def review(
+        request: Request,
+        text_sha256: Annotated[str, Parameter(pattern="^[0-9a-f]{64}$")],
+        verdict: Verdict,
+    ) -> JsonObject:
+        visitor = request.scope[VISITOR]
+        return await asyncio.to_thread(page.review, visitor, text_sha256, verdict)
 
     @app.post(f"{API}chat")
     async def chat(body: TracedRequest) -> Response:

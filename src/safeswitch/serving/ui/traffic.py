@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from safeswitch.core.json_types import JsonMapping, JsonObject
-from safeswitch.probers.drift import Histogram
+from safeswitch.data.traffic import with_product
+from safeswitch.probers.drift import FEWEST, WINDOW, Histogram, exceeds
 
 MOST_ROWS = 10_000
 """Newest records that are counted."""
 _DAY, _HOUR = 86_400, 3_600
 _BINS = 20
-_DRIFT_WINDOW = 2_000
 _NEAREST = 10
 
 
@@ -46,11 +46,11 @@ class Decided:
 
     def describe(self, texts: bool) -> JsonObject:
         """For the page; the request's text only where ``texts`` says so."""
-        names = ("at", "request_id", "client", "bundle", "policy", "category")
+        names = ("at", "request_id", "client", "bundle", "bundle_id", "policy", "category")
         found: JsonObject = {name: self.row.get(name) for name in names}
         found |= {"stage": self.stage, "score": self.score, "threshold": self.threshold}
         found["text"] = self.row.get("text") if texts else None
-        found["hash"] = str(self.row["text_sha256"])[:12]
+        found["text_sha256"] = self.row["text_sha256"]
         return found
 
 
@@ -74,16 +74,18 @@ def settled(row: JsonMapping) -> Decided | None:
 
 def _held(scores: Mapping[str, float], bars: Mapping[str, float]) -> list[tuple[str, float, float]]:
     """Stage, score and threshold of every stage that has both."""
-    found = [(stage, score, bars[stage]) for stage, score in scores.items() if stage in bars]
-    if "product" in bars and "stage1" in scores:
-        last = "stage2" if "stage2" in scores else "stage1"
-        found.append((last, scores["stage1"] * scores.get("stage2", 1.0), bars["product"]))
-    return found
+    last = "stage2" if "stage2" in scores else "stage1"
+    return [
+        (last if name == "product" else name, score, bars[name])
+        for name, score in with_product(scores, bars).items()
+        if name in bars
+    ]
 
 
 def traffic(
     rows: Sequence[JsonMapping],
     calibration: Mapping[str, JsonMapping],
+    bound: float,
     since: float,
     now: float,
     texts: bool,
@@ -93,6 +95,7 @@ def traffic(
     Args:
         rows: Records, the newest first.
         calibration: Benign stage-1 scores of each bundle's calibration (see :class:`Histogram`).
+        bound: Largest drift that raises no alarm.
         since: Unix seconds from which on rows are given.
         now: Unix seconds.
         texts: Whether requests' texts may be told.
@@ -111,7 +114,7 @@ def traffic(
         "categories": dict(Counter(row["category"] for row in flagged if row.get("category"))),
         "times": _times(rows, since, now),
         "scores": _scores(rows),
-        "drift": _drift(rows, calibration),
+        "drift": _drift(rows, calibration, bound),
         "queue": _nearest(above, texts),
         "misses": _nearest(below, texts),
     }
@@ -146,18 +149,26 @@ def _scores(rows: Sequence[JsonMapping]) -> list[JsonObject]:
 
 
 def _drift(
-    rows: Sequence[JsonMapping], calibration: Mapping[str, JsonMapping]
+    rows: Sequence[JsonMapping], calibration: Mapping[str, JsonMapping], bound: float
 ) -> dict[str, JsonObject]:
-    """Population stability index by bundle, of the newest stage-1 scores that did not fire."""
+    """Population stability index by bundle, of the newest stage-1 scores that did not fire, and
+    whether the alarm of ``safeswitch_drift_exceeded`` would be raised for it."""
     found = {}
     for bundle, reference in calibration.items():
         scores: list[float] = []
         for row in rows:
-            if row["bundle"] == bundle and not row["fired"] and len(scores) < _DRIFT_WINDOW:
+            if row["bundle"] == bundle and not row["fired"] and len(scores) < WINDOW:
                 score = json.loads(row["scores"]).get("stage1")
                 scores += [] if score is None else [score]
+        n = len(scores)
         psi = Histogram.parse(reference).psi(scores) if scores else None
-        found[bundle] = {"psi": psi, "requests": len(scores)}
+        found[bundle] = {
+            "psi": psi,
+            "requests": n,
+            "enough": n >= FEWEST,
+            "bound": bound,
+            "exceeded": psi is not None and exceeds(psi, n, bound),
+        }
     return found
 
 

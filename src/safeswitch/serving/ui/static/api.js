@@ -29,6 +29,11 @@ export async function read(path) {
   return (await ask(path)).json();
 }
 
+/** Say what a flagged request was. */
+export async function review(textSha256, verdict) {
+  await ask(`verdicts/${textSha256}/${verdict}`, { method: "PUT" });
+}
+
 /** The events of one reply, as they come. */
 export async function* reply(messages, policy, signal) {
   const wishes = policy ? { safeswitch: { policy } } : {};

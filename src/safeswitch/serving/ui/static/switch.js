@@ -29,7 +29,12 @@ function one([name, card]) {
       </table>
     </div>
     ${card.guarantee ? html`<p>What stage 1's threshold promises: ${card.guarantee}.</p>` : nothing}
-    ${card.measured.length ? measured(name, card) : nothing}`;
+    ${card.measured.length ? measured(name, card) : nothing}
+    ${card.recalibrations.length ? html`<h4>Changed since, on reviewed traffic</h4>${card.recalibrations.map(changed)}` : nothing}`;
+}
+
+function changed({ date, said }) {
+  return html`<p>${date}</p><ul>${said.map((sentence) => html`<li>${sentence}</li>`)}</ul>`;
 }
 
 function measured(name, card) {

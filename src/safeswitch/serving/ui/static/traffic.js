@@ -1,7 +1,7 @@
 // The audit in figures.
 
 import { html, nothing, svg } from "./vendor/lit-html.js";
-import { read } from "./api.js";
+import { read, review } from "./api.js";
 import { state, update } from "./state.js";
 import { number, percent, stageName } from "./words.js";
 
@@ -43,6 +43,7 @@ function figures(found) {
   if (!found) return nothing;
   if (found.problem) return html`<p class="problem">${found.problem}</p>`;
   return html`
+    ${found.unsaid ? html`<p class="problem" role="alert">${found.unsaid}</p>` : nothing}
     ${found.whole ? nothing : html`<p class="note">The newest 10,000 records are counted.</p>`}
     <dl class="tiles">
       ${tile("Requests", found.requests)}
@@ -55,7 +56,7 @@ function figures(found) {
     ${bars("Stage-1 scores", found.scores.map((one) => ({ ...one, label: `from ${one.from.toFixed(2)}` })))}
     ${counts("Flagged by stage", "Stage", found.stages, stageName)}
     ${counts("Flagged by category", "Category", found.categories, (name) => name)}
-    ${nearest("Review queue: flagged, nearest to the threshold first", found.queue)}
+    ${nearest("Review queue: flagged, nearest to the threshold first", found.queue, state.about.reviews)}
     ${nearest("Nearest misses: passed, nearest to the threshold first", found.misses)}`;
 }
 
@@ -63,12 +64,12 @@ function tile(name, value) {
   return html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
 }
 
-/** The population stability index in words; by custom 0.1 and 0.25 are its bounds. */
-function drift({ psi, requests }) {
+/** The population stability index, and whether it raises the alarm. */
+function drift({ psi, requests, enough, bound, exceeded }) {
   if (psi === null) return "no requests";
-  if (requests < 100) return `${number(psi)}, too few requests (${requests})`;
-  const word = psi < 0.1 ? "none" : psi <= 0.25 ? "some" : "large: thresholds may not hold";
-  return `${number(psi)}, ${word}`;
+  if (!enough) return `${number(psi)}, too few requests (${requests})`;
+  const word = exceeded ? "above its bound: thresholds may not hold" : "within its bound";
+  return `${number(psi)}, ${word} (${bound})`;
 }
 
 function when(seconds) {
@@ -103,16 +104,37 @@ function counts(title, name, found, spoken) {
   return html`<h3>${title}</h3>${table(title, [name, "Requests"], rows.map(([key, n]) => [spoken(key), n]))}`;
 }
 
-function nearest(title, rows) {
-  const heads = ["Request", "Stage", "Score", "Threshold", "Policy", "Client", "Time"];
+const VERDICTS = { right: "right", false_alarm: "false alarm", unsure: "unsure" };
+
+/** Buttons for a verdict; the one in force is pressed. Reviewers who contradict leave it unsure. */
+function verdict(row) {
+  const name = row.text ?? row.text_sha256.slice(0, 12);
+  return html`<span class="row" role="group" aria-label="Verdict on ${name}">${Object.entries(VERDICTS).map(([key, spoken]) => html`<button
+    type="button" class=${row.verdict === key ? "main" : ""} aria-pressed=${row.verdict === key} @click=${() => say(row, key)}>${spoken}</button>`)}</span>`;
+}
+
+async function say(row, key) {
+  try {
+    await review(row.text_sha256, key);
+    state.said = `Verdict written: ${VERDICTS[key]}`;
+    await load();
+  } catch (error) {
+    state.traffic = { ...state.traffic, unsaid: error.message };
+    update();
+  }
+}
+
+function nearest(title, rows, reviewed = false) {
+  const heads = ["Request", "Stage", "Score", "Threshold", "Policy", "Client", "Time", ...(reviewed ? ["Verdict"] : [])];
   const cells = rows.map((row) => [
-    row.text === null ? html`<code>${row.hash}</code>` : html`<span class="cut">${row.text}</span>`,
+    row.text === null ? html`<code>${row.text_sha256.slice(0, 12)}</code>` : html`<span class="cut">${row.text}</span>`,
     stageName(row.stage),
     number(row.score),
     number(row.threshold),
     row.policy,
     row.client ?? "",
     new Date(1000 * row.at).toLocaleString(),
+    ...(reviewed ? [verdict(row)] : []),
   ]);
   return html`<h3>${title}</h3>${rows.length ? table(title, heads, cells) : html`<p class="note">None.</p>`}`;
 }
