@@ -108,7 +108,9 @@ def test_only_the_requests_on_which_the_gate_fires_are_changed() -> None:
     decided = own.generate(asked, switch, max_new_tokens=switch.gate.pilot + 1, do_sample=False)
     fired = [reply.decision.fired for reply in decided]
     assert set(fired) == {True, False}
-    pairs = [(e, "yes") for e in asked]
+    assert isinstance(switch.actuator, LowRankHead)
+    moved = int(switch.actuator.up.abs().sum(1).argmax())  # the head leaves other tokens alone
+    pairs = [(e, own.lm.tokenizer.decode([moved])) for e in asked]
     plain, guarded, acted = (
         log_likelihoods(own, pairs, s) for s in (None, switch, always(switch.actuator))
     )

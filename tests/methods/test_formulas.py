@@ -768,5 +768,7 @@ def test_a_rank_one_head_in_few_places_is_its_largest_entries() -> None:
     sparse = switch.actuator
     found = torch.zeros_like(dense)
     found[sparse.rows, sparse.columns] = sparse.values  # type: ignore[attr-defined]
-    assert 0.03 * dense.numel() <= int((found != 0).sum()) <= 0.05 * dense.numel() + 1
+    moved = int((dense != 0).sum())  # the head moves only the tokens that occur in refusals
+    assert moved < 0.05 * dense.numel()  # so A is all of them, and B takes 2 % of all entries away
+    assert moved - 0.02 * dense.numel() - 1 <= int((found != 0).sum()) <= moved
     torch.testing.assert_close(found[found != 0], dense[found != 0])

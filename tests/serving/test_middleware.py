@@ -142,6 +142,7 @@ def test_decisions_are_logged_with_the_requests_id(capsys: pytest.CaptureFixture
     log = logging.getLogger("safeswitch")
     before = log.handlers[:], log.level, log.propagate
     log.handlers[:] = []
+    log.setLevel(logging.NOTSET)  # another test's server may have set the log up in this process
     try:
         log_to_stderr()
         log_to_stderr()

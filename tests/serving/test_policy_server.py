@@ -177,6 +177,37 @@ def test_each_client_is_served_by_its_own_rules_and_it_is_on_record(
     assert len(kept["policy_id"]) == 16
 
 
+@pytest.mark.parametrize(
+    ("client", "flagged", "action", "act"),
+    [
+        ("plain", True, "refuse", "refuse"),
+        ("logs", True, "allow", "log"),
+        ("told", True, "allow", "annotate"),
+        ("cares", True, "refuse", "careful"),
+        ("allows", False, "allow", "allow"),
+        ("lax", False, "allow", None),
+        ("listed", True, "allow", "refuse"),
+    ],
+)
+def test_what_is_only_read_falls_under_the_same_rules(
+    running: Running, client: str, flagged: bool, action: str, act: str | None
+) -> None:
+    status, text = running.post(
+        client, "/v1/checks", {"messages": [{"role": "user", "content": UNSAFE}]}
+    )
+    assert status == 200, text
+    found = json.loads(text)
+    assert (found["flagged"], found["action"]) == (flagged, action)
+    kept = running.record(client)
+    assert (kept["policy"], kept["act"], bool(kept["fired"])) == ("score", act, flagged)
+    assert kept["policy_id"]
+    status, text = running.post(client, "/v1/moderations", {"input": UNSAFE})
+    assert json.loads(text)["results"][0]["flagged"] == flagged
+    body = {"input_type": "request", "texts": [UNSAFE]}
+    status, text = running.post(client, "/beta/litellm_basic_guardrail_api", body)
+    assert json.loads(text)["action"] == ("BLOCKED" if action == "refuse" else "NONE")
+
+
 def test_what_is_not_acted_on_is_the_untouched_models_reply(running: Running) -> None:
     untouched = text_of(running.ask("allows"))
     assert [text_of(running.ask(client)) for client in ("logs", "told", "listed", "lax")] == [

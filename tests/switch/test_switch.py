@@ -153,7 +153,10 @@ def test_garbage_in_the_configuration_is_refused_naming_the_file(folder: Path, t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format version 2 is not supported; this library .* reads 1"),
+        (
+            {"format_version": 2},
+            "format version 2 is of a later version of SafeSwitch; this library .* reads 1",
+        ),
         ({"format_version": None}, "format version None"),
         ({"gate": None}, "config.json does not describe a bundle"),
         ({"gate": {"stages": []}}, "config.json does not describe a bundle"),

@@ -256,6 +256,7 @@ class SafeSwitchMiddleware:
         self._choose_switch((payload or {}).pop(FIELD, None), key, context)
         if context.policy is not None:
             raise ApiError(400, f"{FIELD!r} takes no policy here: nothing is answered")
+        self._hold_to_policy(key, context)
         check, readings = read_check(get_route_path(scope), payload)
         check_replies(len(readings), self.settings.max_choices)
         if self.access is not None and key is not None:
@@ -266,6 +267,7 @@ class SafeSwitchMiddleware:
             self._sees_scores(key),
             self.settings.tool_results or "refuse",
             self.settings.tell_kinds,
+            context.allows,
         )
         work = asyncio.ensure_future(self._read(scope, readings, context))
         return check.reply(await until_left(work, receive), view)

@@ -143,8 +143,7 @@ class CheckRequest(Strict):
         actions = {"allow"}
         for (about, reading), decided in zip(self._read, decisions, strict=True):
             (messages if "role" in about else documents).append({**about, **view.describe(decided)})
-            if decided.decision.fired:
-                actions.add(view.tool_results if reading.data else "refuse")
+            actions.add(view.action(reading, decided))
         return {
             "id": view.id,
             "object": "check",

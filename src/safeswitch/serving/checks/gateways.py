@@ -102,8 +102,9 @@ class LiteLLMRequest(Foreign):
     def reply(self, decisions: list[ChoiceDecision], view: ClientView) -> JsonObject:
         """``NONE``, ``BLOCKED`` with a reason, or the messages without the instructions in them."""
         if not self.structured_messages:
-            fired = any(decided.decision.fired for decided in decisions)
-            return _blocked("the request was flagged") if fired else {"action": "NONE"}
+            pairs = zip(self.readings, decisions, strict=True)
+            refused = any(view.action(*pair) == "refuse" for pair in pairs)
+            return _blocked("the request was flagged") if refused else {"action": "NONE"}
         found = self._conversation.decide(decisions, view)
         if found["action"] == "allow":
             return {"action": "NONE"}

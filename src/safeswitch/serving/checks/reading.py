@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,12 +41,31 @@ class ClientView:
         scores: Whether the client may see scores.
         tool_results: What is done with a flagged tool result: ``mark``, ``strip`` or ``refuse``.
         kinds: Whether the client may see kinds of harm without scores.
+        allows: Whether the policy file lets a text through, whatever is seen in it; None: it names
+            no texts.
     """
 
     id: str
     scores: bool
     tool_results: str
     kinds: bool = False
+    allows: Callable[[str], bool] | None = None
+
+    def action(self, reading: Reading, decided: ChoiceDecision) -> str:
+        """What is advised: ``allow``, ``refuse``, or of data what is done with flagged tool
+        results.
+
+        A policy file's ``annotate`` and ``log`` leave a flagged request alone. Its ``careful``
+        refuses, since the caller's model cannot be told to take care.
+        """
+        d = decided.decision
+        if not d.fired:
+            return "allow"
+        if reading.data:
+            return self.tool_results
+        if d.act in ("annotate", "log") or (self.allows is not None and self.allows(decided.text)):
+            return "allow"
+        return "refuse"
 
     def describe(self, decided: ChoiceDecision) -> JsonObject:
         """Flag, categories and what stands in every reply's ``safeswitch``."""

@@ -53,6 +53,8 @@ async def _read_one(
             await context.on_decision(replace(decided, choice=number))
 
     own = Context(bundle=bundle, score_only=True, on_decision=record)
+    if not reading.data:  # the policy file speaks of requests, and of the bundle that reads these
+        own.rules, own.policy_id = context.rules, context.policy_id
     token = CONTEXT.set(own)
     try:
         await screen(reading.messages)

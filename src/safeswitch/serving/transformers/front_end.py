@@ -424,10 +424,11 @@ class FrontEnd:
         group = jobs[0].group
         assert isinstance(group, BatchKey)
         choices = [job.waiter for job in jobs]
-        if group.policy == SCORE:
-            self._screen(choices, self._switches[group.bundle])
-            return
         switch = self._switch(group)
+        if group.policy == SCORE:
+            assert switch is not None
+            self._screen(choices, switch)
+            return
         with ExitStack() as stack:
             for choice in choices:
                 stack.enter_context(choice.reading(switch.gate if switch is not None else Gate()))
@@ -452,9 +453,8 @@ class FrontEnd:
             return Switch(switch.gate.undecided(), NoAction(), switch.base)
         if group.rules is not None:
             switch = replace(switch, gate=switch.gate.with_rules(group.rules))
-        return {"enforce": switch, "observe": replace(switch, actuator=NoAction()), "off": None}[
-            group.policy
-        ]
+        observing = replace(switch, actuator=NoAction())
+        return {"enforce": switch, SCORE: switch, "observe": observing, "off": None}[group.policy]
 
     def _options(self, sampling: Sampling) -> JsonObject:
         """Options of ``generate``: the client's, then the model's own, then OpenAI's defaults."""
