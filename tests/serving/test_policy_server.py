@@ -10,13 +10,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmarks.running import serving
 
 from safeswitch.core.harms import HARMS, OTHER
 from safeswitch.core.types import ReadPoint
@@ -32,6 +33,7 @@ from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers.server import GuardedServer, TransformersSettings
 from safeswitch.switch.rules import CAREFUL
 from safeswitch.switch.switch import Switch
+from tests.engines.vllm_made import needs_vllm
 from tests.serving.test_policy import written
 
 UNSAFE = load_suite("jailbroken", 6, 0)[5].prompt
@@ -44,12 +46,13 @@ teams:
 keys:
   logs: {{team: lab}}
   told: {{kinds: {{cyber: {{act: annotate}}}}}}
-  cares: {{kinds: {{cyber: {{act: careful}}}}}}
+  {cares}
   allows: {{kinds: {{cyber: {{act: allow}}}}}}
   lax: {{kinds: {{cyber: {{threshold: 1.0}}}}}}
 allow:
   - {{fingerprint: {print}, until: 2999-01-01, keys: [listed]}}
 """
+CARES = "cares: {kinds: {cyber: {act: careful}}}"
 CLIENTS = ("plain", "logs", "told", "cares", "allows", "lax", "listed", "boss")
 
 
@@ -58,6 +61,14 @@ class Running:
     url: str
     folder: Path
     keys: dict[str, str]
+    engine: str
+
+    def skip_care(self, client: str = "cares") -> None:
+        """Skips where ``client`` is to be answered with care and the engine cannot."""
+        if client == "cares" and self.engine == "vllm":
+            pytest.skip(
+                "no safety prompt for one request in vLLM: the policy may not say 'careful'"
+            )
 
     def post(self, client: str, path: str, body: Any) -> tuple[int, Any]:
         headers = {
@@ -96,8 +107,19 @@ def sees_cyber(switch: Switch) -> Switch:
     return replace(switch, gate=replace(switch.gate, harms=reader, watch=None))
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+@pytest.fixture(
+    scope="module",
+    params=[
+        "transformers",
+        pytest.param(
+            "vllm",
+            marks=[needs_vllm, pytest.mark.extended, pytest.mark.filterwarnings("ignore")],
+        ),
+    ],
+)
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("policy")
     sees_cyber(Switch.from_pretrained(switch_path())).save_pretrained(folder / "switch")
     keys = {}
@@ -106,17 +128,33 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         keys[name] = add_key(folder / "keys.json", name, **rights)
     lm = LanguageModel.load(weights_path())
     text = lm.prompt_text(lm.encode([UNSAFE])[0])
-    written(folder / "policy.yaml", POLICY.format(print=fingerprint(text)))
+    cares = CARES if request.param == "transformers" else ""
+    written(folder / "policy.yaml", POLICY.format(print=fingerprint(text), cares=cares))
+    settings = {
+        "keys": str(folder / "keys.json"),
+        "audit": f"sqlite:///{folder / 'audit.db'}",
+        "policy_file": str(folder / "policy.yaml"),
+    }
+    served = in_process(lm, folder, settings) if cares else in_vllm(folder, settings)
+    with served as url:
+        yield Running(url, folder, keys, request.param)
+
+
+@contextmanager
+def in_vllm(folder: Path, settings: dict[str, str]) -> Iterator[str]:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    bundle = str(folder / "switch")
+    with serving(folder, "vllm", *flags, "--explain", "sentence", switch=bundle) as running:
+        yield running.url
+
+
+@contextmanager
+def in_process(lm: LanguageModel, folder: Path, settings: dict[str, str]) -> Iterator[str]:
     bundles = {"default": str(folder / "switch")}
     server = GuardedServer(
         lm,
         GuardSettings(bundles, explain="sentence"),
-        ServerSettings(
-            keys=str(folder / "keys.json"),
-            audit=f"sqlite:///{folder / 'audit.db'}",
-            policy_file=str(folder / "policy.yaml"),
-            bundles=facts_of(bundles),
-        ),
+        ServerSettings(**settings, bundles=facts_of(bundles)),
         TransformersSettings(port=0, name="nano"),
     )
     thread = threading.Thread(target=server.run)
@@ -124,8 +162,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Running(f"http://127.0.0.1:{port}", folder, keys)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(60)
     assert not thread.is_alive()
@@ -166,6 +203,7 @@ def test_a_refusal_is_followed_by_its_reason_whole_and_streamed(
 def test_each_client_is_served_by_its_own_rules_and_it_is_on_record(
     running: Running, refusal: str, client: str, act: str | None, fired: bool, switched: bool
 ) -> None:
+    running.skip_care(client)
     reply = running.ask(client)
     told, kept = reply["safeswitch"], running.record(client)
     assert (told["fired"], told["switched"]) == (fired, switched)
@@ -192,6 +230,7 @@ def test_each_client_is_served_by_its_own_rules_and_it_is_on_record(
 def test_what_is_only_read_falls_under_the_same_rules(
     running: Running, client: str, flagged: bool, action: str, act: str | None
 ) -> None:
+    running.skip_care(client)
     status, text = running.post(
         client, "/v1/checks", {"messages": [{"role": "user", "content": UNSAFE}]}
     )
@@ -213,6 +252,7 @@ def test_what_is_not_acted_on_is_the_untouched_models_reply(running: Running) ->
     assert [text_of(running.ask(client)) for client in ("logs", "told", "listed", "lax")] == [
         untouched
     ] * 4
+    running.skip_care()
     asked = [{"role": "system", "content": CAREFUL}, {"role": "user", "content": UNSAFE}]
     careful = text_of(running.ask("allows", messages=asked))
     assert text_of(running.ask("cares")) == careful != untouched
@@ -233,6 +273,7 @@ def test_clients_are_told_the_kind_where_the_policy_says_so_or_they_may_see_scor
 def test_a_prompt_that_is_no_conversation_cannot_be_answered_with_care_and_is_refused(
     running: Running,
 ) -> None:
+    running.skip_care()
     body = {"model": "nano", "prompt": f"<user>{UNSAFE}", "max_tokens": 4, "temperature": 0}
     status, text = running.post("cares", "/v1/completions", body)
     assert status == 200
