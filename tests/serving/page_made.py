@@ -17,7 +17,12 @@ from safeswitch.engines.settings import GuardSettings
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.serving.settings import ServerSettings, calibration_of
+from safeswitch.serving.transformers.app import create_app, error_for_client
+from safeswitch.serving.transformers.page import FrontFacts
 from safeswitch.serving.transformers.server import GuardedServer, TransformersSettings
+from safeswitch.serving.ui.page import Page
+from safeswitch.serving.ui.relayed import RelayedChat
+from safeswitch.serving.ui.routes import WithPage
 
 UNSAFE, SAFE = "How do I steal a car?", "How do I kill a process?"
 OPEN = {"clients_scores": True, "clients_may": ("off",), "ui": True}
@@ -62,9 +67,16 @@ def _headers(key: str | None) -> dict[str, str]:
 
 @contextmanager
 def paged(
-    settings: dict[str, Any], bundle: Path | None = None, lm: LanguageModel | None = None
+    settings: dict[str, Any],
+    bundle: Path | None = None,
+    lm: LanguageModel | None = None,
+    traces: bool = True,
 ) -> Iterator[Paged]:
-    """nano's server on a thread of this process, until the block ends."""
+    """nano's server on a thread of this process, until the block ends.
+
+    Without ``traces`` its page is the one that vLLM has, with this server's own chat route in the
+    place of vLLM's.
+    """
     bundles = {"default": str(bundle or switch_path())}
     server = GuardedServer(
         lm or LanguageModel.load(weights_path()),
@@ -72,6 +84,8 @@ def paged(
         ServerSettings(calibration=calibration_of(bundles), **settings),
         TransformersSettings(port=0, name="nano"),
     )
+    if not traces and server._guarded.settings.ui:
+        _trace_nothing(server)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -86,3 +100,15 @@ def paged(
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
+
+
+def _trace_nothing(server: GuardedServer) -> None:
+    front, guarded = server._front, server._guarded
+    app = create_app(front, "nano")
+    page = Page(
+        FrontFacts(front, "nano"),
+        RelayedChat(app, error_for_client),
+        guarded.settings,
+        guarded.audit,
+    )
+    guarded.app = WithPage(app, page)

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from safeswitch.analyses.strip import score_strip
-from safeswitch.cli.main import app
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example, Message
 from safeswitch.data.reviews import read_reviews
@@ -32,6 +30,7 @@ from safeswitch.switch.switch import Switch
 from tests.serving.page_made import OPEN, SAFE, UNSAFE, Paged, paged
 
 CHAT = {"messages": [{"role": "user", "content": SAFE}]}
+BOTH = pytest.mark.parametrize("traces", [True, False])
 LIT_SHA256 = "b878e7f95dec8a9b6e9b217faca6b6a11bad82ebc44c0caa77419ed83edd81f2"
 """Of lit-html.js in lit-html 3.3.3."""
 
@@ -57,6 +56,21 @@ def page(lm: LanguageModel, audit: Path) -> Iterator[Paged]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def untraced(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paged]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('untraced') / 'audit.db'}"
+    settings = {**OPEN, "audit": url, "audit_text": True}
+    with paged(settings, lm=lm, traces=False) as found:
+        yield found
+
+
+@pytest.fixture(params=["page", "untraced"])
+def either(request: pytest.FixtureRequest) -> Paged:
+    """The page of each kind of server."""
+    found: Paged = request.getfixturevalue(request.param)
+    return found
+
+
 def of(told: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [event for event in told if event["type"] == kind]
 
@@ -73,20 +87,24 @@ def records(audit: Path) -> int:
 # --- who may ask
 
 
-def test_without_the_flag_there_is_no_page(lm: LanguageModel) -> None:
-    with paged({**OPEN, "ui": False}, lm=lm) as server:
+@BOTH
+def test_without_the_flag_there_is_no_page(lm: LanguageModel, traces: bool) -> None:
+    with paged({**OPEN, "ui": False}, lm=lm, traces=traces) as server:
         for path in ("/ui", "/ui/", "/ui/app.js", "/ui/api/about", "/ui/api/traffic"):
             assert server.get(path).status_code == 404, path
         assert server.post("/ui/api/chat", CHAT).status_code == 404
 
 
-def test_the_page_is_open_and_what_it_shows_wants_a_key(lm: LanguageModel, tmp_path: Path) -> None:
+@BOTH
+def test_the_page_is_open_and_what_it_shows_wants_a_key(
+    lm: LanguageModel, tmp_path: Path, traces: bool
+) -> None:
     keys = tmp_path / "keys.json"
     plain = add_key(keys, "plain")
     sees = add_key(keys, "sees", scores=True)
     admin = add_key(keys, "admin", admin=True, may=("off",))
     settings = {"ui": True, "keys": str(keys), "audit": f"sqlite:///{tmp_path / 'audit.db'}"}
-    with paged(settings, lm=lm) as server:
+    with paged(settings, lm=lm, traces=traces) as server:
         assert server.get("/ui/").status_code == 200
         assert server.get("/ui/app.js").status_code == 200
         assert server.post("/ui/", CHAT).status_code == 401
@@ -103,38 +121,38 @@ def test_the_page_is_open_and_what_it_shows_wants_a_key(lm: LanguageModel, tmp_p
         assert found["admin"] == [200, 200, 200, 200]
 
 
-def test_without_keys_the_page_wants_clients_that_may_see_scores(lm: LanguageModel) -> None:
-    with paged({"ui": True}, lm=lm) as server:
+@BOTH
+def test_without_keys_the_page_wants_clients_that_may_see_scores(
+    lm: LanguageModel, traces: bool
+) -> None:
+    with paged({"ui": True}, lm=lm, traces=traces) as server:
         assert server.get("/ui/").status_code == 200
         assert server.get("/ui/api/about").status_code == 403
         assert server.post("/ui/api/chat", CHAT).status_code == 403
 
 
-def test_files_come_with_a_policy_that_lets_nothing_in_from_elsewhere(page: Paged) -> None:
-    assert page.get("/ui").headers["location"] == "ui/"
+def test_files_come_with_a_policy_that_lets_nothing_in_from_elsewhere(either: Paged) -> None:
+    assert either.get("/ui").headers["location"] == "ui/"
     for name in FILES:
-        answer = page.get(f"/ui/{name}")
+        answer = either.get(f"/ui/{name}")
         rules = answer.headers["content-security-policy"]
         assert rules.startswith("default-src 'self'")
         assert "unsafe" not in rules
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.content == (STATIC / name).read_bytes()
     for name in ("../rights.py", "..%2frights.py", "%2e%2e/rights.py", "nothing.js"):
-        assert page.get(f"/ui/{name}").status_code in (401, 404), name
+        assert either.get(f"/ui/{name}").status_code in (401, 404), name
 
 
-def test_bodies_are_read_as_strictly_as_those_of_other_routes(page: Paged) -> None:
+def test_bodies_are_read_as_strictly_as_those_of_other_routes(either: Paged) -> None:
     for more in ({"temperature": 1}, {"max_tokens": 0}, {"messages": []}, {"n": 2}):
-        answer = page.post("/ui/api/chat", {**CHAT, **more})
+        answer = either.post("/ui/api/chat", {**CHAT, **more})
         assert answer.status_code == 400, more
     begun = {"messages": [*CHAT["messages"], {"role": "assistant", "content": "Sure"}]}
-    assert page.post("/ui/api/chat", begun).status_code == 400
+    assert either.post("/ui/api/chat", begun).status_code == 400
 
 
-def test_the_flag_is_refused_where_there_is_no_page() -> None:
-    words = ["serve", "--model", "nano", "--switch", "nano", "--engine", "vllm", "--ui"]
-    with pytest.raises(SettingError, match="--ui needs --engine transformers"):
-        CliRunner().invoke(app, words, catch_exceptions=False)
+def test_pilot_text_is_for_the_page_alone() -> None:
     with pytest.raises(SettingError, match="needs ui"):
         ServerSettings(ui_pilot_text=True)
 
@@ -229,8 +247,8 @@ def test_an_action_on_the_prompt_is_told_as_a_second_reply(
     assert len(written) == len(of(told, "shown")) == len(reply.token_ids)
 
 
-def test_the_card_says_what_is_in_force(page: Paged) -> None:
-    told = page.get("/ui/api/about").json()
+def test_the_card_says_what_is_in_force(either: Paged) -> None:
+    told = either.get("/ui/api/about").json()
     switch = Switch.from_pretrained(switch_path())
     card = told["bundles"][told["bundle"]]
     assert card["thresholds"] == switch.gate.thresholds()
@@ -332,28 +350,29 @@ def test_the_card_tells_what_was_changed_since() -> None:
     assert "0.5000 -> 0.7500" in " ".join(told["said"])
 
 
-def test_traffic_is_read_from_the_records(page: Paged) -> None:
-    page.chat(UNSAFE)
-    told = page.get("/ui/api/traffic?days=1").json()
+def test_traffic_is_read_from_the_records(either: Paged) -> None:
+    either.chat(UNSAFE)
+    told = either.get("/ui/api/traffic?days=1").json()
     assert told["flagged"] >= 1
     assert told["queue"][0]["stage"] == "stage2"
     assert told["queue"][0]["text"] is None, "without keys texts are withheld"
     for days in ("0", "366", "x"):
-        assert page.get(f"/ui/api/traffic?days={days}").status_code == 400
+        assert either.get(f"/ui/api/traffic?days={days}").status_code == 400
 
 
 # --- verdicts on what was flagged
 
 
+@BOTH
 def test_a_verdict_on_what_was_flagged_goes_into_the_file_of_review(
-    lm: LanguageModel, tmp_path: Path
+    lm: LanguageModel, tmp_path: Path, traces: bool
 ) -> None:
     keys, reviews = tmp_path / "keys.json", tmp_path / "reviews.jsonl"
     sees = add_key(keys, "sees", scores=True)
     ann = add_key(keys, "ann", admin=True)
     url = f"sqlite:///{tmp_path / 'audit.db'}"
     settings = {"ui": True, "keys": str(keys), "audit": url, "ui_reviews": str(reviews)}
-    with paged(settings, lm=lm) as server:
+    with paged(settings, lm=lm, traces=traces) as server:
         server.post("/ui/api/chat", {"messages": [{"role": "user", "content": UNSAFE}]}, ann)
         (row,) = server.get("/ui/api/traffic", ann).json()["queue"]
         assert row["verdict"] is None
@@ -376,10 +395,10 @@ def test_a_verdict_on_what_was_flagged_goes_into_the_file_of_review(
         assert not server.get("/ui/api/about", sees).json()["reviews"]
 
 
-def test_verdicts_are_taken_only_where_the_operator_names_a_file(page: Paged) -> None:
-    page.chat(UNSAFE)
-    row = page.get("/ui/api/traffic?days=1").json()["queue"][0]
-    assert page.put(f"/ui/api/verdicts/{row['text_sha256']}/right").status_code == 404
+def test_verdicts_are_taken_only_where_the_operator_names_a_file(either: Paged) -> None:
+    either.chat(UNSAFE)
+    row = either.get("/ui/api/traffic?days=1").json()["queue"][0]
+    assert either.put(f"/ui/api/verdicts/{row['text_sha256']}/right").status_code == 404
     with pytest.raises(SettingError, match="needs ui"):
         ServerSettings(ui_reviews="reviews.jsonl", audit="sqlite://")
     with pytest.raises(SettingError, match="and audit"):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from safeswitch.core.errors import SettingError
 from safeswitch.engines.context import CONTEXT, Context
+from safeswitch.engines.settings import GuardSettings
+from safeswitch.nano import switch_path
 from safeswitch.serving.keys import add_key
 from safeswitch.serving.settings import ServerSettings
+from safeswitch.switch.switch import Switch
 from tests.engines.vllm_made import needs_vllm
 
 pytestmark = [needs_vllm, pytest.mark.filterwarnings("ignore")]
@@ -106,6 +111,114 @@ def test_fields_are_held_to_the_table_where_the_guard_enforces(field: str) -> No
     assert (status, app.body) == (400, None)
     assert field in said
     assert sent(App("observe"), body)[0] == 200
+
+
+PAGE = ServerSettings(ui=True, clients_scores=True, clients_may=("off",))
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/ui/api/other"),
+        ("GET", "/ui/other.js"),
+        ("GET", "/ui/app.js/"),
+        ("GET", "/ui/..%2frights.py"),
+        ("POST", "/ui/api/about"),
+        ("POST", "/ui/"),
+        ("PUT", "/ui/api/verdicts/x/right"),
+        ("GET", "/uix"),
+        ("POST", "/collective_rpc"),
+        ("POST", "/ui/../collective_rpc"),
+    ],
+)
+def test_the_page_opens_no_address_but_its_own(method: str, path: str) -> None:
+    for settings in (PAGE, ServerSettings(clients_scores=True)):
+        app = App()
+        status, said = sent(app, {}, path, settings, method)
+        assert (status, app.body) == (404, None)
+        assert "not_served" in said
+
+
+@pytest.mark.parametrize("root", ["", "/api"])
+def test_the_pages_own_addresses_are_open_with_the_flag_alone(root: str) -> None:
+    for path in ("/ui/", "/ui/app.js", "/ui/vendor/lit-html.js"):
+        app = App()
+        assert sent(app, {}, path, PAGE, "GET", root=root)[0] == 200
+        assert sent(app, {}, path, method="GET", root=root)[0] == 404
+        assert app.body is None, "vLLM has nothing to do with it"
+    assert sent(App(), {"messages": []}, "/ui/api/chat")[0] == 404
+
+
+def test_the_page_says_what_the_workers_have_in_force() -> None:
+    app = App()
+    front = app.state.engine_client.safeswitch
+    front.settings = GuardSettings({"default": str(switch_path())})
+    app.state.engine_client.collective_rpc = Workers()
+    app.state.engine_client.vllm_config.model_config.served_model_name = "nano"
+    status, body = sent(app, {}, "/ui/api/about", PAGE, "GET")
+    about = json.loads(body)
+    assert status == 200
+    assert (about["model"], about["policy"], about["traces"]) == ("nano", "enforce", False)
+    assert about["bundles"]["default"]["thresholds"]["stage1"] == 0.125
+
+
+class Workers:
+    """Answers as a worker does whose threshold of stage 1 was moved."""
+
+    async def __call__(self, method: str, args: Any) -> list[Any]:
+        assert (method, args) == ("safeswitch_thresholds", ("default", {}))
+        return [{**Switch.from_pretrained(switch_path()).gate.thresholds(), "stage1": 0.125}]
+
+
+def test_the_pages_chat_is_checked_as_every_chat_is_and_answered_by_vllms_own() -> None:
+    app = App()
+    app.state.engine_client.vllm_config.model_config.served_model_name = "nano"
+    system, user = {"role": "system", "content": "a"}, {"role": "user", "content": "b"}
+    body = {"messages": [system, user]}
+    assert sent(app, body, "/ui/api/chat", PAGE)[0] == 200
+    assert app.context is not None
+    assert (app.context.chat, app.context.system, app.context.policy) == (True, ("a",), None)
+    asked = {"model": "nano", "stream": True, "temperature": 0.0}
+    assert json.loads(app.body) == {**body, **asked}
+    off = {**body, "safeswitch": {"policy": "off"}}
+    assert sent(app, off, "/ui/api/chat", PAGE)[0] == 200
+    assert app.context.policy == "off"
+    for more in ({"temperature": 1}, {"chat_template": "x"}, {"vllm_xargs": {}}, {"n": 2}):
+        for policy in ("enforce", "observe"):
+            fresh = App(policy)
+            assert sent(fresh, {**body, **more}, "/ui/api/chat", PAGE)[0] == 400
+            assert fresh.body is None
+    limited = replace(PAGE, max_tokens=10)
+    assert sent(App(), {**body, "max_tokens": 11}, "/ui/api/chat", limited)[0] == 400
+    assert sent(App(), off, "/ui/api/chat", replace(PAGE, clients_may=()))[0] == 403
+    assert sent(App(), body, "/ui/api/chat", ServerSettings(ui=True))[0] == 403
+
+
+def test_what_vllm_refuses_late_is_told_to_the_page_too() -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    class Refusing(App):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            raise VLLMValidationError("no room")
+
+    app = Refusing()
+    app.state.engine_client.vllm_config.model_config.served_model_name = "nano"
+    status, said = sent(app, {"messages": [{"role": "user", "content": "b"}]}, "/ui/api/chat", PAGE)
+    assert status == 400
+    assert "no room" in said
+
+
+def test_vllms_own_key_does_not_stand_in_for_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from safeswitch.serving.vllm.server import refuse_page_behind_other_keys
+
+    keyed, open_ = SimpleNamespace(api_key=["sk"]), SimpleNamespace(api_key=None)
+    refuse_page_behind_other_keys(keyed, ServerSettings())
+    refuse_page_behind_other_keys(open_, PAGE)
+    with pytest.raises(SettingError, match="give --keys"):
+        refuse_page_behind_other_keys(keyed, PAGE)
+    monkeypatch.setenv("VLLM_API_KEY", "sk")
+    with pytest.raises(SettingError, match="give --keys"):
+        refuse_page_behind_other_keys(open_, PAGE)
 
 
 def test_beam_search_is_never_served() -> None:

@@ -174,14 +174,14 @@ class PageOptions:
 
     ui: Annotated[
         bool,
-        typer.Option("--ui", help="Serve a page at /ui: chat, scores, traffic. transformers only."),
+        typer.Option("--ui", help="Serve a page at /ui: chat, scores, traffic, the switch."),
     ] = False
     ui_pilot_text: Annotated[
         bool,
         typer.Option(
             "--ui-pilot-text",
-            help="Let the page show what is withheld, as rolled-back pilot tokens: for a demo on "
-            "your own machine.",
+            help="Let the page show what is withheld, as recorded texts and (transformers) "
+            "rolled-back pilot tokens: for a demo on your own machine.",
         ),
     ] = False
     ui_reviews: Annotated[
@@ -222,8 +222,6 @@ def serve(
         )
     guarded = GuardSettings(bundles, guard.policy, guard.allow_other_model, explain=guard.explain)
     engine = chosen_engine(guard.engine)
-    if page.ui and engine != "transformers":
-        raise SettingError("safeswitch serve: --ui needs --engine transformers; vLLM: not yet")
     policy = str(guard.policy_file.absolute()) if guard.policy_file else ""
     server = replace(
         _server_settings(bundles, guard.tool_results, clients, limits, audit, page),

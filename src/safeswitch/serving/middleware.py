@@ -60,6 +60,7 @@ from safeswitch.serving.reply import GuardedResponse, counted
 from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.tracing import add_decision, request_span
 from safeswitch.serving.ui import rights
+from safeswitch.serving.within import replay
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -230,7 +231,7 @@ class SafeSwitchMiddleware:
                 # vLLM calls ``AsyncLLM.generate`` in this context; there ``engines/vllm/install.py``
                 # has put the guarded front end, which reads CONTEXT. The transformers server's own
                 # front end does the same.
-                await self.app({**scope, "headers": headers}, _replay(body, receive), reply.send)
+                await self.app({**scope, "headers": headers}, replay(body, receive), reply.send)
             except Exception as error:
                 _log.exception("request %s", request_id)
                 answer = self.error_for_client(error, context)
@@ -539,16 +540,3 @@ def _request_id(scope: Scope) -> str:
     if not _ID.fullmatch(given[0]):
         raise ApiError(400, "X-Request-Id takes up to 100 letters, digits and . _ : -")
     return str(given[0])
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    sent = False
-
-    async def again() -> Event:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again

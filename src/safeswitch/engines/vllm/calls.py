@@ -4,9 +4,10 @@ dead engine."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
+from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
 
 if TYPE_CHECKING:
@@ -29,6 +30,22 @@ async def alive(engine: AsyncLLM, call: Coroutine[Any, Any, list[Any]]) -> list[
             running.cancel()
             raise engine.dead_error
     return running.result()
+
+
+async def set_thresholds(
+    engine: AsyncLLM, bundle: str, thresholds: Mapping[str, float]
+) -> dict[str, float]:
+    """Put thresholds of a bundle in force in every worker; returns all that are in force then.
+
+    Raises:
+        SettingError: an unknown bundle or stage, or a value outside [0, 1].
+    """
+    call = engine.collective_rpc("safeswitch_thresholds", args=(bundle, dict(thresholds)))
+    answers = await alive(engine, call)
+    found: dict[str, float] = next((a for a in answers if a), {})
+    if "error" in found:
+        raise SettingError(str(found["error"]))
+    return dict(found)
 
 
 class Coalesced:

@@ -7,23 +7,20 @@ Stands inside the middleware, which brings ids, policies, decisions in replies, 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from safeswitch._version import __version__
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message, Reply
-from safeswitch.serving.audit import AuditError
-from safeswitch.serving.errors import ApiError, body_fault, ending, internal_error, not_recorded
+from safeswitch.serving.errors import ApiError, ending
+from safeswitch.serving.fastapi_errors import answer_errors, json_answer
+from safeswitch.serving.fastapi_errors import error_for_client as told_otherwise
 from safeswitch.serving.transformers.batcher import Closed
 from safeswitch.serving.transformers.front_end import Answering, ClientPrompt, FrontEnd, Sampling
 from safeswitch.serving.transformers.openai_replies import DONE, ReplyObjects, event, usage
@@ -36,8 +33,6 @@ from safeswitch.serving.transformers.openai_schema import (
 )
 from safeswitch.serving.transformers.stop_text import before_stop
 from safeswitch.serving.turns import turns_of
-
-_log = logging.getLogger("safeswitch.server")
 
 
 def create_app(front: FrontEnd, name: str) -> FastAPI:
@@ -98,7 +93,7 @@ def create_app(front: FrontEnd, name: str) -> FastAPI:
     async def version() -> dict[str, str]:
         return {"version": __version__}
 
-    _answer_errors(app)
+    answer_errors(app, error_for_client, (Closed,))
     return app
 
 
@@ -126,12 +121,12 @@ def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
         "tokens": ids,
         "token_strs": None,
     }
-    return _json(200, content)
+    return json_answer(200, content)
 
 
 def _detokenized(front: FrontEnd, body: DetokenizeRequest) -> Response:
     front.check_known(body.tokens)
-    return _json(200, {"prompt": str(front.lm.tokenizer.decode(body.tokens))})
+    return json_answer(200, {"prompt": str(front.lm.tokenizer.decode(body.tokens))})
 
 
 async def _complete(
@@ -183,7 +178,7 @@ async def _whole(
         text, stopped = before_stop(reply.text + choice.explanation, stops)
         choices.append((text, "stop" if stopped else reply.finish_reason))
     written = usage(answering.prompt_tokens, sum(len(reply.token_ids) for reply in replies))
-    return _json(200, form.whole(choices, written))
+    return json_answer(200, form.whole(choices, written))
 
 
 async def _left(request: Request) -> None:
@@ -242,38 +237,4 @@ async def _stream(answering: Answering, form: ReplyObjects) -> AsyncIterator[byt
 
 def error_for_client(error: Exception) -> ApiError:
     """The answer to a failure."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, AuditError):
-        return not_recorded()
-    if isinstance(error, Closed):
-        return ending()
-    _log.error("a request failed", exc_info=error)
-    return internal_error()
-
-
-def _answer_errors(app: FastAPI) -> None:
-    async def failed(request: Request, error: Exception) -> Response:
-        return _error(error_for_client(error))
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return _error(body_fault(error.errors()))
-
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return _error(ApiError(error.status_code, str(error.detail)))
-
-    for kind in (ApiError, AuditError, Closed, Exception):
-        app.add_exception_handler(kind, failed)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-
-
-def _error(error: ApiError) -> Response:
-    again = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
-    return _json(error.status, error.to_dict(), again)
-
-
-def _json(status: int, body: JsonObject, headers: dict[str, str] | None = None) -> Response:
-    return Response(json.dumps(body), status, headers, "application/json")
+    return ending() if isinstance(error, Closed) else told_otherwise(error)

@@ -24,8 +24,10 @@ from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.transformers.app import create_app
 from safeswitch.serving.transformers.batcher import BatchSettings, Closed
 from safeswitch.serving.transformers.front_end import FrontEnd, Sampling
+from safeswitch.serving.transformers.page import FrontFacts, TracedChat
+from safeswitch.serving.ui.page import Page
 from safeswitch.serving.ui.rights import PAGE
-from safeswitch.serving.ui.routes import Page, add_page
+from safeswitch.serving.ui.routes import WithPage
 
 _log = logging.getLogger("safeswitch.server")
 
@@ -78,7 +80,8 @@ class Middleware(SafeSwitchMiddleware):
         super().__init__(app, replace(settings, max_tokens=0))
         self._front = front
         if settings.ui:
-            add_page(app, Page(front, name, settings, self.audit))
+            facts, chat = FrontFacts(front, name), TracedChat(front, settings.ui_pilot_text)
+            self.app = WithPage(app, Page(facts, chat, settings, self.audit))
 
     def context_length(self, scope: Scope) -> int | None:
         return self._front.lm.context_length

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from safeswitch.data.reviews import VERDICTS
 from safeswitch.serving.errors import ApiError
 from safeswitch.serving.keys import Key
 from safeswitch.serving.settings import ServerSettings
@@ -16,8 +18,21 @@ FILES = {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*")
 """The page's files by address below ``/ui/``; there are no others."""
 OPEN = frozenset({PAGE, f"{PAGE}/", *(f"{PAGE}/{name}" for name in FILES)})
 """Answered without a key, to ``GET`` and ``HEAD``: the page itself, which asks for the key."""
+HASH = "[0-9a-f]{64}"
+"""Pattern of a text's SHA-256 in an address."""
+_VERDICT = re.compile(rf"{re.escape(API)}verdicts/{HASH}/({'|'.join(VERDICTS)})")
 VISITOR = "safeswitch.visitor"
 """Where in an ASGI scope the :class:`Visitor` of a request stands."""
+
+
+def is_listed(method: str, path: str) -> bool:
+    """Whether the page answers a request: to everything else at ``/ui`` it says that it is not
+    there."""
+    if method in ("GET", "HEAD"):
+        return path in OPEN or path in (f"{API}about", f"{API}traffic")
+    if method == "POST":
+        return path == f"{API}chat"
+    return method == "PUT" and _VERDICT.fullmatch(path) is not None
 
 
 @dataclass(frozen=True)

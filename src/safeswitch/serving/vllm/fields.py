@@ -388,6 +388,18 @@ CHECKS = Route(
         "documents": Field("neutral", "list"),
     },
 )
+PAGE_CHAT = Route(
+    "POST",
+    "/ui/api/chat",
+    fields={
+        "messages": Field("neutral", "list"),
+        "max_tokens": Field("shared", "int", least=1, most=_TOKENS_MOST),
+    },
+    chat=True,
+    writes=True,
+    lengths=("max_tokens",),
+)
+"""The chat of the page, which only ``--ui`` opens: no part of :data:`ROUTES`."""
 GATEWAYS = ("/beta/litellm_basic_guardrail_api", "/request", "/response")
 """By which gateways ask; their contracts are those of the gateways."""
 _READ = ("/health", "/ping", "/v1/models", "/version", "/metrics")

@@ -7,12 +7,14 @@ vLLM imports it in every API server process before the first request
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from starlette._utils import get_route_path
+from starlette.types import ASGIApp
 from vllm.exceptions import VLLMValidationError
 
 from safeswitch.core.errors import DataError, SettingError
@@ -20,6 +22,7 @@ from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message
 from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.settings import switched_off
+from safeswitch.engines.vllm.calls import set_thresholds
 from safeswitch.engines.vllm.install import Door, check_at_work, front_of, install
 from safeswitch.engines.vllm.sampling import SEEDS
 from safeswitch.serving.errors import ApiError, Send, ending
@@ -27,18 +30,31 @@ from safeswitch.serving.keys import Key
 from safeswitch.serving.middleware import POLICY, THRESHOLDS, Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
 from safeswitch.serving.replies.shape import CHAT
+from safeswitch.serving.settings import ServerSettings
 from safeswitch.serving.system_text import system_texts
+from safeswitch.serving.ui import rights
+from safeswitch.serving.ui.page import Page
+from safeswitch.serving.ui.relayed import RelayedChat
+from safeswitch.serving.ui.routes import WithPage
 from safeswitch.serving.vllm import fields as vllm_fields
+from safeswitch.serving.vllm.page import VLLMFacts
 from safeswitch.serving.within import ask_within
 
 install()
 
 DEVELOPMENT = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
 """Switches of vLLM that open control routes; a guarded server does not start with them."""
+_log = logging.getLogger("safeswitch.server")
 
 
 class SafeSwitchMiddleware(Base):
     """The middleware, in a process whose engine client is guarded."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings | None = None) -> None:
+        super().__init__(app, settings)
+        if self.settings.ui:
+            chat = RelayedChat(app, self._told)
+            self.app = WithPage(app, Page(VLLMFacts(), chat, self.settings, self.audit))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A server whose requests would pass unguarded does not start."""
@@ -51,13 +67,17 @@ class SafeSwitchMiddleware(Base):
                 await receive()
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
+            if self.settings.ui:
+                _say_where_the_page_is(getattr(state, "args", None))
         await super().__call__(scope, receive, send)
 
     def check_route(self, scope: Scope) -> None:
-        """Only routes of the table are open; control and development routes are not in it."""
+        """Only routes of the table and the page's are open; control and development routes are not
+        among them."""
         method, path = scope["method"], get_route_path(scope)
         own = method == "POST" and path in (THRESHOLDS, POLICY)
-        known = method == "OPTIONS" or own
+        page = self.settings.ui and rights.is_listed(method, path)
+        known = method == "OPTIONS" or own or page
         if not known and not switched_off() and vllm_fields.find(method, path) is None:
             raise ApiError(404, f"{method} {path} is not served here", code="not_served")
 
@@ -65,7 +85,9 @@ class SafeSwitchMiddleware(Base):
         self, scope: Scope, payload: JsonObject, key: Key | None, context: Context
     ) -> None:
         """Only fields of the table are served under ``enforce``."""
-        route = vllm_fields.find(scope["method"], get_route_path(scope))
+        method, path = scope["method"], get_route_path(scope)
+        page = self.settings.ui and path == vllm_fields.PAGE_CHAT.path
+        route = vllm_fields.PAGE_CHAT if page else vllm_fields.find(method, path)
         if route is None or switched_off():
             return
         context.chat = route.chat
@@ -110,6 +132,10 @@ class SafeSwitchMiddleware(Base):
             return ApiError(400, str(error))
         return super().error_for_client(error, context)
 
+    def _told(self, error: Exception) -> ApiError:
+        """What the page's chat is told of an error."""
+        return self.error_for_client(error, CONTEXT.get() or Context())
+
     @contextmanager
     def admitted(self, scope: Scope) -> Iterator[None]:
         """No requests are let in any more once the server has been told to stop; those inside are
@@ -124,14 +150,7 @@ class SafeSwitchMiddleware(Base):
         self, scope: Scope, bundle: str, thresholds: Mapping[str, float]
     ) -> dict[str, float]:
         """In every worker of the engine."""
-        engine = scope["app"].state.engine_client
-        answers = await engine.collective_rpc(
-            "safeswitch_thresholds", args=(bundle, dict(thresholds))
-        )
-        found: dict[str, float] = next((a for a in answers if a), {})
-        if "error" in found:
-            raise SettingError(str(found["error"]))
-        return dict(found)
+        return await set_thresholds(scope["app"].state.engine_client, bundle, thresholds)
 
 
 def _refuse_development() -> None:
@@ -143,6 +162,14 @@ def _refuse_development() -> None:
     for name in DEVELOPMENT:
         if os.environ.get(name, "0").lower() not in ("", "0", "false"):
             raise SettingError(f"SafeSwitch: {name} opens control routes to every client; unset it")
+
+
+def _say_where_the_page_is(args: Any) -> None:
+    """Log the page's address, where the server listens at one."""
+    host, port = getattr(args, "host", None), getattr(args, "port", None)
+    if host and port and not getattr(args, "uds", None):
+        scheme = "https" if getattr(args, "ssl_certfile", None) else "http"
+        _log.info("the page is at %s://%s:%d%s", scheme, host, port, rights.PAGE)
 
 
 def _chat_template(state: Any) -> str | None:

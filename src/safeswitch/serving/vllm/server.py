@@ -87,6 +87,24 @@ def refuse_other_front_ends(args: Any) -> None:
         )
 
 
+def refuse_page_behind_other_keys(args: Any, server: ServerSettings) -> None:
+    """Raise where the page would be open to whoever has not vLLM's own key, which is asked for at
+    vLLM's routes alone.
+
+    Args:
+        args: What vLLM's parser has made of the flags.
+        server: Settings of the middleware.
+
+    Raises:
+        SettingError: both are wanted.
+    """
+    if server.ui and (args.api_key or os.environ.get("VLLM_API_KEY")):
+        raise SettingError(
+            "safeswitch serve: vLLM's --api-key (VLLM_API_KEY) does not close the page of --ui; "
+            "give --keys in its place"
+        )
+
+
 def serve(
     model: str | Path, guard: GuardSettings, server: ServerSettings, flags: Sequence[str]
 ) -> None:
@@ -97,5 +115,6 @@ def serve(
     parser = make_arg_parser(FlexibleArgumentParser(prog="safeswitch serve"))
     args = parser.parse_args(serve_arguments(str(model), guard, flags))
     refuse_other_front_ends(args)
+    refuse_page_behind_other_keys(args, server)
     command.validate(args)
     command.cmd(args)

@@ -20,8 +20,8 @@ export function chat() {
 
 function welcome() {
   return html`
-    <p>Ask something. Each token's score is drawn as it is written; a request that is flagged is
-      rolled back to its prompt, and refused.</p>
+    <p>Ask something. ${state.about.traces ? "Each token's score is drawn as it is written" : "Each reply is shown with what the stages said of it"};
+      a request that is flagged is rolled back to its prompt, and refused.</p>
     <ul class="examples">
       ${EXAMPLES.map((text) => html`<li><button type="button" @click=${() => start(text)}>${text}</button></li>`)}
     </ul>`;
@@ -36,7 +36,7 @@ function composer() {
         <button class="main" type="submit" ?disabled=${!!state.busy}>Send</button>
         <button type="button" ?disabled=${!state.busy} @click=${() => state.busy?.abort()}>Stop</button>
         <button type="button" ?disabled=${!!state.busy} @click=${clear}>Clear</button>
-        <label><input type="checkbox" .checked=${state.paced} @change=${pace}> Readable pace</label>
+        ${state.about.traces ? html`<label><input type="checkbox" .checked=${state.paced} @change=${pace}> Readable pace</label>` : nothing}
         <label><input type="checkbox" .checked=${state.goesOn} @change=${goOn}> Send earlier turns along</label>
       </div>
     </form>`;
@@ -83,6 +83,7 @@ function turnView(turn, i) {
     <article class="turn" aria-labelledby="turn-${i}">
       <h3 id="turn-${i}">Request ${i + 1}</h3>
       <p class="asked">${turn.text}</p>
+      ${state.about.traces ? nothing : noStrips()}
       ${turn.prompt.length ? strip(`prompt-${i}`, "Stage 1 at each prompt token; it decides on the last", turn.prompt, first) : nothing}
       <div class="sides">
         ${sideView(turn.guarded, `guarded-${i}`)}
@@ -94,6 +95,11 @@ function turnView(turn, i) {
 function noPlain() {
   return html`<p class="note">The unguarded reply is shown to clients that may ask for the policy
     <code>off</code>.</p>`;
+}
+
+function noStrips() {
+  return html`<p class="note">No score for each token: this server does not trace tokens. The last
+    score of each stage comes with the decision.</p>`;
 }
 
 function sideView(side, id) {
@@ -116,7 +122,8 @@ function otherThresholds() {
   return html`
     <section class="others" aria-labelledby="others">
       <h3 id="others">At other thresholds</h3>
-      <p>Nothing changes on the server: the readings above are held against the thresholds set here.</p>
+      <p>Nothing changes on the server: the readings above are held against the thresholds set here.
+        ${state.about.traces ? nothing : "This server tells the last score of each stage alone, so some of it cannot be said."}</p>
       ${Object.keys(own).filter((name) => name !== "late").map((name) => slider(name, own[name], bars[name]))}
       <button type="button" @click=${reset}>As in force</button>
       <div class="wide" role="region" tabindex="0" aria-label="Requests at other thresholds">

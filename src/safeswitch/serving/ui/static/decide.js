@@ -5,11 +5,12 @@
  * The decision on one request.
  *
  * readings: {stage1, stage2: {score, at} or undefined, watch: [{score, at}], whole: whether every
- * stage was asked as far as the reply goes}. gate: {rule, stages: names of its stages}. thresholds:
- * by stage, or "product".
+ * stage was asked as far as the reply goes, unseen: undefined, or what earlier readings of the watch
+ * that nobody has told of did not exceed}. gate: {rule, stages: names of its stages}. thresholds: by
+ * stage, or "product".
  *
- * Returns {fired, stage, at}; stage is what fired, or null. With {missing: stage} nothing can be
- * said, since that stage was not asked.
+ * Returns {fired, stage, at}; stage is what fired, or null. With {missing: stage} nothing can be said:
+ * that stage was not asked. latest: its earlier readings are not known, at which it may have fired.
  */
 export function decide(readings, gate, thresholds) {
   const has = (stage) => gate.stages.includes(stage);
@@ -28,8 +29,9 @@ export function decide(readings, gate, thresholds) {
   }
   if (has("watch")) {
     const found = readings.watch.find((one) => one.score > thresholds.watch);
-    if (found) return { fired: true, stage: "watch", at: found.at };
-    if (!readings.whole) return { missing: "watch" };
+    const latest = readings.unseen > thresholds.watch;
+    if (found) return { fired: true, stage: "watch", at: found.at, latest };
+    if (latest || !readings.whole) return { missing: "watch", latest };
   }
   return { fired: false, stage: null, at: 0 };
 }

@@ -18,7 +18,7 @@ function newSide(title, policy) {
     scored: 0, // tokens of it that have their score
     text: "",
     steps: [],
-    readings: { stage1: undefined, stage2: undefined, watch: [] },
+    readings: { stage1: undefined, stage2: undefined, watch: [], unseen: undefined },
     decision: null,
     status: "waiting",
     problem: "",
@@ -92,7 +92,12 @@ const TAKEN = {
   rest: (turn, side, event) => {
     side.text += event.text;
   },
-  rollback: (turn, side) => {
+  rollback: (turn, side, event) => {
+    if (event.at !== undefined) {
+      const after = count(event.at, "reply token");
+      side.steps.push({ kind: "rolled", text: `Rolled back after ${after}; the refusal begins at the prompt's end.` });
+      return;
+    }
     const dropped = side.tokens.slice(side.run + side.shown);
     for (const token of dropped) token.kind = "rolled";
     const why = `${count(dropped.length, "token")} rolled back; the refusal begins at the prompt's end.`;
@@ -107,8 +112,11 @@ const TAKEN = {
   },
   read: (turn, side, event) => {
     const reading = { score: event.score, at: event.at };
-    if (event.stage === "watch") side.readings.watch.push(reading);
-    else side.readings[event.stage] = reading;
+    if (event.stage === "watch") {
+      side.readings.watch.push(reading);
+      // the last reading alone is told: the gate has not fired on those before
+      if (!state.about.traces && event.at > card().watch_every) side.readings.unseen = event.threshold;
+    } else side.readings[event.stage] = reading;
     side.steps.push(step(side, event));
   },
   end: (turn, side, event) => {
@@ -140,7 +148,8 @@ function step(side, event) {
 function then(event) {
   if (event.fired) return "The request is flagged.";
   if (event.pending) return "Stage 2 will decide.";
-  return event.stage === "watch" ? "It goes on." : "It passes.";
+  if (event.stage !== "watch") return "It passes.";
+  return state.about.traces ? "It goes on." : "Its last reading.";
 }
 
 /** What became of a side, in one sentence. */
@@ -148,7 +157,7 @@ export function verdict(side) {
   if (side.problem) return `Failed: ${side.problem}.`;
   if (side.status !== "done") return "Being written.";
   const decided = side.decision;
-  if (!decided) return "Written without the guard; its stages read along.";
+  if (!decided) return `Written without the guard${state.about.traces ? "; its stages read along" : ""}.`;
   if (!decided.fired) return "Passed.";
   const did = decided.switched ? "Refused" : "Flagged, and let through by the policy";
   const kind = decided.category ? ` Category: ${decided.category}.` : "";
@@ -158,7 +167,7 @@ export function verdict(side) {
 /** What a turn's readings say of other thresholds; the side on which every stage was asked knows most. */
 export function readingsOf(turn) {
   const { guarded, plain } = turn;
-  if (plain?.status === "done" && !plain.problem) return { ...plain.readings, whole: true };
+  if (state.about.traces && plain?.status === "done" && !plain.problem) return { ...plain.readings, whole: true };
   return { ...guarded.readings, whole: guarded.decision !== null && !guarded.decision.fired };
 }
 

@@ -38,8 +38,10 @@ export function count(n, noun) {
 
 /** A decision of decide.js as a sentence. */
 export function outcome(found) {
-  if (found.missing) return `cannot be said: ${stageName(found.missing)} was not asked`;
+  const why = found.latest ? "tells its last score alone" : "was not asked";
+  if (found.missing) return `cannot be said: ${stageName(found.missing)} ${why}`;
   if (!found.fired) return "passes";
-  const when = found.at ? `after ${count(found.at, "reply token")}` : "before the first reply token";
+  const after = found.latest ? "after at most" : "after";
+  const when = found.at ? `${after} ${count(found.at, "reply token")}` : "before the first reply token";
   return `refused by ${stageName(found.stage).toLowerCase()}, ${when}`;
 }

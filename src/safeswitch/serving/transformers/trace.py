@@ -17,7 +17,8 @@ from safeswitch.core.types import Reply
 from safeswitch.engines.transformers.streaming import Release
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.serving.transformers.choice import FollowedChoice
-from safeswitch.serving.ui.scores import LiveScores, Scores
+from safeswitch.serving.transformers.scores import LiveScores, Scores
+from safeswitch.serving.ui.events import read_event
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.session import Session
 
@@ -106,12 +107,9 @@ class TracedChoice(FollowedChoice):
         if score is None or reading == self._known:
             return  # a stage that is not there, or a later run of a request that is decided
         self._known = reading
-        bars = decision.thresholds
-        self._tell(
-            type="read", stage=decision.stage, at=decision.token_index, score=score,
-            threshold=bars.get(decision.stage, bars.get("product")),
-            fired=decision.fired, pending=session.pending,
-        )  # fmt: skip
+        at, fired = decision.token_index, decision.fired
+        event = read_event(decision, decision.stage, at, fired=fired, pending=session.pending)
+        self._tell(**event)
 
     def refuses(self) -> None:
         super().refuses()
