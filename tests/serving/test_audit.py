@@ -93,6 +93,22 @@ def test_sqlite_writes_ahead(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_reader_that_closes_takes_nothing_from_those_who_write(tmp_path: Path) -> None:
+    """It deletes the write-ahead log if it finds no lock of anybody else's."""
+    path = tmp_path / "a.db"
+    store = Audit(f"sqlite:///{path}")
+    count = "select count(*) from safeswitch_decisions"
+    script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); print(*c.execute(sys.argv[2])); c.close()"
+    seen = []
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            list(pool.map(lambda i: store.write(record(i)), range(20)))
+            reader = [sys.executable, "-c", script, str(path), count]
+            seen.append(subprocess.run(reader, capture_output=True, text=True, check=True).stdout)
+    store.close()
+    assert seen == ["(20,)\n", "(40,)\n", "(60,)\n"]
+
+
 def test_without_a_buffer_a_database_that_is_down_blocks(tmp_path: Path) -> None:
     store = Audit(f"sqlite:///{tmp_path / 'absent' / 'a.db'}")
     with pytest.raises(AuditError, match="cannot be written"):

@@ -13,9 +13,10 @@ import json
 import logging
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lock import file_writer
 
 _log = logging.getLogger("safeswitch.server")
+_MAKING = threading.Lock()
+"""Held while a file is made, so that no other thread has SQLite open it before it is closed."""
 _BUSY_S = 10.0
 _MAGIC = b"SQLite format 3\0"
 _TABLES = """
@@ -218,8 +221,14 @@ class Spool:
 
 def make_private(path: Path) -> None:
     """Make the file, where there is none, for its owner alone; SQLite gives its companions the same
-    rights."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    rights.
+
+    A file that is there is not opened: closing it again would end every lock that SQLite holds on
+    it in this process (POSIX), and the next reader in another process would take the write-ahead
+    log for its own and delete it, with what is written to it from then on.
+    """
+    with _MAKING, suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _damage(spool: sqlite3.Connection, reason: str, text: str | bytes, number: int | None) -> None:
