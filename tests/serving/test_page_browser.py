@@ -6,19 +6,15 @@ With SAFESWITCH_SHOTS=docs/assets the screenshots of the documentation are made 
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
@@ -29,12 +25,13 @@ from safeswitch.serving.audit import Audit
 from safeswitch.serving.keys import add_key
 from safeswitch.switch.gate import Gate, Stage
 from tests.browser import chromium
+from tests.serving.page_looked_at import ask, kept, looked_at, opened
 from tests.serving.page_made import OPEN, SAFE, UNSAFE, Paged, paged
 from tests.serving.test_audit import record
 from tests.switch.test_gate import Says
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe = pytest.importorskip(
+pytest.importorskip(
     "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
 )
 pytestmark = pytest.mark.slow
@@ -55,13 +52,22 @@ def lm() -> LanguageModel:
 @pytest.fixture(scope="module")
 def server(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paged]:
     """The server of ``make demo-ui``, with a week of records in its audit."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('page') / 'audit.db'}"
-    fill(url)
-    reviews = tmp_path_factory.mktemp("reviews") / "reviews.jsonl"
-    settings = {**OPEN, "ui_pilot_text": True, "audit": url, "audit_text": True}
-    settings["ui_reviews"] = str(reviews)
-    with paged(settings, lm=lm) as found:
+    with paged(demo(tmp_path_factory.mktemp("page")), lm=lm) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def untraced(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paged]:
+    """The same with the page that vLLM has."""
+    with paged(demo(tmp_path_factory.mktemp("untraced")), lm=lm, traces=False) as found:
+        yield found
+
+
+def demo(folder: Path) -> dict[str, Any]:
+    url = f"sqlite:///{folder / 'audit.db'}"
+    fill(url)
+    settings = {**OPEN, "ui_pilot_text": True, "audit": url, "audit_text": True}
+    return {**settings, "ui_reviews": str(folder / "reviews.jsonl")}
 
 
 def fill(url: str) -> None:
@@ -78,76 +84,31 @@ def fill(url: str) -> None:
     store.close()
 
 
-REQUEST = re.compile(r"^Request \d+$")
-
-
-@contextmanager
-def opened(browser: Any, server: Paged, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
-    """The page; at the end, everything it asked for must have been this server's, and nothing may
-    have failed."""
-    size = {"width": width, "height": 900}
-    context = browser.new_context(color_scheme=scheme, viewport=size, reduced_motion="reduce")
-    page = context.new_page()
-    asked: list[str] = []
-    faults: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
-    page.goto(f"{server.url}/ui")
-    yield page
-    assert asked
-    assert [url for url in asked if not url.startswith(f"{server.url}/ui")] == []
-    assert faults == []
-    context.close()
-
-
-def ask(page: Any, text: str) -> None:
-    """Send a request by keyboard, and wait until both replies are whole."""
-    before = page.get_by_text(REQUEST).count()
-    page.fill("#draft", text)
-    page.press("#draft", "Enter")
-    # not for the button to be disabled: a quick reply is whole before anybody looks
-    page.get_by_text(f"Request {before + 1}", exact=True).first.wait_for()
-    page.wait_for_selector(".composer .main:enabled")
-
-
-def looked_at(page: Any) -> None:
-    """No violation of an accessibility rule, and nothing wider than the screen."""
-    found = axe.Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
-    width = page.viewport_size["width"]
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def kept(page: Any, name: str) -> None:
-    """A picture of the page, where somebody wants it, in few colours so that it is small."""
-    if keep := os.environ.get("SAFESWITCH_SHOTS"):
-        whole = Image.open(BytesIO(page.screenshot(full_page=True))).convert("RGB")
-        whole.quantize(64).save(Path(keep) / f"page-{name}.png", optimize=True)
-
-
+@pytest.mark.parametrize("kind", ["server", "untraced"])
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_every_view_is_accessible_and_fits_its_screen(
-    browser: Any, server: Paged, scheme: str, width: int
+    browser: Any, request: pytest.FixtureRequest, kind: str, scheme: str, width: int
 ) -> None:
-    with opened(browser, server, width, scheme) as page:
-        page.uncheck("text=Readable pace")
+    name = "" if kind == "server" else f"{kind}-"
+    with opened(browser, request.getfixturevalue(kind).url, width, scheme) as page:
+        if kind == "server":
+            page.uncheck("text=Readable pace")
         ask(page, UNSAFE)
-        kept(page, f"chat-{scheme}")
+        kept(page, f"{name}chat-{scheme}")
         ask(page, SAFE)
         looked_at(page)
         for view, sign in (("traffic", "figure"), ("switch", "table")):
             page.click(f"nav a[href='#{view}']")
             page.wait_for_selector(sign)
             looked_at(page)
-            kept(page, f"{view}-{scheme}")
+            kept(page, f"{name}{view}-{scheme}")
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         brightest = max(int(part) for part in ground[4:-1].split(","))
         assert (brightest < 60) == (scheme == "dark")
 
 
 def test_a_rollback_is_seen_and_what_it_dropped(browser: Any, server: Paged) -> None:
-    with opened(browser, server) as page:
+    with opened(browser, server.url) as page:
         page.get_by_role("button", name=UNSAFE).click()
         page.wait_for_selector(".token.held")
         page.wait_for_selector(".token.rolled")
@@ -161,7 +122,7 @@ def test_a_rollback_is_seen_and_what_it_dropped(browser: Any, server: Paged) -> 
 
 
 def test_sliders_say_what_would_have_been_decided(browser: Any, server: Paged) -> None:
-    with opened(browser, server) as page:
+    with opened(browser, server.url) as page:
         page.uncheck("text=Readable pace")
         ask(page, UNSAFE)
         ask(page, SAFE)
@@ -182,8 +143,44 @@ def test_sliders_say_what_would_have_been_decided(browser: Any, server: Paged) -
         playwright.expect(cells).to_have_text([refused, refused, "passes", "passes"])
 
 
+def test_without_a_trace_a_rollback_is_told_by_the_decision(browser: Any, untraced: Paged) -> None:
+    with opened(browser, untraced.url) as page:
+        page.get_by_role("button", name=UNSAFE).click()
+        page.wait_for_selector("text=Refused: stage 1 read an unsafe request")
+        page.wait_for_selector(".composer .main:enabled")
+        assert page.locator(".strip").count() == 0
+        assert "this server does not trace tokens" in page.locator(".turn").inner_text()
+        assert page.get_by_text("Readable pace").count() == 0
+        sides = page.locator(".reply").all_inner_texts()
+        assert "I can't help with" in sides[0]
+        assert "I can help with" in sides[1]
+        first, second, third = page.locator(".steps").first.locator("li").all_inner_texts()
+        assert first == "Stage 1, at the prompt's end: 0.976 is above 0.749. Stage 2 will decide."
+        assert second.startswith("Stage 2, after 3 reply tokens: ")
+        assert second.endswith("The request is flagged.")
+        assert third == "Rolled back after 3 reply tokens; the refusal begins at the prompt's end."
+        assert page.locator(".verdict").last.inner_text() == "Written without the guard."
+
+
+def test_without_a_trace_sliders_say_what_can_be_said(browser: Any, untraced: Paged) -> None:
+    with opened(browser, untraced.url) as page:
+        ask(page, UNSAFE)
+        ask(page, SAFE)
+        cells = page.locator(".others td")
+        refused = "refused by stage 2, after 3 reply tokens"
+        unsaid = "cannot be said: Watch was not asked"
+        playwright.expect(cells).to_have_text([refused, refused, "passes", "passes"])
+        page.focus("#bar-stage2")
+        page.keyboard.press("End")
+        playwright.expect(cells).to_have_text([refused, unsaid, "passes", "passes"])
+        page.focus("#bar-watch")
+        page.keyboard.press("Home")
+        at_most = re.compile(r"^refused by watch, after at most \d+ reply tokens$")
+        playwright.expect(cells).to_have_text([refused, unsaid, "passes", at_most])
+
+
 def test_a_verdict_is_given_in_the_queue_and_stays(browser: Any, server: Paged) -> None:
-    with opened(browser, server) as page:
+    with opened(browser, server.url) as page:
         page.click("nav a[href='#traffic']")
         button = page.get_by_role("button", name="false alarm").first
         button.click()
@@ -235,7 +232,7 @@ def test_a_keyboard_is_enough_and_the_key_is_kept_nowhere(
 
 
 def test_what_is_written_is_text_and_never_part_of_the_page(browser: Any, server: Paged) -> None:
-    with opened(browser, server) as page:
+    with opened(browser, server.url) as page:
         page.uncheck("text=Readable pace")
         ask(page, "<img src=x onerror=alert(1)><b>bold</b>")
         assert "<img src=x" in page.locator(".asked").inner_text()
@@ -259,10 +256,42 @@ def test_other_thresholds_are_decided_as_the_gate_decides(browser: Any, server: 
         const { decide } = await import("/ui/decide.js");
         return cases.map((c) => decide(c.readings, c.gate, c.thresholds));
     }"""
-    with opened(browser, server) as page:
+    with opened(browser, server.url) as page:
         found = page.evaluate(script, told)
     assert [(one["stage"], one["at"]) for one in found] == expected
     assert {stage for stage, _ in expected} == {None, "stage1", "stage2", "watch"}
+
+
+def test_what_is_said_of_a_reply_whose_last_readings_alone_are_known_is_never_wrong(
+    browser: Any, server: Paged
+) -> None:
+    draw, whole, last = random.Random(2), [], []
+    for _ in range(400):
+        case = random_case(draw)
+        own, case["thresholds"]["watch"] = draw.random(), draw.random()
+        case["gate"]["stages"] = sorted({*case["gate"]["stages"], "watch"})
+        watch = [{"score": draw.random(), "at": 8 * i} for i in range(1, draw.randint(2, 5))]
+        fired = next((i for i, one in enumerate(watch) if one["score"] > own), len(watch) - 1)
+        told = {**case["readings"], "watch": [watch[fired]], "whole": watch[fired]["score"] <= own}
+        told |= {"unseen": own} if fired else {}
+        whole.append({**case, "readings": {**case["readings"], "watch": watch}})
+        last.append({**case, "readings": told})
+    script = """async (cases) => {
+        const { decide } = await import("/ui/decide.js");
+        return cases.map((c) => decide(c.readings, c.gate, c.thresholds));
+    }"""
+    with opened(browser, server.url) as page:
+        right, said = page.evaluate(script, whole), page.evaluate(script, last)
+    kinds = set()
+    for expected, found in zip(right, said, strict=True):
+        if "missing" in found:
+            kinds.add("missing")
+            continue
+        assert found["stage"] == expected["stage"]
+        earlier = bool(found.get("latest"))
+        assert found["at"] >= expected["at"] if earlier else found["at"] == expected["at"]
+        kinds.add("at most" if earlier else "exact")
+    assert kinds == {"missing", "at most", "exact"}
 
 
 def random_case(draw: random.Random) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from benchmarks.running import serving
 
@@ -23,8 +24,12 @@ from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
 from safeswitch.serving.keys import add_key
+from safeswitch.serving.ui.rights import FILES
 from safeswitch.switch.switch import Switch
+from tests.browser import chromium
 from tests.engines.vllm_made import needs_vllm
+from tests.serving.page_looked_at import ask, kept, looked_at, opened
+from tests.serving.page_made import SAFE, UNSAFE, events
 
 pytestmark = [needs_vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 NEW = 48
@@ -58,6 +63,8 @@ class Served:
     """A key that may observe and change thresholds."""
     blind: str
     """A key that may not see scores."""
+    tuner: str
+    """A key that may see scores and switch the guard off."""
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +73,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     keys = folder / "keys.json"
     plain, blind = add_key(keys, "plain", scores=True), add_key(keys, "blind")
     admin = add_key(keys, "admin", may=("observe",), admin=True)
-    flags = ("--keys", str(keys), "--audit", f"sqlite:///{folder / 'audit.db'}")
+    tuner = add_key(keys, "tuner", scores=True, may=("off",))
+    flags = ("--keys", str(keys), "--audit", f"sqlite:///{folder / 'audit.db'}", "--ui")
     with serving(folder, "vllm", *flags) as running:
-        yield Served(running.url, folder, plain, admin, blind)
+        yield Served(running.url, folder, plain, admin, blind, tuner)
 
 
 def test_front_ends_that_know_no_middleware_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,6 +354,88 @@ def test_malformed_bodies_get_a_clear_error(server: Served, raw: bytes) -> None:
         urllib.request.urlopen(request)
     assert 400 <= caught.value.code < 500
     assert json.loads(caught.value.read())["error"]["message"]
+
+
+def test_the_page_is_served_and_only_its_own_addresses(server: Served) -> None:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for name in FILES:
+            answer = client.get(f"/ui/{name}")
+            assert answer.status_code == 200
+            assert answer.headers["content-security-policy"].startswith("default-src 'self'")
+        assert client.get("/ui/api/about").status_code == 401
+        assert client.get("/ui/api/about", headers=_bearer(server.blind)).status_code == 403
+        for path in ("/ui/other.js", "/ui/api/other", "/ui/api/chat"):
+            assert client.get(path, headers=_bearer(server.admin)).status_code == 404, path
+        about = client.get("/ui/api/about", headers=_bearer(server.plain)).json()
+        assert (about["model"], about["traces"], about["policies"]) == ("nano", False, [])
+        card, switch = about["bundles"]["default"], Switch.from_pretrained(switch_path())
+        assert card["thresholds"] == switch.gate.thresholds()
+        assert card["bundle_id"] == switch.fingerprint
+        found = {
+            name: client.get("/ui/api/traffic", headers=_bearer(key)).status_code
+            for name, key in (("plain", server.plain), ("admin", server.admin))
+        }
+        assert found == {"plain": 403, "admin": 200}
+    assert "the page is at http://127.0.0.1:" in (server.folder / "log").read_text()
+
+
+def test_the_pages_chat_says_what_the_server_says(
+    server: Served, told: list[tuple[Example, Reply]]
+) -> None:
+    stages = set()
+    with httpx.Client(base_url=server.url, timeout=120) as client:
+        for example, reply in told[::5]:
+            turns = [{"role": m.role, "content": m.content} for m in example.messages]
+            asked = {"messages": turns, "max_tokens": NEW}
+            answer = client.post("/ui/api/chat", json=asked, headers=_bearer(server.tuner))
+            got = events(answer.text)
+            text = "".join(event["text"] for event in got if event["type"] == "shown")
+            decision, reads = got[-1]["decision"], [e for e in got if e["type"] == "read"]
+            stages.add(reply.decision.stage if reply.decision.fired else "passed")
+            assert decision["token_index"] == reply.decision.token_index
+            scores = {event["stage"]: event["score"] for event in reads}
+            assert scores == pytest.approx(reply.decision.scores, abs=1e-4)
+            back = [event["at"] for event in got if event["type"] == "rollback"]
+            assert back == ([reply.decision.token_index] if reply.decision.fired else [])
+            if not (reply.decision.fired and reply.decision.stage == "watch"):
+                assert text == reply.text
+        assert {"stage2", "passed"} <= stages
+        body = {"messages": [{"role": "user", "content": UNSAFE}]}
+        off = {**body, "safeswitch": {"policy": "off"}}
+        plain = client.post("/ui/api/chat", json=off, headers=_bearer(server.plain))
+        assert plain.status_code == 403
+        got = events(client.post("/ui/api/chat", json=off, headers=_bearer(server.tuner)).text)
+        assert "I can help" in "".join(event.get("text", "") for event in got)
+        assert got[-1]["decision"] is None
+        for more in ({"chat_template": "x"}, {"vllm_xargs": {"safeswitch": "off"}}, {"n": 2}):
+            refused = client.post(
+                "/ui/api/chat", json={**body, **more}, headers=_bearer(server.admin)
+            )
+            assert refused.status_code == 400, more
+    with sqlite3.connect(server.folder / "audit.db") as connection:
+        (kept,) = connection.execute(
+            "select count(*) from safeswitch_decisions where client = 'tuner'"
+        ).fetchone()
+    assert kept == len(told[::5])
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_the_page_is_looked_at_in_a_browser(server: Served, scheme: str, width: int) -> None:
+    with (
+        chromium() as browser,
+        opened(browser, server.url, width, scheme, server.tuner) as page,
+    ):
+        ask(page, UNSAFE)
+        assert "Rolled back after 3 reply tokens" in page.locator(".steps").first.inner_text()
+        sides = page.locator(".reply").all_inner_texts()
+        assert "I can't help with" in sides[0]
+        assert "I can help with" in sides[1]
+        kept(page, f"vllm-{scheme}")
+        ask(page, SAFE)
+        looked_at(page)
+        page.click("nav a[href='#switch']")
+        page.wait_for_selector("table")
+        looked_at(page)
 
 
 def _bearer(key: str) -> dict[str, str]:
