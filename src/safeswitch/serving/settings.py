@@ -56,8 +56,8 @@ class ServerSettings:
         audit_text: Keep the request's text in the audit, not only its hash.
         ui: Serve the page at ``/ui``.
         ui_pilot_text: Let the page show what is withheld: the text of pilot tokens, also of those
-            that are rolled back (not on vLLM, where it stays in the workers), and to clients of a
-            server without keys the recorded requests' text. For a demo on a machine of one's own.
+            that are rolled back (transformers server only), and to clients of a server without
+            keys the recorded requests' text. For a demo on a machine of one's own.
         ui_reviews: File of verdicts (``safeswitch review``) that the page adds to; empty takes none.
         calibration: Benign stage-1 scores of each bundle's calibration (see :class:`Histogram`), by
             name; what drift is measured against.
