@@ -19,8 +19,8 @@ from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ArtifactError, SettingError
 from safeswitch.core.types import Position, ReadPoint
+from safeswitch.engines.transformers.batch import late_lengths
 from safeswitch.engines.transformers.engine import TransformersEngine
-from safeswitch.engines.transformers.late import late_lengths
 from safeswitch.engines.transformers.steer import acting, changed
 from safeswitch.fitting.head_data import reply_states
 from safeswitch.methods.cast import COMPLIANCE, REFUSALS, suffix_differences

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from safeswitch.core.errors import (
     ActivationError,
@@ -28,14 +28,18 @@ from safeswitch.core.errors import (
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lines import append, rows_of_run, take_up
 from safeswitch.core.lock import file_writer
-from safeswitch.core.types import Example, Reply, as_messages
+from safeswitch.core.types import Decision, Example, Prompt, Reply, as_messages
 from safeswitch.data.writers import to_row
-from safeswitch.switch.engine import Engine
+from safeswitch.switch.engine import Engine, GenerationOptions
 from safeswitch.switch.switch import Switch
 
 _REQUESTS_OWN = (DataError, ContextLengthError, TemplateError)
 """Errors that a request brings about itself. Other deliberate ones are the run's: no request would
 fare better."""
+
+
+Screen = Callable[[Sequence[Prompt]], list[Decision]]
+"""What stage 1 decides on each request, in order."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,33 @@ def reply_fields(reply: Reply) -> JsonObject:
         "reply_tokens": len(reply.token_ids) or reply.generated or 0,
         "decision": reply.decision.to_dict(),
     }
+
+
+class Screening(Engine):
+    """An engine that reads requests and answers none: a file of requests becomes a file of
+    decisions.
+
+    Args:
+        screen: Reads the requests.
+    """
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> list[Reply]:
+        """Empty replies with the decisions; the switch is the one that ``screen`` has."""
+        decisions = self._screen(prompts)
+        return [Reply("", (), "stop", decision, 0) for decision in decisions]
+
+
+def decision_fields(reply: Reply) -> JsonObject:
+    """What a row of a file of decisions holds."""
+    return {"flagged": reply.decision.fired, "decision": reply.decision.to_dict()}
 
 
 def generate_file(

@@ -33,9 +33,9 @@ from safeswitch.serving.transformers.openai_schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
+    turns_of,
 )
 from safeswitch.serving.transformers.stop_text import before_stop
-from safeswitch.serving.turns import turns_of
 
 _log = logging.getLogger("safeswitch.server")
 
