@@ -16,6 +16,7 @@ from pathlib import Path
 from safeswitch.bench.judges.base import Judge
 from safeswitch.bench.log import LATER_SETTINGS, RENAMED_SETTINGS, RunLog, plain
 from safeswitch.bench.runner import Candidate, short_hash
+from safeswitch.core.deprecated import old_names
 from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.grammar import method_parts
 from safeswitch.core.json_types import JsonMapping, JsonObject
@@ -330,10 +331,11 @@ def _settings_hash(method: Method) -> str:
     """Hash of a method's own settings; the fitted parts count through the switch."""
     if isinstance(method, Joined):
         return short_hash(_settings_hash(method.first) + _settings_hash(method.second))
+    first_names = old_names(type(method))
     own: JsonObject = {}
     for field_ in fields(method):
         if field_.name not in ("complied", "fitted"):
-            own[field_.name] = getattr(method, field_.name)
+            own[first_names.get(field_.name, field_.name)] = getattr(method, field_.name)
     return short_hash(_settings_text(own))
 
 

@@ -6,7 +6,7 @@ shipped ones, and so needs few rows. Every figure is of rows that the layer was 
 (cross-fitting in ``FOLDS`` parts).
 
 What can be inferred. Reviewed false alarms stand for those among the flagged traffic, and safe
-calibration rows that the old gate let pass for the traffic that passed; the share of the two is
+calibration rows that the old gate let pass for the traffic that passed; the fraction of the two is
 known from the record. Under the new layer a request may fire that passed before, so, unlike a moved
 threshold, this does lean on the calibration rows being like the traffic.
 
@@ -30,9 +30,9 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import DataError, FitError, SettingError, check_range
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Example, Label, Message
-from safeswitch.data.reviews import Verdict
+from safeswitch.data.reviews import ReviewVerdict
 from safeswitch.data.splits import tied_rows
-from safeswitch.data.traffic import FRONT, Flagged, Traffic
+from safeswitch.data.traffic import FRONT, FlaggedText, Traffic
 from safeswitch.data.writers import data_hash
 from safeswitch.fitting.gate import budgets_of, scores_on_record
 from safeswitch.fitting.recalibrate import (
@@ -142,7 +142,7 @@ def refit_last(
     engine: ReadingEngine,
     switch: Switch,
     seen: Traffic,
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, ReviewVerdict],
     calibration: Sequence[Example],
     turns: Callable[[str], Sequence[Message] | None],
     settings: RefitSettings | None = None,
@@ -277,12 +277,12 @@ class _Rows:
         return {name: int(getattr(self, name).sum()) for name in names}
 
 
-Reviewed = tuple[Flagged, Example]
+Reviewed = tuple[FlaggedText, Example]
 
 
 def _reviewed(
     seen: Traffic,
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, ReviewVerdict],
     turns: Callable[[str], Sequence[Message] | None],
 ) -> tuple[list[Reviewed], Counter[str]]:
     """Flagged texts that a reviewer has decided on, as labelled requests; the others counted."""

@@ -37,7 +37,7 @@ from safeswitch.serving.body import (
     receive_body,
     replies_asked,
 )
-from safeswitch.serving.checks.reading import ClientView, Reading
+from safeswitch.serving.checks.reading import CheckedConversation, ClientView
 from safeswitch.serving.checks.reads import read_all, until_left
 from safeswitch.serving.checks.routes import CHECKS, read_check
 from safeswitch.serving.checks.tool_results import tool_readings, without_instructions
@@ -273,7 +273,7 @@ class SafeSwitchMiddleware:
         return check.reply(await until_left(work, receive), view)
 
     async def _read(
-        self, scope: Scope, readings: Sequence[Reading], context: Context
+        self, scope: Scope, readings: Sequence[CheckedConversation], context: Context
     ) -> list[ChoiceDecision]:
         """The decision on each reading; each is on record."""
         bundle = INJECTION if self.settings.injection else context.bundle

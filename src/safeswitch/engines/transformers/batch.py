@@ -221,10 +221,10 @@ class BatchRunner:
         lengths = [len(request.ids) for request in batch]
         fires_later = gate.watch is not None or gate.pilot > 0 or gate.answers
         appended = None
-        if gate.stage1 is not None and gate.apart_points:
+        if gate.stage1 is not None and gate.reread_points:
             prompts = [request.ids for request in batch]
             tokens = gate.stage1.prober.appended
-            appended = reread(self.lm, prompts, tokens, gate.apart_points).states
+            appended = reread(self.lm, prompts, tokens, gate.reread_points).states
         return Rows(
             self.lm,
             gate,

@@ -21,7 +21,7 @@ import torch
 from safeswitch.activations.record import record
 from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
-from safeswitch.core.types import APART
+from safeswitch.core.types import REREAD
 from safeswitch.engines.requests import ends_in_prefill
 from safeswitch.engines.transformers.requests import Request
 from safeswitch.models.language_model import LanguageModel
@@ -62,7 +62,7 @@ def _read(lm: LanguageModel, gate: Gate, encoded: Sequence[Encoded]) -> Activati
     points = gate.stage1.prober.points if gate.stage1 is not None else ()
     if gate.harms is not None:
         points = tuple(dict.fromkeys([*points, *gate.harms.points]))
-    ends = [point for point in points if point.position.kind not in APART]
+    ends = [point for point in points if point.position.kind not in REREAD]
     found = Activations({}, {}, texts)
     if ends:
         found = record(
@@ -74,9 +74,9 @@ def _read(lm: LanguageModel, gate: Gate, encoded: Sequence[Encoded]) -> Activati
             visions=[one.vision for one in encoded],
             dtype=torch.float32,
         )
-    if gate.apart_points and gate.stage1 is not None:
-        apart = reread(lm, rows, gate.stage1.prober.appended, gate.apart_points)
-        found = Activations({**found.states, **apart.states}, found.masks, texts)
+    if gate.reread_points and gate.stage1 is not None:
+        appended = reread(lm, rows, gate.stage1.prober.appended, gate.reread_points)
+        found = Activations({**found.states, **appended.states}, found.masks, texts)
     return found
 
 
@@ -111,4 +111,4 @@ def judge_without_prefill(
 
 def _reads_without(gate: Gate) -> bool:
     """Whether the gate has a stage 1 that can read without the prefill."""
-    return gate.stage1 is not None and not gate.always and not gate.apart_points
+    return gate.stage1 is not None and not gate.always and not gate.reread_points

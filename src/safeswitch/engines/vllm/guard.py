@@ -300,7 +300,7 @@ def _switches(one: Due) -> bool:
         return False
     if mode == "refuse":
         return True
-    # What fired late is not switched in place: its prompt's end is not in this step.
+    # What fired inside the reply is not switched in place: its prompt's end is not in this step.
     at_once = one.session.acts and decision.token_index == 0
     return at_once and mode in ("enforce", "pilot") and not one.row.bent
 

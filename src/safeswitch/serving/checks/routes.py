@@ -16,11 +16,11 @@ from safeswitch.core.types import Decision, Message
 from safeswitch.engines.context import SCORE, ChoiceDecision
 from safeswitch.serving.checks.bodies import CheckRequest, ModerationRequest
 from safeswitch.serving.checks.gateways import LiteLLMRequest, WebhookRequest, WebhookResponse
-from safeswitch.serving.checks.reading import Check, ClientView, Reading
+from safeswitch.serving.checks.reading import CheckBody, CheckedConversation, ClientView
 from safeswitch.serving.errors import ApiError, body_fault
 from safeswitch.switch.switch import Switch
 
-CHECKS: Mapping[str, Callable[[Any], Check]] = {
+CHECKS: Mapping[str, Callable[[Any], CheckBody]] = {
     "/v1/moderations": ModerationRequest.model_validate,
     "/v1/checks": CheckRequest.model_validate,
     "/beta/litellm_basic_guardrail_api": LiteLLMRequest.model_validate,
@@ -32,7 +32,9 @@ Read = Callable[[Sequence[Sequence[Message]]], list[Decision]]
 """What stage 1 decides on each conversation."""
 
 
-def read_check(path: str, payload: JsonObject | None) -> tuple[Check, list[Reading]]:
+def read_check(
+    path: str, payload: JsonObject | None
+) -> tuple[CheckBody, list[CheckedConversation]]:
     """The body of a route of the table, and what is to be read of it.
 
     Raises:
