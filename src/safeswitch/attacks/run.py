@@ -65,7 +65,7 @@ def run_attacks(
 
     def attacked(loaded: Sequence[Loaded]) -> list[Loaded]:
         """Every benchmark that has unsafe requests, under every attack."""
-        targets = [one for one in loaded if any(e.label == "unsafe" for e in one.examples)]
+        targets = [one for one in loaded if _has_unsafe(one)]
         if not targets:
             raise DataError("attack: none of the benchmarks has an unsafe request")
         made: list[Loaded] = []
@@ -97,6 +97,10 @@ def run_attacks(
         after=after,
         on_start=on_start,
     )
+
+
+def _has_unsafe(loaded: Loaded) -> bool:
+    return any(example.label == "unsafe" for example in loaded.examples)
 
 
 def _check_sight(engine: MeasuredEngine, attacks: Sequence[Attack]) -> None:

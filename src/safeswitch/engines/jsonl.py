@@ -197,7 +197,8 @@ def _check_ids(examples: Sequence[Example]) -> None:
     """
     if not examples:
         raise DataError("generate: the input has no requests")
-    twice = [name for name, count in Counter(e.id for e in examples).items() if count > 1]
+    uses = Counter(example.id for example in examples)
+    twice = [name for name, count in uses.items() if count > 1]
     if twice:
         raise DataError(
             f"generate: ids must be unique; used more than once: {', '.join(map(repr, twice[:5]))}"

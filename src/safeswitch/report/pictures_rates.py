@@ -120,7 +120,8 @@ def categories(run: Gathered) -> Plot | None:
     model."""
     methods = list(dict.fromkeys(m for m in ("base", run.own) if m in run.log.methods))
     rates = {m: run.by_category(m, HARM) for m in methods}
-    names = [c for c in rates[run.own] if all(c in rates[m] for m in methods)]
+    known = set.intersection(*(set(own) for own in rates.values()))
+    names = [category for category in rates[run.own] if category in known]
     if len(names) < 2:
         return None
     names.sort(key=lambda c: (-rates[run.own][c].rate, c))
@@ -182,7 +183,8 @@ def attacks(run: Gathered, metric: str) -> list[Plot]:
 def _attacked(run: Gathered, rows: Sequence[JsonMapping], benchmark: str) -> Plot:
     metric, better = rows[0]["metric"], rows[0]["better"]
     names = list(dict.fromkeys(row["attack"] for row in rows))
-    methods = [m for m in run.log.methods if any(row["method"] == m for row in rows)]
+    attacked = {row["method"] for row in rows}
+    methods = [m for m in run.log.methods if m in attacked]
 
     def paint(axes: Sequence[Axes]) -> None:
         """A row for each attack, a mark with its interval for each method."""
