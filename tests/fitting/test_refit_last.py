@@ -17,7 +17,8 @@ from safeswitch.data.reviews import ReviewVerdict
 from safeswitch.data.traffic import Traffic, traffic
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.recalibrate import RecalibrationSettings, recalibrate
-from safeswitch.fitting.refit_last import RefitSettings, calibration_rows, refit_last
+from safeswitch.fitting.refit_last import RefitSettings, refit_last
+from safeswitch.fitting.refit_rows import calibration_rows
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.bench import parts
 from safeswitch.nano.suites import load_fit, load_suite

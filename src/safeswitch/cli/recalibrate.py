@@ -188,7 +188,8 @@ def _new_layer(
 ) -> Switch:
     from safeswitch.cli.load import model_folder
     from safeswitch.engines.transformers.engine import TransformersEngine
-    from safeswitch.fitting.refit_last import RefitSettings, calibration_rows, refit_last
+    from safeswitch.fitting.refit_last import RefitSettings, refit_last
+    from safeswitch.fitting.refit_rows import calibration_rows
     from safeswitch.models.chat import ChatEncoder
     from safeswitch.models.turns import Turns
 

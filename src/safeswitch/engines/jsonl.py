@@ -164,13 +164,7 @@ def generate_file(
     _check_ids(examples)
     run = {**identity, "options": json.loads(json.dumps({**options, "seed": seed}, default=str))}
     with file_writer(out):
-        requests = {e.id: request_hash(e) for e in examples}
-        done = take_up(out, run, requests)
-        for other in also:
-            found = rows_of_run(other, run, requests)
-            new = [row for name, row in found.items() if name not in done]
-            append(out, new)
-            done = {**found, **done}
+        done = _done_before(out, also, run, examples)
         errors = sum("error" in row for row in done.values())
         progress(len(done))
         left = [e for e in examples if e.id not in done]
@@ -187,6 +181,21 @@ def generate_file(
             append(out, [_row(e, a, fields) | cost for e, a in zip(part, answers, strict=True)])
             progress(len(part))
         return Written(len(left), len(examples), errors)
+
+
+def _done_before(
+    out: Path, also: Sequence[Path], run: JsonMapping, examples: Sequence[Example]
+) -> Mapping[str, JsonObject]:
+    """Rows that earlier runs have left in ``out``, by id, and those of other workers, which are
+    taken over into it."""
+    requests = {example.id: request_hash(example) for example in examples}
+    done: Mapping[str, JsonObject] = take_up(out, run, requests)
+    for other in also:
+        found = rows_of_run(other, run, requests)
+        new = [row for name, row in found.items() if name not in done]
+        append(out, new)
+        done = {**found, **done}
+    return done
 
 
 def _check_ids(examples: Sequence[Example]) -> None:
