@@ -6,7 +6,6 @@ Knows nothing of engines.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from safeswitch.core.json_types import JsonObject
 from safeswitch.serving.errors import ApiError
@@ -37,7 +36,7 @@ def needs_admin(key: Key | None, what: str) -> Key:
     return key
 
 
-def reload_policy(policy: PolicyInForce | None, payload: Any, key: Key | None) -> JsonObject:
+def reload_policy(policy: PolicyInForce | None, payload: object, key: Key | None) -> JsonObject:
     """Read the policy file again; its id.
 
     Raises:
@@ -54,7 +53,7 @@ def reload_policy(policy: PolicyInForce | None, payload: Any, key: Key | None) -
     return {"policy": policy.id}
 
 
-def wanted_thresholds(payload: Any) -> tuple[str, Mapping[str, float]]:
+def wanted_thresholds(payload: object) -> tuple[str, Mapping[str, float]]:
     """A bundle, and the thresholds that a body asks for by stage; none: they are only shown.
 
     Raises:
