@@ -25,7 +25,7 @@ from safeswitch.core.types import Message, Reply
 from safeswitch.serving.audit import AuditError
 from safeswitch.serving.errors import ApiError, body_fault, ending, internal_error, not_recorded
 from safeswitch.serving.transformers.batcher import Closed
-from safeswitch.serving.transformers.front_end import Answering, ClientPrompt, FrontEnd, Sampling
+from safeswitch.serving.transformers.front_end import Answering, FrontEnd, Sampling
 from safeswitch.serving.transformers.openai_replies import DONE, ReplyObjects, event, usage
 from safeswitch.serving.transformers.openai_schema import (
     ChatMessage,
@@ -33,9 +33,10 @@ from safeswitch.serving.transformers.openai_schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
+    turns_of,
 )
+from safeswitch.serving.transformers.prompts import ClientPrompt
 from safeswitch.serving.transformers.stop_text import before_stop
-from safeswitch.serving.turns import turns_of
 
 _log = logging.getLogger("safeswitch.server")
 
@@ -115,7 +116,7 @@ def conversation(messages: list[ChatMessage]) -> list[Message]:
 def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
     """The tokens of a body. The JSON is written here too, on the thread: it may be long."""
     if body.messages is not None:
-        ids = front.encode(conversation(body.messages))
+        ids = front.prompts.encode(conversation(body.messages))
     else:
         ids = list(
             front.lm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"]
@@ -130,7 +131,7 @@ def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
 
 
 def _detokenized(front: FrontEnd, body: DetokenizeRequest) -> Response:
-    front.check_known(body.tokens)
+    front.prompts.check_known(body.tokens)
     return _json(200, {"prompt": str(front.lm.tokenizer.decode(body.tokens))})
 
 

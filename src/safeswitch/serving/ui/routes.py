@@ -23,7 +23,7 @@ from pydantic import Field
 from safeswitch._version import __version__
 from safeswitch.core.errors import ArtifactError
 from safeswitch.core.json_types import JsonObject
-from safeswitch.data.reviews import Review, Verdict, read_reviews, record_reviews, settled
+from safeswitch.data.reviews import Review, ReviewVerdict, read_reviews, record_reviews, settled
 from safeswitch.serving.audit import Audit, days_ago
 from safeswitch.serving.errors import ApiError
 from safeswitch.serving.replies.form import public
@@ -126,7 +126,7 @@ class Page:
             raise ApiError(404, "this server keeps no records (safeswitch serve --audit)")
         return self.audit
 
-    def review(self, visitor: Visitor, text_sha256: str, verdict: Verdict) -> JsonObject:
+    def review(self, visitor: Visitor, text_sha256: str, verdict: ReviewVerdict) -> JsonObject:
         """Add the visitor's verdict on a flagged text to the file of ``safeswitch review``.
 
         Raises:
@@ -183,7 +183,7 @@ def add_page(app: FastAPI, page: Page) -> None:
     async def review(
         request: Request,
         text_sha256: Annotated[str, Parameter(pattern="^[0-9a-f]{64}$")],
-        verdict: Verdict,
+        verdict: ReviewVerdict,
     ) -> JsonObject:
         visitor = request.scope[VISITOR]
         return await asyncio.to_thread(page.review, visitor, text_sha256, verdict)

@@ -22,9 +22,10 @@ from safeswitch.engines.context import CONTEXT, Context
 from safeswitch.engines.settings import switched_off
 from safeswitch.engines.vllm.install import Door, check_at_work, front_of, install
 from safeswitch.engines.vllm.sampling import SEEDS
+from safeswitch.serving.admin import POLICY, THRESHOLDS
 from safeswitch.serving.errors import ApiError, Send, ending
 from safeswitch.serving.keys import Key
-from safeswitch.serving.middleware import POLICY, THRESHOLDS, Receive, Scope
+from safeswitch.serving.middleware import Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
 from safeswitch.serving.replies.shape import CHAT
 from safeswitch.serving.system_text import system_texts
