@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ORDERS = ("nearest", "random")
 _ANSWERS: dict[str, ReviewVerdict] = {"r": "right", "f": "false_alarm", "u": "unsure"}
 _HOW = "[r]ight, [f]alse alarm, [u]nsure, [s]kip, [q]uit"
+_LOCK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,10 @@ def _ordered(rows: Sequence[FlaggedText], order: str, seed: str) -> list[Flagged
 
 
 def _import(source: Path, reviews: Path, seen: Traffic, absent: dict[str, object]) -> None:
-    from safeswitch.data.reviews import import_reviews, record_reviews
+    from safeswitch.data.reviews import add_reviews, import_reviews
 
     found = import_reviews(source, absent, [one.text_sha256 for one in seen.flagged])
-    record_reviews(reviews, found)
+    add_reviews(reviews, found)
     put(f"{len(found)} verdicts added to {reviews}")
 
 
@@ -168,7 +169,6 @@ def _show(
 
 def _ask(rows: Sequence[FlaggedText], reviews: Path, by: str, switch_id: str) -> None:
     """Show row by row and write each verdict as it is given."""
-    from safeswitch.core.lock import file_writer
     from safeswitch.data.reviews import Review, add_reviews
 
     if rows and all(one.text is None for one in rows):
@@ -177,16 +177,15 @@ def _ask(rows: Sequence[FlaggedText], reviews: Path, by: str, switch_id: str) ->
             "verdicts on the hashes with --import"
         )
     said = 0
-    with file_writer(reviews):
-        for number, one in enumerate(rows, 1):
-            put(_described(one, f"{number} of {len(rows)}"))
-            answer = _answer()
-            if answer == "q":
-                break
-            if answer != "s":
-                verdict = _ANSWERS[answer]
-                add_reviews(reviews, [Review(one.text_sha256, verdict, by, time.time(), switch_id)])
-                said += 1
+    for number, one in enumerate(rows, 1):
+        put(_described(one, f"{number} of {len(rows)}"))
+        answer = _answer()
+        if answer == "q":
+            break
+        if answer != "s":
+            verdict = Review(one.text_sha256, _ANSWERS[answer], by, time.time(), switch_id)
+            add_reviews(reviews, [verdict], wait_s=_LOCK_S)  # the page may be adding its own
+            said += 1
     put(f"{said} verdicts added to {reviews}")
 
 

@@ -118,26 +118,17 @@ def _review(line: bytes, where: str, absent: JsonMapping) -> Review:
         raise DataError(f"{where}: {error}") from error
 
 
-def add_reviews(path: Path, reviews: Sequence[Review]) -> None:
-    """Add verdicts to a file and wait until they are on disk; half a line that an interrupted
-    writer left is cut off first.
-
-    Raises:
-        ArtifactError: it cannot be written.
-    """
-    if path.exists():
-        cut_torn_line(path)
-    append(path, [asdict(review) for review in reviews])
-
-
-def record_reviews(path: Path, reviews: Sequence[Review], *, wait_s: float = 0.0) -> None:
-    """:func:`add_reviews` as the only writer of the file meanwhile.
+def add_reviews(path: Path, reviews: Sequence[Review], *, wait_s: float = 0.0) -> None:
+    """Add verdicts to a file, as its only writer meanwhile, and wait until they are on disk; half a
+    line that an interrupted writer left is cut off first.
 
     Raises:
         ArtifactError: it cannot be written, or another writer has it for longer than ``wait_s``.
     """
     with file_writer(path, wait_s=wait_s):
-        add_reviews(path, reviews)
+        if path.exists():
+            cut_torn_line(path)
+        append(path, [asdict(review) for review in reviews])
 
 
 def settled(reviews: Iterable[Review], switch: str) -> dict[str, ReviewVerdict]:

@@ -23,7 +23,7 @@ from pydantic import Field
 from safeswitch._version import __version__
 from safeswitch.core.errors import ArtifactError
 from safeswitch.core.json_types import JsonObject
-from safeswitch.data.reviews import Review, ReviewVerdict, read_reviews, record_reviews, settled
+from safeswitch.data.reviews import Review, ReviewVerdict, add_reviews, read_reviews, settled
 from safeswitch.serving.audit import Audit, days_ago
 from safeswitch.serving.errors import ApiError
 from safeswitch.serving.replies.form import public
@@ -142,7 +142,7 @@ class Page:
         by = visitor.name or NAMELESS
         given = Review(text_sha256, verdict, by, time.time(), str(record["bundle_id"]))
         try:
-            record_reviews(Path(self.settings.ui_reviews), [given], wait_s=_LOCK_S)
+            add_reviews(Path(self.settings.ui_reviews), [given], wait_s=_LOCK_S)
         except ArtifactError as error:
             _log.warning("a verdict from the page was lost: %s", error)
             raise ApiError(503, "verdicts cannot be written now; try again") from error
