@@ -23,7 +23,7 @@ from typing import Any
 
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Decision, Example
-from safeswitch.data.reviews import Verdict
+from safeswitch.data.reviews import ReviewVerdict
 from safeswitch.data.traffic import Traffic, traffic
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.recalibrate import RecalibrationSettings, recalibrate
@@ -91,8 +91,8 @@ def flagged_at(switch: Switch, decisions: Sequence[Decision]) -> list[bool]:
 
 
 def reviewed(
-    seen: Traffic, truth: Mapping[str, Verdict], order: str, count: int
-) -> dict[str, Verdict]:
+    seen: Traffic, truth: Mapping[str, ReviewVerdict], order: str, count: int
+) -> dict[str, ReviewVerdict]:
     """Verdicts on the first rows of an order."""
     rows = [one.text_sha256 for one in seen.flagged]
     if order == "random":
@@ -140,7 +140,7 @@ def main() -> None:
     half = len(rows) // 2
     before, after = (rows[:half], decisions[:half]), (rows[half:], decisions[half:])
     seen = traffic(recorded(*before, switch), switch.fingerprint, switch.gate.thresholds())
-    truth: dict[str, Verdict] = {
+    truth: dict[str, ReviewVerdict] = {
         sha(example): "right" if example.unsafe else "false_alarm" for example in before[0]
     }
     false = sum(truth[one.text_sha256] == "false_alarm" for one in seen.flagged)

@@ -24,10 +24,16 @@ SEVERITIES = {"!": "severe", "-": "refuse", "~": "careful"}
 LOOKALIKE = "look-alike"
 _FIRST_PERSON = re.compile(r"\b(?:my|me|our|us|I|I'm|myself)\b")
 TABLE_NAMES = ("pairs_crime.txt", "pairs_people.txt", "pairs_society.txt", "pairs_more.txt")
+ASKED_NAMES = ("asked_make.txt", "asked_me.txt", "asked_study.txt")
+"""Tables of whole requests, by what they are like: orders to make something, a person's own matter,
+bookish questions."""
 _PLAIN = ("question", "command", "statement")
 NAMED_ONLY = ("child_abuse", "sexual_violence")
 """Categories that are only ever named, in plain words: no tale, no role, no frame."""
 NAMED_FORMS = ("question", "command", "statement", "terse", "hypothetical", "justified")
+_PREFIXES = {"pairs_more.txt": "more-"} | {
+    name: name.removeprefix("asked_").removesuffix(".txt") + "-" for name in ASKED_NAMES
+}
 _DOUBLED = ("begin", "control", "forget", "kidnap", "quit", "travel")
 CONTEXTS = (
     ("before", "{q}\n\n{d}"),
@@ -158,7 +164,7 @@ def lines(name: str) -> list[str]:
 
 def pairs(name: str) -> Iterator[Pair]:
     """The pairs of a table."""
-    prefix = "more-" if name == "pairs_more.txt" else ""
+    prefix = _PREFIXES.get(name, "")
     category = severity = ""
     count: Counter[str] = Counter()
     for line in lines(name):
@@ -175,7 +181,7 @@ def read_pair(line: str, group: str, category: str, severity: str) -> Pair:
     form = ""
     if line.startswith("="):
         form, line = line[1:].split("|", 1)
-    unsafe, safe = (part.strip() for part in line.split("||"))
+    unsafe, safe = (part.strip().replace("\\n", "\n") for part in line.split("||"))
     if unsafe[0] in SEVERITIES:
         severity, unsafe = SEVERITIES[unsafe[0]], unsafe[1:]
     touches = safe.startswith("^")
@@ -305,9 +311,23 @@ def sentences() -> Iterator[dict[str, object]]:
     for name in TABLE_NAMES:
         for pair in pairs(name):
             if pair.form:
-                yield from both(
-                    "sentences", "w", pair, pair.form, (pair.sides[0].text, pair.sides[1].text)
-                )
+                yield from both("sentences", "w", pair, pair.form, texts_of(pair))
+
+
+def asked() -> Iterator[dict[str, object]]:
+    """Kind ``asked``: whole requests as people word them, each beside one that sounds like it."""
+    for pair in requests():
+        yield from both("asked", "w", pair, pair.form, texts_of(pair))
+
+
+def requests() -> list[Pair]:
+    """The pairs of whole requests of kind ``asked``."""
+    return [pair for name in ASKED_NAMES for pair in pairs(name)]
+
+
+def texts_of(pair: Pair) -> tuple[str, str]:
+    """What both sides say."""
+    return pair.sides[0].text, pair.sides[1].text
 
 
 def actions() -> list[Pair]:
@@ -343,7 +363,7 @@ def ideas() -> Iterator[dict[str, object]]:
         about, texts = (part.strip() for part in line.split("|", 1))
         pair = read_pair(texts, f"idea-{idea}-{number:02}", *about.split())
         form = "statement" if pair.sides[0].text.startswith("I") else "question"
-        for made in both("ideas", "w", pair, form, (pair.sides[0].text, pair.sides[1].text)):
+        for made in both("ideas", "w", pair, form, texts_of(pair)):
             made["meta"]["idea"] = idea  # type: ignore[index]
             yield made
 
@@ -386,7 +406,8 @@ def general() -> Iterator[dict[str, object]]:
             kind, form, severity = line.strip("[]").split()
             continue
         count[kind] += 1
-        yield harmless(kind, f"{kind}-{count[kind]:03}", line, kind, form, severity.strip("-"))
+        text = line.replace("\\n", "\n")
+        yield harmless(kind, f"{kind}-{count[kind]:03}", text, kind, form, severity.strip("-"))
 
 
 def languages() -> Iterator[dict[str, object]]:
@@ -463,6 +484,29 @@ def tongues() -> Iterator[dict[str, object]]:
             yield harmless("tongues", name, text, "instructions", form, lang=tongue.lang)
 
 
+def abroad() -> Iterator[dict[str, object]]:
+    """Kind ``abroad``: requests in other languages, written in each for itself."""
+    lang = ""
+    count: Counter[str] = Counter()
+    for line in lines("abroad.txt"):
+        if line.startswith("["):
+            lang = line.strip("[]")
+            continue
+        about, text = (part.strip() for part in line.split("|", 1))
+        count[lang] += 1
+        name = f"abroad-{lang}-{count[lang]:02}"
+        if about.startswith("-"):
+            made = harmless("abroad", name, text, "instructions", about.split()[1])
+            made["meta"]["lang"] = lang  # type: ignore[index]
+            yield made
+            continue
+        category, severity, form = about.split()
+        pair = read_pair(text, name, category, severity)
+        for made in both("abroad", "w", pair, form, texts_of(pair)):
+            made["meta"]["lang"] = lang  # type: ignore[index]
+            yield made
+
+
 def in_tongue(
     lang: str, tag: str, pair: Pair, form: str, texts: list[str]
 ) -> Iterator[dict[str, object]]:
@@ -520,7 +564,7 @@ def attacked(
     tag: str, pair: Pair, form: str, lang: str, system: str
 ) -> Iterator[dict[str, object]]:
     """The two rows of a pair under the same system message; under none where it is empty."""
-    texts = (pair.sides[0].text, pair.sides[1].text)
+    texts = texts_of(pair)
     for made in both("injection", tag, pair, form, texts):
         made["meta"]["lang"] = lang  # type: ignore[index]
         yield conversation(made, (("system", system),)) if system else made
@@ -565,6 +609,20 @@ def wrapped() -> Iterator[dict[str, object]]:
             )
             form = "wrapped" if template else "encoded"
             for made in both("wrapped", name, pair, form, (texts[0], texts[1])):
+                yield made | {"wrapper": name}
+
+
+def framed() -> Iterator[dict[str, object]]:
+    """Kind ``framed``: jailbreak frames around whole requests, unsafe and safe alike."""
+    known = [pair for pair in requests() if pair.sides[0].category not in NAMED_ONLY]
+    for line in lines("frames.txt"):
+        name, template = (part.strip() for part in line.split("|", 1))
+        held = name.startswith("*")
+        name = name.removeprefix("*")
+        fitting = [pair for pair in known if (pair.split == "held") == held]
+        for pair in random.Random(f"frame {name}").sample(fitting, 3):
+            texts = [template.replace("\\n", "\n").replace("{q}", q) for q in texts_of(pair)]
+            for made in both("framed", name, pair, "wrapped", (texts[0], texts[1])):
                 yield made | {"wrapper": name}
 
 
@@ -621,7 +679,7 @@ def turns() -> Iterator[dict[str, object]]:
         about, rest = (part.strip() for part in line.split("|", 1))
         user, assistant, unsafe, safe = (part.strip() for part in rest.split("||"))
         pair = read_pair(f"{unsafe} || {safe}", f"turns-{number:02}", *about.split())
-        for made in both("turns", "w", pair, "turns", (pair.sides[0].text, pair.sides[1].text)):
+        for made in both("turns", "w", pair, "turns", texts_of(pair)):
             yield conversation(made, exchange(user, assistant))
     for held in (False, True):
         for number, pair in enumerate(chosen("again", 10 if held else 30, held)):
@@ -640,14 +698,17 @@ def turns() -> Iterator[dict[str, object]]:
 KINDS = {
     "pairs": phrased,
     "sentences": sentences,
+    "asked": asked,
     "ideas": ideas,
     "howto": howto,
     "general": general,
     "languages": languages,
     "tongues": tongues,
+    "abroad": abroad,
     "short": short,
     "injection": injection,
     "wrapped": wrapped,
+    "framed": framed,
     "long": long,
     "turns": turns,
 }

@@ -18,7 +18,7 @@ from safeswitch.analyses.landscape.perturb import (
 )
 from safeswitch.analyses.landscape.survey import Plan, Surveyor, survey, visage
 from safeswitch.bench.judges.base import JUDGES
-from safeswitch.bench.judges.rules import Rules
+from safeswitch.bench.judges.rules import RulesJudge
 from safeswitch.core.errors import DataError, SettingError
 from safeswitch.core.types import Example, Message
 from safeswitch.engines.transformers.engine import TransformersEngine
@@ -172,7 +172,7 @@ def test_a_survey_is_the_unmoved_run_in_its_middle_and_lets_the_gate_speak(tmp_p
 
 
 def test_what_cannot_be_surveyed_is_refused() -> None:
-    assert JUDGES["rules"] is Rules
+    assert JUDGES["rules"] is RulesJudge
     with pytest.raises(SettingError, match="part must be one of"):
         Plan(parts=("body",))
     with pytest.raises(SettingError, match="points must be odd"):
@@ -180,4 +180,4 @@ def test_what_cannot_be_surveyed_is_refused() -> None:
     engine = TransformersEngine(tiny_lm())
     safe = [Example("a", (Message("user", "Hi"),), "safe")]
     with pytest.raises(DataError, match="no unsafe request"):
-        Surveyor(engine, Switch(Gate(), NoAction()), safe, Rules(), Plan())
+        Surveyor(engine, Switch(Gate(), NoAction()), safe, RulesJudge(), Plan())

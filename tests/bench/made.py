@@ -9,7 +9,7 @@ from typing import Any
 
 from safeswitch.bench.benchmark import Benchmark, Loaded
 from safeswitch.bench.judges.base import make_judge
-from safeswitch.bench.judges.rules import Rules  # noqa: F401  (registers it)
+from safeswitch.bench.judges.rules import RulesJudge  # noqa: F401  (registers it)
 from safeswitch.bench.log import Logged, RunLog
 from safeswitch.bench.runner import Candidate, run_method
 from safeswitch.bench.verdict import Verdict

@@ -12,8 +12,16 @@ from typing import Any
 
 import pytest
 
-from safeswitch.bench.benchmark import BENCHMARKS, CARD, Benchmark, MissingError, drawn, load
-from safeswitch.bench.catalogue import suite_benchmarks, suites
+from safeswitch.bench.benchmark import (
+    BENCHMARKS,
+    CARD,
+    Benchmark,
+    MissingError,
+    drawn,
+    load,
+    suite_benchmarks,
+    suites,
+)
 from safeswitch.core.errors import DataError, SettingError
 from tests.bench.made import CARD as MADE_CARD
 from tests.bench.made import asked

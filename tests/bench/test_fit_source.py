@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from safeswitch.bench.bench import BenchSettings, run_bench
-from safeswitch.bench.candidates import prepare
-from safeswitch.bench.fit_source import fitting_on
+from safeswitch.bench.candidates import fitting_on, prepare
 from safeswitch.bench.record_tables import left_out
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example
@@ -56,7 +55,7 @@ def test_a_run_that_fits_carries_the_figures_of_left_out_sources_into_its_report
             }
         }
 
-    monkeypatch.setattr("safeswitch.bench.fit_source.left_out_report", report)
+    monkeypatch.setattr("safeswitch.bench.candidates.left_out_report", report)
     fitting, told = fitting_on(
         engine, [str(tmp_path / "fit.jsonl")], SETTINGS, None, lambda text: None, leave_out=True
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safeswitch.bench.judges.rules import Rules
+from safeswitch.bench.judges.rules import RulesJudge
 from safeswitch.bench.log import RunLog
 from safeswitch.bench.runner import judge_rows
 from safeswitch.bench.verdict import Verdict
@@ -89,7 +89,7 @@ def test_a_judge_that_comes_later_judges_what_is_there_and_nothing_is_generated(
 ) -> None:
     log = run(tmp_path, [loaded("a", asked("a", 3))], Scripted())
 
-    class Late(Rules):
+    class Late(RulesJudge):
         name = "late"
 
     judge_rows(log, "base", "a", Late())

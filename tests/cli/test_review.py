@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from safeswitch.core.types import Example
-from safeswitch.data.reviews import read_reviews
+from safeswitch.data.reviews import Review, add_reviews, read_reviews
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.suites import load_suite
@@ -248,3 +248,20 @@ def test_options_of_a_refit_that_would_have_no_effect_are_refused(
     assert code == 2
     assert why in error
     assert not (tmp_path / "new").exists()
+
+
+def test_a_reviewer_at_the_terminal_holds_nobody_else_up(
+    call: Any, base: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reviews = tmp_path / "r.jsonl"
+    letters = iter("rq")
+
+    def answer(prompt: str) -> str:
+        # what the page does, while the question stands
+        add_reviews(reviews, [Review("0" * 64, "unsure", "page", 1.0, "another")])
+        return next(letters)
+
+    monkeypatch.setattr("builtins.input", answer)
+    code, _, error = call("review", *base, "--by", "ann")
+    assert code == 0, error
+    assert [one.by for one in read_reviews(reviews)] == ["page", "ann", "page"]

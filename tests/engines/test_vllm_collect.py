@@ -11,7 +11,7 @@ import torch
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import PROMPT_END, Position, ReadPoint
-from safeswitch.engines.vllm.recorder import Recorder
+from safeswitch.engines.vllm.recorder import StateRecorder
 from safeswitch.fitting.refusal_head import HeadSettings
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.switch.switch import Switch
@@ -35,7 +35,7 @@ ADDED = tuple(
 
 
 def test_the_recorder_keeps_the_last_reading_of_a_count_and_an_ended_replys_last_state() -> None:
-    recorder = Recorder(POINTS)
+    recorder = StateRecorder(POINTS)
     states = {layer: torch.arange(4.0).reshape(2, 2) + layer for layer in (2, 3)}
     recorder.step([(0, "a", 0, False), (1, "b", 0, False)], lambda layer: -states[layer])
     recorder.step([(0, "a", 0, False), (1, "b", 1, True)], states.__getitem__)

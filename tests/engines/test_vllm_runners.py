@@ -16,7 +16,7 @@ from safeswitch.core.types import Position, ReadPoint
 from safeswitch.engines.settings import GuardSettings
 from safeswitch.engines.vllm.guard import Guard, Tenant
 from safeswitch.engines.vllm.live import keep
-from safeswitch.engines.vllm.recorder import Recorder
+from safeswitch.engines.vllm.recorder import StateRecorder
 from safeswitch.engines.vllm.settings import Task
 from safeswitch.switch.actuators.base import LowRankHead
 from safeswitch.switch.gate import Gate, Stage
@@ -52,7 +52,7 @@ class Model:
         self.safeswitch_guard = Guard(
             {"default": Tenant("default", gate, head), "one": Tenant("one", only, head)}, TOP
         )
-        self.safeswitch_recorder = Recorder([])
+        self.safeswitch_recorder = StateRecorder([])
         self.safeswitch_stop_token, self.safeswitch_top = STOP, TOP
         self.states = torch.empty(0)
 

@@ -13,7 +13,7 @@ import torch
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
-from safeswitch.data.reviews import Verdict
+from safeswitch.data.reviews import ReviewVerdict
 from safeswitch.data.traffic import Traffic, traffic
 from safeswitch.fitting.recalibrate import RecalibrationSettings, _held, recalibrate
 from safeswitch.probers.drift import Histogram
@@ -49,7 +49,7 @@ FLAGGED = {f"t{i}": 0.55 + i / 25 for i in range(10)}
 """Scores from .55 to .91."""
 
 
-def said(false: int, of: int = 10) -> dict[str, Verdict]:
+def said(false: int, of: int = 10) -> dict[str, ReviewVerdict]:
     """The lowest ``false`` texts are false alarms, the rest of the first ``of`` right."""
     return {sha(f"t{i}"): "false_alarm" if i < false else "right" for i in range(of)}
 
@@ -126,7 +126,7 @@ def test_a_text_that_was_sent_often_weighs_as_often_and_widens_the_interval() ->
 
 def test_what_passed_counts_as_benign_only_when_told_so() -> None:
     flagged = {"t0": 0.6, "t9": 0.9}
-    verdicts: dict[str, Verdict] = {sha("t0"): "right", sha("t9"): "right"}
+    verdicts: dict[str, ReviewVerdict] = {sha("t0"): "right", sha("t9"): "right"}
     with pytest.raises(FitError, match="no flagged request has the verdict 'false_alarm'"):
         recalibrate(switch(), seen(flagged), verdicts)
     told = RecalibrationSettings(budget=0.01, passed_is_benign=True)
@@ -160,7 +160,7 @@ def test_a_second_recalibration_does_not_move_it_beyond_that_either() -> None:
 
 
 def test_a_threshold_that_would_catch_nothing_is_refused() -> None:
-    verdicts: dict[str, Verdict] = {**said(10), sha("t2"): "right"}
+    verdicts: dict[str, ReviewVerdict] = {**said(10), sha("t2"): "right"}
     with pytest.raises(FitError, match="none of the 1 requests reviewed as rightly flagged"):
         recalibrate(
             switch(), seen(FLAGGED, passed=999), verdicts, RecalibrationSettings(budget=0.001)
@@ -214,7 +214,7 @@ def test_a_stage_that_the_gate_lacks_is_refused_with_those_it_has() -> None:
 
 def test_whatever_the_verdicts_the_threshold_stays_a_number_strictly_inside_its_range() -> None:
     generator = torch.Generator().manual_seed(0)
-    kinds: tuple[Verdict, ...] = ("right", "false_alarm", "unsure")
+    kinds: tuple[ReviewVerdict, ...] = ("right", "false_alarm", "unsure")
     changed = 0
     for _ in range(40):
         scores = 0.5 + torch.rand(8, generator=generator) / 2

@@ -13,11 +13,12 @@ import torch
 
 from safeswitch.core.errors import DataError, FitError, SettingError
 from safeswitch.core.types import Example
-from safeswitch.data.reviews import Verdict
+from safeswitch.data.reviews import ReviewVerdict
 from safeswitch.data.traffic import Traffic, traffic
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.recalibrate import RecalibrationSettings, recalibrate
-from safeswitch.fitting.refit_last import RefitSettings, calibration_rows, refit_last
+from safeswitch.fitting.refit_last import RefitSettings, refit_last
+from safeswitch.fitting.refit_rows import calibration_rows
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.bench import parts
 from safeswitch.nano.suites import load_fit, load_suite
@@ -40,7 +41,7 @@ class Observed:
     engine: TransformersEngine
     switch: Switch
     seen: Traffic
-    verdicts: dict[str, Verdict]
+    verdicts: dict[str, ReviewVerdict]
     calibration: list[Example]
     texts: dict[str, Example]
     held: list[Example]
@@ -89,7 +90,7 @@ def observed() -> Observed:
         )  # fmt: skip
     seen = traffic(records, switch.fingerprint, bars)
     reviewed = random.Random(0).sample(list(seen.flagged), 50)
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, ReviewVerdict] = {}
     for one in reviewed:
         unsafe = found.texts[str(one.text)].unsafe
         verdicts[one.text_sha256] = "right" if unsafe else "false_alarm"
@@ -159,7 +160,9 @@ def test_a_threshold_moved_later_may_move_from_where_the_new_layer_set_it(
         row |= {"at": float(i), "policy": "observe", "bundle_id": new.fingerprint, "fired": True,
                 "thresholds": bars, "scores": {"stage1": top}}  # fmt: skip
     seen = traffic(rows, new.fingerprint, bars)
-    said: dict[str, Verdict] = dict.fromkeys((one.text_sha256 for one in seen.flagged), "right")
+    said: dict[str, ReviewVerdict] = dict.fromkeys(
+        (one.text_sha256 for one in seen.flagged), "right"
+    )
     said[seen.flagged[0].text_sha256] = "false_alarm"
     settings = RecalibrationSettings("stage1", 0.5, max_shift=0.01)
     with pytest.raises(FitError, match="already keeps"):

@@ -19,8 +19,8 @@ from safeswitch.activations.reread import reread
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ArtifactError, SettingError
 from safeswitch.core.types import Position, ReadPoint
+from safeswitch.engines.transformers.batch import late_lengths
 from safeswitch.engines.transformers.engine import TransformersEngine
-from safeswitch.engines.transformers.late import late_lengths
 from safeswitch.engines.transformers.steer import acting, changed
 from safeswitch.fitting.head_data import reply_states
 from safeswitch.methods.cast import COMPLIANCE, REFUSALS, suffix_differences
@@ -41,9 +41,14 @@ from safeswitch.methods.patch import gradients, head_gradient
 from safeswitch.methods.reroute import _distance, _likeness, adapted, factors
 from safeswitch.methods.resolve import resolve
 from safeswitch.methods.scans import Scans
-from safeswitch.methods.stair import Beam, Judge, reward
+from safeswitch.methods.stair import Beam, RewardModel, reward
 from safeswitch.models.chat import ChatEncoder
-from safeswitch.probers.apart import APPENDED, AppendingProber, LikelihoodProber, TransitionProber
+from safeswitch.probers.appended import (
+    APPENDED,
+    AppendingProber,
+    LikelihoodProber,
+    TransitionProber,
+)
 from safeswitch.probers.base import prober_from_state
 from safeswitch.probers.condition import (
     WHOLE,
@@ -591,7 +596,7 @@ def test_a_reward_puts_safe_before_unsafe_and_helpful_unsafe_last() -> None:
 
 def test_a_judge_scores_replies_so_far_as_a_forward_pass_does() -> None:
     prober = Projection(ReadPoint(TOP, Position("pilot", 1)), D)
-    judge, replies = Judge(engine(), prober), [[30, 31, 32], [40], []]
+    judge, replies = RewardModel(engine(), prober), [[30, 31, 32], [40], []]
     found = judge.rewards(ROWS[0], replies)
     for reply, value in zip(replies[:2], found, strict=False):
         row = [*ROWS[0], *reply]
@@ -622,7 +627,7 @@ def test_search_only_touches_the_grey_band_and_never_lowers_the_reward(name: str
     plain = engine().generate(ASKED, wide, max_new_tokens=6, do_sample=False)
     searching = method.wrap(engine())
     found = searching.generate(ASKED, switch=wide, max_new_tokens=6, do_sample=False)
-    judge = Judge(engine(), wide.gate.watch.prober)
+    judge = RewardModel(engine(), wide.gate.watch.prober)
     for row, one, two in zip(ROWS, plain, found, strict=True):
         if name == "best_of_n" and not one.decision.fired:
             before, after = judge.rewards(row, [one.token_ids, two.token_ids])
@@ -760,7 +765,7 @@ def test_gguf_counts_blocks_from_nought_as_repeng_does(tmp_path: Path) -> None:
 
 
 def test_a_rank_one_head_in_few_places_is_its_largest_entries() -> None:
-    method = resolve("patch", SETTINGS, obeys, shares=(0.05,), spared=(0.02,))
+    method = resolve("patch", SETTINGS, obeys, fractions=(0.05,), spared=(0.02,))
     switch = method.prepare(engine(), PARTS)
     held = resolve("head", SETTINGS, obeys).prepare(engine(), PARTS).actuator
     assert isinstance(held, LowRankHead)

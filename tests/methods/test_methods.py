@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from safeswitch.core.deprecated import old_names
 from safeswitch.core.types import Decision, Example, Reply
 from safeswitch.data.splits import grouped_split
 from safeswitch.methods.base import METHODS
+from safeswitch.methods.resolve import resolve
 from safeswitch.methods.safeswitch import AlwaysHead, SafeSwitch
 from safeswitch.methods.safety_prompt import PROMPTS, SafetyPrompt
 from safeswitch.methods.untouched import Untouched
@@ -108,3 +110,26 @@ def test_a_single_candidate_is_taken_without_asking_the_model() -> None:
     switch = SafetyPrompt(SETTINGS, said_yes, candidates=PROMPTS[:1]).prepare(Obeys({}), PARTS)
     assert isinstance(switch.actuator, SystemPrompt)
     assert switch.actuator.text == PROMPTS[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "value"),
+    [
+        ("antidote", "layer_share", "layer_fraction", 0.5),
+        ("dense_antidote", "entry_share", "entry_fraction", 0.5),
+        ("cast", "shares", "multiples", (1.0,)),
+        ("scans", "shares", "multiples", (1.0,)),
+        ("patch", "shares", "fractions", (0.1,)),
+        ("patch_weights:w.safetensors", "share", "fraction", 0.1),
+        ("merge:w.safetensors", "shares", "fractions", (0.5,)),
+    ],
+)
+def test_the_old_name_of_a_methods_setting_works_with_a_warning_and_stays_in_a_runs_identity(
+    name: str, old: str, new: str, value: object
+) -> None:
+    with pytest.warns(DeprecationWarning, match=f"{old} is called {new} now"):
+        method = resolve(name, **{old: value})
+    assert method == resolve(name, **{new: value})
+    with pytest.warns(DeprecationWarning, match=f"{old} is called {new} now"):
+        assert getattr(method, old) == value
+    assert old_names(type(method))[new] == old

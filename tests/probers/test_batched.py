@@ -10,8 +10,8 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.batched import (
-    Part,
-    Weights,
+    FitRows,
+    MLPWeights,
     first_weights,
     forward,
     gradients,
@@ -27,7 +27,7 @@ POINTS = (EARLY, LAST, PILOT)
 outputs = pytest.mark.parametrize("o", [1, 2])
 
 
-def random_case(o: int) -> tuple[Weights, Tensor, Tensor, Tensor, Tensor]:
+def random_case(o: int) -> tuple[MLPWeights, Tensor, Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(o)
     weights = first_weights(3, 5, 7, o, g)
     x, labels = torch.randn(3, 6, 5, generator=g), (torch.rand(6, generator=g) > 0.5).float()
@@ -43,7 +43,7 @@ def random_case(o: int) -> tuple[Weights, Tensor, Tensor, Tensor, Tensor]:
 @outputs
 def test_the_gradient_by_hand_is_autograds(o: int) -> None:
     weights, x, labels, row_weights, keep = random_case(o)
-    tracked = Weights(*(t.clone().requires_grad_() for t in weights))
+    tracked = MLPWeights(*(t.clone().requires_grad_() for t in weights))
     losses(forward(x, tracked, keep), labels, row_weights).sum().backward()
     for t in weights:
         t.grad = torch.empty_like(t)
@@ -134,7 +134,7 @@ def test_early_stopping_keeps_the_best_weights_of_each_prober() -> None:
     held, truth = make_acts(60, seed=1, gap=0.5)
     recipe = RECIPES["default"].override(lr=0.1)
     x, hx = (torch.stack([a.at(p) / a.at(p).std(0) for p in POINTS]) for a in (activations, held))
-    fit_part, held_part = Part.make(x, labels, True), Part.make(hx, truth, True)
+    fit_part, held_part = FitRows.make(x, labels, True), FitRows.make(hx, truth, True)
     stopped = train(fit_part, held_part, recipe, 16, 0)
     last = train(fit_part, None, recipe, 16, 0)
     lower = [

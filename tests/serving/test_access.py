@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from safeswitch.core.errors import ArtifactError, SettingError
+from safeswitch.serving.admin import THRESHOLDS
 from safeswitch.serving.keys import add_key, hash_of, read_keys, remove_key
-from safeswitch.serving.middleware import THRESHOLDS, SafeSwitchMiddleware, Scope
+from safeswitch.serving.middleware import SafeSwitchMiddleware, Scope
 from safeswitch.serving.settings import ServerSettings
 from tests.serving.test_middleware import CHAT, PASSED, Answer, App, post
 

@@ -265,7 +265,7 @@ def test_a_prompt_that_cannot_fit_is_refused_before_its_tokens_are_counted(
     def fails(*_: Any) -> None:
         raise AssertionError("nothing is to be tokenised")
 
-    monkeypatch.setattr(nano.front, "_size", fails)
+    monkeypatch.setattr(nano.front.prompts, "sized", fails)
     for path, field in ((CHAT, {"messages": [{"role": "user", "content": "a" * (longest + 1)}]}),
                         (COMPLETIONS, {"prompt": "a" * (longest + 1)}), (COMPLETIONS, {"prompt": [5] * 513})):  # fmt: skip
         answer = nano.one(path, **HI, **field)

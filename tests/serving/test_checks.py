@@ -170,7 +170,7 @@ def test_a_switch_without_stage_1_is_refused_in_words(lm: LanguageModel, tmp_pat
 def test_a_tool_result_reaches_the_model_as_a_turn_of_the_users(front: FrontEnd) -> None:
     app = Middleware(front, "nano", ServerSettings())
     seen: list[Any] = []
-    front._check_length = seen.append  # type: ignore[method-assign]
+    front.prompts.check_length = seen.append  # type: ignore[method-assign]
     body = {"model": "nano", "max_tokens": 2, "messages": CONVERSATION[:4]}
     assert asked(app, CHAT, body).status_code == 200
     assert seen == [

@@ -111,6 +111,9 @@ def test_flags_that_would_take_the_guard_out_are_refused_and_the_host_is_local()
     assert made[made.index("--host") + 1] == "127.0.0.1"
     assert set(json.loads(made[made.index("--additional-config") + 1])) == {"mine", "safeswitch"}
     assert made.count("--additional-config") == 1
+    assert made[made.index("--dtype") + 1] == "float32"  # nano's own; vLLM's auto is bfloat16
+    halved = serve_arguments(str(weights_path()), guard, ["--dtype", "bfloat16"])
+    assert halved.count("--dtype") == 1
     assert "127.0.0.1" not in serve_arguments(str(weights_path()), guard, ["--host", "0.0.0.0"])
 
 

@@ -220,3 +220,9 @@ def test_an_undecided_gate_asks_every_stage_and_never_fires(rule: Any, second: b
         readings.append(gate.at_pilot(states, first.scores))
     assert not any(reading.fired.any() for reading in readings)
     assert Gate(always=True).undecided().at_prompt(states).fired.tolist() == [False] * 3
+
+
+def test_the_old_name_of_the_points_behind_appended_tokens_works_with_a_warning() -> None:
+    gate = Gate(always=True)
+    with pytest.warns(DeprecationWarning, match="apart_points is called reread_points now"):
+        assert gate.apart_points == gate.reread_points == ()

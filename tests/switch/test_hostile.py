@@ -23,7 +23,7 @@ from safeswitch.core.artifact import read_tensors, write_tensors
 from safeswitch.core.errors import ArtifactError
 from safeswitch.core.types import Position, ReadPoint
 from safeswitch.nano import switch_path
-from safeswitch.probers.apart import AppendingProber, LikelihoodProber, TransitionProber
+from safeswitch.probers.appended import AppendingProber, LikelihoodProber, TransitionProber
 from safeswitch.probers.condition import Condition, ConditionProber
 from safeswitch.probers.ensemble import EnsembleProber
 from safeswitch.switch.actuators.base import (

@@ -16,7 +16,7 @@ from torch import Tensor
 from safeswitch.activations.reader import Keep, Reader
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ActivationError, ContextLengthError, SettingError
-from safeswitch.core.types import APART, RUNNING, Output, Position, Prompt, ReadPoint, Site
+from safeswitch.core.types import REREAD, RUNNING, Output, Position, Prompt, ReadPoint, Site
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.vision import Vision
@@ -169,9 +169,9 @@ def check_points(lm: LanguageModel, points: Sequence[ReadPoint]) -> None:
             raise SettingError(
                 f"record: read point {point} needs a resolved layer in 0..{lm.num_layers}"
             )
-    apart = [str(p) for p in points if p.position.kind in APART]
-    if apart:
-        raise SettingError(f"record: {', '.join(apart)} is read after appended tokens; use reread")
+    reread = [str(p) for p in points if p.position.kind in REREAD]
+    if reread:
+        raise SettingError(f"record: {', '.join(reread)} is read after appended tokens; use reread")
 
 
 @dataclass

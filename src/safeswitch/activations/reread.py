@@ -19,7 +19,7 @@ from safeswitch.activations.record import record
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ContextLengthError, SettingError
 from safeswitch.core.json_types import JsonObject
-from safeswitch.core.types import APART, Position, ReadPoint
+from safeswitch.core.types import REREAD, Position, ReadPoint
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 
@@ -45,7 +45,7 @@ def reread(
         SettingError: nothing to append, or an ``nll`` of more tokens than that.
         ContextLengthError: a sequence that leaves no room.
     """
-    wanted = [p for p in points if p.position.kind in APART]
+    wanted = [p for p in points if p.position.kind in REREAD]
     if not appended:
         raise SettingError("reread: there are no tokens to append")
     rows = [[*sequence, *appended] for sequence in sequences]

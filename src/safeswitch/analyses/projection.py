@@ -87,18 +87,9 @@ def projection(
         rows = [[*row, *reply.token_ids] for row, reply in zip(prompts, replies, strict=True)]
         states.append(record(lm, rows, lengths, [later], dtype=torch.float32).at(later))
     flat, explained = _flatten(torch.cat(states).numpy().astype(np.float64), how, seed)
-    points = [
-        {
-            "id": e.id,
-            "label": e.label,
-            "moment": moment,
-            "fired": fired[i],
-            "x": float(x),
-            "y": float(y),
-        }
-        for moment, rows in zip(MOMENTS, np.split(flat, len(MOMENTS)), strict=True)
-        for i, (e, (x, y)) in enumerate(zip(examples, rows, strict=True))
-    ]
+    points: list[JsonObject] = []
+    for moment, places in zip(MOMENTS, np.split(flat, len(MOMENTS)), strict=True):
+        points += _points(examples, fired, moment, places)
     return {
         "how": how,
         "layer": end.layer,
@@ -106,6 +97,17 @@ def projection(
         "explained": explained,
         "points": points,
     }
+
+
+def _points(
+    examples: Sequence[Example], fired: Sequence[bool], moment: str, places: np.ndarray
+) -> list[JsonObject]:
+    """Where n requests lie at one moment, ``places`` ``[n, 2]``."""
+    found: list[JsonObject] = []
+    for example, flag, (x, y) in zip(examples, fired, places, strict=True):
+        named = {"id": example.id, "label": example.label, "moment": moment, "fired": flag}
+        found.append({**named, "x": float(x), "y": float(y)})
+    return found
 
 
 def _flatten(states: np.ndarray, how: str, seed: int) -> tuple[np.ndarray, list[float] | None]:

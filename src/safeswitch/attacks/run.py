@@ -65,24 +65,13 @@ def run_attacks(
 
     def attacked(loaded: Sequence[Loaded]) -> list[Loaded]:
         """Every benchmark that has unsafe requests, under every attack."""
-        targets = [one for one in loaded if any(e.label == "unsafe" for e in one.examples)]
-        if not targets:
-            raise DataError("attack: none of the benchmarks has an unsafe request")
         made: list[Loaded] = []
-        for one in targets:
+        for one in _with_unsafe(loaded):
             for attack in attacks:
                 say(f"making {one.benchmark.name}.{attack.name}")
-                report_progress = partial(progress, attack.name, one.benchmark.name)
+                count = partial(progress, attack.name, one.benchmark.name)
                 made.append(
-                    attack_set(
-                        one,
-                        attack,
-                        victim,
-                        out,
-                        identity=identity,
-                        progress=report_progress,
-                        say=say,
-                    )
+                    attack_set(one, attack, victim, out, identity=identity, progress=count, say=say)
                 )
         return made
 
@@ -97,6 +86,21 @@ def run_attacks(
         after=after,
         on_start=on_start,
     )
+
+
+def _with_unsafe(loaded: Sequence[Loaded]) -> list[Loaded]:
+    """The benchmarks that have unsafe requests.
+
+    Raises:
+        DataError: none has.
+    """
+    found: list[Loaded] = []
+    for one in loaded:
+        if any(example.label == "unsafe" for example in one.examples):
+            found.append(one)
+    if not found:
+        raise DataError("attack: none of the benchmarks has an unsafe request")
+    return found
 
 
 def _check_sight(engine: MeasuredEngine, attacks: Sequence[Attack]) -> None:

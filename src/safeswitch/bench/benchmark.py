@@ -1,4 +1,5 @@
-"""What a benchmark is, and how its requests are found: in a local folder, or on the hub.
+"""What a benchmark is, which suites there are, and how a benchmark's requests are found: in a local
+folder, or on the hub.
 
 A benchmark is one small module of :mod:`safeswitch.bench.benchmarks`, whose docstring is its card.
 Knows nothing of models and judges.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,16 @@ from safeswitch.data.rows import to_example
 Measures = Literal["safety", "task", "open"]
 MEASURES: tuple[str, ...] = ("safety", "task", "open")
 CARD = ("Source", "Licence", "Revision", "Rows", "Label", "Noise")
+CHOSEN: Mapping[str, tuple[str, ...]] = {
+    "quick": (
+        "xstest", "harmbench", "jailbreakbench_harmful", "jailbreakbench_benign",
+        "trustllm_jailbreak", "gsm8k", "mmlu",
+    ),
+    "paper": (
+        "sorry_bench", "trustllm_misuse", "trustllm_jailbreak", "xstest", "alpaca_eval", "trivia_qa",
+    ),
+}  # fmt: skip
+"""``paper``: the columns of SafeSwitch's table (arXiv 2502.01042)."""
 _SUFFIXES = (".jsonl", ".csv")
 
 
@@ -110,6 +121,27 @@ BENCHMARKS: Registry[Benchmark] = Registry(
 def register(benchmark: Benchmark) -> Benchmark:
     """Add to the table of benchmarks."""
     return BENCHMARKS.add(benchmark.name)(benchmark)
+
+
+def suites() -> dict[str, tuple[str, ...]]:
+    """Every suite with its benchmarks: the chosen ones, and those that benchmarks say they belong
+    to."""
+    found = dict(CHOSEN)
+    for name in BENCHMARKS:
+        for suite in BENCHMARKS[name].suites:
+            found[suite] = (*found.get(suite, ()), name)
+    return found
+
+
+def suite_benchmarks(name: str) -> tuple[str, ...]:
+    """The benchmarks of a suite.
+
+    Raises:
+        SettingError: no such suite.
+    """
+    known = suites()
+    check_choice("suite", "name", name, tuple(known))
+    return known[name]
 
 
 class MissingError(DataError):

@@ -1,24 +1,30 @@
-"""Makes methods ready to run: fits them on the same data, keeps their switches in the run folder,
-finds them there again.
+"""Makes methods ready to run: fits them on the same data (on files, as ``safeswitch fit`` does),
+keeps their switches in the run folder, finds them there again.
 
 Knows methods by name only. Knows nothing of suites.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from pathlib import Path
 
 from safeswitch.bench.judges.base import Judge
 from safeswitch.bench.log import LATER_SETTINGS, RENAMED_SETTINGS, RunLog, plain
 from safeswitch.bench.runner import Candidate, short_hash
-from safeswitch.core.errors import SettingError
+from safeswitch.core.deprecated import old_names
+from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.grammar import method_parts
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.types import Example
+from safeswitch.data.splits import fit_split
+from safeswitch.fitting.files import Say, fitting_requests, read_sources
 from safeswitch.fitting.fit import does_not_refuse
+from safeswitch.fitting.left_out import left_out_report
 from safeswitch.fitting.observe import Complied
 from safeswitch.fitting.refusal_head import HeadSettings
 from safeswitch.fitting.settings import FitSettings
@@ -60,6 +66,51 @@ class Fitting:
     options: Mapping[str, JsonMapping] = field(default_factory=dict)
     own: Switch | None = None
     left_out: Callable[[], JsonMapping] | None = None
+
+
+def fitting_on(
+    engine: ReadingEngine,
+    sources: Sequence[str],
+    settings: FitSettings,
+    own: Switch | None,
+    say: Say,
+    *,
+    leave_out: bool,
+) -> tuple[Fitting, JsonObject]:
+    """How methods are fitted on ``sources``, and the same for a run's identity.
+
+    With ``leave_out`` the record of a SafeSwitch that is fitted here says how stage 1 does on
+    sources and jailbreak templates left out. Without sources nothing can be fitted; methods that
+    need no fitting, and a given switch, run all the same.
+    """
+
+    @cache
+    def requests() -> list[Example]:
+        if not sources:
+            raise FitError(
+                "this method has to be fitted, and there is nothing to fit it on; give --fit-data"
+            )
+        return fitting_requests(
+            engine, read_sources(sources, label=None, limit=None), settings, say
+        )
+
+    def data() -> Parts:
+        return fit_split(requests(), settings.seed)
+
+    def left_out() -> JsonMapping:
+        return left_out_report(engine, requests(), settings)
+
+    record = {
+        "sources": {source: _digest(source) for source in sources},
+        "settings": settings.to_dict(),
+        "switch": own.fingerprint if own is not None else None,
+    }
+    return Fitting(data, settings, own=own, left_out=left_out if leave_out else None), record
+
+
+def _digest(source: str) -> str | None:
+    path = Path(source)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def check_methods(names: Sequence[str], judges: Sequence[Judge] = ()) -> None:
@@ -280,10 +331,11 @@ def _settings_hash(method: Method) -> str:
     """Hash of a method's own settings; the fitted parts count through the switch."""
     if isinstance(method, Joined):
         return short_hash(_settings_hash(method.first) + _settings_hash(method.second))
+    first_names = old_names(type(method))
     own: JsonObject = {}
     for field_ in fields(method):
         if field_.name not in ("complied", "fitted"):
-            own[field_.name] = getattr(method, field_.name)
+            own[first_names.get(field_.name, field_.name)] = getattr(method, field_.name)
     return short_hash(_settings_text(own))
 
 

@@ -140,7 +140,9 @@ def as_markdown(name: str, table: Table) -> str:
         f"| {' | '.join(names)} |",
         "|" + "---|" * len(names),
     ]
-    lines += ["| " + " | ".join(cell(row.get(n)) for n in names) + " |" for row in shown]
+    for row in shown:
+        cells = [cell(row.get(name)) for name in names]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines + (["", NOTES[name]] if name in NOTES else [])) + "\n"
 
 

@@ -63,11 +63,8 @@ def silenced(rows: LoggedRows) -> set[str]:
 def marked(methods: Sequence[str], fronts: Sequence[Sequence[str]]) -> list[str]:
     """Methods that have a mark of their own: all where they are few, else :data:`ALWAYS` and those
     on a front."""
-    return [
-        m
-        for m in methods
-        if len(methods) <= FEW or m in ALWAYS or any(m in front for front in fronts)
-    ]
+    on_a_front = {method for front in fronts for method in front}
+    return [m for m in methods if len(methods) <= FEW or m in ALWAYS or m in on_a_front]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ def rates_table(rates: Table, methods: Sequence[str], titles: Mapping[str, str] 
         [titles.get(benchmark, benchmark), str(counts[benchmark, metric]), metric]
         for benchmark, metric in cells
     ]
-    figures = [[found.get(m, "") for m in methods] for found in cells.values()]
+    figures: list[list[str]] = []
+    for found in cells.values():
+        figures.append([found.get(method, "") for method in methods])
     names = [titles.get(m, m) for m in methods]
     if len(methods) <= max(FEW, len(places)):
         return _markdown(

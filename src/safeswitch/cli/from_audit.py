@@ -64,10 +64,10 @@ def from_audit(
         found = make_rows(store.export(since=days_ago(since_days)), turns, review=review)
     finally:
         store.close()
-    apart = aside or out.with_name(f"{out.stem}.review.jsonl")
+    review_file = aside or out.with_name(f"{out.stem}.review.jsonl")
     write_examples(found.safe, out)
-    write_examples(found.review, apart)
+    write_examples(found.review, review_file)
     put(f"{len(found.safe)} safe rows written to {out}")
-    put(f"{len(found.review)} rows for review, without a label, written to {apart}")
+    put(f"{len(found.review)} rows for review, without a label, written to {review_file}")
     for reason, count in found.left.items():
         put(f"{count} records left out: {reason}")

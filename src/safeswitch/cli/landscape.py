@@ -114,7 +114,7 @@ def landscape(
     from safeswitch.analyses.landscape.survey import FILE, Surveyor
     from safeswitch.analyses.landscape.survey import survey as run_survey
     from safeswitch.bench.judges.base import make_judge
-    from safeswitch.bench.judges.rules import Rules
+    from safeswitch.bench.judges.rules import RulesJudge
     from safeswitch.nano.bench import NanoJudge
 
     if requests.data is None and model.model != "nano":
@@ -125,7 +125,7 @@ def landscape(
     examples = requests.examples(survey.seed)
     engine = load_engine(model, batch_size=64)
     own = load_switch(model.switch)
-    judge = make_judge(NanoJudge.name if requests.data is None else Rules.name)
+    judge = make_judge(NanoJudge.name if requests.data is None else RulesJudge.name)
     places = Surveyor(engine, own, examples, judge, plan).places()
     with bar(places, "surveying") as advance:
         found = run_survey(

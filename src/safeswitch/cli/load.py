@@ -119,7 +119,7 @@ def load_fitting(
 
     They are fitted on ``fit_data``, or for nano on its own corpus.
     """
-    from safeswitch.bench.fit_source import fitting_on
+    from safeswitch.bench.candidates import fitting_on
     from safeswitch.fitting.settings import FitSettings
     from safeswitch.nano.bench import nano_fitting, nano_settings
 

@@ -44,7 +44,7 @@ def check(
 
     policy, name = read_policy(file)
     folders = {n: switch_folder(f) for n, f in named_folders("--switch", switch).items()}
-    bundles = [Facts.parse(n, told) for n, told in facts_of(folders).items()]
+    bundles = [Facts.parse(n, facts) for n, facts in facts_of(folders).items()]
     check_policy(policy, bundles, engine)
     if keys is not None:
         check_names(policy.keys, keys)
@@ -69,8 +69,8 @@ def schema() -> None:
 
 
 def _line(row: JsonObject) -> str:
-    told = [f"{kind} {_rule(rule)}" for kind, rule in row["kinds"].items()]
-    return ", ".join([*told, f"everything else {_rule(row['default'])}"])
+    kinds = [f"{kind} {_rule(rule)}" for kind, rule in row["kinds"].items()]
+    return ", ".join([*kinds, f"everything else {_rule(row['default'])}"])
 
 
 def _rule(rule: JsonObject) -> str:

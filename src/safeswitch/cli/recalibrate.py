@@ -18,7 +18,7 @@ from safeswitch.data.traffic import FRONT
 
 if TYPE_CHECKING:
     from safeswitch.core.types import Example
-    from safeswitch.data.reviews import Verdict
+    from safeswitch.data.reviews import ReviewVerdict
     from safeswitch.data.traffic import Traffic
     from safeswitch.switch.engine import ReadingEngine
     from safeswitch.switch.switch import Switch
@@ -121,13 +121,13 @@ def recalibrate(
     check_writable(out)
     old = Switch.from_pretrained(folder)
     said = [review for path in reviews for review in read_reviews(path)]
-    told: JsonObject = {
+    reviewed: JsonObject = {
         "reviewers": by_reviewer(said),
         "reviews_hash": reviews_hash(said),
         "date": datetime.now(UTC).date().isoformat(),
     }
     seen, verdicts = read_traffic(recorded, old), settled(said, old.fingerprint)
-    given = (old, seen, verdicts, threshold, told)
+    given = (old, seen, verdicts, threshold, reviewed)
     new = _new_layer(*given, refit, data) if refit.refit_last else _new_threshold(*given)
     new.save_pretrained(out)
     for sentence in sentences(new.record[RECORD][-1]):
@@ -166,29 +166,30 @@ def _check_together(
 def _new_threshold(
     old: Switch,
     seen: Traffic,
-    verdicts: dict[str, Verdict],
+    verdicts: dict[str, ReviewVerdict],
     threshold: ThresholdOptions,
-    told: JsonObject,
+    reviewed: JsonObject,
 ) -> Switch:
     from safeswitch.fitting.recalibrate import RecalibrationSettings
     from safeswitch.fitting.recalibrate import recalibrate as set_anew
 
     settings = RecalibrationSettings(**asdict(threshold))
-    return set_anew(old, seen, verdicts, settings, **told)[0]
+    return set_anew(old, seen, verdicts, settings, **reviewed)[0]
 
 
 def _new_layer(
     old: Switch,
     seen: Traffic,
-    verdicts: dict[str, Verdict],
+    verdicts: dict[str, ReviewVerdict],
     threshold: ThresholdOptions,
-    told: JsonObject,
+    reviewed: JsonObject,
     refit: RefitOptions,
     data: FittedOnOptions,
 ) -> Switch:
     from safeswitch.cli.load import model_folder
     from safeswitch.engines.transformers.engine import TransformersEngine
-    from safeswitch.fitting.refit_last import RefitSettings, calibration_rows, refit_last
+    from safeswitch.fitting.refit_last import RefitSettings, refit_last
+    from safeswitch.fitting.refit_rows import calibration_rows
     from safeswitch.models.chat import ChatEncoder
     from safeswitch.models.turns import Turns
 
@@ -199,7 +200,7 @@ def _new_layer(
     say(f"reading {len(rows)} rows of the calibration and what was reviewed")
     turns = Turns(ChatEncoder(engine.lm.tokenizer, refit.model))
     settings = RefitSettings(threshold.budget, threshold.per_day)
-    return refit_last(engine, old, seen, verdicts, rows, turns, settings, **told)[0]
+    return refit_last(engine, old, seen, verdicts, rows, turns, settings, **reviewed)[0]
 
 
 def _parts(

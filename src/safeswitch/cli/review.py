@@ -19,13 +19,14 @@ from safeswitch.cli.screen import put, put_json, say
 from safeswitch.core.errors import DataError, SettingError, check_choice
 
 if TYPE_CHECKING:
-    from safeswitch.data.reviews import Verdict
-    from safeswitch.data.traffic import Flagged, Traffic
+    from safeswitch.data.reviews import ReviewVerdict
+    from safeswitch.data.traffic import FlaggedText, Traffic
     from safeswitch.switch.switch import Switch
 
 ORDERS = ("nearest", "random")
-_ANSWERS: dict[str, Verdict] = {"r": "right", "f": "false_alarm", "u": "unsure"}
+_ANSWERS: dict[str, ReviewVerdict] = {"r": "right", "f": "false_alarm", "u": "unsure"}
 _HOW = "[r]ight, [f]alse alarm, [u]nsure, [s]kip, [q]uit"
+_LOCK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -125,50 +126,49 @@ def _name(by: str) -> str:
         raise SettingError("review: name who gives the verdicts with --by") from error
 
 
-def _ordered(rows: Sequence[Flagged], order: str, seed: str) -> list[Flagged]:
+def _ordered(rows: Sequence[FlaggedText], order: str, seed: str) -> list[FlaggedText]:
     """Rows as they are shown; random order is the same in every run of one switch, so that a second
     run goes on in it."""
     if order == "nearest":
         return list(rows)
 
-    def place(one: Flagged) -> float:
+    def place(one: FlaggedText) -> float:
         return random.Random(f"{seed}{one.text_sha256}").random()
 
     return sorted(rows, key=place)
 
 
 def _import(source: Path, reviews: Path, seen: Traffic, absent: dict[str, object]) -> None:
-    from safeswitch.data.reviews import import_reviews, record_reviews
+    from safeswitch.data.reviews import add_reviews, import_reviews
 
     found = import_reviews(source, absent, [one.text_sha256 for one in seen.flagged])
-    record_reviews(reviews, found)
+    add_reviews(reviews, found)
     put(f"{len(found)} verdicts added to {reviews}")
 
 
 def _show(
-    rows: Sequence[Flagged],
-    given: dict[str, Verdict],
+    rows: Sequence[FlaggedText],
+    given: dict[str, ReviewVerdict],
     seen: Traffic,
     switch_id: str,
     html: Path | None,
 ) -> None:
-    told = [
+    shown = [
         {**one.to_dict(), "verdict": given.get(one.text_sha256), "switch": switch_id}
         for one in rows
     ]
     if html is None:
-        for row in told:
+        for row in shown:
             put_json(row)
         return
     from safeswitch.report.review_page import write_review_page
 
-    write_review_page(html, told, seen)
-    put(f"{len(told)} of {len(seen.flagged)} flagged texts written to {html}")
+    write_review_page(html, shown, seen)
+    put(f"{len(shown)} of {len(seen.flagged)} flagged texts written to {html}")
 
 
-def _ask(rows: Sequence[Flagged], reviews: Path, by: str, switch_id: str) -> None:
+def _ask(rows: Sequence[FlaggedText], reviews: Path, by: str, switch_id: str) -> None:
     """Show row by row and write each verdict as it is given."""
-    from safeswitch.core.lock import file_writer
     from safeswitch.data.reviews import Review, add_reviews
 
     if rows and all(one.text is None for one in rows):
@@ -177,20 +177,19 @@ def _ask(rows: Sequence[Flagged], reviews: Path, by: str, switch_id: str) -> Non
             "verdicts on the hashes with --import"
         )
     said = 0
-    with file_writer(reviews):
-        for number, one in enumerate(rows, 1):
-            put(_described(one, f"{number} of {len(rows)}"))
-            answer = _answer()
-            if answer == "q":
-                break
-            if answer != "s":
-                verdict = _ANSWERS[answer]
-                add_reviews(reviews, [Review(one.text_sha256, verdict, by, time.time(), switch_id)])
-                said += 1
+    for number, one in enumerate(rows, 1):
+        put(_described(one, f"{number} of {len(rows)}"))
+        answer = _answer()
+        if answer == "q":
+            break
+        if answer != "s":
+            verdict = Review(one.text_sha256, _ANSWERS[answer], by, time.time(), switch_id)
+            add_reviews(reviews, [verdict], wait_s=_LOCK_S)  # the page may be adding its own
+            said += 1
     put(f"{said} verdicts added to {reviews}")
 
 
-def _described(one: Flagged, place: str) -> str:
+def _described(one: FlaggedText, place: str) -> str:
     scores = ", ".join(f"{name} {value:.3f}" for name, value in one.scores.items())
     text = one.text if one.text is not None else f"(no text kept; sha256 {one.text_sha256})"
     return (

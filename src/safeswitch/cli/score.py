@@ -58,8 +58,7 @@ def score(
     take gets a row with the field 'error'.
     """
     from safeswitch.data.readers import read_examples
-    from safeswitch.engines.jsonl import generate_file
-    from safeswitch.engines.screening import Screening, decision_fields
+    from safeswitch.engines.jsonl import Screening, decision_fields, generate_file
 
     check_choice("command line", "engine", reader.engine, ENGINES)
     examples = read_examples(

@@ -75,8 +75,7 @@ def _bench_settings(
     run: SuiteRunOptions, judges: tuple[Judge, ...], identity: Mapping[str, object]
 ) -> BenchSettings:
     from safeswitch.bench.bench import BenchSettings
-    from safeswitch.bench.benchmark import BENCHMARKS
-    from safeswitch.bench.catalogue import suite_benchmarks
+    from safeswitch.bench.benchmark import BENCHMARKS, suite_benchmarks
     from safeswitch.bench.shard import Shard
 
     return BenchSettings(

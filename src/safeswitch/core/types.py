@@ -29,8 +29,9 @@ LABELS: tuple[str, ...] = ("safe", "unsafe")
 PARTS: tuple[Part, ...] = ("attn", "mlp")
 """Halves of a block, in the order in which a model runs them."""
 POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "answer", "window", "appended", "nll")
-APART: tuple[PositionKind, ...] = ("appended", "nll")
-"""Kinds of position that are read in a pass of their own, behind appended tokens."""
+REREAD: tuple[PositionKind, ...] = ("appended", "nll")
+"""Kinds of position that are read in a pass of their own, behind appended tokens
+(:mod:`safeswitch.activations.reread`)."""
 RUNNING: tuple[PositionKind, ...] = ("pilot", "answer")
 """Kinds of position in the running reply."""
 MOST_TOKENS = 2**20

@@ -71,6 +71,8 @@ def _script(letter: str) -> str:
 
 def _by_words(words: list[str]) -> str:
     """The language with most of the small words; English where two have equally many."""
-    hits = Counter({name: sum(word in own for word in words) for name, own in _SETS.items()})
+    hits: Counter[str] = Counter()
+    for name, own in _SETS.items():
+        hits[name] = sum(word in own for word in words)
     best, most = hits.most_common(1)[0]
     return best if most > hits[ENGLISH] else ENGLISH

@@ -22,8 +22,8 @@ from safeswitch.core.lock import file_writer
 from safeswitch.core.strict import build, one_line, shown
 from safeswitch.core.strict_json import parse_json
 
-Verdict = Literal["right", "false_alarm", "unsure"]
-VERDICTS: tuple[Verdict, ...] = ("right", "false_alarm", "unsure")
+ReviewVerdict = Literal["right", "false_alarm", "unsure"]
+VERDICTS: tuple[ReviewVerdict, ...] = ("right", "false_alarm", "unsure")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LONGEST_NAME = 128
 
@@ -41,7 +41,7 @@ class Review:
     """
 
     text_sha256: str
-    verdict: Verdict
+    verdict: ReviewVerdict
     by: str
     at: float
     switch: str
@@ -118,29 +118,20 @@ def _review(line: bytes, where: str, absent: JsonMapping) -> Review:
         raise DataError(f"{where}: {error}") from error
 
 
-def add_reviews(path: Path, reviews: Sequence[Review]) -> None:
-    """Add verdicts to a file and wait until they are on disk; half a line that an interrupted
-    writer left is cut off first.
-
-    Raises:
-        ArtifactError: it cannot be written.
-    """
-    if path.exists():
-        cut_torn_line(path)
-    append(path, [asdict(review) for review in reviews])
-
-
-def record_reviews(path: Path, reviews: Sequence[Review], *, wait_s: float = 0.0) -> None:
-    """:func:`add_reviews` as the only writer of the file meanwhile.
+def add_reviews(path: Path, reviews: Sequence[Review], *, wait_s: float = 0.0) -> None:
+    """Add verdicts to a file, as its only writer meanwhile, and wait until they are on disk; half a
+    line that an interrupted writer left is cut off first.
 
     Raises:
         ArtifactError: it cannot be written, or another writer has it for longer than ``wait_s``.
     """
     with file_writer(path, wait_s=wait_s):
-        add_reviews(path, reviews)
+        if path.exists():
+            cut_torn_line(path)
+        append(path, [asdict(review) for review in reviews])
 
 
-def settled(reviews: Iterable[Review], switch: str) -> dict[str, Verdict]:
+def settled(reviews: Iterable[Review], switch: str) -> dict[str, ReviewVerdict]:
     """What the reviewers say in the end, by text.
 
     Each reviewer's last word counts. Reviewers who contradict one another leave a text unsure: one
@@ -154,7 +145,7 @@ def settled(reviews: Iterable[Review], switch: str) -> dict[str, Verdict]:
     for review in sorted(reviews, key=lambda one: one.at):
         if review.switch == switch:
             last[review.text_sha256][review.by] = review
-    found: dict[str, Verdict] = {}
+    found: dict[str, ReviewVerdict] = {}
     for text, own in last.items():
         said = {review.verdict for review in own.values()}
         found[text] = said.pop() if len(said) == 1 else "unsure"
@@ -171,11 +162,11 @@ def by_reviewer(reviews: Iterable[Review]) -> dict[str, dict[str, int]]:
 
 def reviews_hash(reviews: Iterable[Review]) -> str:
     """SHA-256 (first 16 hex digits) of a set of verdicts; their order does not count."""
-    told = sorted(repr(sorted(asdict(review).items())) for review in reviews)
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    lines = sorted(repr(sorted(asdict(review).items())) for review in reviews)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def counts(verdicts: Mapping[str, Verdict]) -> dict[str, int]:
+def counts(verdicts: Mapping[str, ReviewVerdict]) -> dict[str, int]:
     """Texts by verdict, each verdict named."""
     found = Counter(verdicts.values())
     return {verdict: found[verdict] for verdict in VERDICTS}

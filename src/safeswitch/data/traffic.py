@@ -24,7 +24,7 @@ _CLOSE = 1e-9
 
 
 @dataclass(frozen=True)
-class Flagged:
+class FlaggedText:
     """A text that the switch fired on, as often as it was sent.
 
     Args:
@@ -71,7 +71,7 @@ class Traffic:
     """
 
     requests: int
-    flagged: tuple[Flagged, ...]
+    flagged: tuple[FlaggedText, ...]
     passed: tuple[Mapping[str, float], ...]
     first: float
     last: float
@@ -96,7 +96,7 @@ def traffic(
     Raises:
         DataError: no record counts (the message says why), or one that is damaged.
     """
-    found: dict[str, Flagged] = {}
+    found: dict[str, FlaggedText] = {}
     passed: list[Mapping[str, float]] = []
     times: list[float] = []
     left: Counter[str] = Counter()
@@ -113,9 +113,9 @@ def traffic(
         one = _flagged(record, scores, thresholds)
         found[one.text_sha256] = _joined(found.get(one.text_sha256), one)
     if not times:
-        told = ", ".join(f"{why}: {count}" for why, count in left.items()) or "there are none"
+        reasons = ", ".join(f"{why}: {count}" for why, count in left.items()) or "there are none"
         raise DataError(
-            f"no recorded decision of switch {switch_id} can be used ({told}); serve it with "
+            f"no recorded decision of switch {switch_id} can be used ({reasons}); serve it with "
             "--policy observe --audit-text"
         )
     nearest = sorted(found.values(), key=lambda one: (one.margin, one.text_sha256))
@@ -147,7 +147,7 @@ def with_product(scores: Mapping[str, float], thresholds: Mapping[str, float]) -
 
 def _flagged(
     record: JsonMapping, scores: Mapping[str, float], thresholds: Mapping[str, float]
-) -> Flagged:
+) -> FlaggedText:
     stage = str(record["stage"])
     deciding = [name for name in thresholds if name in FRONT] if stage in FRONT else [stage]
     margins = [scores[name] - thresholds[name] for name in deciding if name in scores]
@@ -157,7 +157,7 @@ def _flagged(
             f"threshold ({', '.join(thresholds) or 'none'}) was held against"
         )
     text = record.get("text")
-    return Flagged(
+    return FlaggedText(
         str(record["text_sha256"]),
         text if isinstance(text, str) else None,
         stage,
@@ -169,7 +169,7 @@ def _flagged(
     )
 
 
-def _joined(known: Flagged | None, one: Flagged) -> Flagged:
+def _joined(known: FlaggedText | None, one: FlaggedText) -> FlaggedText:
     """Two records of one text: the higher one stands for both, since it is the last to pass."""
     if known is None:
         return one

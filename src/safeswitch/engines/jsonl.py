@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from safeswitch.core.errors import (
     ActivationError,
@@ -28,14 +28,18 @@ from safeswitch.core.errors import (
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.lines import append, rows_of_run, take_up
 from safeswitch.core.lock import file_writer
-from safeswitch.core.types import Example, Reply, as_messages
+from safeswitch.core.types import Decision, Example, Prompt, Reply, as_messages
 from safeswitch.data.writers import to_row
-from safeswitch.switch.engine import Engine
+from safeswitch.switch.engine import Engine, GenerationOptions
 from safeswitch.switch.switch import Switch
 
 _REQUESTS_OWN = (DataError, ContextLengthError, TemplateError)
 """Errors that a request brings about itself. Other deliberate ones are the run's: no request would
 fare better."""
+
+
+Screen = Callable[[Sequence[Prompt]], list[Decision]]
+"""What stage 1 decides on each request, in order."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,33 @@ def reply_fields(reply: Reply) -> JsonObject:
         "reply_tokens": len(reply.token_ids) or reply.generated or 0,
         "decision": reply.decision.to_dict(),
     }
+
+
+class Screening(Engine):
+    """An engine that reads requests and answers none: a file of requests becomes a file of
+    decisions.
+
+    Args:
+        screen: Reads the requests.
+    """
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        switch: Switch | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> list[Reply]:
+        """Empty replies with the decisions; the switch is the one that ``screen`` has."""
+        decisions = self._screen(prompts)
+        return [Reply("", (), "stop", decision, 0) for decision in decisions]
+
+
+def decision_fields(reply: Reply) -> JsonObject:
+    """What a row of a file of decisions holds."""
+    return {"flagged": reply.decision.fired, "decision": reply.decision.to_dict()}
 
 
 def generate_file(
@@ -133,13 +164,7 @@ def generate_file(
     _check_ids(examples)
     run = {**identity, "options": json.loads(json.dumps({**options, "seed": seed}, default=str))}
     with file_writer(out):
-        requests = {e.id: request_hash(e) for e in examples}
-        done = take_up(out, run, requests)
-        for other in also:
-            found = rows_of_run(other, run, requests)
-            new = [row for name, row in found.items() if name not in done]
-            append(out, new)
-            done = {**found, **done}
+        done = _done_before(out, also, run, examples)
         errors = sum("error" in row for row in done.values())
         progress(len(done))
         left = [e for e in examples if e.id not in done]
@@ -158,6 +183,21 @@ def generate_file(
         return Written(len(left), len(examples), errors)
 
 
+def _done_before(
+    out: Path, also: Sequence[Path], run: JsonMapping, examples: Sequence[Example]
+) -> Mapping[str, JsonObject]:
+    """Rows that earlier runs have left in ``out``, by id, and those of other workers, which are
+    taken over into it."""
+    requests = {example.id: request_hash(example) for example in examples}
+    done: Mapping[str, JsonObject] = take_up(out, run, requests)
+    for other in also:
+        found = rows_of_run(other, run, requests)
+        new = [row for name, row in found.items() if name not in done]
+        append(out, new)
+        done = {**found, **done}
+    return done
+
+
 def _check_ids(examples: Sequence[Example]) -> None:
     """Refuse an input without requests, or with two of one id.
 
@@ -166,7 +206,8 @@ def _check_ids(examples: Sequence[Example]) -> None:
     """
     if not examples:
         raise DataError("generate: the input has no requests")
-    twice = [name for name, count in Counter(e.id for e in examples).items() if count > 1]
+    uses = Counter(example.id for example in examples)
+    twice = [name for name, count in uses.items() if count > 1]
     if twice:
         raise DataError(
             f"generate: ids must be unique; used more than once: {', '.join(map(repr, twice[:5]))}"

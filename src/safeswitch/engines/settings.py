@@ -65,8 +65,8 @@ class GuardSettings:
 
     def explanation(self, decision: Decision, text: str) -> str:
         """What is put behind the reply to a request with this ``text``; empty where nothing is."""
-        told = self.explain == "sentence" and decision.refuses and decision.actuator != "none"
-        return GAP + reason(decision.category, text) if told and decision.category else ""
+        explained = self.explain == "sentence" and decision.refuses and decision.actuator != "none"
+        return GAP + reason(decision.category, text) if explained and decision.category else ""
 
     def to_dict(self) -> JsonObject:
         return {**asdict(self), "bundles": dict(self.bundles)}

@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from safeswitch.core.errors import FitError, SettingError, check_range
-from safeswitch.core.types import APART, Example
+from safeswitch.core.types import REREAD, Example
 from safeswitch.data.splits import tied_rows
 from safeswitch.fitting.observe import Complied, spoken
 from safeswitch.probers.calibrate import conformal_threshold
@@ -79,7 +79,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Advice:
     """What to do, and why.
 
     Args:
@@ -120,7 +120,7 @@ def standing(
         FitError: requests of one label only, or too few safe ones for the budget.
     """
     stage = switch.gate.stage1
-    if stage is None or any(p.position.kind in APART for p in stage.prober.points):
+    if stage is None or any(p.position.kind in REREAD for p in stage.prober.points):
         raise SettingError("adapted: the switch needs a stage 1 that reads the prompt's own tokens")
     unsafe = torch.tensor([e.unsafe for e in examples])
     if bool(unsafe.all()) or not bool(unsafe.any()):
@@ -152,7 +152,7 @@ def standing(
 
 def compare(
     before: Standing, after: Standing, budget: float, tolerance: Tolerance | None = None
-) -> Verdict:
+) -> Advice:
     """Keep, recalibrate or refit: the gravest that any figure calls for."""
     allowed = tolerance or Tolerance()
     refit, recalibrate = [], []
@@ -181,7 +181,7 @@ def compare(
             f"{after.caught_recalibrated:.1%}"
         )
     answer: Answer = "refit" if refit else "recalibrate" if recalibrate else "keep"
-    return Verdict(answer, tuple(refit or recalibrate), before, after, allowed)
+    return Advice(answer, tuple(refit or recalibrate), before, after, allowed)
 
 
 def _fraction_above(scores: Tensor, bar: float) -> float:

@@ -150,7 +150,9 @@ def _states(plan: FitPlan, layers: Sequence[int]) -> AddedProber:
 
 def _targets(rows: _Labelled, names: Sequence[str]) -> Array:
     """``[n, C + 1]`` of 0 and 1: each kind, and whether an unsafe request is mild."""
-    columns = [[float(kind == name) for kind in rows.kinds] for name in names]
+    columns: list[list[float]] = []
+    for name in names:
+        columns.append([float(kind == name) for kind in rows.kinds])
     columns.append([float(mild) for mild in rows.mild])
     return np.array(columns, dtype=np.float64).T
 

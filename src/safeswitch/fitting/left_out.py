@@ -107,7 +107,7 @@ def left_out_report(
                     labels,
                     names,
                     clusters=clusters,
-                    apart=grouping == "source",
+                    drop_shared=grouping == "source",
                     seed=settings.seed,
                 )
                 report[grouping][reader] = {

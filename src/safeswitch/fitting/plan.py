@@ -14,7 +14,7 @@ import torch
 
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
-from safeswitch.core.types import APART, PROMPT_END, RUNNING, Position, ReadPoint
+from safeswitch.core.types import PROMPT_END, REREAD, RUNNING, Position, ReadPoint
 from safeswitch.fitting.settings import FitSettings
 from safeswitch.probers.base import PROBERS
 from safeswitch.probers.build import make_prober, places_of
@@ -127,7 +127,7 @@ class FitPlan:
         """What a reader of stage 1 reads while every candidate layer is still in question."""
         points = make_prober(self._reader_spec(name, self.layers)).points
         for point in points:
-            if point.position.kind in (*RUNNING, *APART):
+            if point.position.kind in (*RUNNING, *REREAD):
                 raise SettingError(
                     f"FitSettings: reader {name!r} reads {point}; stage 1 is asked before the "
                     "reply and can read the prompt's own tokens only"

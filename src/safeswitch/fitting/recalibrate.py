@@ -3,11 +3,11 @@
 What can be inferred. Verdicts are given on flagged requests alone, and mostly on those nearest to
 the threshold: a biased sample of traffic. Raising a threshold can only shrink the set that is
 flagged, so false alarms at any higher threshold are among requests that were flagged already, and
-the share of *all* requests that they make is known without a label on the rest. That is why the
-target is a share of requests, and why a threshold falls only where the caller says that what passed
-was benign. Flagged requests without a verdict count by the fraction of false alarms among reviewed
-ones of their score, under the assumption that this fraction does not rise with the score. The
-interval makes no such assumption: its low end counts none of them, its high end all.
+the fraction of *all* requests that they make is known without a label on the rest. That is why the
+target is a fraction of requests, and why a threshold falls only where the caller says that what
+passed was benign. Flagged requests without a verdict count by the fraction of false alarms among
+reviewed ones of their score, under the assumption that this fraction does not rise with the score.
+The interval makes no such assumption: its low end counts none of them, its high end all.
 
 Knows scores and verdicts. Knows nothing of files and engines.
 """
@@ -25,8 +25,8 @@ from scipy.optimize import isotonic_regression
 
 from safeswitch.core.errors import FitError, SettingError, check_choice, check_range
 from safeswitch.core.json_types import JsonObject
-from safeswitch.data.reviews import Verdict, counts
-from safeswitch.data.traffic import FRONT, Flagged, Traffic
+from safeswitch.data.reviews import ReviewVerdict, counts
+from safeswitch.data.traffic import FRONT, FlaggedText, Traffic
 from safeswitch.probers.calibrate import safe_needed
 from safeswitch.probers.drift import Histogram
 from safeswitch.statistics.intervals import Interval, Rate, poisson_total, wilson
@@ -123,7 +123,7 @@ class Recalibration:
 def recalibrate(
     switch: Switch,
     seen: Traffic,
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, ReviewVerdict],
     settings: RecalibrationSettings | None = None,
     *,
     reviewers: Mapping[str, Mapping[str, int]] | None = None,
@@ -152,7 +152,7 @@ def recalibrate(
     wanted = rows.threshold(before, _allowed(float(chosen.budget or 0.0), seen.requests))
     after = _held(_origin(switch, chosen.stage, before), before, wanted, chosen.max_shift)
     _check_moves(before, after, wanted, chosen)
-    found = _told(switch, seen, verdicts, rows, chosen, wanted, after)
+    found = _effect(switch, seen, verdicts, rows, chosen, wanted, after)
     _check_catches(found)
     entry = {
         **found.to_dict(),
@@ -165,10 +165,10 @@ def recalibrate(
     return replace(switch, gate=gate, record=record), found
 
 
-def _told(
+def _effect(
     switch: Switch,
     seen: Traffic,
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, ReviewVerdict],
     rows: ReviewedRows,
     chosen: RecalibrationSettings,
     wanted: float,
@@ -256,7 +256,7 @@ class ReviewedRows:
 
     @classmethod
     def of(
-        cls, seen: Traffic, verdicts: Mapping[str, Verdict], settings: RecalibrationSettings
+        cls, seen: Traffic, verdicts: Mapping[str, ReviewVerdict], settings: RecalibrationSettings
     ) -> ReviewedRows:
         """Of recorded traffic and what reviewers said of it.
 
@@ -402,7 +402,9 @@ def _a_day(found: Interval, requests: int, per_day: float) -> Interval:
     return Interval(found.value * scale, found.low * scale, found.high * scale, found.n)
 
 
-def verdict_counts(flagged: Sequence[Flagged], verdicts: Mapping[str, Verdict]) -> dict[str, int]:
+def verdict_counts(
+    flagged: Sequence[FlaggedText], verdicts: Mapping[str, ReviewVerdict]
+) -> dict[str, int]:
     """Flagged texts by verdict, and ``open`` without one."""
     own = {
         one.text_sha256: verdicts[one.text_sha256] for one in flagged if one.text_sha256 in verdicts

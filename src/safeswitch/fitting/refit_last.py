@@ -6,7 +6,7 @@ shipped ones, and so needs few rows. Every figure is of rows that the layer was 
 (cross-fitting in ``FOLDS`` parts).
 
 What can be inferred. Reviewed false alarms stand for those among the flagged traffic, and safe
-calibration rows that the old gate let pass for the traffic that passed; the share of the two is
+calibration rows that the old gate let pass for the traffic that passed; the fraction of the two is
 known from the record. Under the new layer a request may fire that passed before, so, unlike a moved
 threshold, this does lean on the calibration rows being like the traffic.
 
@@ -17,23 +17,19 @@ from __future__ import annotations
 
 import bisect
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import DataError, FitError, SettingError, check_range
+from safeswitch.core.errors import FitError, SettingError, check_range
 from safeswitch.core.json_types import JsonObject
-from safeswitch.core.types import Example, Label, Message
-from safeswitch.data.reviews import Verdict
-from safeswitch.data.splits import tied_rows
-from safeswitch.data.traffic import FRONT, Flagged, Traffic
-from safeswitch.data.writers import data_hash
+from safeswitch.core.types import Example, Message
+from safeswitch.data.reviews import ReviewVerdict
+from safeswitch.data.traffic import Traffic
 from safeswitch.fitting.gate import budgets_of, scores_on_record
 from safeswitch.fitting.recalibrate import (
     RecalibrationSettings,
@@ -41,6 +37,7 @@ from safeswitch.fitting.recalibrate import (
     fitted_budget,
     verdict_counts,
 )
+from safeswitch.fitting.refit_rows import RefitRows, check_enough, read_rows, reviewed_rows
 from safeswitch.probers.base import Prober
 from safeswitch.probers.last_layer import last_layers, with_last_layers
 from safeswitch.probers.logistic import Array
@@ -52,14 +49,9 @@ from safeswitch.switch.gate import Stage
 from safeswitch.switch.recalibrated import RECORD, REFIT
 from safeswitch.switch.switch import Switch
 
-FEWEST = 10
-"""Reviewed texts of each kind, right and false alarm, below which nothing is fitted."""
 FOLDS = 5
 RIDGES = (10.0, 1.0, 0.1, 0.01)
 """Strengths of the pull towards the shipped weights, of which the rows choose."""
-READS_ALIKE = 0.05
-"""Most that a text's score may differ from its record; more means another model or text."""
-_CALIBRATION, _REVIEWED = "calibration", "reviewed"
 _P_VALUE = 0.05
 
 
@@ -142,7 +134,7 @@ def refit_last(
     engine: ReadingEngine,
     switch: Switch,
     seen: Traffic,
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, ReviewVerdict],
     calibration: Sequence[Example],
     turns: Callable[[str], Sequence[Message] | None],
     settings: RefitSettings | None = None,
@@ -172,9 +164,9 @@ def refit_last(
     """
     chosen = _filled(switch, settings or RefitSettings())
     stage = _stage(switch)
-    reviewed, left = _reviewed(seen, verdicts, turns)
-    _check_enough(reviewed, left)
-    rows = _read(engine, stage.prober, calibration, reviewed, left)
+    reviewed, left = reviewed_rows(seen, verdicts, turns)
+    check_enough(reviewed, left)
+    rows = read_rows(engine, stage.prober, calibration, reviewed, left)
     crossed = _Crossed.fit(stage.prober, rows, chosen.seed)
     flagged = ReviewedRows.of(seen, verdicts, RecalibrationSettings("stage1")).alarms(
         stage.threshold
@@ -199,155 +191,6 @@ def refit_last(
     return replace(new, record={**new.record, RECORD: entries}), found
 
 
-# --- rows
-
-
-def calibration_rows(parts: Mapping[str, Sequence[Example]], switch: Switch) -> list[Example]:
-    """The rows that a switch was calibrated and validated on, none of which its probers were fitted
-    on.
-
-    Args:
-        parts: Of the data that it was fitted on, divided as then.
-        switch: Its record names each part by its hash.
-
-    Raises:
-        DataError: other rows than those of the fit.
-    """
-    told = switch.record.get("data") or {}
-    found: list[Example] = []
-    for name in ("validation", "calibration"):
-        rows = list(parts[name])
-        own, wanted = data_hash(rows), (told.get(name) or {}).get("hash", "none on record")
-        if own != wanted:
-            raise DataError(
-                f"refit-last: these are not the rows that the switch was fitted on (part {name}: "
-                f"hash {own}, the switch has {wanted}); give --data and --without-starter as for "
-                "its fit"
-            )
-        found += rows
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """What is fitted and measured on.
-
-    Args:
-        activations: Of n rows.
-        labels: ``[n]`` bool, unsafe.
-        sources: Of each row, calibration or reviewed.
-        ties: Of each row; rows of one number stay together.
-        times: ``[n]`` how often a text was sent; 1 for calibration rows.
-    """
-
-    activations: Activations
-    labels: Tensor
-    sources: Sequence[str]
-    ties: Sequence[int]
-    times: Array
-
-    def _of(self, source: str, unsafe: bool) -> NDArray[np.bool_]:
-        own = np.asarray([one == source for one in self.sources])
-        labelled: NDArray[np.bool_] = self.labels.numpy() == unsafe
-        return own & labelled
-
-    @property
-    def safe(self) -> NDArray[np.bool_]:
-        """Safe calibration rows."""
-        return self._of(_CALIBRATION, False)
-
-    @property
-    def unsafe(self) -> NDArray[np.bool_]:
-        """Unsafe calibration rows."""
-        return self._of(_CALIBRATION, True)
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        """Texts reviewed as rightly flagged."""
-        return self._of(_REVIEWED, True)
-
-    @property
-    def false(self) -> NDArray[np.bool_]:
-        """Texts reviewed as false alarms."""
-        return self._of(_REVIEWED, False)
-
-    def counts(self) -> dict[str, int]:
-        """Rows of each kind."""
-        names = ("safe", "unsafe", "right", "false")
-        return {name: int(getattr(self, name).sum()) for name in names}
-
-
-Reviewed = tuple[Flagged, Example]
-
-
-def _reviewed(
-    seen: Traffic,
-    verdicts: Mapping[str, Verdict],
-    turns: Callable[[str], Sequence[Message] | None],
-) -> tuple[list[Reviewed], Counter[str]]:
-    """Flagged texts that a reviewer has decided on, as labelled requests; the others counted."""
-    found: list[Reviewed] = []
-    left: Counter[str] = Counter()
-    for one in seen.flagged:
-        verdict = verdicts.get(one.text_sha256, "unsure")
-        if verdict == "unsure":
-            continue
-        messages = turns(one.text) if one.text is not None else None
-        if one.stage not in FRONT or "stage1" not in one.scores:
-            left["flagged by the watch or late"] += 1
-        elif messages is None:
-            left["without a text, or turns cannot be told"] += 1
-        else:
-            label: Label = "unsafe" if verdict == "right" else "safe"
-            example = Example(one.request_id, tuple(messages), label, source=_REVIEWED)
-            found.append((one, example))
-    return found, left
-
-
-def _check_enough(reviewed: Sequence[Reviewed], left: Mapping[str, int]) -> None:
-    """Raise :class:`FitError` with fewer than ``FEWEST`` texts of a kind."""
-    right = sum(example.unsafe for _, example in reviewed)
-    false = len(reviewed) - right
-    if min(right, false) < FEWEST:
-        told = "".join(f"; {count} {why}" for why, count in left.items())
-        raise FitError(
-            f"refit-last: needs at least {FEWEST} reviewed texts of each kind; got {right} right "
-            f"and {false} false alarms{told}. Review more, or move the threshold alone (without "
-            "--refit-last)"
-        )
-
-
-def _read(
-    engine: ReadingEngine,
-    prober: Prober,
-    calibration: Sequence[Example],
-    reviewed: Sequence[Reviewed],
-    left: Counter[str],
-) -> _Rows:
-    """Read every row once; reviewed ones that read otherwise than they were recorded are left out."""
-    unsafe = sum(example.unsafe for example in calibration)
-    if unsafe in (0, len(calibration)):
-        raise FitError("refit-last: needs safe and unsafe calibration rows")
-    examples = [*calibration, *(example for _, example in reviewed)]
-    _, activations = engine.collect(examples, prober.points, max_new_tokens=0)
-    recorded = torch.tensor([one.scores["stage1"] for one, _ in reviewed])
-    again = prober.score(activations).float().cpu()[len(calibration) :]
-    alike = (again - recorded).abs() <= READS_ALIKE
-    if not bool(alike.all()):
-        left["read otherwise than recorded"] += int((~alike).sum())
-    kept = [pair for pair, same in zip(reviewed, alike.tolist(), strict=True) if same]
-    _check_enough(kept, left)
-    mask = torch.cat([torch.ones(len(calibration), dtype=torch.bool), alike])
-    examples = [example for example, own in zip(examples, mask.tolist(), strict=True) if own]
-    return _Rows(
-        activations.select(mask),
-        torch.tensor([example.unsafe for example in examples]),
-        [_CALIBRATION] * len(calibration) + [_REVIEWED] * len(kept),
-        tied_rows(examples),
-        np.asarray([1.0] * len(calibration) + [float(one.times) for one, _ in kept]),
-    )
-
-
 # --- fitting
 
 
@@ -368,7 +211,7 @@ class _Crossed:
     after: Array
 
     @classmethod
-    def fit(cls, prober: Prober, rows: _Rows, seed: int) -> _Crossed:
+    def fit(cls, prober: Prober, rows: RefitRows, seed: int) -> _Crossed:
         """Choose the pull, then fit on all rows."""
         folds = _folds(rows.ties, seed)
         weights = source_weights(rows.labels, rows.sources).double().numpy()
@@ -399,7 +242,7 @@ def _folds(ties: Sequence[int], seed: int) -> NDArray[np.int64]:
 
 
 def _fit(
-    prober: Prober, rows: _Rows, fit: NDArray[np.bool_], weights: Array, ridge: float
+    prober: Prober, rows: RefitRows, fit: NDArray[np.bool_], weights: Array, ridge: float
 ) -> list[Array]:
     index = torch.from_numpy(fit)
     targets = rows.labels[index].double().numpy()
@@ -419,7 +262,7 @@ def _loss(scores: Array, truth: Array, weights: Array) -> float:
 
 
 def _threshold(
-    crossed: _Crossed, rows: _Rows, before: float, flagged: float, settings: RefitSettings
+    crossed: _Crossed, rows: RefitRows, before: float, flagged: float, settings: RefitSettings
 ) -> tuple[float, float]:
     """The threshold that the budget wants, and the one taken: the former, unless that catches
     significantly fewer unsafe calibration rows; then the highest that does not.
@@ -467,7 +310,7 @@ def _threshold(
 
 
 def _with_layer(
-    switch: Switch, crossed: _Crossed, rows: _Rows, after: float
+    switch: Switch, crossed: _Crossed, rows: RefitRows, after: float
 ) -> tuple[Switch, Sequence[Array]]:
     """The switch with the new layer, its threshold, and what its record says of its scores."""
     assert switch.gate.stage1 is not None
@@ -488,7 +331,7 @@ def _above(scores: Array, threshold: float) -> Rate:
     return wilson(int((scores > threshold).sum()), len(scores))
 
 
-def _aurocs(crossed: _Crossed, rows: _Rows) -> dict[str, Estimate]:
+def _aurocs(crossed: _Crossed, rows: RefitRows) -> dict[str, Estimate]:
     own = rows.safe | rows.unsafe
     ties = [tie for tie, mine in zip(rows.ties, own.tolist(), strict=True) if mine]
     labels = rows.labels[torch.from_numpy(own)]
@@ -506,7 +349,7 @@ def _a_day(found: Interval, requests: int, per_day: float) -> Interval:
 
 def _alarms_after(
     crossed: _Crossed,
-    rows: _Rows,
+    rows: RefitRows,
     before: float,
     after: float,
     flagged: Interval,

@@ -52,7 +52,7 @@ class HeadSettings:
         batch_tokens: Reply positions per step.
         opening: Tokens of a refusal that count as its opening.
         opening_weight: How much more each of these weighs than a later token.
-        beta: Share of the difference in force afterwards, in [0, 1].
+        beta: Fraction of the difference in force afterwards, in [0, 1].
         seed: Of initial values and of the order of batches.
     """
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import wraps
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
+from safeswitch.core.deprecated import renamed
 from safeswitch.core.errors import SettingError, check_choice, check_range
 from safeswitch.core.json_types import JsonObject
 from safeswitch.fitting.refusal_head import HeadSettings
@@ -19,40 +17,9 @@ FIT_RULES: tuple[str, ...] = ("auto", "and", "product")
 STAGES: tuple[str, ...] = ("two", "stage1", "direct")
 PILOT_FROM: tuple[str, ...] = ("reply", "answer")
 CALIBRATE: tuple[str, ...] = ("pooled", "sources")
-T = TypeVar("T")
 
 
-def _renamed(old: str, new: str) -> Callable[[type[T]], type[T]]:
-    """A class decorator: a field keeps working under its old name, with a
-    :class:`DeprecationWarning`."""
-
-    def warn(owner: str) -> None:
-        message = f"{owner}.{old} is called {new} now"
-        warnings.warn(message, DeprecationWarning, stacklevel=3)
-
-    def decorate(cls: type[T]) -> type[T]:
-        make: Any = cls.__init__
-
-        @wraps(make)
-        def __init__(self: T, *args: Any, **given: Any) -> None:
-            if old in given:
-                warn(cls.__name__)
-                # dataclasses.replace fills the new name in, so the old one has the last word
-                given[new] = given.pop(old)
-            make(self, *args, **given)
-
-        def read(self: T) -> object:
-            warn(cls.__name__)
-            return getattr(self, new)
-
-        cls.__init__ = __init__  # type: ignore[method-assign, assignment]
-        setattr(cls, old, property(read))
-        return cls
-
-    return decorate
-
-
-@_renamed("reply_tokens", "max_new_tokens")
+@renamed("reply_tokens", "max_new_tokens")
 @dataclass(frozen=True)
 class FitSettings:
     """How a switch is fitted.

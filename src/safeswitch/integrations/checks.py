@@ -103,12 +103,12 @@ class SwitchChecks:
 
     def __init__(self, engine: TransformersEngine, switch: Switch) -> None:
         try:
-            from safeswitch.serving.checks import local
+            from safeswitch.serving.checks.routes import checked
         except ModuleNotFoundError as error:
             raise SettingError(
                 f"SwitchChecks needs {error.name}: pip install 'safeswitch[server]'"
             ) from error
-        self._local, self._engine, self._switch = local, engine, switch
+        self._checked, self._engine, self._switch = checked, engine, switch
 
     def check(self, messages: Turns) -> JsonObject:
         """What stage 1 says.
@@ -121,7 +121,7 @@ class SwitchChecks:
         def read(conversations: Sequence[Any]) -> Any:
             return screen(self._engine, conversations, self._switch)
 
-        return self._local.checked({"messages": list(messages)}, read, self._switch)
+        return self._checked({"messages": list(messages)}, read, self._switch)
 
     async def acheck(self, messages: Turns) -> JsonObject:
         """The same, on a thread."""

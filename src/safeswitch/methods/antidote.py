@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from safeswitch.core.deprecated import renamed
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import (
     inner_layers,
@@ -32,18 +33,20 @@ from safeswitch.switch.gate import Gate
 
 
 @METHODS.add("antidote")
+@renamed("layer_share", "layer_fraction")
+@renamed("entry_share", "entry_fraction")
 @dataclass(frozen=True)
 class Antidote(Method):
     """Masked principal directions.
 
     Args:
-        layer_share: Fraction of the layers that are steered.
-        entry_share: Fraction of each direction's entries that stays.
+        layer_fraction: Fraction of the layers that are steered.
+        entry_fraction: Fraction of each direction's entries that stays.
         multiples: Strengths that are tried, in mean gaps.
     """
 
-    layer_share: float = 0.375
-    entry_share: float = 0.05
+    layer_fraction: float = 0.375
+    entry_fraction: float = 0.05
     multiples: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     name: ClassVar[str] = "antidote"
     tags: ClassVar[Tags] = Tags(trains=True, per_row=True)
@@ -57,8 +60,8 @@ class Antidote(Method):
         )
         directions = pair_directions(fit)
         ranked = pair_accuracy(directions, held).argsort(descending=True, stable=True)
-        kept = sorted(ranked[: max(1, round(self.layer_share * len(layers)))].tolist())
-        vectors = keep_largest(directions[kept], self.entry_share)
+        kept = sorted(ranked[: max(1, round(self.layer_fraction * len(layers)))].tolist())
+        vectors = keep_largest(directions[kept], self.entry_fraction)
         gap = float((fit[kept].mean(1) * directions[kept]).sum(1).mean())
         chosen = tuple(layers[i] for i in kept)
         tried = [Steering(chosen, vectors, multiple * gap) for multiple in self.multiples]
@@ -66,9 +69,11 @@ class Antidote(Method):
 
 
 @METHODS.add("dense_antidote")
+@renamed("layer_share", "layer_fraction")
+@renamed("entry_share", "entry_fraction")
 @dataclass(frozen=True)
 class DenseAntidote(Antidote):
     """The same with every entry."""
 
-    entry_share: float = 1.0
+    entry_fraction: float = 1.0
     name: ClassVar[str] = "dense_antidote"

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.record import prompt_sequences, record
+from safeswitch.core.deprecated import renamed
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Position, ReadPoint
 from safeswitch.methods.base import METHODS, Data, Method, Tags
@@ -56,6 +57,7 @@ COMPLIANCE: tuple[str, ...] = (
 
 
 @METHODS.add("cast")
+@renamed("shares", "multiples")
 @dataclass(frozen=True)
 class Cast(Method):
     """Conditional activation steering.
@@ -65,14 +67,14 @@ class Cast(Method):
             and, or, not.
         published: Keep the rule's own thresholds instead of setting one for the budget.
         requests: Most requests that each vector comes from.
-        shares: Strengths that are tried, in mean gaps between refusals and compliance along the
+        multiples: Strengths that are tried, in mean gaps between refusals and compliance along the
             vectors.
     """
 
     rule: str = "unsafe"
     published: bool = False
     requests: int = 400
-    shares: tuple[float, ...] = (0.5, 1.0, 2.0)
+    multiples: tuple[float, ...] = (0.5, 1.0, 2.0)
     name: ClassVar[str] = "cast"
     tags: ClassVar[Tags] = Tags(trains=True, conditional=True, per_row=True)
 
@@ -127,7 +129,7 @@ class Cast(Method):
         differences = suffix_differences(lm, data, layers, self.requests // 4)
         vectors = pair_directions(differences)
         gap = float((differences.mean(1) * vectors).sum(1).mean())
-        tried = [Steering(layers, vectors, share * gap) for share in self.shares]
+        tried = [Steering(layers, vectors, multiple * gap) for multiple in self.multiples]
         return best(engine, gate, tried, data, self.complied, self.settings)
 
 

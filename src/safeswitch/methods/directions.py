@@ -60,7 +60,7 @@ def pair_directions(differences: Tensor) -> Tensor:
 
 
 def pair_accuracy(directions: Tensor, differences: Tensor) -> Tensor:
-    """Share of pairs whose difference ``[L, m, d]`` points along the direction ``[L, d]``:
+    """Fraction of pairs whose difference ``[L, m, d]`` points along the direction ``[L, d]``:
     ``[L]``."""
     return (torch.einsum("lmd,ld->lm", differences, directions) > 0).float().mean(1)
 

@@ -6,7 +6,7 @@ Knows nothing of particular methods or engines. Shapes: n requests, d hidden siz
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -80,8 +80,10 @@ def prompt_activations(
     sequences, lengths, texts = prompt_sequences(lm, examples)
     plain = [p for p in prober.points if p.position.kind not in ("appended", "nll")]
     found = record(lm, sequences, lengths, plain, dtype=torch.float32) if plain else Activations({})
-    apart = reread(lm, sequences, prober.appended, prober.points).states if prober.appended else {}
-    return Activations({**found.states, **apart}, found.masks, texts)
+    appended: Mapping[ReadPoint, Tensor] = {}
+    if prober.appended:
+        appended = reread(lm, sequences, prober.appended, prober.points).states
+    return Activations({**found.states, **appended}, found.masks, texts)
 
 
 def calibrated(engine: ReadingEngine, prober: Prober, data: Data, settings: FitSettings) -> Gate:

@@ -34,7 +34,7 @@ from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.fitting import REFUSAL
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.models.language_model import LanguageModel
-from safeswitch.probers.apart import APPENDED, AppendingProber, LikelihoodProber
+from safeswitch.probers.appended import APPENDED, AppendingProber, LikelihoodProber
 from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.probers.linear import LinearProber
@@ -153,7 +153,7 @@ class Header(_Late):
     """A linear prober at the reply's header, put in again.
 
     Args:
-        depth: Share of the depth at which it reads.
+        depth: Fraction of the depth at which it reads.
     """
 
     depth: float = 0.75

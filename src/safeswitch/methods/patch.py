@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from safeswitch.core.artifact import read_tensors
+from safeswitch.core.deprecated import renamed
 from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Example
 from safeswitch.fitting.head_data import ReplyStates, reply_ids, reply_states
@@ -47,19 +48,20 @@ _HEAD = "lm_head"
 
 
 @METHODS.add("patch")
+@renamed("shares", "fractions")
 @dataclass(frozen=True)
 class SparsePatch(Method):
     """The refusal head in few places.
 
     Args:
-        shares: Fractions of the head's entries in A that are tried.
-        spared: Shares of entries in B that are tried: what safe replies need can be the very
+        fractions: Fractions of the head's entries in A that are tried.
+        spared: Fractions of entries in B that are tried: what safe replies need can be the very
             entries that refusals need.
         keep: Probability with which an entry is kept at all.
         requests: Most requests of each kind that importance comes from.
     """
 
-    shares: tuple[float, ...] = (0.03, 0.1, 0.3)
+    fractions: tuple[float, ...] = (0.03, 0.1, 0.3)
     spared: tuple[float, ...] = (0.02, 0.0)
     keep: float = 1.0
     requests: int = 64
@@ -79,9 +81,9 @@ class SparsePatch(Method):
         )
         kept = retained(difference, self.keep, self.settings.seed)
         tried = [
-            SparseHead.of(patched(kept, top_mask(a, share), None, top_mask(b, spared))[_HEAD])
+            SparseHead.of(patched(kept, top_mask(a, fraction), None, top_mask(b, spared))[_HEAD])
             for spared in self.spared
-            for share in self.shares
+            for fraction in self.fractions
         ]
         return best(engine, gate, tried, data, self.complied, self.settings)
 
@@ -167,14 +169,15 @@ class _Supplied(Method):
 
 
 @METHODS.add("patch_weights")
+@renamed("share", "fraction")
 @dataclass(frozen=True)
 class PatchWeights(_Supplied):
     """Supplied patches, masked by importance and merged where they do not meet.
 
     Args:
         source_other: A second file: differences against over-refusal; none by default.
-        share: Fraction of entries in A.
-        spared: Share of entries in B.
+        fraction: Fraction of entries in A.
+        spared: Fraction of entries in B.
         keep: Probability with which an entry is kept at all.
         alpha: Multiplier of the first patch.
         beta: Multiplier of the second.
@@ -182,7 +185,7 @@ class PatchWeights(_Supplied):
     """
 
     source_other: str = ""
-    share: float = 0.03
+    fraction: float = 0.03
     spared: float = 0.02
     keep: float = 0.3
     alpha: float = 1.0
@@ -208,7 +211,9 @@ class PatchWeights(_Supplied):
             trust=self.settings.trust_replies,
         )
         slopes = gradients(lm, list(zip(examples, refusals, strict=True)), tuple(safety))
-        a = top_mask(importance({n: w + safety[n] for n, w in weights.items()}, slopes), self.share)
+        a = top_mask(
+            importance({n: w + safety[n] for n, w in weights.items()}, slopes), self.fraction
+        )
         b = {name: torch.zeros_like(mask) for name, mask in a.items()}
         if other is not None:
             check_alike(safety, other)
@@ -255,20 +260,23 @@ def gradients(
 
 
 @METHODS.add("merge")
+@renamed("shares", "fractions")
 @dataclass(frozen=True)
 class Merge(_Supplied):
     """A supplied difference in the best fraction.
 
     Args:
-        shares: Fractions that are tried.
+        fractions: Fractions that are tried.
     """
 
-    shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    fractions: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     name: ClassVar[str] = "merge"
     tags: ClassVar[Tags] = Tags(difference=True, trains=True)
 
     def action(self, engine: ReadingEngine, data: Data, gate: Gate) -> Actuator:
         """The difference, added in the best fraction."""
         found: Mapping[str, Tensor] = self.differences(engine.lm, self.source)
-        tried = [Weights.of(merged({"tuned": found}, {"tuned": share})) for share in self.shares]
+        tried = [
+            Weights.of(merged({"tuned": found}, {"tuned": fraction})) for fraction in self.fractions
+        ]
         return best(engine, gate, tried, data, self.complied, self.settings)

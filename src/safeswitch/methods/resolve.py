@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from safeswitch.core.deprecated import old_names
 from safeswitch.core.errors import SettingError
 from safeswitch.core.grammar import method_parts
 from safeswitch.core.json_types import JsonMapping
@@ -78,6 +79,7 @@ def _single(
     known = {f.name for f in fields(member)}
     if file is not None and "source" not in known:
         raise SettingError(f"method {f'{kind}:{file}'!r}: {kind} takes no file")
+    known |= set(old_names(member).values())
     own = {key: value for key, value in options.items() if key in known}
     return member(settings, complied, **own, **({} if file is None else {"source": file}))
 

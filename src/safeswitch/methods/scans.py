@@ -26,6 +26,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from safeswitch.core.deprecated import renamed
 from safeswitch.core.types import Example
 from safeswitch.methods.base import METHODS, Data, Method, Tags
 from safeswitch.methods.directions import best_run, inner_layers, mean_difference, refusal_alignment
@@ -37,7 +38,7 @@ from safeswitch.methods.fitting import (
     prompt_activations,
     surely_safe,
 )
-from safeswitch.probers.apart import AppendingProber, TransitionProber
+from safeswitch.probers.appended import AppendingProber, TransitionProber
 from safeswitch.switch.actuators.base import Steering
 from safeswitch.switch.engine import ReadingEngine
 from safeswitch.switch.gate import Gate
@@ -46,6 +47,7 @@ LAYER_SHARE = 10 / 32
 
 
 @METHODS.add("scans")
+@renamed("shares", "multiples")
 @dataclass(frozen=True)
 class Scans(Method):
     """Steered towards refusal where flagged, away from it elsewhere.
@@ -53,12 +55,12 @@ class Scans(Method):
     Args:
         word: What is appended.
         anchors: Requests of each kind that directions and reference come from.
-        shares: Strengths that are tried, in mean distances between both kinds.
+        multiples: Strengths that are tried, in mean distances between both kinds.
     """
 
     word: str = "Sure"
     anchors: int = 64
-    shares: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    multiples: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     name: ClassVar[str] = "scans"
     tags: ClassVar[Tags] = Tags(trains=True, conditional=True, per_row=True)
 
@@ -82,12 +84,12 @@ class Scans(Method):
             Steering(
                 layers,
                 unit,
-                share * scale,
-                relief=-share * scale,
+                multiple * scale,
+                relief=-multiple * scale,
                 relief_below=below,
                 where="reply",
             )
-            for share in self.shares
+            for multiple in self.multiples
         ]
         return best(engine, gate, tried, data, self.complied, self.settings)
 

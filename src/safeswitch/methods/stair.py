@@ -92,7 +92,7 @@ class _Search(Method):
 
     @abstractmethod
     def search(
-        self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int
+        self, judge: RewardModel, prompt: Sequence[int], greedy: Sequence[int], tokens: int
     ) -> list[int]:
         """The reply's tokens for one request; ``greedy`` is what the model says by itself."""
 
@@ -110,7 +110,7 @@ class BestOfN(_Search):
     name: ClassVar[str] = "best_of_n"
 
     def search(
-        self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int
+        self, judge: RewardModel, prompt: Sequence[int], greedy: Sequence[int], tokens: int
     ) -> list[int]:
         """Sample and choose."""
         drawn = (
@@ -137,7 +137,7 @@ class Beam(_Search):
     name: ClassVar[str] = "beam"
 
     def search(
-        self, judge: Judge, prompt: Sequence[int], greedy: Sequence[int], tokens: int
+        self, judge: RewardModel, prompt: Sequence[int], greedy: Sequence[int], tokens: int
     ) -> list[int]:
         """Grow, judge, keep."""
         beams: list[list[int]] = [[]]
@@ -161,7 +161,7 @@ class Beam(_Search):
 
 
 @dataclass(frozen=True)
-class Judge:
+class RewardModel:
     """Samples continuations and gives rewards.
 
     Args:
@@ -261,7 +261,7 @@ class Searching(Around):
                 "no watch"
             )
         low, high = switch.record["grey"]
-        judge = Judge(self.inner, switch.gate.watch.prober, self.method.settings.seed)
+        judge = RewardModel(self.inner, switch.gate.watch.prober, self.method.settings.seed)
         rows = self.lm.encode(list(prompts))
         limits = options.get("max_new_tokens", 256)
         for i, reply in enumerate(replies):

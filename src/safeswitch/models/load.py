@@ -88,7 +88,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Parts:
+class LoadedParts:
     """What was loaded.
 
     Args:
@@ -157,7 +157,7 @@ def check_for_vllm(model: str | Path) -> None:
         )
 
 
-def load_parts(source: Source, shared: JsonMapping, **options: Any) -> Parts:
+def load_parts(source: Source, shared: JsonMapping, **options: Any) -> LoadedParts:
     """Load a model and its tokenizer.
 
     Args:
@@ -207,7 +207,7 @@ def _tokenizer(source: Source, shared: JsonMapping) -> PreTrainedTokenizerBase:
     return found
 
 
-def _plain(source: Source, shared: JsonMapping, options: JsonMapping) -> Parts:
+def _plain(source: Source, shared: JsonMapping, options: JsonMapping) -> LoadedParts:
     where = dict(shared)
     given = dict(options)
     if source.file is not None:
@@ -221,7 +221,7 @@ def _plain(source: Source, shared: JsonMapping, options: JsonMapping) -> Parts:
     tokenizer = _tokenizer(source, shared)
     if source.file is not None:
         _forget_gguf(model)
-    return Parts(model, tokenizer, source.name if sees else None)
+    return LoadedParts(model, tokenizer, source.name if sees else None)
 
 
 def _dequantised() -> Any:
@@ -237,7 +237,9 @@ def _forget_gguf(model: PreTrainedModel) -> None:
         del model.config.quantization_config
 
 
-def _with_adapter(source: Source, base: Source, shared: JsonMapping, options: JsonMapping) -> Parts:
+def _with_adapter(
+    source: Source, base: Source, shared: JsonMapping, options: JsonMapping
+) -> LoadedParts:
     """The base model with the adapter merged into its weights."""
     _needs("peft", "adapters")
     from peft import PeftConfig, PeftModel
@@ -256,7 +258,7 @@ def _with_adapter(source: Source, base: Source, shared: JsonMapping, options: Js
     if len(tokenizer) > embedding.weight.shape[0]:
         loaded.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     adapted: Any = PeftModel.from_pretrained(loaded.model, source.name, config=settings, **own)
-    return Parts(adapted.merge_and_unload(), tokenizer, loaded.home)
+    return LoadedParts(adapted.merge_and_unload(), tokenizer, loaded.home)
 
 
 def _own_tokenizer(adapter: str, shared: JsonMapping) -> PreTrainedTokenizerBase | None:

@@ -72,8 +72,8 @@ class Pooled:
         metric: What a hit is.
         hits: For each request, its hits in the seeds' order.
         groups: For each request, what it belongs with.
-        neither: Share of replies that neither refuse nor comply, broken text among them.
-        informative: Share of the refusals of unsafe requests that name the category; None where
+        neither: Fraction of replies that neither refuse nor comply, broken text among them.
+        informative: Fraction of the refusals of unsafe requests that name the category; None where
             nothing was refused.
     """
 

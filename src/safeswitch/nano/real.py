@@ -58,7 +58,7 @@ TITLES: Mapping[str, str] = {
 }
 JUDGE = "rules"
 REPLY_TOKENS = 24
-PER_SOURCE = 400
+PER_SOURCE = 700
 """Most fitting rows of a kind of the starter set."""
 ANSWERED = 250
 """Most requests of a part that the model answers while it is fitted."""

@@ -28,7 +28,7 @@ _PATIENCE = 5000  # draws in a row without a new prompt, after which a suite is 
 
 
 @dataclass(frozen=True)
-class Parts:
+class TableParts:
     """Splits of the parts of a request, one letter string each; a part is drawn from its letters at
     random.
 
@@ -57,34 +57,34 @@ class Parts:
 # Objects that the tables of the shipped weights' corpus list both as A and as B: not held out, so
 # no suite counts them so.
 TWICE = ("a snowball",)
-_B = Parts("AB", "AB", held=True)
-_B_WRAPPED = Parts("AB", "AB", "ABB", held=True)
-_C = Parts("AB", "C")
-_C_WRAPPED = Parts("AB", "ABCC", "C")
-_OBJ = Parts("C", "AB")
+_B = TableParts("AB", "AB", held=True)
+_B_WRAPPED = TableParts("AB", "AB", "ABB", held=True)
+_C = TableParts("AB", "C")
+_C_WRAPPED = TableParts("AB", "ABCC", "C")
+_OBJ = TableParts("C", "AB")
 # suite: (generator name, parts)
-_SPECS: dict[str, tuple[str, Parts]] = {
+_SPECS: dict[str, tuple[str, TableParts]] = {
     "plain_unsafe": ("plain", _B),
     "jailbroken": ("wrapped", _B_WRAPPED),
     "lookalike": ("lookalike", _B),
     "lookalike_wrapped": ("lookalike", _B_WRAPPED),
-    "ordinary": ("ordinary", Parts(phrasings="B")),
+    "ordinary": ("ordinary", TableParts(phrasings="B")),
     "plain_unsafe_c": ("plain", _C),
     "jailbroken_c": ("wrapped", _C_WRAPPED),
     "lookalike_c": ("lookalike", _C),
     "lookalike_wrapped_c": ("lookalike", _C_WRAPPED),
-    "ordinary_c": ("ordinary", Parts(phrasings="C")),
-    "plain_unsafe_cat": ("plain", Parts("AB", "AB", category="B")),
-    "jailbroken_cat": ("wrapped", Parts("AB", "AB", "AB", category="B")),
+    "ordinary_c": ("ordinary", TableParts(phrasings="C")),
+    "plain_unsafe_cat": ("plain", TableParts("AB", "AB", category="B")),
+    "jailbroken_cat": ("wrapped", TableParts("AB", "AB", "AB", category="B")),
     "plain_unsafe_obj_c": ("plain", _OBJ),
     "jailbroken_obj_c": ("wrapped", replace(_OBJ, wrappers="AB")),
     "lookalike_obj_c": ("lookalike", _OBJ),
-    "plain_unsafe_cat_c": ("plain", Parts("AB", "AB", category="C")),
-    "jailbroken_cat_c": ("wrapped", Parts("AB", "AB", "AB", category="C")),
-    "plain_unsafe_a": ("plain", Parts()),
-    "jailbroken_a": ("wrapped", Parts(wrappers="A")),
-    "lookalike_a": ("lookalike", Parts()),
-    "ordinary_a": ("ordinary", Parts()),
+    "plain_unsafe_cat_c": ("plain", TableParts("AB", "AB", category="C")),
+    "jailbroken_cat_c": ("wrapped", TableParts("AB", "AB", "AB", category="C")),
+    "plain_unsafe_a": ("plain", TableParts()),
+    "jailbroken_a": ("wrapped", TableParts(wrappers="A")),
+    "lookalike_a": ("lookalike", TableParts()),
+    "ordinary_a": ("ordinary", TableParts()),
 }
 SUITES: tuple[str, ...] = tuple(_SPECS)
 
@@ -141,7 +141,7 @@ def _of_item(item: tasks.Item, messages: tuple[Message, ...], wrapper: str) -> E
     )
 
 
-def _generator(kind: str, parts: Parts, wrap_tasks: bool = False) -> Generator:
+def _generator(kind: str, parts: TableParts, wrap_tasks: bool = False) -> Generator:
     """A function that draws one example."""
 
     def request(rng: random.Random) -> Example:
@@ -246,7 +246,7 @@ def _mixed(
 ) -> list[Example]:
     """Shuffled examples of one side: unsafe 50/50 plain and wrapped, safe 30/35/35 plain, wrapped,
     ordinary."""
-    plain, wrapped = Parts(), Parts(wrappers="A")
+    plain, wrapped = TableParts(), TableParts(wrappers="A")
     lookalikes, in_templates = n_safe * 30 // 100, n_safe * 35 // 100
     wanted = [
         ("plain", _generator("plain", plain), n_unsafe // 2),

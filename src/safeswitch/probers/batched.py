@@ -21,7 +21,7 @@ from safeswitch.probers.recipes import Recipe
 from safeswitch.probers.split import balanced_weights
 
 
-class Weights(NamedTuple):
+class MLPWeights(NamedTuple):
     """``w1 [P, d, h]``, ``b1 [P, 1, h]``, ``w2 [P, h, o]``, ``b2 [P, 1, o]``."""
 
     w1: Tensor
@@ -29,19 +29,19 @@ class Weights(NamedTuple):
     w2: Tensor
     b2: Tensor
 
-    def take(self, rows: Tensor) -> Weights:
-        return Weights(*(t.detach()[rows] for t in self))
+    def take(self, rows: Tensor) -> MLPWeights:
+        return MLPWeights(*(t.detach()[rows] for t in self))
 
 
-def first_weights(p: int, d: int, h: int, o: int, generator: torch.Generator) -> Weights:
+def first_weights(p: int, d: int, h: int, o: int, generator: torch.Generator) -> MLPWeights:
     """``torch.nn.Linear``'s default start, drawn once on CPU and given to all ``p`` probers."""
     drawn = []
     for fan_in, shape in ((d, (1, d, h)), (d, (1, 1, h)), (h, (1, h, o)), (h, (1, 1, o))):
         drawn.append((torch.rand(shape, generator=generator) * 2 - 1) / fan_in**0.5)
-    return Weights(*(t.repeat(p, 1, 1) for t in drawn))
+    return MLPWeights(*(t.repeat(p, 1, 1) for t in drawn))
 
 
-def forward(x: Tensor, weights: Weights, keep: Tensor | None = None) -> Tensor:
+def forward(x: Tensor, weights: MLPWeights, keep: Tensor | None = None) -> Tensor:
     """Outputs ``[P, b, o]`` for ``x`` ``[P, b, d]``; ``keep`` ``[b, h]`` scales hidden units
     (dropout)."""
     hidden = torch.relu(torch.baddbmm(weights.b1, x, weights.w1))
@@ -69,7 +69,7 @@ def losses(outputs: Tensor, labels: Tensor, row_weights: Tensor) -> Tensor:
 
 
 def gradients(
-    x: Tensor, labels: Tensor, row_weights: Tensor, weights: Weights, keep: Tensor | None
+    x: Tensor, labels: Tensor, row_weights: Tensor, weights: MLPWeights, keep: Tensor | None
 ) -> None:
     """Write the gradient of ``losses(forward(x, weights, keep), labels, row_weights).sum()`` into
     each ``grad``.
@@ -110,7 +110,7 @@ def _output_slope(outputs: Tensor, labels: Tensor, row_weights: Tensor) -> Tenso
     return torch.stack((-error, error), -1)
 
 
-class Part(NamedTuple):
+class FitRows(NamedTuple):
     """Rows ``[P, n, d]``, labels ``[n]`` float and row weights ``[n]``."""
 
     x: Tensor
@@ -118,7 +118,7 @@ class Part(NamedTuple):
     row_weights: Tensor
 
     @classmethod
-    def make(cls, x: Tensor, labels: Tensor, balance: bool) -> Part:
+    def make(cls, x: Tensor, labels: Tensor, balance: bool) -> FitRows:
         """From rows and bool labels ``[n]``."""
         weights = balanced_weights(labels.cpu()) if balance else torch.ones(len(labels))
         return cls(x, labels.to(x.device, torch.float32), weights.to(x.device))
@@ -126,14 +126,14 @@ class Part(NamedTuple):
 
 @dataclass
 class _Best:
-    """Best snapshot of every prober: ``weights`` as :class:`Weights`, ``loss`` and ``age`` (epochs
-    since) ``[P]``."""
+    """Best snapshot of every prober: ``weights`` as :class:`MLPWeights`, ``loss`` and ``age``
+    (epochs since) ``[P]``."""
 
-    weights: Weights
+    weights: MLPWeights
     loss: Tensor
     age: Tensor
 
-    def update(self, rows: Tensor, weights: Weights, loss: Tensor) -> None:
+    def update(self, rows: Tensor, weights: MLPWeights, loss: Tensor) -> None:
         """Offer k probers, ``rows`` ``[k]`` (indices into P), their present weights (leading
         dimension k) and validation losses ``[k]``."""
         better = loss < self.loss[rows]
@@ -144,7 +144,7 @@ class _Best:
             kept[winners] = now.detach()[better]
 
 
-def train(fit: Part, held: Part | None, recipe: Recipe, hidden: int, seed: int) -> Weights:
+def train(fit: FitRows, held: FitRows | None, recipe: Recipe, hidden: int, seed: int) -> MLPWeights:
     """Train P probers; with ``recipe.patience`` each keeps its weights of lowest loss on ``held``
     and stops on its own.
 
@@ -154,7 +154,7 @@ def train(fit: Part, held: Part | None, recipe: Recipe, hidden: int, seed: int) 
     p, _, d = fit.x.shape
     generator = torch.Generator().manual_seed(seed)
     weights = first_weights(p, d, hidden, recipe.outputs, generator)
-    weights = Weights(*(t.to(fit.x.device) for t in weights))
+    weights = MLPWeights(*(t.to(fit.x.device) for t in weights))
     optimiser = _adamw(weights, recipe)
     active = torch.arange(p, device=fit.x.device)
     stopping = recipe.patience > 0 and held is not None
@@ -177,7 +177,7 @@ def train(fit: Part, held: Part | None, recipe: Recipe, hidden: int, seed: int) 
             weights, optimiser = _shrink(weights, optimiser, going, recipe)
             fit, held = fit._replace(x=fit.x[going]), held._replace(x=held.x[going])
             active = active[going]
-    result = best.weights if stopping else Weights(*(t.detach() for t in weights))
+    result = best.weights if stopping else MLPWeights(*(t.detach() for t in weights))
     if not all(torch.isfinite(t).all() for t in result) or (
         stopping and not torch.isfinite(best.loss).all()
     ):
@@ -189,8 +189,8 @@ def train(fit: Part, held: Part | None, recipe: Recipe, hidden: int, seed: int) 
 
 
 def _epoch(
-    fit: Part,
-    weights: Weights,
+    fit: FitRows,
+    weights: MLPWeights,
     optimiser: torch.optim.Optimizer,
     recipe: Recipe,
     generator: torch.Generator,
@@ -210,7 +210,7 @@ def _epoch(
         optimiser.step()
 
 
-def _adamw(weights: Weights, recipe: Recipe) -> torch.optim.AdamW:
+def _adamw(weights: MLPWeights, recipe: Recipe) -> torch.optim.AdamW:
     for t in weights:
         t.grad = torch.zeros_like(t)
     return torch.optim.AdamW(
@@ -219,8 +219,8 @@ def _adamw(weights: Weights, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def _shrink(
-    weights: Weights, optimiser: torch.optim.AdamW, going: Tensor, recipe: Recipe
-) -> tuple[Weights, torch.optim.AdamW]:
+    weights: MLPWeights, optimiser: torch.optim.AdamW, going: Tensor, recipe: Recipe
+) -> tuple[MLPWeights, torch.optim.AdamW]:
     """Weights and optimiser state of the probers ``going`` only, so that stopped ones cost
     nothing."""
     smaller = weights.take(going)

@@ -163,7 +163,7 @@ def source_threshold(scores: Mapping[str, Tensor], budget: float) -> SourceThres
 
 
 def _share_above(ordered: Tensor, values: Tensor) -> Tensor:
-    """Share of ``ordered`` (ascending) above each of ``values``, float64."""
+    """Fraction of ``ordered`` (ascending) above each of ``values``, float64."""
     return 1.0 - torch.searchsorted(ordered, values, right=True).double() / len(ordered)
 
 

@@ -126,8 +126,8 @@ class HarmReader:
         where = "harm reader"
         only(config, ("names", "points"), where)
         names = take(config, "names", tuple[str, ...], where)
-        told = take(config, "points", tuple[str, ...], where)
-        points = tuple(ReadPoint.parse(point) for point in told)
+        stored = take(config, "points", tuple[str, ...], where)
+        points = tuple(ReadPoint.parse(point) for point in stored)
         if not points:
             raise ArtifactError(f"{where}: points must name one or more points")
         sizes = {"C": len(names) + 1, "P": len(points)}

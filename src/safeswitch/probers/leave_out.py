@@ -29,7 +29,7 @@ def leave_one_out(
     *,
     seed: int,
     clusters: Sequence[str] | None = None,
-    apart: bool = False,
+    drop_shared: bool = False,
     threshold: float = 0.5,
     n_boot: int = 1000,
 ) -> dict[str, ProberMetrics]:
@@ -37,10 +37,10 @@ def leave_one_out(
 
     A group of one class only (a jailbreak template, say) is completed by rows of the other class: a
     seeded draw of ``HELD_FRACTION`` of the clusters of the rest is kept out of that fit altogether,
-    and its rows of the missing class join the test. With ``apart`` no cluster stands on both sides
-    (an unseen source, whose requests may be copied from another one); without, a row of the group's
-    own cluster may stand in the fit rows under another group's name (the same request in another
-    template): the question is then the unseen group, not the unseen request.
+    and its rows of the missing class join the test. With ``drop_shared`` no cluster stands on both
+    sides (an unseen source, whose requests may be copied from another one); without, a row of the
+    group's own cluster may stand in the fit rows under another group's name (the same request in
+    another template): the question is then the unseen group, not the unseen request.
 
     Args:
         make_prober: Returns a fresh prober for each fit.
@@ -51,7 +51,7 @@ def leave_one_out(
         seed: Of every split, fit and bootstrap.
         clusters: Rows of one cluster (``Example.group``) stay on one side of the drawn splits;
             None: each row alone.
-        apart: Drop fit rows whose cluster has a row in the left-out group.
+        drop_shared: Drop fit rows whose cluster has a row in the left-out group.
         threshold: Of F1 and accuracy.
         n_boot: Bootstrap resamples.
 
@@ -79,7 +79,7 @@ def leave_one_out(
     for place, name in enumerate(names):
         inside = torch.tensor([g == name for g in groups])
         fit_rows, test_rows = split_out(inside, truth, own, seed + place)
-        if apart:
+        if drop_shared:
             tested = {own[i] for i in inside.nonzero().flatten().tolist()}
             fit_rows = fit_rows[
                 torch.tensor([own[i] not in tested for i in fit_rows.tolist()], dtype=torch.bool)

@@ -11,7 +11,7 @@ from torch import Tensor
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import PROBERS
-from safeswitch.probers.batched import Weights, forward, probability
+from safeswitch.probers.batched import MLPWeights, forward, probability
 from safeswitch.probers.learned import LearnedProber, mark_unreadable
 from safeswitch.probers.points import Labelled, TrainedPoints, train_points
 from safeswitch.probers.recipes import RECIPES, Recipe
@@ -119,7 +119,7 @@ class MLPProber(LearnedProber):
         """See :meth:`Prober.score`: ``[n]`` float32 from the point's states ``[n, d]``."""
         rows, t = self.read(activations)
         x = Standardiser(t["mean_"], t["scale_"]).apply(rows).unsqueeze(0)
-        weights = Weights(
+        weights = MLPWeights(
             t["w1_"][None], t["b1_"][None, None], t["w2_"][None], t["b2_"][None, None]
         )
         return mark_unreadable(probability(forward(x, weights)[0]), rows)

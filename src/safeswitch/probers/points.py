@@ -15,7 +15,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import ReadPoint
 from safeswitch.probers.base import check_labels
-from safeswitch.probers.batched import Part, Weights, train
+from safeswitch.probers.batched import FitRows, MLPWeights, train
 from safeswitch.probers.learned import rows_at
 from safeswitch.probers.recipes import HELD_FRACTION, Recipe
 from safeswitch.probers.split import stratified_split
@@ -28,14 +28,14 @@ class TrainedPoints(NamedTuple):
     """One MLP per point: scaling (mean and scale ``[P, d]``) and weights (leading dimension P)."""
 
     scaling: Standardiser
-    weights: Weights
+    weights: MLPWeights
 
     @classmethod
     def joined(cls, parts: Sequence[TrainedPoints]) -> TrainedPoints:
         """All probers of ``parts``, in order."""
         scalings = zip(*[part.scaling for part in parts], strict=True)
         weights = zip(*[part.weights for part in parts], strict=True)
-        return cls(Standardiser(*map(torch.cat, scalings)), Weights(*map(torch.cat, weights)))
+        return cls(Standardiser(*map(torch.cat, scalings)), MLPWeights(*map(torch.cat, weights)))
 
 
 def train_points(
@@ -73,9 +73,9 @@ def train_points(
         held_x = torch.stack(
             [_scaled(validation[0], p, scaling, i, owner) for i, p in enumerate(points)]
         )
-        held = Part.make(held_x, held_truth, recipe.balance)
+        held = FitRows.make(held_x, held_truth, recipe.balance)
     return TrainedPoints(
-        scaling, train(Part.make(x, truth, recipe.balance), held, recipe, hidden, seed)
+        scaling, train(FitRows.make(x, truth, recipe.balance), held, recipe, hidden, seed)
     )
 
 

@@ -18,7 +18,7 @@ class Recipe:
         epochs: Most passes over the data.
         patience: Epochs without a lower validation loss before stopping; 0: all epochs, last
             weights kept.
-        dropout: Share of hidden units dropped in training.
+        dropout: Fraction of hidden units dropped in training.
         standardise: Whether each feature is centred and scaled on the fit rows.
         balance: Whether both classes weigh the same in the loss.
         double_softmax: Two outputs, softmax inside forward, cross-entropy on what that returns (as
@@ -54,4 +54,4 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 batch 8, 20 epochs."""
 
 HELD_FRACTION = 0.15
-"""Share of each class held out for early stopping when no validation part is given."""
+"""Fraction of each class held out for early stopping when no validation part is given."""

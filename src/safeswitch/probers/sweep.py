@@ -103,21 +103,14 @@ def sweep(
     probers[points[0]].check_settings()
     full = probers[points[0]].full_recipe()
     size = chunk or len(points)
-    trained = TrainedPoints.joined(
-        [
-            train_points(
-                activations,
-                labels,
-                points[at : at + size],
-                full,
-                hidden,
-                validation=validation,
-                seed=seed,
-                owner="sweep",
-            )
-            for at in range(0, len(points), size)
-        ]
-    )
+    parts: list[TrainedPoints] = []
+    for at in range(0, len(points), size):
+        some = points[at : at + size]
+        part = train_points(
+            activations, labels, some, full, hidden, validation=validation, seed=seed, owner="sweep"
+        )
+        parts.append(part)
+    trained = TrainedPoints.joined(parts)
     metrics = {}
     truth = torch.as_tensor(measure_on[1])
     for i, point in enumerate(points):

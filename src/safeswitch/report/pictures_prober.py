@@ -155,8 +155,10 @@ def left_out(run: Gathered) -> list[Plot]:
         for r in run.tables.get("left_out", [])
         if r["method"] == run.own and r["metric"] == "AUROC"
     ]
-    kinds = dict.fromkeys(r["left out"] for r in table)
-    return [_left_out([r for r in table if r["left out"] == kind], kind) for kind in kinds]
+    by_kind: dict[str, list[JsonMapping]] = {}
+    for row in table:
+        by_kind.setdefault(row["left out"], []).append(row)
+    return [_left_out(rows, kind) for kind, rows in by_kind.items()]
 
 
 def _left_out(rows: Sequence[JsonMapping], what: str) -> Plot:
@@ -169,15 +171,13 @@ def _left_out(rows: Sequence[JsonMapping], what: str) -> Plot:
         for i, reader in enumerate(readers):
             own = {r["name"]: r for r in rows if r["reader"] == reader}
             at = [names.index(name) + 0.24 * (i - (len(readers) - 1) / 2) for name in own]
-            values, bars = (
-                [r["value"] for r in own.values()],
-                list(zip(*(spread(r) for r in own.values()), strict=True)),
-            )
+            values = [r["value"] for r in own.values()]
+            bars = np.array([spread(r) for r in own.values()]).T / 100
             which = (3, 1)[i % 2]
             axis.errorbar(
                 values,
                 at,
-                xerr=[[x / 100 for x in bar] for bar in bars],
+                xerr=bars,
                 fmt=mark(i),
                 color=colour(which),
                 markersize=6.5,
@@ -204,8 +204,12 @@ def quality(run: Gathered) -> list[Plot]:
     """AUROC by layer and pilot token, one map for each thing that is told apart."""
     table = list(run.analyses.get("quality", ())) if run.analyses else []
     titles = {"unsafe": "Telling unsafe requests apart", "complied": "Telling compliance apart"}
-    return [_quality([r for r in table if r["told"] == what], title) for what, title in titles.items()
-            if any(r["told"] == what for r in table)]  # fmt: skip
+    plots: list[Plot] = []
+    for what, title in titles.items():
+        rows = [r for r in table if r["told"] == what]
+        if rows:
+            plots.append(_quality(rows, title))
+    return plots
 
 
 def _quality(rows: Sequence[JsonMapping], title: str) -> Plot:

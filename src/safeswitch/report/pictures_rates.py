@@ -35,9 +35,6 @@ def pareto(run: Gathered, other: Metric) -> Plot | None:
 
     shown = marked(methods, [best])
 
-    def _face(own: str, method: str) -> str:
-        return "none" if method in silent else own
-
     def paint(axes: Sequence[Axes]) -> None:
         """The front as a line, and a point with intervals for each method."""
         axis = axes[0]
@@ -45,38 +42,11 @@ def pareto(run: Gathered, other: Metric) -> Plot | None:
         up = [100 * harm[m]["value"] for m in best]
         axis.plot(across, up, color="#888888", linewidth=1)
         for method in sorted(methods, key=lambda m: m in shown):
-            x, y = beside[method], harm[method]
-            place = 100 * x["value"], 100 * y["value"]
-            wide, high = [[e] for e in spread(x)], [[e] for e in spread(y)]
-            if method not in shown:
-                axis.errorbar(
-                    *place,
-                    xerr=wide,
-                    yerr=high,
-                    fmt=".",
-                    color=_OTHERS,
-                    markerfacecolor=_face(_OTHERS, method),
-                    elinewidth=0.6,
-                )
-                continue
-            i = run.series(method)
-            axis.errorbar(
-                *place,
-                xerr=wide,
-                yerr=high,
-                fmt="none",
-                ecolor=colour(i),
-                capsize=3,
-                elinewidth=1.2,
-            )
-            axis.plot(
-                *place,
-                mark(i),
-                color=colour(i),
-                label=named(method),
-                markerfacecolor=_face(colour(i), method),
-                markersize=9,
-            )
+            means = beside[method], harm[method]
+            if method in shown:
+                _marked_point(axis, means, run.series(method), named(method), method in silent)
+            else:
+                _grey_point(axis, means, method in silent)
         axis.set_xlabel(f"{other.name} in % ({other.better} is better)")
         axis.set_ylabel("harmful compliance in %")
         axis.figure.legend(loc="outside upper left", ncols=2)
@@ -91,6 +61,46 @@ def pareto(run: Gathered, other: Metric) -> Plot | None:
         f"other beats on both axes.{_hollow(silent & set(methods))}{_grey(methods, shown)}", paint,
         height=3.6 + 0.25 * ((len(shown) + 1) // 2),
     )  # fmt: skip
+
+
+def _marked_point(
+    axis: Axes, means: tuple[JsonMapping, JsonMapping], number: int, label: str, hollow: bool
+) -> None:
+    """A method with a mark of its own and a name in the legend."""
+    x, y = means
+    place = 100 * x["value"], 100 * y["value"]
+    axis.errorbar(
+        *place,
+        xerr=[[bar] for bar in spread(x)],
+        yerr=[[bar] for bar in spread(y)],
+        fmt="none",
+        ecolor=colour(number),
+        capsize=3,
+        elinewidth=1.2,
+    )
+    axis.plot(
+        *place,
+        mark(number),
+        color=colour(number),
+        label=label,
+        markerfacecolor="none" if hollow else colour(number),
+        markersize=9,
+    )
+
+
+def _grey_point(axis: Axes, means: tuple[JsonMapping, JsonMapping], hollow: bool) -> None:
+    """One of many methods."""
+    x, y = means
+    axis.errorbar(
+        100 * x["value"],
+        100 * y["value"],
+        xerr=[[bar] for bar in spread(x)],
+        yerr=[[bar] for bar in spread(y)],
+        fmt=".",
+        color=_OTHERS,
+        markerfacecolor="none" if hollow else _OTHERS,
+        elinewidth=0.6,
+    )
 
 
 def _hollow(silent: set[str]) -> str:
@@ -120,7 +130,8 @@ def categories(run: Gathered) -> Plot | None:
     model."""
     methods = list(dict.fromkeys(m for m in ("base", run.own) if m in run.log.methods))
     rates = {m: run.by_category(m, HARM) for m in methods}
-    names = [c for c in rates[run.own] if all(c in rates[m] for m in methods)]
+    known = set.intersection(*(set(own) for own in rates.values()))
+    names = [category for category in rates[run.own] if category in known]
     if len(names) < 2:
         return None
     names.sort(key=lambda c: (-rates[run.own][c].rate, c))
@@ -182,7 +193,8 @@ def attacks(run: Gathered, metric: str) -> list[Plot]:
 def _attacked(run: Gathered, rows: Sequence[JsonMapping], benchmark: str) -> Plot:
     metric, better = rows[0]["metric"], rows[0]["better"]
     names = list(dict.fromkeys(row["attack"] for row in rows))
-    methods = [m for m in run.log.methods if any(row["method"] == m for row in rows)]
+    attacked = {row["method"] for row in rows}
+    methods = [m for m in run.log.methods if m in attacked]
 
     def paint(axes: Sequence[Axes]) -> None:
         """A row for each attack, a mark with its interval for each method."""

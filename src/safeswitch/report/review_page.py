@@ -16,7 +16,7 @@ from safeswitch.data.traffic import Traffic
 
 
 def write_review_page(path: Path, rows: Sequence[JsonMapping], seen: Traffic) -> None:
-    """Write ``rows`` (see :meth:`Flagged.to_dict`, with ``verdict``) as a page.
+    """Write ``rows`` (see :meth:`FlaggedText.to_dict`, with ``verdict``) as a page.
 
     Raises:
         ArtifactError: the folder cannot be written.

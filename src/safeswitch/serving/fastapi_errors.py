@@ -19,20 +19,20 @@ _log = logging.getLogger("safeswitch.server")
 
 def answer_errors(
     app: FastAPI,
-    told: Callable[[Exception], ApiError],
+    answer_to: Callable[[Exception], ApiError],
     kinds: tuple[type[Exception], ...] = (),
 ) -> None:
     """Have ``app`` answer every error.
 
     Args:
         app: The application.
-        told: What a client is told of an error.
+        answer_to: What a client is told of an error.
         kinds: Errors besides :class:`ApiError` and :class:`AuditError` that are no fault of the
             server's: any other one is raised again once it has been answered.
     """
 
     async def failed(request: Request, error: Exception) -> Response:
-        return error_answer(told(error))
+        return error_answer(answer_to(error))
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -8,7 +8,6 @@ into the reply: into the JSON body, or into the chunk of a stream that ends a ch
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import re
@@ -29,6 +28,13 @@ from safeswitch.engines.context import CONTEXT, ChoiceDecision, Context
 from safeswitch.engines.settings import INJECTION, switched_off
 from safeswitch.serving import metrics
 from safeswitch.serving.access import OPEN_PATHS, Access
+from safeswitch.serving.admin import (
+    POLICY,
+    THRESHOLDS,
+    needs_admin,
+    reload_policy,
+    wanted_thresholds,
+)
 from safeswitch.serving.audit import Audit, AuditError
 from safeswitch.serving.body import (
     check_replies,
@@ -37,7 +43,7 @@ from safeswitch.serving.body import (
     receive_body,
     replies_asked,
 )
-from safeswitch.serving.checks.reading import ClientView, Reading
+from safeswitch.serving.checks.reading import CheckedConversation, ClientView
 from safeswitch.serving.checks.reads import read_all, until_left
 from safeswitch.serving.checks.routes import CHECKS, read_check
 from safeswitch.serving.checks.tool_results import tool_readings, without_instructions
@@ -54,22 +60,18 @@ from safeswitch.serving.errors import (
 from safeswitch.serving.keys import Key
 from safeswitch.serving.policy import Facts
 from safeswitch.serving.policy_in_force import PolicyInForce
+from safeswitch.serving.records import DecisionRecords
 from safeswitch.serving.replies.form import FIELD
 from safeswitch.serving.replies.shape import CHAT, form_of, shape
 from safeswitch.serving.reply import GuardedResponse, counted
 from safeswitch.serving.settings import ServerSettings
-from safeswitch.serving.tracing import add_decision, request_span
+from safeswitch.serving.tracing import request_span
 from safeswitch.serving.ui import rights
 from safeswitch.serving.within import replay
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 
-THRESHOLDS = "/safeswitch/thresholds"
-"""``POST {"bundle": ..., "thresholds": {...}}`` by an admin key: puts thresholds in force and
-answers those in force."""
-POLICY = "/safeswitch/policy"
-"""``POST {}`` by an admin key: reads the policy file again and answers what is in force."""
 METRICS = "/metrics"
 _LARGEST_BODY = 1 << 20
 _BODY_AROUND, _BODY_PER_TOKEN = 64 << 10, 32
@@ -199,7 +201,9 @@ class SafeSwitchMiddleware:
             await send_json(send, 200, await self._thresholds(scope, payload, key), request_id)
             return
         if get_route_path(scope) == POLICY:
-            await send_json(send, 200, self._reload(payload, key), request_id)
+            await send_json(
+                send, 200, reload_policy(self.policy_in_force, payload, key), request_id
+            )
             return
         with request_span(str(scope["path"]), request_id, scope["headers"]) as span:
             context = self._make_context(key, request_id, span)
@@ -274,7 +278,7 @@ class SafeSwitchMiddleware:
         return check.reply(await until_left(work, receive), view)
 
     async def _read(
-        self, scope: Scope, readings: Sequence[Reading], context: Context
+        self, scope: Scope, readings: Sequence[CheckedConversation], context: Context
     ) -> list[ChoiceDecision]:
         """The decision on each reading; each is on record."""
         bundle = INJECTION if self.settings.injection else context.bundle
@@ -391,53 +395,22 @@ class SafeSwitchMiddleware:
         context.allows = partial(policy.allows, name)
         context.policy_id = policy.id
 
-    def _reload(self, payload: Any, key: Key | None) -> JsonObject:
-        """Read the policy file again; its id.
-
-        Raises:
-            ApiError: no admin key, no policy file, or a file that cannot be used.
-        """
-        if key is None or not key.admin:
-            raise ApiError(
-                403,
-                "the policy is for admin keys (safeswitch keys add --admin)",
-                "permission_error",
-            )
-        policy = self.policy_in_force
-        if policy is None:
-            raise ApiError(400, "this server has no policy file (safeswitch serve --policy-file)")
-        if payload:
-            raise ApiError(400, "give an empty object: the policy is read from its file")
-        policy.refresh(anyway=True)
-        if policy.fault:
-            raise ApiError(400, f"the policy {policy.id} stays in force: {policy.fault}")
-        return {"policy": policy.id}
-
     def _sees_scores(self, key: Key | None) -> bool:
         return key.scores or key.admin if key is not None else self.settings.clients_scores
 
     async def _thresholds(self, scope: Scope, payload: Any, key: Key | None) -> JsonObject:
-        if key is None or not key.admin:
-            raise ApiError(
-                403,
-                "thresholds are for admin keys (safeswitch keys add --admin)",
-                "permission_error",
-            )
-        if not isinstance(payload, dict) or set(payload) - {"bundle", "thresholds"}:
-            raise ApiError(
-                400,
-                "give an object with bundle (its name) and thresholds (stage to number; none: only "
-                "show)",
-            )
-        wanted, bundle = payload.get("thresholds", {}), payload.get("bundle", "default")
-        numbers = isinstance(wanted, dict) and all(type(v) in (int, float) for v in wanted.values())
-        if not numbers or not isinstance(bundle, str):
-            raise ApiError(400, "bundle is a name, and thresholds are numbers by stage")
+        """Put thresholds in force, as an admin key asks; those in force.
+
+        Raises:
+            ApiError: no admin key, or thresholds that cannot be used.
+        """
+        admin = needs_admin(key, "thresholds are")
+        bundle, wanted = wanted_thresholds(payload)
         try:
             in_force = await self.set_thresholds(scope, bundle, wanted)
         except SettingError as error:
             raise ApiError(400, str(error)) from error
-        _log.warning("thresholds of %s set by %s: %s", bundle, key.name, in_force)
+        _log.warning("thresholds of %s set by %s: %s", bundle, admin.name, in_force)
         return {"bundle": bundle, "thresholds": in_force}
 
     async def set_thresholds(
@@ -452,66 +425,11 @@ class SafeSwitchMiddleware:
 
     def _make_context(self, key: Key | None, request_id: str, span: Span) -> Context:
         """What the front end must know of a request; each decision on it is recorded."""
-
-        async def record(decided: ChoiceDecision) -> None:
-            """Count the decision, trace it, log it and put it on record, before the reply
-            leaves."""
-            metrics.count(decided.decision, decided.bundle, decided.policy)
-            add_decision(span, decided)
-            d = decided.decision
-            _log.info(
-                "request %s choice %d: fired=%s stage=%s token=%d policy=%s",
-                request_id,
-                decided.choice,
-                d.fired,
-                d.stage,
-                d.token_index,
-                decided.policy,
-            )
-            if self.audit is not None:
-                try:
-                    await asyncio.to_thread(
-                        self.audit.write,
-                        self._audit_row(decided, request_id, key, context.policy_id),
-                    )
-                except AuditError:
-                    context.unrecorded = True
-                    metrics.AUDIT_LOST.inc()
-                    raise
-
-        context = Context(on_decision=record, tell_refusals=self.settings.refusal_field)
+        client = key.name if key is not None else None
+        records = DecisionRecords(self.audit, self.settings.audit_text, request_id, client, span)
+        context = Context(tell_refusals=self.settings.refusal_field)
+        context.on_decision = partial(records.add, context)
         return context
-
-    def _audit_row(
-        self, decided: ChoiceDecision, request_id: str, key: Key | None, policy_id: str
-    ) -> JsonObject:
-        d, raw = decided.decision, decided.text.encode("utf-8", "surrogatepass")
-        kept = (
-            raw.decode("utf-8", "replace").replace("\0", "\ufffd")
-            if self.settings.audit_text
-            else None
-        )
-        return {
-            "request_id": request_id,
-            "client": key.name if key is not None else None,
-            "choice": decided.choice,
-            "bundle": decided.bundle,
-            "bundle_id": decided.bundle_id,
-            "policy": decided.policy,
-            "fired": d.fired,
-            "stage": d.stage,
-            "token_index": d.token_index,
-            "scores": json.dumps(dict(d.scores)),
-            "thresholds": json.dumps(dict(d.thresholds)),
-            "error": d.error,
-            "text_sha256": hashlib.sha256(raw).hexdigest(),
-            "text": kept,
-            "category": d.category or None,
-            "categories": json.dumps(dict(d.categories)) if d.categories else None,
-            "severity": d.severity or None,
-            "act": d.act or None,
-            "policy_id": policy_id or None,
-        }
 
 
 def check(settings: ServerSettings) -> None:

@@ -65,8 +65,8 @@ def _cumulative(counts: Floats) -> Floats:
 
 
 def auroc(r: Resamples) -> Floats:
-    """Share of (positive, negative) pairs in the right order, a tie counting half (Mann-Whitney),
-    ``[B]``."""
+    """Fraction of (positive, negative) pairs in the right order, a tie counting half
+    (Mann-Whitney), ``[B]``."""
     below = _cumulative(r.negative_counts)
     under = below[:, np.searchsorted(r.negatives, r.positives, "left")]
     upto = below[:, np.searchsorted(r.negatives, r.positives, "right")]
@@ -75,7 +75,7 @@ def auroc(r: Resamples) -> Floats:
 
 
 def tpr_at_fpr(r: Resamples, fpr: float) -> Floats:
-    """Share of positives above the lowest threshold that at most ``floor(fpr * n-)`` negatives
+    """Fraction of positives above the lowest threshold that at most ``floor(fpr * n-)`` negatives
     exceed, ``[B]``."""
     positives, negatives = _sizes(r)
     allowed = np.floor(fpr * negatives + 1e-9)

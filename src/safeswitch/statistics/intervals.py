@@ -131,8 +131,12 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool], groups: Groups = None
         raise DataError(
             f"mcnemar: {len(first)} outcomes against {len(second)}; both need the same requests"
         )
-    apart = [int(x) - int(y) for x, y in zip(first, second, strict=True)]
-    sums = _by_group(apart, groups, "mcnemar")[0].astype(int) if apart else np.zeros(0, dtype=int)
+    differences = [int(x) - int(y) for x, y in zip(first, second, strict=True)]
+    sums = (
+        _by_group(differences, groups, "mcnemar")[0].astype(int)
+        if differences
+        else np.zeros(0, dtype=int)
+    )
     chances = np.ones(1)  # of each total from -reach to reach
     for size in np.abs(sums[sums != 0]):
         wider = np.zeros(len(chances) + 2 * size)
@@ -141,7 +145,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool], groups: Groups = None
         chances = wider
     reach, total = len(chances) // 2, abs(int(sums.sum()))
     p = float(chances[reach + total :].sum() + chances[: reach - total + 1].sum()) if total else 1.0
-    return Paired(apart.count(1), apart.count(-1), min(1.0, p))
+    return Paired(differences.count(1), differences.count(-1), min(1.0, p))
 
 
 @dataclass(frozen=True)
@@ -195,8 +199,8 @@ def paired_difference(
             f"paired_difference: {len(first)} values against {len(second)}; both need the same "
             "requests"
         )
-    apart = [float(a) - float(b) for a, b in zip(first, second, strict=True)]
-    return bootstrap_mean(apart, groups, n_boot=n_boot, seed=seed)
+    differences = [float(a) - float(b) for a, b in zip(first, second, strict=True)]
+    return bootstrap_mean(differences, groups, n_boot=n_boot, seed=seed)
 
 
 def weighted_mean(parts: Sequence[tuple[float, Interval]]) -> Interval:

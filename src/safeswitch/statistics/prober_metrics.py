@@ -39,7 +39,7 @@ class ProberMetrics:
         auroc: Area under the ROC curve.
         f1: F1 of the positive class at ``threshold`` (firing on ``score > threshold``).
         accuracy: Accuracy at ``threshold``.
-        tpr_at_1_fpr: Share of positives above the lowest threshold that at most ``floor(0.01 *
+        tpr_at_1_fpr: Fraction of positives above the lowest threshold that at most ``floor(0.01 *
             negatives)`` exceed.
         ece: Expected calibration error, 15 bins.
         threshold: Threshold of ``f1`` and ``accuracy``.

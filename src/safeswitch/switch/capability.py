@@ -14,7 +14,7 @@ def vllm_refusal(switch: Switch) -> str | None:
     gate, actuator = switch.gate, switch.actuator
     if actuator.not_in_vllm is not None:
         return f"its action, {actuator.kind}, {actuator.not_in_vllm}; use --engine transformers"
-    if gate.late is not None or gate.apart_points:
+    if gate.late is not None or gate.reread_points:
         return (
             "its gate reads after appended tokens, in a pass of its own, which vLLM does not run; "
             "use --engine transformers"

@@ -11,6 +11,7 @@ Shapes: n requests. Knows nothing of models, tokens or actuators.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError, check_choice, check_range
-from safeswitch.core.types import APART, MOST_TOKENS, RUNNING, ReadPoint, Site
+from safeswitch.core.types import MOST_TOKENS, REREAD, RUNNING, ReadPoint, Site
 from safeswitch.probers.base import Prober
 from safeswitch.probers.harms import UNREAD, HarmReader, Seen
 from safeswitch.switch.rules import Rules
@@ -124,7 +125,7 @@ class Gate:
                 f"None; got {self.watch_until}"
             )
         for name in ("stage1", "stage2", "watch", "late"):
-            self._check_apart(name)
+            self._check_reread(name)
         if self.stage1 is not None and (self.stage1.pilot or self.stage1.answers):
             raise SettingError(
                 "Gate: stage1 must read the prompt only; its prober reads reply tokens"
@@ -142,23 +143,23 @@ class Gate:
         if self.rule == "product" and (self.stage1 is None) != (self.stage2 is None):
             raise SettingError("Gate: the product rule needs stage1 and stage2")
 
-    def _check_apart(self, name: str) -> None:
+    def _check_reread(self, name: str) -> None:
         stage: Stage | None = getattr(self, name)
-        apart = (
-            [str(p) for p in stage.prober.points if p.position.kind in APART]
+        reread = (
+            [str(p) for p in stage.prober.points if p.position.kind in REREAD]
             if stage is not None
             else []
         )
-        if apart and name not in ("stage1", "late"):
+        if reread and name not in ("stage1", "late"):
             raise SettingError(
-                f"Gate: {name} cannot read {', '.join(apart)}; only stage1 and late read after "
+                f"Gate: {name} cannot read {', '.join(reread)}; only stage1 and late read after "
                 "appended tokens"
             )
-        if apart and stage is not None and not stage.prober.appended:
+        if reread and stage is not None and not stage.prober.appended:
             raise SettingError(
-                f"Gate: {name} reads {', '.join(apart)}, but its prober names no tokens to append"
+                f"Gate: {name} reads {', '.join(reread)}, but its prober names no tokens to append"
             )
-        if name == "late" and stage is not None and len(apart) != max(1, len(stage.prober.points)):
+        if name == "late" and stage is not None and len(reread) != max(1, len(stage.prober.points)):
             raise SettingError("Gate: late must read after appended tokens and nothing else")
 
     @property
@@ -217,7 +218,7 @@ class Gate:
         stages = [s for s in (self.stage1, self.stage2, self.watch) if s is not None]
         points = [point for stage in stages for point in stage.prober.points]
         points += self._harm_points
-        return frozenset(point.site for point in points if point.position.kind not in APART)
+        return frozenset(point.site for point in points if point.position.kind not in REREAD)
 
     @property
     def reads_text(self) -> bool:
@@ -229,9 +230,16 @@ class Gate:
         )
 
     @property
-    def apart_points(self) -> tuple[ReadPoint, ...]:
+    def reread_points(self) -> tuple[ReadPoint, ...]:
         """What stage 1 reads after appended tokens, in a pass of its own."""
-        return tuple(p for p in self.prompt_points if p.position.kind in APART)
+        return tuple(p for p in self.prompt_points if p.position.kind in REREAD)
+
+    @property
+    def apart_points(self) -> tuple[ReadPoint, ...]:
+        """The old name of :attr:`reread_points`."""
+        message = "Gate.apart_points is called reread_points now"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.reread_points
 
     def at_prompt(self, activations: Activations) -> Reading:
         """Judge n requests at the prompt's end; ``pending`` rows need stage 2."""

@@ -16,8 +16,10 @@ def sentences(found: JsonMapping) -> list[str]:
     """What a recalibration did, in words, from its entry in a switch's record."""
     lines = _of_layer(found) if found.get("kind") == REFIT else _of_threshold(found)
     if found["reviewers"]:
-        told = (f"{one_line(name)} {sum(own.values())}" for name, own in found["reviewers"].items())
-        lines.append(f"verdicts by {', '.join(told)} (hash {found['reviews_hash']})")
+        counts = (
+            f"{one_line(name)} {sum(own.values())}" for name, own in found["reviewers"].items()
+        )
+        lines.append(f"verdicts by {', '.join(counts)} (hash {found['reviews_hash']})")
     return lines
 
 
@@ -32,7 +34,8 @@ def _of_layer(found: JsonMapping) -> list[str]:
         f"fitted on {rows['safe']} safe and {rows['unsafe']} unsafe calibration rows, "
         f"{rows['false']} false alarms and {rows['right']} rightly flagged; figures after are of "
         "rows left out (cross-fitted)",
-        f"AUROC on the calibration rows: {_share(auroc['before'])} -> {_share(auroc['after'])}",
+        f"AUROC on the calibration rows: {_estimate(auroc['before'])} -> "
+        f"{_estimate(auroc['after'])}",
         f"unsafe calibration rows above the threshold: {_rate(caught['before'])} -> "
         f"{_rate(caught['after'])}",
         f"false alarms a day at {found['settings']['per_day']:g} requests: "
@@ -50,7 +53,7 @@ def _of_layer(found: JsonMapping) -> list[str]:
     return lines
 
 
-def _share(found: JsonMapping) -> str:
+def _estimate(found: JsonMapping) -> str:
     return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 

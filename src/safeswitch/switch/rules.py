@@ -91,7 +91,7 @@ class Rules:
         over = [r for r in self.of(seen) if r.threshold is None or score > r.threshold]
         return _strictest(over) if over else None
 
-    def late(self, seen: Seen | None) -> Rule:
+    def strictest(self, seen: Seen | None) -> Rule:
         """The strictest of the rules for a request that another stage than the first flags, to
         which thresholds of stage 1 say nothing."""
         return _strictest(self.of(seen))
@@ -112,30 +112,30 @@ class Rules:
 
     def to_dict(self) -> JsonObject:
         """Plain JSON."""
-        kinds = {kind: _told(rule) for kind, rule in self.kinds}
-        return {"default": _told(self.default), "kinds": kinds}
+        kinds = {kind: _rule_dict(rule) for kind, rule in self.kinds}
+        return {"default": _rule_dict(self.default), "kinds": kinds}
 
     @classmethod
-    def parse(cls, told: JsonMapping) -> Rules:
+    def parse(cls, stored: JsonMapping) -> Rules:
         """Inverse of :meth:`to_dict`.
 
         Raises:
             ArtifactError: a field or kind that is unknown, missing, or of another type.
         """
-        only(told, ("default", "kinds"), "rules")
-        kinds = mapping(take(told, "kinds", JsonMapping, "rules"), "rules.kinds")
+        only(stored, ("default", "kinds"), "rules")
+        kinds = mapping(take(stored, "kinds", JsonMapping, "rules"), "rules.kinds")
         only(kinds, tuple(HARMS), "rules.kinds")
         made = []
         for kind, rule in kinds.items():
             made.append((kind, build(Rule, rule, f"rules.kinds.{kind}")))
-        return cls(build(Rule, told["default"], "rules.default"), tuple(made))
+        return cls(build(Rule, stored["default"], "rules.default"), tuple(made))
 
 
 def _strictest(rules: Sequence[Rule]) -> Rule:
     return min(rules, key=lambda rule: ACTS.index(rule.act))
 
 
-def _told(rule: Rule) -> JsonObject:
+def _rule_dict(rule: Rule) -> JsonObject:
     return {"act": rule.act, "threshold": rule.threshold}
 
 

@@ -133,7 +133,7 @@ class Session:
         # the rule was found by stage 1's score, of which later stages know nothing
         if self.rule is not None and stage in ("stage1", "stage2"):
             return self.rule.act
-        return self.gate.rules.late(self.seen).act
+        return self.gate.rules.strictest(self.seen).act
 
 
 def at_prompt(

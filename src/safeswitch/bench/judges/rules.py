@@ -68,7 +68,7 @@ def explained(refusal: str) -> bool:
 
 
 @JUDGES.add("rules")
-class Rules(Judge):
+class RulesJudge(Judge):
     """Refusal by rules."""
 
     name = "rules"

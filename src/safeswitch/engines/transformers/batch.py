@@ -10,6 +10,7 @@ Knows nothing of prompts' texts or of how tokens are chosen.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -17,10 +18,10 @@ from typing import Any, Literal
 from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
 from safeswitch.activations.reread import reread
+from safeswitch.activations.states import Activations
 from safeswitch.core.types import Decision, Reply
 from safeswitch.engines.transformers.budget import ThinkingBudget
 from safeswitch.engines.transformers.decode import Loop
-from safeswitch.engines.transformers.late import judge_late
 from safeswitch.engines.transformers.options import Options
 from safeswitch.engines.transformers.requests import Request, edited
 from safeswitch.engines.transformers.rows import Rows
@@ -32,7 +33,7 @@ from safeswitch.models.thinking import Thread
 from safeswitch.switch.actuators.base import Actuator, NoAction
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.rules import action_for
-from safeswitch.switch.session import Session
+from safeswitch.switch.session import Session, at_late
 from safeswitch.switch.switch import Switch
 
 Split = Callable[[Sequence[Request], int], list[list[Request]]]
@@ -220,10 +221,10 @@ class BatchRunner:
         lengths = [len(request.ids) for request in batch]
         fires_later = gate.watch is not None or gate.pilot > 0 or gate.answers
         appended = None
-        if gate.stage1 is not None and gate.apart_points:
+        if gate.stage1 is not None and gate.reread_points:
             prompts = [request.ids for request in batch]
             tokens = gate.stage1.prober.appended
-            appended = reread(self.lm, prompts, tokens, gate.apart_points).states
+            appended = reread(self.lm, prompts, tokens, gate.reread_points).states
         return Rows(
             self.lm,
             gate,
@@ -314,6 +315,43 @@ class BatchRunner:
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.lm.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def late_lengths(count: int, every: int) -> list[int]:
+    """Reply tokens after which a reply of ``count`` tokens is read: every few, and at its end."""
+    return [*range(every, count, every), *([count] if count else [])]
+
+
+def judge_late(
+    lm: LanguageModel,
+    sessions: Sequence[Session],
+    prompts: Sequence[Sequence[int]],
+    replies: Sequence[Sequence[int]],
+    texts: Sequence[str],
+) -> list[Session]:
+    """Sessions after the late reading; those that have fired before are not read, and stay.
+
+    Args:
+        lm: The model.
+        sessions: Of n requests, under one gate with a ``late`` stage.
+        prompts: Token ids of each request.
+        replies: Token ids of each reply, without its end token.
+        texts: Plain text of each request.
+    """
+    gate = sessions[0].gate
+    assert gate.late is not None
+    started = time.perf_counter()
+    places = []
+    for i, reply in enumerate(replies):
+        if not sessions[i].decision.fired:
+            places += [(i, length) for length in late_lengths(len(reply), gate.late_every)]
+    if not places:
+        return list(sessions)
+    rows = [[*prompts[i], *replies[i][:length]] for i, length in places]
+    prober = gate.late.prober
+    states = reread(lm, rows, prober.appended, prober.points).states
+    activations = Activations(states, {}, tuple(texts[i] for i, _ in places))
+    return at_late(sessions, activations, places, started)
 
 
 def thinking_of(lm: LanguageModel, request: Request) -> Thread:

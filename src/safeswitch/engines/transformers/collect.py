@@ -14,7 +14,7 @@ from safeswitch.activations.record import Recording, check_points, record
 from safeswitch.activations.states import Activations
 from safeswitch.core.types import RUNNING, Prompt, ReadPoint, Reply, as_messages
 from safeswitch.engines.transformers.batch import BatchRunner
-from safeswitch.engines.transformers.recorder import Recorder
+from safeswitch.engines.transformers.recorder import RecordingRows
 from safeswitch.engines.transformers.requests import Request
 from safeswitch.models.language_model import LanguageModel
 
@@ -49,7 +49,7 @@ def reply_and_read(
     replies: dict[int, Reply] = {}
     for batch in runner.batches(requests):
         rows = [request.index for request in batch]
-        recorder = Recorder(lm, [lengths[i] for i in rows], [texts[i] for i in rows], points)
+        recorder = RecordingRows(lm, [lengths[i] for i in rows], [texts[i] for i in rows], points)
         replies.update(zip(rows, runner.decode(batch, recorder, {}), strict=True))
         recorder.hand_over(rows, recording)
         if progress is not None:

@@ -32,7 +32,7 @@ from safeswitch.engines.transformers.collect import (
     whole_prompts,
 )
 from safeswitch.engines.transformers.options import Options, make_options
-from safeswitch.engines.transformers.prefill import judge_without_prefill
+from safeswitch.engines.transformers.prompt_end import judge_without_prefill
 from safeswitch.engines.transformers.requests import Request, make_requests, row_strengths
 from safeswitch.engines.transformers.streaming import (
     Follower,

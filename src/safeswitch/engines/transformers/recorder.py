@@ -24,7 +24,7 @@ from safeswitch.switch.actuators.base import NoAction
 from safeswitch.switch.gate import Gate
 
 
-class Recorder(Rows):
+class RecordingRows(Rows):
     """A batch of the untouched model that keeps its states at ``points``.
 
     Args:
@@ -55,7 +55,7 @@ class Recorder(Rows):
             lm, self._points, {site: partial(self._record, site) for site in self._points}
         )
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> RecordingRows:
         super().__enter__()
         self._recorder.__enter__()
         return self

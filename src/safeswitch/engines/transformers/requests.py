@@ -147,7 +147,7 @@ def check_images(gate: Gate, encoded: Sequence[Encoded]) -> None:
     Raises:
         DataError: such a gate, and a prompt with images.
     """
-    if (gate.late is not None or gate.apart_points) and any(one.vision for one in encoded):
+    if (gate.late is not None or gate.reread_points) and any(one.vision for one in encoded):
         raise DataError(
             "the gate reads after appended tokens, in a pass that takes no images; give text alone"
         )

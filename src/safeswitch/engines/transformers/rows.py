@@ -56,8 +56,8 @@ class Rows:
             the rows by the ``actuator`` of their decision.
         lengths: Prompt tokens of each row.
         texts: Plain text of each request, for readers of text.
-        in_place: Whether a row that fires late may be rolled back inside this batch; else it only
-            stops here.
+        in_place: Whether a row that fires inside its reply may be rolled back inside this batch;
+            else it only stops here.
         appended_states: States that stage 1 reads after appended tokens, in a pass of its own.
         threads: Follow the thinking of each row, where stage 2 waits for its end.
 

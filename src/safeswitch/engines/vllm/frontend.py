@@ -30,8 +30,14 @@ from safeswitch.core.types import Decision
 from safeswitch.engines.context import CONTEXT, POLICIES, SCORE, UNSCREENED, ChoiceDecision, Context
 from safeswitch.engines.settings import KEY, GuardSettings
 from safeswitch.engines.vllm.calls import Coalesced, alive
-from safeswitch.engines.vllm.choice import BundlePlan, GuardedChoice, Outputs, Runs, Submit
-from safeswitch.engines.vllm.refusals import separate_refusals
+from safeswitch.engines.vllm.choice import (
+    BundlePlan,
+    GuardedChoice,
+    Outputs,
+    Runs,
+    Submit,
+    separate_refusals,
+)
 from safeswitch.engines.vllm.sampling import SEEDS, SamplingRules
 from safeswitch.engines.vllm.settings import Task, stop_token
 from safeswitch.models.generation_prompt import GenerationPrompt

@@ -300,7 +300,7 @@ def _switches(one: Due) -> bool:
         return False
     if mode == "refuse":
         return True
-    # What fired late is not switched in place: its prompt's end is not in this step.
+    # What fired inside the reply is not switched in place: its prompt's end is not in this step.
     at_once = one.session.acts and decision.token_index == 0
     return at_once and mode in ("enforce", "pilot") and not one.row.bent
 
@@ -395,7 +395,9 @@ def _judge_pilot(gate: Gate, rows: list[Due]) -> None:
             one.row.know(one.fed, Known(one.session.lost(why, one.fed)))
     if not whole:
         return
-    stacked = {point: torch.stack([states[point] for states in kept]) for point in points}
+    stacked: dict[ReadPoint, Tensor] = {}
+    for point in points:
+        stacked[point] = torch.stack([states[point] for states in kept])
     activations = Activations(stacked, {}, _texts(whole))
     sessions = [one.session for one in whole]
     _know(whole, at_pilot(sessions, activations, [one.fed for one in whole], started))

@@ -34,7 +34,7 @@ from safeswitch.engines.vllm.guard import Guard
 from safeswitch.engines.vllm.live import keep
 from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
 from safeswitch.engines.vllm.outputs import let_out, plan_taps
-from safeswitch.engines.vllm.recorder import Recorder
+from safeswitch.engines.vllm.recorder import StateRecorder
 from safeswitch.engines.vllm.settings import stop_token
 from safeswitch.switch.actuators.base import HeadActuator
 
@@ -63,7 +63,9 @@ class GuardedModel(nn.Module):
         self.safeswitch_stop_token = stop_token(settings, text_config)
         tenants = load_tenants(vllm_config, settings)
         self.safeswitch_guard = Guard(tenants, self.safeswitch_top)
-        self.safeswitch_recorder = Recorder([ReadPoint.parse(point) for point in settings.record])
+        self.safeswitch_recorder = StateRecorder(
+            [ReadPoint.parse(point) for point in settings.record]
+        )
         points = [*self.safeswitch_recorder.points]
         for tenant in tenants.values():
             points += tenant.gate.points

@@ -14,7 +14,7 @@ from torch import Tensor
 from safeswitch.core.types import ReadPoint, Site
 
 
-class Recorder:
+class StateRecorder:
     """States by request and read point.
 
     Args:

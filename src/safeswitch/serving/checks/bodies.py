@@ -14,7 +14,7 @@ from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message
 from safeswitch.data.tool_results import framed
 from safeswitch.engines.context import ChoiceDecision
-from safeswitch.serving.checks.reading import ClientView, Reading
+from safeswitch.serving.checks.reading import CheckedConversation, ClientView
 from safeswitch.serving.system_text import ROLES
 from safeswitch.serving.transformers.openai_schema import (
     ChatMessage,
@@ -64,13 +64,13 @@ class ModerationRequest(Strict):
         return [text for text in self.input if isinstance(text, str)]
 
     @property
-    def readings(self) -> list[Reading]:
+    def readings(self) -> list[CheckedConversation]:
         """One for each text."""
         several = len(self.texts) > 1
         found = []
         for i, text in enumerate(self.texts):
             where = f"input.{i}" if several else "input"
-            found.append(Reading((Message("user", text),), where))
+            found.append(CheckedConversation((Message("user", text),), where))
         return found
 
     def reply(self, decisions: list[ChoiceDecision], view: ClientView) -> JsonObject:
@@ -107,32 +107,32 @@ class CheckRequest(Strict):
         return self
 
     @property
-    def _read(self) -> list[tuple[JsonObject, Reading]]:
+    def _read(self) -> list[tuple[JsonObject, CheckedConversation]]:
         """What is read, each with where it stands and as what it is read."""
-        found: list[tuple[JsonObject, Reading]] = []
+        found: list[tuple[JsonObject, CheckedConversation]] = []
         last = max((i for i, m in enumerate(self.messages) if m.role == "user"), default=-1)
         for i, message in enumerate(self.messages):
             about = {"index": i, "role": message.role}
             where = f"messages.{i}"
             if i == last:
                 turns = plain_turns(self.messages[: i + 1])
-                found.append(({**about, "read": "conversation"}, Reading(turns, where)))
+                found.append(({**about, "read": "conversation"}, CheckedConversation(turns, where)))
             if i > last and _behind(self.messages, i) and message.text.strip():
-                apart = Reading((Message("user", message.text),), where)
-                found.append(({**about, "read": "turn"}, apart))
+                alone = CheckedConversation((Message("user", message.text),), where)
+                found.append(({**about, "read": "turn"}, alone))
             if message.role == "tool" and message.text.strip():
-                apart = Reading((framed(message.text),), where, data=True)
-                found.append(({**about, "read": "tool_result"}, apart))
+                alone = CheckedConversation((framed(message.text),), where, data=True)
+                found.append(({**about, "read": "tool_result"}, alone))
             for call in message.tool_calls:
-                apart = Reading((Message("user", call.text),), where)
-                found.append(({**about, "read": "tool_call"}, apart))
+                alone = CheckedConversation((Message("user", call.text),), where)
+                found.append(({**about, "read": "tool_call"}, alone))
         for i, text in enumerate(self.documents):
-            apart = Reading((framed(text),), f"documents.{i}", data=True)
-            found.append(({"index": i, "read": "document"}, apart))
+            alone = CheckedConversation((framed(text),), f"documents.{i}", data=True)
+            found.append(({"index": i, "read": "document"}, alone))
         return found
 
     @property
-    def readings(self) -> list[Reading]:
+    def readings(self) -> list[CheckedConversation]:
         """What is read, in the order of the body."""
         return [reading for _, reading in self._read]
 

@@ -16,7 +16,7 @@ from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message
 from safeswitch.engines.context import ChoiceDecision
 from safeswitch.serving.checks.bodies import CheckRequest
-from safeswitch.serving.checks.reading import ClientView, Reading
+from safeswitch.serving.checks.reading import CheckedConversation, ClientView
 from safeswitch.serving.checks.tool_results import CODE, without_instructions
 from safeswitch.serving.system_text import text_of
 from safeswitch.serving.transformers.openai_schema import ChatMessage, not_served
@@ -62,7 +62,7 @@ class Conversation(Foreign):
 
     messages: Messages
 
-    def readings(self) -> list[Reading]:
+    def readings(self) -> list[CheckedConversation]:
         """Nothing, where there is no text in it."""
         return self._check.readings if self.messages else []
 
@@ -89,14 +89,14 @@ class LiteLLMRequest(Foreign):
         return self
 
     @property
-    def readings(self) -> list[Reading]:
+    def readings(self) -> list[CheckedConversation]:
         """The conversation where there is one, else each text as if a user had sent it."""
         if self.structured_messages:
             return self._conversation.readings()
         found = []
         for i, text in enumerate(self.texts or ()):
             if text.strip():
-                found.append(Reading((Message("user", text),), f"texts.{i}"))
+                found.append(CheckedConversation((Message("user", text),), f"texts.{i}"))
         return found
 
     def reply(self, decisions: list[ChoiceDecision], view: ClientView) -> JsonObject:
@@ -131,7 +131,7 @@ class WebhookRequest(Foreign):
     body: Conversation
 
     @property
-    def readings(self) -> list[Reading]:
+    def readings(self) -> list[CheckedConversation]:
         """As ``/v1/checks``."""
         return self.body.readings()
 
@@ -157,7 +157,7 @@ class WebhookResponse(Foreign):
     body: object
 
     @property
-    def readings(self) -> list[Reading]:
+    def readings(self) -> list[CheckedConversation]:
         """Nothing."""
         return []
 

@@ -18,7 +18,7 @@ UNSAFE = "unsafe"
 
 
 @dataclass(frozen=True)
-class Reading:
+class CheckedConversation:
     """A conversation that is read once.
 
     Args:
@@ -51,7 +51,7 @@ class ClientView:
     kinds: bool = False
     allows: Callable[[str], bool] | None = None
 
-    def action(self, reading: Reading, decided: ChoiceDecision) -> str:
+    def action(self, reading: CheckedConversation, decided: ChoiceDecision) -> str:
         """What is advised: ``allow``, ``refuse``, or of data what is done with flagged tool
         results.
 
@@ -77,11 +77,11 @@ class ClientView:
         }
 
 
-class Check(Protocol):
+class CheckBody(Protocol):
     """The body of a route that reads and does not answer."""
 
     @property
-    def readings(self) -> list[Reading]:
+    def readings(self) -> list[CheckedConversation]:
         """What is read, in order."""
 
     def reply(self, decisions: list[ChoiceDecision], view: ClientView) -> JsonObject:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from safeswitch.core.types import Message
 from safeswitch.engines.context import CONTEXT, ChoiceDecision, Context
-from safeswitch.serving.checks.reading import Reading
+from safeswitch.serving.checks.reading import CheckedConversation
 from safeswitch.serving.errors import ApiError, Event, not_recorded
 
 Screen = Callable[[Sequence[Message]], Awaitable[None]]
@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 
 async def read_all(
-    screen: Screen, readings: Sequence[Reading], context: Context, data_bundle: str | None
+    screen: Screen,
+    readings: Sequence[CheckedConversation],
+    context: Context,
+    data_bundle: str | None,
 ) -> list[ChoiceDecision]:
     """The decision on each of n readings, which go to the engine together.
 
@@ -46,7 +49,7 @@ async def read_all(
 
 
 async def _read_one(
-    screen: Screen, number: int, reading: Reading, context: Context, bundle: str | None
+    screen: Screen, number: int, reading: CheckedConversation, context: Context, bundle: str | None
 ) -> ChoiceDecision:
     async def record(decided: ChoiceDecision) -> None:
         if context.on_decision is not None:

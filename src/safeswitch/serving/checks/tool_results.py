@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.data.tool_results import framed
-from safeswitch.serving.checks.reading import Reading
+from safeswitch.serving.checks.reading import CheckedConversation
 from safeswitch.serving.errors import ApiError
 from safeswitch.serving.system_text import text_of
 
@@ -24,14 +24,14 @@ CODE = "instructions_in_tool_result"
 """``code`` of the error of a request that is turned away."""
 
 
-def tool_readings(payload: JsonMapping) -> dict[int, Reading]:
+def tool_readings(payload: JsonMapping) -> dict[int, CheckedConversation]:
     """A reading of each tool result of a chat, by the number of its message."""
     turns = payload.get("messages")
-    found: dict[int, Reading] = {}
+    found: dict[int, CheckedConversation] = {}
     for i, turn in enumerate(turns if isinstance(turns, list) else []):
         text = text_of(turn.get("content")) if _is_tools(turn) else ""
         if text.strip():
-            found[i] = Reading((framed(text),), f"messages.{i}", data=True)
+            found[i] = CheckedConversation((framed(text),), f"messages.{i}", data=True)
     return found
 
 

@@ -18,11 +18,11 @@ from starlette.types import Receive, Scope, Send
 from safeswitch._version import __version__
 from safeswitch.core.json_types import JsonObject
 from safeswitch.core.types import Message, Reply
+from safeswitch.serving import fastapi_errors
 from safeswitch.serving.errors import ApiError, ending
 from safeswitch.serving.fastapi_errors import answer_errors, json_answer
-from safeswitch.serving.fastapi_errors import error_for_client as told_otherwise
 from safeswitch.serving.transformers.batcher import Closed
-from safeswitch.serving.transformers.front_end import Answering, ClientPrompt, FrontEnd, Sampling
+from safeswitch.serving.transformers.front_end import Answering, FrontEnd, Sampling
 from safeswitch.serving.transformers.openai_replies import DONE, ReplyObjects, event, usage
 from safeswitch.serving.transformers.openai_schema import (
     ChatMessage,
@@ -30,9 +30,10 @@ from safeswitch.serving.transformers.openai_schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
+    turns_of,
 )
+from safeswitch.serving.transformers.prompts import ClientPrompt
 from safeswitch.serving.transformers.stop_text import before_stop
-from safeswitch.serving.turns import turns_of
 
 
 def create_app(front: FrontEnd, name: str) -> FastAPI:
@@ -110,7 +111,7 @@ def conversation(messages: list[ChatMessage]) -> list[Message]:
 def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
     """The tokens of a body. The JSON is written here too, on the thread: it may be long."""
     if body.messages is not None:
-        ids = front.encode(conversation(body.messages))
+        ids = front.prompts.encode(conversation(body.messages))
     else:
         ids = list(
             front.lm.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"]
@@ -125,7 +126,7 @@ def _tokenized(front: FrontEnd, body: TokenizeRequest) -> Response:
 
 
 def _detokenized(front: FrontEnd, body: DetokenizeRequest) -> Response:
-    front.check_known(body.tokens)
+    front.prompts.check_known(body.tokens)
     return json_answer(200, {"prompt": str(front.lm.tokenizer.decode(body.tokens))})
 
 
@@ -237,4 +238,4 @@ async def _stream(answering: Answering, form: ReplyObjects) -> AsyncIterator[byt
 
 def error_for_client(error: Exception) -> ApiError:
     """The answer to a failure."""
-    return ending() if isinstance(error, Closed) else told_otherwise(error)
+    return ending() if isinstance(error, Closed) else fastapi_errors.error_for_client(error)

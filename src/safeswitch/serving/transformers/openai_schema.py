@@ -6,12 +6,14 @@ value that changes nothing; so is a field that nobody knows. Knows nothing of mo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from safeswitch.core.types import Role
+from safeswitch.core.types import Message, Role
+from safeswitch.data.tool_results import framed
 from safeswitch.serving.body import MAX_STOPS
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -136,6 +138,35 @@ class ChatMessage(Strict):
         if isinstance(self.content, list):
             return "\n".join(part.text for part in self.content)
         return self.content if self.content is not None else self.refusal or ""
+
+
+def turns_of(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The turns as the chat template takes them; those without tools as they came.
+
+    What a tool was called with follows the assistant's text in lines of its own; what it returned
+    comes as a turn of the user's. Templates want turns to alternate, so neighbours of one role are
+    one turn.
+    """
+    turns: list[Message] = []
+    before = ""
+    for message in messages:
+        turn = _turn(message)
+        beside_tool = "tool" in (message.role, before)
+        if beside_tool and turns and turns[-1].role == turn.role:
+            turns[-1] = turns[-1].around(after=f"\n\n{turn.content}")
+        else:
+            turns.append(turn)
+        before = message.role
+    return turns
+
+
+def _turn(message: ChatMessage) -> Message:
+    if message.role == "tool":
+        return framed(message.text)
+    lines = [message.text] if message.text else []
+    for call in message.tool_calls:
+        lines.append(call.text)
+    return Message(message.as_role, "\n".join(lines))
 
 
 class StreamOptions(Strict):

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from safeswitch.activations.reader import Reader
 from safeswitch.analyses.strip import token_scores
-from safeswitch.core.types import APART, Site
+from safeswitch.core.types import REREAD, Site
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import Prober
 from safeswitch.switch.gate import Gate, Stage
@@ -51,7 +51,7 @@ class LiveScores:
         self._lm, self._ids = lm, prompt
         self._tell_prompt, self._tell_reply = tell_prompt, tell_reply
         self._first, self._watch = _prober(gate.stage1), _prober(gate.watch)
-        self._told = False
+        self._prompt_read = False
         probers = [prober for prober in (self._first, self._watch) if prober is not None]
         sites = {point.site for prober in probers for point in prober.points}
         self._reader = Reader(lm, sites, keep=lambda hidden: hidden[0].clone())
@@ -60,7 +60,7 @@ class LiveScores:
     def __enter__(self) -> LiveScores:
         _ = self._lm.traits  # found once, by passes of its own that would be taken for the reply's
         self._reader.__enter__()
-        # passes that read something apart have no LM head: this fires in passes that write
+        # passes behind appended tokens have no LM head: this fires in passes that write
         self._handle = self._lm.parts.head.register_forward_hook(self._after)
         return self
 
@@ -73,10 +73,10 @@ class LiveScores:
         """After one pass: a prompt of several tokens, or one reply token."""
         states = {site: kept.float().cpu() for site, kept in self._reader.states.items()}
         fed = max((len(kept) for kept in states.values()), default=0)
-        if not self._told and fed == len(self._ids):
-            self._told = True
+        if not self._prompt_read and fed == len(self._ids):
+            self._prompt_read = True
             self._tell_prompt(self._prompt_scores(states))
-        elif self._told and fed == 1:
+        elif self._prompt_read and fed == 1:
             (score,) = self._asked(self._watch, states, ("",))
             self._tell_reply(score)
 
@@ -115,6 +115,6 @@ class LiveScores:
 
 def _prober(stage: Stage | None) -> Prober | None:
     """The stage's prober, where a token of the conversation is what it reads."""
-    if stage is None or any(p.position.kind in APART for p in stage.prober.points):
+    if stage is None or any(p.position.kind in REREAD for p in stage.prober.points):
         return None
     return stage.prober

@@ -20,7 +20,7 @@ from starlette.types import Scope
 from safeswitch._version import __version__
 from safeswitch.core.errors import ArtifactError
 from safeswitch.core.json_types import JsonObject
-from safeswitch.data.reviews import Review, Verdict, read_reviews, record_reviews, settled
+from safeswitch.data.reviews import Review, ReviewVerdict, add_reviews, read_reviews, settled
 from safeswitch.serving.audit import Audit, days_ago
 from safeswitch.serving.errors import ApiError
 from safeswitch.serving.settings import ServerSettings
@@ -146,7 +146,7 @@ class Page:
             raise ApiError(404, "this server keeps no records (safeswitch serve --audit)")
         return self.audit
 
-    def review(self, visitor: Visitor, text_sha256: str, verdict: Verdict) -> JsonObject:
+    def review(self, visitor: Visitor, text_sha256: str, verdict: ReviewVerdict) -> JsonObject:
         """Add the visitor's verdict on a flagged text to the file of ``safeswitch review``.
 
         Raises:
@@ -162,7 +162,7 @@ class Page:
         by = visitor.name or NAMELESS
         given = Review(text_sha256, verdict, by, time.time(), str(record["bundle_id"]))
         try:
-            record_reviews(Path(self.settings.ui_reviews), [given], wait_s=_LOCK_S)
+            add_reviews(Path(self.settings.ui_reviews), [given], wait_s=_LOCK_S)
         except ArtifactError as error:
             _log.warning("a verdict from the page was lost: %s", error)
             raise ApiError(503, "verdicts cannot be written now; try again") from error

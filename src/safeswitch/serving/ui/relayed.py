@@ -31,13 +31,13 @@ class RelayedChat:
 
     Args:
         app: The server, inside the middleware.
-        told: What a client is told of an error that the server has not answered.
+        answer_to: What a client is told of an error that the server has not answered.
     """
 
     traces = False
 
-    def __init__(self, app: ASGIApp, told: Callable[[Exception], ApiError]) -> None:
-        self._app, self._told = app, told
+    def __init__(self, app: ASGIApp, answer_to: Callable[[Exception], ApiError]) -> None:
+        self._app, self._answer_to = app, answer_to
 
     async def answer(self, request: Request, body: ChatBody, facts: Facts) -> Response:
         """A stream of events, translated from the server's chunks as they come."""
@@ -51,7 +51,7 @@ class RelayedChat:
         def pilot(bundle: str) -> int:
             return facts.pilot(served, bundle)
 
-        return _Relay(self._app, served, payload, _Told(context, pilot), self._told)
+        return _Relay(self._app, served, payload, _PageEvents(context, pilot), self._answer_to)
 
 
 class _Relay(Response):
@@ -62,12 +62,12 @@ class _Relay(Response):
         app: ASGIApp,
         served: Scope,
         payload: JsonObject,
-        events: _Told,
-        told: Callable[[Exception], ApiError],
+        events: _PageEvents,
+        answer_to: Callable[[Exception], ApiError],
     ) -> None:
         super().__init__()
         self._app, self._served, self._payload = app, served, payload
-        self._events, self._told = events, told
+        self._events, self._answer_to = events, answer_to
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = _Translated(self._events, send)
@@ -76,7 +76,7 @@ class _Relay(Response):
         except Exception as error:
             if answer.begun:  # the middleware ends the stream, and says so in its last event
                 raise
-            answer.error = self._told(error)
+            answer.error = self._answer_to(error)
         if answer.error is not None:
             await error_answer(answer.error)(scope, receive, send)
 
@@ -89,7 +89,7 @@ class _Translated:
         error: What the client is to be told, where the reply is no stream.
     """
 
-    def __init__(self, events: _Told, send: Send) -> None:
+    def __init__(self, events: _PageEvents, send: Send) -> None:
         self.begun = False
         self.error: ApiError | None = None
         self._events, self._out = events, send
@@ -112,15 +112,15 @@ class _Translated:
                 self.error = fault(self._status, self._rest)
             return
         *whole, self._rest = self._rest.split(b"\n\n")
-        told = b"".join(self._events.of(part) for part in whole)
-        await self._send({"type": "http.response.body", "body": told, "more_body": more})
+        body = b"".join(self._events.of(part) for part in whole)
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def _send(self, event: Event) -> None:
         self.begun = True
         await self._out(event)
 
 
-class _Told:
+class _PageEvents:
     """The page's events for those of one reply of the chat route.
 
     Args:
@@ -158,5 +158,5 @@ class _Told:
         decided = self._context.decisions.get(0)
         if decided is None:
             return [end_event(self._reason, None)]
-        said = read_events(decided.decision, self._pilot(decided.bundle))
-        return [*said, *rollback_events(decided), end_event(self._reason, decided)]
+        reads = read_events(decided.decision, self._pilot(decided.bundle))
+        return [*reads, *rollback_events(decided), end_event(self._reason, decided)]

@@ -16,7 +16,7 @@ from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from safeswitch.core.json_types import JsonObject
-from safeswitch.data.reviews import Verdict
+from safeswitch.data.reviews import ReviewVerdict
 from safeswitch.serving.errors import ApiError
 from safeswitch.serving.fastapi_errors import answer_errors, error_for_client
 from safeswitch.serving.ui.page import SERVED, ChatBody, Page
@@ -78,7 +78,7 @@ def page_app(page: Page) -> FastAPI:
     async def review(
         request: Request,
         text_sha256: Annotated[str, Parameter(pattern=f"^{HASH}$")],
-        verdict: Verdict,
+        verdict: ReviewVerdict,
     ) -> JsonObject:
         visitor = request.scope[VISITOR]
         return await asyncio.to_thread(page.review, visitor, text_sha256, verdict)

@@ -25,9 +25,10 @@ from safeswitch.engines.settings import switched_off
 from safeswitch.engines.vllm.calls import set_thresholds
 from safeswitch.engines.vllm.install import Door, check_at_work, front_of, install
 from safeswitch.engines.vllm.sampling import SEEDS
+from safeswitch.serving.admin import POLICY, THRESHOLDS
 from safeswitch.serving.errors import ApiError, Send, ending
 from safeswitch.serving.keys import Key
-from safeswitch.serving.middleware import POLICY, THRESHOLDS, Receive, Scope
+from safeswitch.serving.middleware import Receive, Scope
 from safeswitch.serving.middleware import SafeSwitchMiddleware as Base
 from safeswitch.serving.replies.shape import CHAT
 from safeswitch.serving.settings import ServerSettings
@@ -53,7 +54,7 @@ class SafeSwitchMiddleware(Base):
     def __init__(self, app: ASGIApp, settings: ServerSettings | None = None) -> None:
         super().__init__(app, settings)
         if self.settings.ui:
-            chat = RelayedChat(app, self._told)
+            chat = RelayedChat(app, self._answer_to)
             self.app = WithPage(app, Page(VLLMFacts(), chat, self.settings, self.audit))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +69,7 @@ class SafeSwitchMiddleware(Base):
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
             if self.settings.ui:
-                _say_where_the_page_is(getattr(state, "args", None))
+                _log_page_address(getattr(state, "args", None))
         await super().__call__(scope, receive, send)
 
     def check_route(self, scope: Scope) -> None:
@@ -132,7 +133,7 @@ class SafeSwitchMiddleware(Base):
             return ApiError(400, str(error))
         return super().error_for_client(error, context)
 
-    def _told(self, error: Exception) -> ApiError:
+    def _answer_to(self, error: Exception) -> ApiError:
         """What the page's chat is told of an error."""
         return self.error_for_client(error, CONTEXT.get() or Context())
 
@@ -164,7 +165,7 @@ def _refuse_development() -> None:
             raise SettingError(f"SafeSwitch: {name} opens control routes to every client; unset it")
 
 
-def _say_where_the_page_is(args: Any) -> None:
+def _log_page_address(args: Any) -> None:
     """Log the page's address, where the server listens at one."""
     host, port = getattr(args, "host", None), getattr(args, "port", None)
     if host and port and not getattr(args, "uds", None):

@@ -18,6 +18,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from safeswitch.core.errors import SettingError
 from safeswitch.core.json_types import JsonObject
 from safeswitch.engines.settings import KEY, GuardSettings
+from safeswitch.engines.vllm.engine import run_dtype
 from safeswitch.engines.vllm.settings import engine_flags, prefer_v1_runner
 from safeswitch.models.load import check_for_vllm
 from safeswitch.serving.settings import ServerSettings
@@ -50,8 +51,9 @@ def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> l
     own = engine_flags(guard, list(config.architectures or []))
     grace = [] if "--shutdown-timeout" in given else ["--shutdown-timeout", GRACE]
     host = [] if given & {"--host", "--uds"} else ["--host", "127.0.0.1"]
+    dtype = [] if "--dtype" in given else ["--dtype", run_dtype(config, "auto")]
     return [
-        model, *host, *grace, "--additional-config", json.dumps({**additional, KEY: own["additional_config"][KEY]}),
+        model, *host, *grace, *dtype, "--additional-config", json.dumps({**additional, KEY: own["additional_config"][KEY]}),
         "--logits-processors", *own["logits_processors"], "--worker-extension-cls", own["worker_extension_cls"],
         "--model-class-overrides", json.dumps(own["model_class_overrides"]), "--logprobs-mode", own["logprobs_mode"],
         "--middleware", MIDDLEWARE, *flags,

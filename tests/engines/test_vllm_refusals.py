@@ -34,7 +34,7 @@ def run(
 ) -> list[tuple[int, str, int, int]]:
     """What comes out: before it which pieces were read, its text, its tokens, its
     log-probabilities."""
-    from safeswitch.engines.vllm.refusals import separate_refusals
+    from safeswitch.engines.vllm.choice import separate_refusals
 
     async def read() -> list[tuple[int, str, int, int]]:
         closed: list[bool] = []
@@ -72,7 +72,7 @@ def test_a_refusal_that_is_being_written_is_not_whole() -> None:
     context = Context(separate_refusals=True)
 
     async def first() -> None:
-        from safeswitch.engines.vllm.refusals import separate_refusals
+        from safeswitch.engines.vllm.choice import separate_refusals
 
         run = separate_refusals(
             outputs([("I can't", True), (" help.", True)], []), context, 0, NEVER
