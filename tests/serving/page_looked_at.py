@@ -38,7 +38,7 @@ def opened(
         page.wait_for_selector("#draft")
     yield page
     assert asked
-    assert [url for url in asked if not url.startswith(f"{url}/ui")] == []
+    assert [one for one in asked if not one.startswith(f"{url}/ui")] == []
     assert len(faults) == (1 if key else 0), faults
     context.close()
 
