@@ -130,8 +130,8 @@ def test_a_second_fit_is_refused_where_answers_are_kept(tmp_path: Path) -> None:
 def test_a_second_comparison_into_one_run_folder_is_refused(call: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [
-        "compare", "--model", "nano", "--switch", "nano", "--methods", "base", "--benchmark", "nano_lookalike", "--limit", "12",
-        "--batch-size", "4", "--out", run,
+        "compare", "--model", "nano", "--switch", "nano", "--methods", "base", "--benchmark", "nano_lookalike", "--limit", "48",
+        "--batch-size", "1", "--out", run,
     ]  # fmt: skip
     with running(call, *arguments, until=(run / ".lock.json").exists) as process:
         os.kill(process.pid, signal.SIGSTOP)
@@ -142,7 +142,7 @@ def test_a_second_comparison_into_one_run_folder_is_refused(call: Any, tmp_path:
         process.join()
         assert process.exitcode == 0
     found = rows(run / "replies" / "base" / "nano_lookalike.jsonl")
-    assert len(found) == len({row["id"] for row in found}) == 12
+    assert len(found) == len({row["id"] for row in found}) == 48
 
 
 def together(work: Callable[[Path, str], object], path: Path, names: list[str]) -> None:
