@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -133,14 +135,22 @@ def test_a_second_comparison_into_one_run_folder_is_refused(call: Any, tmp_path:
         "compare", "--model", "nano", "--switch", "nano", "--methods", "base", "--benchmark", "nano_lookalike", "--limit", "48",
         "--batch-size", "1", "--out", run,
     ]  # fmt: skip
-    with running(call, *arguments, until=(run / ".lock.json").exists) as process:
-        os.kill(process.pid, signal.SIGSTOP)
-        code, _, error = call(*arguments)
-        os.kill(process.pid, signal.SIGCONT)
+    # a process of its own: torch's threads do not outlive a fork
+    command = [sys.executable, "-m", "safeswitch.cli.main", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 120
+        while not (run / ".lock.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            code, _, error = call(*arguments)
+        finally:
+            process.send_signal(signal.SIGCONT)
         assert code != 0
         assert "run is being written by" in " ".join(error.split())
-        process.join()
-        assert process.exitcode == 0
+        assert process.wait(120) == 0
     found = rows(run / "replies" / "base" / "nano_lookalike.jsonl")
     assert len(found) == len({row["id"] for row in found}) == 48
 
