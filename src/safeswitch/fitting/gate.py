@@ -342,8 +342,8 @@ def _one_class(labels: Mapping[str, Tensor]) -> str | None:
 
 
 def _lower_quantile(scores: Tensor, fraction: float) -> float:
-    """Largest threshold that at most a ``fraction`` of ``scores`` do not exceed, never above one
-    half."""
+    """Highest threshold, at most one half, that misses no more than a ``fraction`` of ``scores``:
+    those are not above it."""
     if not len(scores):
         return 0.5
     lost = int(fraction * len(scores))

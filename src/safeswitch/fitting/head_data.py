@@ -2,7 +2,7 @@
 only.
 
 The body is frozen, so the head's inputs never change: they are recorded once and every training
-step afterwards touches nothing but two small matrices. Letters: m reply tokens in all, d hidden
+step afterwards touches the head alone (two small matrices, by default). Letters: m reply tokens in all, d hidden
 size. Knows nothing of losses.
 """
 

@@ -5,9 +5,10 @@ The paper tunes the whole LM head on refusals alone, prompt tokens included. Her
 reply tokens only and most on a refusal's first ones, after which it carries itself; a KL term to
 the base head on safe requests keeps the head usable there; training stops when validation stops
 improving. By default the head is a low-rank difference ``up @ down`` whose rank is chosen on
-validation (rank 1 first), and which moves only tokens that occur in refusals. Of all other tokens
-the loss needs one number a position, which is found once: so a step costs a few hundred tokens and
-not the vocabulary, and its loss is exact.
+validation (rank 1 first), and which moves only tokens that occur in refusals. The loss is a softmax
+over the whole vocabulary, but the logits of the other tokens never change: the log of the sum of
+their exponentials is kept for each position, once, and a step computes the few hundred logits that
+change. The loss is exact all the same.
 
 Letters: m reply tokens, d hidden size, V vocabulary, a tokens that the head moves, r rank. Knows
 nothing of prompts or gates.
@@ -51,7 +52,7 @@ class HeadSettings:
         patience: Passes without improvement before stopping.
         batch_tokens: Reply positions per step.
         opening: Tokens of a refusal that count as its opening.
-        opening_weight: How much more each of these weighs than a later token.
+        opening_weight: What each of these weighs, where a later token weighs 1.
         beta: Fraction of the difference in force afterwards, in [0, 1].
         seed: Of initial values and of the order of batches.
     """

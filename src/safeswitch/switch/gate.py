@@ -2,8 +2,8 @@
 
 Pure decisions over scores; the engines bring the states. Two rules (SafeSwitch, arXiv 2502.01042):
 the reference code fires when both stages pass their own threshold (``and``); the paper's text
-multiplies the two probabilities and compares the product with one threshold (``product``). With
-stage 1 alone, or stage 2 alone (a direct prober), both rules agree.
+multiplies the two probabilities and compares the product with one threshold (``product``), which
+needs both stages. Stage 1 alone, or stage 2 alone (a direct prober), fires above its own threshold.
 
 Shapes: n requests. Knows nothing of models, tokens or actuators.
 """

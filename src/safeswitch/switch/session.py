@@ -43,8 +43,9 @@ class Session:
         pending: Whether the request waits for stage 2.
         stage1: Its score at stage 1, for the product rule; 0 where stage 1 has not spoken.
         fraction: How much of a refusal head is in force on it once it has fired, in [0, 1].
-        relieved: Whether a two-sided action leads it the other way: stage 1 has cleared it, and is
-            sure.
+        relieved: Whether a two-sided action works on it in the opposite direction, as steering
+            does that makes refusals of plainly safe requests less likely: stage 1 has cleared it,
+            and is sure.
         seen: What kinds of harm are seen in it, where it may still fire; None where nobody looked.
         rule: The rule of the gate's policy that holds for it, once stage 1 has flagged it.
     """

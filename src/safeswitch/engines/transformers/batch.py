@@ -5,7 +5,7 @@ and run again from their prompt where an action cannot be switched on inside a b
                                       └── stopped without a reply, or fired at the late reading
                                               └── run again from the prompt, action in force
 
-Knows nothing of prompts' texts or of how tokens are chosen.
+Knows nothing of files or of how tokens are chosen.
 """
 
 from __future__ import annotations

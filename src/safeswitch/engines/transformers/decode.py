@@ -3,9 +3,9 @@ they fire behind it.
 
 ``transformers`` prepares everything (processors, criteria, cache) and calls this loop through
 ``custom_generate``, so every decoding option means what it means there. A row that fires after t
-reply tokens has those t cached positions masked out and its position counter set back; its tokens
-are shifted right, so that processors and stopping criteria, which are called on the columns from
-``offset`` on, see the row exactly as if it had been run alone::
+reply tokens has those t cached positions masked out and its position counter set back. Its prompt
+moves right, over the tokens that were dropped, with padding on its left. Processors and stopping
+criteria get the columns from ``offset`` on: to them, the row is a prompt whose reply begins now::
 
     before   prompt .... prompt  r1 r2 r3       offset 0
     after    pad pad pad prompt .... prompt     offset 3: what follows are the refusal's tokens

@@ -21,8 +21,8 @@ logits afterwards (soft caps, scaling) is done alike to both heads, and rows tha
 never touched. When stage 2 fires after k pilot tokens, the row's logits are computed from the state
 kept from its prompt's end: the refusal starts in the same forward pass, with no second prefill.
 
-Letters: b rows, d hidden size, V vocabulary, t reply tokens fed. Knows nothing of caches, masks or
-sampling.
+Letters: b rows, d hidden size, V vocabulary, t reply tokens fed. Knows nothing of caches, attention
+masks or sampling.
 """
 
 from __future__ import annotations
@@ -212,8 +212,8 @@ class Rows:
     def _watched(self) -> Tensor:
         """``[b]`` bool: rows whose newest token the watch may judge.
 
-        A pending row is not watched, since stage 2 speaks first; where that waits for the end of
-        thinking, the watch reads the thinking.
+        A pending row is not watched, since stage 2 speaks first; where stage 2 waits for the end
+        of thinking, the watch reads the thinking.
         """
         if not self._watching:
             return torch.zeros_like(self.fired)

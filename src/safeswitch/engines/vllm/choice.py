@@ -5,7 +5,8 @@
     constrained, and a watch: first a run of ours that nobody sees ── fires ──► refusal
                                    │ cleared
                                    ▼
-    client's run ──first token is another──► clear of stage 1, shown as it is decided
+    client's run ──first token is another──► clear of stage 1 (or, where that is the only stage, the
+      │                                        refusal head's own from here), shown as it is decided
       │ first token is the reserved one          │ ended before the gate has spoken ──► judged
       ├─ constrained, or no stage 2 ─────┐       │ later token is the reserved one       │
       └─ else: pilot run (ours)          │       ▼                                       │

@@ -87,8 +87,8 @@ def stop_token(settings: GuardSettings, hf_config: PretrainedConfig) -> int:
 
 
 def prefer_v1_runner() -> None:
-    """Keep vLLM on its V1 model runner, unless the operator has said otherwise (and is then refused
-    by name)."""
+    """Keep vLLM on its V1 model runner, unless the operator has said otherwise, which is refused by
+    name at the start (but for ``try_v2_runner``)."""
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 

@@ -42,7 +42,8 @@ def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> l
     for flag in flags:
         if flag.split("=")[0].replace("_", "-") in OWN_FLAGS:
             raise SettingError(
-                f"safeswitch serve: {flag.split('=')[0]} cannot be given; the guard needs it"
+                f"safeswitch serve: {flag.split('=')[0]} cannot be given: the guard sets it, "
+                "or cannot stand beside it"
             )
     check_for_vllm(model)
     flags, additional = _additional(list(flags))
