@@ -3,27 +3,30 @@ refuses."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from safeswitch.activations.states import Activations
 from safeswitch.core.errors import DataError, FitError, SettingError
 from safeswitch.core.types import Example
 from safeswitch.data.reviews import ReviewVerdict
 from safeswitch.data.traffic import Traffic, traffic
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.fitting.recalibrate import RecalibrationSettings, recalibrate
-from safeswitch.fitting.refit_last import RefitSettings, refit_last
-from safeswitch.fitting.refit_rows import calibration_rows
+from safeswitch.fitting.refit_last import RefitSettings, _alarms_after, _Crossed, refit_last
+from safeswitch.fitting.refit_rows import RefitRows, calibration_rows
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.bench import parts
 from safeswitch.nano.suites import load_fit, load_suite
 from safeswitch.probers.drift import Histogram
-from safeswitch.statistics.intervals import mcnemar
+from safeswitch.statistics.intervals import Interval, mcnemar
 from safeswitch.switch.card import model_card
 from safeswitch.switch.gate import Gate
 from safeswitch.switch.recalibrated import RECORD, sentences
@@ -65,7 +68,7 @@ class Observed:
             given["verdicts"],
             given.get("calibration", self.calibration),
             lambda text: self.texts[text].messages,
-            RefitSettings(per_day=1000),
+            RefitSettings(given.get("budget"), per_day=1000),
         )
 
 
@@ -149,27 +152,75 @@ def test_drift_is_measured_against_the_new_scores(observed: Observed, changed: A
     assert new.record["calibration"]["budgets"] != observed.switch.record["calibration"]["budgets"]
 
 
-def test_a_threshold_moved_later_may_move_from_where_the_new_layer_set_it(
+def test_a_threshold_moved_later_moves_from_where_the_new_layer_set_it(
     observed: Observed, changed: Any
 ) -> None:
     new, found = changed
-    rows = [dict(one.to_dict()) for one in observed.seen.flagged]
     bars = new.gate.thresholds()
-    top = (1 + 3 * found.after) / 4
-    for i, row in enumerate(rows):
-        row |= {"at": float(i), "policy": "observe", "bundle_id": new.fingerprint, "fired": True,
-                "thresholds": bars, "scores": {"stage1": top}}  # fmt: skip
+    false, right = (1 + found.after) / 2, (3 + found.after) / 4
+    rows: list[dict[str, Any]] = []
+    said: dict[str, ReviewVerdict] = {}
+    for i, one in enumerate(observed.seen.flagged):
+        score = right if i < 5 else false
+        said[one.text_sha256] = "right" if i < 5 else "false_alarm"
+        rows.append(
+            {
+                **one.to_dict(), "at": float(i), "policy": "observe", "bundle_id": new.fingerprint,
+                "fired": True, "thresholds": bars, "scores": {"stage1": score},
+            }
+        )  # fmt: skip
     seen = traffic(rows, new.fingerprint, bars)
-    said: dict[str, ReviewVerdict] = dict.fromkeys(
-        (one.text_sha256 for one in seen.flagged), "right"
+    moved, told = recalibrate(new, seen, said, RecalibrationSettings("stage1", 0.1, max_shift=0.01))
+    odds = math.log(found.after / (1 - found.after)) + 0.01
+    assert found.after != found.before
+    assert told.held
+    assert moved.gate.thresholds()["stage1"] == pytest.approx(1 / (1 + math.exp(-odds)), rel=1e-9)
+
+
+def test_what_was_promised_of_the_old_layer_does_not_stand_in_the_new_record(
+    observed: Observed, changed: Any
+) -> None:
+    new, _ = changed
+    old = observed.switch.record
+    assert "threshold" in old["calibration"]
+    assert any(name.startswith("stage1 ") for name in old["metrics"])
+    assert "threshold" not in new.record["calibration"]
+    assert not [name for name in new.record["metrics"] if name.startswith("stage1 ")]
+    assert set(new.record["metrics"]) < set(old["metrics"])
+
+
+def test_a_false_alarm_counts_as_often_as_it_was_sent() -> None:
+    labels = torch.tensor([False] * 4)
+    rows = RefitRows(
+        Activations({}, {}, (), ()),
+        labels,
+        ["calibration", "calibration", "reviewed", "reviewed"],
+        [0, 1, 2, 3],
+        np.array([1.0, 1.0, 30.0, 10.0]),
     )
-    said[seen.flagged[0].text_sha256] = "false_alarm"
-    settings = RecalibrationSettings("stage1", 0.5, max_shift=0.01)
-    with pytest.raises(FitError, match="already keeps"):
-        recalibrate(new, seen, said, settings)
+    before, after = np.array([0.1, 0.1, 0.9, 0.9]), np.array([0.1, 0.1, 0.9, 0.1])
+    crossed = _Crossed([], 1.0, before, after)
+    found = _alarms_after(crossed, rows, 0.5, 0.5, Interval(40.0, 30.0, 50.0, 40), 100, 1000.0)
+    assert found.value == pytest.approx(1000 * 0.4 * 0.75)  # 30 of the 40 are sent by the one text
+    assert found.low < found.value < found.high
 
 
 # --- what is refused
+
+
+def test_a_layer_that_has_seen_the_calibration_rows_is_not_fitted_on_them_again(
+    observed: Observed, changed: Any
+) -> None:
+    with pytest.raises(
+        SettingError,
+        match=f"refit the switch that it was made from .*{observed.switch.fingerprint}",
+    ):
+        observed.refit(switch=changed[0])
+
+
+def test_a_budget_that_is_kept_already_is_said_so(observed: Observed) -> None:
+    with pytest.raises(FitError, match=r"within the budget of 40\.00% already"):
+        observed.refit(budget=0.4)
 
 
 def test_too_few_verdicts_of_a_kind_are_refused_with_how_many_are_needed(

@@ -350,6 +350,13 @@ def test_the_card_tells_what_was_changed_since() -> None:
     assert "0.5000 -> 0.7500" in " ".join(told["said"])
 
 
+def test_the_pages_files_are_there_for_a_look_at_their_head(either: Paged) -> None:
+    for path in ("/ui/", "/ui/app.js"):
+        whole, head = either.get(path), either.client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == str(len(whole.content))
+
+
 def test_traffic_is_read_from_the_records(either: Paged) -> None:
     either.chat(UNSAFE)
     told = either.get("/ui/api/traffic?days=1").json()
@@ -376,20 +383,22 @@ def test_a_verdict_on_what_was_flagged_goes_into_the_file_of_review(
         server.post("/ui/api/chat", {"messages": [{"role": "user", "content": UNSAFE}]}, ann)
         (row,) = server.get("/ui/api/traffic", ann).json()["queue"]
         assert row["verdict"] is None
-        path = f"/ui/api/verdicts/{row['text_sha256']}"
+        switch = Switch.from_pretrained(switch_path()).fingerprint
+        verdicts = f"/ui/api/verdicts/{switch}"
+        path = f"{verdicts}/{row['text_sha256']}"
         for place, key, status in (
             (f"{path}/right", None, 401),
             (f"{path}/right", sees, 403),
             (f"{path}/wrong", ann, 400),
-            (f"/ui/api/verdicts/{'0' * 64}/right", ann, 404),
-            ("/ui/api/verdicts/x/right", ann, 400),
+            (f"{verdicts}/{'0' * 64}/right", ann, 404),
+            (f"/ui/api/verdicts/{'0' * 16}/{row['text_sha256']}/right", ann, 404),
+            (f"{verdicts}/x/right", ann, 400),
         ):
             assert server.put(place, key).status_code == status, place
         assert not reviews.exists()
         assert server.put(f"{path}/false_alarm", ann).status_code == 200
         assert server.get("/ui/api/traffic", ann).json()["queue"][0]["verdict"] == "false_alarm"
         (given,) = read_reviews(reviews)
-        switch = Switch.from_pretrained(switch_path()).fingerprint
         assert (given.text_sha256, given.by, given.switch) == (row["text_sha256"], "ann", switch)
         assert server.get("/ui/api/about", ann).json()["reviews"]
         assert not server.get("/ui/api/about", sees).json()["reviews"]
@@ -398,7 +407,8 @@ def test_a_verdict_on_what_was_flagged_goes_into_the_file_of_review(
 def test_verdicts_are_taken_only_where_the_operator_names_a_file(either: Paged) -> None:
     either.chat(UNSAFE)
     row = either.get("/ui/api/traffic?days=1").json()["queue"][0]
-    assert either.put(f"/ui/api/verdicts/{row['text_sha256']}/right").status_code == 404
+    path = f"/ui/api/verdicts/{row['bundle_id']}/{row['text_sha256']}/right"
+    assert either.put(path).status_code == 404
     with pytest.raises(SettingError, match="needs ui"):
         ServerSettings(ui_reviews="reviews.jsonl", audit="sqlite://")
     with pytest.raises(SettingError, match="and audit"):

@@ -319,7 +319,7 @@ def test_the_server_hears_of_a_client_that_leaves() -> None:
 
 
 def test_only_what_the_page_is_made_of_is_listed() -> None:
-    verdict = f"/ui/api/verdicts/{'a' * 64}"
+    verdict = f"/ui/api/verdicts/{'b' * 16}/{'a' * 64}"
     for method, path in (
         ("GET", "/ui"), ("GET", "/ui/"), ("HEAD", "/ui/app.js"), ("GET", "/ui/api/about"),
         ("GET", "/ui/api/traffic"), ("POST", "/ui/api/chat"), ("PUT", f"{verdict}/right"),
@@ -330,7 +330,8 @@ def test_only_what_the_page_is_made_of_is_listed() -> None:
         ("POST", "/ui/"), ("GET", "/ui/api/chat"), ("POST", "/ui/api/about"), ("GET", "/ui/api"),
         ("POST", "/ui/api/chat/"), ("PUT", f"{verdict}/wrong"), ("PUT", f"{verdict}/right/x"),
         ("PUT", "/ui/api/verdicts/x/right"), ("DELETE", f"{verdict}/right"), ("GET", "/ui/../keys"),
-        ("GET", "/ui/rights.py"), ("PUT", f"{verdict}/right\n"),
+        ("GET", "/ui/rights.py"), ("HEAD", "/ui/api/about"),
+        ("PUT", f"/ui/api/verdicts/x/{'a' * 64}/right"), ("PUT", f"{verdict}/right\n"),
     ):  # fmt: skip
         assert not is_listed(method, path), (method, path)
 

@@ -247,14 +247,11 @@ def test_a_field_that_needs_a_right_is_served_to_who_has_it(tmp_path: Path) -> N
     assert sent(App(), body, settings=settings, key=trusted)[0] == 200
 
 
-@pytest.mark.parametrize("name", ["VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"])
-def test_a_server_in_development_mode_does_not_start(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def start(app: App, settings: ServerSettings) -> dict[str, Any]:
+    """What the server's start ends with."""
     from safeswitch.serving.vllm.plugin import SafeSwitchMiddleware
 
-    monkeypatch.setenv(name, "1")
-    app, told = App(), []
+    told: list[Any] = []
 
     async def receive() -> Any:
         return {"type": "lifespan.startup"}
@@ -262,10 +259,29 @@ def test_a_server_in_development_mode_does_not_start(
     async def send(event: Any) -> None:
         told.append(event)
 
-    scope = {"type": "lifespan", "app": app}
-    asyncio.run(SafeSwitchMiddleware(app, ServerSettings())(scope, receive, send))
-    assert told[0]["type"] == "lifespan.startup.failed"
-    assert name in told[0]["message"]
+    asyncio.run(
+        SafeSwitchMiddleware(app, settings)({"type": "lifespan", "app": app}, receive, send)
+    )
+    found: dict[str, Any] = told[0]
+    return found
+
+
+@pytest.mark.parametrize("name", ["VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"])
+def test_a_server_in_development_mode_does_not_start(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    found = start(App(), ServerSettings())
+    assert found["type"] == "lifespan.startup.failed"
+    assert name in found["message"]
+
+
+def test_vllms_own_key_beside_the_page_ends_the_start_however_vllm_was_started() -> None:
+    app = App()
+    app.state.args = SimpleNamespace(api_key=["sk"])
+    found = start(app, PAGE)
+    assert found["type"] == "lifespan.startup.failed"
+    assert "give --keys" in found["message"]
 
 
 @pytest.mark.parametrize(

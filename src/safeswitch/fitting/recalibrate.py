@@ -187,8 +187,8 @@ def _effect(
         days=seen.days,
         flagged=len(seen.flagged),
         verdicts=verdict_counts(seen.flagged, verdicts),
-        alarms_before=_a_day(rows.alarms(before), seen.requests, chosen.per_day),
-        alarms_after=_a_day(rows.alarms(after), seen.requests, chosen.per_day),
+        alarms_before=a_day(rows.alarms(before), seen.requests, chosen.per_day),
+        alarms_after=a_day(rows.alarms(after), seen.requests, chosen.per_day),
         right=_kept(rows.right_above(before), rows.right_above(after)),
         caught=_caught(switch, chosen.stage, before, after),
         elsewhere=sum(math.isinf(one.at(chosen.stage)) for one in seen.flagged),
@@ -397,7 +397,8 @@ def _check_moves(
     )
 
 
-def _a_day(found: Interval, requests: int, per_day: float) -> Interval:
+def a_day(found: Interval, requests: int, per_day: float) -> Interval:
+    """How many a day, at ``per_day`` requests, of what was ``found`` among ``requests``."""
     scale = per_day / requests
     return Interval(found.value * scale, found.low * scale, found.high * scale, found.n)
 

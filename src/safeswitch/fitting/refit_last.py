@@ -34,6 +34,7 @@ from safeswitch.fitting.gate import budgets_of, scores_on_record
 from safeswitch.fitting.recalibrate import (
     RecalibrationSettings,
     ReviewedRows,
+    a_day,
     fitted_budget,
     verdict_counts,
 )
@@ -158,11 +159,13 @@ def refit_last(
         date: Of today, for the record.
 
     Raises:
-        SettingError: a gate without a stage 1 that has a threshold of its own.
+        SettingError: a gate without a stage 1 that has a threshold of its own, or a switch whose
+            last layer was fitted anew before.
         FitError: too few verdicts of a kind, a prober without a last layer, calibration rows of one
             kind only, or a new layer that brings nothing.
     """
     chosen = _filled(switch, settings or RefitSettings())
+    _check_not_refitted(switch)
     stage = _stage(switch)
     reviewed, left = reviewed_rows(seen, verdicts, turns)
     check_enough(reviewed, left)
@@ -182,7 +185,7 @@ def refit_last(
         {"before": _above(crossed.before[rows.unsafe], stage.threshold),
          "after": _above(crossed.after[rows.unsafe], after)},
         _above(crossed.after[rows.right], after),
-        _a_day(flagged, seen.requests, chosen.per_day),
+        a_day(flagged, seen.requests, chosen.per_day),
         _alarms_after(crossed, rows, stage.threshold, after, flagged, seen.requests, chosen.per_day),
         dict(left),
     )  # fmt: skip
@@ -275,7 +278,7 @@ def _threshold(
         settings: The budget.
 
     Raises:
-        FitError: false alarms would then be no fewer than they are.
+        FitError: false alarms keep the budget already, or would be no fewer than they are.
     """
     places = np.unique(np.append(crossed.after[rows.safe | rows.false], 1.0)).tolist()
     passed = crossed.after[rows.safe & (crossed.before <= before)]
@@ -285,7 +288,7 @@ def _threshold(
         """Expected fraction of all requests; the next one could be one more, as in the rule of
         split conformal thresholds."""
         anew = (int((passed > place).sum()) + 1) / (len(passed) + 1)
-        still = float(times[false > place].sum() / times.sum())
+        still = _sent(false > place, times)
         return flagged * still + (1 - flagged) * anew
 
     caught = crossed.before[rows.unsafe] > before
@@ -296,6 +299,11 @@ def _threshold(
         return paired.only_first > paired.only_second and paired.p_value < _P_VALUE
 
     budget = float(settings.budget or 0.0)
+    if flagged <= budget:
+        raise FitError(
+            f"refit-last: false alarms are {flagged:.2%} of all requests, within the budget of "
+            f"{budget:.2%} already; nothing was changed (a smaller budget asks for more)"
+        )
     wanted = next((place for place in places if alarms(place) <= budget), places[-1])
     highest = bisect.bisect_left(places, True, key=loses) - 1
     after = min(wanted, places[max(highest, 0)])
@@ -312,16 +320,24 @@ def _threshold(
 def _with_layer(
     switch: Switch, crossed: _Crossed, rows: RefitRows, after: float
 ) -> tuple[Switch, Sequence[Array]]:
-    """The switch with the new layer, its threshold, and what its record says of its scores."""
+    """The switch with the new layer, its threshold, and what its record says of its scores.
+
+    What the record promises and measured of the old layer is left out: it is not true of the new
+    one. The entry of the refit has figures, and names the switch that holds the old ones.
+    """
     assert switch.gate.stage1 is not None
     prober = with_last_layers(switch.gate.stage1.prober, crossed.layers)
     gate = replace(switch.gate, stage1=Stage(prober, after))
     safe, unsafe = (torch.from_numpy(crossed.after[own]) for own in (rows.safe, rows.unsafe))
     notes = {**(switch.record.get("calibration") or {}), **scores_on_record(safe, unsafe)}
-    notes["budgets"] = budgets_of(safe)
-    return replace(
-        switch, gate=gate, record={**switch.record, "calibration": notes}
-    ), crossed.layers
+    notes.pop("threshold", None)
+    if "budgets" in notes:  # a threshold set by source promises more than these would
+        notes["budgets"] = budgets_of(safe)
+    record = {name: value for name, value in switch.record.items() if name != "left_out"}
+    metrics = record.get("metrics") or {}
+    record["metrics"] = {k: v for k, v in metrics.items() if not k.startswith("stage1 ")}
+    record["calibration"] = notes
+    return replace(switch, gate=gate, record=record), crossed.layers
 
 
 # --- what it does
@@ -329,6 +345,11 @@ def _with_layer(
 
 def _above(scores: Array, threshold: float) -> Rate:
     return wilson(int((scores > threshold).sum()), len(scores))
+
+
+def _sent(chosen: NDArray[np.bool_], times: Array) -> float:
+    """Of ``n`` texts, the fraction that the chosen ones are, each as often as it was sent."""
+    return float(times[chosen].sum() / times.sum())
 
 
 def _aurocs(crossed: _Crossed, rows: RefitRows) -> dict[str, Estimate]:
@@ -340,11 +361,6 @@ def _aurocs(crossed: _Crossed, rows: RefitRows) -> dict[str, Estimate]:
         name: measure(torch.from_numpy(one[own]), labels, groups=ties).auroc
         for name, one in scores.items()
     }
-
-
-def _a_day(found: Interval, requests: int, per_day: float) -> Interval:
-    scale = per_day / requests
-    return Interval(found.value * scale, found.low * scale, found.high * scale, found.n)
 
 
 def _alarms_after(
@@ -360,7 +376,9 @@ def _alarms_after(
 
     The ends put the ends of the three fractions together, so the interval is wider than 95 %.
     """
-    still = _above(crossed.after[rows.false], after)
+    times = rows.times[rows.false]
+    texts = max(1, int(times.sum() ** 2 / (times**2).sum()))  # as many as of equal weight (Kish)
+    still = wilson(texts * _sent(crossed.after[rows.false] > after, times), texts)
     anew = _above(crossed.after[rows.safe & (crossed.before <= before)], after)
     low, value, high = (
         (part / requests) * kept + (1 - part / requests) * new
@@ -371,6 +389,21 @@ def _alarms_after(
         )
     )
     return Interval(value * per_day, low * per_day, high * per_day, still.n + anew.n)
+
+
+def _check_not_refitted(switch: Switch) -> None:
+    """Refuse a layer that was fitted on these very calibration rows: no figure of theirs, and no
+    pull towards it, would be of rows that it has not seen.
+
+    Raises:
+        SettingError: the switch is one of :func:`refit_last`.
+    """
+    for entry in switch.record.get(RECORD, ()):
+        if entry.get("kind") == REFIT:
+            raise SettingError(
+                "refit-last: this switch's last layer was fitted on the calibration rows already; "
+                f"refit the switch that it was made from ({entry['parent']})"
+            )
 
 
 def _stage(switch: Switch) -> Stage:

@@ -377,14 +377,13 @@ class Audit:
         with self._engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query.limit(most))]
 
-    def flagged(self, text_sha256: str) -> JsonObject | None:
-        """The newest record of a text that a switch fired on; None where there is none."""
+    def has_flagged(self, bundle_id: str, text_sha256: str) -> bool:
+        """Whether a record says that the switch fired on the text."""
         self._prepare()
-        own = (RECORDS.c.text_sha256 == text_sha256) & RECORDS.c.fired
-        query = select(RECORDS).where(own).order_by(RECORDS.c.id.desc()).limit(1)
+        same_text = RECORDS.c.text_sha256 == text_sha256
+        own = same_text & (RECORDS.c.bundle_id == bundle_id) & RECORDS.c.fired
         with self._engine.connect() as connection:
-            row = connection.execute(query).first()
-        return None if row is None else dict(row._mapping)
+            return connection.execute(select(RECORDS.c.id).where(own).limit(1)).first() is not None
 
     def count(self, *, before: float) -> int:
         """How many records are older than ``before`` (Unix seconds)."""

@@ -154,7 +154,7 @@ class SafeSwitchMiddleware:
     def _is_open(self, scope: Scope) -> bool:
         """Whether a request is answered without a key."""
         path, method = get_route_path(scope), scope["method"]
-        page = self.settings.ui and path in rights.OPEN and method in ("GET", "HEAD")
+        page = self.settings.ui and path in rights.OPEN and method in rights.READS
         return path in OPEN_PATHS or method == "OPTIONS" or page
 
     def admitted(self, scope: Scope) -> AbstractContextManager[None]:

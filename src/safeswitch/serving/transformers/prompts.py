@@ -133,8 +133,8 @@ class PromptReader:
 
     def _careful(self, prompt: Prompt, context: Context) -> int | None:
         """Tokens of a conversation under the safety prompt of ``careful``; None where no rule asks
-        for it, or the prompt is no conversation."""
-        if context.rules is None or "careful" not in context.rules.acts:
+        for it, nothing is answered, or the prompt is no conversation."""
+        if context.score_only or context.rules is None or "careful" not in context.rules.acts:
             return None
         if isinstance(prompt, Tokens):
             return None
@@ -171,6 +171,8 @@ class PromptReader:
 def rules_for(context: Context, sized: SizedPrompt) -> Rules | None:
     """The rules for a prompt: what cannot be answered with care is refused."""
     rules = context.rules
+    if context.score_only:  # what is only read needs no room for a safety prompt
+        return rules
     return rules if rules is None or sized.careful else rules.without_careful()
 
 

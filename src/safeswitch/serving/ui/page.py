@@ -146,21 +146,23 @@ class Page:
             raise ApiError(404, "this server keeps no records (safeswitch serve --audit)")
         return self.audit
 
-    def review(self, visitor: Visitor, text_sha256: str, verdict: ReviewVerdict) -> JsonObject:
-        """Add the visitor's verdict on a flagged text to the file of ``safeswitch review``.
+    def review(
+        self, visitor: Visitor, bundle_id: str, text_sha256: str, verdict: ReviewVerdict
+    ) -> JsonObject:
+        """Add the visitor's verdict on a text that a switch flagged to the file of ``safeswitch
+        review``.
 
         Raises:
-            ApiError: see :meth:`records`; 404, no verdicts are taken or the text was not flagged;
-                503, the file cannot be written now.
+            ApiError: see :meth:`records`; 404, no verdicts are taken or that switch has not flagged
+                the text; 503, the file cannot be written now.
         """
         audit = self.records(visitor)
         if not self.settings.ui_reviews:
             raise ApiError(404, "this server takes no verdicts (safeswitch serve --ui-reviews)")
-        record = audit.flagged(text_sha256)
-        if record is None:
-            raise ApiError(404, f"no request with text_sha256 {text_sha256} was flagged")
+        if not audit.has_flagged(bundle_id, text_sha256):
+            raise ApiError(404, f"switch {bundle_id} has flagged no text {text_sha256}")
         by = visitor.name or NAMELESS
-        given = Review(text_sha256, verdict, by, time.time(), str(record["bundle_id"]))
+        given = Review(text_sha256, verdict, by, time.time(), bundle_id)
         try:
             add_reviews(Path(self.settings.ui_reviews), [given], wait_s=_LOCK_S)
         except ArtifactError as error:

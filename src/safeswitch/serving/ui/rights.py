@@ -18,9 +18,13 @@ FILES = {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*")
 """The page's files by address below ``/ui/``; there are no others."""
 OPEN = frozenset({PAGE, f"{PAGE}/", *(f"{PAGE}/{name}" for name in FILES)})
 """Answered without a key, to ``GET`` and ``HEAD``: the page itself, which asks for the key."""
+READS = ("GET", "HEAD")
+"""Methods by which the page's files are asked for."""
 HASH = "[0-9a-f]{64}"
 """Pattern of a text's SHA-256 in an address."""
-_VERDICT = re.compile(rf"{re.escape(API)}verdicts/{HASH}/({'|'.join(VERDICTS)})")
+BUNDLE = "[0-9a-f]{16}"
+"""Pattern of a switch's fingerprint there."""
+_VERDICT = re.compile(rf"{re.escape(API)}verdicts/{BUNDLE}/{HASH}/({'|'.join(VERDICTS)})")
 VISITOR = "safeswitch.visitor"
 """Where in an ASGI scope the :class:`Visitor` of a request stands."""
 
@@ -28,8 +32,10 @@ VISITOR = "safeswitch.visitor"
 def is_listed(method: str, path: str) -> bool:
     """Whether the page answers a request: to everything else at ``/ui`` it says that it is not
     there."""
-    if method in ("GET", "HEAD"):
-        return path in OPEN or path in (f"{API}about", f"{API}traffic")
+    if method in READS and path in OPEN:
+        return True
+    if method == "GET":
+        return path in (f"{API}about", f"{API}traffic")
     if method == "POST":
         return path == f"{API}chat"
     return method == "PUT" and _VERDICT.fullmatch(path) is not None

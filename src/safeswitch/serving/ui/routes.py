@@ -20,7 +20,7 @@ from safeswitch.data.reviews import ReviewVerdict
 from safeswitch.serving.errors import ApiError
 from safeswitch.serving.fastapi_errors import answer_errors, error_for_client
 from safeswitch.serving.ui.page import SERVED, ChatBody, Page
-from safeswitch.serving.ui.rights import API, FILES, HASH, PAGE, VISITOR
+from safeswitch.serving.ui.rights import API, BUNDLE, FILES, HASH, PAGE, READS, VISITOR
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -56,9 +56,10 @@ def page_app(page: Page) -> FastAPI:
     """The application that serves the page at ``/ui``."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     files = {name: path.read_bytes() for name, path in FILES.items()}
+    # one look into the audit at a time: the threads are those that write it, for all replies
     counting = asyncio.Semaphore(1)
 
-    @app.get(PAGE)
+    @app.api_route(PAGE, methods=[*READS])
     async def moved() -> Response:
         return Response(status_code=307, headers={**HEADERS, "Location": "ui/"})
 
@@ -70,24 +71,25 @@ def page_app(page: Page) -> FastAPI:
     async def records(
         request: Request, days: Annotated[int, Query(ge=1, le=365)] = 7
     ) -> JsonObject:
-        # one at a time: the threads are those that write the audit
         async with counting:
             return await asyncio.to_thread(page.traffic, request.scope[VISITOR], days)
 
-    @app.put(f"{API}verdicts/{{text_sha256}}/{{verdict}}")
+    @app.put(f"{API}verdicts/{{bundle_id}}/{{text_sha256}}/{{verdict}}")
     async def review(
         request: Request,
+        bundle_id: Annotated[str, Parameter(pattern=f"^{BUNDLE}$")],
         text_sha256: Annotated[str, Parameter(pattern=f"^{HASH}$")],
         verdict: ReviewVerdict,
     ) -> JsonObject:
         visitor = request.scope[VISITOR]
-        return await asyncio.to_thread(page.review, visitor, text_sha256, verdict)
+        async with counting:
+            return await asyncio.to_thread(page.review, visitor, bundle_id, text_sha256, verdict)
 
     @app.post(f"{API}chat")
     async def chat(request: Request, body: ChatBody) -> Response:
         return await page.chat.answer(request, body, page.facts)
 
-    @app.get(f"{PAGE}/{{name:path}}")
+    @app.api_route(f"{PAGE}/{{name:path}}", methods=[*READS])
     async def file(name: str) -> Response:
         found = files.get(name or "index.html")
         if found is None:

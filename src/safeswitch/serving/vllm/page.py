@@ -4,15 +4,19 @@ read once more, for the card, and the workers are asked for the thresholds in fo
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from starlette.types import Scope
 
+from safeswitch.core.errors import SettingError
 from safeswitch.engines.settings import switched_off
 from safeswitch.engines.vllm.calls import set_thresholds
 from safeswitch.engines.vllm.frontend import FrontEnd
 from safeswitch.engines.vllm.install import front_of
+from safeswitch.serving.settings import ServerSettings
 from safeswitch.switch.switch import Switch
 
 
@@ -48,6 +52,24 @@ class VLLMFacts:
             bars = await set_thresholds(scope["app"].state.engine_client, name, {})
             found[name] = replace(switch, gate=switch.gate.with_thresholds(bars))
         return found
+
+
+def refuse_page_behind_other_keys(args: Any, server: ServerSettings) -> None:
+    """Raise where the page would be open to whoever has not vLLM's own key, which is asked for at
+    vLLM's routes alone.
+
+    Args:
+        args: What vLLM's parser has made of the flags.
+        server: Settings of the middleware.
+
+    Raises:
+        SettingError: both are wanted.
+    """
+    if server.ui and (args.api_key or os.environ.get("VLLM_API_KEY")):
+        raise SettingError(
+            "safeswitch serve: vLLM's --api-key (VLLM_API_KEY) does not close the page of --ui; "
+            "give --keys in its place"
+        )
 
 
 def _front(scope: Scope) -> FrontEnd:

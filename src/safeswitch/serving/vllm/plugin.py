@@ -38,7 +38,7 @@ from safeswitch.serving.ui.page import Page
 from safeswitch.serving.ui.relayed import RelayedChat
 from safeswitch.serving.ui.routes import WithPage
 from safeswitch.serving.vllm import fields as vllm_fields
-from safeswitch.serving.vllm.page import VLLMFacts
+from safeswitch.serving.vllm.page import VLLMFacts, refuse_page_behind_other_keys
 from safeswitch.serving.within import ask_within
 
 install()
@@ -63,6 +63,9 @@ class SafeSwitchMiddleware(Base):
             state = scope["app"].state
             try:
                 _refuse_development()
+                args = getattr(state, "args", None)
+                if args is not None:
+                    refuse_page_behind_other_keys(args, self.settings)
                 await check_at_work(getattr(state, "engine_client", None), _chat_template(state))
             except SettingError as error:
                 await receive()

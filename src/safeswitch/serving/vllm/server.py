@@ -22,6 +22,7 @@ from safeswitch.engines.vllm.engine import run_dtype
 from safeswitch.engines.vllm.settings import engine_flags, prefer_v1_runner
 from safeswitch.models.load import check_for_vllm
 from safeswitch.serving.settings import ServerSettings
+from safeswitch.serving.vllm.page import refuse_page_behind_other_keys
 
 MIDDLEWARE = "safeswitch.serving.vllm.plugin.SafeSwitchMiddleware"
 GRACE = "30"
@@ -87,24 +88,6 @@ def refuse_other_front_ends(args: Any) -> None:
         raise SettingError(
             "safeswitch serve: unset VLLM_USE_RUST_FRONTEND; requests to that front end pass no "
             "guard"
-        )
-
-
-def refuse_page_behind_other_keys(args: Any, server: ServerSettings) -> None:
-    """Raise where the page would be open to whoever has not vLLM's own key, which is asked for at
-    vLLM's routes alone.
-
-    Args:
-        args: What vLLM's parser has made of the flags.
-        server: Settings of the middleware.
-
-    Raises:
-        SettingError: both are wanted.
-    """
-    if server.ui and (args.api_key or os.environ.get("VLLM_API_KEY")):
-        raise SettingError(
-            "safeswitch serve: vLLM's --api-key (VLLM_API_KEY) does not close the page of --ui; "
-            "give --keys in its place"
         )
 
 

@@ -29,9 +29,9 @@ export async function read(path) {
   return (await ask(path)).json();
 }
 
-/** Say what a flagged request was. */
-export async function review(textSha256, verdict) {
-  await ask(`verdicts/${textSha256}/${verdict}`, { method: "PUT" });
+/** Say what a request was that a switch flagged. */
+export async function review(bundleId, textSha256, verdict) {
+  await ask(`verdicts/${bundleId}/${textSha256}/${verdict}`, { method: "PUT" });
 }
 
 /** The events of one reply, as they come. */

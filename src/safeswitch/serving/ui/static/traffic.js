@@ -115,7 +115,7 @@ function verdict(row) {
 
 async function say(row, key) {
   try {
-    await review(row.text_sha256, key);
+    await review(row.bundle_id, row.text_sha256, key);
     state.said = `Verdict written: ${VERDICTS[key]}`;
     await load();
   } catch (error) {
