@@ -24,9 +24,9 @@ from safeswitch.serving.spool import Spool
 
 def record(i: int) -> dict[str, Any]:
     return {
-        "request_id": f"r{i}", "choice": 0, "bundle_id": "ab" * 8, "policy": "enforce", "fired": i % 2 == 0,
-        "bundle": "default", "stage": "stage1", "token_index": 0, "scores": "{}", "thresholds": "{}", "error": None, "text_sha256": "0" * 64,
-        "text": None,
+        "request_id": f"r{i}", "choice": 0, "bundle": "default", "bundle_id": "ab" * 8,
+        "policy": "enforce", "fired": i % 2 == 0, "stage": "stage1", "token_index": 0,
+        "scores": "{}", "thresholds": "{}", "error": None, "text_sha256": "0" * 64, "text": None,
     }  # fmt: skip
 
 
