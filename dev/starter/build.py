@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 TABLES = Path(__file__).parent / "tables"
@@ -24,15 +25,25 @@ SEVERITIES = {"!": "severe", "-": "refuse", "~": "careful"}
 LOOKALIKE = "look-alike"
 _FIRST_PERSON = re.compile(r"\b(?:my|me|our|us|I|I'm|myself)\b")
 TABLE_NAMES = ("pairs_crime.txt", "pairs_people.txt", "pairs_society.txt", "pairs_more.txt")
-ASKED_NAMES = ("asked_make.txt", "asked_me.txt", "asked_study.txt")
-"""Tables of whole requests, by what they are like: orders to make something, a person's own matter,
-bookish questions."""
+ASKED = {
+    "asked": ("asked_make.txt", "asked_me.txt", "asked_study.txt"),
+    "blunt": ("asked_blunt.txt",),
+    "detailed": ("asked_detailed.txt",),
+    "views": ("asked_views.txt",),
+}
+"""Tables of whole requests, by kind. ``asked``: orders to make something, a person's own matter,
+bookish questions; ``blunt``: short ones; ``detailed``: with setting, limits and format; ``views``: on
+people, society, advice."""
+FRAMED = {"frames.txt": "asked", "frames_more.txt": "blunt"}
+"""Tables of jailbreak frames, with the kind of requests that stand in them."""
 _PLAIN = ("question", "command", "statement")
 NAMED_ONLY = ("child_abuse", "sexual_violence")
 """Categories that are only ever named, in plain words: no tale, no role, no frame."""
 NAMED_FORMS = ("question", "command", "statement", "terse", "hypothetical", "justified")
 _PREFIXES = {"pairs_more.txt": "more-"} | {
-    name: name.removeprefix("asked_").removesuffix(".txt") + "-" for name in ASKED_NAMES
+    name: name.removeprefix("asked_").removesuffix(".txt") + "-"
+    for names in ASKED.values()
+    for name in names
 }
 _DOUBLED = ("begin", "control", "forget", "kidnap", "quit", "travel")
 CONTEXTS = (
@@ -314,15 +325,16 @@ def sentences() -> Iterator[dict[str, object]]:
                 yield from both("sentences", "w", pair, pair.form, texts_of(pair))
 
 
-def asked() -> Iterator[dict[str, object]]:
-    """Kind ``asked``: whole requests as people word them, each beside one that sounds like it."""
-    for pair in requests():
-        yield from both("asked", "w", pair, pair.form, texts_of(pair))
+def asked(kind: str) -> Iterator[dict[str, object]]:
+    """A kind of ``ASKED``: whole requests as people word them, each beside one that sounds like
+    it."""
+    for pair in requests(kind):
+        yield from both(kind, "w", pair, pair.form, texts_of(pair))
 
 
-def requests() -> list[Pair]:
-    """The pairs of whole requests of kind ``asked``."""
-    return [pair for name in ASKED_NAMES for pair in pairs(name)]
+def requests(kind: str) -> list[Pair]:
+    """The pairs of whole requests of a kind of ``ASKED``."""
+    return [pair for name in ASKED[kind] for pair in pairs(name)]
 
 
 def texts_of(pair: Pair) -> tuple[str, str]:
@@ -541,8 +553,15 @@ def asked_shortly(name: str, action: str) -> dict[str, object]:
 
 def injection() -> Iterator[dict[str, object]]:
     """Kind ``injection``: attacks on an assistant's instructions, and what sounds like them."""
+    for table in ("injection", "injection_more"):
+        yield from attacks(table)
+
+
+def attacks(table: str) -> Iterator[dict[str, object]]:
+    """The rows of a table of kind ``injection``."""
     parts: dict[str, list[str]] = {}
-    for line in lines("injection.txt"):
+    name = table.replace("_", "-")
+    for line in lines(f"{table}.txt"):
         if line.startswith("["):
             parts[line.strip("[]")] = []
         else:
@@ -550,14 +569,15 @@ def injection() -> Iterator[dict[str, object]]:
     for number, line in enumerate(parts["pairs"], 1):
         about, texts = (part.strip() for part in line.split("|", 1))
         form, severity, *place = about.split()
-        pair = read_pair(texts, f"injection-{number:02}", "ai_misuse", severity)
+        pair = read_pair(texts, f"{name}-{number:02}", "ai_misuse", severity)
         systems = random.Random(f"system {pair.group}").sample(parts["systems"], 2)
         lang = place[1] if len(place) > 1 else "en"
         for tag, system in (("0", ""),) if place else zip("12", systems, strict=True):
             yield from attacked(f"{tag}-{lang}", pair, form, lang, system)
     for number, line in enumerate(parts["alone"], 1):
         form, text = (part.strip() for part in line.split("|", 1))
-        yield harmless("injection", f"injection-alone-{number:02}", text, "instructions", form)
+        alone = f"{name}-alone-{number:02}"
+        yield harmless("injection", alone, text.replace("\\n", "\n"), "instructions", form)
 
 
 def attacked(
@@ -614,16 +634,25 @@ def wrapped() -> Iterator[dict[str, object]]:
 
 def framed() -> Iterator[dict[str, object]]:
     """Kind ``framed``: jailbreak frames around whole requests, unsafe and safe alike."""
-    known = [pair for pair in requests() if pair.sides[0].category not in NAMED_ONLY]
-    for line in lines("frames.txt"):
-        name, template = (part.strip() for part in line.split("|", 1))
-        held = name.startswith("*")
-        name = name.removeprefix("*")
-        fitting = [pair for pair in known if (pair.split == "held") == held]
-        for pair in random.Random(f"frame {name}").sample(fitting, 3):
-            texts = [template.replace("\\n", "\n").replace("{q}", q) for q in texts_of(pair)]
-            for made in both("framed", name, pair, "wrapped", (texts[0], texts[1])):
-                yield made | {"wrapper": name}
+    for table, kind in FRAMED.items():
+        known = [pair for pair in requests(kind) if pair.sides[0].category not in NAMED_ONLY]
+        for line in lines(table):
+            name, template = (part.strip() for part in line.split("|", 1))
+            held = name.startswith("*")
+            name = name.removeprefix("*")
+            fitting = [pair for pair in known if (pair.split == "held") == held]
+            for pair in random.Random(f"frame {name}").sample(fitting, 3):
+                texts = [template.replace("\\n", "\n").replace("{q}", q) for q in texts_of(pair)]
+                for made in both("framed", name, pair, "wrapped", (texts[0], texts[1])):
+                    yield made | {"wrapper": name}
+
+
+def letters() -> Iterator[dict[str, object]]:
+    """Kind ``letters``: long messages of everyday writing, in which one sentence asks."""
+    for number, line in enumerate(lines("letters.txt"), 1):
+        about, texts = (part.strip() for part in line.split("|", 1))
+        pair = read_pair(texts, f"letters-{number:02}", *about.split())
+        yield from both("letters", "w", pair, "long", texts_of(pair))
 
 
 def documents() -> dict[str, list[str]]:
@@ -652,7 +681,8 @@ def long() -> Iterator[dict[str, object]]:
             for made in both("long", f"{name}{number}", pair, "long", (texts[0], texts[1])):
                 made["meta"]["place"] = where  # type: ignore[index]
                 yield made
-        for number, task in enumerate((DOCUMENT_TASKS[place % 7], DOCUMENT_TASKS[(place + 3) % 7])):
+        for number, step in enumerate((0, 3, 5, 1, 6, 2, 4)):
+            task = DOCUMENT_TASKS[(place + step) % len(DOCUMENT_TASKS)]
             text = "\n\n".join([*paragraphs, task])
             yield harmless("long", f"long-{name}-task{number}", text, "task", "long")
 
@@ -698,7 +728,7 @@ def turns() -> Iterator[dict[str, object]]:
 KINDS = {
     "pairs": phrased,
     "sentences": sentences,
-    "asked": asked,
+    **{kind: partial(asked, kind) for kind in ASKED},
     "ideas": ideas,
     "howto": howto,
     "general": general,
@@ -710,6 +740,7 @@ KINDS = {
     "wrapped": wrapped,
     "framed": framed,
     "long": long,
+    "letters": letters,
     "turns": turns,
 }
 

@@ -54,9 +54,9 @@ def test_show_names_the_values_that_there_are(call: Any) -> None:
 
 def test_what_is_exported_reads_back_and_passes_the_check(call: Any, tmp_path: Path) -> None:
     out = tmp_path / "own.jsonl"
-    assert call("data", "export", "--out", out, "--kind", "ideas", "--replies")[0] == 0
+    assert call("data", "export", "--out", out, "--kind", "short", "--replies")[0] == 0
     rows = read_examples(out)
-    assert [e.id for e in rows] == [e.id for e in starter.load() if e.source == "starter/ideas"]
+    assert [e.id for e in rows] == [e.id for e in starter.load() if e.source == "starter/short"]
     assert all(bool(e.reply) == e.unsafe for e in rows)
     code, told, _ = call("data", "check", out, "--budget", "0.1")
     assert code == 0

@@ -70,7 +70,7 @@ def test_the_language_of_most_starter_rows_is_told() -> None:
     for example in starter.load():
         lang = example.meta.get("lang", "en")
         right[lang][language_of(example.prompt) == lang] += 1
-    assert len(right) == 17
+    assert len(right) == 24
     for lang, found in right.items():
         assert found[True] / found.total() > 0.85, (lang, found)
 

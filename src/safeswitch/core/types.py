@@ -113,7 +113,8 @@ class Example:
         wrapper: Name of the jailbreak template around the request, empty when there is none.
         reply: A target reply (a refusal for head training, an answer for tasks).
         answers: Accepted answers of a checkable task.
-        meta: Anything else, as flat text.
+        meta: Anything else, as flat text; ``contrast`` is the harm that a safe request was written
+            to look like.
         prefill: Start of the reply that the model is made to go on from; the engines' replies do
             not repeat it.
         place: File and line that it was read from, for messages; no part of what the example is.
@@ -170,6 +171,16 @@ class Example:
         if not self.label:
             raise DataError(f"example {self.id!r} has no label; give {' or '.join(LABELS)}")
         return self.label == "unsafe"
+
+    @property
+    def ordinary(self) -> bool:
+        """Safe, and not written to look like a harm (a look-alike names that harm in
+        ``meta["contrast"]``): what thresholds are set on, for it stands for traffic.
+
+        Raises:
+            DataError: it has no label.
+        """
+        return not self.unsafe and "contrast" not in self.meta
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,21 @@ _WORDS: Mapping[str, str] = {
     "es": "el la los las un una cómo mi mis y es para con sin que en de puedo qué del",
     "it": "il lo la gli un una come mio mia e è per con senza che di posso nel mi della",
     "pt": "o a os as um uma como meu minha e é para com sem que em de posso do da não",
+    "nl": "de het een en van ik hoe mijn is niet zonder voor met dat op te wat kan om zijn",
+    "sv": "jag och att det en ett hur min mitt är inte utan för med som på till vad kan av",
+    "da": "jeg og at det en et hvordan min mit er ikke uden for med som på til hvad kan af",
+    "pl": "jak i w z na do się nie że mój moje bez dla co to jest czy mi o po",
+    "tr": "bir ve bu nasıl için ile ne benim ben mi mı değil var olmadan gibi çok en da de",
+    "id": "saya yang dan di cara bagaimana untuk tanpa dengan tidak ini itu dari ke bisa agar gimana biar buat kalau ada",
     "vi": "tôi là làm cách để của và không một cho thế nào có người được với bạn những",
     "sw": "ya wa na kwa ni jinsi gani bila yangu wangu kuwa la za katika nifanyeje vipi mtu",
     "jv": "aku kanggo sing lan ora iki carane piye apa kang saka karo ing nggawe kepriye wong",
 }
 """Small words by language, for those in Latin letters."""
+_SIGNS: Mapping[str, frozenset[str]] = {"tr": frozenset("ışğ"), "pl": frozenset("ąęłńśźż")}
+"""Letters that count for a language among those in Latin letters, a word with one as a small word."""
 _SETS = {language: frozenset(words.split()) for language, words in _WORDS.items()}
+_PERSIAN = frozenset("پچژگکی")
 _ENOUGH = 0.3
 """Of a text's letters, how many must be of a script for the text to be of its language."""
 _READ = 2000
@@ -55,9 +64,12 @@ def language_of(text: str) -> str:
     read = text[-_READ:]
     letters = [character for character in read if character.isalpha()]
     scripts = Counter(_SCRIPTS.get(_script(letter), "") for letter in letters)
-    # Japanese is written with Chinese characters too; one sign of its own decides
+    # Japanese is written with Chinese characters too, Persian with Arabic ones; one sign of its own
+    # decides
     if scripts["ja"]:
         scripts["ja"] += scripts.pop("zh", 0)
+    if _PERSIAN.intersection(letters):
+        scripts["fa"] += scripts.pop("ar", 0)
     del scripts[""]
     for language, count in scripts.most_common(1):
         if count >= _ENOUGH * len(letters):
@@ -73,6 +85,7 @@ def _by_words(words: list[str]) -> str:
     """The language with most of the small words; English where two have equally many."""
     hits: Counter[str] = Counter()
     for name, own in _SETS.items():
-        hits[name] = sum(word in own for word in words)
+        signs = _SIGNS.get(name, frozenset())
+        hits[name] = sum(word in own or not signs.isdisjoint(word) for word in words)
     best, most = hits.most_common(1)[0]
     return best if most > hits[ENGLISH] else ENGLISH

@@ -30,14 +30,14 @@ MOST_FOLDS = 8
 def source_folds(train: Sequence[Example], rest: Sequence[Example]) -> list[tuple[str, ...]]:
     """Benign sources in the groups in which they are left out of the fit, at most ``MOST_FOLDS``.
 
-    A source counts that has ``FEWEST_ROWS`` safe requests in ``train`` and ``rest`` together, and
-    without which ``train`` still holds both labels.
+    A source counts that has ``FEWEST_ROWS`` ordinary requests in ``train`` and ``rest`` together,
+    and without which ``train`` still holds both labels.
 
     Raises:
         FitError: fewer than ``FEWEST_SOURCES`` such sources, or a group without which a label is
             missing.
     """
-    safe = Counter(e.source for e in (*train, *rest) if not e.unsafe)
+    safe = Counter(e.source for e in (*train, *rest) if e.ordinary)
     enough = [name for name in sorted(safe) if safe[name] >= FEWEST_ROWS]
     named = [name for name in enough if not _missing(train, (name,))]
     if len(named) < FEWEST_SOURCES:
@@ -79,7 +79,7 @@ def calibrate_by_source(
 
     For each group of :func:`source_folds` the prober is fitted on ``train`` without the group's
     sources and without what is tied to their requests (:func:`safeswitch.data.splits.tied_rows`),
-    and scores their safe requests in all three parts.
+    and scores their ordinary requests in all three parts.
     :func:`safeswitch.probers.calibrate.source_threshold` makes one threshold of the scores.
 
     Raises:
@@ -102,13 +102,13 @@ def calibrate_by_source(
             validation=(validation.activations.select(held_rows), held_labels) if both else None,
         )
         for name in fold:
-            own = [reader.score(part.activations.select(_safe_of(part, name))) for part in parts]
+            own = [
+                reader.score(part.activations.select(_ordinary_of(part, name))) for part in parts
+            ]
             scores[name] = torch.cat(own).cpu()
     return source_threshold(scores, budget)
 
 
-def _safe_of(part: ReadPrompts, source: str) -> Tensor:
-    """Bool ``[n]``: the safe requests of ``source``."""
-    return torch.tensor(
-        [e.source == source and not e.unsafe for e in part.examples], dtype=torch.bool
-    )
+def _ordinary_of(part: ReadPrompts, source: str) -> Tensor:
+    """Bool ``[n]``: the ordinary requests of ``source``."""
+    return torch.tensor([e.source == source and e.ordinary for e in part.examples])

@@ -137,29 +137,32 @@ def answered_rows(
 ) -> dict[str, list[int]]:
     """Places of the requests in each part that the base model answers.
 
-    Each label and source keeps its fraction. Of the calibration part as many are answered as a
-    threshold on replies needs safe ones.
+    Each label and source keeps its fraction. Of the calibration part no look-alike is answered,
+    since no threshold is set on them, and as many ordinary requests as a threshold on replies
+    needs.
     """
     found: dict[str, list[int]] = {}
     for name, examples in parts.items():
-        most = settings.answered
-        safe = sum(not e.unsafe for e in examples)
-        if name == "calibration" and safe:
+        most, places = settings.answered, list(range(len(examples)))
+        ordinary = sum(e.ordinary for e in examples)
+        if name == "calibration" and ordinary:
+            places = [i for i in places if examples[i].unsafe or examples[i].ordinary]
             # one more, for the cut may fall between two labels
-            needed = min(safe, safe_needed(settings.stage_budget) + 1)
-            most = max(most, math.ceil(len(examples) * needed / safe))
-        found[name] = _spread_over(examples, most, settings.seed)
+            needed = min(ordinary, safe_needed(settings.stage_budget) + 1)
+            most = max(most, math.ceil(len(places) * needed / ordinary))
+        found[name] = _spread_over(examples, places, most, settings.seed)
     return found
 
 
-def _spread_over(examples: Sequence[Example], most: int, seed: int) -> list[int]:
-    """Places of at most ``most`` examples, drawn so that each label and source keeps its
-    fraction."""
-    n = len(examples)
+def _spread_over(
+    examples: Sequence[Example], places: Sequence[int], most: int, seed: int
+) -> list[int]:
+    """At most ``most`` of ``places``, drawn so that each label and source keeps its fraction."""
+    n = len(places)
     if n <= most:
-        return list(range(n))
+        return list(places)
     draw = random.Random(f"answered-{seed}")
-    order = sorted(range(n), key=lambda i: (examples[i].label, examples[i].source, draw.random()))
+    order = sorted(places, key=lambda i: (examples[i].label, examples[i].source, draw.random()))
     return sorted(order[j * n // most] for j in range(most))
 
 
@@ -201,8 +204,8 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
 
     Raises:
         DataError: a part is missing or empty.
-        FitError: train or validation with one label only, or fewer safe calibration requests than
-            ``budget`` needs.
+        FitError: train or validation with one label only, or fewer ordinary calibration requests
+            than ``budget`` needs.
     """
     empty = [name for name in PARTS if not parts.get(name)]
     if empty:
@@ -217,14 +220,16 @@ def check_parts(parts: Mapping[str, Sequence[Example]], budget: float | None) ->
                 f"{name}: needs unsafe and safe requests; all {len(parts[name])} are labelled "
                 f"{only}"
             )
-    safe = sum(not e.unsafe for e in parts["calibration"])
+    ordinary = sum(e.ordinary for e in parts["calibration"])
     needed = safe_needed(budget) if budget is not None else 1
-    if safe < needed:
+    if ordinary < needed:
+        lookalikes = sum(not e.unsafe for e in parts["calibration"]) - ordinary
         what = "the record of safe scores" if budget is None else f"a budget of {budget:g}"
         larger = "" if budget is None else " or a larger budget"
         raise FitError(
             f"calibration: {what} needs at least {needed} safe requests in the calibration part; "
-            f"got {safe}; give more safe requests{larger}"
+            f"got {ordinary}{' that are no look-alikes' if lookalikes else ''}; give more safe "
+            f"requests{larger}"
         )
 
 

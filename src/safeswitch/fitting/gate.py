@@ -1,5 +1,8 @@
-"""Fitting the gate: probers on train, choices on validation, thresholds on safe calibration
+"""Fitting the gate: probers on train, choices on validation, thresholds on ordinary calibration
 requests.
+
+Ordinary means safe and no look-alike. Look-alikes teach the probers; a threshold set on them would
+promise less than it does, since traffic holds few of them.
 
 Knows observed requests and probers. Knows nothing of engines or heads.
 """
@@ -30,6 +33,7 @@ from safeswitch.probers.sweep import sweep
 from safeswitch.statistics.prober_metrics import measure
 from safeswitch.switch.gate import Gate, Stage
 
+NO_LOOKALIKES = " that are no look-alikes (meta.contrast)"
 BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
 """False positive rates for which a bundle keeps a threshold of stage 1."""
 _UNSAFE_BINS = 50
@@ -57,10 +61,10 @@ def fit_gate(
     prober.
 
     Raises:
-        FitError: one class only, or too few safe calibration requests for the budget.
+        FitError: one class only, or too few ordinary calibration requests for the budget.
     """
-    if bool(calibration.unsafe.all()):
-        raise FitError("calibration needs safe requests; there are none")
+    if not bool(calibration.ordinary.any()):
+        raise FitError(f"calibration needs safe requests{NO_LOOKALIKES}; there are none")
     with track(_count_probers(plan.settings), "probers") as advance:
         return _GateFitter(plan, train, validation, calibration, advance).fit()
 
@@ -92,15 +96,15 @@ class _GateFitter:
         self.plan, self.settings = plan, plan.settings
         self.train, self.validation, self.calibration = train, validation, calibration
         self.advance = advance
-        self.safe = calibration.select(~calibration.unsafe)
-        self.safe_prompts = calibration.prompts.select(~calibration.prompts.unsafe)
+        self.ordinary = calibration.select(calibration.ordinary)
+        self.ordinary_prompts = calibration.prompts.select(calibration.prompts.ordinary)
         both_labels = bool(calibration.unsafe.any())
         self.test = calibration if both_labels else validation
         self.metrics: JsonObject = {}
         self.notes: JsonObject = {
             "layers": [],
             "budget": self.settings.budget,
-            "benign": len(self.safe_prompts.examples),
+            "benign": len(self.ordinary_prompts.examples),
             "metrics_on": "calibration" if both_labels else "validation",
         }
 
@@ -117,7 +121,7 @@ class _GateFitter:
             self.advance(2)
         gate = self._calibrated(first, second, by_source)
         if self.settings.watch:
-            parts = (self.train, self.validation, self.safe)
+            parts = (self.train, self.validation, self.ordinary)
             gate = _with_watch(gate, self.plan, *parts, self.notes)
             self.advance(1)
         return GateFit(gate, self.metrics, self.notes)
@@ -184,8 +188,8 @@ class _GateFitter:
         alone = second if first is None else first
         if alone is None:
             raise FitError("no stage could be fitted: " + str(self.notes.get("stage2")))
-        safe = self.safe if first is None else self.safe_prompts
-        scores = alone.score(safe.activations)
+        calm = self.ordinary if first is None else self.ordinary_prompts
+        scores = alone.score(calm.activations)
         bar = by_source or conformal_threshold(scores, self.settings.stage_budget)
         self.notes["threshold"] = asdict(bar)
         fixed: JsonObject = {
@@ -204,7 +208,7 @@ class _GateFitter:
             return Gate(stage1=stage1, **fixed)
         with_product = by_source is None
         return _two_stages(
-            stage1, second, self.safe, self.validation, self.settings, self.notes, with_product
+            stage1, second, self.ordinary, self.validation, self.settings, self.notes, with_product
         )
 
 
@@ -279,7 +283,7 @@ def _named(
 def _two_stages(
     stage1: Stage,
     second: Prober,
-    safe: Observed,
+    ordinary: Observed,
     validation: Observed,
     settings: FitSettings,
     notes: JsonObject,
@@ -294,7 +298,7 @@ def _two_stages(
     seen = max(1, len(harmful.unsafe))
     caught = {"and": int(((s1 > stage1.threshold) & (s2 > passing)).sum()) / seen}
     if with_product:
-        both = stage1.prober.score(safe.activations) * second.score(safe.activations)
+        both = stage1.prober.score(ordinary.activations) * second.score(ordinary.activations)
         product = conformal_threshold(both, settings.stage_budget)
         fixed["product_threshold"] = product.value
         notes["product_threshold"] = asdict(product)
@@ -314,8 +318,8 @@ def _two_stages(
 
 
 def scores_on_record(safe: Tensor, unsafe: Tensor) -> JsonObject:
-    """How stage 1 scores safe calibration requests (``safe`` ``[n]``), against which drift is
-    measured later, and ``unsafe`` ``[m]`` others, by which a later threshold is told what it
+    """How stage 1 scores ordinary requests (``safe`` ``[n]``), against which drift is measured
+    later, and ``unsafe`` ``[m]`` others, by which a later threshold is told what it
     loses."""
     return {
         "benign_stage1": Histogram.of(safe.tolist()).to_dict(),
@@ -325,7 +329,7 @@ def scores_on_record(safe: Tensor, unsafe: Tensor) -> JsonObject:
 
 def budgets_of(scores: Tensor) -> JsonObject:
     """Thresholds of stage 1 for other budgets than the fit's, for policies; from the scores ``[n]``
-    of safe calibration requests."""
+    of ordinary requests."""
     found: JsonObject = {}
     for budget in BUDGETS:
         if len(scores) >= safe_needed(budget):
@@ -356,12 +360,12 @@ def _with_watch(
     plan: FitPlan,
     train: Observed,
     validation: Observed,
-    safe: Observed,
+    ordinary: Observed,
     notes: JsonObject,
 ) -> Gate:
     """A watch fitted on states at every token that it will read.
 
-    Its threshold is set on each safe request's highest score over all those tokens, so its budget
+    Its threshold is set on each ordinary request's highest score over all those tokens, so its budget
     counts requests, not readings; after the last of them the gate stops watching.
     """
     missing = _one_class({"training": train.harmful, "validation": validation.harmful})
@@ -373,7 +377,7 @@ def _with_watch(
     stacked, held = _at_one_point(train, points), _at_one_point(validation, points)
     prober.fit(*stacked, validation=held, seed=settings.seed)
     scores = torch.stack(
-        [prober.score(Activations({points[0]: safe.activations.at(p)})) for p in points]
+        [prober.score(Activations({points[0]: ordinary.activations.at(p)})) for p in points]
     ).amax(0)
     bar = conformal_threshold(scores, settings.stage_budget)
     notes["watch"] = asdict(bar)

@@ -58,6 +58,11 @@ class ReadPrompts:
         """``[n]`` bool."""
         return torch.tensor([e.unsafe for e in self.examples], dtype=torch.bool)
 
+    @cached_property
+    def ordinary(self) -> Tensor:
+        """``[n]`` bool: safe, and no look-alike."""
+        return torch.tensor([e.ordinary for e in self.examples], dtype=torch.bool)
+
     def select(self, rows: Tensor) -> ReadPrompts:
         """The requests at the ``[n]`` bool ``rows``."""
         chosen = tuple(e for e, yes in zip(self.examples, rows.tolist(), strict=True) if yes)
@@ -87,6 +92,11 @@ class Observed:
     def unsafe(self) -> Tensor:
         """``[n]`` bool."""
         return torch.tensor([e.unsafe for e in self.examples], dtype=torch.bool)
+
+    @cached_property
+    def ordinary(self) -> Tensor:
+        """``[n]`` bool: safe, and no look-alike."""
+        return torch.tensor([e.ordinary for e in self.examples], dtype=torch.bool)
 
     def select(self, rows: Tensor) -> Observed:
         """The answered requests at the ``[n]`` bool ``rows``; ``prompts`` stay."""

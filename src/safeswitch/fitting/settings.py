@@ -25,9 +25,9 @@ class FitSettings:
     """How a switch is fitted.
 
     Args:
-        budget: False positive rate (FPR) that the gate is calibrated to (conformal, on safe
-            requests of the calibration part); with a watch, half of it goes to the stages and half
-            to the watch.
+        budget: False positive rate (FPR) that the gate is calibrated to (conformal, on ordinary
+            requests of the calibration part: safe ones that are no look-alikes); with a watch,
+            half of it goes to the stages and half to the watch.
         stages: ``two`` (the paper's), ``stage1`` alone, or ``direct`` (one prober after k pilot
             tokens: unsafe and about to comply).
         rule: Gate rule; ``auto`` takes the one that catches more on validation at the same budget.
