@@ -117,6 +117,55 @@ def test_flags_that_would_take_the_guard_out_are_refused_and_the_host_is_local()
     assert "127.0.0.1" not in serve_arguments(str(weights_path()), guard, ["--host", "0.0.0.0"])
 
 
+OTHER_SPELLINGS = (
+    ["--logits-proc", "mine:Processor"],
+    ["--additional-config.safeswitch.policy", "off"],
+    ["--additional_conf", '{"mine": 1}'],
+    ["--worker-ext", "mine.Worker"],
+    ["--model-class", "{}"],
+    ["--logprobs-m", "raw_logprobs"],
+    ["-sc", '{"method": "ngram", "num_speculative_tokens": 2}'],
+)
+
+
+@pytest.mark.parametrize("flags", OTHER_SPELLINGS, ids=lambda flags: flags[0])
+def test_no_spelling_of_a_flag_takes_the_guard_out(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safeswitch.core.errors import SettingError
+    from safeswitch.engines.settings import GuardSettings
+    from safeswitch.serving.settings import ServerSettings
+    from safeswitch.serving.vllm import server
+
+    monkeypatch.setattr(server.ServeSubcommand, "cmd", lambda self, args: pytest.fail("it starts"))
+    guard = GuardSettings({"default": str(switch_path())})
+    with pytest.raises((SettingError, SystemExit)):
+        server.serve(str(weights_path()), guard, ServerSettings(), flags)
+
+
+def test_a_file_of_flags_takes_the_guard_out_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safeswitch.core.errors import SettingError
+    from safeswitch.engines.settings import GuardSettings
+    from safeswitch.serving.settings import ServerSettings
+    from safeswitch.serving.vllm import server
+
+    started: list[object] = []
+    monkeypatch.setattr(server.ServeSubcommand, "cmd", lambda self, args: started.append(args))
+    guard = GuardSettings({"default": str(switch_path())})
+    file = tmp_path / "flags.yaml"
+    file.write_text("worker-extension-cls: mine.Worker\n")
+    try:
+        server.serve(str(weights_path()), guard, ServerSettings(), ["--config", str(file)])
+    except (SettingError, SystemExit):
+        assert started == []
+    else:  # what stands on the command line wins over the file, and that is the guard's
+        assert started[0].worker_extension_cls.startswith("safeswitch.")
+    server.serve(str(weights_path()), guard, ServerSettings(), ["--additional_config", '{"a": 1}'])
+    assert set(started[-1].additional_config) == {"a", "safeswitch"}
+
+
 def test_a_gguf_file_is_refused_with_the_command_that_makes_a_folder(tmp_path: Path) -> None:
     from safeswitch.core.errors import ModelError
     from safeswitch.engines.vllm.engine import VLLMEngine

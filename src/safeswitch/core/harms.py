@@ -3,7 +3,7 @@
 The kinds follow what operators set rules for, not one law or one published list; where lists differ,
 a kind names all entries that it overlaps. Sources of the other names:
 
-    ailuminate    MLCommons AILuminate 1.0, hazard codes (arXiv 2503.05731)
+    ailuminate    MLCommons AILuminate 1.0, hazard codes (arXiv 2503.05731); spc covers elections too
     llama_guard   Llama Guard 3, codes S1 to S14 (its model card)
     qwen3guard    Qwen3Guard, category names (arXiv 2510.14276)
     openai        OpenAI's moderation endpoint, keys of ``categories``
@@ -128,7 +128,7 @@ HARMS: Mapping[str, Harm] = MappingProxyType(
         ),
         "misinformation": Harm(
             "Inventing or spreading falsehoods as facts; manipulating elections.",
-            (),
+            ("spc",),
             ("S13",),
             ("Unethical Acts", "Politically Sensitive Topics"),
         ),

@@ -145,12 +145,12 @@ def observe(
     for example, reply in zip(told, replies, strict=True):
         judged.append(complied(example, spoken(engine.lm, example, reply)))
     activations = _with_sources(states, told)
-    prompts = ReadPrompts(tuple(told), activations)
+    before = [p for p in points if p.position.kind not in RUNNING]
+    prompts = ReadPrompts(tuple(told), _only(activations, before))
     if rest:
-        before = [p for p in points if p.position.kind not in RUNNING]
         alone = [examples[i] for i in rest]
         _, others = engine.collect(alone, before, max_new_tokens=0, progress=progress)
-        parts = [_only(activations, before), _with_sources(others, alone)]
+        parts = [prompts.activations, _with_sources(others, alone)]
         prompts = ReadPrompts((*told, *alone), Activations.concatenate(parts))
     return Observed(tuple(told), tuple(replies), torch.tensor(judged), activations, prompts)
 

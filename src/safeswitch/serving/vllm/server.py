@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 # the parser by way of the command: the module that defines it is another one in 0.33
 from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
@@ -41,35 +41,82 @@ def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> l
         ModelError: a GGUF file or an adapter.
     """
     for flag in flags:
-        if flag.split("=")[0].replace("_", "-") in OWN_FLAGS:
+        if _name(flag) in OWN_FLAGS:
             raise SettingError(
                 f"safeswitch serve: {flag.split('=')[0]} cannot be given: the guard sets it, "
                 "or cannot stand beside it"
             )
     check_for_vllm(model)
-    flags, additional = _additional(list(flags))
-    given = {flag.split("=")[0].replace("_", "-") for flag in flags}
-    config = AutoConfig.from_pretrained(model, trust_remote_code="--trust-remote-code" in given)
-    own = engine_flags(guard, list(config.architectures or []))
+    user, flags = _taken(flags, "--additional-config")
+    given = {_name(flag) for flag in flags}
+    config = _config(model, flags)
+    own = _guard_flags(guard, config)
+    additional = {**json.loads(user or "{}"), **own["additional_config"]}
     grace = [] if "--shutdown-timeout" in given else ["--shutdown-timeout", GRACE]
     host = [] if given & {"--host", "--uds"} else ["--host", "127.0.0.1"]
     dtype = [] if "--dtype" in given else ["--dtype", run_dtype(config, "auto")]
     return [
-        model, *host, *grace, *dtype, "--additional-config", json.dumps({**additional, KEY: own["additional_config"][KEY]}),
+        model, *host, *grace, *dtype, "--additional-config", json.dumps(additional),
         "--logits-processors", *own["logits_processors"], "--worker-extension-cls", own["worker_extension_cls"],
         "--model-class-overrides", json.dumps(own["model_class_overrides"]), "--logprobs-mode", own["logprobs_mode"],
         "--middleware", MIDDLEWARE, *flags,
     ]  # fmt: skip
 
 
-def _additional(flags: list[str]) -> tuple[list[str], JsonObject]:
-    """The user's ``--additional-config`` taken out of the flags."""
+def _name(flag: str) -> str:
+    return flag.split("=")[0].replace("_", "-")
+
+
+def _taken(flags: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """What a flag is set to, None where it is not given; and the other flags."""
     for i, flag in enumerate(flags):
-        if flag.split("=")[0] == "--additional-config":
-            joined = "=" in flag
-            value = flag.split("=", 1)[1] if joined else flags[i + 1]
-            return flags[:i] + flags[i + (1 if joined else 2) :], dict(json.loads(value))
-    return flags, {}
+        if _name(flag) == name:
+            inside = "=" in flag
+            value = flag.partition("=")[2] if inside else (*flags, "")[i + 1]
+            return value, [*flags[:i], *flags[i + (1 if inside else 2) :]]
+    return None, list(flags)
+
+
+def _config(model: str, flags: Sequence[str]) -> PretrainedConfig:
+    revision, _ = _taken(flags, "--revision")
+    trusted = any(_name(flag) == "--trust-remote-code" for flag in flags)
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        model, revision=revision or "main", trust_remote_code=trusted
+    )
+    return config
+
+
+def _guard_flags(guard: GuardSettings, config: PretrainedConfig) -> JsonObject:
+    return engine_flags(guard, list(config.architectures or []))
+
+
+def _as_parsed(value: object) -> object:
+    """A value as it comes out of JSON, where pairs are lists."""
+    return json.loads(json.dumps(value))
+
+
+def refuse_changed_guard(args: Any, own: Mapping[str, object]) -> None:
+    """Raise where a flag has changed what the guard sets, however it was written: shortened, with a
+    dot, or in a file named by ``--config``.
+
+    Args:
+        args: What vLLM's parser has made of the flags.
+        own: What the guard sets, by the names of ``AsyncEngineArgs``.
+
+    Raises:
+        SettingError: one of these is another, the middleware is gone, or tokens are speculated.
+    """
+    found = dict(vars(args))
+    found["additional_config"] = {KEY: (args.additional_config or {}).get(KEY)}
+    changed = [name for name, value in own.items() if found[name] != _as_parsed(value)]
+    changed += ["middleware"] if MIDDLEWARE not in args.middleware else []
+    changed += ["speculative_config"] if args.speculative_config else []
+    if changed:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise SettingError(
+            f"safeswitch serve: {flags} cannot be given, in no spelling and in no file: the guard "
+            "sets it, or cannot stand beside it"
+        )
 
 
 def refuse_other_front_ends(args: Any) -> None:
@@ -100,6 +147,7 @@ def serve(
     command = ServeSubcommand()
     parser = make_arg_parser(FlexibleArgumentParser(prog="safeswitch serve"))
     args = parser.parse_args(serve_arguments(str(model), guard, flags))
+    refuse_changed_guard(args, _guard_flags(guard, _config(str(model), flags)))
     refuse_other_front_ends(args)
     refuse_page_behind_other_keys(args, server)
     command.validate(args)
