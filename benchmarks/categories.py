@@ -227,8 +227,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     assert isinstance(fit.reader, HarmReader)
     blocks = read_blocks("steps", plan)
     stage1 = StepsProber(blocks=blocks).fit(train.activations, train.unsafe)
-    benign = parts["calibration"].activations.select(~parts["calibration"].unsafe)
-    bar = conformal_threshold(stage1.score(benign), FPR).value
+    calm = parts["calibration"].select(parts["calibration"].ordinary).activations
+    bar = conformal_threshold(stage1.score(calm), FPR).value
     words = Words(train, fit.reader.names)
     result: dict[str, Any] = {"model": model, "fit_seconds": seconds, "notes": fit.notes}
     for suite in tested:

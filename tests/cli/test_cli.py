@@ -641,7 +641,7 @@ def test_faults_of_fitting(place: Path, tmp_path: Path, run: Any) -> None:
             *more,
         )  # type: ignore[no-any-return]
 
-    fault(fit(), "FitError", "a budget of 0.01 needs at least 99 safe requests", "got 8")
+    fault(fit(), "FitError", "a budget of 0.02 needs at least 49 safe requests", "got 8")
     fault(fit(data=rows(tmp_path, {"prompt": "hi"})), "field 'label' is missing")
     fault(fit("--budget", 2), "SettingError", "budget must lie in [1e-06, 0.5]; got 2.0")
     fault(

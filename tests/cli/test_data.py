@@ -87,7 +87,7 @@ def test_check_finds_repeated_and_contradicting_rows(call: Any, tmp_path: Path) 
             [{"prompt": f"thing {i}", "label": "safe"} for i in range(9)],
             "the 9 rows read are all safe",
         ),
-        (many(60), "a budget of 0.01 needs at least 99 safe requests"),
+        (many(60), "a budget of 0.02 needs at least 49 safe requests"),
     ],
 )
 def test_check_says_why_fit_would_refuse(

@@ -24,7 +24,7 @@ def adapted(
         list[Path],
         typer.Option(help="Labelled requests that the switch was not fitted on; repeat for more."),
     ],
-    budget: BudgetOption = 0.01,
+    budget: BudgetOption = 0.02,
     batch_size: BatchOption = 32,
 ) -> None:
     """Say whether to keep, recalibrate or refit a switch after its model was changed.

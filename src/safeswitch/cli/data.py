@@ -161,7 +161,7 @@ def tool_results(
 def check(
     file: Annotated[str, typer.Argument(help="JSONL or CSV file, or hub data set.")],
     label: LabelOption = None,
-    budget: BudgetOption = 0.01,
+    budget: BudgetOption = 0.02,
     seed: SeedOption = 0,
 ) -> None:
     """Read a file as fit does and say what it holds.

@@ -49,7 +49,7 @@ class GateOptions:
 
     panel: ClassVar[str] = "Gate"
 
-    budget: BudgetOption = 0.01
+    budget: BudgetOption = 0.02
     stages: Annotated[
         str,
         typer.Option(

@@ -67,7 +67,7 @@ class FitSettings:
         seed: Of everything drawn.
     """
 
-    budget: float = 0.01
+    budget: float = 0.02
     stages: Literal["two", "stage1", "direct"] = "two"
     rule: Literal["auto", "and", "product"] = "auto"
     pilot: int = 3

@@ -86,16 +86,20 @@ def prompt_activations(
     return Activations({**found.states, **appended}, found.masks, texts)
 
 
+def calm(data: Data) -> list[Example]:
+    """The ordinary requests of the calibration part, on which every method's thresholds are set."""
+    return [e for e in data["calibration"] if e.ordinary]
+
+
 def calibrated(engine: ReadingEngine, prober: Prober, data: Data, settings: FitSettings) -> Gate:
-    """A gate of one stage whose threshold keeps the whole false positive rate (FPR) budget on safe
-    calibration requests.
+    """A gate of one stage whose threshold keeps the whole false positive rate (FPR) budget on
+    ordinary calibration requests.
 
     Raises:
         FitError: too few of these.
     """
-    safe = [e for e in data["calibration"] if not e.unsafe]
     bar = conformal_threshold(
-        prober.score(prompt_activations(engine.lm, safe, prober)), settings.budget
+        prober.score(prompt_activations(engine.lm, calm(data), prober)), settings.budget
     )
     return Gate(stage1=Stage(prober, min(1.0, max(0.0, bar.value))), fail=settings.fail)
 

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from safeswitch.core.errors import FitError
 from safeswitch.methods.base import METHODS, Data, Method, Tags
-from safeswitch.methods.fitting import best, fitted_switch, prompt_activations
+from safeswitch.methods.fitting import best, calm, fitted_switch, prompt_activations
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.switch.actuators.base import Actuator, FullHead, HeadActuator, LowRankHead
 from safeswitch.switch.actuators.heads import EarlyHead, SoftHead
@@ -101,8 +101,7 @@ class Soft(_OfFittedHead):
     def _bars(self, engine: ReadingEngine, data: Data, gate: Gate) -> tuple[float, float]:
         assert gate.stage1 is not None
         prober = gate.stage1.prober
-        safe = [e for e in data["calibration"] if not e.unsafe]
-        scores = prober.score(prompt_activations(engine.lm, safe, prober))
+        scores = prober.score(prompt_activations(engine.lm, calm(data), prober))
         budget = self.settings.stage_budget
         high = conformal_threshold(scores, budget).value
         low = conformal_threshold(scores, min(0.5, self.wider * budget)).value

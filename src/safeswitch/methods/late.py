@@ -31,7 +31,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example, ReadPoint
 from safeswitch.methods.base import METHODS, Data, Method, Tags
-from safeswitch.methods.fitting import REFUSAL
+from safeswitch.methods.fitting import REFUSAL, calm
 from safeswitch.models.chat import ChatEncoder
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.appended import APPENDED, AppendingProber, LikelihoodProber
@@ -76,11 +76,11 @@ class _Late(Method):
     tags: ClassVar[Tags] = Tags(trains=True, conditional=True)
 
     def gate(self, engine: ReadingEngine, data: Data) -> Gate:
-        """The reading with its threshold on each safe calibration request's highest score."""
+        """The reading with its threshold on each ordinary calibration request's highest score."""
         prober = self.prober(engine, data)
-        safe = self.prefixes(engine, [e for e in data["calibration"] if not e.unsafe])
-        scores = prober.score(self.read(engine.lm, prober, safe))
-        highest = torch.zeros(len(safe.unsafe)).scatter_reduce(0, safe.owners, scores.cpu(), "amax")
+        read = self.prefixes(engine, calm(data))
+        scores = prober.score(self.read(engine.lm, prober, read))
+        highest = torch.zeros(len(read.unsafe)).scatter_reduce(0, read.owners, scores.cpu(), "amax")
         bar = conformal_threshold(highest, self.settings.budget).value
         return Gate(
             late=Stage(prober, min(1.0, max(0.0, bar))),

@@ -33,7 +33,7 @@ from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError, SettingError
 from safeswitch.core.types import Position, Prompt, ReadPoint, Reply, Tokens
 from safeswitch.methods.base import METHODS, Data, Method, Tags, joined
-from safeswitch.methods.fitting import fitted_switch, prompt_activations
+from safeswitch.methods.fitting import calm, fitted_switch, prompt_activations
 from safeswitch.probers.base import Prober
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.switch.actuators.base import Actuator
@@ -77,8 +77,8 @@ class _Search(Method):
                 f"{self.name}: needs a stage 1 and a watch; no watch can be fitted where no reply "
                 "is harmful"
             )
-        safe = [e for e in data["calibration"] if not e.unsafe]
-        scores = gate.stage1.prober.score(prompt_activations(engine.lm, safe, gate.stage1.prober))
+        prober = gate.stage1.prober
+        scores = prober.score(prompt_activations(engine.lm, calm(data), prober))
         budget = self.settings.stage_budget
         low, high = (
             conformal_threshold(scores, rate).value

@@ -116,7 +116,7 @@ def nano_settings(seed: int = 0) -> FitSettings:
     The watch reads the running reply, where this model shows best whether it complies; stage 1
     reads layers only, since neither the token window nor n-grams add anything here.
     """
-    return FitSettings(seed=seed, readers=("layers",), watch=True)
+    return FitSettings(budget=0.01, seed=seed, readers=("layers",), watch=True)
 
 
 def parts(data: FitData) -> dict[str, list[Example]]:

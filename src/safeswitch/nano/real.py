@@ -139,15 +139,12 @@ class Reading(Around):
 
 
 def real_settings(seed: int = 0) -> FitSettings:
-    """The product's defaults with twice its budget, 2 % of ordinary requests, which is what the
-    comparison is about; and with shorter replies and one rank of the head, to save time.
+    """The product's defaults, with shorter replies and one rank of the head, to save time.
 
     Rank 1 does not suffice on such a model; 4 is the largest that a fit tries by default.
     """
     head = HeadSettings(ranks=(4,), batch_tokens=256, seed=seed)
-    return FitSettings(
-        budget=0.02, seed=seed, max_new_tokens=REPLY_TOKENS, answered=ANSWERED, head=head
-    )
+    return FitSettings(seed=seed, max_new_tokens=REPLY_TOKENS, answered=ANSWERED, head=head)
 
 
 def paper_settings(settings: FitSettings) -> FitSettings:
