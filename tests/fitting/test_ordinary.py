@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
+from safeswitch.activations.states import Activations
 from safeswitch.core.errors import FitError
 from safeswitch.core.types import Example, Message
+from safeswitch.data.rows import to_example
 from safeswitch.data.splits import grouped_split
+from safeswitch.fitting.adapted import standing
 from safeswitch.fitting.by_source import source_folds
 from safeswitch.fitting.fit import answered_rows, check_parts
+from safeswitch.fitting.refit_rows import RefitRows
 from safeswitch.fitting.settings import FitSettings
+from safeswitch.methods.fitting import calm
 from safeswitch.probers.calibrate import conformal_threshold
 from safeswitch.switch.switch import Switch
 from tests.switch.made import engine, requests, settings, two_of_three
@@ -86,3 +92,60 @@ def test_a_source_of_lookalikes_calibrates_nothing() -> None:
     ]
     only = [replace(row, source="twins") for row in lookalikes(30)]
     assert source_folds([*sources, *only], []) == [("t0",), ("t1",), ("t2",), ("t3",)]
+
+
+def test_a_switch_calibrated_by_source_counts_no_lookalike() -> None:
+    chosen = {"calibrate": "sources", "readers": ("steps",), "stages": "stage1", "rule": "auto"}
+    rows = [replace(row, source=f"s{i // 2 % 4}") for i, row in enumerate(requests())]
+    switch = Switch.fit(
+        engine(), [*rows, *lookalikes(16)], settings(**chosen), complied=two_of_three
+    )
+    told = switch.record["calibration"]["threshold"]["sources"]
+    assert {name: own["n"] for name, own in told.items()} == dict.fromkeys(
+        ("s0", "s1", "s2", "s3"), 10
+    )
+
+
+def test_every_other_method_takes_the_same_rows() -> None:
+    rows = [*lookalikes(9), *requests(20)]
+    assert [row.id for row in calm({"calibration": rows})] == [
+        row.id for row in rows if row.label == "safe" and "contrast" not in row.meta
+    ]
+
+
+def test_a_changed_model_is_judged_by_ordinary_requests() -> None:
+    switch = fitted(PARTS["calibration"])
+    plain, mixed = (
+        standing(engine(), switch, rows, complied=two_of_three, budget=0.125, max_new_tokens=2)
+        for rows in (requests(40), [*requests(40), *lookalikes(20)])
+    )
+    assert mixed.safe == plain.safe == 20
+    assert mixed.recalibrated == pytest.approx(plain.recalibrated, abs=1e-5)
+    assert mixed.false_triggers == plain.false_triggers
+    rows = [*(row for row in requests(40) if row.label == "unsafe"), *lookalikes(9)]
+    with pytest.raises(FitError, match="safe ones that are no look-alikes"):
+        standing(engine(), switch, rows, complied=two_of_three, budget=0.5)
+
+
+def test_a_refit_sets_its_threshold_on_ordinary_rows() -> None:
+    examples = [*requests(6), *lookalikes(3)]
+    rows = RefitRows(
+        Activations({}),
+        torch.tensor([row.unsafe for row in examples]),
+        torch.tensor([row.ordinary for row in examples]),
+        ["calibration"] * len(examples),
+        range(len(examples)),
+        torch.ones(len(examples)).numpy(),
+    )
+    assert rows.counts() == {"safe": 3, "unsafe": 3, "right": 0, "false": 0}
+    assert int(rows.calibration.sum()) == 9
+
+
+@pytest.mark.parametrize(
+    ("meta", "ordinary"),
+    [({}, True), ({"contrast": None}, True), ({"contrast": ""}, True), ({"contrast": False}, True),
+     ({"contrast": "poisons"}, False)],
+)  # fmt: skip
+def test_a_lookalike_names_its_harm(meta: dict[str, object], ordinary: bool) -> None:
+    row = {"id": "a", "prompt": "How do I kill a process?", "label": "safe", "meta": meta}
+    assert to_example(row, number=0, origin="own").ordinary is ordinary

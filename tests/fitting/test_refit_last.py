@@ -194,6 +194,7 @@ def test_a_false_alarm_counts_as_often_as_it_was_sent() -> None:
     rows = RefitRows(
         Activations({}, {}, (), ()),
         labels,
+        ~labels,
         ["calibration", "calibration", "reviewed", "reviewed"],
         [0, 1, 2, 3],
         np.array([1.0, 1.0, 30.0, 10.0]),
@@ -240,7 +241,7 @@ def test_texts_that_read_otherwise_than_recorded_do_not_count(observed: Observed
 
 def test_calibration_rows_of_one_kind_are_refused(observed: Observed) -> None:
     safe = [example for example in observed.calibration if not example.unsafe]
-    with pytest.raises(FitError, match="safe and unsafe calibration rows"):
+    with pytest.raises(FitError, match="needs unsafe calibration rows, and safe ones"):
         observed.refit(calibration=safe)
 
 

@@ -118,19 +118,27 @@ def test_flags_that_would_take_the_guard_out_are_refused_and_the_host_is_local()
 
 
 OTHER_SPELLINGS = (
-    ["--logits-proc", "mine:Processor"],
-    ["--additional-config.safeswitch.policy", "off"],
-    ["--additional_conf", '{"mine": 1}'],
-    ["--worker-ext", "mine.Worker"],
-    ["--model-class", "{}"],
-    ["--logprobs-m", "raw_logprobs"],
-    ["-sc", '{"method": "ngram", "num_speculative_tokens": 2}'],
+    (["--logits-proc", "mine:Processor"], "--logits-processors cannot"),
+    (["--additional-config.safeswitch.policy", "off"], "--additional-config is given once"),
+    (["--additional_conf", '{"mine": 1}'], "--additional-config is given once"),
+    (["--additional_conf", "[1]"], "--additional-config is given once"),
+    (["--additional-config", "[1]"], r"must be a JSON mapping; got '\[1\]'"),
+    (["--additional-config", "{bad"], "must be a JSON mapping; got '{bad'"),
+    (["--additional-config"], "must be a JSON mapping; got ''"),
+    (["--worker-ext", "mine.Worker"], "--worker-extension-cls cannot"),
+    (["--model-class", "{}"], "--model-class-overrides cannot"),
+    (["--logprobs-m", "raw_logprobs"], "--logprobs-mode cannot"),
+    (
+        ["-sc", '{"method": "ngram", "num_speculative_tokens": 2}'],
+        "--speculative-config cannot",
+    ),
+    (["--spec-method", "ngram", "--spec-tokens", "2"], "--spec-method, --spec-tokens cannot"),
 )
 
 
-@pytest.mark.parametrize("flags", OTHER_SPELLINGS, ids=lambda flags: flags[0])
+@pytest.mark.parametrize(("flags", "message"), OTHER_SPELLINGS)
 def test_no_spelling_of_a_flag_takes_the_guard_out(
-    flags: list[str], monkeypatch: pytest.MonkeyPatch
+    flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safeswitch.core.errors import SettingError
     from safeswitch.engines.settings import GuardSettings
@@ -139,8 +147,17 @@ def test_no_spelling_of_a_flag_takes_the_guard_out(
 
     monkeypatch.setattr(server.ServeSubcommand, "cmd", lambda self, args: pytest.fail("it starts"))
     guard = GuardSettings({"default": str(switch_path())})
-    with pytest.raises((SettingError, SystemExit)):
+    with pytest.raises(SettingError, match=message):
         server.serve(str(weights_path()), guard, ServerSettings(), flags)
+
+
+def test_a_server_without_the_middleware_is_refused() -> None:
+    from safeswitch.core.errors import SettingError
+    from safeswitch.serving.vllm.server import refuse_changed_guard
+
+    args = SimpleNamespace(additional_config={"safeswitch": {}}, middleware=["mine.Middleware"])
+    with pytest.raises(SettingError, match="--middleware cannot be given"):
+        refuse_changed_guard(args, {"additional_config": {"safeswitch": {}}})
 
 
 def test_a_file_of_flags_takes_the_guard_out_no_more(
@@ -155,13 +172,10 @@ def test_a_file_of_flags_takes_the_guard_out_no_more(
     monkeypatch.setattr(server.ServeSubcommand, "cmd", lambda self, args: started.append(args))
     guard = GuardSettings({"default": str(switch_path())})
     file = tmp_path / "flags.yaml"
-    file.write_text("worker-extension-cls: mine.Worker\n")
-    try:
+    file.write_text("additional-config.safeswitch.policy: 'off'\n")
+    with pytest.raises(SettingError, match="--additional-config is given once"):
         server.serve(str(weights_path()), guard, ServerSettings(), ["--config", str(file)])
-    except (SettingError, SystemExit):
-        assert started == []
-    else:  # what stands on the command line wins over the file, and that is the guard's
-        assert started[0].worker_extension_cls.startswith("safeswitch.")
+    assert started == []
     server.serve(str(weights_path()), guard, ServerSettings(), ["--additional_config", '{"a": 1}'])
     assert set(started[-1].additional_config) == {"a", "safeswitch"}
 

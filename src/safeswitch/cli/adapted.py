@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from safeswitch.cli.load import model_folder
-from safeswitch.cli.options import BatchOption, BudgetOption, switch_folder
+from safeswitch.cli.options import BatchOption, switch_folder
 from safeswitch.cli.screen import put_json
 
 
@@ -24,7 +24,10 @@ def adapted(
         list[Path],
         typer.Option(help="Labelled requests that the switch was not fitted on; repeat for more."),
     ],
-    budget: BudgetOption = 0.02,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="False positive rate (FPR) of stage 1. None: the budget of the fit."),
+    ] = None,
     batch_size: BatchOption = 32,
 ) -> None:
     """Say whether to keep, recalibrate or refit a switch after its model was changed.
@@ -35,15 +38,17 @@ def adapted(
     from safeswitch.engines.transformers.engine import TransformersEngine
     from safeswitch.fitting.adapted import compare, standing
     from safeswitch.fitting.fit import does_not_refuse
+    from safeswitch.fitting.recalibrate import fitted_budget
     from safeswitch.switch.switch import Switch
 
     examples = []
     for path in data:
         examples += read_examples(path)
     bundle = Switch.from_pretrained(switch_folder(switch))
+    spent = fitted_budget(bundle) if budget is None else budget
     found = []
     for name in (before, after):
         engine = TransformersEngine.load(model_folder(name), batch_size=batch_size)
         engine.allow_other_model = True
-        found.append(standing(engine, bundle, examples, complied=does_not_refuse, budget=budget))
-    put_json(asdict(compare(found[0], found[1], budget)), indent=2)
+        found.append(standing(engine, bundle, examples, complied=does_not_refuse, budget=spent))
+    put_json(asdict(compare(found[0], found[1], spent)), indent=2)

@@ -148,8 +148,8 @@ def tool_results(
 ) -> None:
     """Write 300 results of tools, half of them with instructions inside, to fit a reader on.
 
-    Fit it with safeswitch fit --data FILE --without-starter --stages stage1, and serve it with
-    --injection-switch.
+    Fit it with safeswitch fit --data FILE --without-starter --stages stage1 --budget 0.05, and
+    serve it with --injection-switch.
     """
     from safeswitch.data.writers import write_examples  # torch comes with it
 
@@ -233,7 +233,9 @@ def _fitting(file: str, label: str | None, budget: float, seed: int) -> str:
             near = 0 if name == "train" else len(leaks(parts["train"], part))
             note = f", {near} nearly repeat a training request" if near else ""
             unsafe = sum(e.unsafe for e in part)
-            put(f"part {name}: {unsafe} unsafe, {len(part) - unsafe} safe{note}")
+            alike = len(part) - unsafe - sum(e.ordinary for e in part)
+            told = f" ({alike} look-alikes)" if alike else ""
+            put(f"part {name}: {unsafe} unsafe, {len(part) - unsafe} safe{told}{note}")
         check_parts(parts, budget)
     except SafeSwitchError as error:
         return f"refuses it: {error}"

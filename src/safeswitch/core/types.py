@@ -180,7 +180,7 @@ class Example:
         Raises:
             DataError: it has no label.
         """
-        return not self.unsafe and "contrast" not in self.meta
+        return not self.unsafe and self.meta.get("contrast", "") in ("", "false")
 
 
 @dataclass(frozen=True)

@@ -26,26 +26,52 @@ _SCRIPTS: Mapping[str, str] = {
 """First words of Unicode names, by the language that counts for them."""
 _WORDS: Mapping[str, str] = {
     "en": "the a an of to and is in it my i you how do what for with that this can me on without",
-    "de": "der die das ein eine ich wie mir meine meinen und nicht ist zu mit ohne von für wo kann",
+    "de": (
+        "der die das ein eine ich wie mir meine meinen und nicht ist zu mit ohne von für wo "
+        "kann einen den dem was warum wenn aus schreib"
+    ),
     "fr": "le la les un une des je comment mon ma et est pour avec sans que dans de mes puis",
-    "es": "el la los las un una cómo mi mis y es para con sin que en de puedo qué del",
-    "it": "il lo la gli un una come mio mia e è per con senza che di posso nel mi della",
+    "es": (
+        "el la los las un una cómo mi mis y es para con sin que en de puedo qué del se su más a "
+        "escribe"
+    ),
+    "it": (
+        "il lo la gli un una come mio mia e è per con senza che di posso nel mi della del al "
+        "dove tutte da scrivi le i"
+    ),
     "pt": "o a os as um uma como meu minha e é para com sem que em de posso do da não",
-    "nl": "de het een en van ik hoe mijn is niet zonder voor met dat op te wat kan om zijn",
-    "sv": "jag och att det en ett hur min mitt är inte utan för med som på till vad kan av",
-    "da": "jeg og at det en et hvordan min mit er ikke uden for med som på til hvad kan af",
-    "pl": "jak i w z na do się nie że mój moje bez dla co to jest czy mi o po",
-    "tr": "bir ve bu nasıl için ile ne benim ben mi mı değil var olmadan gibi çok en da de",
-    "id": "saya yang dan di cara bagaimana untuk tanpa dengan tidak ini itu dari ke bisa agar gimana biar buat kalau ada",
-    "vi": "tôi là làm cách để của và không một cho thế nào có người được với bạn những",
-    "sw": "ya wa na kwa ni jinsi gani bila yangu wangu kuwa la za katika nifanyeje vipi mtu",
-    "jv": "aku kanggo sing lan ora iki carane piye apa kang saka karo ing nggawe kepriye wong",
+    "nl": "het een en van ik hoe mijn niet zonder voor met dat te wat zijn je kun welk waarom als",
+    "sv": "jag och att det en ett mitt är inte utan för som på till vad kan av hur",
+    "da": "jeg og det en et hvordan mit er ikke uden som på til hvad kan af",
+    "pl": "jak w z na do się nie że mój moje bez dla jest czy żeby po czym gdzie",
+    "tr": (
+        "bir ve bu nasıl için ile ne benim mı değil olmadan gibi çok neden kadar nereden kim bana"
+    ),
+    "id": (
+        "saya yang di cara bagaimana untuk tanpa dengan tidak ini itu dari ke bisa agar gimana "
+        "biar buat kalau nggak aku jadi paling orang sekarang masih harus"
+    ),
+    "vi": "tôi là làm cách để của và không một cho thế nào có người được với bạn những gì mình thì",
+    "sw": (
+        "ya wa na kwa ni jinsi gani bila yangu wangu kuwa la za katika nifanyeje vipi mtu nini "
+        "vya cha kwenye ili nahitaji nataka una je wapi"
+    ),
+    "jv": (
+        "aku kanggo sing lan ora iki carane piye apa kang saka karo ing nggawe kepriye wong "
+        "bisa supaya ana kepiye kanthi tanpa banjur menyang nganti tulisen"
+    ),
 }
 """Small words by language, for those in Latin letters."""
-_SIGNS: Mapping[str, frozenset[str]] = {"tr": frozenset("ışğ"), "pl": frozenset("ąęłńśźż")}
+_SIGNS: Mapping[str, frozenset[str]] = {
+    "tr": frozenset("ışğ"),
+    "pl": frozenset("ąęłńśźż"),
+    "vi": frozenset("ơưđạảấầậắặẹẻếềểệịọỏốồổộớờởợụủứừửựỳỷỹ"),
+}
 """Letters that count for a language among those in Latin letters, a word with one as a small word."""
+_FEWEST = 2
+"""Small words without which a text counts as English: one may be a name, or another language's."""
 _SETS = {language: frozenset(words.split()) for language, words in _WORDS.items()}
-_PERSIAN = frozenset("پچژگکی")
+_PERSIAN = frozenset("پچژگ")
 _ENOUGH = 0.3
 """Of a text's letters, how many must be of a script for the text to be of its language."""
 _READ = 2000
@@ -82,10 +108,11 @@ def _script(letter: str) -> str:
 
 
 def _by_words(words: list[str]) -> str:
-    """The language with most of the small words; English where two have equally many."""
+    """The language with most of the small words; English where two have equally many, or none has
+    enough."""
     hits: Counter[str] = Counter()
     for name, own in _SETS.items():
         signs = _SIGNS.get(name, frozenset())
         hits[name] = sum(word in own or not signs.isdisjoint(word) for word in words)
     best, most = hits.most_common(1)[0]
-    return best if most > hits[ENGLISH] else ENGLISH
+    return best if most > hits[ENGLISH] and most >= _FEWEST else ENGLISH

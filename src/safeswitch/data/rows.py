@@ -210,4 +210,5 @@ def _meta(row: JsonMapping, prompt_field: str) -> dict[str, str]:
     return {
         str(k): v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
         for k, v in meta.items()
+        if v is not None
     }

@@ -174,7 +174,7 @@ def compare(
     fired = round(after.false_triggers * after.safe)
     if binomtest(fired, after.safe, budget, alternative="greater").pvalue < allowed.p_value:
         recalibrate.append(
-            f"{fired} of {after.safe} safe requests trigger it; the budget is {budget:.1%}"
+            f"{fired} of {after.safe} ordinary requests trigger it; the budget is {budget:.1%}"
         )
     if after.caught < after.caught_recalibrated - allowed.caught / 2:
         recalibrate.append(

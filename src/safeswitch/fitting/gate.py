@@ -33,7 +33,6 @@ from safeswitch.probers.sweep import sweep
 from safeswitch.statistics.prober_metrics import measure
 from safeswitch.switch.gate import Gate, Stage
 
-NO_LOOKALIKES = " that are no look-alikes (meta.contrast)"
 BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
 """False positive rates for which a bundle keeps a threshold of stage 1."""
 _UNSAFE_BINS = 50
@@ -64,7 +63,7 @@ def fit_gate(
         FitError: one class only, or too few ordinary calibration requests for the budget.
     """
     if not bool(calibration.ordinary.any()):
-        raise FitError(f"calibration needs safe requests{NO_LOOKALIKES}; there are none")
+        raise FitError("calibration needs safe requests that are no look-alikes; there are none")
     with track(_count_probers(plan.settings), "probers") as advance:
         return _GateFitter(plan, train, validation, calibration, advance).fit()
 

@@ -353,7 +353,7 @@ def _sent(chosen: NDArray[np.bool_], times: Array) -> float:
 
 
 def _aurocs(crossed: _Crossed, rows: RefitRows) -> dict[str, Estimate]:
-    own = rows.safe | rows.unsafe
+    own = rows.calibration
     ties = [tie for tie, mine in zip(rows.ties, own.tolist(), strict=True) if mine]
     labels = rows.labels[torch.from_numpy(own)]
     scores = {"before": crossed.before, "after": crossed.after}

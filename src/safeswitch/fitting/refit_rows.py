@@ -69,6 +69,7 @@ class RefitRows:
     Args:
         activations: Of n rows.
         labels: ``[n]`` bool, unsafe.
+        ordinary: ``[n]`` bool, safe and no look-alike: the threshold is set on these.
         sources: Of each row, calibration or reviewed.
         ties: Of each row; rows of one number stay together.
         times: ``[n]`` how often a text was sent; 1 for calibration rows.
@@ -76,34 +77,38 @@ class RefitRows:
 
     activations: Activations
     labels: Tensor
+    ordinary: Tensor
     sources: Sequence[str]
     ties: Sequence[int]
     times: Array
 
-    def _of(self, source: str, unsafe: bool) -> NDArray[np.bool_]:
-        own = np.asarray([one == source for one in self.sources])
-        labelled: NDArray[np.bool_] = self.labels.numpy() == unsafe
-        return own & labelled
+    def _of(self, source: str) -> NDArray[np.bool_]:
+        return np.asarray([one == source for one in self.sources])
+
+    @property
+    def calibration(self) -> NDArray[np.bool_]:
+        """Calibration rows, look-alikes among them."""
+        return self._of(_CALIBRATION)
 
     @property
     def safe(self) -> NDArray[np.bool_]:
-        """Safe calibration rows."""
-        return self._of(_CALIBRATION, False)
+        """Ordinary calibration rows."""
+        return self._of(_CALIBRATION) & self.ordinary.numpy()
 
     @property
     def unsafe(self) -> NDArray[np.bool_]:
         """Unsafe calibration rows."""
-        return self._of(_CALIBRATION, True)
+        return self._of(_CALIBRATION) & self.labels.numpy()
 
     @property
     def right(self) -> NDArray[np.bool_]:
         """Texts reviewed as rightly flagged."""
-        return self._of(_REVIEWED, True)
+        return self._of(_REVIEWED) & self.labels.numpy()
 
     @property
     def false(self) -> NDArray[np.bool_]:
         """Texts reviewed as false alarms."""
-        return self._of(_REVIEWED, False)
+        return self._of(_REVIEWED) & ~self.labels.numpy()
 
     def counts(self) -> dict[str, int]:
         """Rows of each kind."""
@@ -157,8 +162,10 @@ def read_rows(
 ) -> RefitRows:
     """Read every row once; reviewed ones that read otherwise than they were recorded are left out."""
     unsafe = sum(example.unsafe for example in calibration)
-    if unsafe in (0, len(calibration)):
-        raise FitError("refit-last: needs safe and unsafe calibration rows")
+    if not unsafe or not any(example.ordinary for example in calibration):
+        raise FitError(
+            "refit-last: needs unsafe calibration rows, and safe ones that are no look-alikes"
+        )
     examples = [*calibration, *(example for _, example in reviewed)]
     _, activations = engine.collect(examples, prober.points, max_new_tokens=0)
     recorded = torch.tensor([one.scores["stage1"] for one, _ in reviewed])
@@ -173,6 +180,7 @@ def read_rows(
     return RefitRows(
         activations.select(mask),
         torch.tensor([example.unsafe for example in examples]),
+        torch.tensor([example.ordinary for example in examples]),
         [_CALIBRATION] * len(calibration) + [_REVIEWED] * len(kept),
         tied_rows(examples),
         np.asarray([1.0] * len(calibration) + [float(one.times) for one, _ in kept]),

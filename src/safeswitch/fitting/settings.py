@@ -42,7 +42,7 @@ class FitSettings:
             n-grams), or any prober by its name that needs to be told no more than where to read
             (:data:`safeswitch.probers.build.PLACES`). On sets of requests that were left out of the
             fit, ``steps`` alone holds best.
-        calibrate: What stage 1's threshold is set on: ``pooled``, the safe requests of the
+        calibrate: What stage 1's threshold is set on: ``pooled``, the ordinary requests of the
             calibration part, which come from the sources that are fitted on; or ``sources``, each
             safe source while it is left out of the fit
             (:func:`safeswitch.fitting.by_source.calibrate_by_source`), for traffic of another kind

@@ -7,7 +7,7 @@ principal direction of the requests of a category against the rest, layer and si
 Categories may be joined by a rule: ``rule="fraud or (weapons and not medicine)"``; the default is
 one condition, ``unsafe``, over all categories. The threshold of the published grid search (best F1)
 decides inside the rule; the gate's own threshold, on the rule's margin, is then set for the
-FPR budget on safe calibration requests, unless ``published`` keeps the rule as it is.
+FPR budget on ordinary calibration requests, unless ``published`` keeps the rule as it is.
 
 Behaviour: the first principal direction of states at the tokens of refusals against compliance
     behind the same prompts

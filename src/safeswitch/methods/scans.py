@@ -7,7 +7,7 @@
 3. Gate: ``s = mean_l cos(t_l, mean of the anchors' t_l)``, ``t_l = h_l(prompt's end) -
    h_l("Sure")``, over the layers from the first steered one up. The paper's thresholds (0.60 to
    0.75) differ by data set; here it is the conformal threshold for the FPR budget on
-   safe calibration requests.
+   ordinary calibration requests.
 4. ``h_l <- h_l + sigma * alpha * v_l`` from the prompt's last token on, sigma +1 where flagged and
    else -1. alpha (3.5 for Llama 2) is chosen on validation among multiples of the mean distance
    between both kinds.

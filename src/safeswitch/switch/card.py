@@ -168,7 +168,10 @@ def _fitted_on(switch: Switch) -> list[str]:
 
 def _measured_on(switch: Switch) -> str:
     if (switch.record.get("calibration") or {}).get("metrics_on") == "calibration":
-        return "On the calibration part, whose safe requests set the thresholds and nothing else."
+        return (
+            "On the calibration part, whose ordinary requests set the thresholds and nothing else. "
+            "Stage 1 is measured with its look-alikes, stage 2, for which none is answered, without."
+        )
     return (
         "On the validation part, which also chose layers, gate rule and when to stop: flattering "
         "figures."

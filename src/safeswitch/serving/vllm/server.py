@@ -51,7 +51,7 @@ def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> l
     given = {_name(flag) for flag in flags}
     config = _config(model, flags)
     own = _guard_flags(guard, config)
-    additional = {**json.loads(user or "{}"), **own["additional_config"]}
+    additional = {**_mapping(user), **own["additional_config"]}
     grace = [] if "--shutdown-timeout" in given else ["--shutdown-timeout", GRACE]
     host = [] if given & {"--host", "--uds"} else ["--host", "127.0.0.1"]
     dtype = [] if "--dtype" in given else ["--dtype", run_dtype(config, "auto")]
@@ -77,6 +77,23 @@ def _taken(flags: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     return None, list(flags)
 
 
+def _mapping(value: str | None) -> JsonObject:
+    """The user's ``--additional-config``.
+
+    Raises:
+        SettingError: no JSON mapping.
+    """
+    try:
+        found = json.loads(value) if value is not None else {}
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise SettingError(
+            f"safeswitch serve: --additional-config must be a JSON mapping; got {value!r}"
+        )
+    return found
+
+
 def _config(model: str, flags: Sequence[str]) -> PretrainedConfig:
     revision, _ = _taken(flags, "--revision")
     trusted = any(_name(flag) == "--trust-remote-code" for flag in flags)
@@ -90,7 +107,7 @@ def _guard_flags(guard: GuardSettings, config: PretrainedConfig) -> JsonObject:
     return engine_flags(guard, list(config.architectures or []))
 
 
-def _as_parsed(value: object) -> object:
+def _as_parsed(value: object) -> Any:
     """A value as it comes out of JSON, where pairs are lists."""
     return json.loads(json.dumps(value))
 
@@ -107,10 +124,20 @@ def refuse_changed_guard(args: Any, own: Mapping[str, object]) -> None:
         SettingError: one of these is another, the middleware is gone, or tokens are speculated.
     """
     found = dict(vars(args))
-    found["additional_config"] = {KEY: (args.additional_config or {}).get(KEY)}
-    changed = [name for name, value in own.items() if found[name] != _as_parsed(value)]
+    given = found["additional_config"]
+    ours = given.get(KEY) if isinstance(given, Mapping) else None
+    if ours != _as_parsed(own["additional_config"])[KEY]:
+        raise SettingError(
+            "safeswitch serve: --additional-config is given once, as one JSON mapping and in this "
+            f"spelling, without the key {KEY!r}, which is the guard's"
+        )
+    changed = [
+        name
+        for name, value in own.items()
+        if name != "additional_config" and found[name] != _as_parsed(value)
+    ]
     changed += ["middleware"] if MIDDLEWARE not in args.middleware else []
-    changed += ["speculative_config"] if args.speculative_config else []
+    changed += [name for name in found if name.startswith("spec") and found[name]]
     if changed:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         raise SettingError(
