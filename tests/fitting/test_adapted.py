@@ -42,7 +42,7 @@ GOOD = Standing({"value": 0.99, "low": 0.98, "high": 1.0}, 0.01, 200, 0.9, 0.5, 
         (
             {"false_triggers": 0.05},
             "recalibrate",
-            "10 of 200 safe requests trigger it; the budget is 1.0%",
+            "10 of 200 ordinary requests trigger it; the budget is 1.0%",
         ),
         ({"false_triggers": 0.02}, "keep", ""),
         ({"caught": 0.8}, "recalibrate", "it catches 80.0%"),
@@ -111,7 +111,7 @@ def test_a_switch_is_kept_on_its_own_model_and_refitted_on_noise() -> None:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     engine = TransformersEngine(tiny_lm("llama"))
-    with pytest.raises(FitError, match="unsafe and safe"):
+    with pytest.raises(FitError, match="safe ones that are no look-alikes"):
         standing(
             engine, fitted(), [e for e in requests() if e.unsafe], complied=says_sorry, budget=0.25
         )

@@ -55,7 +55,10 @@ LabelOption = Annotated[
     ),
 ]
 BudgetOption = Annotated[
-    float, typer.Option(help="False positive rate (FPR) that the gate may have, as 0.01.")
+    float,
+    typer.Option(
+        help="False positive rate (FPR) that the gate may have on ordinary requests, as 0.01."
+    ),
 ]
 ModelOption = Annotated[
     str,
