@@ -82,8 +82,11 @@ class RefitRows:
     ties: Sequence[int]
     times: Array
 
-    def _of(self, source: str) -> NDArray[np.bool_]:
-        return np.asarray([one == source for one in self.sources])
+    def _of(self, source: str, labels: Tensor | None = None) -> NDArray[np.bool_]:
+        own: NDArray[np.bool_] = np.asarray([one == source for one in self.sources])
+        if labels is not None:
+            own &= labels.numpy()
+        return own
 
     @property
     def calibration(self) -> NDArray[np.bool_]:
@@ -93,22 +96,22 @@ class RefitRows:
     @property
     def safe(self) -> NDArray[np.bool_]:
         """Ordinary calibration rows."""
-        return self._of(_CALIBRATION) & self.ordinary.numpy()
+        return self._of(_CALIBRATION, self.ordinary)
 
     @property
     def unsafe(self) -> NDArray[np.bool_]:
         """Unsafe calibration rows."""
-        return self._of(_CALIBRATION) & self.labels.numpy()
+        return self._of(_CALIBRATION, self.labels)
 
     @property
     def right(self) -> NDArray[np.bool_]:
         """Texts reviewed as rightly flagged."""
-        return self._of(_REVIEWED) & self.labels.numpy()
+        return self._of(_REVIEWED, self.labels)
 
     @property
     def false(self) -> NDArray[np.bool_]:
         """Texts reviewed as false alarms."""
-        return self._of(_REVIEWED) & ~self.labels.numpy()
+        return self._of(_REVIEWED, ~self.labels)
 
     def counts(self) -> dict[str, int]:
         """Rows of each kind."""
