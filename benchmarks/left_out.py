@@ -58,7 +58,7 @@ def public_rows(folder: Path, cap: int) -> list[Example]:
         rows = read_examples(path)
         for label in LABELS:
             own = [row for row in rows if row.label == label]
-            for row in drawn(own, min(cap, len(own)), 0) if own else []:
+            for row in drawn(own, cap, 0):
                 name = f"{path.stem} {label}"
                 found.append(replace(row, id=f"{name} {row.id}", source=name))
     return found
@@ -66,7 +66,7 @@ def public_rows(folder: Path, cap: int) -> list[Example]:
 
 def families(names: Sequence[str], together: Sequence[str]) -> list[list[str]]:
     """Files in the groups in which they are left out."""
-    joined = [names_.split(",") for names_ in together]
+    joined = [group.split(",") for group in together]
     alone = [[name] for name in names if not any(name in group for group in joined)]
     return [*alone, *joined]
 

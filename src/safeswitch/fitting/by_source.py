@@ -44,7 +44,8 @@ def source_folds(train: Sequence[Example], rest: Sequence[Example]) -> list[tupl
         have = ", ".join(f"{name!r} ({safe[name]})" for name in sorted(safe)) or "none"
         raise FitError(
             f"calibrating by source needs at least {FEWEST_SOURCES} sources of {FEWEST_ROWS} safe "
-            f"requests or more that are no look-alikes, none of them the only one of a label; {len(named)} of these count: "
+            "requests or more that are no look-alikes, none of them the only one of a label; "
+            f"{len(named)} of these count: "
             f"{have}; give more safe sources, or calibrate pooled"
         )
     count = min(MOST_FOLDS, len(named))
