@@ -6,7 +6,6 @@ Needs an engine to generate with, and is handed one. Knows nothing of files.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -137,20 +136,25 @@ def answered_rows(
 ) -> dict[str, list[int]]:
     """Places of the requests in each part that the base model answers.
 
-    Each label and source keeps its fraction. Of the calibration part no look-alike is answered,
-    since no threshold is set on them, and as many ordinary requests as a threshold on replies
-    needs.
+    Each label and source keeps its fraction. In the calibration part ordinary requests go first, to
+    three quarters, since the thresholds on replies are as exact as these are many; no look-alike of
+    it is answered, since none is set on them.
     """
     found: dict[str, list[int]] = {}
     for name, examples in parts.items():
-        most, places = settings.answered, list(range(len(examples)))
-        ordinary = sum(e.ordinary for e in examples)
-        if name == "calibration" and ordinary:
-            places = [i for i in places if examples[i].unsafe or examples[i].ordinary]
-            # one more, for the cut may fall between two labels
-            needed = min(ordinary, safe_needed(settings.stage_budget) + 1)
-            most = max(most, math.ceil(len(places) * needed / ordinary))
-        found[name] = _spread_over(examples, places, most, settings.seed)
+        most, every = settings.answered, range(len(examples))
+        ordinary = [i for i in every if examples[i].ordinary]
+        if name != "calibration" or not ordinary:
+            found[name] = _spread_over(examples, every, most, settings.seed)
+            continue
+        unsafe = [i for i in every if examples[i].unsafe]
+        calm = max(safe_needed(settings.stage_budget), most - min(len(unsafe), most // 4))
+        rest = max(0, most - min(calm, len(ordinary)))
+        drawn = (
+            _spread_over(examples, places, count, settings.seed)
+            for places, count in ((ordinary, calm), (unsafe, rest))
+        )
+        found[name] = sorted(place for some in drawn for place in some)
     return found
 
 

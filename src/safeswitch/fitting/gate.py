@@ -30,11 +30,14 @@ from safeswitch.probers.build import make_prober
 from safeswitch.probers.calibrate import SourceThreshold, conformal_threshold, safe_needed
 from safeswitch.probers.drift import Histogram
 from safeswitch.probers.sweep import sweep
+from safeswitch.statistics.intervals import mcnemar
 from safeswitch.statistics.prober_metrics import measure
 from safeswitch.switch.gate import Gate, Stage
 
 BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
 """False positive rates for which a bundle keeps a threshold of stage 1."""
+_BY_CHANCE = 0.05
+"""Probability (two-sided) below which a difference of two rules is not taken for chance."""
 _UNSAFE_BINS = 50
 """Fine enough to tell a loss of 2 % of unsafe requests."""
 
@@ -288,21 +291,37 @@ def _two_stages(
     notes: JsonObject,
     with_product: bool,
 ) -> Gate:
-    """Thresholds for the rules in question; ``auto`` keeps what catches more harmful compliance."""
+    """Thresholds for the rules in question; ``auto`` takes the product where it catches more harmful
+    compliance than chance explains."""
     fixed: JsonObject = {"fail": settings.fail, "watch_every": settings.watch_every}
     harmful = validation.select(validation.harmful)
     s1, s2 = stage1.prober.score(harmful.activations), second.score(harmful.activations)
     passing = _lower_quantile(s2, settings.miss_budget)
     notes["stage2_threshold"] = passing
-    seen = max(1, len(harmful.unsafe))
-    caught = {"and": int(((s1 > stage1.threshold) & (s2 > passing)).sum()) / seen}
+    hits = {"and": (s1 > stage1.threshold) & (s2 > passing)}
+    best = "and"
     if with_product:
-        both = stage1.prober.score(ordinary.activations) * second.score(ordinary.activations)
-        product = conformal_threshold(both, settings.stage_budget)
+        calm = stage1.prober.score(ordinary.activations)
+        product = conformal_threshold(
+            calm * second.score(ordinary.activations), settings.stage_budget
+        )
         fixed["product_threshold"] = product.value
         notes["product_threshold"] = asdict(product)
-        caught["product"] = int((s1 * s2 > product.value).sum()) / seen
-    rule = settings.rule if settings.rule != "auto" else max(caught, key=lambda name: caught[name])
+        hits["product"] = s1 * s2 > product.value
+        # Compared with a first stage whose threshold comes from the same requests: otherwise the
+        # rule wins whose threshold happens to be low.
+        alike = conformal_threshold(calm, settings.stage_budget).value
+        found = mcnemar(
+            hits["product"].tolist(),
+            ((s1 > alike) & (s2 > passing)).tolist(),
+            tied_rows(harmful.examples),
+        )
+        notes["product_against_and"] = asdict(found)
+        if found.only_first > found.only_second and found.p_value < _BY_CHANCE:
+            best = "product"
+    seen = max(1, len(harmful.unsafe))
+    caught = {name: int(hit.sum()) / seen for name, hit in hits.items()}
+    rule = best if settings.rule == "auto" else settings.rule
     notes |= {
         "caught_on_validation": caught,
         "harmful_on_validation": len(harmful.unsafe),

@@ -30,7 +30,8 @@ class FitSettings:
             half of it goes to the stages and half to the watch.
         stages: ``two`` (the paper's), ``stage1`` alone, or ``direct`` (one prober after k pilot
             tokens: unsafe and about to comply).
-        rule: Gate rule; ``auto`` takes the one that catches more on validation at the same budget.
+        rule: Gate rule; ``auto`` takes ``and``, unless ``product`` catches more on validation at the
+            same budget, and more than chance explains.
         pilot: Pilot tokens k before stage 2.
         pilot_from: Where they are counted from: the ``reply``'s first token, or that of the
             ``answer``, behind a reasoning model's thinking, which ``max_new_tokens`` must then have
