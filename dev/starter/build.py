@@ -29,12 +29,18 @@ ASKED = {
     "asked": ("asked_make.txt", "asked_me.txt", "asked_study.txt"),
     "blunt": ("asked_blunt.txt",),
     "detailed": ("asked_detailed.txt",),
-    "views": ("asked_views.txt",),
+    "views": ("asked_views.txt", "asked_mild.txt"),
+    "fields": ("asked_fields.txt",),
+    "orders": ("asked_orders.txt", "asked_goals.txt"),
+    "plain": ("asked_plain.txt", "asked_chat.txt"),
+    "plans": ("asked_plans.txt", "asked_sneaky.txt"),
 }
 """Tables of whole requests, by kind. ``asked``: orders to make something, a person's own matter,
 bookish questions; ``blunt``: short ones; ``detailed``: with setting, limits and format; ``views``: on
-people, society, advice."""
-FRAMED = {"frames.txt": "asked", "frames_more.txt": "blunt"}
+people, society, advice; ``fields``: by field of study; ``orders``: what is to be made, for whom;
+``plain``: harm in mild words beside rough ones that are harmless, chat messages; ``plans``: long ones,
+of several parts or in disguise."""
+FRAMED = {"frames.txt": "asked", "frames_more.txt": "blunt", "frames_third.txt": "orders"}
 """Tables of jailbreak frames, with the kind of requests that stand in them."""
 _PLAIN = ("question", "command", "statement")
 NAMED_ONLY = ("child_abuse", "sexual_violence")
@@ -553,7 +559,7 @@ def asked_shortly(name: str, action: str) -> dict[str, object]:
 
 def injection() -> Iterator[dict[str, object]]:
     """Kind ``injection``: attacks on an assistant's instructions, and what sounds like them."""
-    for table in ("injection", "injection_more"):
+    for table in ("injection", "injection_more", "injection_third"):
         yield from attacks(table)
 
 
@@ -707,7 +713,9 @@ def turns() -> Iterator[dict[str, object]]:
     """Kind ``turns``: several turns, where only the last one is asked; some follow a refusal."""
     for number, line in enumerate(lines("turns.txt"), 1):
         about, rest = (part.strip() for part in line.split("|", 1))
-        user, assistant, unsafe, safe = (part.strip() for part in rest.split("||"))
+        user, assistant, unsafe, safe = (
+            part.strip().replace("\\n", "\n") for part in rest.split("||")
+        )
         pair = read_pair(f"{unsafe} || {safe}", f"turns-{number:02}", *about.split())
         for made in both("turns", "w", pair, "turns", texts_of(pair)):
             yield conversation(made, exchange(user, assistant))
