@@ -47,7 +47,7 @@ def by_hand(lm: LanguageModel, row: list[int]) -> list[Tensor]:
 def test_states_equal_manual_hidden_states_at_every_layer_and_position(name: str) -> None:
     lm = tiny_lm(name)
     sequences, lengths = rows()
-    kinds = ("prompt_end", "pilot:0", "pilot:2", "window:5", "window")
+    kinds = ("prompt_end", "pilot:0", "pilot:2", "window:5", "window", "mean:5", "mean")
     points = [
         ReadPoint(layer, Position.parse(k)) for layer in range(lm.num_layers + 1) for k in kinds
     ]
@@ -66,6 +66,8 @@ def test_states_equal_manual_hidden_states_at_every_layer_and_position(name: str
                 )
                 assert not state[: len(state) - n].any()
                 state, expected = state[len(state) - n :], truth[p - n : p]
+            elif point.position.kind == "mean":
+                expected = truth[p - min(p, point.position.index or p) : p].mean(0)
             else:
                 expected = truth[min(p - 1 + point.position.index, len(row) - 1)]
             torch.testing.assert_close(state, expected, rtol=2e-4, atol=2e-4)

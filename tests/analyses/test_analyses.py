@@ -30,7 +30,8 @@ from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.nano import switch_path, weights_path
 from safeswitch.nano.bench import nano_fitting, nano_settings
 from safeswitch.nano.suites import load_suite
-from safeswitch.probers.added import OutputsProber
+from safeswitch.probers.added import MeansProber, OutputsProber
+from safeswitch.probers.base import Prober
 from safeswitch.probers.text import NgramProber
 from safeswitch.probers.window import WindowProber
 from safeswitch.statistics.intervals import clustered
@@ -152,8 +153,13 @@ def test_windows_and_texts_are_read_up_to_each_token() -> None:
     assert told.scores["stage1"][: lengths[1]] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_a_strip_reads_outputs_of_blocks_too() -> None:
-    lm, prober = tiny_lm(), OutputsProber(blocks=(1, 3))
+@pytest.mark.parametrize(
+    "prober",
+    [OutputsProber(blocks=(1, 3)), MeansProber(blocks=(2,), tokens=4)],
+    ids=["outputs", "means"],
+)
+def test_a_strip_reads_outputs_of_blocks_and_means_of_tokens_too(prober: Prober) -> None:
+    lm = tiny_lm()
     asked = [
         Example(str(i), (Message("user", "bad plan" if i % 2 else "good day"),)) for i in range(12)
     ]

@@ -56,7 +56,9 @@ def test_every_error_is_in_the_tree_drawn_on_top_of_its_file() -> None:
         assert error.__name__ in tree
 
 
-@pytest.mark.parametrize("text", ["prompt_end", "pilot:3", "window:0", "window:16"])
+@pytest.mark.parametrize(
+    "text", ["prompt_end", "pilot:3", "window:0", "window:16", "mean:0", "mean:24"]
+)
 def test_positions_and_points_are_read_as_they_are_written(text: str) -> None:
     assert Position.parse(str(Position.parse(text))) == Position.parse(text)
     assert ReadPoint.parse(f"4@{text}") == ReadPoint(4, Position.parse(text))

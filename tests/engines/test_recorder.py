@@ -22,6 +22,8 @@ POINTS = tuple(
         Position("prompt_end"),
         Position("window", 4),
         Position("window", 0),
+        Position("mean", 4),
+        Position("mean", 0),
         *(Position("pilot", k) for k in (0, 1, 3, 6)),
     )
 )

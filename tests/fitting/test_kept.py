@@ -23,6 +23,7 @@ from tests.tiny import tiny_lm
 POINTS = (
     ReadPoint(1, Position("prompt_end")),
     ReadPoint(2, Position("window", 5)),
+    ReadPoint(2, Position("mean", 5)),
     ReadPoint(2, Position("pilot", 2)),
 )
 UNEQUAL = ["a", "a long river stone cloud", "ZAP it", "b c d"]

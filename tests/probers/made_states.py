@@ -16,6 +16,7 @@ NEXT = ReadPoint(3)
 """One block behind ``EARLY``; its step tells the classes apart too."""
 PILOT = ReadPoint(4, ReadPoint.parse("4@pilot:3").position)
 WINDOW = ReadPoint.parse("4@window:8")
+EARLY_MEAN, NEXT_MEAN = (ReadPoint.parse(f"{layer}@mean:8") for layer in (2, 3))
 ATTN, MLP = (ReadPoint.parse(f"3.{part}@prompt_end") for part in ("attn", "mlp"))
 
 
@@ -34,6 +35,8 @@ def make_acts(n: int = 120, seed: int = 0, gap: float = 5.0) -> tuple[Activation
         for i, y in enumerate(labels.tolist())
     )
     flat[NEXT] = flat[EARLY] + (torch.randn(n, D, generator=g) + shift) * scale.flip(0)
+    flat[EARLY_MEAN] = torch.randn(n, D, generator=g) * scale
+    flat[NEXT_MEAN] = flat[EARLY_MEAN] + (torch.randn(n, D, generator=g) + shift) * scale
     for point in (ATTN, MLP):
         flat[point] = (torch.randn(n, D, generator=g) + shift) * scale.flip(0) - 2.0
     return Activations({**flat, WINDOW: tokens * mask[..., None]}, {WINDOW: mask}, texts), labels

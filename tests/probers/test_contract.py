@@ -43,6 +43,7 @@ SPECS: dict[str, dict[str, Any]] = {
     },
     "steps": {"blocks": [3]},
     "outputs": {"blocks": [3]},
+    "means": {"blocks": [3], "tokens": 8},
     "window": {"point": str(WINDOW)},
     "window mlp": {"point": str(WINDOW), "hidden": 8},
     "ngram": {"buckets": 512},

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ActivationError, ArtifactError, FitError, SettingError
-from safeswitch.probers.added import OutputsProber, StepsProber
+from safeswitch.probers.added import MeansProber, OutputsProber, StepsProber
 from safeswitch.probers.base import prober_from_state
 from safeswitch.probers.build import make_prober
 from safeswitch.probers.fusion import FusionProber, stack
@@ -24,7 +24,19 @@ from safeswitch.probers.split import source_weights
 from safeswitch.probers.standardise import fit_standardiser
 from safeswitch.probers.text import NgramProber
 from safeswitch.probers.window import WindowProber, pool_tokens, sliding_mean
-from tests.probers.made_states import ATTN, EARLY, LAST, MLP, NEXT, WINDOW, D, W, make_acts
+from tests.probers.made_states import (
+    ATTN,
+    EARLY,
+    EARLY_MEAN,
+    LAST,
+    MLP,
+    NEXT,
+    NEXT_MEAN,
+    WINDOW,
+    D,
+    W,
+    make_acts,
+)
 
 
 def test_standardised_rows_have_mean_zero_and_deviation_one() -> None:
@@ -159,6 +171,27 @@ def test_outputs_fold_a_regression_on_both_halves_into_one_vector_each() -> None
     torch.testing.assert_close(
         prober_from_state(config, tensors).score(activations), mine.score(activations)
     )
+
+
+def test_means_fold_a_regression_on_the_steps_of_end_and_mean() -> None:
+    activations, labels = make_acts(150, gap=1.0)
+    mine = MeansProber(blocks=[3], tokens=8, ridge=0.01).fit(activations, labels)
+    assert set(mine.points) == {EARLY, NEXT, EARLY_MEAN, NEXT_MEAN}
+    steps = [
+        (activations.at(after) - activations.at(before)).double().numpy()
+        for before, after in ((EARLY, NEXT), (EARLY_MEAN, NEXT_MEAN))
+    ]
+    x = np.concatenate([StandardScaler().fit_transform(step) for step in steps], 1) / 2**0.5
+    regression = LogisticRegression(C=1 / (0.01 * 150), tol=1e-10, max_iter=5000)
+    regression.fit(x, labels.numpy())
+    expected = torch.from_numpy(regression.predict_proba(x)[:, 1]).float()
+    torch.testing.assert_close(mine.score(activations), expected, atol=1e-4, rtol=0)
+    config, tensors = mine.state()
+    assert config == {"kind": "means", "blocks": [3], "ridge": 0.01, "tokens": 8}
+    again = prober_from_state(config, tensors)
+    torch.testing.assert_close(again.score(activations), mine.score(activations))
+    with pytest.raises(SettingError, match="tokens must be a whole number in"):
+        MeansProber(blocks=[3], tokens=0).fit(activations, labels)
 
 
 def test_the_starter_set_is_one_source_of_a_fixed_fraction() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from safeswitch.activations.reader import Keep, Reader
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ActivationError, ContextLengthError, SettingError
-from safeswitch.core.types import REREAD, RUNNING, Output, Position, Prompt, ReadPoint, Site
+from safeswitch.core.types import REREAD, RUNNING, SPANS, Output, Position, Prompt, ReadPoint, Site
 from safeswitch.models.batching import length_batches
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.vision import Vision
@@ -207,6 +207,8 @@ class Recording:
         valid = valid.to(self.device)
         part = part.to(self.device, self.dtype).masked_fill(~valid[:, :, None], 0)
         self._check_finite(point, part, batch)
+        if point.position.kind == "mean":
+            part = mean_over(part, valid)[:, None].to(part.dtype)
         if point not in self.states:
             self._allocate(point, part)
         if point in self.masks:
@@ -240,6 +242,12 @@ class Recording:
                 f"states at {point} are not finite (row {row} of {len(self.lengths)}, as "
                 f"{part.dtype}); a wider dtype may hold them"
             )
+
+
+def mean_over(states: Tensor, valid: Tensor) -> Tensor:
+    """Mean ``[b, d]``, float32, of the states ``[b, w, d]`` of the tokens that ``valid`` ``[b, w]``
+    names; what stands elsewhere must be zero."""
+    return states.float().sum(1) / valid.sum(1, keepdim=True)
 
 
 def _after(position: Position, start: int) -> int:
@@ -277,7 +285,7 @@ class _Plan:
         start = width - size
         prompt = torch.tensor([self.prompt_lengths[i] for i in batch])
         for position in {point.position for point in self.points}:
-            if position.kind == "window":
+            if position.kind in SPANS:
                 most = int(prompt.max())  # of this batch: no row of it has more prompt tokens
                 steps = torch.arange(min(position.index or most, most) - 1, -1, -1)
                 columns = (start + prompt - 1)[:, None] - steps

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.reader import Reader
+from safeswitch.activations.record import mean_over
 from safeswitch.activations.states import Activations
 from safeswitch.analyses.base import ANALYSES, FinishedRun
 from safeswitch.core.json_types import JsonObject
-from safeswitch.core.types import Example, ReadPoint, Site, as_messages
+from safeswitch.core.types import SPANS, Example, ReadPoint, Site, as_messages
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.probers.base import Prober
 from safeswitch.switch.gate import Gate
@@ -147,11 +148,15 @@ def token_scores(
     t = len(texts)
     for point in prober.points:
         hidden = states[point.site]
-        if point.position.kind == "window":
+        if point.position.kind in SPANS:
             width = min(point.position.index or t, t)
             steps = torch.arange(t)[:, None] - torch.arange(width - 1, -1, -1)
-            masks[point] = steps >= 0
-            read[point] = torch.where(masks[point][..., None], hidden[steps.clamp_min(0)], 0.0)
+            there = steps >= 0
+            window = torch.where(there[..., None], hidden[steps.clamp_min(0)], 0.0)
+            if point.position.kind == "mean":
+                read[point] = mean_over(window, there)
+            else:
+                read[point], masks[point] = window, there
         else:
             read[point] = hidden
     return [float(s) for s in prober.score(Activations(read, masks, texts))]

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safeswitch.activations.reader import Reader
+from safeswitch.activations.record import mean_over
 from safeswitch.activations.states import Activations
 from safeswitch.attacks.base import Victim
-from safeswitch.core.types import ReadPoint, Site
+from safeswitch.core.types import SPANS, ReadPoint, Site
 from safeswitch.probers.base import Prober
 from safeswitch.probers.ensemble import EnsembleProber
 from safeswitch.probers.fusion import FusionProber
@@ -183,11 +184,13 @@ class Objective:
         masks: dict[ReadPoint, Tensor] = {}
         for point in stage.prober.points:
             hidden, position = states[point.site], point.position
-            if position.kind == "window":
-                read[point] = hidden[:, max(0, end - position.index) if position.index else 0 : end]
-                masks[point] = torch.ones(
-                    read[point].shape[:2], dtype=torch.bool, device=hidden.device
-                )
+            if position.kind in SPANS:
+                window = hidden[:, max(0, end - position.index) if position.index else 0 : end]
+                there = torch.ones(window.shape[:2], dtype=torch.bool, device=hidden.device)
+                if position.kind == "mean":
+                    read[point] = mean_over(window, there)
+                else:
+                    read[point], masks[point] = window, there
             else:
                 after = fed if stage is self.victim.gate.watch else position.index  # type: ignore[union-attr]
                 read[point] = hidden[:, end - 1 + after]

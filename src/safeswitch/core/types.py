@@ -22,16 +22,26 @@ from safeswitch.core.pictures import Picture, read_parts
 Role = Literal["system", "user", "assistant"]
 Label = Literal["safe", "unsafe", ""]
 Part = Literal["attn", "mlp"]
-PositionKind = Literal["prompt_end", "pilot", "answer", "window", "appended", "nll"]
+PositionKind = Literal["prompt_end", "pilot", "answer", "window", "mean", "appended", "nll"]
 
 ROLES: tuple[str, ...] = ("system", "user", "assistant")
 LABELS: tuple[str, ...] = ("safe", "unsafe")
 PARTS: tuple[Part, ...] = ("attn", "mlp")
 """Halves of a block, in the order in which a model runs them."""
-POSITION_KINDS: tuple[str, ...] = ("prompt_end", "pilot", "answer", "window", "appended", "nll")
+POSITION_KINDS: tuple[str, ...] = (
+    "prompt_end",
+    "pilot",
+    "answer",
+    "window",
+    "mean",
+    "appended",
+    "nll",
+)
 REREAD: tuple[PositionKind, ...] = ("appended", "nll")
 """Kinds of position that are read in a pass of their own, behind appended tokens
 (:mod:`safeswitch.activations.reread`)."""
+SPANS: tuple[PositionKind, ...] = ("window", "mean")
+"""Kinds of position that need the states of several prompt tokens."""
 RUNNING: tuple[PositionKind, ...] = ("pilot", "answer")
 """Kinds of position in the running reply."""
 MOST_TOKENS = 2**20
@@ -250,12 +260,13 @@ class Position:
             ``prompt_end``); ``answer`` the state after ``index`` tokens of the answer of a
             reasoning model have been fed, ``index`` 0 being the last token of the mark that ends
             its thinking (a reply without thinking is all answer: there it equals ``pilot``);
-            ``window`` the last ``index`` prompt tokens, each on its own (0: all of them). Two are
+            ``window`` the last ``index`` prompt tokens, each on its own (0: all of them), ``mean``
+            the mean of their states. Two are
             read in a pass of their own, after the tokens that a prober appends: ``appended`` is the
             state of the last of these, ``nll`` no state but the mean negative log-likelihood of the
             last ``index`` of them, in nats.
-        index: Pilot or answer token count k, window length, or number of appended tokens, in
-            tokens.
+        index: Pilot or answer token count k, number of prompt tokens of a window or a mean, or of
+            appended ones.
     """
 
     kind: PositionKind

@@ -25,7 +25,13 @@ from safeswitch.core.types import PROMPT_END, Example, ReadPoint
 from safeswitch.data.harm_names import harm_of
 from safeswitch.fitting.observe import ReadPrompts
 from safeswitch.fitting.plan import FitPlan, read_blocks
-from safeswitch.probers.added import AddedProber, OutputsProber, StepsProber, Terms
+from safeswitch.probers.added import (
+    AddedProber,
+    MeansProber,
+    OutputsProber,
+    StepsProber,
+    Terms,
+)
 from safeswitch.probers.calibrate import platt_targets
 from safeswitch.probers.harms import HarmReader
 from safeswitch.probers.logistic import Array, fit_logistic
@@ -141,8 +147,8 @@ def _folded(kinds: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _states(plan: FitPlan, layers: Sequence[int]) -> AddedProber:
-    """What the reader sees: the steps or outputs that stage 1 reads, else single layers."""
-    for kind in (StepsProber, OutputsProber):
+    """What the reader sees: the steps, outputs or means that stage 1 reads, else single layers."""
+    for kind in (MeansProber, StepsProber, OutputsProber):
         if kind.kind in plan.settings.readers:
             return kind(blocks=read_blocks(kind.kind, plan))
     return _Layers(blocks=tuple(layers))

@@ -136,8 +136,8 @@ class FitPlan:
 
 
 def read_blocks(reader: str, plan: FitPlan) -> tuple[int, ...]:
-    """The blocks that a reader of blocks (``steps``, ``outputs``) sees: up to ten over the upper
-    two thirds.
+    """The blocks that a reader of blocks (``steps``, ``outputs``, ``means``) sees: up to ten over
+    the upper two thirds.
 
     Never the last block, behind which only the state after the final norm can be read; of its
     outputs nothing is known either, so all such readers see the same blocks.

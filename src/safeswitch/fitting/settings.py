@@ -12,7 +12,7 @@ from safeswitch.fitting.refusal_head import HeadSettings
 from safeswitch.probers.base import PROBERS
 from safeswitch.switch.gate import FAILS, Fail
 
-READERS: tuple[str, ...] = ("layers", "window", "text", "steps", "outputs")
+READERS: tuple[str, ...] = ("layers", "window", "text", "steps", "outputs", "means")
 FIT_RULES: tuple[str, ...] = ("auto", "and", "product")
 STAGES: tuple[str, ...] = ("two", "stage1", "direct")
 PILOT_FROM: tuple[str, ...] = ("reply", "answer")
@@ -38,11 +38,12 @@ class FitSettings:
             room for.
         readers: What stage 1 fuses: ``steps`` (what blocks of the upper two thirds add to the
             residual stream at the prompt's end, weighed by source), ``outputs`` (the same, of the
-            attention and the MLP of each block on its own), ``layers`` (average over layers at the
+            attention and the MLP of each block on its own), ``means`` (the steps, at the prompt's end
+            and as means over its last tokens; not in vLLM), ``layers`` (average over layers at the
             prompt's end), ``window`` (token-wise over the prompt's last tokens), ``text`` (word
             n-grams), or any prober by its name that needs to be told no more than where to read
             (:data:`safeswitch.probers.build.PLACES`). On sets of requests that were left out of the
-            fit, ``steps`` alone holds best.
+            fit, ``means`` holds best, and of those that vLLM can read ``steps``.
         calibrate: What stage 1's threshold is set on: ``pooled``, the ordinary requests of the
             calibration part, which come from the sources that are fitted on; or ``sources``, each
             safe source while it is left out of the fit
@@ -50,7 +51,7 @@ class FitSettings:
             than the fit data. The latter needs a stage 1, and sets no threshold for the rule
             ``product``: ``auto`` then means ``and``.
         layers: Layer numbers to read, negative ones from the end; None chooses ``layer_count`` on
-            validation. ``steps`` and ``outputs`` read the blocks that end at these layers, by
+            validation. ``steps``, ``outputs`` and ``means`` read the blocks that end at these layers, by
             default ten.
         layer_count: How many layers are averaged.
         window: Prompt tokens that the window reader sees; 0 for all.

@@ -1,8 +1,8 @@
-"""Logistic regression on what several blocks add to the residual stream at the prompt's end.
+"""Logistic regression on what several blocks add to the residual stream.
 
-Two probers: ``steps`` reads what a block adds as a whole, ``outputs`` what its attention and its
-MLP add. Shapes: n requests, F groups of features, P points read, d hidden size. Knows nothing of
-models.
+Three probers: ``steps`` reads what a block adds at the prompt's end, as a whole; ``outputs`` what its
+attention and its MLP add there; ``means`` what ``steps`` reads, and its mean over the last tokens.
+Shapes: n requests, F groups of features, P points read, d hidden size. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import ClassVar, Self
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.json_types import JsonObject
-from safeswitch.core.types import PARTS, PROMPT_END, ReadPoint
+from safeswitch.core.types import PARTS, PROMPT_END, Position, ReadPoint
 from safeswitch.probers.base import PROBERS, check_labels
 from safeswitch.probers.learned import LearnedProber, mark_unreadable, rows_at
 from safeswitch.probers.logistic import Array, fit_logistic
@@ -163,6 +164,35 @@ class StepsProber(AddedProber):
             {ReadPoint(block - 1, PROMPT_END): -1.0, ReadPoint(block, PROMPT_END): 1.0}
             for block in self.blocks
         )
+
+
+@PROBERS.add("means")
+class MeansProber(StepsProber):
+    """:class:`StepsProber` that reads every step twice: at the prompt's end, and as the mean over the
+    prompt's last tokens.
+
+    The end knows the whole request, but is one reading; the tokens before it are many, each with a
+    view of its own. On sets that were left out of the fit the two together hold better than either.
+
+    Args:
+        tokens: How many tokens the mean is over, at most.
+    """
+
+    kind = "means"
+    SETTINGS: ClassVar[Mapping[str, Limit]] = MappingProxyType(
+        {**StepsProber.SETTINGS, "tokens": Number(1, 2**12, whole=True)}
+    )
+
+    def __init__(self, *, blocks: Sequence[int], ridge: float = 0.03, tokens: int = 24) -> None:
+        super().__init__(blocks=blocks, ridge=ridge)
+        self.tokens = tokens
+
+    @property
+    def groups(self) -> tuple[Terms, ...]:
+        """The steps at the prompt's end, and those of the mean."""
+        mean = Position("mean", self.tokens)
+        ends = super().groups
+        return ends + tuple({replace(p, position=mean): t[p] for p in t} for t in ends)
 
 
 @PROBERS.add("outputs")

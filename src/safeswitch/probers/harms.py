@@ -1,4 +1,4 @@
-"""Which kind of harm a request asks for, read from the states of its prompt's end.
+"""Which kind of harm a request asks for, read from the states of its prompt.
 
 One logistic reader a kind, all of them one matrix: a request may be of several kinds. It is asked
 once the gate has fired, and decides nothing itself. Shapes: n requests, C kinds, P points read, d
@@ -19,9 +19,11 @@ from safeswitch.core.errors import ArtifactError, SettingError, check_choice
 from safeswitch.core.harms import HARMS, OTHER, Severity
 from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import check_shapes, only, take
-from safeswitch.core.types import ReadPoint
+from safeswitch.core.types import PROMPT_END, ReadPoint
 from safeswitch.probers.learned import rows_at
 
+POSITIONS = (PROMPT_END.kind, "mean")
+"""Kinds of position at which kinds of harm may be read."""
 SURE = 0.5
 """Probability from which a request counts as of a kind, beside its likeliest one."""
 
@@ -58,7 +60,7 @@ class HarmReader:
 
     Args:
         names: The C kinds, of :data:`safeswitch.core.harms.HARMS`.
-        points: The P points, all at the prompt's end.
+        points: The P points, at the prompt's end or means over its last tokens.
         weight: ``[C + 1, P, d]``; the last row reads how mild a harmful request is.
         bias: ``[C + 1]``.
 
@@ -75,7 +77,7 @@ class HarmReader:
         for name in self.names:
             check_choice("HarmReader", "names", name, tuple(HARMS))
         for point in self.points:
-            check_choice("HarmReader", f"position of {point}", point.position.kind, ("prompt_end",))
+            check_choice("HarmReader", f"position of {point}", point.position.kind, POSITIONS)
         self.weight, self.bias = weight, bias
 
     def logits(self, activations: Activations) -> Tensor:

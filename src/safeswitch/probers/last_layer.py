@@ -26,7 +26,15 @@ from safeswitch.probers.mlp import MLPProber
 from safeswitch.probers.multilayer import LayerAverageProber
 from safeswitch.probers.standardise import Standardiser, fit_standardiser
 
-HAVE_ONE = ("linear", "mlp with the recipe default", "steps", "outputs", "layer_average", "fusion")
+HAVE_ONE = (
+    "linear",
+    "mlp with the recipe default",
+    "steps",
+    "outputs",
+    "means",
+    "layer_average",
+    "fusion",
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from safeswitch.core.types import SPANS
 from safeswitch.switch.switch import Switch
 
 EngineName = Literal["transformers", "vllm"]
@@ -24,10 +25,10 @@ def vllm_refusal(switch: Switch) -> str | None:
             "its stage 2 waits for the end of thinking, which vLLM's guard does not follow; use "
             "--engine transformers"
         )
-    windows = [str(p) for p in gate.prompt_points if p.position.kind == "window"]
-    if windows:
+    spans = [str(p) for p in gate.prompt_points if p.position.kind in SPANS]
+    if spans:
         return (
-            f"it reads a window of prompt tokens ({', '.join(windows)}), which vLLM's prefix cache "
-            "may not compute; fit it with --readers layers,text, or use --engine transformers"
+            f"it reads several prompt tokens ({', '.join(spans)}), which vLLM's prefix cache may "
+            "not compute; fit it with --readers steps, or use --engine transformers"
         )
     return None

@@ -1,6 +1,6 @@
 """States read in the pass that replies: the untouched model's rows, with what each point wants kept.
 
-    pass 0          the prompts: ``prompt_end`` and ``window`` points are read
+    pass 0          the prompts: ``prompt_end``, ``window`` and ``mean`` points are read
     pass t (1, ..)  reply token t is fed: ``pilot:k`` points with k >= t hold its state
 
 A ``pilot:k`` point so ends with the state after k reply tokens, or after a shorter reply's last one.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from safeswitch.activations.reader import Reader
 from safeswitch.activations.record import Recording
-from safeswitch.core.types import ReadPoint, Site
+from safeswitch.core.types import SPANS, ReadPoint, Site
 from safeswitch.engines.transformers.rows import Rows
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.switch.actuators.base import NoAction
@@ -31,7 +31,7 @@ class RecordingRows(Rows):
         lm: The model.
         lengths: Prompt tokens of each row.
         texts: Plain text of each request.
-        points: ``prompt_end``, ``window`` and ``pilot`` points, layers resolved.
+        points: ``prompt_end``, ``window``, ``mean`` and ``pilot`` points, layers resolved.
 
     """
 
@@ -82,7 +82,7 @@ class RecordingRows(Rows):
 
     def _record_prompt(self, point: ReadPoint, hidden: Tensor) -> None:
         width = 1
-        if point.position.kind == "window":
+        if point.position.kind in SPANS:
             width = min(point.position.index or max(self.lengths), hidden.shape[1])
         lengths = torch.tensor(self.lengths)[:, None]
         self._states[point] = hidden[:, -width:].clone()

@@ -36,9 +36,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from safeswitch.activations.reader import Reader
+from safeswitch.activations.record import mean_over
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import ModelError
-from safeswitch.core.types import ReadPoint, Site
+from safeswitch.core.types import SPANS, ReadPoint, Site
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.models.thinking import Thread
 from safeswitch.switch.actuators.base import Actuator, HeadActuator
@@ -363,6 +364,8 @@ class Rows:
                 states[point] = self._appended_states[point].to(hidden.device)
             elif point.position.kind == "prompt_end":
                 states[point] = self._state(point.site, hidden)
+            elif point.position.kind == "mean":
+                states[point] = mean_over(*self._window(point))
             else:
                 states[point], masks[point] = self._window(point)
         return Activations(states, masks, self.texts)
@@ -472,10 +475,10 @@ class Rows:
 
 
 def _windows(gate: Gate, lengths: Sequence[int]) -> dict[Site, int]:
-    """Prompt tokens to be kept by site, where the gate reads windows."""
+    """Prompt tokens to be kept by site, where the gate reads more than the last."""
     widest: dict[Site, int] = {}
     for point in gate.prompt_points:
-        if point.position.kind == "window":
+        if point.position.kind in SPANS:
             width = point.position.index or max(lengths)
             widest[point.site] = max(width, widest.get(point.site, 0))
     return widest

@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError
-from safeswitch.core.types import Prompt, ReadPoint, Reply
+from safeswitch.core.types import SPANS, Prompt, ReadPoint, Reply
 from safeswitch.engines.context import Context
 from safeswitch.engines.settings import KEY, GuardSettings
 from safeswitch.engines.vllm.engine import VLLMEngine
@@ -40,18 +40,18 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
         engine_args: Arguments of vLLM's ``AsyncEngineArgs``.
 
     Raises:
-        SettingError: a window of prompt tokens, which vLLM's prefix cache may not compute, or
+        SettingError: several prompt tokens, which vLLM's prefix cache may not compute, or
             points behind thinking.
     """
 
     def __init__(
         self, lm: LanguageModel, model: str | Path, points: Sequence[ReadPoint], **engine_args: Any
     ) -> None:
-        windows = [str(p) for p in points if p.position.kind == "window"]
-        if windows:
+        spans = [str(p) for p in points if p.position.kind in SPANS]
+        if spans:
             raise SettingError(
-                f"vLLM cannot read a window of prompt tokens ({', '.join(windows)}): its prefix "
-                "cache may not compute them; fit with --readers layers,text"
+                f"vLLM cannot read several prompt tokens ({', '.join(spans)}): its prefix cache "
+                "may not compute them; fit with --readers steps"
             )
         if any(p.position.kind == "answer" for p in points):
             raise SettingError(

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from safeswitch.activations.reader import Reader
 from safeswitch.analyses.strip import token_scores
-from safeswitch.core.types import REREAD, Site
+from safeswitch.core.types import REREAD, SPANS, Site
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.base import Prober
 from safeswitch.switch.gate import Gate, Stage
@@ -95,8 +95,8 @@ class LiveScores:
         t = len(self._ids)
         if self._first is None:
             return t
-        windows = [p.position for p in self._first.points if p.position.kind == "window"]
-        widths = [min(position.index or t, t) for position in windows]
+        spans = [p.position for p in self._first.points if p.position.kind in SPANS]
+        widths = [min(position.index or t, t) for position in spans]
         widths += [t] if self._first.reads_text else []
         return t * max(widths, default=1)
 
