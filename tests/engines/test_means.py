@@ -14,6 +14,7 @@ from safeswitch.core.types import Position, ReadPoint
 from safeswitch.engines.transformers.engine import TransformersEngine
 from safeswitch.models.language_model import LanguageModel
 from safeswitch.probers.added import MeansProber
+from safeswitch.probers.window import WindowProber
 from safeswitch.switch.actuators.base import NoAction
 from safeswitch.switch.capability import vllm_refusal
 from safeswitch.switch.gate import Gate, Stage
@@ -82,8 +83,11 @@ def test_a_fit_on_means_is_kept_by_its_bundle_with_kinds_that_are_read_there_too
         assert mean in again.gate.harms.points
 
 
-def test_vllm_says_that_it_cannot_read_them_and_what_to_fit_instead() -> None:
-    switch = Switch(Gate(stage1=Stage(fitted(tiny_lm()), 0.5)), NoAction())
-    told = vllm_refusal(switch) or ""
-    assert "1@mean:5" in told
-    assert "--readers steps" in told
+def test_vllm_takes_means_and_says_why_it_takes_no_window() -> None:
+    lm = tiny_lm()
+    means = Switch(Gate(stage1=Stage(fitted(lm), 0.5)), NoAction())
+    assert vllm_refusal(means) is None
+    window = WindowProber(ReadPoint(2, Position("window", 4)))
+    told = vllm_refusal(Switch(Gate(stage1=Stage(window, 0.5)), NoAction())) or ""
+    assert "one by one (2@window:4)" in told
+    assert "--readers steps or means" in told

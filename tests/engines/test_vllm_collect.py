@@ -37,8 +37,8 @@ ADDED = tuple(
 def test_the_recorder_keeps_the_last_reading_of_a_count_and_an_ended_replys_last_state() -> None:
     recorder = StateRecorder(POINTS)
     states = {layer: torch.arange(4.0).reshape(2, 2) + layer for layer in (2, 3)}
-    recorder.step([(0, "a", 0, False), (1, "b", 0, False)], lambda layer: -states[layer])
-    recorder.step([(0, "a", 0, False), (1, "b", 1, True)], states.__getitem__)
+    recorder.step([(0, "a", 0, False), (1, "b", 0, False)], lambda point: -states[point.layer])
+    recorder.step([(0, "a", 0, False), (1, "b", 1, True)], lambda point: states[point.layer])
     kept = recorder.take(["a", "b", "absent"])
     assert set(kept) == {"a", "b"}
     assert set(kept["a"]) == {"2@prompt_end", "3@prompt_end"}

@@ -60,8 +60,8 @@ class Model:
         assert len(self.states) == rows
         return self.states
 
-    def safeswitch_read(self, sampled: Tensor, layer: int) -> Tensor:
-        return sampled * (1 if layer == TOP else 2)
+    def safeswitch_read(self, sampled: Tensor, point: ReadPoint) -> Tensor:
+        return sampled * (1 if point.layer == TOP else 2)
 
     def safeswitch_difference(self, head: LowRankHead, hidden: Tensor) -> Tensor:
         return head.apply(torch.zeros(()), hidden)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from safeswitch.core.types import SPANS
 from safeswitch.switch.switch import Switch
 
 EngineName = Literal["transformers", "vllm"]
@@ -25,10 +24,10 @@ def vllm_refusal(switch: Switch) -> str | None:
             "its stage 2 waits for the end of thinking, which vLLM's guard does not follow; use "
             "--engine transformers"
         )
-    spans = [str(p) for p in gate.prompt_points if p.position.kind in SPANS]
-    if spans:
+    windows = [str(p) for p in gate.prompt_points if p.position.kind == "window"]
+    if windows:
         return (
-            f"it reads several prompt tokens ({', '.join(spans)}), which vLLM's prefix cache may "
-            "not compute; fit it with --readers steps, or use --engine transformers"
+            f"it reads prompt tokens one by one ({', '.join(windows)}), which vLLM does not hand "
+            "out; fit it with --readers steps or means, or use --engine transformers"
         )
     return None

@@ -230,6 +230,11 @@ class Gate:
         )
 
     @property
+    def reads_means(self) -> bool:
+        """Whether means over prompt tokens are read."""
+        return any(p.position.kind == "mean" for p in self.prompt_points)
+
+    @property
     def reread_points(self) -> tuple[ReadPoint, ...]:
         """What stage 1 reads after appended tokens, in a pass of its own."""
         return tuple(p for p in self.prompt_points if p.position.kind in REREAD)

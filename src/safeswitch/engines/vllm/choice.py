@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 
 Outputs = AsyncGenerator[RequestOutput, None]
+_READ_NO_PROMPT = ("refuse", "judge")
+"""Modes of runs whose prompt has been read by then."""
 Submit = Callable[[Any, SamplingParams], Outputs]
 """The engine's unguarded ``generate`` for one request: prompt and sampling in, outputs out."""
 
@@ -58,6 +60,7 @@ class BundlePlan:
         asks_first: Whether there is a stage 1.
         changes_replies: Whether the bundle has a refusal head.
         text: Whether a reader needs the request's text.
+        whole: Whether every token of a prompt must be computed, since means over them are read.
         watch_every: Reply tokens between two readings of the watch; None without one.
         watch_until: Reply tokens after which the watch reads no more.
     """
@@ -68,6 +71,7 @@ class BundlePlan:
     asks_first: bool
     changes_replies: bool
     text: bool
+    whole: bool = False
     watch_every: int | None = None
     watch_until: int | None = None
 
@@ -297,6 +301,8 @@ class GuardedChoice:
         """Submit one run; with ``stops`` it ends at the reserved token."""
         own = params.clone()
         own.extra_args = {**(params.extra_args or {}), KEY: task.to_args()}
+        if self._plan.whole and task.mode not in _READ_NO_PROMPT:
+            own.skip_reading_prefix_cache = True
         if stops:
             own.stop_token_ids = [*(own.stop_token_ids or []), self._stop]
         return self._submit(self._prompt if prompt is None else prompt, own)

@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import SettingError
-from safeswitch.core.types import SPANS, Prompt, ReadPoint, Reply
+from safeswitch.core.types import RUNNING, Prompt, ReadPoint, Reply
 from safeswitch.engines.context import Context
 from safeswitch.engines.settings import KEY, GuardSettings
 from safeswitch.engines.vllm.engine import VLLMEngine
@@ -40,18 +40,18 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
         engine_args: Arguments of vLLM's ``AsyncEngineArgs``.
 
     Raises:
-        SettingError: several prompt tokens, which vLLM's prefix cache may not compute, or
+        SettingError: a window of prompt tokens, which vLLM does not hand out one by one, or
             points behind thinking.
     """
 
     def __init__(
         self, lm: LanguageModel, model: str | Path, points: Sequence[ReadPoint], **engine_args: Any
     ) -> None:
-        spans = [str(p) for p in points if p.position.kind in SPANS]
-        if spans:
+        windows = [str(p) for p in points if p.position.kind == "window"]
+        if windows:
             raise SettingError(
-                f"vLLM cannot read several prompt tokens ({', '.join(spans)}): its prefix cache "
-                "may not compute them; fit with --readers steps"
+                f"vLLM does not hand out prompt tokens one by one ({', '.join(windows)}); fit with "
+                "--readers steps or means"
             )
         if any(p.position.kind == "answer" for p in points):
             raise SettingError(
@@ -87,11 +87,13 @@ class VLLMCollector(VLLMEngine, ReadingEngine):
             raise SettingError(f"VLLMCollector: was not made to read {', '.join(unknown)}")
         rows = self.lm.encode(list(prompts), room=max_new_tokens)
         keys = [f"record-{next(self._numbers)}" for _ in rows]
-        deepest = max((p.position.index for p in points), default=0)
+        deepest = max((p.position.index for p in points if p.position.kind in RUNNING), default=0)
+        means = any(p.position.kind == "mean" for p in points)
         greedy = SamplingParams(
             max_tokens=max(1, max_new_tokens),
             temperature=0.0,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_reading_prefix_cache=means or None,
         )
         once = SamplingParams(
             max_tokens=1, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY

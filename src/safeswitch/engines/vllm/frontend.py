@@ -198,6 +198,7 @@ class FrontEnd:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={KEY: task.to_args()},
+            skip_reading_prefix_cache=request.plan.whole or None,
         )
         decision = None
         try:

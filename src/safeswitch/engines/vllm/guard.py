@@ -44,7 +44,7 @@ from torch import Tensor
 
 from safeswitch.activations.states import Activations
 from safeswitch.core.errors import check_choice
-from safeswitch.core.types import Decision, ReadPoint, Site
+from safeswitch.core.types import Decision, ReadPoint
 from safeswitch.engines.context import SCORE
 from safeswitch.engines.vllm.settings import Task
 from safeswitch.switch.actuators.base import Actuator, HeadActuator, NoAction
@@ -53,8 +53,8 @@ from safeswitch.switch.rules import Rules
 from safeswitch.switch.session import Session, at_pilot, at_prompt, at_watch
 
 Standing = Literal["pending", "refusing", "clear"]
-Read = Callable[[Site], Tensor]
-"""States ``[n, d]`` of the whole batch at a site."""
+Read = Callable[[ReadPoint], Tensor]
+"""States ``[n, d]`` of the whole batch at a point's site, or their means over a prompt's tokens."""
 _READ_ONLY = ("observe", SCORE)
 """Modes in which nothing is changed."""
 _KEPT = 8192
@@ -344,7 +344,7 @@ def _at_prompt(gate: Gate, rows: list[Due], read: Read) -> None:
         return
     started = time.perf_counter()
     places = [one.place for one in rows]
-    states = {point: read(point.site)[places] for point in gate.prompt_points}
+    states = {point: read(point)[places] for point in gate.prompt_points}
     activations = Activations(states, {}, _texts(rows))
     final = [one.row.speaks_once for one in rows]
     found = at_prompt([one.session for one in rows], activations, started, final)
@@ -356,7 +356,7 @@ def _at_prompt(gate: Gate, rows: list[Due], read: Read) -> None:
             continue
         # Copies: the step's states are overwritten by the next one.
         prompt = {p: states[p][at].clone() for p in read_later if p in states}
-        pilot = {point: read(point.site)[one.place].clone() for point in first}
+        pilot = {point: read(point)[one.place].clone() for point in first}
         one.row.know(0, Known(session, prompt, pilot))
     if gate.pilot == 0:
         _judge_pilot(gate, [one for one in rows if one.session.pending])
@@ -372,7 +372,7 @@ def _at_pilot(gate: Gate, rows: list[Due], read: Read) -> None:
         for point in gate.pilot_points:
             index = point.position.index
             if index == one.fed or (one.ended and index > one.fed):
-                pilot[point] = read(point.site)[one.place].clone()
+                pilot[point] = read(point)[one.place].clone()
         one.row.know(one.fed, replace(one.row.known, pilot=pilot))
     _judge_pilot(gate, [one for one in rows if one.fed >= gate.pilot or one.ended])
 
@@ -416,7 +416,7 @@ def _at_watch(gate: Gate, rows: list[Due], read: Read) -> None:
         return
     started = time.perf_counter()
     places = [one.place for one in rows]
-    states = {point: read(point.site)[places] for point in gate.watch.prober.points}
+    states = {point: read(point)[places] for point in gate.watch.prober.points}
     activations = Activations(states, {}, _texts(rows))
     sessions = [one.session for one in rows]
     _know(rows, at_watch(sessions, activations, [one.fed for one in rows], started))

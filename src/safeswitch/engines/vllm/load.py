@@ -102,6 +102,11 @@ def load_tenants(vllm_config: VllmConfig, settings: GuardSettings) -> dict[str, 
                 f"{switch.base.fingerprint}), but the model is {config.model} (fingerprint "
                 f"{print_of}); set allow_other_model if they are equivalent"
             )
+        if switch.gate.reads_means and vllm_config.scheduler_config.enable_chunked_prefill:
+            raise SettingError(
+                f"bundle {name!r} reads means over prompt tokens, for which vLLM must take each "
+                "prompt in one step: --no-enable-chunked-prefill"
+            )
         switch.actuator.check(int(text_config.hidden_size), int(text_config.vocab_size))
         tenants[name] = Tenant(name, switch.gate, _head(switch, vllm_config), switch.fingerprint)
         _check_points(name, switch, int(text_config.num_hidden_layers))

@@ -3,10 +3,11 @@ when it is asked for.
 
 Named in ``--model-class-overrides`` (vLLM 0.32: ``config/model.py``), so nothing is registered for
 engines that do not ask. The forward pass hands the states of the wanted layers on beside the final
-ones, in one wide tensor ``[tokens, d * (1 + L)]``; the model runner picks the rows to be sampled
-out of it without knowing, and ``compute_logits`` cuts it again. So every state belongs to its row
-by construction, in eager mode and in captured graphs, on both model runners, and no index is
-guessed.
+ones, and means over the last tokens where a bundle reads them
+(:mod:`safeswitch.engines.vllm.means`), in one wide tensor ``[tokens, d * (1 + L)]``; the model runner
+picks the rows to be sampled out of it without knowing, and ``compute_logits`` cuts it again. So
+every state belongs to its row by construction, in eager mode and in captured graphs, on both model
+runners, and no index is guessed.
 
 Middle layers come from the mechanism that EAGLE-3 uses (``model_executor/models/interfaces.py:
 EagleModelMixin``): the sum of stream and residual after block i is ``hidden_states[i]`` of
@@ -33,6 +34,7 @@ from safeswitch.engines.settings import GuardSettings, switched_off
 from safeswitch.engines.vllm.guard import Guard
 from safeswitch.engines.vllm.live import keep
 from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
+from safeswitch.engines.vllm.means import means_of_last
 from safeswitch.engines.vllm.outputs import let_out, plan_taps
 from safeswitch.engines.vllm.recorder import StateRecorder
 from safeswitch.engines.vllm.settings import stop_token
@@ -53,7 +55,8 @@ class GuardedModel(nn.Module):
         settings = GuardSettings.parse(vllm_config.additional_config)
         refuse_unless_supported(vllm_config, settings)
         self.safeswitch_sites: tuple[Site, ...] = ()
-        self.safeswitch_wanted: list[bool] = []
+        self.safeswitch_means: tuple[tuple[Site, int], ...] = ()
+        self.safeswitch_let: tuple[Site, ...] = ()
         self.safeswitch_sampled: Tensor | None = None
         if settings is None or switched_off():
             return
@@ -69,12 +72,16 @@ class GuardedModel(nn.Module):
         points = [*self.safeswitch_recorder.points]
         for tenant in tenants.values():
             points += tenant.gate.points
-        inner = {point.site for point in points} - {self.safeswitch_top}
+        means = [point for point in points if point.position.kind == "mean"]
+        self.safeswitch_means = tuple(dict.fromkeys((p.site, p.position.index) for p in means))
+        ends = {point.site for point in points if point not in means} - {self.safeswitch_top}
+        inner = ends | {site for site, _ in self.safeswitch_means} - {self.safeswitch_top}
         if inner:
-            self._let_out(inner, vllm_config)
+            self._let_out(inner, ends, vllm_config)
         keep(vllm_config, self)
 
-    def _let_out(self, sites: set[Site], vllm_config: VllmConfig) -> None:
+    def _let_out(self, sites: set[Site], ends: set[Site], vllm_config: VllmConfig) -> None:
+        """Have the states at ``sites`` let out; those at ``ends`` are handed on token by token."""
         if not supports_eagle3(self):
             raise ModelError(
                 f"vLLM's {type(self).__name__} does not let out the states of middle layers, and "
@@ -94,8 +101,8 @@ class GuardedModel(nn.Module):
         if any(isinstance(site, Output) for site in sites):
             let_out(holder, taps)
         let = [tap.site for number in sorted(taps) for tap in taps[number]]
-        self.safeswitch_sites = tuple(site for site in let if site in sites)
-        self.safeswitch_wanted = [site in sites for site in let]
+        self.safeswitch_sites = tuple(site for site in let if site in ends)
+        self.safeswitch_let = tuple(let)
         # vLLM keeps compiled models by a hash of their configuration, which knows a bundle by its
         # path alone.
         config = getattr(holder, "vllm_config", vllm_config)
@@ -103,18 +110,26 @@ class GuardedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
-        if not self.safeswitch_sites or not isinstance(out, tuple):
+        if isinstance(out, tuple):
+            hidden, let = out
+        elif self.safeswitch_means and isinstance(out, Tensor):
+            hidden, let = out, []
+        else:
             return out
-        hidden, let = out
-        inner = [state for state, wanted in zip(let, self.safeswitch_wanted, strict=True) if wanted]
-        return torch.cat([hidden, *inner], dim=-1)
+        states = dict(zip(self.safeswitch_let, let, strict=True))
+        parts = [states[site] for site in self.safeswitch_sites]
+        if self.safeswitch_means:
+            positions = kwargs["positions"] if "positions" in kwargs else args[1]
+            states[self.safeswitch_top] = hidden
+            for site, tokens in self.safeswitch_means:
+                parts.append(means_of_last(states[site], positions, tokens))
+        return torch.cat([hidden, *parts], dim=-1) if parts else hidden
 
     def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-        if self.safeswitch_sites and hidden_states.shape[-1] != self.safeswitch_width:
-            self.safeswitch_sampled = hidden_states
+        self.safeswitch_sampled = hidden_states
+        wide = self.safeswitch_sites or self.safeswitch_means
+        if wide and hidden_states.shape[-1] != self.safeswitch_width:
             hidden_states = hidden_states[:, : self.safeswitch_width].contiguous()
-        else:
-            self.safeswitch_sampled = hidden_states
         logits: Tensor | None = super().compute_logits(hidden_states, *args, **kwargs)  # type: ignore[misc]
         return logits
 
@@ -125,8 +140,8 @@ class GuardedModel(nn.Module):
         )  # vLLM then falls back to compute_logits
 
     def safeswitch_take(self, rows: int) -> Tensor:
-        """States ``[rows, d + L * d]`` of the rows that are being sampled, the top site's first and
-        then those of L inner sites; once for each forward pass.
+        """States ``[rows, d + L * d]`` of the rows that are being sampled, the top site's first, then
+        those of inner sites, then means over tokens, L in all; once for each forward pass.
 
         Raises:
             ModelError: there are none, or not that many: nothing may be decided on states of other
@@ -140,9 +155,14 @@ class GuardedModel(nn.Module):
             )
         return taken
 
-    def safeswitch_read(self, sampled: Tensor, site: Site) -> Tensor:
-        """States ``[rows, d]`` at ``site`` out of :meth:`safeswitch_take`."""
-        at = 0 if site == self.safeswitch_top else 1 + self.safeswitch_sites.index(site)
+    def safeswitch_read(self, sampled: Tensor, point: ReadPoint) -> Tensor:
+        """States ``[rows, d]`` at ``point`` out of :meth:`safeswitch_take`."""
+        site = point.site
+        if point.position.kind == "mean":
+            at = self.safeswitch_means.index((site, point.position.index))
+            at += 1 + len(self.safeswitch_sites)
+        else:
+            at = 0 if site == self.safeswitch_top else 1 + self.safeswitch_sites.index(site)
         return sampled[:, at * self.safeswitch_width : (at + 1) * self.safeswitch_width]
 
     def safeswitch_difference(self, head: HeadActuator, hidden: Tensor) -> Tensor:

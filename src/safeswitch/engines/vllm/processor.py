@@ -20,6 +20,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsProcessor as V2LogitsProcessor,
 )
 
+from safeswitch.core.types import ReadPoint
 from safeswitch.engines.settings import GuardSettings, switched_off
 from safeswitch.engines.vllm.guard import Guard, Row
 from safeswitch.engines.vllm.live import at_work, find
@@ -129,9 +130,13 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
             for i, t, fed in known
             if isinstance(t, Task)
         ]
-        model.safeswitch_recorder.step(recorded, lambda site: model.safeswitch_read(sampled, site))
+
+        def read(point: ReadPoint) -> Tensor:
+            return model.safeswitch_read(sampled, point)
+
+        model.safeswitch_recorder.step(recorded, read)
         rows = [(i, row, fed) for i, row, fed in known if isinstance(row, Row)]
-        switch, stop = guard.step(rows, lambda site: model.safeswitch_read(sampled, site))
+        switch, stop = guard.step(rows, read)
         token = model.safeswitch_stop_token
         _forbid(logits, [i for i, row, _ in rows if row.task.mode != "observe"], token)
         by_head: dict[HeadActuator, list[int]] = {}
@@ -140,7 +145,7 @@ class SafeSwitchProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 assert row.tenant.head is not None  # a switch without one never fires here
                 by_head.setdefault(row.tenant.head, []).append(i)
         for head, places in by_head.items():
-            hidden = model.safeswitch_read(sampled, model.safeswitch_top)[places]
+            hidden = read(ReadPoint(model.safeswitch_top))[places]
             logits[places] += model.safeswitch_difference(head, hidden).to(logits.dtype)
             _decide(logits, places)
         if stop:

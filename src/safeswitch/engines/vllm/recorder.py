@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from safeswitch.core.types import ReadPoint, Site
+from safeswitch.core.types import RUNNING, ReadPoint
 
 
 class StateRecorder:
     """States by request and read point.
 
     Args:
-        points: What to keep: ends of prompts, and states after k reply tokens.
+        points: What to keep: ends of prompts, means over their tokens, and states after k reply
+            tokens.
     """
 
     def __init__(self, points: Sequence[ReadPoint]) -> None:
@@ -26,7 +27,7 @@ class StateRecorder:
         self._kept: dict[str, dict[ReadPoint, Tensor]] = {}
 
     def step(
-        self, rows: Sequence[tuple[int, str, int, bool]], read: Callable[[Site], Tensor]
+        self, rows: Sequence[tuple[int, str, int, bool]], read: Callable[[ReadPoint], Tensor]
     ) -> None:
         """Keep what is due of one sampling step.
 
@@ -34,13 +35,13 @@ class StateRecorder:
             rows: Place in the batch, id of the request, reply tokens fed so far, and whether the
                 reply has ended with them: its last state then stands for those that would have
                 followed.
-            read: States ``[n, d]`` of the whole batch at a site.
+            read: States ``[n, d]`` of the whole batch at a point.
         """
         for point in self.points:
-            at = point.position.index
+            at = point.position.index if point.position.kind in RUNNING else 0
             due = [(i, key) for i, key, fed, ended in rows if at == fed or (ended and at > fed)]
             if due:
-                states = read(point.site)[[i for i, _ in due]].to("cpu", torch.float32, copy=True)
+                states = read(point)[[i for i, _ in due]].to("cpu", torch.float32, copy=True)
                 for (_, key), state in zip(due, states, strict=True):
                     self._kept.setdefault(key, {})[point] = state
 

@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from transformers import PretrainedConfig
 
 from safeswitch.core.json_types import JsonMapping, JsonObject
+from safeswitch.core.types import ReadPoint
 from safeswitch.engines.settings import KEY, GuardSettings
+from safeswitch.switch.switch import Switch
 
 VERSIONS = ("0.32", "0.33")
 """vLLM releases whose extension points were read; ``docs/background/vllm.md`` says which of them
@@ -95,10 +97,21 @@ def prefer_v1_runner() -> None:
 def engine_flags(settings: GuardSettings, architectures: list[str]) -> JsonObject:
     """The engine arguments that put the guard into a stock vLLM engine, by the names of
     ``AsyncEngineArgs``."""
-    return {
+    flags: JsonObject = {
         "additional_config": {KEY: settings.to_dict()},
         "logits_processors": [PROCESSOR],
         "worker_extension_cls": EXTENSION,
         "logprobs_mode": LOGPROBS,
         "model_class_overrides": {name: f"{MODELS}:{name}" for name in architectures},
     }
+    if _reads_means(settings):
+        # a mean is taken in the step that computes its tokens, so a prompt must not be cut
+        flags["enable_chunked_prefill"] = False
+    return flags
+
+
+def _reads_means(settings: GuardSettings) -> bool:
+    """Whether a bundle, or what is recorded, reads means over prompt tokens."""
+    recorded = [ReadPoint.parse(point).position.kind for point in settings.record]
+    gates = [Switch.from_pretrained(folder).gate for folder in settings.bundles.values()]
+    return "mean" in recorded or any(gate.reads_means for gate in gates)

@@ -55,6 +55,7 @@ class SafeSwitchWorker:
                 "asks_first": tenant.gate.stage1 is not None,
                 "changes_replies": tenant.head is not None,
                 "text": tenant.gate.reads_text,
+                "whole": tenant.gate.reads_means,
                 "watch_until": tenant.gate.watch_until,
                 "watch_every": tenant.gate.watch_every if tenant.gate.watch is not None else None,
             }

@@ -55,11 +55,12 @@ def serve_arguments(model: str, guard: GuardSettings, flags: Sequence[str]) -> l
     grace = [] if "--shutdown-timeout" in given else ["--shutdown-timeout", GRACE]
     host = [] if given & {"--host", "--uds"} else ["--host", "127.0.0.1"]
     dtype = [] if "--dtype" in given else ["--dtype", run_dtype(config, "auto")]
+    whole = ["--no-enable-chunked-prefill"] if "enable_chunked_prefill" in own else []
     return [
         model, *host, *grace, *dtype, "--additional-config", json.dumps(additional),
         "--logits-processors", *own["logits_processors"], "--worker-extension-cls", own["worker_extension_cls"],
         "--model-class-overrides", json.dumps(own["model_class_overrides"]), "--logprobs-mode", own["logprobs_mode"],
-        "--middleware", MIDDLEWARE, *flags,
+        "--middleware", MIDDLEWARE, *whole, *flags,
     ]  # fmt: skip
 
 
