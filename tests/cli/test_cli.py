@@ -650,7 +650,7 @@ def test_faults_of_fitting(place: Path, tmp_path: Path, run: Any) -> None:
     fault(
         fit("--readers", "tea"),
         "SettingError",
-        "must be among 'layers', 'window', 'text', 'steps', 'outputs' and the registered probers",
+        "must be among 'layers', 'window', 'text', 'steps', 'outputs', 'means' and the registered probers",
     )
     fault(
         fit("--calibrate", "all"),

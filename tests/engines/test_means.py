@@ -3,6 +3,7 @@ and refused where it cannot be made."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from safeswitch.switch.actuators.base import NoAction
 from safeswitch.switch.capability import vllm_refusal
 from safeswitch.switch.gate import Gate, Stage
 from safeswitch.switch.switch import Switch
-from tests.switch.made import engine, requests, settings, two_of_three
+from tests.fitting.test_harms import named
+from tests.switch.made import engine, settings, two_of_three
 from tests.tiny import tiny_lm
 
 PROMPTS = ["a", "a long river stone cloud and a b c d", "ZAP it", "b c d"]
@@ -65,22 +67,18 @@ def test_a_fit_on_means_is_kept_by_its_bundle_with_kinds_that_are_read_there_too
     tmp_path: Path,
 ) -> None:
     chosen = settings(readers=("means",), stages="stage1", layers=(1, 2))
-    switch = Switch.fit(engine(), requests(), chosen, complied=two_of_three)
+    switch = Switch.fit(engine(), named(), chosen, complied=two_of_three)
     switch.save_pretrained(tmp_path)
     again = Switch.from_pretrained(tmp_path)
-    asked = requests()[:6]
-    scores = [
-        [
-            reply.decision.scores
-            for reply in engine().generate(asked, one, max_new_tokens=1, do_sample=False)
-        ]
-        for one in (switch, again)
-    ]
-    assert scores[0] == scores[1]
     mean = ReadPoint(2, Position("mean", 24))
-    assert mean in again.gate.prompt_points
-    if again.gate.harms is not None:
-        assert mean in again.gate.harms.points
+    assert again.gate.harms is not None
+    assert mean in again.gate.harms.points
+    decisions = []
+    for one in (switch, again):
+        replies = engine().generate(named()[:40], one, max_new_tokens=1, do_sample=False)
+        decisions.append([replace(reply.decision, latency_s=0.0) for reply in replies])
+    assert decisions[0] == decisions[1]
+    assert len({decision.category for decision in decisions[0] if decision.fired}) > 1
 
 
 def test_vllm_takes_means_and_says_why_it_takes_no_window() -> None:

@@ -21,6 +21,7 @@ from safeswitch.engines.vllm.settings import engine_flags
 from safeswitch.switch.switch import Switch
 from tests.engines.vllm_asked import ROWS, assert_same, expected
 from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, switch, vllm_engine
+from tests.fitting.test_harms import named
 from tests.switch.made import engine, requests, settings, two_of_three
 
 STEP = [(0, 9), (41, 1), (42, 1), (0, 3), (7, 4), (0, 1)]
@@ -104,10 +105,14 @@ def reading_means(stages: str) -> Switch:
     """A first stage on means, at a threshold where rounding decides nothing; ``two``: with the second
     stage and the watch of the switch that other tests use."""
     chosen = settings(stages="stage1", readers=("means",), layers=(1, 2))
-    made = Switch.fit(reference("llama"), ROWS, chosen, complied=two_of_three)
+    made = Switch.fit(reference("llama"), named(), chosen, complied=two_of_three)
     first = made.gate.stage1
     assert first is not None
-    gate = made.gate if stages == "stage1" else switch("llama").gate
+    assert made.gate.harms is not None
+    assert any(point.position.kind == "mean" for point in made.gate.harms.points)
+    gate = made.gate
+    if stages == "two":
+        gate = replace(switch("llama").gate, harms=gate.harms)
     return replace(made, gate=replace(gate, stage1=replace(first, threshold=0.5)))
 
 
@@ -140,7 +145,11 @@ def test_vllm_decides_on_means_as_the_transformers_engine(
     want = expected("llama", reading_means(stages))
     assert {reply.decision.fired for reply in want} == {True, False}
     assert len({reply.decision.scores["stage1"] for reply in want}) > 10
-    assert_same(asked(guarded, monkeypatch, ROWS, stages), want)
+    got = asked(guarded, monkeypatch, ROWS, stages)
+    assert_same(got, want)
+    kinds = [reply.decision.category for reply in want]
+    assert len(set(kinds)) > 2
+    assert [reply.decision.category for reply in got] == kinds
 
 
 @needs_vllm

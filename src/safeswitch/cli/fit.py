@@ -83,8 +83,8 @@ class GateOptions:
     readers: Annotated[
         str,
         typer.Option(
-            help="What stage 1 fuses, joined by commas: steps, outputs, layers, window, text, "
-            "another prober by its name, or file.py:Name."
+            help="What stage 1 fuses, joined by commas: steps, means, outputs, layers, window, "
+            "text, another prober by its name, or file.py:Name."
         ),
     ] = "steps"
     calibrate: Annotated[

@@ -39,11 +39,12 @@ class FitSettings:
         readers: What stage 1 fuses: ``steps`` (what blocks of the upper two thirds add to the
             residual stream at the prompt's end, weighed by source), ``outputs`` (the same, of the
             attention and the MLP of each block on its own), ``means`` (the steps, at the prompt's end
-            and as means over its last tokens; not in vLLM), ``layers`` (average over layers at the
+            and as means over its last tokens), ``layers`` (average over layers at the
             prompt's end), ``window`` (token-wise over the prompt's last tokens), ``text`` (word
             n-grams), or any prober by its name that needs to be told no more than where to read
             (:data:`safeswitch.probers.build.PLACES`). On sets of requests that were left out of the
-            fit, ``means`` holds best, and of those that vLLM can read ``steps``.
+            fit, ``steps`` and ``means`` hold best; the latter tells kinds of harm apart better, and
+            costs vLLM its prefix cache.
         calibrate: What stage 1's threshold is set on: ``pooled``, the ordinary requests of the
             calibration part, which come from the sources that are fitted on; or ``sources``, each
             safe source while it is left out of the fit
