@@ -80,6 +80,7 @@ def test_the_whole_job_gives_figures_by_suite_and_label_and_is_not_done_twice(
             weights_path(),
             name="tiny",
             requests=12,
+            per_source=400,
             settings=SMALL,
             suites=suites,
             say=said.append,

@@ -34,12 +34,13 @@ def real(
     ] = 480,
     per_kind: Annotated[
         int, typer.Option(min=100, help="Most fitting rows of each kind of the starter set.")
-    ] = 400,
+    ] = 200,
     seed: SeedOption = 0,
 ) -> None:
     """The whole job on a real model: fit without data, compare, one table and one picture.
 
-    On two cores it takes up to half an hour; a run that was cut off is resumed.
+    Made to take about half an hour on two idle cores; a larger --per-kind reads more of the starter
+    set and catches more. A run that was cut off is resumed.
     """
     from safeswitch.cli.load import no_bars_in_a_file
     from safeswitch.nano.real import run_real

@@ -58,12 +58,8 @@ TITLES: Mapping[str, str] = {
 }
 JUDGE = "rules"
 REPLY_TOKENS = 24
-PER_SOURCE = 700
-"""Most fitting rows of a kind of the starter set."""
 ANSWERED = 250
 """Most requests of a part that the model answers while it is fitted."""
-REQUESTS = 480
-"""Measured requests in all, shared evenly among the suites."""
 _FEW = 10
 _OPTIONS: Mapping[str, JsonMapping] = {"prompt": {"requests": 16}}
 _CARD = """{title}.
@@ -211,8 +207,8 @@ def run_real(
     *,
     name: str,
     data: Path | None = None,
-    requests: int = REQUESTS,
-    per_source: int = PER_SOURCE,
+    requests: int,
+    per_source: int,
     settings: FitSettings | None = None,
     suites: Sequence[Suite] | None = None,
     seed: int = 0,
