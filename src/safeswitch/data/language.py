@@ -78,6 +78,10 @@ _READ = 2000
 """Characters that are looked at, from the end: a request stands behind its context."""
 
 
+_WORD = re.compile(r"\w{2,}|(?<![-\w])\w(?![-\w])")
+"""A word; single letters of a spelt-out chain ("b-o-t") are none."""
+
+
 def language_of(text: str) -> str:
     """Its language as ISO 639-1.
 
@@ -100,7 +104,7 @@ def language_of(text: str) -> str:
     for language, count in scripts.most_common(1):
         if count >= _ENOUGH * len(letters):
             return language
-    return _by_words(re.findall(r"\w+", read.lower()))
+    return _by_words(_WORD.findall(read.lower()))
 
 
 def _script(letter: str) -> str:

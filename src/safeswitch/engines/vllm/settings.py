@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from transformers import PretrainedConfig
 
@@ -111,7 +112,9 @@ def engine_flags(settings: GuardSettings, architectures: list[str]) -> JsonObjec
 
 
 def _reads_means(settings: GuardSettings) -> bool:
-    """Whether a bundle, or what is recorded, reads means over prompt tokens."""
+    """Whether a bundle, or what is recorded, reads means over prompt tokens; a folder that is not
+    there is left to the worker, which names it."""
     recorded = [ReadPoint.parse(point).position.kind for point in settings.record]
-    gates = [Switch.from_pretrained(folder).gate for folder in settings.bundles.values()]
-    return "mean" in recorded or any(gate.reads_means for gate in gates)
+    folders = [folder for folder in settings.bundles.values() if Path(folder).is_dir()]
+    reading = any(Switch.from_pretrained(folder).gate.reads_means for folder in folders)
+    return reading or "mean" in recorded
