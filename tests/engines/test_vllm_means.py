@@ -7,23 +7,27 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from safeswitch.core.errors import SettingError
 from safeswitch.core.types import Reply
 from safeswitch.engines.context import Context
 from safeswitch.engines.settings import GuardSettings
 from safeswitch.engines.vllm.means import means_of_last
 from safeswitch.engines.vllm.settings import engine_flags
+from safeswitch.nano import switch_path, weights_path
 from safeswitch.switch.switch import Switch
 from tests.engines.vllm_asked import ROWS, assert_same, expected
 from tests.engines.vllm_made import NEW, SUPPRESS, needs_vllm, reference, switch, vllm_engine
 from tests.fitting.test_harms import named
 from tests.switch.made import engine, requests, settings, two_of_three
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own, when it is imported
 STEP = [(0, 9), (41, 1), (42, 1), (0, 3), (7, 4), (0, 1)]
 """First position and number of tokens of each request in a step: whole prompts, rows in their reply
 (the second looks like a continuation of the first), and a prompt whose first tokens are not here."""
@@ -101,6 +105,80 @@ def test_prompts_are_not_cut_where_a_bundle_reads_means(tmp_path: Path) -> None:
     assert recorded["enable_chunked_prefill"] is False
 
 
+def config(**changes: Any) -> Any:
+    """What a worker is told of an engine that takes every prompt in one step."""
+    found: dict[str, Any] = {
+        "enable_chunked_prefill": False, "long_prefill_token_threshold": 0, "use_ubatching": False,
+        "prefill_context_parallel_size": 1, "mamba_cache_mode": "none", **changes,
+    }  # fmt: skip
+    one = SimpleNamespace(**found)
+    return SimpleNamespace(scheduler_config=one, parallel_config=one, cache_config=one)
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"enable_chunked_prefill": True}, "--no-enable-chunked-prefill"),
+        ({"long_prefill_token_threshold": 64}, "no --long-prefill-token-threshold"),
+        ({"use_ubatching": True}, "--enable-dbo"),
+        ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size"),
+        ({"mamba_cache_mode": "align"}, "--no-enable-prefix-caching"),
+    ],
+    ids=str,
+)
+def test_an_engine_that_may_cut_prompts_is_refused_by_the_flag(
+    change: dict[str, Any], told: str
+) -> None:
+    from safeswitch.engines.vllm.load import refuse_cut_prompts
+
+    refuse_cut_prompts(config())
+    with pytest.raises(SettingError, match=f"one step; this engine needs .*{told}"):
+        refuse_cut_prompts(config(**change))
+
+
+@needs_vllm
+def test_runs_that_read_a_prompt_use_no_prefix_cache_and_others_do() -> None:
+    from vllm import SamplingParams
+
+    from safeswitch.engines.vllm.choice import BundlePlan, GuardedChoice, Runs
+    from safeswitch.engines.vllm.settings import Task
+
+    sent: list[Any] = []
+
+    def skips(mode: str, whole: bool) -> Any:
+        plan = BundlePlan("id", 3, True, True, True, False, whole)
+        own, task = SamplingParams(), Task("r", "default", mode)
+        choice = GuardedChoice(
+            lambda prompt, params: sent.append(params), {}, Runs(own, own, ()), task, plan, 0,
+            lambda ended: None, None,
+        )  # type: ignore[arg-type,return-value]  # fmt: skip
+        choice._run(own, task)
+        assert not own.skip_reading_prefix_cache
+        return bool(sent[-1].skip_reading_prefix_cache)
+
+    modes = ("enforce", "pilot", "observe", "refuse", "judge")
+    assert [skips(mode, True) for mode in modes] == [True, True, True, False, False]
+    assert not any(skips(mode, False) for mode in modes)
+
+
+@needs_vllm
+def test_the_server_sets_the_flag_for_such_bundles_alone(tmp_path: Path) -> None:
+    from safeswitch.serving.vllm.server import serve_arguments
+
+    made = Switch.fit(
+        engine(),
+        requests(),
+        settings(readers=("means",), stages="stage1", layers=(1, 2)),
+        complied=two_of_three,
+    )
+    made.save_pretrained(tmp_path)
+    flag = "--no-enable-chunked-prefill"
+    model = str(weights_path())
+    assert flag in serve_arguments(model, GuardSettings({"default": str(tmp_path)}), [])
+    assert flag not in serve_arguments(model, GuardSettings({"default": str(switch_path())}), [])
+
+
 def reading_means(stages: str) -> Switch:
     """A first stage on means, at a threshold where rounding decides nothing; ``two``: with the second
     stage and the watch of the switch that other tests use."""
@@ -137,7 +215,6 @@ def asked(guarded: Any, monkeypatch: pytest.MonkeyPatch, prompts: Any, bundle: s
 
 @needs_vllm
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("stages", ["stage1", "two"])
 def test_vllm_decides_on_means_as_the_transformers_engine(
     guarded: Any, monkeypatch: pytest.MonkeyPatch, stages: str
@@ -154,7 +231,6 @@ def test_vllm_decides_on_means_as_the_transformers_engine(
 
 @needs_vllm
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_means_are_whole_for_prompts_that_the_prefix_cache_holds(
     guarded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

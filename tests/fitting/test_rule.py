@@ -16,6 +16,7 @@ from safeswitch.fitting.gate import GateFit, fit_gate
 from safeswitch.fitting.observe import Observed, ReadPrompts
 from safeswitch.fitting.plan import FitPlan
 from safeswitch.fitting.settings import FitSettings
+from safeswitch.statistics.intervals import Paired
 from tests.fitting.test_ordinary import lookalikes
 from tests.switch.made import requests
 
@@ -86,6 +87,18 @@ def test_where_the_model_refuses_what_only_sounds_unsafe_the_product_is_taken() 
     told = found.calibration["product_against_and"]
     assert told["only_first"] > told["only_second"]
     assert told["p_value"] < 0.05
+
+
+def test_the_product_is_not_taken_where_the_gate_without_it_catches_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where it beats a first stage whose threshold comes from the same few requests."""
+    beaten = Paired(only_first=9, only_second=0, p_value=0.004)
+    monkeypatch.setattr("safeswitch.fitting.gate.mcnemar", lambda *rows: beaten)
+    found = fitted(0, 0.0, answered=60)
+    caught = found.calibration["caught_on_validation"]
+    assert caught["and"] > caught["product"]
+    assert found.gate.rule == "and"
 
 
 def test_ordinary_calibration_requests_are_answered_first() -> None:

@@ -317,7 +317,8 @@ def _two_stages(
             tied_rows(harmful.examples),
         )
         notes["product_against_and"] = asdict(found)
-        if found.only_first > found.only_second and found.p_value < _BY_CHANCE:
+        more = int(hits["product"].sum()) > int(hits["and"].sum())
+        if more and found.only_first > found.only_second and found.p_value < _BY_CHANCE:
             best = "product"
     seen = max(1, len(harmful.unsafe))
     caught = {name: int(hit.sum()) / seen for name, hit in hits.items()}

@@ -172,7 +172,7 @@ class MeansProber(StepsProber):
     prompt's last tokens.
 
     The end knows the whole request, but is one reading; the tokens before it are many, each with a
-    view of its own. On sets that were left out of the fit the two together hold better than either.
+    view of its own. Kinds of harm are told apart better with them.
 
     Args:
         tokens: How many tokens the mean is over, at most.

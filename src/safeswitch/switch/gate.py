@@ -89,7 +89,7 @@ class Gate:
         always: Fire on every request without reading anything (an always-on baseline).
         fail: ``closed`` fires when a prober cannot run (exception, NaN); ``open`` lets the request
             pass.
-        harms: Reads which kind of harm is in a request that fires, from states of its prompt's end.
+        harms: Reads which kind of harm is in a request that fires, from states of its prompt.
         rules: What a policy has done by that kind; no part of a bundle. See :meth:`with_rules`.
     """
 
@@ -180,7 +180,7 @@ class Gate:
 
     @property
     def prompt_points(self) -> tuple[ReadPoint, ...]:
-        """What must be read at the prompt's end."""
+        """What must be read of the prompt."""
         points = [
             p
             for s in (self.stage1, self.stage2)

@@ -16,7 +16,8 @@
 A bundle with a stage 2 and no stage 1 begins with the pilot run.
 
 Rolled back means: the worker has put the reserved stop token in place of a reply token, the tokens
-so far are dropped unseen, and the same prompt is submitted again, brought back by the prefix cache.
+so far are dropped unseen, and the same prompt is submitted again, brought back by the prefix cache
+(but where means over it are read anew).
 Nothing undecided is ever yielded. ``sampling.py`` says what a run *of ours* takes from the
 client.
 """

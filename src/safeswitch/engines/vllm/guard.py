@@ -269,7 +269,7 @@ class Guard:
 
         Args:
             rows: Place in the batch, row, and reply tokens fed so far (0 at the prompt's end).
-            read: States ``[n, d]`` of the whole batch at a site.
+            read: States ``[n, d]`` of the whole batch at a point.
 
         Returns:
             Places whose logits are to come from the refusal head, and places that must be rolled

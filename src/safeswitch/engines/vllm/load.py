@@ -74,6 +74,29 @@ def refuse_unless_supported(vllm_config: VllmConfig, settings: GuardSettings | N
         )
 
 
+def refuse_cut_prompts(vllm_config: VllmConfig) -> None:
+    """Raise for an engine that may compute a prompt in parts: a mean is taken in the step that
+    computes its tokens, and part of a prompt there may look like the rest of another request.
+
+    Raises:
+        SettingError: with the flag to change.
+    """
+    scheduler, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
+    cuts = {
+        "--no-enable-chunked-prefill": scheduler.enable_chunked_prefill,
+        "no --long-prefill-token-threshold": scheduler.long_prefill_token_threshold > 0,
+        "neither --enable-dbo nor --ubatch-size": parallel.use_ubatching,
+        "no --prefill-context-parallel-size": parallel.prefill_context_parallel_size > 1,
+        "--no-enable-prefix-caching": vllm_config.cache_config.mamba_cache_mode == "align",
+    }
+    needed = [flag for flag, cut in cuts.items() if cut]
+    if needed:
+        raise SettingError(
+            "a bundle reads means over prompt tokens, for which vLLM must take each prompt in one "
+            f"step; this engine needs {', '.join(needed)}, or a bundle fitted with --readers steps"
+        )
+
+
 def load_tenants(vllm_config: VllmConfig, settings: GuardSettings) -> dict[str, Tenant]:
     """Every bundle, checked against the model and with its head on the model's device.
 
@@ -101,11 +124,6 @@ def load_tenants(vllm_config: VllmConfig, settings: GuardSettings) -> dict[str, 
                 f"bundle {name!r} ({folder}) was fitted on {switch.base.model_id} (fingerprint "
                 f"{switch.base.fingerprint}), but the model is {config.model} (fingerprint "
                 f"{print_of}); set allow_other_model if they are equivalent"
-            )
-        if switch.gate.reads_means and vllm_config.scheduler_config.enable_chunked_prefill:
-            raise SettingError(
-                f"bundle {name!r} reads means over prompt tokens, for which vLLM must take each "
-                "prompt in one step: --no-enable-chunked-prefill"
             )
         switch.actuator.check(int(text_config.hidden_size), int(text_config.vocab_size))
         tenants[name] = Tenant(name, switch.gate, _head(switch, vllm_config), switch.fingerprint)

@@ -33,7 +33,11 @@ from safeswitch.core.types import Output, ReadPoint, Site
 from safeswitch.engines.settings import GuardSettings, switched_off
 from safeswitch.engines.vllm.guard import Guard
 from safeswitch.engines.vllm.live import keep
-from safeswitch.engines.vllm.load import load_tenants, refuse_unless_supported
+from safeswitch.engines.vllm.load import (
+    load_tenants,
+    refuse_cut_prompts,
+    refuse_unless_supported,
+)
 from safeswitch.engines.vllm.means import means_of_last
 from safeswitch.engines.vllm.outputs import let_out, plan_taps
 from safeswitch.engines.vllm.recorder import StateRecorder
@@ -74,6 +78,8 @@ class GuardedModel(nn.Module):
             points += tenant.gate.points
         means = [point for point in points if point.position.kind == "mean"]
         self.safeswitch_means = tuple(dict.fromkeys((p.site, p.position.index) for p in means))
+        if means:
+            refuse_cut_prompts(vllm_config)
         ends = {point.site for point in points if point not in means} - {self.safeswitch_top}
         inner = ends | {site for site, _ in self.safeswitch_means} - {self.safeswitch_top}
         if inner:
