@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import ArtifactError, SettingError
+from safeswitch.core.errors import ActivationError, ArtifactError, SettingError
 from safeswitch.core.harms import OTHER
 from safeswitch.core.types import Example, Message, ReadPoint
 from safeswitch.fitting.harms import FEWEST, fit_harms
@@ -68,6 +68,48 @@ def test_each_request_is_of_the_kind_that_its_states_show() -> None:
     right = [s.category == kind for s, kind in zip(seen, MANY, strict=True) if kind]
     assert sum(right) / len(right) > 0.95
     assert all(entry["auroc"] > 0.95 for entry in notes["kinds"].values())
+
+
+def worded(kinds: list[str], seed: int) -> ReadPrompts:
+    """Noise alone; each kind stands in the text, between words that say nothing."""
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn(2, len(kinds), D, generator=draw)
+    texts = []
+    for i, kind in enumerate(kinds):
+        texts.append(f"please {kind or 'paint'} the {['red', 'blue'][i % 2]} thing {i}")
+    states = dict(zip(map(ReadPoint, LAYERS), noise, strict=True))
+    examples = tuple(row(i, kind) for i, kind in enumerate(kinds))
+    return ReadPrompts(examples, Activations(states, texts=tuple(texts)))
+
+
+def test_words_tell_kinds_that_states_do_not_and_count_for_nothing_where_there_are_none() -> None:
+    plan = FitPlan(3, settings())
+    reader = fit_harms(plan, LAYERS, worded(MANY, 0), [worded(MANY, 1)]).reader
+    assert reader is not None
+    assert reader.reads_text
+    seen = reader.read(worded(MANY, 2).activations)
+    assert [s.category for s, kind in zip(seen, MANY, strict=True) if kind] == [
+        k for k in MANY if k
+    ]
+    silent = fit_harms(plan, LAYERS, observed(MANY, 0), [observed(MANY, 1)]).reader
+    assert silent is not None
+    assert not silent.reads_text
+    with pytest.raises(ActivationError, match="one text a request; got 0 for 120"):
+        reader.logits(observed(MANY, 2).activations)
+
+
+@pytest.mark.parametrize("parts", [worded, observed], ids=["words", "states"])
+def test_a_reader_survives_being_stored_with_words_and_without(parts: Any) -> None:
+    found = fit_harms(FitPlan(3, settings()), LAYERS, parts(MANY, 0), [parts(MANY, 1)]).reader
+    assert found is not None
+    config, tensors = found.state()
+    assert ("words" in tensors) == (parts is worded)
+    again = HarmReader.from_state(config, tensors)
+    new = parts(MANY, 2).activations
+    torch.testing.assert_close(again.probabilities(new), found.probabilities(new))
+    bent = {**tensors, "words": torch.zeros(2, 8)}
+    with pytest.raises(ArtifactError, match="words"):
+        HarmReader.from_state(config, bent)
 
 
 def test_probabilities_are_calibrated_as_often_as_they_say() -> None:

@@ -1,9 +1,10 @@
 """Fitting the reader of kinds of harm, beside stage 1 and on the states that it reads.
 
 One ridge regression for all kinds: each row's kind against all others, safe requests among these.
-A logistic curve for each kind (Platt 1999) then turns what it says into a probability, fitted on
-requests that the ridge has not seen: those of validation and calibration, of which nothing is
-chosen here. Knows observed requests. Knows nothing of engines, thresholds or files.
+A second one reads the words of the same requests: a small model's states tell kinds apart less well
+than both do together. A logistic curve of both for each kind (Platt 1999, with two scores) then turns
+what they say into a probability, fitted on requests that neither has seen: those of validation and
+calibration, of which nothing is chosen here. Knows observed requests. Knows nothing of engines, thresholds or files.
 
 Letters: n requests, C kinds, F features.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,13 +34,19 @@ from safeswitch.probers.added import (
     Terms,
 )
 from safeswitch.probers.calibrate import platt_targets
-from safeswitch.probers.harms import HarmReader
+from safeswitch.probers.harms import LONGEST, HarmReader
 from safeswitch.probers.logistic import Array, fit_logistic
+from safeswitch.probers.text import hashed_ngrams
 
 FEWEST = 8
 """Fit rows, and rows to calibrate on, without which a kind is not told apart."""
 RIDGE = 0.01
 """Penalty on the weighted mean squared error, as stage 1's reader of steps has it on its loss."""
+WORD_RIDGE = 1e-5
+"""Penalty of the regression on words, chosen on the starter set's calibration part, the curves fitted
+on its validation part (SmolLM2-135M: of 419 flagged rows 236, 244, 248 right at 3e-4, 3e-5, 1e-5)."""
+BUCKETS = 2**15
+"""Hash buckets of the word n-grams, that is weights a kind."""
 SAFE_WEIGHT = 0.5
 """What all safe fit rows weigh together, in kinds of harm. Little: the reader is asked once the gate
 has fired, and a larger weight tells kinds apart less well (nano, half of validation: .5 gives 82 %,
@@ -95,18 +102,26 @@ def fit_harms(
     ready = ready._replace(kinds=_folded(ready.kinds, names))
     prober = _states(plan, layers)
     features, scalings = prober.features(rows.activations)
-    slopes = _ridge(features, _targets(rows, names), _weights(rows.kinds))
+    targets, weights = _targets(rows, names), _weights(rows.kinds)
+    slopes = _ridge(features, targets, weights, RIDGE)
     folded = [prober.folded(torch.from_numpy(slope), scalings) for slope in slopes]
     weight = torch.stack([one for one, _ in folded])
     bias = torch.cat([one for _, one in folded])
-    raw = HarmReader(names, prober.points, weight, bias).logits(ready.activations)
-    weight, bias = _calibrated(weight, bias, raw, _targets(ready, names))
+    states = HarmReader(names, prober.points, weight, bias)
+    words = _words(rows, targets, weights)
+    nothing = (torch.zeros_like(weight), torch.zeros_like(bias))
+    read = (
+        [states, HarmReader(names, prober.points, *nothing, words)]
+        if words is not None
+        else [states]
+    )
+    reader = _calibrated(read, ready.activations, _targets(ready, names))
     notes: JsonObject = {
         "fewest": FEWEST,
-        "kinds": _counts(names, rows.kinds, ready.kinds, raw),
+        "kinds": _counts(names, rows.kinds, ready.kinds, reader.logits(ready.activations)),
         "in other": few,
     }
-    return HarmFit(HarmReader(names, prober.points, weight, bias), notes)
+    return HarmFit(reader, notes)
 
 
 def _labelled(parts: Sequence[ReadPrompts]) -> _Labelled:
@@ -171,34 +186,49 @@ def _weights(kinds: Sequence[str]) -> Array:
     return np.asarray(weights / weights.sum())
 
 
-def _ridge(features: Array, targets: Array, weights: Array) -> Array:
-    """``[C + 1, F + 1]``, intercept last, from features ``[n, F]``."""
+def _words(rows: _Labelled, targets: Array, weights: Array) -> Tensor | None:
+    """``[C + 1, B]``, what each n-gram says for each kind; None where the requests' texts are not
+    known."""
+    if len(rows.activations.texts) != len(rows.kinds):
+        return None
+    features = hashed_ngrams(rows.activations, LONGEST, BUCKETS, "harm reader")
+    # without its intercept, for which the calibration makes up
+    return torch.from_numpy(_ridge(features, targets, weights, WORD_RIDGE)[:, :-1].copy()).float()
+
+
+def _ridge(features: Any, targets: Array, weights: Array, penalty: float) -> Array:
+    """``[C + 1, F + 1]``, intercept last, from features ``[n, F]``, an array or sparse."""
     from sklearn.linear_model import Ridge  # heavy, and only fitting needs it
 
-    found = Ridge(alpha=RIDGE).fit(features, targets, sample_weight=weights)
+    found = Ridge(alpha=penalty).fit(features, targets, sample_weight=weights)
     return np.column_stack([found.coef_, found.intercept_])
 
 
-def _calibrated(weight: Tensor, bias: Tensor, raw: Tensor, targets: Array) -> tuple[Tensor, Tensor]:
-    """Weight and bias with each row's Platt curve folded in: slope and shift of its logits."""
-    slopes, shifts = [], []
-    for column in range(len(bias)):
-        slope, shift = _platt(raw[:, column], targets[:, column])
-        slopes.append(slope)
-        shifts.append(shift)
-    scale = torch.tensor(slopes)
-    return weight * scale[:, None, None], bias * scale + torch.tensor(shifts)
-
-
-def _platt(scores: Tensor, truth: Array) -> tuple[float, float]:
-    """Slope and shift that turn ``scores`` ``[n]`` into log-odds; targets are kept from 0 and 1 by
-    the counts of their classes (Platt 1999, section 2.2). The slope is 0 or more."""
-    spread = float(scores.std()) or 1.0  # the solver wants features of about 1
-    rows = scores.double().numpy()[:, None] / spread
-    slope, shift = fit_logistic(
-        rows, platt_targets(truth), np.ones(len(truth)), l2=1e-6, nonnegative=True
+def _calibrated(read: Sequence[HarmReader], held: Activations, targets: Array) -> HarmReader:
+    """One reader from those of states and of words, with each kind's logistic curve folded in."""
+    states, words = read[0], read[-1].words
+    scores = torch.stack([reader.logits(held) for reader in read], 2)
+    curves = [_platt(scores[:, column], targets[:, column]) for column in range(targets.shape[1])]
+    slopes = torch.tensor([slope for slope, _ in curves])
+    bias = states.bias * slopes[:, 0] + torch.tensor([shift for _, shift in curves])
+    return HarmReader(
+        states.names,
+        states.points,
+        states.weight * slopes[:, 0, None, None],
+        bias,
+        None if words is None else words * slopes[:, -1:],
     )
-    return float(slope) / spread, float(shift)
+
+
+def _platt(scores: Tensor, truth: Array) -> tuple[list[float], float]:
+    """Slopes and shift that turn ``scores`` ``[n, S]`` into log-odds; targets are kept from 0 and 1 by
+    the counts of their classes (Platt 1999, section 2.2). Slopes are 0 or more."""
+    rows = scores.double().numpy()
+    spread = np.where(rows.std(0) > 0, rows.std(0), 1.0)  # the solver wants features of about 1
+    *slopes, shift = fit_logistic(
+        rows / spread, platt_targets(truth), np.ones(len(truth)), l2=1e-6, nonnegative=True
+    )
+    return (np.array(slopes) / spread).tolist(), float(shift)
 
 
 def _counts(

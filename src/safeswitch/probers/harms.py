@@ -1,8 +1,8 @@
-"""Which kind of harm a request asks for, read from the states of its prompt.
+"""Which kind of harm a request asks for, read from the states of its prompt and from its words.
 
 One logistic reader a kind, all of them one matrix: a request may be of several kinds. It is asked
 once the gate has fired, and decides nothing itself. Shapes: n requests, C kinds, P points read, d
-hidden size. Knows nothing of gates or thresholds.
+hidden size, B buckets of word n-grams. Knows nothing of gates or thresholds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,10 @@ from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import check_shapes, only, take
 from safeswitch.core.types import PROMPT_END, ReadPoint
 from safeswitch.probers.learned import rows_at
+from safeswitch.probers.text import hashed_ngrams
 
+LONGEST = 2
+"""Longest n-gram that is read, in words."""
 POSITIONS = (PROMPT_END.kind, "mean")
 """Kinds of position at which kinds of harm may be read."""
 SURE = 0.5
@@ -54,7 +58,8 @@ UNREAD = Seen(OTHER, {}, "refuse")
 
 
 class HarmReader:
-    """C kinds and one severity, each a linear function of P states, then the logistic function.
+    """C kinds and one severity, each a linear function of P states and of the words, then the
+    logistic function.
 
     Calibration (a slope and a shift for each) is folded into the weights.
 
@@ -63,13 +68,19 @@ class HarmReader:
         points: The P points, at the prompt's end or means over its last tokens.
         weight: ``[C + 1, P, d]``; the last row reads how mild a harmful request is.
         bias: ``[C + 1]``.
+        words: ``[C + 1, B]``, of hashed n-grams of up to ``LONGEST`` words; None reads none.
 
     Raises:
         SettingError: no kind, an unknown one, one twice, or a point elsewhere.
     """
 
     def __init__(
-        self, names: Sequence[str], points: Sequence[ReadPoint], weight: Tensor, bias: Tensor
+        self,
+        names: Sequence[str],
+        points: Sequence[ReadPoint],
+        weight: Tensor,
+        bias: Tensor,
+        words: Tensor | None = None,
     ) -> None:
         self.names, self.points = tuple(names), tuple(points)
         if not self.names or len(set(self.names)) != len(self.names):
@@ -78,19 +89,29 @@ class HarmReader:
             check_choice("HarmReader", "names", name, tuple(HARMS))
         for point in self.points:
             check_choice("HarmReader", f"position of {point}", point.position.kind, POSITIONS)
-        self.weight, self.bias = weight, bias
+        self.weight, self.bias, self.words = weight, bias, words
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it needs the requests' plain text."""
+        return self.words is not None
 
     def logits(self, activations: Activations) -> Tensor:
-        """``[n, C + 1]`` float32, one for each kind and one for being mild; from states ``[n, d]``.
+        """``[n, C + 1]`` float32, one for each kind and one for being mild; from states ``[n, d]``
+        and texts.
 
         Raises:
-            ActivationError: states that are missing or of another width.
+            ActivationError: states that are missing or of another width, or texts that are missing.
         """
         width = self.weight.shape[2]
         states = [rows_at(activations, p, "harm reader", width=width) for p in self.points]
         logits = self.bias.to(states[0].device)
         for rows, weight in zip(states, self.weight.unbind(1), strict=True):
             logits = logits + (rows @ weight.T.to(rows.device)).to(logits.device)
+        if self.words is not None:
+            found = hashed_ngrams(activations, LONGEST, self.words.shape[1], "harm reader")
+            told = np.asarray(found @ self.words.T.cpu().double().numpy())
+            logits = logits + torch.from_numpy(told).to(logits)
         return logits
 
     def probabilities(self, activations: Activations) -> Tensor:
@@ -113,13 +134,18 @@ class HarmReader:
         return Seen(self.names[likeliest], dict(zip(self.names, kinds, strict=True)), severity)
 
     def state(self) -> tuple[JsonObject, dict[str, Tensor]]:
-        """Plain-JSON config, and tensors ``weight`` ``[C + 1, P, d]`` and ``bias`` ``[C + 1]``."""
+        """Plain-JSON config, and tensors ``weight`` ``[C + 1, P, d]``, ``bias`` ``[C + 1]`` and, where
+        words are read, ``words`` ``[C + 1, B]``."""
         config = {"names": list(self.names), "points": [str(point) for point in self.points]}
-        return config, {"weight": self.weight.cpu().clone(), "bias": self.bias.cpu().clone()}
+        tensors = {"weight": self.weight, "bias": self.bias}
+        if self.words is not None:
+            tensors["words"] = self.words
+        return config, {name: tensor.cpu().clone() for name, tensor in tensors.items()}
 
     @classmethod
     def from_state(cls, config: JsonMapping, tensors: Mapping[str, Tensor]) -> Self:
-        """Inverse of :meth:`state`, tensors ``weight`` ``[C + 1, P, d]`` and ``bias`` ``[C + 1]``.
+        """Inverse of :meth:`state`, tensors ``weight`` ``[C + 1, P, d]``, ``bias`` ``[C + 1]`` and, in
+        bundles that read words, ``words`` ``[C + 1, B]``.
 
         Raises:
             ArtifactError: a field or tensor that is unknown, missing, or of another type or shape.
@@ -133,5 +159,9 @@ class HarmReader:
         if not points:
             raise ArtifactError(f"{where}: points must name one or more points")
         sizes = {"C": len(names) + 1, "P": len(points)}
-        check_shapes(where, tensors, {"weight": "C P d", "bias": "C"}, sizes)
-        return cls(names, points, tensors["weight"].clone(), tensors["bias"].clone())
+        shapes = {"weight": "C P d", "bias": "C"}
+        if "words" in tensors:
+            shapes["words"] = "C B"
+        check_shapes(where, tensors, shapes, sizes)
+        words = tensors["words"].clone() if "words" in tensors else None
+        return cls(names, points, tensors["weight"].clone(), tensors["bias"].clone(), words)

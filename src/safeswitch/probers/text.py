@@ -90,20 +90,28 @@ class NgramProber(LearnedProber):
 
     def _features(self, activations: Activations) -> Any:
         """Sparse ``[n, buckets]``."""
-        from sklearn.feature_extraction.text import (
-            HashingVectorizer,
-        )  # heavy, and only text needs it
+        return hashed_ngrams(activations, self.longest, self.buckets, f"{self.kind} prober")
 
-        if len(activations.texts) != len(activations):
-            raise ActivationError(
-                f"{self.kind} prober: needs one text a request; got {len(activations.texts)} for "
-                f"{len(activations)}"
-            )
-        vectoriser = HashingVectorizer(
-            ngram_range=(1, self.longest),
-            n_features=self.buckets,
-            binary=True,
-            alternate_sign=False,
-            norm="l2",
+
+def hashed_ngrams(activations: Activations, longest: int, buckets: int, owner: str) -> Any:
+    """Which word n-grams of up to ``longest`` words stand in each request's text, hashed: sparse
+    ``[n, buckets]``, rows of unit length.
+
+    Raises:
+        ActivationError: requests without their texts, said of ``owner``.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer  # heavy, and only text needs it
+
+    if len(activations.texts) != len(activations):
+        raise ActivationError(
+            f"{owner}: needs one text a request; got {len(activations.texts)} for "
+            f"{len(activations)}"
         )
-        return vectoriser.transform(activations.texts)
+    vectoriser = HashingVectorizer(
+        ngram_range=(1, longest),
+        n_features=buckets,
+        binary=True,
+        alternate_sign=False,
+        norm="l2",
+    )
+    return vectoriser.transform(activations.texts)

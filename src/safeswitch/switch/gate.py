@@ -222,7 +222,9 @@ class Gate:
 
     @property
     def reads_text(self) -> bool:
-        """Whether any stage needs the requests' plain text."""
+        """Whether a stage, or the reader of kinds of harm, needs the requests' plain text."""
+        if self.harms is not None and self.harms.reads_text:
+            return True
         return any(
             s.prober.reads_text
             for s in (self.stage1, self.stage2, self.watch, self.late)
