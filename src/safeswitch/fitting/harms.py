@@ -36,7 +36,7 @@ from safeswitch.probers.added import (
 from safeswitch.probers.calibrate import platt_targets
 from safeswitch.probers.harms import LONGEST, HarmReader
 from safeswitch.probers.logistic import Array, fit_logistic
-from safeswitch.probers.text import hashed_ngrams
+from safeswitch.probers.ngrams import hashed_ngrams
 
 FEWEST = 8
 """Fit rows, and rows to calibrate on, without which a kind is not told apart."""

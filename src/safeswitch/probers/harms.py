@@ -22,7 +22,7 @@ from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import check_shapes, only, take
 from safeswitch.core.types import PROMPT_END, ReadPoint
 from safeswitch.probers.learned import rows_at
-from safeswitch.probers.text import hashed_ngrams
+from safeswitch.probers.ngrams import hashed_ngrams
 
 LONGEST = 2
 """Longest n-gram that is read, in words."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from safeswitch.activations.states import Activations
-from safeswitch.core.errors import ActivationError
 from safeswitch.probers.base import PROBERS, check_labels
 from safeswitch.probers.learned import LearnedProber
 from safeswitch.probers.logistic import fit_logistic
+from safeswitch.probers.ngrams import hashed_ngrams
 from safeswitch.probers.points import Labelled
 from safeswitch.probers.settings import Limit, Number
 from safeswitch.probers.split import balanced_weights
@@ -91,27 +91,3 @@ class NgramProber(LearnedProber):
     def _features(self, activations: Activations) -> Any:
         """Sparse ``[n, buckets]``."""
         return hashed_ngrams(activations, self.longest, self.buckets, f"{self.kind} prober")
-
-
-def hashed_ngrams(activations: Activations, longest: int, buckets: int, owner: str) -> Any:
-    """Which word n-grams of up to ``longest`` words stand in each request's text, hashed: sparse
-    ``[n, buckets]``, rows of unit length.
-
-    Raises:
-        ActivationError: requests without their texts, said of ``owner``.
-    """
-    from sklearn.feature_extraction.text import HashingVectorizer  # heavy, and only text needs it
-
-    if len(activations.texts) != len(activations):
-        raise ActivationError(
-            f"{owner}: needs one text a request; got {len(activations.texts)} for "
-            f"{len(activations)}"
-        )
-    vectoriser = HashingVectorizer(
-        ngram_range=(1, longest),
-        n_features=buckets,
-        binary=True,
-        alternate_sign=False,
-        norm="l2",
-    )
-    return vectoriser.transform(activations.texts)
