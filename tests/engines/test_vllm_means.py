@@ -147,7 +147,7 @@ def test_runs_that_read_a_prompt_use_no_prefix_cache_and_others_do() -> None:
     sent: list[Any] = []
 
     def skips(mode: str, whole: bool) -> Any:
-        plan = BundlePlan("id", 3, True, True, True, False, whole)
+        plan = BundlePlan("id", 3, True, True, True, False, whole=whole)
         own, task = SamplingParams(), Task("r", "default", mode)
         choice = GuardedChoice(
             lambda prompt, params: sent.append(params), {}, Runs(own, own, ()), task, plan, 0,

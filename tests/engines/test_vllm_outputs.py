@@ -145,4 +145,4 @@ def test_a_model_of_which_vllm_lets_nothing_out_is_refused() -> None:
         r"vLLM's Linear does not let out .* and the bundle reads 1\.attn; .* --engine transformers"
     )
     with pytest.raises(ModelError, match=said):
-        GuardedModel._let_out(nn.Linear(1, 1), {Output(1, "attn")}, None)  # type: ignore[arg-type]
+        GuardedModel._let_out(nn.Linear(1, 1), {Output(1, "attn")}, set(), None)  # type: ignore[arg-type]

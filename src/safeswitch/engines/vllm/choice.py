@@ -61,9 +61,9 @@ class BundlePlan:
         asks_first: Whether there is a stage 1.
         changes_replies: Whether the bundle has a refusal head.
         text: Whether a reader needs the request's text.
-        whole: Whether every token of a prompt must be computed, since means over them are read.
         watch_every: Reply tokens between two readings of the watch; None without one.
         watch_until: Reply tokens after which the watch reads no more.
+        whole: Whether every token of a prompt must be computed, since means over them are read.
     """
 
     id: str
@@ -72,9 +72,9 @@ class BundlePlan:
     asks_first: bool
     changes_replies: bool
     text: bool
-    whole: bool = False
     watch_every: int | None = None
     watch_until: int | None = None
+    whole: bool = False
 
     def decided(self, count: int, pending: bool) -> int:
         """Of ``count`` tokens that have come, how many may be shown.
