@@ -63,7 +63,7 @@ def test_the_files_are_what_the_tables_give(build: ModuleType) -> None:
         path.name: path.read_text(encoding="utf-8") for path in starter.FOLDER.glob("*.jsonl")
     }
     assert shipped == build.files()
-    assert sum(len(text.encode()) for text in shipped.values()) < 12e6
+    assert sum(len(text.encode()) for text in shipped.values()) < 10e6
 
 
 def test_there_is_as_much_as_is_promised() -> None:

@@ -260,11 +260,10 @@ class Position:
             ``prompt_end``); ``answer`` the state after ``index`` tokens of the answer of a
             reasoning model have been fed, ``index`` 0 being the last token of the mark that ends
             its thinking (a reply without thinking is all answer: there it equals ``pilot``);
-            ``window`` the last ``index`` prompt tokens, each on its own (0: all of them), ``mean``
-            the mean of their states. Two are
-            read in a pass of their own, after the tokens that a prober appends: ``appended`` is the
-            state of the last of these, ``nll`` no state but the mean negative log-likelihood of the
-            last ``index`` of them, in nats.
+            ``window`` the last ``index`` prompt tokens, each on its own (0: all of them); ``mean``
+            the mean of their states. Two are read in a pass of their own, after the tokens that a
+            prober appends: ``appended`` is the state of the last of these, ``nll`` no state but the
+            mean negative log-likelihood of the last ``index`` of them, in nats.
         index: Pilot or answer token count k, number of prompt tokens of a window or a mean, or of
             appended ones.
     """

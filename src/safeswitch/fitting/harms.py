@@ -2,9 +2,10 @@
 
 One ridge regression for all kinds: each row's kind against all others, safe requests among these.
 A second one reads the words of the same requests: a small model's states tell kinds apart less well
-than both do together. A logistic curve of both for each kind (Platt 1999, with two scores) then turns
-what they say into a probability, fitted on requests that neither has seen: those of validation and
-calibration, of which nothing is chosen here. Knows observed requests. Knows nothing of engines, thresholds or files.
+than both do together. For each kind, a logistic curve of the two (Platt 1999, with two scores) then
+gives a probability. The curves are fitted on requests that neither regression has seen: those of
+validation and calibration, of which nothing is chosen here. Knows observed requests. Knows nothing
+of engines, thresholds or files.
 
 Letters: n requests, C kinds, F features.
 """
@@ -34,7 +35,7 @@ from safeswitch.probers.added import (
     Terms,
 )
 from safeswitch.probers.calibrate import platt_targets
-from safeswitch.probers.harms import LONGEST, HarmReader
+from safeswitch.probers.harms import LONGEST, HarmReader, word_logits
 from safeswitch.probers.logistic import Array, fit_logistic
 from safeswitch.probers.ngrams import hashed_ngrams
 
@@ -109,13 +110,7 @@ def fit_harms(
     bias = torch.cat([one for _, one in folded])
     states = HarmReader(names, prober.points, weight, bias)
     words = _words(rows, targets, weights)
-    nothing = (torch.zeros_like(weight), torch.zeros_like(bias))
-    read = (
-        [states, HarmReader(names, prober.points, *nothing, words)]
-        if words is not None
-        else [states]
-    )
-    reader = _calibrated(read, ready.activations, _targets(ready, names))
+    reader = _calibrated(states, words, ready.activations, _targets(ready, names))
     notes: JsonObject = {
         "fewest": FEWEST,
         "kinds": _counts(names, rows.kinds, ready.kinds, reader.logits(ready.activations)),
@@ -204,10 +199,15 @@ def _ridge(features: Any, targets: Array, weights: Array, penalty: float) -> Arr
     return np.column_stack([found.coef_, found.intercept_])
 
 
-def _calibrated(read: Sequence[HarmReader], held: Activations, targets: Array) -> HarmReader:
-    """One reader from those of states and of words, with each kind's logistic curve folded in."""
-    states, words = read[0], read[-1].words
-    scores = torch.stack([reader.logits(held) for reader in read], 2)
+def _calibrated(
+    states: HarmReader, words: Tensor | None, held: Activations, targets: Array
+) -> HarmReader:
+    """A reader of states and, where their weights ``[C + 1, B]`` are given, of words, with each
+    kind's logistic curve folded in."""
+    said = [states.logits(held)]
+    if words is not None:
+        said.append(word_logits(words, held).float())
+    scores = torch.stack(said, 2)
     curves = [_platt(scores[:, column], targets[:, column]) for column in range(targets.shape[1])]
     slopes = torch.tensor([slope for slope, _ in curves])
     bias = states.bias * slopes[:, 0] + torch.tensor([shift for _, shift in curves])
@@ -234,7 +234,8 @@ def _platt(scores: Tensor, truth: Array) -> tuple[list[float], float]:
 def _counts(
     names: Sequence[str], fit: Sequence[str], held: Sequence[str], raw: Tensor
 ) -> JsonObject:
-    """By kind: rows fitted and calibrated on, and the AUROC on the latter against all others."""
+    """By kind: rows fitted and calibrated on, and the AUROC on the latter against all others; the
+    curves have seen these rows, of which two weights a kind are little."""
     from sklearn.metrics import roc_auc_score
 
     counts, later = Counter(fit), Counter(held)

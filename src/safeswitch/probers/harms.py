@@ -22,7 +22,6 @@ from safeswitch.core.json_types import JsonMapping, JsonObject
 from safeswitch.core.strict import check_shapes, only, take
 from safeswitch.core.types import PROMPT_END, ReadPoint
 from safeswitch.probers.learned import rows_at
-from safeswitch.probers.ngrams import hashed_ngrams
 
 LONGEST = 2
 """Longest n-gram that is read, in words."""
@@ -109,9 +108,7 @@ class HarmReader:
         for rows, weight in zip(states, self.weight.unbind(1), strict=True):
             logits = logits + (rows @ weight.T.to(rows.device)).to(logits.device)
         if self.words is not None:
-            found = hashed_ngrams(activations, LONGEST, self.words.shape[1], "harm reader")
-            told = np.asarray(found @ self.words.T.cpu().double().numpy())
-            logits = logits + torch.from_numpy(told).to(logits)
+            logits = logits + word_logits(self.words, activations).to(logits)
         return logits
 
     def probabilities(self, activations: Activations) -> Tensor:
@@ -165,3 +162,15 @@ class HarmReader:
         check_shapes(where, tensors, shapes, sizes)
         words = tensors["words"].clone() if "words" in tensors else None
         return cls(names, points, tensors["weight"].clone(), tensors["bias"].clone(), words)
+
+
+def word_logits(words: Tensor, activations: Activations) -> Tensor:
+    """What the requests' words alone say, ``[n, C + 1]`` float64, from weights ``[C + 1, B]``.
+
+    Raises:
+        ActivationError: texts that are missing.
+    """
+    from safeswitch.probers.ngrams import hashed_ngrams  # of use to bundles that read words alone
+
+    found = hashed_ngrams(activations, LONGEST, words.shape[1], "harm reader")
+    return torch.from_numpy(np.asarray(found @ words.T.cpu().double().numpy()))

@@ -115,6 +115,8 @@ class GuardedModel(nn.Module):
         config.additional_config["safeswitch_sites"] = [str(site) for site in let]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own states ``[tokens, d]``; where more is read, with that beside it, as
+        :meth:`safeswitch_take` says."""
         out = super().forward(*args, **kwargs)
         if isinstance(out, tuple):
             hidden, let = out
